@@ -1,0 +1,49 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-all check format bench clean
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+setup: $(VENV)/.dev  ## Build the environment in .venv; every target below does so first when needed
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/pip install -c constraints.txt -e '.[dev,bench]'
+	@touch $@
+
+train: setup  ## Train a VAE on the embedded digits, about a minute on a CPU
+	$(BIN)/accelerate launch --quiet --config_file launch/configs/one_process.yaml launch/train.py vae-mnist
+
+# Tests run several processes side by side: one thread each keeps them from fighting for the cores.
+test test-all: export OMP_NUM_THREADS := 1
+
+test: setup  ## Run the tests that take seconds
+	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+test-all: setup  ## Run all tests that this machine can run
+	$(BIN)/python -m pytest
+
+check: setup  ## Lint, check the format, the types and the import layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: setup  ## Sort imports and format
+	$(BIN)/ruff check --fix --select I
+	$(BIN)/ruff format
+
+bench: $(VENV)/.bench  ## Run the benchmarks
+	$(BIN)/python -m pytest bench
+
+clean:  ## Remove the environment and caches; runs and data stay
+	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,207 @@
+"""Command lines: `launch/train.py PRESET ...` and `gen-dist sample | presets | replay`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import tyro
+
+from gen_dist.config import TrainConfig
+from gen_dist.errors import ConfigError, UserError
+from gen_dist.presets import DESCRIPTIONS, PRESETS, get_preset
+
+T = TypeVar("T")
+
+_TRAIN_USAGE = """usage: {prog} PRESET [--option value ...] [--fresh]
+       {prog} --config FILE [--option value ...] [--fresh]
+
+Train a preset, or the config that a run wrote to its config.json. The same command resumes a run; --fresh starts it over.
+
+presets:
+{presets}
+
+{prog} PRESET --help lists every option with its meaning and default."""
+
+
+def parse_train(arguments: Sequence[str], prog: str) -> tuple[TrainConfig, bool]:
+    """The config to train and whether to start over.
+
+    Raises:
+        ConfigError: an unknown preset or option, or a value that cannot be.
+        SystemExit: after printing help.
+    """
+    words = list(arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_TRAIN_USAGE.format(prog=prog, presets=preset_lines()))
+        raise SystemExit(0 if words else 2)
+    if words[0] == "--config":
+        if len(words) < 2:
+            raise ConfigError("--config needs a file, such as runs/vae-mnist/config.json")
+        source, default, words = words[1], _read_config(Path(words[1])), words[2:]
+    else:
+        source, default, words = words[0], get_preset(words[0]), words[1:]
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        config: tyro.conf.OmitArgPrefixes[tyro.conf.AvoidSubcommands[TrainConfig]]
+        fresh: tyro.conf.FlagCreatePairsOff[bool] = False
+        """Remove what an earlier run wrote to the run directory and start over."""
+
+    options = _with_short_errors(
+        lambda: tyro.cli(Options, args=words, prog=f"{prog} {source}", default=Options(config=default))
+    )
+    return options.config, options.fresh
+
+
+def _read_config(path: Path) -> TrainConfig:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"config file {path} cannot be read: {reason}") from None
+    return TrainConfig.from_json(text, str(path))
+
+
+def resume_command() -> str:
+    """The command line that goes on with the run that this process was started for."""
+    words = [word for word in sys.argv if word != "--fresh"]
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        return f"the same accelerate launch command with {shlex.join(words)}"
+    return shlex.join(["python", *words])
+
+
+def preset_lines() -> str:
+    """One line a preset: its name and what it is."""
+    width = max(map(len, PRESETS))
+    return "\n".join(f"  {name:{width}}  {DESCRIPTIONS[name]}" for name in PRESETS)
+
+
+def _with_short_errors(parse: Callable[[], T]) -> T:
+    """Parse with tyro; its framed error becomes one line."""
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(output):
+            return parse()
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        text = re.sub(r"[\u2500-\u257f]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue()))
+        raise ConfigError(_one_line(text)) from None
+
+
+def _one_line(error: str) -> str:
+    """The sentence that matters of tyro's framed error, without the option's own help text."""
+    text = " ".join(error.split())
+    text = re.sub(r"^(Value error|Parsing error|Unrecognized options|Missing \S+) ", "", text)
+    text = re.sub(r" Argument helptext:.*?(?= For full helptext)", "", text)
+    text = re.sub(r"( Perhaps you meant:)(.*?)(?= For full helptext)", _option_names, text)
+    return re.sub(r" For full helptext, (see|run) (.*)$", r"; see \2", text)
+
+
+def _option_names(match: re.Match[str]) -> str:
+    return f"{match[1]} {', '.join(re.findall(r'--[a-z-]+', match[2]))}"
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run a command; a user's error ends it with one line on standard error and exit code 2."""
+    try:
+        command()
+    except UserError as error:
+        rank = os.environ.get("RANK", "0")
+        # A config is the same on all ranks, so one of them says what is wrong with it; other errors may be one rank's own.
+        if rank == "0" or not isinstance(error, ConfigError):
+            where = f"rank {rank}: " if rank != "0" else ""
+            print(f"{where}error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells count a command that Ctrl-C ended
+    except BrokenPipeError:
+        # The reader went away (as `| head` does): no error of ours. Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def main() -> None:
+    """Entry point of `gen-dist`."""
+    run_command(lambda: _parse_command(sys.argv[1:]))
+
+
+def _parse_command(words: Sequence[str]) -> None:
+    if not words:
+        words = ["--help"]
+    commands = {function.__name__: _deferred(function) for function in (sample, presets, replay)}
+    # Parsing gives the call to make: made within, what the command itself prints would count as a parsing error.
+    _with_short_errors(lambda: tyro.extras.subcommand_cli_from_dict(commands, args=words, prog="gen-dist"))()
+
+
+def _deferred(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    @functools.wraps(function)
+    def call_later(*values: object, **named: object) -> Callable[[], None]:
+        return functools.partial(function, *values, **named)
+
+    return call_later
+
+
+def sample(
+    run: tyro.conf.Positional[Path],
+    /,
+    count: int = 64,
+    out: Path = Path("samples.png"),
+    columns: int = 8,
+    seed: int = 0,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> None:
+    """Draw new images from a trained model into one picture.
+
+    Args:
+        run: Run directory, or one checkpoint in it.
+        count: Number of images.
+        out: PNG file to write.
+        columns: Images a row.
+        seed: Key of the latents: the same seed gives the same images.
+        device: Where to compute.
+    """
+    from gen_dist.model import load
+    from gen_dist.pictures import save_grid
+
+    if columns < 1:
+        raise ConfigError(f"columns {columns} is less than 1")
+    model = load(run, device=device)
+    images = model.sample(count, seed=seed).cpu().numpy()
+    try:
+        save_grid(out, images, columns)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror}") from None
+    print(out)
+
+
+def presets() -> None:
+    """List the presets that launch/train.py knows."""
+    print(preset_lines())
+
+
+def replay(run: tyro.conf.Positional[Path], /, step: int) -> None:
+    """Run one step of a run again and print its losses; the run directory stays as it is.
+
+    Args:
+        run: Run directory.
+        step: Optimizer step, as in metrics.jsonl.
+    """
+    from gen_dist.replay import replay as replay_step
+
+    logs = replay_step(run, step)
+    print(f"step {step}  " + "  ".join(f"{name} {value:.6f}" for name, value in logs.items()))
+
+
+if __name__ == "__main__":
+    main()

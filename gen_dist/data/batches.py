@@ -1,0 +1,191 @@
+"""Training batches of one process: gathered from device memory, or from the map by a thread that runs ahead."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gen_dist.data.order import image_indices
+from gen_dist.data.packed import Split
+from gen_dist.errors import DataError
+
+_PREFETCHED_MICRO_BATCHES = 4
+
+Place = tuple[int, int]
+"""Step, and number of the micro-batch within it."""
+
+
+class TrainBatches:
+    """The micro-batches of one rank, as a function of the step.
+
+    The images are held on the device if they fit the budget. Otherwise a thread gathers the micro-batches that are
+    next from the map; asking for another step than the next one is allowed and only costs the wait for it.
+
+    Raises:
+        DataError: the split has fewer images than one global batch.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        seed: int,
+        global_batch_size: int,
+        micro_batches: Sequence[tuple[int, int]],
+        device: torch.device,
+        resident_budget_bytes: int,
+    ) -> None:
+        """
+        Args:
+            split: images and labels.
+            seed: key of the order.
+            global_batch_size: images per step over all ranks.
+            micro_batches: (first row within the global batch, rows) of each micro-batch of this rank.
+            device: where batches are wanted.
+            resident_budget_bytes: sets of at most this size are held on the device.
+        """
+        count = len(split.labels)
+        if count < global_batch_size:
+            raise DataError(
+                f"{split.name} has {count} images, fewer than global_batch_size {global_batch_size}; "
+                f"use at most {count}"
+            )
+        self._count = count
+        self._seed = seed
+        self._global_batch_size = global_batch_size
+        self._micro_batches = list(micro_batches)
+        self._pinned = device.type == "cuda"
+        # `cuda` alone would be device 0 in the prefetching thread.
+        bare_cuda = self._pinned and device.index is None
+        self._device = torch.device("cuda", torch.cuda.current_device()) if bare_cuda else device
+        self._split = split
+        self._prefetcher: _Prefetcher | None = None
+        if split.images.nbytes + split.labels.nbytes <= resident_budget_bytes:
+            # On the CPU `copy` reads the map into memory once, so that no page fault stalls a step.
+            self._images = torch.from_numpy(split.images).to(self._device, copy=True)
+            self._labels = torch.from_numpy(split.labels).to(self._device, copy=True)
+        else:
+            self._prefetcher = _Prefetcher(self)
+
+    @property
+    def resident(self) -> bool:
+        """Whether the images are held on the device."""
+        return self._prefetcher is None
+
+    def micro_batch(self, step: int, index: int) -> tuple[Tensor, Tensor]:
+        """Images uint8 [rows, C, H, W] and labels int64 [rows] of one micro-batch, on the device.
+
+        Raises:
+            RuntimeError: after `close`.
+            Exception: whatever stopped the gathering of this micro-batch, such as OSError.
+        """
+        if self._prefetcher is not None:
+            images, labels = self._prefetcher.take((step, index))
+            return self._to_device(images), self._to_device(labels)
+        indices = torch.from_numpy(self._indices((step, index)))
+        indices = self._to_device(indices.pin_memory() if self._pinned else indices)
+        return self._images.index_select(0, indices), self._labels.index_select(0, indices)
+
+    def close(self) -> None:
+        """Stop the thread. Harmless when there is none or it has stopped."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+
+    def following(self, place: Place) -> Place:
+        """The micro-batch that training asks for after this one."""
+        step, index = place
+        return (step, index + 1) if index + 1 < len(self._micro_batches) else (step + 1, 0)
+
+    def gather(self, place: Place) -> tuple[Tensor, Tensor]:
+        """One micro-batch from the map, in host memory that the device can copy from while the host goes on."""
+        indices = self._indices(place)
+        # Without the context, pinned memory makes every rank's thread open device 0.
+        with torch.cuda.device(self._device) if self._pinned else contextlib.nullcontext():
+            images = torch.empty(
+                (len(indices), *self._split.images.shape[1:]), dtype=torch.uint8, pin_memory=self._pinned
+            )
+            labels = torch.empty(len(indices), dtype=torch.int64, pin_memory=self._pinned)
+        # NumPy gathers in this thread alone and without the GIL; torch would start a second set of OpenMP threads
+        # beside the training's. `clip` (no index is out of range) is the mode that writes to `out` without a copy.
+        np.take(self._split.images, indices, axis=0, out=images.numpy(), mode="clip")
+        np.take(self._split.labels, indices, axis=0, out=labels.numpy(), mode="clip")
+        return images, labels
+
+    def _indices(self, place: Place) -> NDArray[np.int64]:
+        step, index = place
+        first_row, rows = self._micro_batches[index]
+        return image_indices(self._count, self._seed, step, self._global_batch_size, first_row, rows)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
+
+
+class _Prefetcher:
+    """One thread that gathers the micro-batches which follow the last one taken, a few ahead."""
+
+    def __init__(self, batches: TrainBatches) -> None:
+        self._batches = batches
+        self._changed = threading.Condition()
+        self._ready: collections.deque[tuple[Tensor, Tensor] | Exception] = collections.deque()
+        self._closed = False
+        # Where `take` and the thread go on. `_jumps` tells the thread that what it is gathering is not wanted any more.
+        self._expected: Place | None = None
+        self._next: Place | None = None
+        self._jumps = 0
+        self._thread = threading.Thread(target=self._run, name="gen_dist-prefetch", daemon=True)
+        self._thread.start()
+
+    def take(self, place: Place) -> tuple[Tensor, Tensor]:
+        with self._changed:
+            if place != self._expected:
+                self._ready.clear()
+                self._next = place
+                self._jumps += 1
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: self._ready or self._closed)
+            if self._closed:
+                raise RuntimeError("these batches were closed")
+            batch = self._ready.popleft()
+            self._expected = self._batches.following(place)
+            self._changed.notify_all()
+            if isinstance(batch, Exception):
+                self._expected = None
+                raise batch
+            return batch
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._ready.clear()
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._has_work())
+                if self._closed:
+                    return
+                place, jumps = self._next, self._jumps
+                assert place is not None
+            batch: tuple[Tensor, Tensor] | Exception
+            try:
+                batch = self._batches.gather(place)
+            except Exception as error:
+                # Raised again in `take`; until the next jump there is nothing more to gather.
+                batch = error
+            with self._changed:
+                if jumps == self._jumps:
+                    self._ready.append(batch)
+                    self._next = None if isinstance(batch, Exception) else self._batches.following(place)
+                    self._changed.notify_all()
+
+    def _has_work(self) -> bool:
+        return self._next is not None and len(self._ready) < _PREFETCHED_MICRO_BATCHES

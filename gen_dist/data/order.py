@@ -1,0 +1,50 @@
+"""Keyed order: which images a step sees, and which are held out, as functions of a seed and a position."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gen_dist.randomness import Stream
+
+
+def image_indices(
+    count: int, seed: int, step: int, global_batch_size: int, first_row: int, rows: int
+) -> NDArray[np.int64]:
+    """Positions in the split of the images in rows first_row .. first_row + rows - 1 of the global batch of `step`.
+
+    All batches of a run, laid end to end, are one permutation of the `count` images after another, each epoch with its
+    own. So no image is repeated or dropped within an epoch, and a batch may straddle two epochs.
+
+    Returns:
+        int64 [rows], each in 0 .. count - 1.
+    """
+    position = step * global_batch_size + first_row
+    end = position + rows
+    parts = []
+    while position < end:
+        epoch, start = divmod(position, count)
+        part = _permutation(count, seed, epoch)[start : start + end - position]
+        parts.append(part)
+        position += len(part)
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def held_out_order(count: int) -> NDArray[np.int64]:
+    """Fixed permutation of `count` images, int64 [count]: the held-out images are the first of it."""
+    return _keyed_permutation(count, 0, Stream.HELD_OUT, 0)
+
+
+@functools.lru_cache(maxsize=2)  # a batch that straddles two epochs needs both
+def _permutation(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return _keyed_permutation(count, seed, Stream.ORDER, epoch)
+
+
+def _keyed_permutation(count: int, seed: int, stream: Stream, step: int) -> NDArray[np.int64]:
+    # Raw bits of a bit generator stay the same over NumPy versions; Generator.permutation is not promised to.
+    philox = np.random.Philox(key=[seed, stream], counter=[0, 0, step, 0])
+    permutation = np.argsort(philox.random_raw(count), kind="stable")
+    permutation.flags.writeable = False
+    return permutation

@@ -1,0 +1,387 @@
+"""Write the images of a source into the files of a packed cache."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from gen_dist.config import DataConfig
+from gen_dist.data.images import Encoded, UnreadableImage, decode_image, image_warnings_as_intended
+from gen_dist.data.order import held_out_order
+from gen_dist.errors import DataError
+
+SplitName = Literal["train", "test"]
+SPLITS: tuple[SplitName, SplitName] = ("train", "test")
+
+# Images decoded by one task of the thread pool: enough to make the hand-over cheap, few enough to bound memory.
+_IMAGES_PER_TASK = 16
+_THREADS = min(os.cpu_count() or 1, 32)
+# Rows moved at once when images are taken out of a packed file.
+_ROWS_PER_MOVE = 1024
+# The bar is for sources that take long; shorter ones leave no trace of it.
+_SECONDS_BEFORE_PROGRESS = 1.0
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some images of one split, in order."""
+
+    split: SplitName
+    """The split; `train` for sources without a test split."""
+    images: NDArray[np.uint8] | Sequence[Encoded]
+    """uint8 [n, C, H, W], or n encoded images."""
+    labels: NDArray[np.int64]
+    """int64 [n]."""
+    names: Sequence[str] | str
+    """What errors call each image; one text for all is followed by the image's position in the block."""
+
+    def name(self, position: int) -> str:
+        """What errors call one image."""
+        return f"{self.names} image {position}" if isinstance(self.names, str) else self.names[position]
+
+
+class Source(Protocol):
+    """Where images come from. One object serves one call of `open_dataset`."""
+
+    @property
+    def name(self) -> str:
+        """The source as the user wrote it."""
+
+    @property
+    def slug(self) -> str:
+        """Start of the cache directory's name."""
+
+    @property
+    def has_test_split(self) -> bool:
+        """False when test images are to be held out from the train split."""
+
+    @property
+    def default_size(self) -> int | None:
+        """Side in pixels when none is configured. None keeps the size of the images, which must be alike."""
+
+    def fingerprint(self) -> object | None:
+        """Whatever decides the content, as JSON: names, sizes and times of files. None when files are not here yet."""
+
+    def fetch(self) -> None:
+        """Bring here what is missing; called in one process at a time, only when there is no packed cache."""
+
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels 0, 1, ..."""
+
+    def image_count(self) -> int | None:
+        """Number of images, for the progress bar. None hides it."""
+
+    def blocks(self) -> Iterator[Block]:
+        """All images, blocks of one split in the split's order. A second call starts anew."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What packing made, besides the files."""
+
+    class_names: tuple[str, ...]
+    skipped: int
+    """Number of unreadable images left out."""
+    skipped_names: tuple[str, ...]
+    """The first three of them."""
+
+
+def images_file(split: SplitName) -> str:
+    """Name of the file with the images of a split."""
+    return f"{split}_images.npy"
+
+
+def labels_file(split: SplitName) -> str:
+    """Name of the file with the labels of a split."""
+    return f"{split}_labels.npy"
+
+
+@contextlib.contextmanager
+def cache_errors(directory: Path) -> Iterator[None]:
+    """Turn what the operating system refuses while writing below `directory` into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        way_out = f"{'free some space or ' if full else ''}name another directory with --cache-dir or $GEN_DIST_CACHE"
+        reason = error.strerror or str(error) or type(error).__name__
+        raise DataError(f"cannot write packed images to {directory}: {reason}; {way_out}") from None
+
+
+def pack(source: Source, packing: DataConfig, directory: Path, shown_directory: Path) -> Packed:
+    """Write `train_images.npy`, `train_labels.npy`, `test_images.npy` and `test_labels.npy` into `directory`.
+
+    Args:
+        source: the images.
+        packing: image size, channels, share held out, what to do with unreadable images.
+        directory: an empty directory.
+        shown_directory: what an error about a full disk names.
+
+    Raises:
+        DataError: the images cannot be packed as configured, or the disk is full.
+    """
+    class_names = source.class_names()
+    with contextlib.ExitStack() as stack:
+        packer = _Packer(source, packing, directory, shown_directory, len(class_names))
+        stack.callback(packer.close)
+        stack.enter_context(image_warnings_as_intended())
+        pool = stack.enter_context(ThreadPoolExecutor(_THREADS))
+        # An error must not wait for the images that are still queued.
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        total = source.image_count()
+        bar = stack.enter_context(
+            tqdm(
+                total=total,
+                desc=f"packing {source.name}",
+                unit=" images",
+                delay=_SECONDS_BEFORE_PROGRESS,
+                disable=True if total is None else None,
+            )
+        )
+        packer.pack(pool, bar.update)
+        packer.finish()
+    return Packed(class_names, packer.skipped, tuple(packer.skipped_names))
+
+
+class _ImageFile:
+    """A .npy file of images uint8 [N, C, H, W] that grows. Plain writes, because a full disk kills a process that
+    writes through a memory map."""
+
+    def __init__(self, path: Path) -> None:
+        self.count = 0
+        self._path = path
+        self._file = path.open("w+b")
+        self._start = 0
+        self._shape: tuple[int, ...] = ()
+
+    def append(self, images: NDArray[np.uint8]) -> None:
+        if not self._shape:
+            self._shape = images.shape[1:]
+            self._write_header()
+            self._start = self._file.tell()
+        self._file.write(np.ascontiguousarray(images).data)
+        self.count += len(images)
+
+    def rows(self) -> NDArray[np.uint8]:
+        """What was written so far, uint8 [count, C, H, W], mapped."""
+        self._file.flush()
+        return np.memmap(self._path, np.uint8, "r", offset=self._start, shape=(self.count, *self._shape))
+
+    def keep(self, rows: NDArray[np.int64], channels: int) -> None:
+        """Keep only the given rows (ascending) and the first channels, in place.
+
+        No row moves towards the end, so a block that has been read can be overwritten.
+        """
+        old = self.rows()
+        self._file.seek(self._start)
+        for first in range(0, len(rows), _ROWS_PER_MOVE):
+            moved = np.ascontiguousarray(old[rows[first : first + _ROWS_PER_MOVE], :channels])
+            self._file.write(moved.data)
+        self._file.truncate()
+        self.count, self._shape = len(rows), (channels, *self._shape[1:])
+
+    def finish(self) -> None:
+        self._file.seek(0)
+        self._write_header()
+        # NumPy pads headers so that the number of rows can grow without moving the data.
+        assert self._file.tell() == self._start
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        # After a failed write, close tries to flush again and fails again; the first error is the one to show.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _write_header(self) -> None:
+        header: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *self._shape)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """What one task made of a few images of a block."""
+
+    images: list[NDArray[np.uint8] | str]
+    """Pixels [C, H, W], or why the image is unreadable."""
+    gray: bool
+
+
+class _Packer:
+    def __init__(
+        self, source: Source, packing: DataConfig, directory: Path, shown_directory: Path, num_classes: int
+    ) -> None:
+        self.skipped = 0
+        self.skipped_names: list[str] = []
+        self._source = source
+        self._packing = packing
+        self._directory = directory
+        self._shown_directory = shown_directory
+        self._num_classes = num_classes
+        self._size = packing.image_size if packing.image_size is not None else source.default_size
+        self._shape: tuple[int, ...] | None = None
+        self._first_name = ""
+        self._all_gray = True
+        self._first_reason = ""
+        self._labels: dict[SplitName, list[NDArray[np.int64]]] = {split: [] for split in SPLITS}
+        with cache_errors(shown_directory):
+            self._files = {split: _ImageFile(directory / images_file(split)) for split in SPLITS}
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def pack(self, pool: ThreadPoolExecutor, progress: Callable[[int], object]) -> None:
+        """Decode in the pool and append in order; a bounded window of tasks keeps all threads busy."""
+        window: collections.deque[tuple[Block, int, Future[_Decoded]]] = collections.deque()
+        for block in self._source.blocks():
+            self._check_labels(block)
+            if isinstance(block.images, np.ndarray) and not self._needs_fitting(block.images):
+                while window:
+                    progress(self._append_decoded(*window.popleft()))
+                self._append(block.split, block.images, block.labels, block.name(0))
+                self._all_gray &= block.images.shape[1] == 1
+                progress(len(block.labels))
+                continue
+            for first in range(0, len(block.labels), _IMAGES_PER_TASK):
+                task = pool.submit(self._decode, block.images[first : first + _IMAGES_PER_TASK])
+                window.append((block, first, task))
+                if len(window) > 2 * _THREADS:
+                    progress(self._append_decoded(*window.popleft()))
+        while window:
+            progress(self._append_decoded(*window.popleft()))
+
+    def finish(self) -> None:
+        """Hold out the test split where there is none, drop equal channels, and write what remains to the disk."""
+        self._check_counts()
+        train, test = self._files["train"], self._files["test"]
+        train_labels, test_labels = (
+            np.concatenate([*self._labels[split], np.empty(0, np.int64)]).astype(np.int64) for split in SPLITS
+        )
+        train_rows = np.arange(train.count)
+        with cache_errors(self._shown_directory):
+            if not self._source.has_test_split:
+                held_out = min(max(round(train.count * self._packing.test_fraction), 1), train.count - 1)
+                order = held_out_order(train.count)
+                # Test images stay in the keyed order: the first of them, which pictures show, are of mixed classes.
+                test_rows, train_rows = order[:held_out], np.sort(order[held_out:])
+                images = train.rows()
+                for first in range(0, held_out, _ROWS_PER_MOVE):
+                    test.append(images[test_rows[first : first + _ROWS_PER_MOVE]])
+                train_labels, test_labels = train_labels[train_rows], train_labels[test_rows]
+            assert self._shape is not None
+            gray = self._packing.channels is None and self._all_gray
+            channels = 1 if gray else self._shape[0]
+            if len(train_rows) < train.count or channels < self._shape[0]:
+                train.keep(train_rows, channels)
+            if channels < self._shape[0]:
+                test.keep(np.arange(test.count), channels)
+            for split, labels in zip(SPLITS, (train_labels, test_labels), strict=True):
+                self._files[split].finish()
+                with (self._directory / labels_file(split)).open("wb") as file:
+                    np.lib.format.write_array(file, labels, version=(1, 0), allow_pickle=False)
+                    file.flush()
+                    os.fsync(file.fileno())
+
+    def _needs_fitting(self, images: NDArray[np.uint8]) -> bool:
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise DataError(
+                f"{self._source.name}: images are {images.dtype} {list(images.shape)}, not uint8 [N, 1 or 3, H, W]"
+            )
+        wanted = self._packing
+        return wanted.channels not in (None, images.shape[1]) or (
+            wanted.image_size is not None and images.shape[2:] != (wanted.image_size, wanted.image_size)
+        )
+
+    def _decode(self, images: NDArray[np.uint8] | Sequence[Encoded]) -> _Decoded:
+        decoded: list[NDArray[np.uint8] | str] = []
+        all_gray = True
+        for encoded in images:
+            try:
+                pixels, gray = decode_image(encoded, self._size, self._packing.channels)
+                decoded.append(pixels)
+                all_gray &= gray
+            except UnreadableImage as error:
+                decoded.append(str(error))
+        return _Decoded(decoded, all_gray)
+
+    def _append_decoded(self, block: Block, first: int, task: Future[_Decoded]) -> int:
+        decoded = task.result()
+        readable, positions = [], []
+        for position, image in enumerate(decoded.images, start=first):
+            if isinstance(image, str):
+                self._skip(block.name(position), image)
+            else:
+                self._check_shape(image.shape, block.name(position))
+                readable.append(image)
+                positions.append(position)
+        if readable:
+            self._append(block.split, np.stack(readable), block.labels[positions], block.name(positions[0]))
+            self._all_gray &= decoded.gray
+        return len(decoded.images)
+
+    def _append(self, split: SplitName, images: NDArray[np.uint8], labels: NDArray[np.int64], name: str) -> None:
+        self._check_shape(images.shape[1:], name)
+        with cache_errors(self._shown_directory):
+            self._files[split].append(images)
+        self._labels[split].append(labels)
+
+    def _check_shape(self, shape: tuple[int, ...], name: str) -> None:
+        if self._shape is None:
+            self._shape, self._first_name = shape, name
+        elif shape != self._shape:
+            raise DataError(
+                f"{self._source.name}: images differ in size: {self._first_name} is {_width_by_height(self._shape)}, "
+                f"{name} is {_width_by_height(shape)}; give --image-size to bring them to one"
+            )
+
+    def _check_labels(self, block: Block) -> None:
+        wrong = np.flatnonzero((block.labels < 0) | (block.labels >= self._num_classes))
+        if wrong.size:
+            raise DataError(
+                f"{self._source.name}: label {block.labels[wrong[0]]} of {block.name(wrong[0])} is out of range "
+                f"0..{self._num_classes - 1}"
+            )
+
+    def _skip(self, name: str, reason: str) -> None:
+        if self._packing.unreadable_images == "error":
+            raise DataError(
+                f"{self._source.name}: {name} is unreadable ({reason}); mend or remove it, or use "
+                "--unreadable-images skip"
+            )
+        self._first_reason = self._first_reason or f"{name}: {reason}"
+        self.skipped += 1
+        if len(self.skipped_names) < 3:
+            self.skipped_names.append(name)
+
+    def _check_counts(self) -> None:
+        readable = sum(file.count for file in self._files.values())
+        total = readable + self.skipped
+        if total == 0:
+            raise DataError(f"{self._source.name}: there are no images in it")
+        if 2 * self.skipped > total:
+            raise DataError(
+                f"{self._source.name}: {self.skipped} of {total} images are unreadable ({self._first_reason}); "
+                "that is more than half, so this is hardly the right data"
+            )
+        if self._source.has_test_split:
+            for split in SPLITS:
+                if self._files[split].count == 0:
+                    raise DataError(f"{self._source.name}: the {split} split has no readable image")
+        elif readable < 2:
+            raise DataError(f"{self._source.name}: one readable image is too few; one is held out, so give two or more")
+
+
+def _width_by_height(shape: tuple[int, ...]) -> str:
+    return f"{shape[2]}x{shape[1]}" + (" gray" if shape[0] == 1 else "")

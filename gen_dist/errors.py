@@ -1,0 +1,17 @@
+"""What a user can do wrong. Every command prints such an error as one line and exits with code 2."""
+
+
+class UserError(ValueError):
+    """Base of all errors that a user caused and can mend: the message carries the values and the way out."""
+
+
+class ConfigError(UserError):
+    """A config that cannot run: an unknown preset, a value out of range, values that do not go together."""
+
+
+class DataError(UserError):
+    """A data source that is missing, empty, damaged or of the wrong shape."""
+
+
+class CheckpointError(UserError):
+    """A run directory or checkpoint that cannot be used: missing, damaged, or of another config."""

@@ -1,0 +1,74 @@
+"""Likelihoods and bounds: pure functions. Each sums over pixels and latents and leaves one value per image, in nats.
+
+`dtype` is that of the sum. float64 serves where differences of large sums are exponentiated, as in importance weights:
+a float32 sum of 500 nats is rounded by 3e-5, which is then the error of every weight and gradient.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+def bernoulli_nll(logits: Tensor, targets: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """-log p(x given z) of independent Bernoulli pixels (Kingma & Welling 2014, appendix C.1).
+
+    With real-valued targets it is the usual cross-entropy, which is no likelihood: compare such figures only with
+    others of the same kind.
+
+    Args:
+        logits: [B, ...], before the sigmoid.
+        targets: [B, ...], 0..1.
+
+    Returns:
+        [B], nats per image.
+    """
+    loss = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+    return loss.flatten(1).sum(1, dtype=dtype)
+
+
+def gaussian_nll(means: Tensor, targets: Tensor, log_scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """-log p(x given z) of pixels with one standard deviation (Kingma & Welling 2014, appendix C.2).
+
+    Args:
+        means: [B, ...].
+        targets: [B, ...], 0..1.
+        log_scale: [], logarithm of the standard deviation in pixel units.
+
+    Returns:
+        [B], nats per image of a density: it is negative where the scale is small.
+    """
+    error = (means.float() - targets) * torch.exp(-log_scale)
+    return (0.5 * error * error + log_scale + 0.5 * LOG_2PI).flatten(1).sum(1, dtype=dtype)
+
+
+def squared_error(means: Tensor, targets: Tensor) -> Tensor:
+    """Sum over pixels of (mean - target)^2: float32 [B]."""
+    error = means.float() - targets
+    return (error * error).flatten(1).sum(1)
+
+
+def standard_normal_log_density(values: Tensor) -> Tensor:
+    """log N(values; 0, I) in nats: values [B, ...] -> [B]."""
+    return -0.5 * (values * values + LOG_2PI).flatten(1).sum(1)
+
+
+def normal_log_density(values: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    """log N(values; mean, exp(logvar)) in nats: each [B, ...] -> [B]."""
+    error = values - mean
+    return -0.5 * (error * error * torch.exp(-logvar) + logvar + LOG_2PI).flatten(1).sum(1)
+
+
+def importance_weighted_bound(log_weights: Tensor) -> Tensor:
+    """Log of the mean importance weight, L_K of Burda et al. 2016, eq. 8.
+
+    Args:
+        log_weights: [B, K], log p(x, z_k) - log q(z_k given x).
+
+    Returns:
+        [B], nats; a lower bound of log p(x) that grows with K.
+    """
+    return torch.logsumexp(log_weights, dim=1) - math.log(log_weights.shape[1])

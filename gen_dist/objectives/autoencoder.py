@@ -1,0 +1,56 @@
+"""Autoencoder: encode to few latents, decode, train on the reconstruction error (Hinton & Salakhutdinov 2006)."""
+
+from torch import Tensor, nn
+
+from gen_dist.config import AutoencoderConfig, NetworkConfig
+from gen_dist.losses import bernoulli_nll, squared_error
+from gen_dist.networks import build_decoder, build_encoder
+from gen_dist.objectives.base import Batch, Objective, Phase, unit_interval
+
+
+class Autoencoder(Objective):
+    """Deterministic encoder and decoder. It has no prior over its latents, so it cannot generate."""
+
+    encodes = True
+
+    def __init__(self, config: AutoencoderConfig, network: NetworkConfig, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.likelihood = config.likelihood
+        self.latent_dim = network.latent_dim
+        self.networks = nn.ModuleDict(
+            {
+                "encoder": build_encoder(network, image_shape, network.latent_dim),
+                "decoder": build_decoder(network, image_shape),
+            }
+        )
+
+    def phases(self) -> dict[str, Phase]:
+        return {"autoencoder": Reconstruct(self)}
+
+    def encode(self, images: Tensor) -> tuple[Tensor, None]:
+        return self.networks["encoder"](unit_interval(images)).float(), None
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.networks["decoder"](latents).float()
+
+    def pixels(self, decoded: Tensor) -> Tensor:
+        return decoded.sigmoid() if self.likelihood == "bernoulli" else decoded.clamp(0.0, 1.0)
+
+    def reconstruction_error(self, images: Tensor) -> Tensor:
+        """Per image, float32 [B]: cross-entropy in nats, or the squared error."""
+        targets = unit_interval(images)
+        decoded = self.networks["decoder"](self.networks["encoder"](targets))
+        return bernoulli_nll(decoded, targets) if self.likelihood == "bernoulli" else squared_error(decoded, targets)
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        return {"reconstruction_error": self.reconstruction_error(batch.images)}
+
+
+class Reconstruct(Phase):
+    """Minimize the reconstruction error of encoder and decoder together."""
+
+    objective: Autoencoder
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.objective.reconstruction_error(batch.images).mean()
+        return loss, {"loss": loss.detach()}

@@ -1,0 +1,82 @@
+"""What the trainer knows of an objective: its networks, and an ordered list of phases that train them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from gen_dist.errors import UserError
+
+
+def unit_interval(images: Tensor) -> Tensor:
+    """Intensities uint8 0..255 as float32 0..1."""
+    return images * (1.0 / 255.0)
+
+
+class Batch(NamedTuple):
+    """One micro-batch of one rank."""
+
+    images: Tensor
+    """uint8 [B, C, H, W], 0..255."""
+    labels: Tensor
+    """int64 [B]."""
+    rng: Tensor
+    """int64 [2], (seed, step), on the device of the images: the key of all noise."""
+    first_row: int
+    """Global row of images[0]: its place in the global batch, whatever rank holds it."""
+
+
+class Phase(nn.Module):
+    """One optimizer's turn within a step: `forward(batch) -> (loss, logs)` is the whole computation of that turn.
+
+    It holds the objective with all its networks, and names those it trains (all, unless it says otherwise); the
+    trainer freezes the rest. So it can be wrapped by DistributedDataParallel and compiled as one thing.
+    """
+
+    trains: Sequence[str]
+    """Names of the networks that this phase trains."""
+    every: int = 1
+    """The phase takes its turn at steps divisible by this."""
+
+    def __init__(self, objective: "Objective") -> None:
+        super().__init__()
+        self.objective = objective
+        self.trains = tuple(objective.networks)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss [] to minimize, a mean over the images of the batch, and scalars [] to log, detached."""
+        raise NotImplementedError
+
+
+class Objective(nn.Module):
+    """Networks, how they are trained (phases) and how they are used (encode, decode, sample).
+
+    Methods that an objective does not have raise UserError with the reason; `encodes` and `generates` tell beforehand.
+    """
+
+    networks: nn.ModuleDict
+    latent_dim: int
+    encodes: bool = False
+    """Has `encode`: images can be mapped to latents and reconstructed."""
+    generates: bool = False
+    """Latents drawn from the prior decode to new images."""
+
+    def phases(self) -> dict[str, Phase]:
+        """New phases over the networks of this objective, by name, in the order of their turns."""
+        raise NotImplementedError
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Posterior of images uint8 [B, C, H, W]: mean [B, D] and log-variance [B, D], None where there is none."""
+        raise UserError(f"a {type(self).__name__} has no encoder")
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """What the decoder or generator says of latents [B, D]: logits or means [B, C, H, W]."""
+        raise NotImplementedError
+
+    def pixels(self, decoded: Tensor) -> Tensor:
+        """Intensities in 0..1 from what `decode` returned."""
+        raise NotImplementedError
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        """Metrics of held-out images, one value per image: each float [B]. `first_row` is the place in the split."""
+        raise NotImplementedError

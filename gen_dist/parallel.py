@@ -1,0 +1,189 @@
+"""Processes, devices and collectives: the only place that knows torch.distributed and Accelerate."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import psutil
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gen_dist.config import Precision, TrainConfig
+from gen_dist.errors import ConfigError
+
+T = TypeVar("T")
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+
+def stop_with_launcher() -> None:
+    """Have the operating system send SIGTERM to this process when the launcher that started it dies (Linux).
+
+    Accelerate's launcher of one process passes no signal on: its child would train on, unseen.
+    """
+    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def start_processes(config: TrainConfig) -> Processes:
+    """Join the processes that the launcher started, and choose this one's device and number of threads.
+
+    Raises:
+        ConfigError: no GPU where one was asked for, or the processes that were launched are not those that joined.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but torch sees no GPU here; use --device cpu or auto")
+    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    # Without cpu=True, Accelerate leaves processes on a machine without GPUs unconnected: each would train alone.
+    state = PartialState(cpu=on_cpu)
+    if state.num_processes != launched:
+        raise ConfigError(
+            f"{launched} processes were launched but {state.num_processes} joined; "
+            "launch with one of the files in launch/configs"
+        )
+    if on_cpu:
+        torch.set_num_threads(_threads(state.num_processes))
+    return Processes(state.process_index, state.local_process_index, state.num_processes, state.device)
+
+
+def _threads(world_size: int) -> int:
+    """CPU threads for this process: its share of the physical cores it may run on.
+
+    Launchers set OMP_NUM_THREADS=1 for safety, which halves the speed on two cores; a number that a user set by
+    GEN_DIST_THREADS wins.
+    """
+    if asked := os.environ.get("GEN_DIST_THREADS"):
+        if not asked.isdecimal() or int(asked) < 1:
+            raise ConfigError(f"GEN_DIST_THREADS is {asked!r}; it takes a whole number of at least 1")
+        return int(asked)
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+
+
+def stop_processes() -> None:
+    """Leave the group of processes, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of the networks' arithmetic: what was asked for, else what Accelerate was launched with, else the best.
+
+    Raises:
+        ConfigError: bf16 or fp16 on a GPU without it.
+    """
+    if precision == "auto":
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if launched in ("bf16", "fp16"):
+            precision = "bf16" if launched == "bf16" else "fp16"
+        else:
+            precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ConfigError("precision bf16 was asked for, but this GPU lacks it; use --precision fp16 or float32")
+    return {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def averaging_gradients(phase: nn.Module, processes: Processes) -> nn.Module:
+    """The phase with the gradients of what it trains averaged over the processes in backward.
+
+    Call it while everything that the phase does not train is frozen: what is frozen now is never communicated.
+    """
+    if processes.world_size == 1:
+        return phase
+    return DistributedDataParallel(
+        phase,
+        device_ids=[processes.device] if processes.device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
+@contextlib.contextmanager
+def local_gradients(module: nn.Module, only: bool) -> Iterator[None]:
+    """Within it, backward adds gradients up without communicating them, if `only`: for all micro-batches but the last."""
+    if only and isinstance(module, DistributedDataParallel):
+        with module.no_sync():
+            yield
+    else:
+        yield
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Elementwise sum over all processes, in place; every process gets it."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def from_main(value: T | None, processes: Processes) -> T:
+    """The main process's value on every process. Others may pass None."""
+    box = [value]
+    if processes.world_size > 1:
+        dist.broadcast_object_list(box, src=0, device=processes.device)
+    return box[0]  # type: ignore[return-value]
+
+
+def wait_for_all() -> None:
+    """Return once every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+class StopVote:
+    """Agreement of all processes on the step after which to stop, though a signal reaches each at another step.
+
+    Each step's vote travels while the next step computes, so it costs no wait: a process that wants to stop is heard
+    by all one step later. The votes go over CPU sockets and never make the host wait for a GPU.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self._group = dist.new_group(backend="gloo") if processes.world_size > 1 else None
+        self._pending: tuple[dist.Work, Tensor] | None = None
+
+    def agreed(self, wants_to_stop: bool) -> bool:
+        """Cast this step's vote and return the outcome of the step before's; with one process, this step's."""
+        if self._group is None:
+            return wants_to_stop
+        outcome = False
+        if self._pending is not None:
+            work, votes = self._pending
+            work.wait()
+            outcome = bool(votes.item())
+        votes = torch.tensor([float(wants_to_stop)])
+        work = dist.all_reduce(votes, group=self._group, async_op=True)
+        assert work is not None
+        self._pending = (work, votes)
+        return outcome
+
+    def close(self) -> None:
+        """Receive the last vote, so that no process leaves while another still sends."""
+        if self._pending is not None:
+            self._pending[0].wait()
+            self._pending = None

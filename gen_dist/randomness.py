@@ -1,0 +1,28 @@
+"""The streams of keyed randomness: every draw of a run is a function of (seed, stream, step, global row).
+
+A stream is one use of randomness. Two uses never share a stream, so adding one changes no other. Numbers are part of
+the definition of a run: never renumber them, only append.
+"""
+
+from enum import IntEnum
+
+
+class Stream(IntEnum):
+    """What a draw is for; the second word of its key."""
+
+    ORDER = 0
+    """Order of the training images; its step is the epoch."""
+    HELD_OUT = 1
+    """Which images of a source without a test split are held out."""
+    LATENTS = 2
+    """Noise that reparameterizes the posterior in training."""
+    BINARIZATION = 3
+    """Dynamic binarization of training images."""
+    PRIOR = 4
+    """Latents drawn from the prior."""
+    TEST_LATENTS = 5
+    """Noise that reparameterizes the posterior on the test split; its row is the image's position in the split."""
+    TEST_BINARIZATION = 6
+    """Binarization of test images."""
+    SYNTHETIC = 7
+    """Images of the `synthetic` source."""

@@ -1,0 +1,403 @@
+"""A run: its directory, the loop over steps, what is recorded and when, and how it stops and goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import shutil
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from gen_dist import checkpoint as checkpoints
+from gen_dist import parallel
+from gen_dist.checkpoint import Checkpoint
+from gen_dist.config import TrainConfig
+from gen_dist.data import open_dataset
+from gen_dist.errors import CheckpointError, ConfigError, UserError
+from gen_dist.gallery import Gallery
+from gen_dist.model import GenerativeModel
+from gen_dist.parallel import Processes
+from gen_dist.tracking import Tracker, environment, read_metrics, write_atomically
+from gen_dist.trainer import Trainer, learning_rate_at
+
+_FREE_FIELDS = frozenset(
+    "steps accumulation data_root run_dir device compile precision checkpoint_every keep_checkpoints sample_every "
+    "evaluate_every log_every wandb preset".split()
+)
+"""Config fields that may change when a run goes on: they do not decide which images and noise a step sees."""
+
+_WRITTEN = (
+    *("checkpoints", "samples", "reconstructions", "wandb", "config.json", "environment.json", "metrics.jsonl"),
+    *("summary.json", "latent_manifold.png", "latent_scatter.png", "curves.png", "wandb-id"),
+)
+"""All that a run writes: what --fresh removes."""
+
+
+SIGNAL_ECHO_SECONDS = 3.0
+"""A terminal signals all processes and launchers pass it on again: what follows so soon is the same wish."""
+
+
+class DivergenceError(UserError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `train` did."""
+
+    run_path: Path
+    step: int
+    finished: bool
+    """Whether all steps are done; False after SIGTERM or SIGINT."""
+    metrics: dict[str, float]
+    """The last training and test metrics."""
+    pictures: dict[str, Path]
+    is_main: bool
+    """Whether this is the process that speaks to the user."""
+
+    def report(self, command: str) -> list[str]:
+        """Lines that tell a user what came out; `command` is what goes on with the run."""
+        if not self.finished:
+            return [f"stopped at step {self.step}, everything is saved in {self.run_path}; to go on: {command}"]
+        values = "  ".join(f"{name} {value:.2f}" for name, value in self.metrics.items() if name.startswith("test/"))
+        width = max(len(name) for name in self.pictures)
+        return [
+            f"finished at step {self.step}: {values}",
+            *(f"  {name.replace('_', ' '):{width}}  {path}" for name, path in self.pictures.items()),
+        ]
+
+
+def train(config: TrainConfig, *, fresh: bool = False, say: Callable[[str], None] | None = None) -> Outcome:
+    """Train a config to its last step, from the newest whole checkpoint of its run directory if there is one.
+
+    Call it in every process that a launcher started; the main one writes the run directory. SIGTERM and SIGINT save a
+    checkpoint and return early.
+
+    Args:
+        config: what to run.
+        fresh: remove what an earlier run wrote and start over.
+        say: takes each line for the user, in the main process; None prints to standard error.
+
+    Raises:
+        UserError: config, data or run directory cannot be used, the disk is full, or the loss diverged.
+    """
+    processes = parallel.start_processes(config)
+    announce = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    if not processes.is_main:
+        announce = _silent
+    with _run_directory(config, processes, fresh):
+        dataset = open_dataset(config.data, config.data_root, config.packing, announce)
+        trainer = Trainer(config, dataset, processes)
+        try:
+            return _Run(config, trainer, announce).train()
+        finally:
+            trainer.close()
+
+
+class _Run:
+    """The loop and what it has to remember between steps."""
+
+    def __init__(self, config: TrainConfig, trainer: Trainer, announce: Callable[[str], None]) -> None:
+        self.config = config
+        self.trainer = trainer
+        self.processes = trainer.processes
+        self.announce = announce
+        self.path = config.run_path
+        self.step = 0
+        self.training_seconds = 0.0
+        self._on_device: list[dict[str, Tensor]] = []
+        """Logs of steps since they were last brought to the host."""
+        self._unlogged: list[dict[str, float]] = []
+        """Logs of steps since the last line in metrics.jsonl."""
+        model = GenerativeModel(trainer.best_objective, config, trainer.dataset.image_shape)
+        self.gallery = Gallery(model, trainer.dataset, self.path)
+
+    def train(self) -> Outcome:
+        """Go on from where the run directory stands to the last step, or until a signal."""
+        with _stop_signals() as stop:
+            self._resume()
+            self._loop(stop)
+            return self._finish()
+
+    def _loop(self, stop: threading.Event) -> None:
+        config, trainer = self.config, self.trainer
+        vote = parallel.StopVote(self.processes)
+        with self._tracker() as tracker:
+            stopping = False
+            while self.step < config.steps and not stopping:
+                self._on_device.append(trainer.run_step(self.step))
+                self.step += 1
+                if tracker:
+                    tracker.advance(self.step)
+                stopping = vote.agreed(stop.is_set())
+                last = self.step == config.steps
+                scalars: dict[str, float] = {}
+                if last or self.step % config.log_every == 0:
+                    scalars |= self._training_means()
+                if last or self.step % config.evaluate_every == 0:
+                    scalars |= self._evaluate(tracker)
+                if scalars and tracker:
+                    tracker.log(self.step, scalars)
+                if last or self.step % config.sample_every == 0:
+                    self._draw(tracker)
+                if last or stopping or self.step % config.checkpoint_every == 0:
+                    self._save(tracker)
+            vote.close()
+            if tracker:
+                self.training_seconds += tracker.training_seconds
+
+    def _resume(self) -> None:
+        found = checkpoints.load_newest(self.path, self.announce)
+        newest = parallel.from_main(found[0].step if found else 0, self.processes)
+        if newest and (found is None or found[0].step != newest):
+            raise CheckpointError(
+                f"rank {self.processes.rank} does not see the checkpoint of step {newest} in {self.path}"
+            )
+        if not found:
+            return
+        checkpoint = found[0]
+        if checkpoint.step > self.config.steps:
+            raise ConfigError(
+                f"{self.path} is already at step {checkpoint.step}, past steps {self.config.steps}; "
+                f"use --steps {checkpoint.step} or more, --fresh, or another --run-dir"
+            )
+        self.trainer.load(checkpoint)
+        self.step = checkpoint.step
+        self.training_seconds = checkpoint.facts["training_seconds"]
+        self._unlogged = [dict(row) for row in checkpoint.facts["unlogged"]]
+        if self.step < self.config.steps:
+            self.announce(f"resuming {self.path} at step {self.step} of {self.config.steps}")
+
+    def _tracker(self) -> contextlib.AbstractContextManager[Tracker | None]:
+        if not self.processes.is_main:
+            return contextlib.nullcontext()
+        return Tracker(
+            self.path,
+            self.config,
+            start_step=self.step,
+            images_per_step=self.config.global_batch_size,
+            wandb_id=(self.path / "wandb-id").read_text(),
+        )
+
+    def _collect(self) -> None:
+        """Bring the logs of the last steps to the host and look for divergence."""
+        rows = self.trainer.average_logs(self._on_device)
+        for index, row in enumerate(rows):
+            for name, value in row.items():
+                if not math.isfinite(value):
+                    raise self._divergence(self.step - len(rows) + index + 1, name, value)
+        self._on_device.clear()
+        self._unlogged += rows
+
+    def _divergence(self, step: int, name: str, value: float) -> DivergenceError:
+        broken = [
+            network
+            for network, module in self.trainer.objective.networks.items()
+            if not all(parameter.isfinite().all() for parameter in module.parameters())
+        ]
+        where = f"; the weights of {' and '.join(broken)} are broken" if broken else ""
+        newest = next((str(path) for path in checkpoints.checkpoint_paths(self.path)), "none yet")
+        return DivergenceError(
+            f"{name} is {value} at step {step}{where}; lower --learning-rate or set --clip-norm and run again "
+            f"(newest good checkpoint: {newest})"
+        )
+
+    def _training_means(self) -> dict[str, float]:
+        """Means of the logs of all steps since they were last asked for."""
+        self._collect()
+        names = dict.fromkeys(name for row in self._unlogged for name in row)
+        means: dict[str, float] = {}
+        for name in names:
+            values = [row[name] for row in self._unlogged if name in row]
+            means[f"train/{name}"] = math.fsum(values) / len(values)
+        self._unlogged.clear()
+        return means | {"train/learning_rate": learning_rate_at(self.config, self.step - 1)}
+
+    def _evaluate(self, tracker: Tracker | None) -> dict[str, float]:
+        with tracker.pause() if tracker else contextlib.nullcontext():
+            metrics = self.trainer.evaluate(self.trainer.dataset.test)
+        return {f"test/{name}": value for name, value in metrics.items()}
+
+    def _draw(self, tracker: Tracker | None) -> None:
+        if tracker:
+            with tracker.pause():
+                tracker.pictures(self.step, self.gallery.at_step(self.step))
+
+    def _save(self, tracker: Tracker | None) -> None:
+        self._collect()
+        error: CheckpointError | None = None
+        if tracker:
+            with tracker.pause():
+                facts = {
+                    "preset": self.config.preset,
+                    "data_digest": self.trainer.dataset.digest,
+                    "image_shape": self.trainer.dataset.image_shape,
+                    "class_names": self.trainer.dataset.class_names,
+                    "world_size": self.processes.world_size,
+                    "training_seconds": self.training_seconds + tracker.training_seconds,
+                    "loss_scales": self.trainer.loss_scales(),
+                    "unlogged": self._unlogged,
+                }
+                try:
+                    state = Checkpoint(self.step, self.trainer.tensors(), facts)
+                    checkpoints.save(self.path, state, self.config, self.config.keep_checkpoints)
+                except CheckpointError as raised:
+                    error = raised
+        _raise_everywhere(error, self.processes)
+
+    def _finish(self) -> Outcome:
+        metrics: dict[str, float] = {}
+        made: dict[str, Path] = {}
+        finished = self.step == self.config.steps
+        if self.processes.is_main:
+            records = read_metrics(self.path / "metrics.jsonl")
+            for record in records:
+                metrics |= {key: value for key, value in record.items() if "/" in key}
+            if finished:
+                made = self.gallery.at_end()
+                made |= {
+                    kind: newest
+                    for kind in ("samples", "reconstructions")
+                    if (newest := max((self.path / kind).glob("step_*.png"), default=None))
+                }
+                write_atomically(
+                    self.path / "summary.json", json.dumps(self._summary(records, metrics, made), indent=2)
+                )
+        metrics, made = parallel.from_main((metrics, made), self.processes)
+        return Outcome(self.path, self.step, finished, metrics, made, self.processes.is_main)
+
+    def _summary(
+        self, records: list[dict[str, Any]], metrics: dict[str, float], made: dict[str, Path]
+    ) -> dict[str, Any]:
+        # The first test metric of an objective is the one it is judged by, and less of it is better.
+        headline = next((name for name in metrics if name.startswith("test/")), None)
+        tested = [record for record in records if headline and record.get(headline) is not None]
+        best = min(tested, key=lambda record: record[headline], default=None)
+        seconds = self.training_seconds
+        images = self.step * self.config.global_batch_size
+        return {
+            "preset": self.config.preset,
+            "steps": self.step,
+            "images_seen": images,
+            "epochs": images / len(self.trainer.dataset.train.images),
+            "training_seconds": seconds,
+            "images_per_second": images / seconds if seconds else None,
+            "final": metrics,
+            "best": {"step": best["step"], headline: best[headline]} if best else None,
+            "pictures": {name: str(path.relative_to(self.path)) for name, path in made.items()},
+        }
+
+
+@contextlib.contextmanager
+def _run_directory(config: TrainConfig, processes: Processes, fresh: bool) -> Iterator[None]:
+    """Prepare the run directory on the main process and hold its lock; an error there is raised everywhere."""
+    error: UserError | None = None
+    lock: FileLock | None = None
+    if processes.is_main:
+        try:
+            lock = _prepare(config, fresh)
+        except UserError as raised:
+            error = raised
+    try:
+        _raise_everywhere(error, processes)
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _prepare(config: TrainConfig, fresh: bool) -> FileLock:
+    path = config.run_path
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / ".lock")
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ConfigError(f"another process is training in {path}; wait for it or choose another --run-dir") from None
+    except OSError as error:
+        raise ConfigError(
+            f"run directory {path} cannot be written to: {error.strerror}; choose another --run-dir"
+        ) from None
+    if fresh:
+        for name in _WRITTEN:
+            if (path / name).is_dir():
+                shutil.rmtree(path / name)
+            else:
+                (path / name).unlink(missing_ok=True)
+    if (path / "config.json").exists():
+        _refuse_other_config(path, config)
+    write_atomically(path / "config.json", config.to_json())
+    write_atomically(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    if not (path / "wandb-id").exists():
+        write_atomically(path / "wandb-id", uuid.uuid4().hex[:12])
+    return lock
+
+
+def _refuse_other_config(path: Path, config: TrainConfig) -> None:
+    """Raise ConfigError if the run was started with a config that this one cannot go on from."""
+    if not checkpoints.checkpoint_paths(path):
+        return
+    started = TrainConfig.from_json((path / "config.json").read_text(), str(path / "config.json"))
+    changes = [
+        f"{name} {getattr(started, name)!r} -> {getattr(config, name)!r}"
+        for name in (field.name for field in dataclasses.fields(config))
+        if name not in _FREE_FIELDS and getattr(started, name) != getattr(config, name)
+    ]
+    if changes:
+        raise ConfigError(
+            f"{path} holds a run of another config ({'; '.join(changes)}); "
+            "give it the same options, start over with --fresh, or choose another --run-dir"
+        )
+
+
+def _raise_everywhere(error: UserError | None, processes: Processes) -> None:
+    """Raise the main process's error in every process, so that none waits for one that has gone."""
+    found = parallel.from_main((type(error), str(error)) if error else None, processes)
+    if found:
+        kind, message = found
+        raise kind(message)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Within it, SIGTERM and SIGINT set the event; one more that comes seconds later acts as usual, for the impatient."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # Python delivers signals to the main thread alone; there the caller sees to them.
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    first_at = 0.0
+
+    def request(number: int, _frame: FrameType | None) -> None:
+        nonlocal first_at
+        if not stop.is_set():
+            stop.set()
+            first_at = time.monotonic()
+        elif time.monotonic() - first_at > SIGNAL_ECHO_SECONDS:
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
+
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _silent(_line: str) -> None:
+    pass

@@ -1,0 +1,320 @@
+"""The training loop: for each phase of each step freeze, forward, backward, average gradients, step, move the average."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from gen_dist import parallel
+from gen_dist.checkpoint import Checkpoint
+from gen_dist.config import OptimizerConfig, TrainConfig
+from gen_dist.data import Dataset, Split, TrainBatches
+from gen_dist.errors import CheckpointError, ConfigError, UserError
+from gen_dist.objectives import Batch, Objective, Phase, build_objective
+from gen_dist.parallel import Processes
+
+
+class Trainer:
+    """Steps an objective over its data. `run_step(t)` is a pure function of config, data, t and the state before t."""
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, processes: Processes) -> None:
+        """Build networks, optimizers and batches.
+
+        Raises:
+            ConfigError: config, data and number of processes do not go together.
+            DataError: fewer images than one global batch.
+        """
+        self.config = config
+        self.dataset = dataset
+        self.processes = processes
+        self.dtype = parallel.resolve_precision(config.precision, processes.device)
+        first_rows, rows = _rows_of_rank(config, processes)
+        self._first_rows = first_rows
+        with torch.random.fork_rng(devices=[]):
+            # Drawn on the CPU, so that the same weights start on every device and rank.
+            torch.manual_seed(config.seed)
+            self.objective = build_objective(config, dataset.image_shape)
+        self.objective.to(processes.device)
+        self.averaged = _frozen_copy(self.objective) if config.optimization.ema_decay is not None else None
+        self._turns = {
+            name: _Turn(phase, config, processes, self.dtype) for name, phase in self.objective.phases().items()
+        }
+        self._rng = torch.tensor([config.seed, 0], dtype=torch.int64, device=processes.device)
+        self._batches = TrainBatches(
+            dataset.train,
+            seed=config.seed,
+            global_batch_size=config.global_batch_size,
+            micro_batches=[(first_row, rows) for first_row in first_rows],
+            device=processes.device,
+            resident_budget_bytes=config.packing.resident_budget_mib * 2**20,
+        )
+
+    @property
+    def best_objective(self) -> Objective:
+        """The objective to use: with averaged weights where an average is kept."""
+        return self.objective if self.averaged is None else self.averaged
+
+    def run_step(self, step: int) -> dict[str, Tensor]:
+        """One optimizer step of every phase whose turn it is; returns their logs, still on the device.
+
+        Values are means over this rank's images; `average_logs` makes them global.
+        """
+        self._rng[1] = step
+        micro_batches = [
+            Batch(*self._batches.micro_batch(step, index), self._rng, first_row)
+            for index, first_row in enumerate(self._first_rows)
+        ]
+        logs: dict[str, Tensor] = {}
+        learning_rate = learning_rate_at(self.config, step)
+        for name, turn in self._turns.items():
+            if step % turn.phase.every:
+                continue
+            prefix = f"{name}/" if len(self._turns) > 1 else ""
+            logs |= {prefix + key: value for key, value in turn.take(micro_batches, learning_rate).items()}
+        if self.averaged is not None:
+            _move_average(self.averaged, self.objective, self.config.optimization, step)
+        return logs
+
+    def average_logs(self, logs: list[dict[str, Tensor]]) -> list[dict[str, float]]:
+        """Means over all ranks of the logs of some steps, as numbers. Waits for the device."""
+        if not logs:
+            return []
+        flat = torch.stack([value.float() for row in logs for value in row.values()]).double().cpu()
+        if self.processes.world_size > 1:
+            moved = flat.to(self.processes.device)
+            flat = (parallel.sum_over_processes(moved) / self.processes.world_size).cpu()
+        numbers = iter(flat.tolist())
+        return [{key: next(numbers) for key in row} for row in logs]
+
+    def evaluate(self, split: Split, images_per_batch: int = 1000) -> dict[str, float]:
+        """Mean metrics of the best objective over a split, each image counted once over all ranks.
+
+        Noise is keyed by the image's place in the split: two evaluations of one model give the same figures.
+        """
+        rank, world_size = self.processes.rank, self.processes.world_size
+        count = len(split.images)
+        first, last = -(-count * rank // world_size), -(-count * (rank + 1) // world_size)
+        rng = torch.tensor([self.config.seed, 0], dtype=torch.int64, device=self.processes.device)
+        sums: dict[str, Tensor] = {}
+        with evaluating(self.best_objective) as objective, autocast(self.processes.device, self.dtype):
+            for start in range(first, last, images_per_batch):
+                chosen = slice(start, min(start + images_per_batch, last))
+                images = torch.from_numpy(split.images[chosen]).to(self.processes.device)
+                labels = torch.from_numpy(split.labels[chosen]).to(self.processes.device)
+                for key, value in objective.evaluate(Batch(images, labels, rng, start)).items():
+                    sums[key] = sums.get(key, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
+        names = parallel.from_main(list(sums), self.processes)
+        totals = torch.stack([sums.get(name, torch.zeros((), dtype=torch.float64)) for name in names])
+        totals = parallel.sum_over_processes(totals.to(self.processes.device)).cpu() / count
+        return dict(zip(names, totals.tolist(), strict=True))
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All state of the run that is tensors, by group; `load` takes it back."""
+        groups = {"networks": dict(self.objective.networks.state_dict())}
+        if self.averaged is not None:
+            groups["averaged"] = dict(self.averaged.networks.state_dict())
+        return groups | {f"optimizer-{name}": turn.optimizer_tensors() for name, turn in self._turns.items()}
+
+    def loss_scales(self) -> dict[str, dict[str, float]]:
+        """State of the gradient scalers, by phase; empty entries where there is none."""
+        return {name: turn.scaler.state_dict() for name, turn in self._turns.items()}
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take the state of a checkpoint.
+
+        Raises:
+            CheckpointError: it is of other networks or another data set.
+        """
+        if checkpoint.facts["data_digest"] != self.dataset.digest:
+            raise CheckpointError(
+                f"the data of {self.config.data} are not those that the checkpoint of step {checkpoint.step} was "
+                "trained on (another digest); put the old data back, or start over with --fresh"
+            )
+        try:
+            self.objective.networks.load_state_dict(dict(checkpoint.tensors["networks"]))
+            if self.averaged is not None:
+                self.averaged.networks.load_state_dict(dict(checkpoint.tensors["averaged"]))
+            for name, turn in self._turns.items():
+                turn.load(checkpoint.tensors[f"optimizer-{name}"], checkpoint.facts["loss_scales"][name])
+        except (KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"the checkpoint of step {checkpoint.step} is of other networks: {reason}") from None
+
+    def close(self) -> None:
+        """Stop the thread that gathers batches."""
+        self._batches.close()
+
+
+class _Turn:
+    """What one phase needs for its turn: the wrapped phase, its optimizer, its gradient scaler."""
+
+    def __init__(self, phase: Phase, config: TrainConfig, processes: Processes, dtype: torch.dtype) -> None:
+        self.phase = phase
+        self._clip_norm = config.optimization.clip_norm
+        self._autocast = functools.partial(autocast, processes.device, dtype)
+        networks = phase.objective.networks
+        trained = {
+            name: parameter
+            for network in phase.trains
+            for name, parameter in networks[network].named_parameters(prefix=network)
+            if parameter.requires_grad
+        }
+        self._names = list(trained)
+        self._parameters = list(trained.values())
+        self._frozen = [
+            p for p in networks.parameters() if p.requires_grad and all(p is not q for q in self._parameters)
+        ]
+        self._optimizer = _build_optimizer(self._parameters, config)
+        # One scaler per optimizer: a shared one would grow twice as fast and skip steps for the other's overflow.
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=dtype == torch.float16)
+        phase.train()
+        with self._freezing():
+            if config.compile:
+                phase.compile()
+            self._module = parallel.averaging_gradients(phase, processes)
+
+    def take(self, micro_batches: list[Batch], learning_rate: float) -> dict[str, Tensor]:
+        """Gradients over all micro-batches, then one optimizer step. Returns the mean of the logs."""
+        logs: list[dict[str, Tensor]] = []
+        share = 1.0 / len(micro_batches)
+        with self._freezing():
+            for index, batch in enumerate(micro_batches):
+                last = index == len(micro_batches) - 1
+                with parallel.local_gradients(self._module, only=not last):
+                    with self._autocast():
+                        loss, log = self._module(batch)
+                    self.scaler.scale(loss if last and index == 0 else loss * share).backward()
+                logs.append(log)
+        self.scaler.unscale_(self._optimizer)
+        if self._clip_norm is not None:
+            norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+            logs[0]["gradient_norm"] = norm.detach() * len(logs)  # divided again in the mean below
+        self._optimizer.param_groups[0]["lr"] = learning_rate
+        self.scaler.step(self._optimizer)
+        self.scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        if len(logs) == 1:
+            return logs[0]
+        return {key: torch.stack([log[key] for log in logs if key in log]).sum() * share for key in logs[0]}
+
+    @contextlib.contextmanager
+    def _freezing(self) -> Iterator[None]:
+        """Within it, nothing but what this phase trains requires gradients."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in self._frozen:
+                parameter.requires_grad_(True)
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """State of the optimizer as `parameter name:state name` -> tensor."""
+        state = self._optimizer.state
+        return {
+            f"{name}:{key}": value
+            for name, parameter in zip(self._names, self._parameters, strict=True)
+            for key, value in state.get(parameter, {}).items()
+            if value is not None
+        }
+
+    def load(self, tensors: Mapping[str, Tensor], scaler: Mapping[str, float]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for full_name, value in tensors.items():
+            name, key = full_name.rsplit(":", 1)
+            state.setdefault(self._names.index(name), {})[key] = value
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.scaler.load_state_dict(dict(scaler))
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Autocast to a dtype; nothing for float32."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def learning_rate_at(config: TrainConfig, step: int) -> float:
+    """Learning rate of a step, counted from 0: linear warm-up, then constant, or linear or cosine decay to 0."""
+    optimization = config.optimization
+    if step < optimization.warmup_steps:
+        return config.learning_rate * (step + 1) / optimization.warmup_steps
+    progress = (step - optimization.warmup_steps) / max(1, config.steps - optimization.warmup_steps)
+    match optimization.decay:
+        case "constant":
+            return config.learning_rate
+        case "linear":
+            return config.learning_rate * (1.0 - progress)
+        case "cosine":
+            return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@contextlib.contextmanager
+def evaluating(objective: Objective) -> Iterator[Objective]:
+    """Within it, the objective is in eval mode and draws no graph."""
+    was_training = objective.training
+    objective.eval()
+    try:
+        with torch.no_grad():
+            yield objective
+    finally:
+        objective.train(was_training)
+
+
+def _rows_of_rank(config: TrainConfig, processes: Processes) -> tuple[list[int], int]:
+    """First global rows of this rank's micro-batches, and the rows in each."""
+    shares = processes.world_size * config.accumulation
+    size = config.global_batch_size
+    if size % shares:
+        below, above = size // shares * shares, -(-size // shares) * shares
+        raise ConfigError(
+            f"global_batch_size {size} is not a multiple of {processes.world_size} processes x accumulation "
+            f"{config.accumulation}; use {f'{below} or {above}' if below else above}"
+        )
+    rows = size // shares
+    first = processes.rank * config.accumulation * rows
+    return [first + index * rows for index in range(config.accumulation)], rows
+
+
+def _build_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    optimization, rate = config.optimization, config.learning_rate
+    beta1, beta2 = optimization.betas
+    match optimization.optimizer:
+        case "adam" | "adamw" as name:
+            kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+            return kind(
+                parameters,
+                lr=rate,
+                betas=(beta1, beta2),
+                eps=optimization.epsilon,
+                weight_decay=optimization.weight_decay,
+                fused=True,
+            )
+        case "sgd":
+            return torch.optim.SGD(
+                parameters, lr=rate, momentum=beta1, weight_decay=optimization.weight_decay, fused=True
+            )
+
+
+def _frozen_copy(objective: Objective) -> Objective:
+    averaged = copy.deepcopy(objective)
+    return averaged.requires_grad_(False).eval()
+
+
+def _move_average(averaged: Objective, objective: Objective, config: OptimizerConfig, step: int) -> None:
+    """averaged += (1 - decay) * (objective - averaged); statistics of normalization layers are copied as they are.
+
+    The decay starts low and rises to the configured one, so that the random initial weights do not linger.
+    """
+    assert config.ema_decay is not None
+    decay = min(config.ema_decay, (1 + step) / (10 + step))
+    average = get_ema_multi_avg_fn(decay)
+    average(list(averaged.networks.parameters()), list(objective.networks.parameters()), None)
+    for mine, theirs in zip(averaged.networks.buffers(), objective.networks.buffers(), strict=True):
+        mine.copy_(theirs)

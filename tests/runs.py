@@ -1,0 +1,87 @@
+"""Small runs for tests: every objective on a net and a data set that train in a moment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from gen_dist import parallel
+from gen_dist.config import (
+    AutoencoderConfig,
+    ConvConfig,
+    DataConfig,
+    MlpConfig,
+    NetworkConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+    VaeConfig,
+)
+from gen_dist.data import Dataset, open_dataset
+from gen_dist.trainer import Trainer
+
+SMALL_MLP = MlpConfig(hidden_sizes=(32,), latent_dim=5)
+SMALL_CONV = ConvConfig(feature_maps=(4, 8), hidden_size=16, latent_dim=5)
+
+# A new objective or network has one line here; every invariant below is then tested for it.
+OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
+    "autoencoder": (AutoencoderConfig(), SMALL_MLP),
+    "autoencoder, squared error": (AutoencoderConfig(likelihood="gaussian"), SMALL_MLP),
+    "vae": (VaeConfig(), SMALL_MLP),
+    "vae, convolutional": (VaeConfig(), SMALL_CONV),
+    "beta-vae with warm-up": (VaeConfig(beta=4.0, kl_warmup_steps=7), SMALL_MLP),
+    "vae, learned Gaussian scale": (VaeConfig(likelihood="gaussian"), SMALL_MLP),
+    "vae, fixed Gaussian scale": (VaeConfig(likelihood="gaussian", gaussian_scale=0.3), SMALL_MLP),
+    "vae, dynamic binarization": (VaeConfig(dynamic_binarization=True), SMALL_MLP),
+    "iwae": (VaeConfig(importance_samples=4, dynamic_binarization=True), SMALL_MLP),
+}
+
+
+def small_config(objective: str, **changes: object) -> TrainConfig:
+    """A config of an objective on 256 synthetic images, 24 a step, so that batches straddle epochs."""
+    objective_config, network = OBJECTIVES[objective]
+    config = TrainConfig(
+        preset="small",
+        data="synthetic",
+        steps=50,
+        global_batch_size=24,
+        learning_rate=3e-3,
+        log_every=1,
+        packing=DataConfig(synthetic_images=256),
+        network=network,
+        objective=objective_config,
+        optimization=OptimizerConfig(warmup_steps=5, decay="cosine", ema_decay=0.99),
+    )
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def small_dataset(config: TrainConfig) -> Dataset:
+    return open_dataset(config.data, config.data_root, config.packing, lambda _line: None)
+
+
+def make_trainer(config: TrainConfig) -> Trainer:
+    return Trainer(config, small_dataset(config), parallel.start_processes(config))
+
+
+def run_steps(trainer: Trainer, first: int, last: int) -> list[float]:
+    """Losses of steps first .. last - 1."""
+    return [row["loss"] for row in trainer.average_logs([trainer.run_step(step) for step in range(first, last)])]
+
+
+def all_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {
+        f"{group}/{name}": value.clone() for group, named in trainer.tensors().items() for name, value in named.items()
+    }
+
+
+def assert_same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+def write_config(path: Path, config: TrainConfig) -> Path:
+    path.write_text(config.to_json())
+    return path

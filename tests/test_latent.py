@@ -1,0 +1,97 @@
+"""The latent step against torch.distributions in float64, and its gradients."""
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from kernels import normal, reparameterize_kl
+from kernels.latent import LOGVAR_RANGE
+
+RNG = torch.tensor([7, 3])
+
+
+def _parameters(rows: int, *shape: int) -> torch.Tensor:
+    return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("shape", [(40,), (6, 5, 4), (2, 3, 3, 3)])
+def test_latents_and_kl_equal_torch_distributions(shape: tuple[int, ...]) -> None:
+    parameters = _parameters(5, *shape)
+    latents, kl_nats = reparameterize_kl(parameters, RNG, 2, 10)
+    mean, logvar = parameters.double().chunk(2, dim=1)
+    posterior = Normal(mean, (0.5 * logvar).exp())
+    noise = normal(RNG, 2, 10, 5, mean[0].numel()).double().view(mean.shape)
+    torch.testing.assert_close(latents.double(), mean + posterior.scale * noise, rtol=1e-6, atol=1e-6)
+    expected = kl_divergence(posterior, Normal(torch.zeros_like(mean), torch.ones_like(mean))).flatten(1).sum(1)
+    torch.testing.assert_close(kl_nats.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_standard_deviation_is_exp_of_half_the_log_variance() -> None:
+    """Texts that print z = mean + exp(logvar) * eps mean exp(logvar / 2)."""
+    parameters = torch.cat([torch.zeros(20000, 1), torch.full((20000, 1), 2.0)], dim=1)
+    latents, _ = reparameterize_kl(parameters, RNG, 2, 0)
+    assert latents.std().item() == pytest.approx(torch.e, rel=0.02)
+
+
+def test_kl_sums_over_latents() -> None:
+    """A mean over the latents would make beta very large."""
+    one = reparameterize_kl(torch.ones(3, 2), RNG, 2, 0)[1]
+    ten = reparameterize_kl(torch.ones(3, 20), RNG, 2, 0)[1]
+    torch.testing.assert_close(ten, 10 * one)
+
+
+def test_deterministic_gives_the_mean() -> None:
+    parameters = _parameters(4, 6)
+    assert torch.equal(reparameterize_kl(parameters, RNG, 2, 0, deterministic=True)[0], parameters[:, :3])
+
+
+def test_samples_of_an_image_stand_in_adjoining_rows_and_differ() -> None:
+    parameters = _parameters(4, 6)
+    latents, kl_nats = reparameterize_kl(parameters, RNG, 2, 0, samples=5)
+    assert latents.shape == (20, 3)
+    assert kl_nats.shape == (4,)
+    noise = (latents.view(4, 5, 3) - parameters[:, None, :3]) / (0.5 * parameters[:, None, 3:]).exp()
+    torch.testing.assert_close(noise.flatten(1), normal(RNG, 2, 0, 4, 15), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_two_shards_equal_the_whole() -> None:
+    parameters = _parameters(8, 6)
+    whole = reparameterize_kl(parameters, RNG, 2, 0)[0]
+    shards = [reparameterize_kl(parameters[:5], RNG, 2, 0)[0], reparameterize_kl(parameters[5:], RNG, 2, 5)[0]]
+    assert torch.equal(torch.cat(shards), whole)
+
+
+def test_wild_log_variances_are_clamped_and_nan_stays_visible() -> None:
+    parameters = torch.tensor([[0.0, 80.0], [0.0, -80.0], [0.0, torch.nan]])
+    latents, kl_nats = reparameterize_kl(parameters, RNG, 2, 0)
+    assert latents[:2].isfinite().all()
+    assert kl_nats[:2].isfinite().all()
+    assert kl_nats[1].item() == pytest.approx(0.5 * (-1 - LOGVAR_RANGE[0]), rel=1e-5)
+    assert latents[2].isnan().all()
+    assert kl_nats[2].isnan()
+
+
+def test_half_precision_input_is_computed_in_float32() -> None:
+    parameters = _parameters(6, 8).to(torch.bfloat16)
+    latents, kl_nats = reparameterize_kl(parameters, RNG, 2, 0)
+    wide_latents, wide_kl = reparameterize_kl(parameters.float(), RNG, 2, 0)
+    assert latents.dtype == kl_nats.dtype == torch.float32
+    assert torch.equal(latents, wide_latents)
+    assert torch.equal(kl_nats, wide_kl)
+
+
+def test_gradients_equal_finite_differences() -> None:
+    parameters = _parameters(3, 8).requires_grad_()
+    weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
+
+    def loss(values: torch.Tensor) -> torch.Tensor:
+        latents, kl_nats = reparameterize_kl(values, RNG, 2, 0)
+        return (latents * weights).sum() + kl_nats.sum()
+
+    (gradient,) = torch.autograd.grad(loss(parameters), parameters)
+    mean, logvar = parameters.detach().double().chunk(2, dim=1)
+    noise = normal(RNG, 2, 0, 3, 4).double()
+    expected = torch.cat(
+        [weights + mean, weights * 0.5 * (0.5 * logvar).exp() * noise + 0.5 * (logvar.exp() - 1)], dim=1
+    )
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,159 @@
+"""Keyed randomness: known answers, independence of how rows are grouped, and the distributions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from kernels import binarize, normal
+from kernels.noise import box_muller, threshold
+from kernels.philox import device_words, host_words, philox_4x32_10
+
+RNG = torch.tensor([7, 3])
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "answer"),
+    [  # Random123's known answers, kat_vectors
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_4x32_10_gives_the_known_answers(
+    counter: tuple[int, ...], key: tuple[int, ...], answer: tuple[int, ...]
+) -> None:
+    words = philox_4x32_10(
+        tuple(torch.tensor([word]) for word in counter),  # type: ignore[arg-type]
+        tuple(torch.tensor([word]) for word in key),  # type: ignore[arg-type]
+    )
+    assert tuple(int(word) for word in words) == answer
+
+
+def test_host_words_are_philox_4x64_10_at_the_documented_counter() -> None:
+    """Row 5 with 6 words owns blocks 10 and 11 of its key; NumPy counts up before it draws."""
+    generator = np.random.Philox(key=[7, 2], counter=[10, 0, 3, 0])
+    np.testing.assert_array_equal(host_words(7, 2, 3, 5, 1, 6)[0], generator.random_raw(8)[:6])
+
+
+@pytest.mark.parametrize("words", [1, 3, 4, 5, 392])
+@pytest.mark.parametrize("draw", ["host", "device"])
+def test_words_of_a_row_do_not_depend_on_the_rows_beside_it(draw: str, words: int) -> None:
+    def rows(first: int, count: int) -> np.ndarray:
+        if draw == "host":
+            return host_words(7, 2, 3, first, count, words)
+        return device_words(RNG, 2, first, count, words).numpy()
+
+    whole = rows(0, 9)
+    np.testing.assert_array_equal(np.concatenate([rows(0, 4), rows(4, 1), rows(5, 4)]), whole)
+    assert len(np.unique(whole)) == whole.size
+
+
+@pytest.mark.parametrize("change", ["seed", "stream", "step"])
+@pytest.mark.parametrize("draw", ["host", "device"])
+def test_another_seed_stream_or_step_gives_unrelated_words(draw: str, change: str) -> None:
+    def words(key: dict[str, int]) -> np.ndarray:
+        if draw == "host":
+            return host_words(key["seed"], key["stream"], key["step"], 0, 64, 64)
+        return device_words(torch.tensor([key["seed"], key["step"]]), key["stream"], 0, 64, 64).numpy()
+
+    key = {"seed": 1, "stream": 1, "step": 1}
+    assert not np.isin(words(key), words(key | {change: 2})).any()
+
+
+def test_a_seed_beyond_32_bits_counts_in_full() -> None:
+    low, high = torch.tensor([5, 0]), torch.tensor([5 + (1 << 40), 0])
+    assert not torch.equal(device_words(low, 0, 0, 4, 4), device_words(high, 0, 0, 4, 4))
+    assert not torch.equal(normal(low, 0, 0, 4, 4), normal(high, 0, 0, 4, 4))
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 20])
+def test_normal_shards_equal_the_whole(width: int) -> None:
+    whole = normal(RNG, 2, 0, 10, width)
+    assert whole.shape == (10, width)
+    assert torch.equal(torch.cat([normal(RNG, 2, 0, 3, width), normal(RNG, 2, 3, 7, width)]), whole)
+
+
+def test_normal_of_no_rows_is_empty() -> None:
+    assert normal(RNG, 2, 0, 0, 20).shape == (0, 20)
+
+
+@pytest.mark.parametrize("source", ["operator", "device words"])
+def test_normal_draws_pass_a_kolmogorov_smirnov_test(source: str) -> None:
+    if source == "operator":
+        draws = normal(RNG, 2, 0, 2000, 100)
+    else:
+        draws = box_muller(device_words(RNG, 2, 0, 2000, 100).view(2000, 2, 50))
+    values = draws.flatten().double().numpy()
+    assert stats.kstest(values, "norm").pvalue > 1e-3
+    assert abs(stats.kurtosis(values)) < 0.05
+    # The two of a pair share their radius: they must be uncorrelated all the same.
+    assert abs(np.corrcoef(draws[:, :50].flatten(), draws[:, 50:].flatten())[0, 1]) < 0.01
+
+
+def test_every_word_gives_a_finite_normal() -> None:
+    """The extreme words, where a float32 logarithm could meet 0."""
+    extremes = torch.tensor([0, 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1, 2**31 - 64, 2**31 + 64])
+    pairs = torch.stack(torch.meshgrid(extremes, extremes, indexing="ij")).view(1, 2, -1)
+    for words in (pairs, (pairs - ((pairs >> 31) << 32)).to(torch.int32)):
+        draws = box_muller(words)
+        assert draws.isfinite().all()
+        assert draws.abs().max() <= math.sqrt(64 * math.log(2)) + 1e-5
+
+
+def test_signed_and_unsigned_words_give_the_same_normals() -> None:
+    words = device_words(RNG, 2, 0, 50, 20).view(50, 2, 10)
+    signed = (words - ((words >> 31) << 32)).to(torch.int32)
+    torch.testing.assert_close(box_muller(words), box_muller(signed), rtol=0, atol=2e-6)
+
+
+def test_binarize_draws_each_pixel_with_its_intensity() -> None:
+    images = torch.arange(256, dtype=torch.uint8).repeat(4000, 1)
+    drawn = binarize(images, RNG, 3, 0)
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    expected = torch.arange(256) / 255
+    deviation = (drawn.mean(0) - expected) / (expected * (1 - expected) / 4000).sqrt().clamp(min=1e-9)
+    assert deviation[1:-1].abs().max() < 4.5
+    assert drawn[:, 0].sum() == 0
+
+
+def test_black_and_white_pixels_are_certain_for_every_word() -> None:
+    words = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16)[None]
+    black, white = torch.zeros(1, 65536, dtype=torch.uint8), torch.full((1, 65536), 255, dtype=torch.uint8)
+    assert threshold(black, words).sum() == 0
+    assert threshold(white, words).sum() == 65536
+    grey = threshold(torch.full_like(white, 100), words).sum() / 65536
+    assert abs(grey - 100 / 255) < 2e-5
+
+
+def test_binarize_shards_equal_the_whole_and_keep_the_shape() -> None:
+    images = torch.randint(0, 256, (9, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = binarize(images, RNG, 3, 4)
+    assert whole.shape == images.shape
+    assert torch.equal(torch.cat([binarize(images[:2], RNG, 3, 4), binarize(images[2:], RNG, 3, 6)]), whole)
+
+
+@pytest.mark.parametrize("operator", ["normal", "binarize"])
+def test_operators_pass_opcheck(operator: str) -> None:
+    if operator == "normal":
+        torch.library.opcheck(normal, (RNG, 2, 0, 5, 7))
+    else:
+        torch.library.opcheck(binarize, (torch.randint(0, 256, (5, 7), dtype=torch.uint8), RNG, 3, 0))
+
+
+def test_a_compiled_region_draws_anew_when_only_the_step_tensor_changes() -> None:
+    compiled = torch.compile(lambda rng: normal(rng, 2, 0, 4, 6) * 2.0, fullgraph=True)
+    rng = torch.tensor([7, 0])
+    draws = []
+    for step in range(3):
+        rng[1] = step
+        draws.append(compiled(rng))
+        assert torch.equal(draws[-1], normal(rng, 2, 0, 4, 6) * 2.0)
+    assert not torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[1], draws[2])

@@ -1,0 +1,73 @@
+"""Two real processes over gloo, launched as a user launches them, against one."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gen_dist.tracking import read_metrics
+from tests.conftest import REPOSITORY
+from tests.runs import OBJECTIVES, make_trainer, run_steps, small_config, write_config
+
+ONE = [sys.executable]
+TWO = [
+    *(sys.executable, "-m", "accelerate.commands.launch"),
+    *("--config_file", str(REPOSITORY / "launch/configs/cpu_2_processes.yaml")),
+]
+
+
+def _run(*command: object) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("ranks") / "results.json"
+    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
+    _run(*TWO, REPOSITORY / "tests/rank_worker.py", out)
+    return json.loads(out.read_text())
+
+
+def test_the_config_file_really_joins_two_processes(two_ranks: dict[str, Any]) -> None:
+    assert two_ranks["world_size"] == 2
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_two_ranks_equal_one_rank(two_ranks: dict[str, Any], objective: str) -> None:
+    trainer = make_trainer(small_config(objective))
+    result = two_ranks[objective]
+    assert result["losses"] == pytest.approx(run_steps(trainer, 0, 50), rel=1e-5)
+    assert len(result["losses"]) == 50
+    assert result["test"] == pytest.approx(trainer.evaluate(trainer.dataset.test), rel=1e-5)
+    assert abs(result["parameter_spread"]) < 1e-9
+
+
+@pytest.mark.parametrize(("start", "resume"), [(TWO, ONE), (ONE, TWO)], ids=["two then one", "one then two"])
+def test_a_run_goes_on_with_another_number_of_ranks(start: list[str], resume: list[str], tmp_path: Path) -> None:
+    config = write_config(tmp_path / "config.json", small_config("vae", checkpoint_every=25))
+    train = (REPOSITORY / "launch/train.py", "--config", config, "--run-dir", tmp_path / "run")
+    _run(*start, *train)
+    before = read_metrics(tmp_path / "run/metrics.jsonl")
+    shutil.rmtree(tmp_path / "run/checkpoints/step_00000050")
+    done = _run(*resume, *train)
+    assert "resuming" in done.stderr
+    after = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [record["step"] for record in after] == list(range(1, 51))
+    for name in ("train/loss", "train/nll", "train/kl"):
+        assert [record[name] for record in after] == pytest.approx([record[name] for record in before], rel=1e-5)
+    assert after[:25] == before[:25]

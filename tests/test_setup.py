@@ -1,0 +1,123 @@
+"""The set-up: imports are light, a foreign `kernels` is named, layers are enforced, versions and launch files fit."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = Path(sysconfig.get_path("scripts"))
+HEAVY = {"accelerate", "matplotlib", "numpy", "pyarrow", "ray", "torch", "torchvision", "triton", "wandb"}
+
+
+def run(command: Sequence[str | Path], directory: Path, *paths: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a directory, with `paths` first in Python's search path, in their order."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "COLUMNS": "200"}
+    return subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("module", ["gen_dist", "gen_dist.config", "gen_dist.presets"])
+def test_import_is_light(module: str, tmp_path: Path) -> None:
+    result = run([sys.executable, "-c", f"import {module}, sys; print(*sys.modules)"], tmp_path, ROOT)
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stdout.split())
+    assert module in loaded
+    assert not loaded & HEAVY
+
+
+def test_public_names_come_from_their_modules(tmp_path: Path) -> None:
+    code = (
+        "import gen_dist, gen_dist.model, gen_dist.run\n"
+        "assert gen_dist.load is gen_dist.model.load and gen_dist.train is gen_dist.run.train\n"
+        "gen_dist.absent"
+    )
+    result = run([sys.executable, "-c", code], tmp_path, ROOT)
+    assert result.stderr.splitlines()[-1] == "AttributeError: module 'gen_dist' has no attribute 'absent'"
+
+
+@pytest.mark.parametrize("name", ["kernels/__init__.py", "kernels.py"])
+def test_foreign_kernels_is_one_clear_error(name: str, tmp_path: Path) -> None:
+    foreign = tmp_path / name
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_text("raise SystemExit('the foreign kernels was imported')")
+    result = run([sys.executable, "-c", "import gen_dist"], tmp_path, tmp_path, ROOT)
+    line = result.stderr.splitlines()[-1]
+    found = foreign.parent if foreign.name == "__init__.py" else foreign
+    assert line == (
+        f"ImportError: the package kernels is {found}, but gen_dist needs its own in {ROOT / 'kernels'}; "
+        f"run `pip uninstall kernels`, or put ours first with PYTHONPATH={ROOT}"
+    )
+
+
+def test_import_layers_hold() -> None:
+    result = run([TOOLS / "lint-imports", "--no-cache"], ROOT)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "broken"),
+    [
+        ("kernels/noise.py", "import gen_dist.errors", "launch and bench stand on gen_dist, gen_dist on kernels"),
+        ("gen_dist/run.py", "import launch.train", "launch and bench stand on gen_dist, gen_dist on kernels"),
+        ("gen_dist/losses.py", "import tests.test_setup", "Nothing imports tests"),
+        ("gen_dist/losses.py", "import gen_dist.parallel", "The layers of gen_dist"),
+        ("gen_dist/networks/mlp.py", "import gen_dist.losses", "The layers of gen_dist"),
+        ("gen_dist/unheard_of.py", "import math", "The layers of gen_dist"),
+        ("gen_dist/presets.py", "import torch", "A config is made without torch"),
+        ("gen_dist/trainer.py", "import accelerate", "Only gen_dist.parallel knows Accelerate"),
+    ],
+)
+def test_import_across_layers_is_refused(file: str, line: str, broken: str, tmp_path: Path) -> None:
+    for package in ("gen_dist", "kernels", "launch", "bench"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / file).open("a") as text:
+        text.write(f"\n{line}\n")
+    result = run([TOOLS / "lint-imports", "--no-cache"], tmp_path, tmp_path)
+    assert result.returncode == 1
+    assert broken in re.findall(r"^(.+?) BROKEN", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "refused"),
+    [
+        ("gen_dist/trainer.py", "import torch.distributed as dist\n\ndist.barrier()\n", True),
+        ("gen_dist/parallel.py", "import torch.distributed as dist\n\ndist.barrier()\n", False),
+        ("gen_dist/checkpoint.py", "import torch\n\ntorch.load('weights')\n", True),
+    ],
+)
+def test_banned_names_are_refused(file: str, text: str, refused: bool) -> None:
+    options = ["--no-cache", "--select", "TID251", "--stdin-filename", file, "-"]
+    command = [str(TOOLS / "ruff"), "check", *options]
+    result = subprocess.run(command, input=text, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == int(refused), result.stdout + result.stderr
+    assert ("TID251" in result.stdout) == refused
+
+
+def test_every_dependency_is_pinned_within_its_range() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#")
+    for wanted in [project["dependencies"], *project["optional-dependencies"].values()]:
+        for requirement in map(Requirement, wanted):
+            assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+
+
+@pytest.mark.parametrize(
+    ("name", "processes"),
+    [("one_process", 1), ("cpu_2_processes", 2), ("cpu_4_processes", 4), ("one_host_8_gpus", 8)],
+)
+def test_accelerate_reads_launch_config(name: str, processes: int) -> None:
+    # It refuses keys that it does not know.
+    config = load_config_from_file(str(ROOT / "launch" / "configs" / f"{name}.yaml"))
+    assert config.num_processes == processes
+    assert config.mixed_precision is None

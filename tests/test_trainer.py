@@ -1,0 +1,255 @@
+"""The training step: what it trains, and that it is a pure function of config, data, step and state."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gen_dist.checkpoint import Checkpoint
+from gen_dist.config import OptimizerConfig, TrainConfig
+from gen_dist.errors import CheckpointError, ConfigError
+from gen_dist.objectives import Batch, Objective, Phase
+from gen_dist.trainer import Trainer, learning_rate_at
+from tests.runs import OBJECTIVES, all_tensors, assert_same_bits, make_trainer, run_steps, small_config
+
+QUICK_TO_COMPILE = ("autoencoder", "beta-vae with warm-up", "iwae")
+every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
+
+
+def _checkpoint_of(trainer: Trainer, step: int) -> Checkpoint:
+    facts = {"data_digest": trainer.dataset.digest, "loss_scales": trainer.loss_scales()}
+    return Checkpoint(step, {name: dict(group) for name, group in trainer.tensors().items()}, facts)
+
+
+@every_objective
+def test_training_lowers_the_loss(objective: str) -> None:
+    losses = run_steps(make_trainer(small_config(objective)), 0, 50)
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+@every_objective
+def test_two_runs_of_one_config_are_the_same_run(objective: str) -> None:
+    first, second = make_trainer(small_config(objective)), make_trainer(small_config(objective))
+    torch.manual_seed(99)  # hidden generator state must not matter
+    assert run_steps(first, 0, 10) == run_steps(second, 0, 10)
+    assert_same_bits(all_tensors(first), all_tensors(second))
+
+
+@every_objective
+def test_resume_equals_going_on_bit_for_bit(objective: str) -> None:
+    uninterrupted = make_trainer(small_config(objective))
+    run_steps(uninterrupted, 0, 13)
+    checkpoint = _checkpoint_of(uninterrupted, 13)
+    state = {name: {key: value.clone() for key, value in group.items()} for name, group in checkpoint.tensors.items()}
+    losses = run_steps(uninterrupted, 13, 20)
+    resumed = make_trainer(small_config(objective))
+    resumed.load(dataclasses.replace(checkpoint, tensors=state))
+    assert run_steps(resumed, 13, 20) == losses
+    assert_same_bits(all_tensors(resumed), all_tensors(uninterrupted))
+
+
+@every_objective
+def test_accumulated_micro_batches_equal_one_batch(objective: str) -> None:
+    whole = run_steps(make_trainer(small_config(objective)), 0, 20)
+    parts = run_steps(make_trainer(small_config(objective, accumulation=4)), 0, 20)
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [*QUICK_TO_COMPILE, *(pytest.param(o, marks=pytest.mark.slow) for o in OBJECTIVES if o not in QUICK_TO_COMPILE)],
+)
+def test_compiled_phases_equal_eager_ones(objective: str) -> None:
+    eager = run_steps(make_trainer(small_config(objective)), 0, 20)
+    compiled = run_steps(make_trainer(small_config(objective, compile=True)), 0, 20)
+    assert compiled == pytest.approx(eager, rel=1e-5)
+    assert len(set(compiled)) == 20
+
+
+def test_a_compiled_phase_is_compiled_once_and_keeps_its_names() -> None:
+    trainer = make_trainer(small_config("beta-vae with warm-up", compile=True, accumulation=2))
+    names = set(make_trainer(small_config("beta-vae with warm-up")).tensors()["networks"])
+    run_steps(trainer, 0, 2)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    run_steps(trainer, 2, 8)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+    assert set(trainer.tensors()["networks"]) == names
+
+
+def test_a_second_seed_is_another_run() -> None:
+    assert run_steps(make_trainer(small_config("vae")), 0, 3) != run_steps(
+        make_trainer(small_config("vae", seed=1)), 0, 3
+    )
+
+
+def test_bf16_trains_close_to_float32_with_float32_losses() -> None:
+    wide = make_trainer(small_config("vae"))
+    narrow = make_trainer(small_config("vae", precision="bf16"))
+    logs = narrow.run_step(0)
+    assert logs["loss"].dtype == torch.float32
+    wide.run_step(0)
+    assert run_steps(narrow, 1, 30) == pytest.approx(run_steps(wide, 1, 30), rel=0.02)
+    assert all(parameter.dtype == torch.float32 for parameter in narrow.objective.parameters())
+
+
+def test_fp16_scales_its_loss_and_skips_steps_that_overflow() -> None:
+    trainer = make_trainer(small_config("vae", precision="fp16"))
+    scale = trainer.loss_scales()["vae"]["scale"]
+    assert scale > 1
+    losses = run_steps(trainer, 0, 40)
+    assert losses[-1] < losses[0]
+    resumed = make_trainer(small_config("vae", precision="fp16"))
+    resumed.load(_checkpoint_of(trainer, 40))
+    assert resumed.loss_scales() == trainer.loss_scales()
+
+
+def test_clipping_bounds_the_step_and_logs_the_norm() -> None:
+    optimization = OptimizerConfig(optimizer="sgd", betas=(0.0, 0.0), clip_norm=0.5)
+    trainer = make_trainer(small_config("vae", optimization=optimization, learning_rate=1.0, accumulation=2))
+    before = {name: value.clone() for name, value in trainer.tensors()["networks"].items()}
+    logs = trainer.average_logs([trainer.run_step(0)])[0]
+    assert logs["gradient_norm"] > 0.5
+    moved = sum((trainer.tensors()["networks"][name] - value).pow(2).sum() for name, value in before.items())
+    assert float(moved) ** 0.5 == pytest.approx(0.5, rel=1e-3)
+
+
+def test_the_average_of_the_weights_follows_its_definition() -> None:
+    trainer = make_trainer(small_config("vae"))
+    name = "decoder.layers.0.weight"
+    average = trainer.tensors()["networks"][name].clone()
+    for step in range(30):
+        trainer.run_step(step)
+        decay = min(0.99, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * trainer.tensors()["networks"][name]
+    torch.testing.assert_close(trainer.tensors()["averaged"][name], average)
+
+
+def test_learning_rate_warms_up_and_decays_as_a_function_of_the_step() -> None:
+    def rates(decay: str) -> list[float]:
+        optimization = OptimizerConfig(warmup_steps=4, decay=decay)  # type: ignore[arg-type]
+        config = TrainConfig(steps=12, learning_rate=0.8, optimization=optimization)
+        return [round(learning_rate_at(config, step), 6) for step in range(12)]
+
+    assert rates("constant") == [0.2, 0.4, 0.6] + [0.8] * 9
+    assert rates("linear") == [0.2, 0.4, 0.6, 0.8] + [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    assert rates("cosine")[8] == pytest.approx(0.4)
+    assert rates("cosine") == rates("cosine")[:4] + sorted(rates("cosine")[4:], reverse=True)
+
+
+def test_evaluation_counts_every_image_once_and_does_not_depend_on_its_batches() -> None:
+    trainer = make_trainer(small_config("iwae"))
+    run_steps(trainer, 0, 5)
+    split = trainer.dataset.test
+    whole = trainer.evaluate(split, images_per_batch=len(split.images))
+    parts = trainer.evaluate(split, images_per_batch=7)
+    assert parts == pytest.approx(whole, rel=1e-6)
+    assert list(whole) == ["negative_elbo", "nll", "kl", "negative_bound_k4"]
+    assert whole["negative_elbo"] == pytest.approx(whole["nll"] + whole["kl"])
+    assert whole["negative_bound_k4"] < whole["negative_elbo"]
+
+
+def test_evaluation_leaves_the_run_as_it_was() -> None:
+    disturbed, undisturbed = make_trainer(small_config("vae")), make_trainer(small_config("vae"))
+    for step in range(6):
+        disturbed.run_step(step)
+        disturbed.evaluate(disturbed.dataset.test)
+        undisturbed.run_step(step)
+    assert_same_bits(all_tensors(disturbed), all_tensors(undisturbed))
+
+
+def test_a_checkpoint_of_other_data_or_networks_is_refused() -> None:
+    trainer = make_trainer(small_config("vae"))
+    checkpoint = _checkpoint_of(trainer, 3)
+    with pytest.raises(CheckpointError, match="another digest"):
+        trainer.load(dataclasses.replace(checkpoint, facts={**checkpoint.facts, "data_digest": "0" * 64}))
+    with pytest.raises(CheckpointError, match="other networks"):
+        make_trainer(small_config("vae, convolutional")).load(checkpoint)
+
+
+def test_a_global_batch_that_cannot_be_shared_names_those_that_can() -> None:
+    with pytest.raises(ConfigError, match="use 20 or 25"):
+        make_trainer(small_config("vae", accumulation=5))
+
+
+class _TwoPlayers(Objective):
+    """A two-phase objective as a GAN has it: each phase trains one network through or beside the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent_dim = 4
+        self.networks = nn.ModuleDict({"generator": nn.Linear(4, 784), "discriminator": nn.Linear(784, 1)})
+
+    def phases(self) -> dict[str, Phase]:
+        return {"discriminator": _DiscriminatorPhase(self), "generator": _GeneratorPhase(self)}
+
+
+class _DiscriminatorPhase(Phase):
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(objective)
+        self.trains = ("discriminator",)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        generator, discriminator = self.objective.networks["generator"], self.objective.networks["discriminator"]
+        assert not generator.weight.requires_grad
+        latents = torch.ones(len(batch.images), 4) * batch.rng[1]
+        real = discriminator(batch.images.flatten(1) / 255.0)
+        loss = nn.functional.softplus(-real).mean() + nn.functional.softplus(discriminator(generator(latents))).mean()
+        return loss, {"loss": loss.detach()}
+
+
+class _GeneratorPhase(Phase):
+    every = 3
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(objective)
+        self.trains = ("generator",)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        generator, discriminator = self.objective.networks["generator"], self.objective.networks["discriminator"]
+        assert not discriminator.weight.requires_grad
+        loss = nn.functional.softplus(-discriminator(generator(torch.ones(len(batch.images), 4)))).mean()
+        return loss, {"loss": loss.detach()}
+
+
+@pytest.fixture
+def two_players(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainer]:
+    monkeypatch.setattr("gen_dist.trainer.build_objective", lambda _config, _shape: _TwoPlayers())
+    yield make_trainer(small_config("vae"))
+
+
+def test_a_phase_changes_only_the_networks_that_it_trains(two_players: Trainer) -> None:
+    def weights() -> dict[str, Tensor]:
+        return {name: network.weight.detach().clone() for name, network in two_players.objective.networks.items()}
+
+    start = weights()
+    assert set(two_players.run_step(0)) == {"discriminator/loss", "generator/loss"}
+    both = weights()
+    assert not torch.equal(start["discriminator"], both["discriminator"])
+    assert not torch.equal(start["generator"], both["generator"])
+    assert set(two_players.run_step(1)) == {"discriminator/loss"}
+    one = weights()
+    assert not torch.equal(one["discriminator"], both["discriminator"])
+    assert torch.equal(one["generator"], both["generator"])
+    assert all(parameter.grad is None for parameter in two_players.objective.parameters())
+    assert all(parameter.requires_grad for parameter in two_players.objective.parameters())
+
+
+def test_two_phases_have_optimizers_of_their_own_that_resume(two_players: Trainer) -> None:
+    for step in range(4):
+        two_players.run_step(step)
+    checkpoint = _checkpoint_of(two_players, 4)
+    names = {name: sorted(group) for name, group in checkpoint.tensors.items() if name.startswith("optimizer")}
+    assert all(key.startswith("generator.") for key in names["optimizer-generator"])
+    assert all(key.startswith("discriminator.") for key in names["optimizer-discriminator"])
+    resumed = make_trainer(small_config("vae"))
+    resumed.load(
+        Checkpoint(
+            4, {k: {n: t.clone() for n, t in g.items()} for k, g in checkpoint.tensors.items()}, checkpoint.facts
+        )
+    )
+    for trainer in (two_players, resumed):
+        for step in range(4, 8):
+            trainer.run_step(step)
+    assert_same_bits(all_tensors(two_players), all_tensors(resumed))
