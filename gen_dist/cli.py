@@ -25,7 +25,8 @@ T = TypeVar("T")
 _TRAIN_USAGE = """usage: {prog} PRESET [--option value ...] [--fresh]
        {prog} --config FILE [--option value ...] [--fresh]
 
-Train a preset, or the config that a run wrote to its config.json. The same command resumes a run; --fresh starts it over.
+Train a preset, or the config that a run wrote to its config.json.
+The same command resumes a run; --fresh starts it over.
 
 presets:
 {presets}
@@ -118,7 +119,7 @@ def run_command(command: Callable[[], None]) -> None:
         command()
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        # A config is the same on all ranks, so one of them says what is wrong with it; other errors may be one rank's own.
+        # A config is the same on all ranks, so one of them says what is wrong with it; others may be a rank's own.
         if rank == "0" or not isinstance(error, ConfigError):
             where = f"rank {rank}: " if rank != "0" else ""
             print(f"{where}error: {error}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The config of a run: frozen dataclasses, checked once when they are made. No torch in here, so that --help is quick."""
+"""The config of a run: frozen dataclasses, checked when they are made. No torch in here, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -238,11 +238,6 @@ class TrainConfig:
                 raise ConfigError(f"{name} {value!r} is not one of {', '.join(get_args(choices))}")
         if not self.data:
             raise ConfigError("data is empty; name a source such as mnist5k")
-        if self.optimization.warmup_steps > self.steps:
-            raise ConfigError(
-                f"warmup_steps {self.optimization.warmup_steps} is more than steps {self.steps}; "
-                f"use at most {self.steps}"
-            )
 
     @property
     def run_path(self) -> Path:

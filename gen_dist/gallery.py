@@ -36,10 +36,15 @@ class Gallery:
             pictures.save_grid(made["samples"], self._model.sample(GRID_IMAGES).cpu().numpy())
         if self._model.objective.encodes:
             made["reconstructions"] = self._place("reconstructions", name)
-            originals = self._dataset.test.images[:GRID_IMAGES]
+            originals = self._dataset.test.images[self._spread(GRID_IMAGES)]
             reconstructions = self._model.reconstruct(torch.from_numpy(originals)).cpu().numpy()
             pictures.save_reconstructions(made["reconstructions"], originals, reconstructions)
         return made
+
+    def _spread(self, count: int) -> np.ndarray:
+        """Places of some test images spread over the split: many sources are in order of their classes."""
+        available = len(self._dataset.test.images)
+        return np.arange(min(count, available)) * available // min(count, available)
 
     def _place(self, directory: str, name: str) -> Path:
         (self._run_path / directory).mkdir(exist_ok=True)
@@ -51,7 +56,7 @@ class Gallery:
         pictures.save_curves(made["curves"], read_metrics(self._run_path / "metrics.jsonl"))
         if not self._model.objective.encodes:
             return made
-        shown = slice(0, SCATTER_IMAGES)
+        shown = self._spread(SCATTER_IMAGES)
         test = self._dataset.test
         means = self._model.encode(torch.from_numpy(test.images[shown]))[0].cpu().numpy()
         made["latent_scatter"] = self._run_path / "latent_scatter.png"

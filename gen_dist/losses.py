@@ -5,10 +5,11 @@ a float32 sum of 500 nats is rounded by 3e-5, which is then the error of every w
 """
 
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 LOG_2PI = math.log(2.0 * math.pi)
 
@@ -26,8 +27,27 @@ def bernoulli_nll(logits: Tensor, targets: Tensor, dtype: torch.dtype = torch.fl
     Returns:
         [B], nats per image.
     """
-    loss = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+    loss: Tensor = _CrossEntropy.apply(logits.float(), targets)
     return loss.flatten(1).sum(1, dtype=dtype)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Binary cross-entropy of each pixel: relu(l) - l t - log sigmoid(|l|), with the gradient sigmoid(l) - t.
+
+    Equal to torch's binary_cross_entropy_with_logits but for rounding, at a third of its cost on CPUs, where log1p is
+    fifteen times as slow as a logarithm and a sigmoid. Targets get no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits: Tensor, targets: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, targets)
+        log_sigmoid = logits.abs().sigmoid_().log_()
+        return torch.addcmul(logits.relu(), logits, targets, value=-1.0).sub_(log_sigmoid)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, targets = ctx.saved_tensors
+        return logits.sigmoid().sub_(targets).mul_(gradient), None
 
 
 def gaussian_nll(means: Tensor, targets: Tensor, log_scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -34,10 +34,26 @@ from gen_dist.tracking import Tracker, environment, read_metrics, write_atomical
 from gen_dist.trainer import Trainer, learning_rate_at
 
 _FREE_FIELDS = frozenset(
-    "steps accumulation data_root run_dir device compile precision checkpoint_every keep_checkpoints sample_every "
-    "evaluate_every log_every wandb preset".split()
+    [
+        "steps",
+        "accumulation",
+        "data_root",
+        "run_dir",
+        "device",
+        "compile",
+        "precision",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "sample_every",
+        "evaluate_every",
+        "log_every",
+        "wandb",
+        "preset",
+        "packing",
+    ]
 )
-"""Config fields that may change when a run goes on: they do not decide which images and noise a step sees."""
+"""Config fields that may change when a run goes on: they do not decide which images and noise a step sees.
+Whether the packed data are the same is told by their digest."""
 
 _WRITTEN = (
     *("checkpoints", "samples", "reconstructions", "wandb", "config.json", "environment.json", "metrics.jsonl"),
@@ -89,7 +105,8 @@ def train(config: TrainConfig, *, fresh: bool = False, say: Callable[[str], None
     Args:
         config: what to run.
         fresh: remove what an earlier run wrote and start over.
-        say: takes each line for the user, in the main process; None prints to standard error.
+        say: takes what is to be said before and after the steps, in the main process; None prints to standard error,
+            where the progress of the steps is always shown.
 
     Raises:
         UserError: config, data or run directory cannot be used, the disk is full, or the loss diverged.
@@ -283,9 +300,9 @@ class _Run:
         self, records: list[dict[str, Any]], metrics: dict[str, float], made: dict[str, Path]
     ) -> dict[str, Any]:
         # The first test metric of an objective is the one it is judged by, and less of it is better.
-        headline = next((name for name in metrics if name.startswith("test/")), None)
-        tested = [record for record in records if headline and record.get(headline) is not None]
-        best = min(tested, key=lambda record: record[headline], default=None)
+        headline = next((name for name in metrics if name.startswith("test/")), "")
+        tested = [record for record in records if record.get(headline) is not None]
+        best = min(tested, key=lambda record: float(record[headline]), default=None)
         seconds = self.training_seconds
         images = self.step * self.config.global_batch_size
         return {
@@ -304,46 +321,47 @@ class _Run:
 @contextlib.contextmanager
 def _run_directory(config: TrainConfig, processes: Processes, fresh: bool) -> Iterator[None]:
     """Prepare the run directory on the main process and hold its lock; an error there is raised everywhere."""
+    lock = FileLock(config.run_path / ".lock")
     error: UserError | None = None
-    lock: FileLock | None = None
-    if processes.is_main:
-        try:
-            lock = _prepare(config, fresh)
-        except UserError as raised:
-            error = raised
     try:
+        if processes.is_main:
+            try:
+                _prepare(config, fresh, lock)
+            except UserError as raised:
+                error = raised
         _raise_everywhere(error, processes)
         yield
     finally:
-        if lock is not None:
-            lock.release()
+        lock.release()
 
 
-def _prepare(config: TrainConfig, fresh: bool) -> FileLock:
+def _prepare(config: TrainConfig, fresh: bool, lock: FileLock) -> None:
     path = config.run_path
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / ".lock")
         lock.acquire(blocking=False)
+        if fresh:
+            _remove_run(path)
+        if (path / "config.json").exists():
+            _refuse_other_config(path, config)
+        write_atomically(path / "config.json", config.to_json())
+        write_atomically(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        if not (path / "wandb-id").exists():
+            write_atomically(path / "wandb-id", uuid.uuid4().hex[:12])
     except Timeout:
         raise ConfigError(f"another process is training in {path}; wait for it or choose another --run-dir") from None
     except OSError as error:
-        raise ConfigError(
-            f"run directory {path} cannot be written to: {error.strerror}; choose another --run-dir"
-        ) from None
-    if fresh:
-        for name in _WRITTEN:
-            if (path / name).is_dir():
-                shutil.rmtree(path / name)
-            else:
-                (path / name).unlink(missing_ok=True)
-    if (path / "config.json").exists():
-        _refuse_other_config(path, config)
-    write_atomically(path / "config.json", config.to_json())
-    write_atomically(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
-    if not (path / "wandb-id").exists():
-        write_atomically(path / "wandb-id", uuid.uuid4().hex[:12])
-    return lock
+        reason = error.strerror or error
+        raise ConfigError(f"run directory {path} cannot be written to: {reason}; choose another --run-dir") from None
+
+
+def _remove_run(path: Path) -> None:
+    """Remove what a run writes, and nothing else that a user keeps there."""
+    for name in _WRITTEN:
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+        else:
+            (path / name).unlink(missing_ok=True)
 
 
 def _refuse_other_config(path: Path, config: TrainConfig) -> None:
@@ -373,7 +391,7 @@ def _raise_everywhere(error: UserError | None, processes: Processes) -> None:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """Within it, SIGTERM and SIGINT set the event; one more that comes seconds later acts as usual, for the impatient."""
+    """Within it, SIGTERM and SIGINT set the event; one more, seconds later, acts as usual, for the impatient."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python delivers signals to the main thread alone; there the caller sees to them.

@@ -1,4 +1,4 @@
-"""The training loop: for each phase of each step freeze, forward, backward, average gradients, step, move the average."""
+"""The training step: for each phase freeze, forward, backward, average gradients, step; then move the average."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gen_dist import parallel
 from gen_dist.checkpoint import Checkpoint
 from gen_dist.config import OptimizerConfig, TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches
-from gen_dist.errors import CheckpointError, ConfigError, UserError
+from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.objectives import Batch, Objective, Phase, build_objective
 from gen_dist.parallel import Processes
 
@@ -41,6 +41,7 @@ class Trainer:
             # Drawn on the CPU, so that the same weights start on every device and rank.
             torch.manual_seed(config.seed)
             self.objective = build_objective(config, dataset.image_shape)
+        self.objective.start_at(_mean_image(dataset.train))
         self.objective.to(processes.device)
         self.averaged = _frozen_copy(self.objective) if config.optimization.ema_decay is not None else None
         self._turns = {
@@ -265,6 +266,12 @@ def evaluating(objective: Objective) -> Iterator[Objective]:
             yield objective
     finally:
         objective.train(was_training)
+
+
+def _mean_image(split: Split) -> Tensor:
+    """Mean of about 10,000 images spread over a split: float32 [C, H, W] in 0..1."""
+    spread = split.images[:: max(1, len(split.images) // 10_000)]
+    return torch.from_numpy(spread).mean(dim=0, dtype=torch.float32) / 255.0
 
 
 def _rows_of_rank(config: TrainConfig, processes: Processes) -> tuple[list[int], int]:

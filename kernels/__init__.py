@@ -1,6 +1,7 @@
-"""Random draws and latent-space arithmetic of the training step, behind plain functions. Imports nothing of gen_dist."""
+"""The training step's random draws and heaviest arithmetic behind plain functions. Imports nothing of gen_dist."""
 
 from kernels.latent import LOGVAR_RANGE, reparameterize_kl
+from kernels.linear import Linear
 from kernels.noise import binarize, normal
 
-__all__ = ["LOGVAR_RANGE", "binarize", "normal", "reparameterize_kl"]
+__all__ = ["LOGVAR_RANGE", "Linear", "binarize", "normal", "reparameterize_kl"]

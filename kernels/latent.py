@@ -12,7 +12,7 @@ LOGVAR_RANGE = (-30.0, 20.0)
 def reparameterize_kl(
     parameters: Tensor, rng: Tensor, stream: int, first_row: int, *, samples: int = 1, deterministic: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Latents z = mean + exp(logvar / 2) * eps, and KL(N(mean, exp(logvar)) || N(0, I)) (Kingma & Welling 2014, app. B).
+    """Latents z = mean + exp(logvar / 2) * eps and KL(N(mean, exp(logvar)) || N(0, I)) (Kingma & Welling 2014, app. B).
 
     With logvar = log sigma^2 the standard deviation is exp(logvar / 2), not exp(logvar).
 

@@ -1,27 +1,24 @@
 """Keyed draws: standard normals and binarized images as functions of (seed, stream, step, global row).
 
-Each is a registered operator: torch.compile keeps it whole and never hoists, repeats or reorders its draw.
-`rng` is int64 [2] = (seed, step) on the device that draws, so that no Python number changes from step to step.
+`rng` is int64 [2] = (seed, step) on the device that draws, so that no Python number changes from step to step. Under
+torch.compile each draw is one opaque operator, which is never hoisted, repeated or reordered; eager code calls the same
+function without the dispatcher, whose cold code costs more than the draw.
 """
 
 import math
+import threading
+from collections import OrderedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.philox import device_words, host_words
 
-# Bernoulli(v / 255) as `word < v * 257` on 16-bit words, since 257 * 255 = 65535. A word is a quarter of the cost of a
-# float and 256 times finer than the intensities. The largest word counts as the one below it, so that a pixel of 255
-# is always 1, as a pixel of 0 is always 0.
-_THRESHOLD_PER_LEVEL = 257
-_LARGEST_WORD = 32766  # of words shifted to int16
 
-
-@torch.library.custom_op("gen_dist::normal", mutates_args=())
 def normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
-    """Standard normal draws; row i depends on (seed, stream, step, first_row + i) alone.
+    """Standard normal draws; row i depends on (seed, stream, step, first_row + i) and the width alone.
 
     Args:
         rng: int64 [2], (seed, step).
@@ -33,38 +30,10 @@ def normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> T
     Returns:
         float32 [rows, width] on the device of `rng`.
     """
-    pairs = -(-width // 2)
-    if rng.device.type == "cpu":
-        seed, step = rng.tolist()
-        words = torch.from_numpy(host_words(seed, stream, step, first_row, rows, pairs).view(np.int32))
-    else:
-        words = device_words(rng, stream, first_row, rows, 2 * pairs)
-    return box_muller(words.view(rows, 2, pairs))[:, :width].contiguous()
+    draw = normal_operator if torch.compiler.is_compiling() else _normal
+    return draw(rng, stream, first_row, rows, width)
 
 
-def box_muller(words: Tensor) -> Tensor:
-    """Standard normal pairs from pairs of random 32-bit words (Box & Muller 1958).
-
-    Args:
-        words: integers [rows, 2, pairs] with 32 random bits, signed or not.
-
-    Returns:
-        float32 [rows, 2 * pairs], at most 6.7 in size.
-    """
-    # The top bit of the radius word is dropped: 31 bits are never negative, and with the half-step of 2^-32 the
-    # uniform lies in (0, 1], so that the logarithm is finite. Signed words rounded to float32 gave log(0) in the end.
-    uniform = (words[:, 0] & 0x7FFFFFFF).to(torch.float32).mul_(2.0**-31).add_(2.0**-32)
-    radius = uniform.log_().mul_(-2.0).sqrt_()
-    angle = words[:, 1].to(torch.float32).mul_(math.pi * 2.0**-31)
-    return torch.cat((radius * angle.cos(), radius * angle.sin()), dim=1)
-
-
-@normal.register_fake
-def _(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
-    return rng.new_empty((rows, width), dtype=torch.float32)
-
-
-@torch.library.custom_op("gen_dist::binarize", mutates_args=())
 def binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
     """Draw each pixel from Bernoulli(intensity / 255): the dynamic binarization of Burda et al. 2016.
 
@@ -77,36 +46,148 @@ def binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor
     Returns:
         float32 of the shape of `images`, each 0.0 or 1.0.
     """
+    draw = binarize_operator if torch.compiler.is_compiling() else _binarize
+    return draw(images, rng, stream, first_row)
+
+
+def _normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
+    if rng.device.type == "cpu":
+        seed, step = rng.tolist()
+        return torch.from_numpy(_LOOKAHEAD.normal(seed, stream, step, first_row, rows, width))
+    pairs = -(-width // 2)
+    words = device_words(rng, stream, first_row, rows, 2 * pairs).view(rows, 2, pairs)
+    return device_box_muller(words)[:, :width].contiguous()
+
+
+normal_operator = torch.library.custom_op("gen_dist::normal", _normal, mutates_args=())
+
+
+@normal_operator.register_fake
+def _(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
+    return rng.new_empty((rows, width), dtype=torch.float32)
+
+
+class _Lookahead(threading.local):
+    """Normal draws on the CPU, of several steps at once where one step follows another.
+
+    Between two matrix products nothing of Python or NumPy is in the cache, and a draw of a few thousand numbers costs
+    ten times what its arithmetic does. Drawn eight steps at a time it is paid once. What is drawn does not change.
+    """
+
+    STEPS = 8
+    STREAMS = 8  # kept; the least recently used goes first
+
+    def __init__(self) -> None:
+        self._drawn: OrderedDict[tuple[int, ...], tuple[int, list[NDArray[np.float32]]]] = OrderedDict()
+
+    def normal(self, seed: int, stream: int, step: int, first_row: int, rows: int, width: int) -> NDArray[np.float32]:
+        key = (seed, stream, first_row, rows, width)
+        first, draws = self._drawn.get(key, (-1, []))
+        if not 0 <= step - first < len(draws):
+            count = self.STEPS if draws and step == first + len(draws) else 1
+            draws = list(host_normal(seed, stream, range(step, step + count), first_row, rows, width))
+            self._drawn[key] = first, draws = step, draws
+            self._drawn.move_to_end(key)
+            if len(self._drawn) > self.STREAMS:
+                self._drawn.popitem(last=False)
+        # A copy: who gets the draw may write to it.
+        return draws[step - first].copy()
+
+
+_LOOKAHEAD = _Lookahead()
+
+
+def host_normal(seed: int, stream: int, steps: range, first_row: int, rows: int, width: int) -> NDArray[np.float32]:
+    """The definition of `normal` on CPUs, for some steps: float32 [steps, rows, width].
+
+    The pairs of a row take their radii from the first half of its words, their angles from the second.
+    """
+    pairs = -(-width // 2)
+    words = np.concatenate([host_words(seed, stream, step, first_row, rows, pairs) for step in steps])
+    normals = host_box_muller(words.view(np.uint32).reshape(-1, 2, pairs))[:, :width]
+    return np.ascontiguousarray(normals).reshape(len(steps), rows, width)
+
+
+def host_box_muller(words: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """Standard normal pairs from pairs of random words (Box & Muller 1958).
+
+    Args:
+        words: uint32 [rows, 2, pairs], all 32 bits random.
+
+    Returns:
+        float32 [rows, 2 * pairs], at most 6.8 in size.
+    """
+    rows, _, pairs = words.shape
+    # The half-step of 2^-33 keeps the uniform in (0, 1] and its logarithm finite.
+    radius = np.multiply(words[:, 0], np.float32(2.0**-32), dtype=np.float32)
+    radius += np.float32(2.0**-33)
+    np.log(radius, out=radius)
+    radius *= np.float32(-2.0)
+    np.sqrt(radius, out=radius)
+    angle = np.multiply(words[:, 1], np.float32(2.0 * math.pi * 2.0**-32), dtype=np.float32)
+    normals = np.empty((rows, 2, pairs), dtype=np.float32)
+    np.cos(angle, out=normals[:, 0])
+    np.sin(angle, out=normals[:, 1])
+    normals *= radius[:, None]
+    return normals.reshape(rows, 2 * pairs)
+
+
+def device_box_muller(words: Tensor) -> Tensor:
+    """`host_box_muller` in torch operations: int64 [rows, 2, pairs] of 0 .. 2^32 - 1 to float32 [rows, 2 * pairs]."""
+    uniform = words[:, 0].to(torch.float32).mul_(2.0**-32).add_(2.0**-33)
+    radius = uniform.log_().mul_(-2.0).sqrt_()
+    angle = words[:, 1].to(torch.float32).mul_(2.0 * math.pi * 2.0**-32)
+    return torch.cat((radius * angle.cos(), radius * angle.sin()), dim=1)
+
+
+def _binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
     rows, pixels = images.shape[0], math.prod(images.shape[1:])
+    flat = images.reshape(rows, pixels)
     if images.device.type == "cpu":
         seed, step = rng.tolist()
-        words = host_words(seed, stream, step, first_row, rows, -(-pixels // 4))
-        uniform = torch.from_numpy(words.view(np.int16))[:, :pixels]
-    else:
-        uniform = _int16_words(device_words(rng, stream, first_row, rows, -(-pixels // 2)))[:, :pixels]
-    return threshold(images.reshape(rows, pixels), uniform).view(images.shape)
+        words = host_words(seed, stream, step, first_row, rows, -(-(pixels + TIE_BYTES) // 8))
+        return torch.from_numpy(host_threshold(flat.numpy(), words.view(np.uint8))).float().view(images.shape)
+    pairs = device_words(rng, stream, first_row, rows, -(-pixels // 2))
+    halves = torch.stack((pairs & 0xFFFF, pairs >> 16), dim=-1).view(rows, -1)[:, :pixels]
+    return device_threshold(flat, halves).view(images.shape)
 
 
-def threshold(images: Tensor, words: Tensor) -> Tensor:
-    """1.0 with probability intensity / 255 where the words are random.
+binarize_operator = torch.library.custom_op("gen_dist::binarize", _binarize, mutates_args=())
+
+
+@binarize_operator.register_fake
+def _(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
+    return torch.empty(images.shape, dtype=torch.float32, device=images.device)
+
+
+# Bernoulli(v / 255) as `16-bit number < v * 257`, since 257 * 255 = 65535. The largest number counts as the one below
+# it, so that a pixel of 255 is always 1, as a pixel of 0 is always 0.
+TIE_BYTES = 64
+
+
+def host_threshold(images: NDArray[np.uint8], noise: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """True with probability intensity / 255, from 8 random bits a pixel and 8 more for one pixel in 256.
+
+    A 16-bit number with high byte h is below 257 v = 256 v + v where h < v, and where h = v if its low byte is below v.
+    The case h = 255 may stand for h = v: both have one chance in 256, and 255 is below no intensity. So the low byte is
+    looked at there alone; it comes from the row's last TIE_BYTES, by the pixel's number.
 
     Args:
         images: uint8 [rows, pixels].
-        words: int16 [rows, pixels], all 16 bits random.
+        noise: uint8 [rows, at least pixels + TIE_BYTES], random.
 
     Returns:
-        float32 [rows, pixels].
+        bool [rows, pixels].
     """
-    least_dark = images.to(torch.int16).mul_(_THRESHOLD_PER_LEVEL).sub_(32768)
-    return (words.clamp(max=_LARGEST_WORD) < least_dark).to(torch.float32)
+    pixels = images.shape[1]
+    high = noise[:, :pixels]
+    ones = high < images
+    row, pixel = np.divmod(np.flatnonzero(high == 255), pixels)  # five times as fast as nonzero in two dimensions
+    low = noise[row, pixels + pixel % TIE_BYTES]
+    ones[row, pixel] = np.minimum(low, 254) < images[row, pixel]
+    return ones
 
 
-def _int16_words(words: Tensor) -> Tensor:
-    """Halves of unsigned 32-bit words int64 [rows, N] as int16 [rows, 2N]."""
-    halves = torch.stack((words & 0xFFFF, words >> 16), dim=-1)
-    return halves.view(words.shape[0], -1).sub(32768).to(torch.int16)
-
-
-@binarize.register_fake
-def _(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
-    return torch.empty(images.shape, dtype=torch.float32, device=images.device)
+def device_threshold(images: Tensor, noise: Tensor) -> Tensor:
+    """1.0 with probability intensity / 255: uint8 [rows, pixels] and int64 0 .. 65535 [rows, pixels] to float32."""
+    return (noise.clamp(max=65534) < images.to(torch.int64) * 257).to(torch.float32)

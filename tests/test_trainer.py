@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gen_dist.checkpoint import Checkpoint
 from gen_dist.config import OptimizerConfig, TrainConfig
 from gen_dist.errors import CheckpointError, ConfigError
-from gen_dist.objectives import Batch, Objective, Phase
+from gen_dist.objectives import Batch, Objective, Phase, build_objective
 from gen_dist.trainer import Trainer, learning_rate_at
 from tests.runs import OBJECTIVES, all_tensors, assert_same_bits, make_trainer, run_steps, small_config
 
@@ -26,7 +26,9 @@ def _checkpoint_of(trainer: Trainer, step: int) -> Checkpoint:
 @every_objective
 def test_training_lowers_the_loss(objective: str) -> None:
     losses = run_steps(make_trainer(small_config(objective)), 0, 50)
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    # After the warm-up of the KL weight. A Gaussian's loss may be negative: its density is no probability.
+    first, last = sum(losses[8:16]), sum(losses[-8:])
+    assert last < first - 0.02 * abs(first)
 
 
 @every_objective
@@ -99,7 +101,7 @@ def test_fp16_scales_its_loss_and_skips_steps_that_overflow() -> None:
     scale = trainer.loss_scales()["vae"]["scale"]
     assert scale > 1
     losses = run_steps(trainer, 0, 40)
-    assert losses[-1] < losses[0]
+    assert sum(losses[-8:]) < sum(losses[:8])
     resumed = make_trainer(small_config("vae", precision="fp16"))
     resumed.load(_checkpoint_of(trainer, 40))
     assert resumed.loss_scales() == trainer.loss_scales()
@@ -126,6 +128,22 @@ def test_the_average_of_the_weights_follows_its_definition() -> None:
     torch.testing.assert_close(trainer.tensors()["averaged"][name], average)
 
 
+@pytest.mark.parametrize("objective", ["autoencoder", "vae", "vae, convolutional", "vae, learned Gaussian scale"])
+def test_latents_decode_to_about_the_mean_image_before_training(objective: str) -> None:
+    trainer = make_trainer(small_config(objective))
+    mean = torch.from_numpy(trainer.dataset.train.images).float().mean(0) / 255
+
+    def error(started: Objective) -> float:
+        with torch.no_grad():
+            decoded = started.pixels(started.decode(torch.zeros(1, 5)))[0]
+        if objective == "vae, convolutional":  # one bias for all pixels of a channel
+            return float((decoded.mean() - mean.mean()).abs())
+        return float((decoded - mean).abs().mean())
+
+    untold = build_objective(trainer.config, trainer.dataset.image_shape)
+    assert error(trainer.objective) < 0.8 * error(untold)
+
+
 def test_learning_rate_warms_up_and_decays_as_a_function_of_the_step() -> None:
     def rates(decay: str) -> list[float]:
         optimization = OptimizerConfig(warmup_steps=4, decay=decay)  # type: ignore[arg-type]
@@ -133,7 +151,7 @@ def test_learning_rate_warms_up_and_decays_as_a_function_of_the_step() -> None:
         return [round(learning_rate_at(config, step), 6) for step in range(12)]
 
     assert rates("constant") == [0.2, 0.4, 0.6] + [0.8] * 9
-    assert rates("linear") == [0.2, 0.4, 0.6, 0.8] + [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    assert rates("linear") == [0.2, 0.4, 0.6, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
     assert rates("cosine")[8] == pytest.approx(0.4)
     assert rates("cosine") == rates("cosine")[:4] + sorted(rates("cosine")[4:], reverse=True)
 
@@ -220,18 +238,21 @@ def two_players(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainer]:
 
 
 def test_a_phase_changes_only_the_networks_that_it_trains(two_players: Trainer) -> None:
-    def weights() -> dict[str, Tensor]:
-        return {name: network.weight.detach().clone() for name, network in two_players.objective.networks.items()}
+    def changed_by(step: int) -> set[str]:
+        before = all_tensors(two_players)
+        logs = two_players.run_step(step)
+        after = all_tensors(two_players)
+        turns.append({name.split("/")[0] for name in logs})
+        return {
+            name.split("/")[1].split(".")[0]
+            for name, value in before.items()
+            if name.startswith("networks/") and not torch.equal(after[name], value)
+        }
 
-    start = weights()
-    assert set(two_players.run_step(0)) == {"discriminator/loss", "generator/loss"}
-    both = weights()
-    assert not torch.equal(start["discriminator"], both["discriminator"])
-    assert not torch.equal(start["generator"], both["generator"])
-    assert set(two_players.run_step(1)) == {"discriminator/loss"}
-    one = weights()
-    assert not torch.equal(one["discriminator"], both["discriminator"])
-    assert torch.equal(one["generator"], both["generator"])
+    turns: list[set[str]] = []
+    assert changed_by(0) == {"discriminator", "generator"}
+    assert changed_by(1) == {"discriminator"}
+    assert turns == [{"discriminator", "generator"}, {"discriminator"}]
     assert all(parameter.grad is None for parameter in two_players.objective.parameters())
     assert all(parameter.requires_grad for parameter in two_players.objective.parameters())
 

@@ -119,7 +119,7 @@ class Folder:
             if not _is_visible(entry):
                 continue
             if entry.is_dir():
-                in_classes.extend(self._image(file, _printable(entry.name)) for file in _walk(Path(entry.path), set()))
+                in_classes.extend(self._image(file, _printable(entry.name)) for file in _walk(entry.path, set()))
             elif _is_image(entry):
                 direct.append(self._image(entry, _ONE_CLASS))
         if direct and in_classes:
@@ -147,9 +147,9 @@ class Folder:
                 )
 
 
-def _walk(directory: Path, parents: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
+def _walk(directory: str, parents: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
     """Image files below a directory, symbolic links followed except back into a parent."""
-    status = directory.stat()
+    status = os.stat(directory)
     identity = (status.st_dev, status.st_ino)
     if identity in parents:
         return
@@ -157,7 +157,7 @@ def _walk(directory: Path, parents: set[tuple[int, int]]) -> Iterator[os.DirEntr
         if not _is_visible(entry):
             continue
         if entry.is_dir():
-            yield from _walk(Path(entry.path), parents | {identity})
+            yield from _walk(entry.path, parents | {identity})
         elif _is_image(entry):
             yield entry
 

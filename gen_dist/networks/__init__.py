@@ -6,7 +6,10 @@ from gen_dist.config import ConvConfig, MlpConfig, NetworkConfig
 from gen_dist.networks.conv import ConvDecoder, ConvEncoder
 from gen_dist.networks.mlp import MlpDecoder, MlpEncoder
 
-__all__ = ["build_decoder", "build_encoder"]
+__all__ = ["Decoder", "build_decoder", "build_encoder"]
+
+Decoder = MlpDecoder | ConvDecoder
+"""Networks from latents to images; each has `start_at`, to set what it says of every latent before training."""
 
 
 def build_encoder(config: NetworkConfig, image_shape: tuple[int, int, int], outputs: int) -> nn.Module:
@@ -22,7 +25,7 @@ def build_encoder(config: NetworkConfig, image_shape: tuple[int, int, int], outp
             return ConvEncoder(config, image_shape, outputs)
 
 
-def build_decoder(config: NetworkConfig, image_shape: tuple[int, int, int]) -> nn.Module:
+def build_decoder(config: NetworkConfig, image_shape: tuple[int, int, int]) -> Decoder:
     """A network from latents float32 [B, config.latent_dim] to [B, C, H, W].
 
     Raises:

@@ -2,11 +2,13 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from gen_dist.config import ConvConfig
 from gen_dist.errors import ConfigError
 from gen_dist.networks.mlp import ACTIVATIONS
+from kernels import Linear
 
 
 def _sides(config: ConvConfig, image_shape: tuple[int, int, int]) -> list[tuple[int, int]]:
@@ -38,7 +40,7 @@ class ConvEncoder(nn.Module):
         self.convolutions = nn.Sequential(*layers)
         features_left = inputs * math.prod(_sides(config, image_shape)[-1])
         self.head = nn.Sequential(
-            nn.Linear(features_left, config.hidden_size), activation(), nn.Linear(config.hidden_size, outputs)
+            Linear(features_left, config.hidden_size), activation(), Linear(config.hidden_size, outputs)
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -54,9 +56,9 @@ class ConvDecoder(nn.Module):
         sides = _sides(config, image_shape)
         self.smallest_shape = (config.feature_maps[-1], *sides[-1])
         self.head = nn.Sequential(
-            nn.Linear(config.latent_dim, config.hidden_size),
+            Linear(config.latent_dim, config.hidden_size),
             activation(),
-            nn.Linear(config.hidden_size, math.prod(self.smallest_shape)),
+            Linear(config.hidden_size, math.prod(self.smallest_shape)),
             activation(),
         )
         layers: list[nn.Module] = []
@@ -70,6 +72,13 @@ class ConvDecoder(nn.Module):
                 activation(),
             ]
         self.convolutions = nn.Sequential(*layers[:-1])
+
+    def start_at(self, image: Tensor) -> None:
+        """Have every latent decode to about the mean colour of this image, [C, H, W], before training."""
+        output = self.convolutions[-1]
+        assert isinstance(output, nn.ConvTranspose2d) and output.bias is not None
+        with torch.no_grad():
+            output.bias.copy_(image.mean(dim=(1, 2)))
 
     def forward(self, latents: Tensor) -> Tensor:
         return self.convolutions(self.head(latents).unflatten(1, self.smallest_shape))

@@ -1,11 +1,14 @@
 """Fully connected encoder and decoder, as in the first VAEs (Kingma & Welling 2014, appendix C)."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from gen_dist.config import Activation, MlpConfig
+from kernels import Linear
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -18,9 +21,9 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 def mlp(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
     """Linear layers between consecutive sizes, with the activation between them and none after the last."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
-        layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+    for inputs, outputs in itertools.pairwise(sizes[:-1]):
+        layers += [Linear(inputs, outputs), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers, Linear(sizes[-2], sizes[-1]))
 
 
 class MlpEncoder(nn.Module):
@@ -43,6 +46,13 @@ class MlpDecoder(nn.Module):
         self.layers = mlp(
             (config.latent_dim, *reversed(config.hidden_sizes), math.prod(image_shape)), config.activation
         )
+
+    def start_at(self, image: Tensor) -> None:
+        """Have every latent decode to about this image, [C, H, W], before training."""
+        output = self.layers[-1]
+        assert isinstance(output, Linear)
+        with torch.no_grad():
+            output.bias.copy_(image.flatten())
 
     def forward(self, latents: Tensor) -> Tensor:
         return self.layers(latents).unflatten(1, self.image_shape)

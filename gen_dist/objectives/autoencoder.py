@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from gen_dist.config import AutoencoderConfig, NetworkConfig
 from gen_dist.losses import bernoulli_nll, squared_error
-from gen_dist.networks import build_decoder, build_encoder
-from gen_dist.objectives.base import Batch, Objective, Phase, unit_interval
+from gen_dist.networks import Decoder, build_decoder, build_encoder
+from gen_dist.objectives.base import Batch, Objective, Phase, likelihood_parameters, unit_interval
 
 
 class Autoencoder(Objective):
@@ -26,6 +26,11 @@ class Autoencoder(Objective):
 
     def phases(self) -> dict[str, Phase]:
         return {"autoencoder": Reconstruct(self)}
+
+    def start_at(self, mean_image: Tensor) -> None:
+        decoder = self.networks["decoder"]
+        assert isinstance(decoder, Decoder)
+        decoder.start_at(likelihood_parameters(mean_image, self.likelihood))
 
     def encode(self, images: Tensor) -> tuple[Tensor, None]:
         return self.networks["encoder"](unit_interval(images)).float(), None

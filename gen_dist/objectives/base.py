@@ -3,14 +3,26 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from gen_dist.config import Likelihood
 from gen_dist.errors import UserError
 
 
 def unit_interval(images: Tensor) -> Tensor:
     """Intensities uint8 0..255 as float32 0..1."""
     return images * (1.0 / 255.0)
+
+
+def likelihood_parameters(mean_image: Tensor, likelihood: Likelihood) -> Tensor:
+    """What a decoder says of pixels with these mean intensities in 0..1: logits, or the means themselves.
+
+    Output biases start there, as in the code of Burda et al. 2016: the first steps need not learn the mean image.
+    """
+    if likelihood == "gaussian":
+        return mean_image
+    return torch.logit(mean_image, eps=1e-3)  # pixels that are never inked would start at minus infinity
 
 
 class Batch(NamedTuple):
@@ -64,6 +76,9 @@ class Objective(nn.Module):
     def phases(self) -> dict[str, Phase]:
         """New phases over the networks of this objective, by name, in the order of their turns."""
         raise NotImplementedError
+
+    def start_at(self, mean_image: Tensor) -> None:
+        """Set initial values that the training data tell, from their mean image, float32 [C, H, W] in 0..1."""
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Posterior of images uint8 [B, C, H, W]: mean [B, D] and log-variance [B, D], None where there is none."""

@@ -13,8 +13,8 @@ from gen_dist.losses import (
     normal_log_density,
     standard_normal_log_density,
 )
-from gen_dist.networks import build_decoder, build_encoder
-from gen_dist.objectives.base import Batch, Objective, Phase, unit_interval
+from gen_dist.networks import Decoder, build_decoder, build_encoder
+from gen_dist.objectives.base import Batch, Objective, Phase, likelihood_parameters, unit_interval
 from gen_dist.randomness import Stream
 from kernels import LOGVAR_RANGE, binarize, reparameterize_kl
 
@@ -70,6 +70,11 @@ class Vae(Objective):
         latents, logvar = latents.double(), logvar.clamp(*LOGVAR_RANGE)  # as the latents were drawn
         log_weights = standard_normal_log_density(latents) - normal_log_density(latents, mean, logvar) - nll
         return log_weights.view(-1, samples), kl_nats
+
+    def start_at(self, mean_image: Tensor) -> None:
+        decoder = self.networks["decoder"]
+        assert isinstance(decoder, Decoder)
+        decoder.start_at(likelihood_parameters(mean_image, self.config.likelihood))
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = self.networks["encoder"](unit_interval(images)).float().chunk(2, dim=1)

@@ -1,0 +1,227 @@
+"""Everything that a user can do wrong: one line that names the values and the way out, and exit code 2."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import runpy
+import shutil
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from gen_dist.checkpoint import checkpoint_paths
+from gen_dist.run import train
+from tests.conftest import REPOSITORY
+from tests.runs import small_config, write_config
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
+    path = tmp_path_factory.mktemp("finished") / "run"
+    train(small_config("vae", steps=4, checkpoint_every=2, run_dir=str(path)), say=lambda _line: None)
+    return path
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a case may write, and a finished run to spoil."""
+
+    path: Path
+    run: Path
+
+    def file(self, name: str, content: bytes | str) -> Path:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def config(self, **changes: object) -> Path:
+        """A config file with some values replaced, types unchecked."""
+        values = json.loads(small_config("vae", run_dir=str(self.path / "run")).to_json())
+        return self.file("config.json", json.dumps(values | changes))
+
+
+Case = tuple[Callable[[Place], list[object]], str]
+
+
+def _folder(place: Place, files: dict[str, bytes]) -> list[object]:
+    (place.path / "images").mkdir()
+    for name, content in files.items():
+        place.file(f"images/{name}", content)
+    return ["vae-mnist", "--data", f"folder:{place.path / 'images'}"]
+
+
+def _truncated_png(place: Place) -> bytes:
+    path = place.path / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(path)
+    return path.read_bytes()[:600]
+
+
+def _parquet(place: Place, table: pa.Table) -> list[object]:
+    pq.write_table(table, place.path / "train.parquet")
+    return ["vae-mnist", "--data", f"parquet:{place.path / 'train.parquet'}"]
+
+
+def _mnist(place: Place, images: bytes, labels: bytes) -> list[object]:
+    raw = place.path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(images)
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(labels)
+    return ["vae-mnist", "--data", "mnist", "--data-root", place.path]
+
+
+def _spoiled_run(place: Place, spoil: Callable[[Path], object]) -> list[object]:
+    shutil.copytree(place.run, place.path / "run")
+    for checkpoint in checkpoint_paths(place.path / "run"):
+        spoil(checkpoint)
+    return _again(place)
+
+
+def _again(place: Place, **changes: object) -> list[object]:
+    values = json.loads((place.run / "config.json").read_text()) | {"run_dir": str(place.path / "run")} | changes
+    return ["--config", place.file("config.json", json.dumps(values))]
+
+
+IDX_IMAGES = struct.pack(">IIII", 2051, 4, 28, 28) + bytes(4 * 784)
+IDX_LABELS = struct.pack(">II", 2049, 4) + bytes([0, 1, 2, 3])
+
+CASES: dict[str, Case] = {
+    # the command line
+    "no such preset": (lambda p: ["vae-minst"], "vae-mnist"),
+    "no such option": (lambda p: ["vae-mnist", "--stpes", 3], "--stpes"),
+    "an option of another objective": (lambda p: ["ae-mnist", "--beta", 2], "--beta"),
+    "a value that is no number": (lambda p: ["vae-mnist", "--steps", "many"], "--steps"),
+    "a value that is missing": (lambda p: ["vae-mnist", "--seed"], "--seed"),
+    "no such choice": (lambda p: ["vae-mnist", "--precision", "fp8"], "bf16"),
+    "--config without a file": (lambda p: ["--config"], "config.json"),
+    # values
+    "no steps": (lambda p: ["vae-mnist", "--steps", 0], "steps 0 is less than 1"),
+    "a negative learning rate": (lambda p: ["vae-mnist", "--learning-rate", -1], "learning_rate -1.0"),
+    "a learning rate that is nan": (lambda p: ["vae-mnist", "--learning-rate", "nan"], "learning_rate nan"),
+    "a negative seed": (lambda p: ["vae-mnist", "--seed", -1], "seed -1"),
+    "an empty batch": (lambda p: ["vae-mnist", "--global-batch-size", 0], "global_batch_size 0"),
+    "a batch that cannot be shared": (lambda p: ["vae-mnist", "--accumulation", 3], "use 126 or 129"),
+    "a decay rate of 1": (lambda p: ["vae-mnist", "--ema-decay", 1], "ema_decay 1.0"),
+    "no hidden layer": (lambda p: ["vae-mnist", "--hidden-sizes"], "hidden_sizes is empty"),
+    "no samples": (lambda p: ["vae-mnist", "--importance-samples", 0], "importance_samples 0"),
+    "beta with importance samples": (lambda p: ["beta-vae-mnist", "--importance-samples", 5], "use beta 1"),
+    "a scale of a Bernoulli": (lambda p: ["vae-mnist", "--gaussian-scale", 1], "likelihood gaussian"),
+    "too many convolutions": (lambda p: ["vae-conv-mnist", "--feature-maps", *[4] * 6], "name at most 4"),
+    "a GPU where there is none": (lambda p: ["vae-mnist", "--device", "cuda"], "--device cpu"),
+    "no number of threads": (lambda p: ["vae-mnist"], "GEN_DIST_THREADS"),
+    "no such wandb mode": (lambda p: ["vae-mnist"], "WANDB_MODE"),
+    # config files
+    "a config file that is missing": (lambda p: ["--config", p.path / "none.json"], "none.json"),
+    "a config file that is no JSON": (lambda p: ["--config", p.file("c.json", "{'steps': 3")], "c.json"),
+    "a config file with an unknown name": (lambda p: ["--config", p.config(stepps=3)], "stepps"),
+    "a config file with a wrong type": (lambda p: ["--config", p.config(steps="many")], "steps"),
+    "a config file with a value out of range": (lambda p: ["--config", p.config(steps=0)], "steps 0 is less than 1"),
+    "a config file of bytes": (lambda p: ["--config", p.file("c.json", b"\xff\xfe\x00")], "c.json"),
+    # data
+    "no such source": (lambda p: ["vae-mnist", "--data", "minst"], "mnist5k"),
+    "a folder that is missing": (lambda p: ["vae-mnist", "--data", f"folder:{p.path / 'none'}"], "none"),
+    "a folder that is a file": (lambda p: ["vae-mnist", "--data", f"folder:{p.file('a.png', 'x')}"], "a.png"),
+    "an empty folder": (lambda p: _folder(p, {}), "images"),
+    "a folder without images": (lambda p: _folder(p, {"a.txt": b"text"}), "images"),
+    "a folder of truncated images": (lambda p: _folder(p, {f"{i}.png": _truncated_png(p) for i in range(3)}), ".png"),
+    "fewer images than a batch": (lambda p: ["vae-mnist", "--global-batch-size", 5000], "use at most 4000"),
+    "a parquet file that is cut off": (
+        lambda p: ["vae-mnist", "--data", f"parquet:{p.file('train.parquet', b'PAR1' + bytes(50))}"],
+        "train.parquet",
+    ),
+    "a parquet file without images": (lambda p: _parquet(p, pa.table({"text": ["a"]})), "image"),
+    "a parquet file with broken images": (
+        lambda p: _parquet(p, pa.table({"image": [{"bytes": b"no image", "path": None}] * 9, "label": [0] * 9})),
+        "train.parquet",
+    ),
+    "an idx file that is cut off": (lambda p: _mnist(p, IDX_IMAGES[:900], IDX_LABELS), "900 bytes"),
+    "an idx file of another kind": (lambda p: _mnist(p, gzip.compress(IDX_IMAGES), IDX_LABELS), "no idx file"),
+    "labels out of range": (lambda p: _mnist(p, IDX_IMAGES, IDX_LABELS[:8] + bytes([0, 1, 2, 99])), "99"),
+    "a cache that is a file": (
+        lambda p: ["vae-mnist", "--data", "synthetic", "--cache-dir", p.file("cache", "x") / "sub"],
+        "--cache-dir",
+    ),
+    # runs and checkpoints
+    "a run directory that is a file": (lambda p: ["vae-mnist", "--run-dir", p.file("taken", "x")], "taken"),
+    "a run of another config": (
+        lambda p: (_spoiled_run(p, lambda c: None), _again(p, seed=7))[1],
+        "seed 0 -> 7",
+    ),
+    "a run that is further on": (
+        lambda p: (_spoiled_run(p, lambda c: None), _again(p, steps=3))[1],
+        "already at step 4",
+    ),
+    "checkpoints that are all damaged": (
+        lambda p: _spoiled_run(p, lambda c: os.truncate(c / "networks.safetensors", 99)),
+        "--fresh",
+    ),
+    "checkpoints of another data set": (
+        lambda p: _again(
+            Place(p.path, _copied(p)),
+            packing=json.loads((p.run / "config.json").read_text())["packing"] | {"synthetic_images": 300},
+        ),
+        "another digest",
+    ),
+}
+
+
+def _copied(place: Place) -> Path:
+    shutil.copytree(place.run, place.path / "run")
+    return place.run
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_gives_one_line_and_exit_code_2(
+    name: str,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words, mentioned = CASES[name]
+    monkeypatch.chdir(tmp_path)
+    if name == "no number of threads":
+        monkeypatch.setenv("GEN_DIST_THREADS", "two")
+    if name == "no such wandb mode":
+        monkeypatch.setenv("WANDB_MODE", "shout")
+    arguments = [str(word) for word in words(Place(tmp_path, finished_run))]
+    monkeypatch.setattr(sys, "argv", ["launch/train.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(REPOSITORY / "launch/train.py"), run_name="__main__")
+    output = capsys.readouterr()
+    errors = [line for line in output.err.splitlines() if line.startswith("error: ")]
+    assert stop.value.code == 2, output.err
+    assert len(errors) == 1, output.err
+    assert mentioned in errors[0]
+    assert output.err.rstrip().endswith(errors[0])
+    assert "Traceback" not in output.err
+    assert len(errors[0]) < 500
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len(CASES) >= 25
+
+
+def test_what_was_written_survives_a_refusal(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(finished_run, path)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    config = write_config(tmp_path / "config.json", small_config("vae", steps=4, seed=3, run_dir=str(path)))
+    monkeypatch.setattr(sys, "argv", ["launch/train.py", "--config", str(config)])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(REPOSITORY / "launch/train.py"), run_name="__main__")
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before

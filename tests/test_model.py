@@ -1,0 +1,179 @@
+"""Using a trained model: load, sample, encode, decode, and the commands on top of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import gen_dist
+from gen_dist.checkpoint import checkpoint_paths
+from gen_dist.errors import CheckpointError, UserError
+from gen_dist.run import train
+from gen_dist.tracking import read_metrics
+from tests.conftest import REPOSITORY
+from tests.runs import OBJECTIVES, make_trainer, run_steps, small_config, small_dataset
+
+SHAPE = (1, 28, 28)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of each objective, in directories numbered as in OBJECTIVES."""
+    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
+    root = tmp_path_factory.mktemp("runs")
+    for index, objective in enumerate(OBJECTIVES):
+        config = small_config(objective, steps=12, checkpoint_every=5, sample_every=6, run_dir=str(root / str(index)))
+        train(config, say=lambda _line: None)
+    return root
+
+
+def _run_of(runs: Path, objective: str) -> Path:
+    return runs / str(list(OBJECTIVES).index(objective))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_makes_the_pictures_that_it_can(objective: str, runs: Path) -> None:
+    path = _run_of(runs, objective)
+    generates = not objective.startswith("autoencoder")
+    assert (path / "samples").exists() == generates
+    for name in ("reconstructions/step_00000012.png", "latent_manifold.png", "latent_scatter.png", "curves.png"):
+        with Image.open(path / name) as picture:
+            assert np.asarray(picture.convert("L")).std() > 2
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_loaded_model_is_the_trained_one(objective: str, runs: Path) -> None:
+    config = small_config(objective, steps=12)
+    trainer = make_trainer(config)
+    run_steps(trainer, 0, 12)
+    model = gen_dist.load(_run_of(runs, objective))
+    images = torch.from_numpy(small_dataset(config).test.images[:7])
+    mean, logvar = model.encode(images)
+    expected_mean, _ = trainer.best_objective.encode(images)
+    assert torch.equal(mean, expected_mean)
+    assert mean.shape == (7, 5)
+    assert (logvar is None) == objective.startswith("autoencoder")
+    decoded = model.decode(mean)
+    assert decoded.shape == (7, *SHAPE)
+    assert decoded.dtype == torch.float32
+    assert model.reconstruct(images).dtype == torch.uint8
+    assert not model.objective.training
+
+
+def test_averaged_weights_are_the_ones_that_are_loaded(runs: Path) -> None:
+    trainer = make_trainer(small_config("vae", steps=12))
+    run_steps(trainer, 0, 12)
+    loaded = gen_dist.load(_run_of(runs, "vae")).objective.networks.state_dict()
+    name = "decoder.layers.0.weight"
+    assert trainer.averaged is not None
+    assert torch.equal(loaded[name], trainer.averaged.networks.state_dict()[name])
+    assert not torch.equal(loaded[name], trainer.objective.networks.state_dict()[name])
+
+
+def test_samples_are_a_function_of_the_seed_and_of_nothing_else(runs: Path) -> None:
+    model = gen_dist.load(_run_of(runs, "vae"))
+    first = model.sample(20)
+    torch.manual_seed(5)
+    assert torch.equal(gen_dist.load(_run_of(runs, "vae")).sample(20), first)
+    assert torch.equal(model.sample(5), first[:5])
+    assert not torch.equal(model.sample(20, seed=1), first)
+    assert first.shape == (20, *SHAPE)
+    assert first.dtype == torch.uint8
+    assert len({image.numpy().tobytes() for image in first}) == 20
+
+
+def test_a_checkpoint_directory_loads_as_well_as_its_run(runs: Path) -> None:
+    path = _run_of(runs, "vae")
+    newest, before = checkpoint_paths(path)
+    assert torch.equal(gen_dist.load(newest).sample(3), gen_dist.load(path).sample(3))
+    assert not torch.equal(gen_dist.load(before).sample(3), gen_dist.load(path).sample(3))
+
+
+def test_an_autoencoder_says_why_it_cannot_sample(runs: Path) -> None:
+    with pytest.raises(UserError, match="cannot generate: it has no prior"):
+        gen_dist.load(_run_of(runs, "autoencoder")).sample(3)
+
+
+def test_wrong_inputs_are_told_what_is_right(runs: Path) -> None:
+    model = gen_dist.load(_run_of(runs, "vae"))
+    with pytest.raises(UserError, match=r"takes uint8 \[N, 1, 28, 28\]"):
+        model.encode(torch.zeros(2, 1, 28, 28))
+    with pytest.raises(UserError, match=r"takes uint8 \[N, 1, 28, 28\]"):
+        model.encode(torch.zeros(2, 3, 28, 28, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"takes \[N, 5\]"):
+        model.decode(torch.zeros(2, 6))
+    with pytest.raises(UserError, match="count 0"):
+        model.sample(0)
+    with pytest.raises(UserError, match="knows no classes"):
+        model.sample(2, labels=torch.tensor([0, 1]))
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no run or checkpoint directory"):
+        gen_dist.load(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        gen_dist.load(tmp_path)
+
+
+def _gen_dist(*words: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gen_dist.cli", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=cwd, env=environment)
+
+
+def test_the_sample_command_writes_a_grid(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    done = _gen_dist("sample", _run_of(runs, "vae"), "--count", 12, "--columns", 4, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(out)
+    with Image.open(out) as picture:
+        assert picture.width > picture.height
+
+
+@pytest.mark.parametrize("step", [1, 3, 11])
+def test_replay_prints_the_losses_of_the_run(step: int, runs: Path) -> None:
+    path = _run_of(runs, "iwae")
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    done = _gen_dist("replay", path, "--step", step)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    record = next(record for record in read_metrics(path / "metrics.jsonl") if record["step"] == step)
+    assert float(words[words.index("loss") + 1]) == pytest.approx(record["train/loss"], abs=1e-6)
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "mentioned"),
+    [
+        (["sample", "none"], "none is no run"),
+        (["sample", "{run}", "--count", "0"], "count 0"),
+        (["sample", "{run}", "--count", "x"], "--count"),
+        (["sample", "{run}", "--out", "/proc/none.png"], "cannot be written"),
+        (["sample", "{run}", "--device", "cuda"], "no GPU"),
+        (["replay", "{run}", "--step", "99"], "1 to 12"),
+        (["replay", "none", "--step", "1"], "no config.json"),
+        (["replay", "{run}"], "--step"),
+        (["simple"], "simple"),
+    ],
+)
+def test_bad_commands_give_one_line_and_exit_code_2(words: list[str], mentioned: str, runs: Path) -> None:
+    done = _gen_dist(*(word.format(run=_run_of(runs, "vae")) for word in words))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert mentioned in done.stderr
+
+
+def test_presets_are_listed() -> None:
+    done = _gen_dist("presets")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        *("ae-mnist", "vae-mnist", "vae-conv-mnist", "beta-vae-mnist", "iwae-mnist", "vae-2d-mnist")
+    ]

@@ -1,0 +1,353 @@
+"""A run from its directory's point of view: what it writes, how it is killed, stopped, resumed and refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gen_dist import checkpoint as checkpoints
+from gen_dist.checkpoint import checkpoint_paths
+from gen_dist.config import TrainConfig
+from gen_dist.errors import ConfigError, UserError
+from gen_dist.run import DivergenceError, train
+from gen_dist.tracking import read_metrics
+from tests.conftest import REPOSITORY
+from tests.runs import assert_same_bits, small_config, write_config
+
+TIMES = ("images_per_second",)
+
+
+def _quiet(_line: str) -> None:
+    pass
+
+
+def _config(run_dir: Path, **changes: object) -> TrainConfig:
+    defaults = {"steps": 40, "checkpoint_every": 2, "sample_every": 10, "evaluate_every": 10, "log_every": 3}
+    return small_config("vae", **{**defaults, "run_dir": str(run_dir), **changes})
+
+
+def _state(run_dir: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    checkpoint, _ = checkpoints.load(checkpoint_paths(run_dir)[0])
+    named = {f"{group}/{name}": value for group, values in checkpoint.tensors.items() for name, value in values.items()}
+    return checkpoint.step, named
+
+
+def _records(run_dir: Path) -> list[dict[str, object]]:
+    return [
+        {key: value for key, value in record.items() if key not in TIMES}
+        for record in read_metrics(run_dir / "metrics.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("uninterrupted") / "run"
+    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
+    train(_config(path), say=_quiet)
+    return path
+
+
+def _assert_equals_uninterrupted(run_dir: Path, uninterrupted: Path) -> None:
+    step, state = _state(run_dir)
+    expected_step, expected = _state(uninterrupted)
+    assert step == expected_step == 40
+    assert_same_bits(state, expected)
+    assert _records(run_dir) == _records(uninterrupted)
+    for picture in ("samples/step_00000040.png", "reconstructions/step_00000040.png", "latent_manifold.png"):
+        assert (run_dir / picture).read_bytes() == (uninterrupted / picture).read_bytes()
+
+
+def _in_child(action: Callable[[], None], seconds_to_kill: float | None = None) -> int:
+    """Run an action in a forked process; SIGKILL it after a time if one is given. Returns the wait status."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, 2)
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    if seconds_to_kill is not None:
+        time.sleep(seconds_to_kill)
+        os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+
+
+def test_a_run_writes_what_it_promises(uninterrupted: Path) -> None:
+    config = TrainConfig.from_json((uninterrupted / "config.json").read_text(), "config.json")
+    assert config == _config(uninterrupted)
+    environment = json.loads((uninterrupted / "environment.json").read_text())
+    assert torch.__version__.startswith(environment["versions"]["torch"])
+    records = read_metrics(uninterrupted / "metrics.jsonl")
+    assert [record["step"] for record in records] == sorted({*range(3, 41, 3), *range(10, 41, 10)})
+    assert records[0]["images_seen"] == 3 * 24
+    assert {"train/loss", "train/nll", "train/kl", "train/learning_rate"} <= records[0].keys()
+    assert {"test/negative_elbo", "test/nll", "test/kl"} <= records[-1].keys()
+    summary = json.loads((uninterrupted / "summary.json").read_text())
+    assert summary["final"]["test/negative_elbo"] == records[-1]["test/negative_elbo"]
+    assert summary["images_seen"] == 40 * 24
+    assert summary["best"]["test/negative_elbo"] <= summary["final"]["test/negative_elbo"]
+    assert set(summary["pictures"]) == {"samples", "reconstructions", "latent_manifold", "latent_scatter", "curves"}
+    for name in summary["pictures"].values():
+        with Image.open(uninterrupted / name) as picture:
+            assert min(picture.size) > 100
+            assert np.asarray(picture.convert("L")).std() > 5
+    assert [path.name for path in checkpoint_paths(uninterrupted)] == ["step_00000040", "step_00000038"]
+
+
+def test_a_logged_loss_is_the_mean_over_the_steps_since_the_line_before(uninterrupted: Path, tmp_path: Path) -> None:
+    train(_config(tmp_path / "run", log_every=1), say=_quiet)
+    each = [float(str(record["train/loss"])) for record in _records(tmp_path / "run")]
+    logged = [record for record in _records(uninterrupted) if "train/loss" in record]
+    for record in logged[:-1]:
+        step = int(str(record["step"]))
+        assert record["train/loss"] == pytest.approx(sum(each[step - 3 : step]) / 3, rel=1e-12)
+
+
+def test_killed_at_twenty_random_moments_it_resumes_to_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
+    started = time.perf_counter()
+    assert _in_child(lambda: _train(tmp_path / "timed")) == 0
+    duration = time.perf_counter() - started
+    chance = random.Random(20)
+    killed_at: list[int] = []
+    in_checkpoint = 0
+    while len(killed_at) < 20:
+        path = tmp_path / f"run{len(killed_at)}"
+        status = _in_child(lambda path=path: _train(path), chance.uniform(0.02, 0.98) * duration)  # type: ignore[misc]
+        if not os.WIFSIGNALED(status):
+            shutil.rmtree(path)  # it was done before the kill
+            continue
+        parent = path / "checkpoints"
+        in_checkpoint += parent.is_dir() and any(parent.glob(".*"))
+        killed_at.append(max((int(p.name[5:]) for p in checkpoint_paths(path)), default=0))
+        assert _in_child(lambda path=path: _train(path)) == 0  # type: ignore[misc]
+        _assert_equals_uninterrupted(path, uninterrupted)
+    assert len(set(killed_at)) > 4
+    assert in_checkpoint > 0
+
+
+def _train(path: Path) -> None:
+    train(_config(path), say=_quiet)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "rename at removal", "rmtree"])
+def test_killed_at_any_point_of_writing_a_checkpoint_it_resumes_to_the_same_bits(
+    call: str, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """Dies at the third checkpoint, in turn at each fsync, rename and removal of it."""
+
+    def train_and_die(path: Path, fatal: int) -> None:
+        save, calls = checkpoints.save, 0
+
+        def count_then_kill(function: Callable[..., object]) -> Callable[..., object]:
+            def wrapped(*args: object, **kwargs: object) -> object:
+                nonlocal calls
+                calls += 1
+                if calls == fatal:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args, **kwargs)
+
+            return wrapped
+
+        def save_at_third(run_path: Path, checkpoint: checkpoints.Checkpoint, config: TrainConfig, keep: int) -> Path:
+            if checkpoint.step == 6:
+                if call == "fsync":
+                    os.fsync = count_then_kill(os.fsync)  # type: ignore[assignment]
+                elif call == "rmtree":
+                    shutil.rmtree = count_then_kill(shutil.rmtree)  # type: ignore[assignment]
+                else:
+                    os.replace = count_then_kill(os.replace)  # type: ignore[assignment]
+            return save(run_path, checkpoint, config, keep)
+
+        checkpoints.save = save_at_third
+        _train(path)
+
+    fatal_calls = {"fsync": (1, 4, 7), "replace": (1,), "rename at removal": (2,), "rmtree": (1,)}[call]
+    for fatal in fatal_calls:
+        path = tmp_path / f"run{fatal}"
+        status = _in_child(lambda path=path, fatal=fatal: train_and_die(path, fatal))  # type: ignore[misc]
+        assert os.WIFSIGNALED(status)
+        newest = checkpoints.load_newest(path, _quiet)
+        assert newest is not None
+        assert newest[0].step in (4, 6)
+        assert _in_child(lambda path=path: _train(path)) == 0  # type: ignore[misc]
+        _assert_equals_uninterrupted(path, uninterrupted)
+        assert not list((path / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("damage", ["flip a bit", "cut off", "remove a file", "empty sums"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(
+    damage: str, uninterrupted: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(uninterrupted, path)
+    newest = checkpoint_paths(path)[0]
+    file = newest / "optimizer-vae.safetensors"
+    if damage == "flip a bit":
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif damage == "cut off":
+        os.truncate(file, 1000)
+    elif damage == "remove a file":
+        (newest / "state.json").unlink()
+    else:
+        (newest / "SHA256SUMS").write_text("")
+    said: list[str] = []
+    train(_config(path), say=said.append)
+    assert str(newest) in said[0]
+    assert "damaged" in said[0]
+    assert "resuming" in said[1]
+    assert "step 38" in said[1]
+    _assert_equals_uninterrupted(path, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_exits_with_zero_and_the_command_goes_on(
+    number: signal.Signals, uninterrupted: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "config.json", _config(tmp_path / "run", checkpoint_every=1000))
+    command = [sys.executable, str(REPOSITORY / "launch/train.py"), "--config", str(config)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+    metrics = tmp_path / "run/metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.001)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert "stopped at step" in output
+    step, _ = _state(tmp_path / "run")
+    assert 9 <= step < 40
+    assert f"to go on: python {command[1]} --config {config}" in output
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=120)
+    assert done.returncode == 0
+    assert f"resuming {tmp_path / 'run'} at step {step} of 40" in done.stderr
+    assert "finished at step 40" in done.stdout
+    _assert_equals_uninterrupted(tmp_path / "run", uninterrupted)
+
+
+def test_a_finished_run_started_again_says_where_its_pictures_are(uninterrupted: Path) -> None:
+    before = _state(uninterrupted)
+    outcome = train(_config(uninterrupted), say=_quiet)
+    assert outcome.finished
+    assert outcome.step == 40
+    assert outcome.pictures["samples"] == uninterrupted / "samples/step_00000040.png"
+    assert_same_bits(_state(uninterrupted)[1], before[1])
+    assert json.loads((uninterrupted / "summary.json").read_text())["images_per_second"] > 0
+
+
+def test_fresh_starts_over_and_keeps_what_is_not_the_runs(uninterrupted: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(uninterrupted, path)
+    (path / "my notes.txt").write_text("keep me")
+    said: list[str] = []
+    train(_config(path), fresh=True, say=said.append)
+    assert not any("resuming" in line for line in said)
+    assert (path / "my notes.txt").read_text() == "keep me"
+    _assert_equals_uninterrupted(path, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"seed": 5}, "seed 0 -> 5"),
+        ({"global_batch_size": 32}, "global_batch_size 24 -> 32"),
+        ({"learning_rate": 0.5}, "learning_rate 0.003 -> 0.5"),
+        ({"data": "mnist5k"}, "data 'synthetic' -> 'mnist5k'"),
+    ],
+)
+def test_a_run_directory_of_another_config_is_refused(
+    change: dict[str, object], names: str, uninterrupted: Path
+) -> None:
+    with pytest.raises(ConfigError, match="holds a run of another config") as error:
+        train(_config(uninterrupted, **change), say=_quiet)
+    assert names in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_more_steps_extend_a_run_and_fewer_are_refused(uninterrupted: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(uninterrupted, path)
+    with pytest.raises(ConfigError, match="already at step 40, past steps 30"):
+        train(_config(path, steps=30), say=_quiet)
+    assert train(_config(path, steps=44), say=_quiet).step == 44
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "run").mkdir()
+    with (
+        FileLock(tmp_path / "run/.lock", is_singleton=False),
+        pytest.raises(ConfigError, match="another process is training"),
+    ):
+        _in_thread_of_its_own(lambda: train(_config(tmp_path / "run"), say=_quiet))
+
+
+def _in_thread_of_its_own(action: Callable[[], object]) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(action).result()
+
+
+def test_divergence_stops_with_step_network_and_the_last_good_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    train(_config(path, steps=10), say=_quiet)
+    with pytest.raises(DivergenceError) as error:
+        train(_config(path, learning_rate=1e18, log_every=50), fresh=True, say=_quiet)
+    assert isinstance(error.value, UserError)
+    assert "at step" in str(error.value)
+    assert "encoder and decoder are broken" in str(error.value)
+    good = [checkpoints.load(one)[0] for one in checkpoint_paths(path)]
+    assert all(bool(tensor.isfinite().all()) for one in good for tensor in one.tensors["networks"].values())
+
+
+def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_last_one_stays(uninterrupted: Path, tmp_path: Path) -> None:
+    """The limit on file size makes real writes fail, as a full disk does."""
+    import resource
+
+    path = tmp_path / "run"
+    train(_config(path, steps=40), say=_quiet)
+    shutil.rmtree(checkpoint_paths(path)[0])
+
+    def with_little_room() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            train(_config(path), say=_quiet)
+        except UserError as error:
+            (path / "said").write_text(str(error))
+
+    assert _in_child(with_little_room) == 0
+    said = (path / "said").read_text()
+    assert "\n" not in said
+    assert "cannot be written" in said
+    assert "step_00000038" in said
+    assert checkpoints.load(checkpoint_paths(path)[0])[0].step == 38
+    (path / "said").unlink()
+    _train(path)
+    _assert_equals_uninterrupted(path, uninterrupted)
+
+
+def test_a_run_on_data_too_large_to_be_resident_is_the_same_run(uninterrupted: Path, tmp_path: Path) -> None:
+    config = _config(tmp_path / "run")
+    train(dataclasses.replace(config, packing=dataclasses.replace(config.packing, resident_budget_mib=0)), say=_quiet)
+    _assert_equals_uninterrupted(tmp_path / "run", uninterrupted)
