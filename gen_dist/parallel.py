@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gen_dist.config import Precision, TrainConfig
-from gen_dist.errors import ConfigError
+from gen_dist.errors import ConfigError, UserError
 
 T = TypeVar("T")
 
@@ -164,6 +164,14 @@ def from_main(value: T | None, processes: Processes) -> T:
     if processes.world_size > 1:
         dist.broadcast_object_list(box, src=0, device=processes.device)
     return box[0]  # type: ignore[return-value]
+
+
+def raise_everywhere(error: UserError | None, processes: Processes) -> None:
+    """Raise the main process's error in every process, so that none waits for one that has gone."""
+    found = from_main((type(error), str(error)) if error else None, processes)
+    if found:
+        kind, message = found
+        raise kind(message)
 
 
 def wait_for_all() -> None:

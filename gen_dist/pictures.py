@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from gen_dist.tracking import readable_number, write_atomically
+from gen_dist.atomic_files import write_atomically
+from gen_dist.progress import readable_number
 
 Images = NDArray[np.uint8]
 

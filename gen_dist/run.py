@@ -3,64 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
-import shutil
 import signal
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from gen_dist import checkpoint as checkpoints
 from gen_dist import parallel
+from gen_dist.atomic_files import write_atomically
 from gen_dist.checkpoint import Checkpoint
 from gen_dist.config import TrainConfig
 from gen_dist.data import open_dataset
 from gen_dist.errors import CheckpointError, ConfigError, UserError
 from gen_dist.gallery import Gallery
 from gen_dist.model import GenerativeModel
-from gen_dist.parallel import Processes
-from gen_dist.tracking import Tracker, environment, read_metrics, write_atomically
+from gen_dist.run_directory import WANDB_ID_FILE, run_directory
+from gen_dist.tracking import Tracker, read_metrics
 from gen_dist.trainer import Trainer, learning_rate_at
-
-_FREE_FIELDS = frozenset(
-    [
-        "steps",
-        "accumulation",
-        "data_root",
-        "run_dir",
-        "device",
-        "compile",
-        "precision",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "sample_every",
-        "evaluate_every",
-        "log_every",
-        "wandb",
-        "preset",
-        "packing",
-    ]
-)
-"""Config fields that may change when a run goes on: they do not decide which images and noise a step sees.
-Whether the packed data are the same is told by their digest."""
-
-_WRITTEN = (
-    *("checkpoints", "samples", "reconstructions", "wandb", "config.json", "environment.json", "metrics.jsonl"),
-    *("summary.json", "latent_manifold.png", "latent_scatter.png", "curves.png", "wandb-id"),
-)
-"""All that a run writes: what --fresh removes."""
-
 
 SIGNAL_ECHO_SECONDS = 3.0
 """A terminal signals all processes and launchers pass it on again: what follows so soon is the same wish."""
@@ -115,7 +83,7 @@ def train(config: TrainConfig, *, fresh: bool = False, say: Callable[[str], None
     announce = say or (lambda line: print(line, file=sys.stderr, flush=True))
     if not processes.is_main:
         announce = _silent
-    with _run_directory(config, processes, fresh):
+    with run_directory(config, processes, fresh):
         dataset = open_dataset(config.data, config.data_root, config.packing, announce)
         trainer = Trainer(config, dataset, processes)
         try:
@@ -206,7 +174,7 @@ class _Run:
             self.config,
             start_step=self.step,
             images_per_step=self.config.global_batch_size,
-            wandb_id=(self.path / "wandb-id").read_text(),
+            wandb_id=(self.path / WANDB_ID_FILE).read_text(),
         )
 
     def _collect(self) -> None:
@@ -273,7 +241,7 @@ class _Run:
                     checkpoints.save(self.path, state, self.config, self.config.keep_checkpoints)
                 except CheckpointError as raised:
                     error = raised
-        _raise_everywhere(error, self.processes)
+        parallel.raise_everywhere(error, self.processes)
 
     def _finish(self) -> Outcome:
         metrics: dict[str, float] = {}
@@ -316,77 +284,6 @@ class _Run:
             "best": {"step": best["step"], headline: best[headline]} if best else None,
             "pictures": {name: str(path.relative_to(self.path)) for name, path in made.items()},
         }
-
-
-@contextlib.contextmanager
-def _run_directory(config: TrainConfig, processes: Processes, fresh: bool) -> Iterator[None]:
-    """Prepare the run directory on the main process and hold its lock; an error there is raised everywhere."""
-    lock = FileLock(config.run_path / ".lock")
-    error: UserError | None = None
-    try:
-        if processes.is_main:
-            try:
-                _prepare(config, fresh, lock)
-            except UserError as raised:
-                error = raised
-        _raise_everywhere(error, processes)
-        yield
-    finally:
-        lock.release()
-
-
-def _prepare(config: TrainConfig, fresh: bool, lock: FileLock) -> None:
-    path = config.run_path
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-        if fresh:
-            _remove_run(path)
-        if (path / "config.json").exists():
-            _refuse_other_config(path, config)
-        write_atomically(path / "config.json", config.to_json())
-        write_atomically(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        if not (path / "wandb-id").exists():
-            write_atomically(path / "wandb-id", uuid.uuid4().hex[:12])
-    except Timeout:
-        raise ConfigError(f"another process is training in {path}; wait for it or choose another --run-dir") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"run directory {path} cannot be written to: {reason}; choose another --run-dir") from None
-
-
-def _remove_run(path: Path) -> None:
-    """Remove what a run writes, and nothing else that a user keeps there."""
-    for name in _WRITTEN:
-        if (path / name).is_dir():
-            shutil.rmtree(path / name)
-        else:
-            (path / name).unlink(missing_ok=True)
-
-
-def _refuse_other_config(path: Path, config: TrainConfig) -> None:
-    """Raise ConfigError if the run was started with a config that this one cannot go on from."""
-    if not checkpoints.checkpoint_paths(path):
-        return
-    started = TrainConfig.from_json((path / "config.json").read_text(), str(path / "config.json"))
-    changes = [
-        f"{name} {getattr(started, name)!r} -> {getattr(config, name)!r}"
-        for name in (field.name for field in dataclasses.fields(config))
-        if name not in _FREE_FIELDS and getattr(started, name) != getattr(config, name)
-    ]
-    if changes:
-        raise ConfigError(
-            f"{path} holds a run of another config ({'; '.join(changes)}); "
-            "give it the same options, start over with --fresh, or choose another --run-dir"
-        )
-
-
-def _raise_everywhere(error: UserError | None, processes: Processes) -> None:
-    """Raise the main process's error in every process, so that none waits for one that has gone."""
-    found = parallel.from_main((type(error), str(error)) if error else None, processes)
-    if found:
-        kind, message = found
-        raise kind(message)
 
 
 @contextlib.contextmanager

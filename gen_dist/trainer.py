@@ -189,8 +189,7 @@ class _Turn:
             for index, batch in enumerate(micro_batches):
                 last = index == len(micro_batches) - 1
                 with parallel.local_gradients(self._module, only=not last):
-                    with self._autocast():
-                        loss, log = self._module(batch)
+                    loss, log = self._forward(batch)
                     self.scaler.scale(loss if last and index == 0 else loss * share).backward()
                 logs.append(log)
         self.scaler.unscale_(self._optimizer)
@@ -204,6 +203,15 @@ class _Turn:
         if len(logs) == 1:
             return logs[0]
         return {key: torch.stack([log[key] for log in logs if key in log]).sum() * share for key in logs[0]}
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        try:
+            with self._autocast():
+                loss, log = self._module(batch)
+            return loss, log
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"torch.compile failed: {reason}; mend that, or leave out --compile") from error
 
     @contextlib.contextmanager
     def _freezing(self) -> Iterator[None]:

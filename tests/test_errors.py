@@ -122,6 +122,7 @@ CASES: dict[str, Case] = {
     "a GPU where there is none": (lambda p: ["vae-mnist", "--device", "cuda"], "--device cpu"),
     "no number of threads": (lambda p: ["vae-mnist"], "GEN_DIST_THREADS"),
     "no such wandb mode": (lambda p: ["vae-mnist"], "WANDB_MODE"),
+    "no compiler": (lambda p: ["vae-mnist", "--compile", "--data", "synthetic", "--steps", 2], "torch.compile failed"),
     # config files
     "a config file that is missing": (lambda p: ["--config", p.path / "none.json"], "none.json"),
     "a config file that is no JSON": (lambda p: ["--config", p.file("c.json", "{'steps': 3")], "c.json"),
@@ -196,6 +197,9 @@ def test_bad_input_gives_one_line_and_exit_code_2(
         monkeypatch.setenv("GEN_DIST_THREADS", "two")
     if name == "no such wandb mode":
         monkeypatch.setenv("WANDB_MODE", "shout")
+    if name == "no compiler":
+        monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/compiler"))
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     arguments = [str(word) for word in words(Place(tmp_path, finished_run))]
     monkeypatch.setattr(sys, "argv", ["launch/train.py", *arguments])
     with pytest.raises(SystemExit) as stop:

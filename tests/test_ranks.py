@@ -5,20 +5,23 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 from typing import Any
 
 import pytest
 
+from gen_dist.checkpoint import checkpoint_paths, load
 from gen_dist.tracking import read_metrics
 from tests.conftest import REPOSITORY
 from tests.runs import OBJECTIVES, make_trainer, run_steps, small_config, write_config
 
 ONE = [sys.executable]
-TWO = [
-    *(sys.executable, "-m", "accelerate.commands.launch"),
-    *("--config_file", str(REPOSITORY / "launch/configs/cpu_2_processes.yaml")),
-]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+LAUNCHED_ONE = [*LAUNCH, str(REPOSITORY / "launch/configs/one_process.yaml")]
+TWO = [*LAUNCH, str(REPOSITORY / "launch/configs/cpu_2_processes.yaml")]
 
 
 def _run(*command: object) -> subprocess.CompletedProcess[str]:
@@ -71,3 +74,35 @@ def test_a_run_goes_on_with_another_number_of_ranks(start: list[str], resume: li
     for name in ("train/loss", "train/nll", "train/kl"):
         assert [record[name] for record in after] == pytest.approx([record[name] for record in before], rel=1e-5)
     assert after[:25] == before[:25]
+
+
+@pytest.mark.parametrize("launch", [LAUNCHED_ONE, TWO], ids=["one", "two"])
+def test_a_signal_to_the_launcher_saves_the_run_in_every_process(launch: list[str], tmp_path: Path) -> None:
+    """Accelerate's launcher of one process passes nothing on to its child; that of two does, to both at other steps."""
+    run = tmp_path / "run"
+    config = small_config("vae", steps=100_000, checkpoint_every=100_000, sample_every=100_000, evaluate_every=100_000)
+    words = [*launch, REPOSITORY / "launch/train.py", "--config", write_config(tmp_path / "config.json", config)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        [*map(str, words), "--run-dir", str(run)],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=PIPE,
+        stderr=STDOUT,
+        text=True,
+    )
+    _wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 2000)
+    process.terminate()
+    output = process.communicate(timeout=60)[0]
+    _wait_for(lambda: bool(checkpoint_paths(run)))
+    checkpoint, _ = load(checkpoint_paths(run)[0])
+    assert 10 < checkpoint.step < 100_000
+    assert checkpoint.step == read_metrics(run / "metrics.jsonl")[-1]["step"]
+    assert f"stopped at step {checkpoint.step}" in output
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

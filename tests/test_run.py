@@ -21,7 +21,7 @@ from PIL import Image
 
 from gen_dist import checkpoint as checkpoints
 from gen_dist.checkpoint import checkpoint_paths
-from gen_dist.config import TrainConfig
+from gen_dist.config import DataConfig, TrainConfig
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.run import DivergenceError, train
 from gen_dist.tracking import read_metrics
@@ -351,3 +351,49 @@ def test_a_run_on_data_too_large_to_be_resident_is_the_same_run(uninterrupted: P
     config = _config(tmp_path / "run")
     train(dataclasses.replace(config, packing=dataclasses.replace(config.packing, resident_budget_mib=0)), say=_quiet)
     _assert_equals_uninterrupted(tmp_path / "run", uninterrupted)
+
+
+def _mixed_folder(path: Path) -> Path:
+    """Images of six formats and modes in two classes, one in seven cut off."""
+    chance = np.random.default_rng(0)
+    for index in range(56):
+        picture = Image.fromarray(chance.integers(0, 256, (30 + index, 40, 3), dtype=np.uint8))
+        name, mode = [("png", "RGB"), ("jpg", "RGB"), ("png", "L"), ("gif", "P"), ("jpg", "CMYK"), ("webp", "RGBA")][
+            index % 7 % 6
+        ]
+        file = path / ("cats", "dogs")[index % 2] / f"{index}.{name}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture.convert(mode).save(file)
+        if index % 7 == 6:
+            os.truncate(file, file.stat().st_size // 2)
+    return path
+
+
+def _parquet(path: Path) -> Path:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = []
+    for index in range(60):
+        content = io.BytesIO()
+        colours = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(colours).save(content, format="JPEG")
+        rows.append({"bytes": content.getvalue(), "path": None})
+    pq.write_table(pa.table({"img": rows, "label": [index % 10 for index in range(60)]}), path)
+    return path
+
+
+@pytest.mark.parametrize("source", ["folder", "parquet"])
+def test_a_run_on_a_users_own_images_ends_with_its_pictures(source: str, tmp_path: Path) -> None:
+    path = _mixed_folder(tmp_path / "mixed") if source == "folder" else _parquet(tmp_path / "train.parquet")
+    config = _config(tmp_path / "run", data=f"{source}:{path}", steps=6)
+    said: list[str] = []
+    outcome = train(dataclasses.replace(config, packing=DataConfig()), say=said.append)
+    assert outcome.finished
+    assert all(picture.exists() for picture in outcome.pictures.values())
+    if source == "folder":
+        assert any("left out 8 unreadable images" in line for line in said)
+    with Image.open(outcome.pictures["samples"]) as samples:
+        assert samples.mode == "RGB"

@@ -1,0 +1,83 @@
+"""What a run ran on: versions, hardware, git commit and command line."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "torchvision", "accelerate", "triton", "numpy")
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on, for environment.json: versions, hardware, git commit and command line.
+
+    Memory is in GiB. What is absent is None: a package that is not installed, the commit of code outside a checkout,
+    a count that the operating system does not tell. Holds no environment variable and no host name.
+    """
+    import psutil
+    import torch
+
+    from gen_dist import __version__
+
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return {
+        "versions": {"gen_dist": __version__, "python": platform.python_version()}
+        | {name: _version(name) for name in _PACKAGES},
+        "cuda": torch.version.cuda,
+        "platform": platform.platform(),
+        "cpu": {
+            "model": _cpu_model(),
+            "physical_cores": psutil.cpu_count(logical=False),
+            "logical_cores": psutil.cpu_count(),
+            "memory_gib": _gib(psutil.virtual_memory().total),
+        },
+        "gpus": [{"name": gpu.name, "memory_gib": _gib(gpu.total_memory)} for gpu in gpus],
+        "torch_threads": torch.get_num_threads(),
+        "git": _git_state(),
+        "command": list(sys.argv),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gib(size: int) -> float:
+    return round(size / 2**30, 1)
+
+
+def _cpu_model() -> str | None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    elif sys.platform == "darwin":
+        return _output_of("sysctl", "-n", "machdep.cpu.brand_string")
+    return platform.processor() or None
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the checkout that this file is tracked in. An installed copy inside another repository has none."""
+    directory = str(Path(__file__).resolve().parent)
+    if _output_of("git", "-C", directory, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    commit = _output_of("git", "-C", directory, "rev-parse", "HEAD")
+    changes = _output_of("git", "-C", directory, "status", "--porcelain", "--untracked-files=no")
+    return None if commit is None or changes is None else {"commit": commit, "dirty": bool(changes)}
+
+
+def _output_of(*command: str) -> str | None:
+    """What a command prints; None where it is not installed or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,136 @@
+"""What a run shows while it trains: a live bar or plain lines, and figures as the eye wants them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
+
+BAR_REFRESH_SECONDS = 0.1
+LEAST_BAR_CELLS = 10
+
+_NOT_A_LOSS = frozenset({"learning_rate", "gradient_norm", "kl_weight"})
+
+
+class Display:
+    """A live bar on a terminal, plain lines elsewhere, nothing once the stream is gone.
+
+    Args:
+        stream: where to show; None shows nothing.
+        steps: the optimizer steps of the whole run.
+    """
+
+    def __init__(self, stream: TextIO | None, steps: int) -> None:
+        self._stream = stream
+        self._steps = steps
+        self._bar: Any = None
+        self._shown_at = -math.inf
+        self._first_shown_at: float | None = None
+
+    def start(self, start_step: int) -> None:
+        """Show a bar that stands at `start_step`, on a terminal."""
+        with self._end_if_stream_is_gone():
+            if self._stream is not None and self._stream.isatty():
+                self._bar = _progress_bar(self._stream, self._steps, start_step)
+
+    def due(self) -> bool:
+        """Whether a live bar has not moved for a while."""
+        return self._bar is not None and time.perf_counter() - self._shown_at >= BAR_REFRESH_SECONDS
+
+    def progress(self, step: int, parts: list[str]) -> None:
+        """Show the state: on the bar if that is due, else as a line. The first and the last are always shown."""
+        last = step >= self._steps
+        if self._bar is not None:
+            if last or self.due():
+                self.move(step, parts)
+            return
+        now = time.perf_counter()
+        if self._first_shown_at is None:
+            self._first_shown_at = now
+        # A second apart at first, further apart as hours pass: an overnight run's log stays short.
+        apart = max(1.0, (now - self._first_shown_at) / 100)
+        if last or now - self._shown_at >= apart:
+            self._shown_at = now
+            self.line("  ".join(parts))
+
+    def move(self, step: int, parts: list[str]) -> None:
+        """Move the live bar. Of `parts`, the last ones are left out where the terminal is too narrow for all."""
+        with self._end_if_stream_is_gone():
+            columns = self._bar.format_dict["ncols"]
+            room = columns - len("100%|| ") - LEAST_BAR_CELLS
+            while len(parts) > 1 and len("  ".join(parts)) > room:
+                parts = parts[:-1]
+            self._bar.set_description_str("  ".join(parts), refresh=False)
+            self._bar.n = min(step, self._steps)
+            self._bar.refresh()
+            self._shown_at = time.perf_counter()
+
+    def line(self, text: str) -> None:
+        """Print a line, above the bar if there is one."""
+        with self._end_if_stream_is_gone():
+            if self._bar is not None:
+                self._bar.write(text, file=self._stream)
+            elif self._stream is not None:
+                self._stream.write(text + "\n")
+                self._stream.flush()
+
+    def close(self) -> None:
+        """End the bar; its last state stays on the terminal."""
+        with self._end_if_stream_is_gone():
+            if self._bar is not None:
+                self._bar.close()
+        self._bar = None
+
+    @contextlib.contextmanager
+    def _end_if_stream_is_gone(self) -> Iterator[None]:
+        """A hung-up terminal or a closed pipe must not end the training; metrics.jsonl has it all."""
+        try:
+            yield
+        except (OSError, ValueError):  # ValueError is what a closed file object raises
+            self._stream = None
+            self._bar = None
+
+
+def _progress_bar(stream: TextIO, steps: int, start_step: int) -> Any:
+    from tqdm import tqdm
+
+    # tqdm's default lock makes a multiprocessing semaphore, and its monitor a thread: neither is needed by one bar.
+    bar_class: Any = type("ProgressBar", (tqdm,), {"monitor_interval": 0})
+    bar_class.set_lock(threading.RLock())
+    known_size = os.get_terminal_size(stream.fileno()).columns > 0  # some containers' terminals say 0 x 0
+    return bar_class(
+        total=steps,
+        initial=start_step,
+        file=stream,
+        ncols=None if known_size else 80,
+        dynamic_ncols=known_size,
+        desc=f"step {start_step}/{steps}",
+        bar_format="{percentage:3.0f}%|{bar}| {desc}",
+    )
+
+
+def brief_losses(values: Mapping[str, float], prefix: str) -> list[str]:
+    """The losses among `values` whose names start with `prefix`, for the eye: `loss 107.93`."""
+    names = {name: name.removeprefix(prefix) for name in values if name.startswith(prefix)}
+    return [f"{short} {readable_number(values[name])}" for name, short in names.items() if short not in _NOT_A_LOSS]
+
+
+def readable_number(value: float) -> str:
+    """A loss or rate for the eye: 24,310, 107.93, 0.0120, 9.1e-05, nan."""
+    size = abs(value)
+    if not math.isfinite(value) or size >= 10_000:
+        return f"{value:,.0f}"
+    if size >= 1 or size == 0:
+        return f"{value:.2f}"
+    return f"{value:.4f}" if size >= 0.01 else f"{value:.1e}"
+
+
+def readable_time(seconds: float) -> str:
+    """A duration for the eye: 0:07, 14:59, 2:05:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

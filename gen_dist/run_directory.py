@@ -1,0 +1,104 @@
+"""The directory of a run: one process at a time, one config from start to end, and nothing of the user's removed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from gen_dist import checkpoint as checkpoints
+from gen_dist import parallel
+from gen_dist.atomic_files import write_atomically
+from gen_dist.config import TrainConfig
+from gen_dist.environment import environment
+from gen_dist.errors import ConfigError, UserError
+from gen_dist.parallel import Processes
+
+WANDB_ID_FILE = "wandb-id"
+
+_FREE_FIELDS = {
+    *("preset", "data_root", "packing", "run_dir", "steps", "accumulation", "precision", "compile", "device"),
+    *("checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_every", "wandb"),
+}
+"""Config fields that may change when a run goes on: they do not decide which images and noise a step sees. Whether the
+packed data are the same is told by their digest."""
+
+_WRITTEN = (
+    *("checkpoints", "samples", "reconstructions", "wandb", "config.json", "environment.json", "metrics.jsonl"),
+    *("summary.json", "latent_manifold.png", "latent_scatter.png", "curves.png", WANDB_ID_FILE),
+)
+"""All that a run writes: what --fresh removes."""
+
+
+@contextlib.contextmanager
+def run_directory(config: TrainConfig, processes: Processes, fresh: bool) -> Iterator[None]:
+    """Within it, the run directory of a config is prepared and locked, by the main process.
+
+    Raises:
+        ConfigError: it cannot be written to, another process trains in it, or it holds a run of another config. Raised
+            in every process.
+    """
+    lock = FileLock(config.run_path / ".lock")
+    error: UserError | None = None
+    try:
+        if processes.is_main:
+            try:
+                _prepare(config, fresh, lock)
+            except UserError as raised:
+                error = raised
+        parallel.raise_everywhere(error, processes)
+        yield
+    finally:
+        lock.release()
+
+
+def _prepare(config: TrainConfig, fresh: bool, lock: FileLock) -> None:
+    path = config.run_path
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+        if fresh:
+            _remove_run(path)
+        if (path / "config.json").exists():
+            _refuse_other_config(path, config)
+        write_atomically(path / "config.json", config.to_json())
+        write_atomically(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        if not (path / WANDB_ID_FILE).exists():
+            write_atomically(path / WANDB_ID_FILE, uuid.uuid4().hex[:12])
+    except Timeout:
+        raise ConfigError(f"another process is training in {path}; wait for it or choose another --run-dir") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"run directory {path} cannot be written to: {reason}; choose another --run-dir") from None
+
+
+def _remove_run(path: Path) -> None:
+    """Remove what a run writes, and nothing else that a user keeps there."""
+    for name in _WRITTEN:
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+        else:
+            (path / name).unlink(missing_ok=True)
+
+
+def _refuse_other_config(path: Path, config: TrainConfig) -> None:
+    """Raise ConfigError if the run was started with a config that this one cannot go on from."""
+    if not checkpoints.checkpoint_paths(path):
+        return
+    started = TrainConfig.from_json((path / "config.json").read_text(), str(path / "config.json"))
+    changes = [
+        f"{name} {getattr(started, name)!r} -> {getattr(config, name)!r}"
+        for name in (field.name for field in dataclasses.fields(config))
+        if name not in _FREE_FIELDS and getattr(started, name) != getattr(config, name)
+    ]
+    if changes:
+        raise ConfigError(
+            f"{path} holds a run of another config ({'; '.join(changes)}); "
+            "give it the same options, start over with --fresh, or choose another --run-dir"
+        )

@@ -1,0 +1,127 @@
+"""A run's curves and pictures on wandb, none of whose failures stops the run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from gen_dist.config import TrainConfig, WandbMode
+from gen_dist.errors import ConfigError
+
+# Longer waits cannot help a run that must not stop for wandb; what was not sent stays on disk for `wandb sync`.
+WANDB_INIT_SECONDS = 30.0
+WANDB_FINISH_SECONDS = 60.0
+
+
+def wandb_mode(configured: WandbMode | None) -> WandbMode:
+    """The mode that is configured, else $WANDB_MODE, else disabled.
+
+    Raises:
+        ConfigError: $WANDB_MODE is no mode.
+    """
+    wanted = configured or os.environ.get("WANDB_MODE") or "disabled"
+    modes: tuple[WandbMode, ...] = get_args(WandbMode)
+    for mode in modes:
+        if mode == wanted:
+            return mode
+    raise ConfigError(f"WANDB_MODE {wanted!r} is not one of {', '.join(modes)}")
+
+
+class WandbRun:
+    """A wandb run that warns once and goes silent when wandb fails, whatever the failure.
+
+    Args:
+        mode: offline or online.
+        run_path: the run's directory; its name is the run's on wandb, and wandb writes to `wandb` in it.
+        config: kept on wandb beside the curves.
+        wandb_id: the run's id on wandb; the same id when resumed continues the same curves.
+        note: shows a line to the user.
+
+    Raises:
+        ConfigError: wandb is not installed, or mode online has no valid API key.
+    """
+
+    def __init__(
+        self, mode: WandbMode, run_path: Path, config: TrainConfig, wandb_id: str, note: Callable[[str], None]
+    ) -> None:
+        self._note = note
+        self._run: Any = None
+        self._directory = run_path / "wandb"
+        try:
+            import wandb
+        except ImportError:
+            raise ConfigError(f"wandb {mode} needs the wandb package; install it, or use --wandb disabled") from None
+        quiet: dict[str, Any] = {"silent": True, "console": "off"}
+        try:
+            wandb.setup(wandb.Settings(**quiet))  # silent from here on: wandb neither prints nor asks for a key
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "gen_dist"),
+                name=run_path.name,
+                dir=str(run_path),
+                id=wandb_id,
+                resume="allow",
+                reinit="create_new",
+                config=dataclasses.asdict(config),
+                mode=mode,
+                settings=wandb.Settings(**quiet, init_timeout=WANDB_INIT_SECONDS, finish_timeout=WANDB_FINISH_SECONDS),
+            )
+        except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+            raise ConfigError(
+                f"wandb {mode}: {_one_line(error)} Run `wandb login`, set WANDB_API_KEY, or use --wandb offline"
+            ) from None
+        except Exception as error:  # a third party's service: no failure of it may stop a training
+            self._give_up("did not start", error)
+            return
+        if mode == "online":
+            note(f"wandb: {self._run.url}")
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Send scalars by name."""
+        if self._run is None:
+            return
+        try:
+            self._run.log(dict(values), step=step)
+        except Exception as error:  # see above
+            self._give_up("failed", error)
+
+    def pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
+        """Send image files by name."""
+        if self._run is None:
+            return
+        import wandb
+
+        try:
+            self._run.log({name: wandb.Image(str(path)) for name, path in pictures.items()}, step=step)
+        except Exception as error:  # see above
+            self._give_up("failed", error)
+
+    def finish(self, exit_code: int) -> None:
+        """End the run on wandb, where an `exit_code` other than 0 marks it as failed."""
+        if self._run is None:
+            return
+        offline = self._run.settings.mode == "offline"
+        try:
+            self._run.finish(exit_code=exit_code)
+        except Exception as error:  # see above
+            self._give_up("did not finish", error)
+            return
+        self._run = None
+        if offline:
+            self._note(f"wandb: offline run kept in {self._directory}; `wandb sync` uploads it")
+
+    def _give_up(self, what: str, error: Exception) -> None:
+        import wandb
+
+        self._run = None
+        self._note(f"warning: wandb {what}, the run goes on without it: {_one_line(error)}")
+        # A dead service makes wandb print a traceback at exit unless it is torn down here.
+        with contextlib.suppress(Exception):
+            wandb.teardown()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
