@@ -18,6 +18,7 @@ from gen_dist.config import OptimizerConfig, TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.objectives import Batch, Objective, Phase, build_objective
+from gen_dist.optimizers import LightAdam, build_optimizer
 from gen_dist.parallel import Processes
 
 
@@ -172,7 +173,7 @@ class _Turn:
         self._frozen = [
             p for p in networks.parameters() if p.requires_grad and all(p is not q for q in self._parameters)
         ]
-        self._optimizer = _build_optimizer(self._parameters, config)
+        self._optimizer = build_optimizer(self._parameters, config.optimization, config.learning_rate)
         # One scaler per optimizer: a shared one would grow twice as fast and skip steps for the other's overflow.
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=dtype == torch.float16)
         phase.train()
@@ -197,9 +198,12 @@ class _Turn:
             norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
             logs[0]["gradient_norm"] = norm.detach() * len(logs)  # divided again in the mean below
         self._optimizer.param_groups[0]["lr"] = learning_rate
-        self.scaler.step(self._optimizer)
-        self.scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+        if isinstance(self._optimizer, LightAdam) and not self.scaler.is_enabled():
+            self._optimizer.update()
+        else:
+            self.scaler.step(self._optimizer)
+            self.scaler.update()
+            self._optimizer.zero_grad(set_to_none=True)
         if len(logs) == 1:
             return logs[0]
         return {key: torch.stack([log[key] for log in logs if key in log]).sum() * share for key in logs[0]}
@@ -295,26 +299,6 @@ def _rows_of_rank(config: TrainConfig, processes: Processes) -> tuple[list[int],
     rows = size // shares
     first = processes.rank * config.accumulation * rows
     return [first + index * rows for index in range(config.accumulation)], rows
-
-
-def _build_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    optimization, rate = config.optimization, config.learning_rate
-    beta1, beta2 = optimization.betas
-    match optimization.optimizer:
-        case "adam" | "adamw" as name:
-            kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-            return kind(
-                parameters,
-                lr=rate,
-                betas=(beta1, beta2),
-                eps=optimization.epsilon,
-                weight_decay=optimization.weight_decay,
-                fused=True,
-            )
-        case "sgd":
-            return torch.optim.SGD(
-                parameters, lr=rate, momentum=beta1, weight_decay=optimization.weight_decay, fused=True
-            )
 
 
 def _frozen_copy(objective: Objective) -> Objective:

@@ -1,0 +1,59 @@
+"""LightAdam against torch's own Adam."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from gen_dist.config import OptimizerConfig
+from gen_dist.optimizers import LightAdam, build_optimizer
+
+
+def _nets() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3))
+    return net, copy.deepcopy(net)
+
+
+def _backward(net: nn.Module, step: int) -> None:
+    net(torch.randn(4, 7, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_light_adam_equals_torchs_bit_for_bit(name: str, weight_decay: float) -> None:
+    ours, theirs = _nets()
+    config = OptimizerConfig(optimizer=name, betas=(0.8, 0.95), weight_decay=weight_decay)  # type: ignore[arg-type]
+    light = build_optimizer(list(ours.parameters()), config, 0.01)
+    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    torchs = kind(theirs.parameters(), lr=0.01, betas=(0.8, 0.95), weight_decay=weight_decay, fused=True)
+    assert isinstance(light, LightAdam)
+    for step in range(12):
+        for optimizer in (light, torchs):
+            optimizer.param_groups[0]["lr"] = 0.01 / (1 + step)
+        _backward(ours, step)
+        _backward(theirs, step)
+        light.update()
+        torchs.step()
+        torchs.zero_grad()
+        if step == 5:  # as a resumed run does
+            light.load_state_dict(copy.deepcopy(light.state_dict()))
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in ours.parameters())
+    for mine, other in zip(light.state.values(), torchs.state.values(), strict=True):
+        assert all(torch.equal(mine[key], other[key]) for key in ("exp_avg", "exp_avg_sq", "step"))
+
+
+def test_a_parameter_without_a_gradient_stays_as_it_is() -> None:
+    ours, _ = _nets()
+    light = build_optimizer(list(ours.parameters()), OptimizerConfig(), 0.01)
+    assert isinstance(light, LightAdam)
+    before = [parameter.detach().clone() for parameter in ours.parameters()]
+    for step in range(3):
+        _backward(ours, step)
+        next(ours.parameters()).grad = None
+        light.update()
+    after = list(ours.parameters())
+    assert torch.equal(before[0], after[0])
+    assert not torch.equal(before[1], after[1])
