@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and that stay when the machine stops."""
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -25,3 +26,22 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Force a file's content, or a directory's entries, to disk. A directory that cannot be synced is left as it is.
+
+    Raises:
+        OSError: the disk is full or failing, or the file is missing or not writable.
+    """
+    is_directory = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY if is_directory else os.O_RDWR)  # Windows syncs what it may write
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # Windows opens no directory; some network file systems cannot sync one.
+        if not (is_directory and error.errno in (errno.EACCES, errno.EINVAL, errno.ENOTSUP)):
+            raise

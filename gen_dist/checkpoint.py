@@ -12,7 +12,6 @@ It is written to a temporary directory, synced to disk, and renamed. Older ones 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -27,11 +26,12 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from gen_dist.atomic_files import sync
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
 
 FORMAT = 1
-_NAME = re.compile(r"step_(\d{8,})")
+_NAME = re.compile(r"step_\d{8,}")
 _SUMS = "SHA256SUMS"
 
 
@@ -68,14 +68,18 @@ def save(run_path: Path, checkpoint: Checkpoint, config: TrainConfig, keep: int)
         names = sorted(path.name for path in partial.iterdir())
         (partial / _SUMS).write_text("".join(f"{_digest(partial / name)}  {name}\n" for name in names))
         for name in (*names, _SUMS):
-            _sync(partial / name)
-        _sync(partial)
+            sync(partial / name)
+        sync(partial)
         if final.exists():  # Written before by a run that was then resumed from an older one: set aside, then replace.
             os.replace(final, parent / f".removed-{final.name}")
         os.replace(partial, final)
-        _sync(parent)
-        for path in checkpoint_paths(run_path)[keep:]:
-            os.replace(path, parent / f".removed-{path.name}")  # Killed in mid-removal, it must not look like one.
+        sync(parent)
+        # Later ones than this were found damaged, or they would have been resumed from.
+        paths = checkpoint_paths(run_path)
+        kept = [path for path in paths if _step_of(path) <= checkpoint.step][:keep]
+        for path in paths:
+            if path not in kept:
+                os.replace(path, parent / f".removed-{path.name}")  # Killed in mid-removal, it must not look like one.
         _remove_leftovers(parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -93,8 +97,7 @@ def checkpoint_paths(run_path: Path) -> list[Path]:
     parent = run_path / "checkpoints"
     if not parent.is_dir():
         return []
-    found = [(int(match[1]), path) for path in parent.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+    return sorted((path for path in parent.iterdir() if _NAME.fullmatch(path.name)), key=_step_of, reverse=True)
 
 
 def load(path: Path) -> tuple[Checkpoint, TrainConfig]:
@@ -105,8 +108,9 @@ def load(path: Path) -> tuple[Checkpoint, TrainConfig]:
     """
     try:
         sums = [line.split("  ", 1) for line in (path / _SUMS).read_text().splitlines()]
-        if not sums or any(len(line) != 2 for line in sums):
-            raise CheckpointError(f"checkpoint {path} is damaged: {_SUMS} is cut off")
+        listed = {line[-1] for line in sums} | {_SUMS}
+        if any(len(line) != 2 for line in sums) or listed != {file.name for file in path.iterdir()}:
+            raise CheckpointError(f"checkpoint {path} is damaged: {_SUMS} does not list the files that are there")
         for digest, name in sums:
             if _digest(path / name) != digest:
                 raise CheckpointError(f"checkpoint {path} is damaged: {name} has another digest than {_SUMS} says")
@@ -139,7 +143,7 @@ def load_newest(
     """
     damaged = 0
     for path in checkpoint_paths(run_path):
-        if at_most is not None and int(path.name.removeprefix("step_")) > at_most:
+        if at_most is not None and _step_of(path) > at_most:
             continue
         try:
             return load(path)
@@ -154,21 +158,13 @@ def load_newest(
     return None
 
 
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Force a file's content, or a directory's entries, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # Some network file systems cannot sync directories.
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _remove_leftovers(parent: Path) -> None:

@@ -45,10 +45,14 @@ def parse_train(arguments: Sequence[str], prog: str) -> tuple[TrainConfig, bool]
     if not words or words[0] in ("-h", "--help"):
         print(_TRAIN_USAGE.format(prog=prog, presets=preset_lines()))
         raise SystemExit(0 if words else 2)
+    if words[0].startswith("--config="):
+        words[:1] = words[0].split("=", maxsplit=1)
     if words[0] == "--config":
-        if len(words) < 2:
+        if len(words) < 2 or not words[1]:
             raise ConfigError("--config needs a file, such as runs/vae-mnist/config.json")
         source, default, words = words[1], _read_config(Path(words[1])), words[2:]
+    elif words[0].startswith("-"):
+        raise ConfigError(f"the preset comes first, as in {prog} vae-mnist --steps 5")
     else:
         source, default, words = words[0], get_preset(words[0]), words[1:]
 
@@ -119,8 +123,9 @@ def run_command(command: Callable[[], None]) -> None:
         command()
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        # A config is the same on all ranks, so one of them says what is wrong with it; others may be a rank's own.
-        if rank == "0" or not isinstance(error, ConfigError):
+        # All processes of a host see one config, so one of them says what is wrong with it. Other errors may be a
+        # process's own.
+        if os.environ.get("LOCAL_RANK", "0") == "0" or not isinstance(error, ConfigError):
             where = f"rank {rank}: " if rank != "0" else ""
             print(f"{where}error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

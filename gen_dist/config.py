@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import Suppress
 
@@ -178,6 +178,15 @@ NetworkConfig = MlpConfig | ConvConfig
 ObjectiveConfig = AutoencoderConfig | VaeConfig
 
 
+class _ByKind:
+    """Marks a union that JSON tells apart by `kind`: errors then speak of the one that is meant, not of the first."""
+
+    def __get_pydantic_core_schema__(self, union: Any, handler: Any) -> Any:
+        from pydantic import Field  # not above: --help would wait for it
+
+        return handler.generate_schema(Annotated[union, Field(discriminator="kind")])
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides a run. Two runs of one config on one data set are the same run."""
@@ -219,8 +228,8 @@ class TrainConfig:
     wandb: WandbMode | None = None
     """Weights & Biases logging: disabled, offline or online. None takes $WANDB_MODE, else disabled."""
     packing: DataConfig = field(default_factory=DataConfig)
-    network: NetworkConfig = field(default_factory=MlpConfig)
-    objective: ObjectiveConfig = field(default_factory=VaeConfig)
+    network: Annotated[NetworkConfig, _ByKind()] = field(default_factory=MlpConfig)
+    objective: Annotated[ObjectiveConfig, _ByKind()] = field(default_factory=VaeConfig)
     optimization: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
@@ -241,8 +250,19 @@ class TrainConfig:
 
     @property
     def run_path(self) -> Path:
-        """Where the run writes."""
-        return Path(self.run_dir) if self.run_dir is not None else Path("runs") / self.preset
+        """Where the run writes; `~` and `~user` at its start become the home directory.
+
+        Raises:
+            ConfigError: there is no such home directory.
+        """
+        if self.run_dir is None:
+            return Path("runs") / self.preset
+        try:
+            return Path(self.run_dir).expanduser()
+        except RuntimeError:
+            raise ConfigError(
+                f"run_dir {self.run_dir}: there is no such home directory; write the path in full"
+            ) from None
 
     def to_json(self) -> str:
         """The config as JSON text; `from_json` reads it back to an equal config."""
@@ -261,12 +281,11 @@ class TrainConfig:
             cls.__pydantic_config__ = ConfigDict(extra="forbid")
         try:
             return TypeAdapter(TrainConfig).validate_json(text)
-        except ConfigError as error:
-            raise ConfigError(f"{source}: {error}") from None
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the whole file"
-            raise ConfigError(f"{source}: {place}: {first['msg']}") from None
+            place = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")  # pydantic's name for our own errors
+            raise ConfigError(": ".join(filter(None, (source, place, message)))) from None
 
 
 def _config_classes() -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ import torch
 from gen_dist import pictures
 from gen_dist.data import Dataset
 from gen_dist.model import GenerativeModel
-from gen_dist.tracking import read_metrics
 
 GRID_IMAGES = 64
 MANIFOLD_SIDE = 20
@@ -50,10 +50,12 @@ class Gallery:
         (self._run_path / directory).mkdir(exist_ok=True)
         return self._run_path / directory / name
 
-    def at_end(self) -> dict[str, Path]:
-        """The latent manifold, posterior means by class, and the curves of metrics.jsonl."""
-        made = {"curves": self._run_path / "curves.png"}
-        pictures.save_curves(made["curves"], read_metrics(self._run_path / "metrics.jsonl"))
+    def at_end(self, records: list[dict[str, Any]]) -> dict[str, Path]:
+        """The latent manifold, posterior means by class, and the curves of the records of metrics.jsonl."""
+        made: dict[str, Path] = {}
+        if records:
+            made["curves"] = self._run_path / "curves.png"
+            pictures.save_curves(made["curves"], records)
         if not self._model.objective.encodes:
             return made
         shown = self._spread(SCATTER_IMAGES)

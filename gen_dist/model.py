@@ -35,9 +35,9 @@ class GenerativeModel:
         """Where the weights are, and so where inputs are moved to."""
         return next(self.objective.parameters()).device
 
-    def prior_latents(self, count: int, seed: int = 0, step: int = 0) -> Tensor:
+    def prior_latents(self, count: int, seed: int = 0) -> Tensor:
         """Standard normal latents float32 [count, D]; the first rows are the same whatever the count."""
-        rng = torch.tensor([seed, step], dtype=torch.int64, device=self.device)
+        rng = torch.tensor([seed, 0], dtype=torch.int64, device=self.device)
         return normal(rng, Stream.PRIOR, 0, count, self.objective.latent_dim)
 
     def sample(self, count: int, labels: Tensor | None = None, seed: int = 0) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import inspect
 import os
 import platform
 import signal
@@ -120,10 +121,15 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
         if launched in ("bf16", "fp16"):
             precision = "bf16" if launched == "bf16" else "fp16"
         else:
-            precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            precision = "bf16" if _gpu_has_bf16(device) else "float32"
+    if precision == "bf16" and device.type == "cuda" and not _gpu_has_bf16(device):
         raise ConfigError("precision bf16 was asked for, but this GPU lacks it; use --precision fp16 or float32")
     return {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _gpu_has_bf16(device: torch.device) -> bool:
+    """Whether this is a GPU with bf16 arithmetic of its own; older ones emulate it, slower than float32."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def averaging_gradients(phase: nn.Module, processes: Processes) -> nn.Module:
@@ -133,11 +139,14 @@ def averaging_gradients(phase: nn.Module, processes: Processes) -> nn.Module:
     """
     if processes.world_size == 1:
         return phase
+    # The name was changed in torch 2.14; the old one warns in every process.
+    signature = inspect.signature(DistributedDataParallel)
+    sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in signature.parameters else "broadcast_buffers"
     return DistributedDataParallel(
         phase,
         device_ids=[processes.device] if processes.device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        **{sync_buffers: False},  # type: ignore[arg-type]
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,12 @@ CLASS_COLOURS = (
 )  # fmt: skip
 TRAIN_COLOUR, TEST_COLOUR, OTHER_COLOUR = "#0072b2", "#d55e00", "#4d4d4d"  # Okabe and Ito
 
-_NATS = frozenset({"loss", "nll", "kl", "negative_elbo", "elbo", "iwae_nll", "iwae_bound"})
 _ACRONYMS = frozenset({"nll", "kl", "elbo", "iwae", "fid", "kid"})
-_UNITS = {"images_per_second": "images / s"}
+_UNITS = {
+    **dict.fromkeys(("nll", "kl", "negative_elbo", "elbo", "iwae_nll", "iwae_bound"), "nats per image"),
+    "reconstruction_error": "per image",  # nats or a squared error: the objective's choice
+    "images_per_second": "images / s",
+}
 _PANEL_ORDER = ("loss", "negative_elbo", "nll", "kl")
 _LAST_PANELS = ("learning_rate", "images_per_second")
 _LEGEND_CLASSES = 20
@@ -233,7 +236,7 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         }
         grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=spacing).ravel()
         for axes, (name, lines) in zip(grid, curves.items(), strict=False):
-            _draw_panel(axes, name, lines)
+            _draw_panel(axes, name, _unit(name, curves), lines)
             axes.set_xlim(0, 1.02 * max(record["step"] for record in records) or 1)
         for position, axes in enumerate(grid):
             axes.set_visible(position < len(curves))
@@ -348,7 +351,14 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, NDArray
     }
 
 
-def _draw_panel(axes: Any, name: str, lines: Mapping[str, NDArray[np.float64]]) -> None:
+def _unit(name: str, curves: Collection[str]) -> str | None:
+    """Unit of one of the panels. A loss is in nats where nll or kl, the terms of its sum, have a panel too."""
+    if name == "loss":
+        return "nats per image" if {"nll", "kl"} & set(curves) else "per image"
+    return _UNITS.get(name)
+
+
+def _draw_panel(axes: Any, name: str, unit: str | None, lines: Mapping[str, NDArray[np.float64]]) -> None:
     colours = {"train": TRAIN_COLOUR, "test": TEST_COLOUR}
     for split, points in lines.items():
         finite = points[np.isfinite(points[:, 1])]
@@ -363,7 +373,6 @@ def _draw_panel(axes: Any, name: str, lines: Mapping[str, NDArray[np.float64]]) 
             label=f"{split} {last}".strip(),
             zorder=3 if split == "test" else 2,
         )
-    unit = "nats per image" if name in _NATS else _UNITS.get(name)
     spelled = " ".join(word.upper() if word in _ACRONYMS else word for word in name.split("_"))
     axes.set_title(spelled)
     axes.set_xlabel("step")

@@ -26,3 +26,5 @@ class Stream(IntEnum):
     """Binarization of test images."""
     SYNTHETIC = 7
     """Images of the `synthetic` source."""
+    TEST_IMPORTANCE = 8
+    """Noise of importance samples on the test split; as TEST_LATENTS."""

@@ -30,7 +30,7 @@ def replay(run_path: Path, step: int, announce: Callable[[str], None] = print) -
     config_path = run_path / "config.json"
     if not config_path.exists():
         raise CheckpointError(f"{run_path} is no run directory: it has no config.json")
-    config = TrainConfig.from_json(config_path.read_text(), str(config_path))
+    config = TrainConfig.from_json(config_path.read_text(errors="replace"), str(config_path))
     if not 1 <= step <= config.steps:
         raise ConfigError(f"step {step} is not one of the run's steps 1 to {config.steps}")
     found = checkpoints.load_newest(run_path, announce, at_most=step - 1)

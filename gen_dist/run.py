@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import signal
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -26,9 +27,11 @@ from gen_dist.data import open_dataset
 from gen_dist.errors import CheckpointError, ConfigError, UserError
 from gen_dist.gallery import Gallery
 from gen_dist.model import GenerativeModel
-from gen_dist.run_directory import WANDB_ID_FILE, run_directory
-from gen_dist.tracking import Tracker, read_metrics
+from gen_dist.run_directory import WANDB_ID_FILE, record_start, run_directory
+from gen_dist.tracking import METRICS_FILE, Tracker, read_metrics
 from gen_dist.trainer import Trainer, learning_rate_at
+
+T = TypeVar("T")
 
 SIGNAL_ECHO_SECONDS = 3.0
 """A terminal signals all processes and launchers pass it on again: what follows so soon is the same wish."""
@@ -46,8 +49,8 @@ class Outcome:
     step: int
     finished: bool
     """Whether all steps are done; False after SIGTERM or SIGINT."""
-    metrics: dict[str, float]
-    """The last training and test metrics."""
+    metrics: dict[str, float | None]
+    """The last training and test metrics; None where one was not finite."""
     pictures: dict[str, Path]
     is_main: bool
     """Whether this is the process that speaks to the user."""
@@ -56,8 +59,12 @@ class Outcome:
         """Lines that tell a user what came out; `command` is what goes on with the run."""
         if not self.finished:
             return [f"stopped at step {self.step}, everything is saved in {self.run_path}; to go on: {command}"]
-        values = "  ".join(f"{name} {value:.2f}" for name, value in self.metrics.items() if name.startswith("test/"))
-        width = max(len(name) for name in self.pictures)
+        values = "  ".join(
+            f"{name} {'not finite' if value is None else f'{value:.2f}'}"
+            for name, value in self.metrics.items()
+            if name.startswith("test/")
+        )
+        width = max(map(len, self.pictures), default=0)
         return [
             f"finished at step {self.step}: {values}",
             *(f"  {name.replace('_', ' '):{width}}  {path}" for name, path in self.pictures.items()),
@@ -103,6 +110,10 @@ class _Run:
         self.path = config.run_path
         self.step = 0
         self.training_seconds = 0.0
+        self._intervals = {
+            *(config.log_every, config.evaluate_every),
+            *(config.sample_every, config.checkpoint_every),
+        }
         self._on_device: list[dict[str, Tensor]] = []
         """Logs of steps since they were last brought to the host."""
         self._unlogged: list[dict[str, float]] = []
@@ -114,42 +125,75 @@ class _Run:
         """Go on from where the run directory stands to the last step, or until a signal."""
         with _stop_signals() as stop:
             self._resume()
-            self._loop(stop)
+            self._in_main(lambda: record_start(self.config))
+            tracker = self._in_main(self._open_tracker)
+            with tracker or contextlib.nullcontext():
+                self._loop(tracker, stop)
             return self._finish()
 
-    def _loop(self, stop: threading.Event) -> None:
+    def _loop(self, tracker: Tracker | None, stop: threading.Event) -> None:
         config, trainer = self.config, self.trainer
         vote = parallel.StopVote(self.processes)
-        with self._tracker() as tracker:
-            stopping = False
-            while self.step < config.steps and not stopping:
-                self._on_device.append(trainer.run_step(self.step))
-                self.step += 1
-                if tracker:
-                    tracker.advance(self.step)
-                stopping = vote.agreed(stop.is_set())
-                last = self.step == config.steps
-                scalars: dict[str, float] = {}
-                if last or self.step % config.log_every == 0:
-                    scalars |= self._training_means()
-                if last or self.step % config.evaluate_every == 0:
-                    scalars |= self._evaluate(tracker)
-                if scalars and tracker:
-                    tracker.log(self.step, scalars)
-                if last or self.step % config.sample_every == 0:
-                    self._draw(tracker)
-                if last or stopping or self.step % config.checkpoint_every == 0:
-                    self._save(tracker)
-            vote.close()
+        stopping = False
+        while self.step < config.steps and not stopping:
+            self._on_device.append(trainer.run_step(self.step))
+            self.step += 1
             if tracker:
-                self.training_seconds += tracker.training_seconds
+                tracker.advance(self.step)
+            stopping = vote.agreed(stop.is_set())
+            if stopping or any(self._is_due(every) for every in self._intervals):
+                self._record(tracker, stopping)
+        vote.close()
+        if tracker:
+            self.training_seconds += tracker.training_seconds
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _record(self, tracker: Tracker | None, stopping: bool) -> None:
+        """Whatever is to be done at this step, in an order that loses nothing: the checkpoint comes last."""
+        config = self.config
+        self._collect()  # first of all: it waits for the device, whose work is training and not what follows
+        scalars: dict[str, float] = {}
+        if self._is_due(config.log_every):
+            scalars |= self._training_means()
+        with tracker.pause() if tracker else contextlib.nullcontext():
+            if self._is_due(config.evaluate_every):
+                metrics = self.trainer.evaluate(self.trainer.dataset.test)
+                scalars |= {f"test/{name}": value for name, value in metrics.items()}
+        if scalars:
+            self._in_main(functools.partial(_log, tracker, self.step, scalars))
+        with tracker.pause() if tracker else contextlib.nullcontext():
+            if self._is_due(config.sample_every):
+                made = self._in_main(lambda: self.gallery.at_step(self.step))
+                if tracker and made:
+                    tracker.pictures(self.step, made)
+            if stopping or self._is_due(config.checkpoint_every):
+                self._save(self.training_seconds + (tracker.training_seconds if tracker else 0.0))
+
+    def _in_main(self, action: Callable[[], T]) -> T | None:
+        """Do what the main process alone does. An error of it ends every process, instead of leaving some waiting."""
+        result: T | None = None
+        error: UserError | None = None
+        if self.processes.is_main:
+            try:
+                result = action()
+            except UserError as raised:
+                error = raised
+            except OSError as raised:
+                reason = raised.strerror or raised
+                error = CheckpointError(f"cannot write to {self.path}: {reason}; mend that, then run the same command")
+        parallel.raise_everywhere(error, self.processes)
+        return result
 
     def _resume(self) -> None:
         found = checkpoints.load_newest(self.path, self.announce)
-        newest = parallel.from_main(found[0].step if found else 0, self.processes)
-        if newest and (found is None or found[0].step != newest):
+        step = found[0].step if found else 0
+        newest = parallel.from_main(step, self.processes)
+        if step != newest:
             raise CheckpointError(
-                f"rank {self.processes.rank} does not see the checkpoint of step {newest} in {self.path}"
+                f"rank {self.processes.rank} sees step {step} in {self.path}, but rank 0 sees step {newest}; "
+                "all processes need one directory that they share"
             )
         if not found:
             return
@@ -166,9 +210,7 @@ class _Run:
         if self.step < self.config.steps:
             self.announce(f"resuming {self.path} at step {self.step} of {self.config.steps}")
 
-    def _tracker(self) -> contextlib.AbstractContextManager[Tracker | None]:
-        if not self.processes.is_main:
-            return contextlib.nullcontext()
+    def _open_tracker(self) -> Tracker:
         return Tracker(
             self.path,
             self.config,
@@ -183,89 +225,68 @@ class _Run:
         for index, row in enumerate(rows):
             for name, value in row.items():
                 if not math.isfinite(value):
-                    raise self._divergence(self.step - len(rows) + index + 1, name, value)
+                    raise self._divergence(f"{name} is {value} at step {self.step - len(rows) + index + 1}")
         self._on_device.clear()
         self._unlogged += rows
 
-    def _divergence(self, step: int, name: str, value: float) -> DivergenceError:
-        broken = [
-            network
-            for network, module in self.trainer.objective.networks.items()
-            if not all(parameter.isfinite().all() for parameter in module.parameters())
-        ]
+    def _divergence(self, what: str) -> DivergenceError:
+        broken = self.trainer.broken_networks()
         where = f"; the weights of {' and '.join(broken)} are broken" if broken else ""
         newest = next((str(path) for path in checkpoints.checkpoint_paths(self.path)), "none yet")
         return DivergenceError(
-            f"{name} is {value} at step {step}{where}; lower --learning-rate or set --clip-norm and run again "
+            f"{what}{where}; lower --learning-rate or set --clip-norm, with --fresh or another --run-dir "
             f"(newest good checkpoint: {newest})"
         )
 
     def _training_means(self) -> dict[str, float]:
         """Means of the logs of all steps since they were last asked for."""
-        self._collect()
-        names = dict.fromkeys(name for row in self._unlogged for name in row)
         means: dict[str, float] = {}
-        for name in names:
+        for name in dict.fromkeys(name for row in self._unlogged for name in row):
             values = [row[name] for row in self._unlogged if name in row]
             means[f"train/{name}"] = math.fsum(values) / len(values)
         self._unlogged.clear()
         return means | {"train/learning_rate": learning_rate_at(self.config, self.step - 1)}
 
-    def _evaluate(self, tracker: Tracker | None) -> dict[str, float]:
-        with tracker.pause() if tracker else contextlib.nullcontext():
-            metrics = self.trainer.evaluate(self.trainer.dataset.test)
-        return {f"test/{name}": value for name, value in metrics.items()}
-
-    def _draw(self, tracker: Tracker | None) -> None:
-        if tracker:
-            with tracker.pause():
-                tracker.pictures(self.step, self.gallery.at_step(self.step))
-
-    def _save(self, tracker: Tracker | None) -> None:
-        self._collect()
-        error: CheckpointError | None = None
-        if tracker:
-            with tracker.pause():
-                facts = {
-                    "preset": self.config.preset,
-                    "data_digest": self.trainer.dataset.digest,
-                    "image_shape": self.trainer.dataset.image_shape,
-                    "class_names": self.trainer.dataset.class_names,
-                    "world_size": self.processes.world_size,
-                    "training_seconds": self.training_seconds + tracker.training_seconds,
-                    "loss_scales": self.trainer.loss_scales(),
-                    "unlogged": self._unlogged,
-                }
-                try:
-                    state = Checkpoint(self.step, self.trainer.tensors(), facts)
-                    checkpoints.save(self.path, state, self.config, self.config.keep_checkpoints)
-                except CheckpointError as raised:
-                    error = raised
-        parallel.raise_everywhere(error, self.processes)
+    def _save(self, training_seconds: float) -> None:
+        if self.trainer.broken_networks():  # The loss was finite before this update: it is no good state all the same.
+            raise self._divergence(f"the update of step {self.step} is not finite")
+        facts = {
+            "preset": self.config.preset,
+            "data_digest": self.trainer.dataset.digest,
+            "image_shape": self.trainer.dataset.image_shape,
+            "class_names": self.trainer.dataset.class_names,
+            "world_size": self.processes.world_size,
+            "training_seconds": training_seconds,
+            "loss_scales": self.trainer.loss_scales(),
+            "unlogged": self._unlogged,
+        }
+        state = Checkpoint(self.step, self.trainer.tensors(), facts)
+        self._in_main(lambda: checkpoints.save(self.path, state, self.config, self.config.keep_checkpoints))
 
     def _finish(self) -> Outcome:
-        metrics: dict[str, float] = {}
-        made: dict[str, Path] = {}
+        ended = self._in_main(self._write_end)
+        metrics, made = parallel.from_main(ended, self.processes)
         finished = self.step == self.config.steps
-        if self.processes.is_main:
-            records = read_metrics(self.path / "metrics.jsonl")
-            for record in records:
-                metrics |= {key: value for key, value in record.items() if "/" in key}
-            if finished:
-                made = self.gallery.at_end()
-                made |= {
-                    kind: newest
-                    for kind in ("samples", "reconstructions")
-                    if (newest := max((self.path / kind).glob("step_*.png"), default=None))
-                }
-                write_atomically(
-                    self.path / "summary.json", json.dumps(self._summary(records, metrics, made), indent=2)
-                )
-        metrics, made = parallel.from_main((metrics, made), self.processes)
         return Outcome(self.path, self.step, finished, metrics, made, self.processes.is_main)
 
+    def _write_end(self) -> tuple[dict[str, float | None], dict[str, Path]]:
+        """The last value of each metric; for a finished run also its last pictures and its summary."""
+        records = read_metrics(self.path / METRICS_FILE)
+        metrics: dict[str, float | None] = {}
+        for record in records:
+            metrics |= {key: value for key, value in record.items() if "/" in key}
+        if self.step < self.config.steps:
+            return metrics, {}
+        made = self.gallery.at_end(records)
+        for kind in ("samples", "reconstructions"):
+            if newest := max((self.path / kind).glob("step_*.png"), default=None):
+                made[kind] = newest
+        summary = self._summary(records, metrics, made)
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        return metrics, made
+
     def _summary(
-        self, records: list[dict[str, Any]], metrics: dict[str, float], made: dict[str, Path]
+        self, records: list[dict[str, Any]], metrics: dict[str, float | None], made: dict[str, Path]
     ) -> dict[str, Any]:
         # The first test metric of an objective is the one it is judged by, and less of it is better.
         headline = next((name for name in metrics if name.startswith("test/")), "")
@@ -284,6 +305,11 @@ class _Run:
             "best": {"step": best["step"], headline: best[headline]} if best else None,
             "pictures": {name: str(path.relative_to(self.path)) for name, path in made.items()},
         }
+
+
+def _log(tracker: Tracker | None, step: int, scalars: dict[str, float]) -> None:
+    if tracker:
+        tracker.log(step, scalars)
 
 
 @contextlib.contextmanager

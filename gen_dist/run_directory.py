@@ -23,11 +23,11 @@ from gen_dist.parallel import Processes
 WANDB_ID_FILE = "wandb-id"
 
 _FREE_FIELDS = {
-    *("preset", "data_root", "packing", "run_dir", "steps", "accumulation", "precision", "compile", "device"),
+    *("preset", "data_root", "packing", "run_dir", "accumulation", "precision", "compile", "device"),
     *("checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_every", "wandb"),
 }
-"""Config fields that may change when a run goes on: they do not decide which images and noise a step sees. Whether the
-packed data are the same is told by their digest."""
+"""Config fields that may change when a run goes on: they do not decide what a step computes, but for rounding and, on
+another kind of device, other draws of the same noise. Whether the packed data are the same is told by their digest."""
 
 _WRITTEN = (
     *("checkpoints", "samples", "reconstructions", "wandb", "config.json", "environment.json", "metrics.jsonl"),
@@ -67,15 +67,24 @@ def _prepare(config: TrainConfig, fresh: bool, lock: FileLock) -> None:
             _remove_run(path)
         if (path / "config.json").exists():
             _refuse_other_config(path, config)
-        write_atomically(path / "config.json", config.to_json())
-        write_atomically(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        if not (path / WANDB_ID_FILE).exists():
-            write_atomically(path / WANDB_ID_FILE, uuid.uuid4().hex[:12])
     except Timeout:
         raise ConfigError(f"another process is training in {path}; wait for it or choose another --run-dir") from None
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(f"run directory {path} cannot be written to: {reason}; choose another --run-dir") from None
+
+
+def record_start(config: TrainConfig) -> None:
+    """Write what tells of the start of a run; called only when it can start, so that a refusal changes nothing.
+
+    Raises:
+        OSError: the disk is full or cannot be written to.
+    """
+    path = config.run_path
+    write_atomically(path / "config.json", config.to_json())
+    write_atomically(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    if not (path / WANDB_ID_FILE).exists():
+        write_atomically(path / WANDB_ID_FILE, uuid.uuid4().hex[:12])
 
 
 def _remove_run(path: Path) -> None:
@@ -91,11 +100,14 @@ def _refuse_other_config(path: Path, config: TrainConfig) -> None:
     """Raise ConfigError if the run was started with a config that this one cannot go on from."""
     if not checkpoints.checkpoint_paths(path):
         return
-    started = TrainConfig.from_json((path / "config.json").read_text(), str(path / "config.json"))
+    file = path / "config.json"
+    started = TrainConfig.from_json(file.read_text(errors="replace"), str(file))
+    # The learning rate of every step depends on the number of steps, unless it stays the same.
+    free = _FREE_FIELDS | ({"steps"} if config.optimization.decay == "constant" else set())
     changes = [
         f"{name} {getattr(started, name)!r} -> {getattr(config, name)!r}"
         for name in (field.name for field in dataclasses.fields(config))
-        if name not in _FREE_FIELDS and getattr(started, name) != getattr(config, name)
+        if name not in free and getattr(started, name) != getattr(config, name)
     ]
     if changes:
         raise ConfigError(

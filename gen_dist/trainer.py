@@ -113,9 +113,20 @@ class Trainer:
                 for key, value in objective.evaluate(Batch(images, labels, rng, start)).items():
                     sums[key] = sums.get(key, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
         names = parallel.from_main(list(sums), self.processes)
+        if not names:
+            return {}
         totals = torch.stack([sums.get(name, torch.zeros((), dtype=torch.float64)) for name in names])
         totals = parallel.sum_over_processes(totals.to(self.processes.device)).cpu() / count
         return dict(zip(names, totals.tolist(), strict=True))
+
+    def broken_networks(self) -> list[str]:
+        """Names of the networks with a weight, or an averaged weight, that is NaN or infinite. Waits for the device."""
+        return [
+            name
+            for name, network in self.objective.networks.items()
+            for tensors in ([*network.parameters(), *self.best_objective.networks[name].parameters()],)
+            if not all(bool(tensor.isfinite().all()) for tensor in tensors)
+        ]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All state of the run that is tensors, by group; `load` takes it back."""
@@ -196,7 +207,8 @@ class _Turn:
         self.scaler.unscale_(self._optimizer)
         if self._clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
-            logs[0]["gradient_norm"] = norm.detach() * len(logs)  # divided again in the mean below
+            if not self.scaler.is_enabled():  # there it is infinite now and then, as the scale is found by overflows
+                logs[0]["gradient_norm"] = norm.detach() * len(logs)  # divided again in the mean below
         self._optimizer.param_groups[0]["lr"] = learning_rate
         if isinstance(self._optimizer, LightAdam) and not self.scaler.is_enabled():
             self._optimizer.update()
@@ -245,7 +257,8 @@ class _Turn:
             state.setdefault(self._names.index(name), {})[key] = value
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.scaler.load_state_dict(dict(scaler))
+        if scaler:  # a run may have begun in a precision without a scale
+            self.scaler.load_state_dict(dict(scaler))
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
@@ -283,7 +296,12 @@ def evaluating(objective: Objective) -> Iterator[Objective]:
 def _mean_image(split: Split) -> Tensor:
     """Mean of about 10,000 images spread over a split: float32 [C, H, W] in 0..1."""
     spread = split.images[:: max(1, len(split.images) // 10_000)]
-    return torch.from_numpy(spread).mean(dim=0, dtype=torch.float32) / 255.0
+    # A few at a time: as float32 the sample takes four times its size.
+    total = sum(
+        torch.from_numpy(spread[i : i + 256]).sum(dim=0, dtype=torch.float64) for i in range(0, len(spread), 256)
+    )
+    assert isinstance(total, Tensor)
+    return (total / (255.0 * len(spread))).float()
 
 
 def _rows_of_rank(config: TrainConfig, processes: Processes) -> tuple[list[int], int]:

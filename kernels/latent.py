@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from kernels.noise import normal
 
@@ -66,7 +65,7 @@ class _LatentsKl(torch.autograd.Function):
     arithmetic at a few thousand latents."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, parameters: Tensor, noise: Tensor | None, samples: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, parameters: Tensor, noise: Tensor | None, samples: int) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(parameters, noise)
         return plain_latents_kl(parameters, noise, samples)
 

@@ -48,7 +48,7 @@ def onednn_is_faster() -> bool:
 
 
 class _OneDnnLinear(torch.autograd.Function):
-    """y = x W^T + b; dx = dy W, dW = dy^T x, db = sum dy."""
+    """y = x W^T + b; dx = dy W, dW = dy^T x, db = sum dy. Products again, so that gradients have gradients."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -60,8 +60,8 @@ class _OneDnnLinear(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         wants_inputs, wants_weight, wants_bias = ctx.needs_input_grad
         return (
-            onednn_linear(gradient, weight.t()) if wants_inputs else None,
-            onednn_linear(gradient.t(), inputs.t()) if wants_weight else None,
+            _OneDnnLinear.apply(gradient, weight.t(), None) if wants_inputs else None,
+            _OneDnnLinear.apply(gradient.t(), inputs.t(), None) if wants_weight else None,
             gradient.sum(0) if wants_bias else None,
         )
 

@@ -1,8 +1,8 @@
 """Keyed draws: standard normals and binarized images as functions of (seed, stream, step, global row).
 
-`rng` is int64 [2] = (seed, step) on the device that draws, so that no Python number changes from step to step. Under
-torch.compile each draw is one opaque operator, which is never hoisted, repeated or reordered; eager code calls the same
-function without the dispatcher, whose cold code costs more than the draw.
+`rng` is int64 [2] = (seed, step) on the device that draws, so that no Python number changes from step to step. On CPUs
+each draw is one opaque operator under torch.compile, which is never hoisted, repeated or reordered; eager code calls
+the same function without the dispatcher, whose cold code costs more than the draw.
 """
 
 import math
@@ -28,9 +28,11 @@ def normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> T
         width: draws in a row.
 
     Returns:
-        float32 [rows, width] on the device of `rng`.
+        float32 [rows, width] on the device of `rng`. Not to be written to: it may be part of what is kept for others.
     """
-    draw = normal_operator if torch.compiler.is_compiling() else _normal
+    if rng.device.type != "cpu":
+        return device_normal(rng, stream, first_row, rows, width)
+    draw = normal_operator if torch.compiler.is_compiling() else _host_normal
     return draw(rng, stream, first_row, rows, width)
 
 
@@ -46,20 +48,21 @@ def binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor
     Returns:
         float32 of the shape of `images`, each 0.0 or 1.0.
     """
-    draw = binarize_operator if torch.compiler.is_compiling() else _binarize
+    if rng.device.type != "cpu":
+        return device_binarize(images, rng, stream, first_row)
+    draw = binarize_operator if torch.compiler.is_compiling() else _host_binarize
     return draw(images, rng, stream, first_row)
 
 
-def _normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
-    if rng.device.type == "cpu":
-        seed, step = rng.tolist()
-        return torch.from_numpy(_LOOKAHEAD.normal(seed, stream, step, first_row, rows, width))
-    pairs = -(-width // 2)
-    words = device_words(rng, stream, first_row, rows, 2 * pairs).view(rows, 2, pairs)
-    return device_box_muller(words)[:, :width].contiguous()
+def _host_normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
+    seed, step = rng.tolist()
+    return _LOOKAHEAD.normal(seed, stream, step, first_row, rows, width)
 
 
-normal_operator = torch.library.custom_op("gen_dist::normal", _normal, mutates_args=())
+@torch.library.custom_op("gen_dist::normal", mutates_args=())
+def normal_operator(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
+    """`normal` as compiled code calls it. Its result is its own: compiled code may reuse the memory."""
+    return _host_normal(rng, stream, first_row, rows, width).clone()
 
 
 @normal_operator.register_fake
@@ -71,27 +74,29 @@ class _Lookahead(threading.local):
     """Normal draws on the CPU, of several steps at once where one step follows another.
 
     Between two matrix products nothing of Python or NumPy is in the cache, and a draw of a few thousand numbers costs
-    ten times what its arithmetic does. Drawn eight steps at a time it is paid once. What is drawn does not change.
+    ten times what its arithmetic does. Drawn sixteen steps at a time it is paid once. What is drawn does not change.
     """
 
-    STEPS = 8
+    STEPS = 16
+    LARGEST = 2**17  # draws of a step; larger ones cost what their arithmetic does
     STREAMS = 8  # kept; the least recently used goes first
 
     def __init__(self) -> None:
-        self._drawn: OrderedDict[tuple[int, ...], tuple[int, list[NDArray[np.float32]]]] = OrderedDict()
+        self._drawn: OrderedDict[tuple[int, ...], tuple[int, Tensor]] = OrderedDict()
 
-    def normal(self, seed: int, stream: int, step: int, first_row: int, rows: int, width: int) -> NDArray[np.float32]:
+    def normal(self, seed: int, stream: int, step: int, first_row: int, rows: int, width: int) -> Tensor:
+        """A view of what is kept: not to be written to."""
         key = (seed, stream, first_row, rows, width)
-        first, draws = self._drawn.get(key, (-1, []))
-        if not 0 <= step - first < len(draws):
-            count = self.STEPS if draws and step == first + len(draws) else 1
-            draws = list(host_normal(seed, stream, range(step, step + count), first_row, rows, width))
-            self._drawn[key] = first, draws = step, draws
+        kept = self._drawn.get(key)
+        if kept is None or not kept[0] <= step < kept[0] + len(kept[1]):
+            follows = kept is not None and step == kept[0] + len(kept[1]) and rows * width <= self.LARGEST
+            steps = range(step, step + (self.STEPS if follows else 1))
+            kept = step, torch.from_numpy(host_normal(seed, stream, steps, first_row, rows, width))
+            self._drawn[key] = kept
             self._drawn.move_to_end(key)
             if len(self._drawn) > self.STREAMS:
                 self._drawn.popitem(last=False)
-        # A copy: who gets the draw may write to it.
-        return draws[step - first].copy()
+        return kept[1][step - kept[0]]
 
 
 _LOOKAHEAD = _Lookahead()
@@ -132,6 +137,13 @@ def host_box_muller(words: NDArray[np.uint32]) -> NDArray[np.float32]:
     return normals.reshape(rows, 2 * pairs)
 
 
+def device_normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
+    """The definition of `normal` on other devices, in torch operations that torch.compile fuses."""
+    pairs = -(-width // 2)
+    words = device_words(rng, stream, first_row, rows, 2 * pairs).view(rows, 2, pairs)
+    return device_box_muller(words)[:, :width].contiguous()
+
+
 def device_box_muller(words: Tensor) -> Tensor:
     """`host_box_muller` in torch operations: int64 [rows, 2, pairs] of 0 .. 2^32 - 1 to float32 [rows, 2 * pairs]."""
     uniform = words[:, 0].to(torch.float32).mul_(2.0**-32).add_(2.0**-33)
@@ -140,19 +152,15 @@ def device_box_muller(words: Tensor) -> Tensor:
     return torch.cat((radius * angle.cos(), radius * angle.sin()), dim=1)
 
 
-def _binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
+def _host_binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
     rows, pixels = images.shape[0], math.prod(images.shape[1:])
-    flat = images.reshape(rows, pixels)
-    if images.device.type == "cpu":
-        seed, step = rng.tolist()
-        words = host_words(seed, stream, step, first_row, rows, -(-(pixels + TIE_BYTES) // 8))
-        return torch.from_numpy(host_threshold(flat.numpy(), words.view(np.uint8))).float().view(images.shape)
-    pairs = device_words(rng, stream, first_row, rows, -(-pixels // 2))
-    halves = torch.stack((pairs & 0xFFFF, pairs >> 16), dim=-1).view(rows, -1)[:, :pixels]
-    return device_threshold(flat, halves).view(images.shape)
+    seed, step = rng.tolist()
+    words = host_words(seed, stream, step, first_row, rows, -(-(pixels + TIE_BYTES) // 8))
+    ones = host_threshold(images.reshape(rows, pixels).numpy(), words.view(np.uint8))
+    return torch.from_numpy(ones).float().view(images.shape)
 
 
-binarize_operator = torch.library.custom_op("gen_dist::binarize", _binarize, mutates_args=())
+binarize_operator = torch.library.custom_op("gen_dist::binarize", _host_binarize, mutates_args=())
 
 
 @binarize_operator.register_fake
@@ -186,6 +194,14 @@ def host_threshold(images: NDArray[np.uint8], noise: NDArray[np.uint8]) -> NDArr
     low = noise[row, pixels + pixel % TIE_BYTES]
     ones[row, pixel] = np.minimum(low, 254) < images[row, pixel]
     return ones
+
+
+def device_binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
+    """The definition of `binarize` on other devices, in torch operations that torch.compile fuses."""
+    rows, pixels = images.shape[0], math.prod(images.shape[1:])
+    pairs = device_words(rng, stream, first_row, rows, -(-pixels // 2))
+    halves = torch.stack((pairs & 0xFFFF, pairs >> 16), dim=-1).view(rows, -1)[:, :pixels]
+    return device_threshold(images.reshape(rows, pixels), halves).view(images.shape)
 
 
 def device_threshold(images: Tensor, noise: Tensor) -> Tensor:

@@ -5,9 +5,12 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["GEN_DIST_THREADS"] = "1"
 
-from collections.abc import Iterator
+import math
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,16 +23,23 @@ def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory, monkeypatch:
 
 
 @pytest.fixture
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`torch.empty` of floats gives NaN, so that an unwritten output cannot pass."""
-    empty = torch.empty
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory for floats holds NaN, so that an unwritten output cannot pass."""
 
-    def poisoned(*args: object, **kwargs: object) -> torch.Tensor:
-        tensor = empty(*args, **kwargs)  # type: ignore[call-overload]
-        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+    def poison(library: ModuleType, name: str) -> None:
+        allocate = getattr(library, name)
 
-    monkeypatch.setattr(torch, "empty", poisoned)
-    yield
+        def poisoned(*args: Any, **kwargs: Any) -> Any:
+            fresh = allocate(*args, **kwargs)
+            if fresh.dtype in (torch.float32, torch.float64, np.float32, np.float64):
+                fresh[...] = math.nan
+            return fresh
+
+        monkeypatch.setattr(library, name, poisoned)
+
+    poison(torch, "empty")
+    poison(torch, "empty_like")
+    poison(np, "empty")
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent

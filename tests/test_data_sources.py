@@ -370,7 +370,7 @@ def test_local_idx_files_are_read_without_torchvision(
     assert dataset.image_shape == (1, 28, 28)
     assert (len(dataset.train.labels), len(dataset.test.labels)) == (30, 12)
     assert dataset.train.images[:, 0, 0, 0].tolist() == dataset.train.labels.tolist()
-    assert dataset.num_classes == 10
+    assert len(dataset.class_names) == 10
 
 
 def test_cifar10_is_read_through_torchvision_and_found_again_without_it(

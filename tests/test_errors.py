@@ -20,9 +20,12 @@ import pytest
 from PIL import Image
 
 from gen_dist.checkpoint import checkpoint_paths
+from gen_dist.cli import run_command
+from gen_dist.config import TrainConfig
+from gen_dist.errors import ConfigError, DataError, UserError
 from gen_dist.run import train
 from tests.conftest import REPOSITORY
-from tests.runs import small_config, write_config
+from tests.runs import OBJECTIVES, small_config, write_config
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,9 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("finished") / "run"
     train(small_config("vae", steps=4, checkpoint_every=2, run_dir=str(path)), say=lambda _line: None)
     return path
+
+
+ABSENT = "absent"
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,11 @@ class Place:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
+
+    def nested_config(self, part: str, **changes: object) -> list[object]:
+        """Options that name a config file with some values of its network, objective or another part replaced."""
+        values = json.loads(small_config("vae, convolutional").to_json())[part] | changes
+        return ["--config", self.config(**{part: {name: value for name, value in values.items() if value != ABSENT}})]
 
     def config(self, **changes: object) -> Path:
         """A config file with some values replaced, types unchecked."""
@@ -106,6 +117,11 @@ CASES: dict[str, Case] = {
     "a value that is missing": (lambda p: ["vae-mnist", "--seed"], "--seed"),
     "no such choice": (lambda p: ["vae-mnist", "--precision", "fp8"], "bf16"),
     "--config without a file": (lambda p: ["--config"], "config.json"),
+    "--config= without a file": (lambda p: ["--config="], "config.json"),
+    "an option before the preset": (
+        lambda p: ["--steps", 5, "vae-mnist"],
+        "the preset comes first, as in launch/train.py vae-mnist --steps 5",
+    ),
     # values
     "no steps": (lambda p: ["vae-mnist", "--steps", 0], "steps 0 is less than 1"),
     "a negative learning rate": (lambda p: ["vae-mnist", "--learning-rate", -1], "learning_rate -1.0"),
@@ -128,7 +144,32 @@ CASES: dict[str, Case] = {
     "a config file that is no JSON": (lambda p: ["--config", p.file("c.json", "{'steps': 3")], "c.json"),
     "a config file with an unknown name": (lambda p: ["--config", p.config(stepps=3)], "stepps"),
     "a config file with a wrong type": (lambda p: ["--config", p.config(steps="many")], "steps"),
-    "a config file with a value out of range": (lambda p: ["--config", p.config(steps=0)], "steps 0 is less than 1"),
+    "a config file with a value out of range": (
+        lambda p: ["--config", p.config(steps=0)],
+        "config.json: steps 0 is less than 1",
+    ),
+    "a config file named after an equals sign": (lambda p: [f"--config={p.config(steps=0)}"], "steps 0 is less than 1"),
+    "a network with an unknown name": (
+        lambda p: p.nested_config("network", feature_mapz=[4]),
+        "network.conv.feature_mapz: Unexpected keyword argument",
+    ),
+    "an objective with a wrong type": (
+        lambda p: p.nested_config("objective", beta="x"),
+        "objective.vae.beta: Input should be a valid number",
+    ),
+    "an objective with a value out of range": (
+        lambda p: p.nested_config("objective", beta=-1),
+        "objective.vae: beta -1.0",
+    ),
+    "a network of an unknown kind": (
+        lambda p: p.nested_config("network", kind="cnov"),
+        "network: Input tag 'cnov' found using 'kind' does not match any of the expected tags: 'mlp', 'conv'",
+    ),
+    "a network without a kind": (
+        lambda p: p.nested_config("network", kind=ABSENT),
+        "network: Unable to extract tag using discriminator 'kind'",
+    ),
+    "an optimizer with an unknown name": (lambda p: p.nested_config("optimization", beta=1), "optimization.beta: "),
     "a config file of bytes": (lambda p: ["--config", p.file("c.json", b"\xff\xfe\x00")], "c.json"),
     # data
     "no such source": (lambda p: ["vae-mnist", "--data", "minst"], "mnist5k"),
@@ -162,7 +203,7 @@ CASES: dict[str, Case] = {
     ),
     "a run that is further on": (
         lambda p: (_spoiled_run(p, lambda c: None), _again(p, steps=3))[1],
-        "already at step 4",
+        "steps 4 -> 3",
     ),
     "checkpoints that are all damaged": (
         lambda p: _spoiled_run(p, lambda c: os.truncate(c / "networks.safetensors", 99)),
@@ -229,3 +270,48 @@ def test_what_was_written_survives_a_refusal(
     with pytest.raises(SystemExit):
         runpy.run_path(str(REPOSITORY / "launch/train.py"), run_name="__main__")
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("error", "environment", "printed"),
+    [
+        (ConfigError("seed -1"), {}, "error: seed -1\n"),
+        (ConfigError("seed -1"), {"RANK": "0", "LOCAL_RANK": "0"}, "error: seed -1\n"),
+        (ConfigError("seed -1"), {"RANK": "1", "LOCAL_RANK": "1"}, ""),
+        (ConfigError("seed -1"), {"RANK": "8", "LOCAL_RANK": "0"}, "rank 8: error: seed -1\n"),
+        (ConfigError("seed -1"), {"RANK": "3"}, "rank 3: error: seed -1\n"),
+        (DataError("no images"), {"RANK": "1", "LOCAL_RANK": "1"}, "rank 1: error: no images\n"),
+    ],
+)
+def test_one_process_a_host_says_what_is_wrong_with_a_config(
+    error: UserError,
+    environment: dict[str, str],
+    printed: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(fail)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == printed
+
+
+def test_a_run_directory_in_a_home_directory_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of/someone")
+    assert TrainConfig(run_dir="~/runs/first").run_path == Path("/home/of/someone/runs/first")
+    with pytest.raises(ConfigError, match="~nobody-of-this-name/run: there is no such home"):
+        TrainConfig(run_dir="~nobody-of-this-name/run").run_path  # noqa: B018
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_config_comes_back_equal_from_its_json(objective: str) -> None:
+    config = small_config(objective)
+    assert TrainConfig.from_json(config.to_json(), "config.json") == config

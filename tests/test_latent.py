@@ -7,6 +7,8 @@ from torch.distributions import Normal, kl_divergence
 from kernels import normal, reparameterize_kl
 from kernels.latent import LOGVAR_RANGE, _LatentsKl, plain_latents_kl
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
 RNG = torch.tensor([7, 3])
 
 

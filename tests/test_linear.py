@@ -1,5 +1,7 @@
 """The oneDNN linear layer against torch's own: results, gradients, and when it is chosen."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -7,9 +9,12 @@ from torch import nn
 from kernels import Linear
 from kernels.linear import LEAST_WEIGHTS, _OneDnnLinear, onednn_linear
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this build of torch has no oneDNN linear operator"
-)
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_memory"),
+    pytest.mark.skipif(
+        not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this build of torch has no oneDNN linear operator"
+    ),
+]
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -63,3 +68,17 @@ def test_the_fast_path_is_taken_where_it_is_one(case: str, monkeypatch: pytest.M
     with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
         result = layer(x)
     assert (type(result.grad_fn).__name__ == "_OneDnnLinearBackward") == (case == "large")
+
+
+def test_a_penalty_on_gradients_has_the_right_gradient() -> None:
+    """Double backward, as a gradient penalty needs it: through our products, and not silently around them."""
+
+    def penalty_gradient(layer_of: Callable[..., torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        x = _random(4, 30).to(dtype).requires_grad_()
+        weight = _random(20, 30, seed=1).to(dtype).requires_grad_()
+        (inner,) = torch.autograd.grad(layer_of(x, weight, None).tanh().sum(), x, create_graph=True)
+        return torch.autograd.grad(inner.square().sum(), weight)[0]
+
+    expected = penalty_gradient(nn.functional.linear, torch.float64)
+    result = penalty_gradient(_OneDnnLinear.apply, torch.float32)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-3)

@@ -253,6 +253,19 @@ def test_curves_draw_train_and_test_of_one_name_in_one_panel():
     assert list(curves["images_per_second"]) == [""]
 
 
+def test_a_loss_is_in_nats_only_beside_its_terms():
+    def units(record: dict[str, float]) -> dict[str, str | None]:
+        curves = pictures._curves([{"step": 1, **record}])
+        return {name: pictures._unit(name, curves) for name in curves}
+
+    nats = "nats per image"
+    assert units({"train/loss": 99.0, "train/nll": 80.0, "train/kl": 19.0}) == {"loss": nats, "nll": nats, "kl": nats}
+    assert units({"train/loss": 99.0, "train/kl": 19.0, "test/iwae_bound": 98.0})["loss"] == nats
+    squared_error = units({"train/loss": 30.0, "train/reconstruction_error": 30.0, "train/learning_rate": 1e-3})
+    assert squared_error == {"loss": "per image", "reconstruction_error": "per image", "learning_rate": None}
+    assert units({"train/loss": 30.0, "test/reconstruction_error": 31.0})["loss"] == "per image"
+
+
 def test_a_steep_start_and_a_lone_spike_do_not_flatten_a_curve():
     steps = np.arange(1.0, 401)
     loss = 100 + 450 * np.exp(-steps / 5)

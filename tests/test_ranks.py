@@ -16,7 +16,9 @@ import pytest
 from gen_dist.checkpoint import checkpoint_paths, load
 from gen_dist.tracking import read_metrics
 from tests.conftest import REPOSITORY
+from tests.rank_worker import evaluations_of_uneven_splits
 from tests.runs import OBJECTIVES, make_trainer, run_steps, small_config, write_config
+from tests.two_players import GENERATOR_EVERY, STEPS, all_logs, state_norms, two_players
 
 ONE = [sys.executable]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
@@ -58,6 +60,43 @@ def test_two_ranks_equal_one_rank(two_ranks: dict[str, Any], objective: str) -> 
     assert len(result["losses"]) == 50
     assert result["test"] == pytest.approx(trainer.evaluate(trainer.dataset.test), rel=1e-5)
     assert abs(result["parameter_spread"]) < 1e-9
+    for two, one in zip(result["uneven"], evaluations_of_uneven_splits(trainer), strict=True):
+        assert two == pytest.approx(one, rel=1e-5)
+
+
+def _assert_same_game(logs: list[dict[str, float]], others: list[dict[str, float]]) -> None:
+    assert len(logs) == STEPS
+    for row, other in zip(logs, others, strict=True):
+        assert row == pytest.approx(other, rel=1e-5)
+
+
+def test_two_phases_on_two_ranks_equal_one_rank(two_ranks: dict[str, Any]) -> None:
+    whole = two_players()
+    logs = all_logs(whole)
+    assert logs[1].keys() < logs[0].keys()
+    assert abs(logs[-2]["generator/loss"] - logs[0]["generator/loss"]) > 0.1
+    result = two_ranks["two players"]
+    _assert_same_game(result["logs"], logs)
+    assert result["state"] == pytest.approx(state_norms(whole), rel=1e-5)
+    assert abs(result["parameter_spread"]) < 1e-9
+
+
+def test_each_turn_reduces_the_gradients_of_what_it_trains_once_and_nothing_else(two_ranks: dict[str, Any]) -> None:
+    networks = two_players().objective.networks
+    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+    assert two_ranks["two players"]["reduced"] == {
+        "DiscriminatorPhase": [sizes["discriminator"]] * STEPS,
+        "GeneratorPhase": [sizes["generator"]] * (STEPS // GENERATOR_EVERY),
+        "other": [],
+    }
+
+
+@pytest.mark.parametrize("changes", [{"accumulation": 2}, {"compile": True, "accumulation": 2}], ids=str)
+def test_two_phases_accumulated_or_compiled_equal_whole_eager_ones(changes: dict[str, Any]) -> None:
+    whole, changed = two_players(), two_players(**changes)
+    _assert_same_game(all_logs(changed), all_logs(whole))
+    assert state_norms(changed) == pytest.approx(state_norms(whole), rel=1e-5)
+    assert all(parameter.requires_grad for parameter in changed.objective.parameters())
 
 
 @pytest.mark.parametrize(("start", "resume"), [(TWO, ONE), (ONE, TWO)], ids=["two then one", "one then two"])

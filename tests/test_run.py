@@ -21,7 +21,7 @@ from PIL import Image
 
 from gen_dist import checkpoint as checkpoints
 from gen_dist.checkpoint import checkpoint_paths
-from gen_dist.config import DataConfig, TrainConfig
+from gen_dist.config import DataConfig, OptimizerConfig, TrainConfig
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.run import DivergenceError, train
 from gen_dist.tracking import read_metrics
@@ -191,7 +191,7 @@ def test_killed_at_any_point_of_writing_a_checkpoint_it_resumes_to_the_same_bits
         assert not list((path / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize("damage", ["flip a bit", "cut off", "remove a file", "empty sums"])
+@pytest.mark.parametrize("damage", ["flip a bit", "cut off", "remove a file", "empty sums", "sums cut at a line"])
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(
     damage: str, uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -208,7 +208,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(
     elif damage == "remove a file":
         (newest / "state.json").unlink()
     else:
-        (newest / "SHA256SUMS").write_text("")
+        lines = (newest / "SHA256SUMS").read_text().splitlines(keepends=True)
+        (newest / "SHA256SUMS").write_text("" if damage == "empty sums" else "".join(lines[:2]))
     said: list[str] = []
     train(_config(path), say=said.append)
     assert str(newest) in said[0]
@@ -282,12 +283,33 @@ def test_a_run_directory_of_another_config_is_refused(
     assert "\n" not in str(error.value)
 
 
-def test_more_steps_extend_a_run_and_fewer_are_refused(uninterrupted: Path, tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    shutil.copytree(uninterrupted, path)
-    with pytest.raises(ConfigError, match="already at step 40, past steps 30"):
-        train(_config(path, steps=30), say=_quiet)
-    assert train(_config(path, steps=44), say=_quiet).step == 44
+def test_more_steps_extend_a_run_whose_learning_rate_does_not_depend_on_them(tmp_path: Path) -> None:
+    def config(steps: int) -> TrainConfig:
+        constant = OptimizerConfig(decay="constant")
+        return _config(tmp_path / f"run{steps // 100}", steps=steps, optimization=constant)
+
+    train(config(12), say=_quiet)
+    with pytest.raises(ConfigError, match="already at step 12, past steps 8"):
+        train(config(8), say=_quiet)
+    assert train(config(16), say=_quiet).step == 16
+    train(dataclasses.replace(config(16), run_dir=str(tmp_path / "at once")), say=_quiet)
+    assert_same_bits(_state(tmp_path / "run0")[1], _state(tmp_path / "at once")[1])
+
+
+def test_more_steps_are_another_run_where_they_decide_the_learning_rate(uninterrupted: Path) -> None:
+    with pytest.raises(ConfigError, match="steps 40 -> 44"):
+        train(_config(uninterrupted, steps=44), say=_quiet)
+
+
+@pytest.mark.parametrize("change", ["steps", "images"])
+def test_a_refused_start_leaves_the_run_as_it_was(change: str, tmp_path: Path) -> None:
+    config = _config(tmp_path / "run", steps=12, optimization=OptimizerConfig(decay="constant"))
+    train(config, say=_quiet)
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    other = {"steps": 6} if change == "steps" else {"packing": DataConfig(synthetic_images=300)}
+    with pytest.raises(UserError, match="past steps 6" if change == "steps" else "another digest"):
+        train(dataclasses.replace(config, **other), say=_quiet)  # type: ignore[arg-type]
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
 
 
 def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
@@ -310,14 +332,64 @@ def _in_thread_of_its_own(action: Callable[[], object]) -> None:
 
 def test_divergence_stops_with_step_network_and_the_last_good_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    train(_config(path, steps=10), say=_quiet)
+    optimization = OptimizerConfig(optimizer="sgd", warmup_steps=30)  # the rate grows until the loss explodes
+    config = _config(path, optimization=optimization, learning_rate=100.0, checkpoint_every=1, log_every=50)
     with pytest.raises(DivergenceError) as error:
-        train(_config(path, learning_rate=1e18, log_every=50), fresh=True, say=_quiet)
+        train(config, say=_quiet)
     assert isinstance(error.value, UserError)
-    assert "at step" in str(error.value)
-    assert "encoder and decoder are broken" in str(error.value)
-    good = [checkpoints.load(one)[0] for one in checkpoint_paths(path)]
-    assert all(bool(tensor.isfinite().all()) for one in good for tensor in one.tensors["networks"].values())
+    assert "step" in str(error.value)
+    assert "with --fresh or another --run-dir" in str(error.value)
+    newest = checkpoint_paths(path)[0]
+    assert f"(newest good checkpoint: {newest})" in str(error.value)
+    checkpoint, _ = checkpoints.load(newest)
+    for group in ("networks", "optimizer-vae"):
+        assert all(bool(tensor.isfinite().all()) for tensor in checkpoint.tensors[group].values())
+
+
+def test_an_update_that_breaks_the_weights_is_never_saved_as_good(tmp_path: Path) -> None:
+    """The loss of the step before it was still finite."""
+    optimization = OptimizerConfig(ema_decay=0.5)
+    config = _config(tmp_path / "run", steps=1, learning_rate=1e39, optimization=optimization)
+    with pytest.raises(DivergenceError, match=r"encoder and decoder are broken.*newest good checkpoint: none yet"):
+        train(config, say=_quiet)
+    assert not checkpoint_paths(tmp_path / "run")
+
+
+def test_a_checkpoint_saved_after_damage_outlives_the_damaged_one(tmp_path: Path) -> None:
+    config = _config(tmp_path / "run", steps=12, keep_checkpoints=1, checkpoint_every=4)
+    train(dataclasses.replace(config, keep_checkpoints=2), say=_quiet)
+    os.truncate(checkpoint_paths(tmp_path / "run")[0] / "networks.safetensors", 100)
+    constant = dataclasses.replace(config, optimization=dataclasses.replace(config.optimization, decay="constant"))
+    (tmp_path / "run/config.json").write_text(constant.to_json())
+    train(dataclasses.replace(constant, steps=11), say=_quiet)
+    assert [path.name for path in checkpoint_paths(tmp_path / "run")] == ["step_00000011"]
+    assert _state(tmp_path / "run")[0] == 11
+
+
+def test_a_run_begun_in_float32_goes_on_in_fp16(tmp_path: Path) -> None:
+    constant = OptimizerConfig(decay="constant")
+    train(_config(tmp_path / "run", steps=6, optimization=constant), say=_quiet)
+    assert train(_config(tmp_path / "run", steps=10, optimization=constant, precision="fp16"), say=_quiet).finished
+
+
+@pytest.mark.parametrize("spoilt", ["a file named samples", "no metrics", "a config of bytes"])
+def test_a_spoilt_run_directory_is_one_line_or_no_harm(spoilt: str, uninterrupted: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(uninterrupted, path)
+    if spoilt == "no metrics":
+        (path / "metrics.jsonl").unlink()
+        assert train(_config(path), say=_quiet).finished
+        return
+    if spoilt == "a file named samples":
+        shutil.rmtree(path / "samples")
+        shutil.rmtree(checkpoint_paths(path)[0])
+        (path / "samples").write_text("mine")
+    else:
+        (path / "config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError) as error:
+        train(_config(path), say=_quiet)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
 
 
 def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_last_one_stays(uninterrupted: Path, tmp_path: Path) -> None:

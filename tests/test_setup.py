@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,6 +58,12 @@ def test_foreign_kernels_is_one_clear_error(name: str, tmp_path: Path) -> None:
         f"ImportError: the package kernels is {found}, but gen_dist needs its own in {ROOT / 'kernels'}; "
         f"run `pip uninstall kernels`, or put ours first with PYTHONPATH={ROOT}"
     )
+
+
+@pytest.mark.parametrize("module", ["gen_dist.data.packed", "kernels", "launch.train", "bench", "tests.test_setup"])
+def test_a_warning_that_our_own_code_causes_is_an_error(module: str) -> None:
+    with pytest.raises(UserWarning, match="careless"):
+        warnings.warn_explicit("careless", UserWarning, f"{module}.py", 1, module)
 
 
 def test_import_layers_hold() -> None:

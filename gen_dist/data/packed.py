@@ -18,6 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from gen_dist.atomic_files import sync
 from gen_dist.config import DataConfig
 from gen_dist.data.packing import SPLITS, Source, SplitName, cache_errors, images_file, labels_file, pack
 from gen_dist.errors import DataError
@@ -38,7 +39,7 @@ class Split:
     images: NDArray[np.uint8]
     """uint8 [N, C, H, W], 0..255, memory-mapped. Not to be written: a write stays private to the process."""
     labels: NDArray[np.int64]
-    """int64 [N], 0 .. num_classes - 1; all 0 for a source without labels."""
+    """int64 [N], indices into the class names of the data set; all 0 for a source without labels."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,6 @@ class Dataset:
         """(C, H, W) of every image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes; labels are 0 .. num_classes - 1."""
-        return len(self.class_names)
 
 
 class _DamagedCache(Exception):
@@ -182,10 +178,10 @@ def _build(source: Source, packing: DataConfig, directory: Path) -> None:
             meta["digest"] = _digest(meta)
             _write_synced(temporary / "meta.json", meta)
             _write_synced(temporary / "seen.json", {name: _stamp(temporary / name) for name in _FILES})
-            _sync_directory(temporary)
+            sync(temporary)
             temporary.chmod(0o755)  # mkdtemp makes it private; a cache may be shared
             temporary.rename(directory)
-            _sync_directory(cache)
+            sync(cache)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -267,15 +263,5 @@ def _digest(meta: dict[str, Any]) -> str:
 
 
 def _write_synced(path: Path, content: dict[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    sync(path)

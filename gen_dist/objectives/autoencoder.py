@@ -58,4 +58,4 @@ class Reconstruct(Phase):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self.objective.reconstruction_error(batch.images).mean()
-        return loss, {"loss": loss.detach()}
+        return loss, {"loss": loss.detach(), "reconstruction_error": loss.detach()}

@@ -92,7 +92,7 @@ class Vae(Objective):
         metrics = {"negative_elbo": nll + kl_nats, "nll": nll, "kl": kl_nats}
         samples = self.config.importance_samples
         if samples > 1:
-            log_weights, _ = self.log_weights(targets, batch, Stream.TEST_LATENTS, samples)
+            log_weights, _ = self.log_weights(targets, batch, Stream.TEST_IMPORTANCE, samples)
             metrics[f"negative_bound_k{samples}"] = -importance_weighted_bound(log_weights)
         return metrics
 

@@ -1,0 +1,128 @@
+"""A two-phase objective as a GAN has it, its noise keyed by row, and what its phases send between processes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+from torch.nn.parallel import DistributedDataParallel
+
+from gen_dist import parallel
+from gen_dist.config import TrainConfig
+from gen_dist.objectives import Batch, Objective, Phase
+from gen_dist.randomness import Stream
+from gen_dist.trainer import Trainer
+from kernels import normal
+from tests.runs import make_trainer, small_config
+
+LATENT_DIM = 4
+GENERATOR_EVERY = 2
+STEPS = 12
+
+
+class TwoPlayers(Objective):
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent_dim = LATENT_DIM
+        self.networks = nn.ModuleDict(
+            {
+                "generator": nn.Sequential(nn.Linear(LATENT_DIM, 16), nn.ReLU(), nn.Linear(16, 784), nn.Sigmoid()),
+                "discriminator": nn.Sequential(nn.Linear(784, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1)),
+            }
+        )
+
+    def phases(self) -> dict[str, Phase]:
+        return {"discriminator": DiscriminatorPhase(self), "generator": GeneratorPhase(self)}
+
+    def fakes(self, batch: Batch) -> Tensor:
+        latents = normal(batch.rng, Stream.PRIOR, batch.first_row, len(batch.images), LATENT_DIM)
+        return self.networks["generator"](latents)
+
+
+class DiscriminatorPhase(Phase):
+    objective: TwoPlayers
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(objective)
+        self.trains = ("discriminator",)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        discriminator = self.objective.networks["discriminator"]
+        real = discriminator(batch.images.flatten(1) / 255.0)
+        loss = softplus(-real).mean() + softplus(discriminator(self.objective.fakes(batch))).mean()
+        return loss, {"loss": loss.detach(), "real": real.detach().mean()}
+
+
+class GeneratorPhase(Phase):
+    objective: TwoPlayers
+    every = GENERATOR_EVERY
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(objective)
+        self.trains = ("generator",)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = softplus(-self.objective.networks["discriminator"](self.objective.fakes(batch))).mean()
+        return loss, {"loss": loss.detach()}
+
+
+def two_players(**changes: Any) -> Trainer:
+    config: TrainConfig = small_config("vae", steps=STEPS, **changes)
+    with mock.patch("gen_dist.trainer.build_objective", lambda _config, _shape: TwoPlayers()):
+        return make_trainer(config)
+
+
+def all_logs(trainer: Trainer) -> list[dict[str, float]]:
+    """The logs of all steps."""
+    return trainer.average_logs([trainer.run_step(step) for step in range(STEPS)])
+
+
+def state_norms(trainer: Trainer) -> dict[str, float]:
+    """Norm of each network's weights and of their average."""
+    groups = trainer.tensors()
+    return {
+        f"{group}/{name}": float(value.double().norm())
+        for group in ("networks", "averaged")
+        for name, value in groups[group].items()
+    }
+
+
+@contextlib.contextmanager
+def watched_collectives() -> Iterator[dict[str, list[int]]]:
+    """Within it, numbers of elements of what is reduced, by the phase in whose turn it is or `other`.
+
+    Gradients go through DistributedDataParallel, which is asked by a hook, as its reductions are not Python calls.
+    """
+    reduced: dict[str, list[int]] = {"other": []}
+    averaging_gradients, all_reduce = parallel.averaging_gradients, dist.all_reduce
+
+    def averaging_and_counting(phase: nn.Module, processes: parallel.Processes) -> nn.Module:
+        module = averaging_gradients(phase, processes)
+        sent = reduced.setdefault(type(phase).__name__, [])
+
+        def count(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+            sent.append(sum(parameter.numel() for parameter in bucket.parameters()))
+            average = bucket.buffer().div_(processes.world_size)
+            work = all_reduce(average, async_op=True)
+            assert work is not None
+            return work.get_future().then(lambda done: done.value()[0])
+
+        if isinstance(module, DistributedDataParallel):
+            module.register_comm_hook(None, count)
+        return module
+
+    def counting(values: Tensor, *arguments: Any, **options: Any) -> dist.Work | None:
+        reduced["other"].append(values.numel())
+        return all_reduce(values, *arguments, **options)
+
+    with (
+        mock.patch.object(parallel, "averaging_gradients", averaging_and_counting),
+        mock.patch.object(dist, "all_reduce", counting),
+    ):
+        yield reduced
