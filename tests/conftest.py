@@ -5,14 +5,14 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["GEN_DIST_THREADS"] = "1"
 
-import math
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 
 @pytest.fixture(autouse=True)
@@ -23,23 +23,20 @@ def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory, monkeypatch:
 
 
 @pytest.fixture
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fresh memory for floats holds NaN, so that an unwritten output cannot pass."""
+    empty = np.empty
 
-    def poison(library: ModuleType, name: str) -> None:
-        allocate = getattr(library, name)
+    def poisoned(*args: Any, **kwargs: Any) -> NDArray[Any]:
+        fresh = empty(*args, **kwargs)
+        if np.issubdtype(fresh.dtype, np.floating):
+            fresh.fill(np.nan)
+        return fresh
 
-        def poisoned(*args: Any, **kwargs: Any) -> Any:
-            fresh = allocate(*args, **kwargs)
-            if fresh.dtype in (torch.float32, torch.float64, np.float32, np.float64):
-                fresh[...] = math.nan
-            return fresh
-
-        monkeypatch.setattr(library, name, poisoned)
-
-    poison(torch, "empty")
-    poison(torch, "empty_like")
-    poison(np, "empty")
+    monkeypatch.setattr(np, "empty", poisoned)
+    torch.use_deterministic_algorithms(True)  # fills fresh memory as well, even where torch.compile traces
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent

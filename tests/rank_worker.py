@@ -24,7 +24,7 @@ def evaluations_of_uneven_splits(trainer: Trainer) -> list[dict[str, float]]:
 
 def parameter_spread(trainer: Trainer) -> float:
     """Variance over the ranks of the sum of all parameters."""
-    checksum = torch.stack([p.double().sum() for p in trainer.objective.parameters()]).sum()
+    checksum = torch.stack([p.detach().double().sum() for p in trainer.objective.parameters()]).sum()
     spread = parallel.sum_over_processes(torch.stack([checksum, checksum**2]))
     count = trainer.processes.world_size
     return float(spread[1] / count - (spread[0] / count) ** 2)

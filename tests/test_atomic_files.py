@@ -34,7 +34,8 @@ def test_a_file_system_that_cannot_sync_directories_is_no_error(tmp_path, monkey
 
 
 def test_a_system_that_opens_no_directory_is_no_error(tmp_path, monkeypatch):
-    open_file, synced = os.open, []
+    open_file = os.open
+    synced: list[int] = []
 
     def as_windows(path: os.PathLike[str], flags: int) -> int:
         if os.path.isdir(path):

@@ -10,6 +10,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -224,6 +225,12 @@ def _copied(place: Place) -> Path:
     return place.run
 
 
+def _without_compiler() -> AbstractContextManager[object]:
+    from torch._inductor import config
+
+    return config.patch({"cpp.cxx": (None, "/no/compiler")})  # undone by monkeypatch, the name would be lost
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_gives_one_line_and_exit_code_2(
     name: str,
@@ -239,11 +246,10 @@ def test_bad_input_gives_one_line_and_exit_code_2(
     if name == "no such wandb mode":
         monkeypatch.setenv("WANDB_MODE", "shout")
     if name == "no compiler":
-        monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/compiler"))
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     arguments = [str(word) for word in words(Place(tmp_path, finished_run))]
     monkeypatch.setattr(sys, "argv", ["launch/train.py", *arguments])
-    with pytest.raises(SystemExit) as stop:
+    with _without_compiler() if name == "no compiler" else nullcontext(), pytest.raises(SystemExit) as stop:
         runpy.run_path(str(REPOSITORY / "launch/train.py"), run_name="__main__")
     output = capsys.readouterr()
     errors = [line for line in output.err.splitlines() if line.startswith("error: ")]

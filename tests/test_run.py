@@ -308,7 +308,7 @@ def test_a_refused_start_leaves_the_run_as_it_was(change: str, tmp_path: Path) -
     before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
     other = {"steps": 6} if change == "steps" else {"packing": DataConfig(synthetic_images=300)}
     with pytest.raises(UserError, match="past steps 6" if change == "steps" else "another digest"):
-        train(dataclasses.replace(config, **other), say=_quiet)  # type: ignore[arg-type]
+        train(dataclasses.replace(config, **other), say=_quiet)
     assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
 
 

@@ -11,7 +11,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -64,6 +66,11 @@ def test_foreign_kernels_is_one_clear_error(name: str, tmp_path: Path) -> None:
 def test_a_warning_that_our_own_code_causes_is_an_error(module: str) -> None:
     with pytest.raises(UserWarning, match="careless"):
         warnings.warn_explicit("careless", UserWarning, f"{module}.py", 1, module)
+
+
+def test_poisoned_memory_is_seen_in_torch_and_numpy(poisoned_memory: None) -> None:
+    assert torch.empty_like(torch.ones(3)).isnan().all() and torch.ones(3).new_empty(3).isnan().all()
+    assert np.isnan(np.empty(3, np.float32)).all()
 
 
 def test_import_layers_hold() -> None:

@@ -1,7 +1,5 @@
 """A two-phase objective as a GAN has it, its noise keyed by row, and what its phases send between processes."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +12,7 @@ from torch.nn.functional import softplus
 from torch.nn.parallel import DistributedDataParallel
 
 from gen_dist import parallel
-from gen_dist.config import TrainConfig
+from gen_dist.config import OptimizerConfig
 from gen_dist.objectives import Batch, Objective, Phase
 from gen_dist.randomness import Stream
 from gen_dist.trainer import Trainer
@@ -73,7 +71,9 @@ class GeneratorPhase(Phase):
 
 
 def two_players(**changes: Any) -> Trainer:
-    config: TrainConfig = small_config("vae", steps=STEPS, **changes)
+    # Not Adam, to which gradients twice as large are the same.
+    optimization = OptimizerConfig(optimizer="sgd", betas=(0.9, 0.999), ema_decay=0.9)
+    config = small_config("vae", steps=STEPS, optimization=optimization, learning_rate=0.05, **changes)
     with mock.patch("gen_dist.trainer.build_objective", lambda _config, _shape: TwoPlayers()):
         return make_trainer(config)
 
@@ -106,7 +106,7 @@ def watched_collectives() -> Iterator[dict[str, list[int]]]:
         module = averaging_gradients(phase, processes)
         sent = reduced.setdefault(type(phase).__name__, [])
 
-        def count(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        def count(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
             sent.append(sum(parameter.numel() for parameter in bucket.parameters()))
             average = bucket.buffer().div_(processes.world_size)
             work = all_reduce(average, async_op=True)
