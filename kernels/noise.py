@@ -3,8 +3,12 @@
 `rng` is int64 [2] = (seed, step) on the device that draws, so that no Python number changes from step to step. On CPUs
 each draw is one opaque operator under torch.compile, which is never hoisted, repeated or reordered; eager code calls
 the same function without the dispatcher, whose cold code costs more than the draw.
+
+CPUs draw normals with NumPy's generator (`host_normal`). Other devices draw the device noise: `device_normal` in torch
+operations, the same in Triton (kernels/triton_noise.py) where there is Triton for the device.
 """
 
+import importlib.util
 import math
 import threading
 from collections import OrderedDict
@@ -30,9 +34,12 @@ def normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> T
     Returns:
         float32 [rows, width] on the device of `rng`. Not to be written to: it may be part of what is kept for others.
     """
-    if rng.device.type != "cpu":
-        return device_normal(rng, stream, first_row, rows, width)
-    draw = normal_operator if torch.compiler.is_compiling() else _host_normal
+    if rng.device.type == "cpu":
+        draw = normal_operator if torch.compiler.is_compiling() else _host_normal
+    elif runs_triton(rng.device):
+        draw = normal_operator if torch.compiler.is_compiling() else _triton_normal
+    else:
+        draw = device_normal
     return draw(rng, stream, first_row, rows, width)
 
 
@@ -59,9 +66,25 @@ def _host_normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int
     return _LOOKAHEAD.normal(seed, stream, step, first_row, rows, width)
 
 
+_TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether the Triton kernels run on this device: NVIDIA's and AMD's GPUs, both of which torch calls "cuda"."""
+    return device.type == "cuda" and _TRITON_IS_INSTALLED
+
+
+def _triton_normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
+    from kernels import triton_noise  # there is no Triton on macOS and Windows
+
+    return triton_noise.normal(rng, stream, first_row, rows, width)
+
+
 @torch.library.custom_op("gen_dist::normal", mutates_args=())
 def normal_operator(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
     """`normal` as compiled code calls it. Its result is its own: compiled code may reuse the memory."""
+    if runs_triton(rng.device):
+        return _triton_normal(rng, stream, first_row, rows, width)
     return _host_normal(rng, stream, first_row, rows, width).clone()
 
 
@@ -137,19 +160,67 @@ def host_box_muller(words: NDArray[np.uint32]) -> NDArray[np.float32]:
     return normals.reshape(rows, 2 * pairs)
 
 
-def device_normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
-    """The definition of `normal` on other devices, in torch operations that torch.compile fuses."""
-    pairs = -(-width // 2)
-    words = device_words(rng, stream, first_row, rows, 2 * pairs).view(rows, 2, pairs)
-    return device_box_muller(words)[:, :width].contiguous()
+def device_normal(
+    rng: Tensor,
+    stream: int,
+    first_row: int,
+    rows: int,
+    width: int,
+    *,
+    samples: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The definition of `normal` on other devices, the device noise, in torch operations that torch.compile fuses.
+
+    Element d of sample k of global row r comes from the words w0 .. w3 of Philox-4x32-10 with the counter
+    (k * ceil(width / 4) + d // 4, r, stream, step), each modulo 2^32, and the key (low, high half of the seed):
+    elements 4j and 4j + 1 are the Box-Muller pair of w0 and w1, elements 4j + 2 and 4j + 3 that of w2 and w3. Nothing
+    in it tells of a tile, a shard or a batch size.
+
+    Args:
+        rng: int64 [2], (seed, step), on the device that draws.
+        stream: what the draw is for.
+        first_row: global row of the first one drawn.
+        rows: number of rows.
+        width: draws in a sample of a row.
+        samples: samples of a row.
+        dtype: of the arithmetic and the draws.
+
+    Returns:
+        [rows * samples, width], the samples of one row in adjoining rows.
+    """
+    blocks = -(-width // 4)
+    words = device_words(rng, stream, first_row, rows, samples * blocks * 4)
+    normals = device_box_muller(words.view(rows * samples, 2 * blocks, 2), dtype)
+    return normals.view(rows * samples, 4 * blocks)[:, :width].contiguous()
 
 
-def device_box_muller(words: Tensor) -> Tensor:
-    """`host_box_muller` in torch operations: int64 [rows, 2, pairs] of 0 .. 2^32 - 1 to float32 [rows, 2 * pairs]."""
-    uniform = words[:, 0].to(torch.float32).mul_(2.0**-32).add_(2.0**-33)
-    radius = uniform.log_().mul_(-2.0).sqrt_()
-    angle = words[:, 1].to(torch.float32).mul_(2.0 * math.pi * 2.0**-32)
-    return torch.cat((radius * angle.cos(), radius * angle.sin()), dim=1)
+def device_box_muller(words: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal pairs from pairs of random words (Box & Muller 1958).
+
+    The uniform under the logarithm is float32 by definition, since near 1 its rounding decides the radius.
+
+    Args:
+        words: int64 [..., 2], each 0 .. 2^32 - 1: radius, then angle.
+        dtype: of the arithmetic and the normals.
+
+    Returns:
+        [..., 2], at most 6.8 in size.
+    """
+    radius_word, angle_word = words.unbind(-1)
+    # The half-step of 2^-33 keeps the uniform in (0, 1] and its logarithm finite.
+    uniform = radius_word.to(torch.float32) * 2.0**-32 + 2.0**-33
+    radius = (-2.0 * uniform.to(dtype).log()).sqrt()
+    # The nearest quarter turn is exact, and the rest at most an eighth of a turn to either side: float32 holds it three
+    # bits more precisely than the whole angle.
+    quarter = (angle_word + 2**29) >> 30
+    rest = (angle_word - (quarter << 30)).to(dtype) * (2.0 * math.pi * 2.0**-32)
+    sine, cosine = rest.sin(), rest.cos()
+    exchanged = (quarter & 1) != 0
+    x, y = torch.where(exchanged, sine, cosine), torch.where(exchanged, cosine, sine)
+    x = torch.where((quarter == 1) | (quarter == 2), -x, x)
+    y = torch.where((quarter == 2) | (quarter == 3), -y, y)  # a quarter of 4 is one of 0
+    return torch.stack((radius * x, radius * y), dim=-1)
 
 
 def _host_binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:

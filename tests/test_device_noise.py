@@ -1,12 +1,18 @@
 """The draws that devices other than CPUs make, run here on CPU tensors: they are torch operations for any device."""
 
+import math
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from kernels.noise import device_binarize, device_normal, device_threshold
-from kernels.philox import device_words
+from kernels import normal
+from kernels.noise import device_binarize, device_box_muller, device_normal, device_threshold, runs_triton
+from kernels.philox import device_words, philox_4x32_10
+from tests.conftest import REPOSITORY
 
 RNG = torch.tensor([7, 3])
 SHAPES = ((1,), (7,), (1, 28, 28), (3, 5, 7))
@@ -36,6 +42,51 @@ def test_device_normal_is_normal_at_odd_and_even_widths(width: int) -> None:
         correlation = np.corrcoef(draws, rowvar=False) - np.eye(width)
         assert np.abs(correlation).max() < 5 / np.sqrt(len(draws))
         assert np.abs(np.corrcoef(draws**2, rowvar=False) - np.eye(width)).max() < 6 / np.sqrt(len(draws))
+
+
+def test_device_normal_is_drawn_at_the_documented_counter() -> None:
+    """Element 6 of sample 2 of row 9 is the third of a block: the cosine of words 2 and 3."""
+    seed, step, stream = (5 << 32) + 6, 3, 2
+    drawn = device_normal(torch.tensor([seed, step]), stream, 8, 4, 10, samples=3, dtype=torch.float64)
+    counter = tuple(torch.tensor([word]) for word in (2 * 3 + 6 // 4, 9, stream, step))
+    words = philox_4x32_10(counter, (torch.tensor([6]), torch.tensor([5])))  # type: ignore[arg-type]
+    uniform, turn = int(words[2]) * 2.0**-32 + 2.0**-33, int(words[3]) * 2.0**-32
+    radius = math.sqrt(-2 * math.log(uniform))
+    assert drawn.shape == (12, 10)
+    assert drawn[1 * 3 + 2, 6].item() == pytest.approx(radius * math.cos(2 * math.pi * turn), abs=1e-6)
+    assert drawn[1 * 3 + 2, 7].item() == pytest.approx(radius * math.sin(2 * math.pi * turn), abs=1e-6)
+
+
+def test_device_normal_samples_follow_one_another_in_blocks() -> None:
+    """A wider row is not the samples side by side: each sample starts a counter block of its own."""
+    drawn = device_normal(RNG, 2, 4, 5, 10, samples=3).view(5, 3, 10)
+    assert torch.equal(drawn, device_normal(RNG, 2, 4, 5, 36).view(5, 3, 12)[:, :, :10])
+    assert torch.equal(drawn[:, 0], device_normal(RNG, 2, 4, 5, 10))
+
+
+def test_device_box_muller_turns_by_the_whole_angle() -> None:
+    """In each eighth of a turn, where sines and cosines are exchanged and change their signs."""
+    angles = (torch.arange(1600) * 2**32) // 1600
+    words = torch.stack([torch.full_like(angles, 2**20), angles], dim=1)
+    radius = math.sqrt(-2 * math.log(2.0**-12 + 2.0**-33))
+    turn = angles.double() * (2 * math.pi / 2**32)
+    expected = radius * torch.stack([turn.cos(), turn.sin()], dim=1)
+    torch.testing.assert_close(device_box_muller(words, torch.float64), expected, rtol=0, atol=1e-7)
+    torch.testing.assert_close(device_box_muller(words).double(), expected, rtol=0, atol=1e-6)
+
+
+def test_device_normal_in_float64_is_the_same_noise_more_precisely() -> None:
+    wide = device_normal(RNG, 2, 0, 100, 50, dtype=torch.float64)
+    assert wide.dtype == torch.float64
+    torch.testing.assert_close(device_normal(RNG, 2, 0, 100, 50).double(), wide, rtol=0, atol=1e-6)
+
+
+def test_devices_without_triton_draw_in_torch_operations() -> None:
+    assert not runs_triton(torch.device("cpu"))
+    assert not runs_triton(torch.device("mps"))
+    drawn = normal(RNG.to("meta"), 2, 4, 10, 7)
+    assert drawn.device.type == "meta"
+    assert drawn.shape == (10, 7)
 
 
 @pytest.mark.parametrize("change", ["seed", "step", "stream", "row"])
@@ -89,3 +140,18 @@ def test_device_binarize_uses_both_halves_of_a_word() -> None:
     images = torch.randint(0, 256, (5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     expected = (halves < images.long() * 257).float()
     assert torch.equal(device_binarize(images, RNG, 3, 4), expected)
+
+
+def test_kernels_work_without_triton() -> None:
+    """There is none on macOS and Windows."""
+    program = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, kernels\n"
+        "from kernels.noise import runs_triton\n"
+        "assert not runs_triton(torch.device('cuda'))\n"
+        "parameters, rng = torch.zeros(3, 8, device='meta'), torch.zeros(2, dtype=torch.int64, device='meta')\n"
+        "assert kernels.reparameterize_kl(parameters, rng, 0, 0)[0].shape == (3, 4)\n"
+        "assert kernels.normal(rng, 0, 0, 3, 4).shape == (3, 4)\n"
+        "assert kernels.reparameterize_kl(torch.zeros(3, 8), torch.tensor([7, 3]), 0, 0)[0].shape == (3, 4)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY)

@@ -1,5 +1,7 @@
 """The latent step against torch.distributions in float64, and its gradients."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
@@ -73,13 +75,96 @@ def test_wild_log_variances_are_clamped_and_nan_stays_visible() -> None:
     assert kl_nats[2].isnan()
 
 
-def test_half_precision_input_is_computed_in_float32() -> None:
-    parameters = _parameters(6, 8).to(torch.bfloat16)
-    latents, kl_nats = reparameterize_kl(parameters, RNG, 2, 0)
-    wide_latents, wide_kl = reparameterize_kl(parameters.float(), RNG, 2, 0)
-    assert latents.dtype == kl_nats.dtype == torch.float32
-    assert torch.equal(latents, wide_latents)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_half_precision_is_computed_in_float32_and_rounded_once(with_prior: bool, dtype: torch.dtype) -> None:
+    parameters = _parameters(6, 8).to(dtype)
+    prior = parameters.flip(0) if with_prior else None
+    latents, kl_nats = reparameterize_kl(parameters, RNG, 2, 0, samples=2, prior=prior)
+    wide_prior = None if prior is None else prior.float()
+    wide_latents, wide_kl = reparameterize_kl(parameters.float(), RNG, 2, 0, samples=2, prior=wide_prior)
+    assert torch.equal(latents, wide_latents.to(dtype))
     assert torch.equal(kl_nats, wide_kl)
+
+
+def test_float64_is_computed_in_float64() -> None:
+    parameters = _parameters(3, 8).double().requires_grad_()
+    latents, kl_nats = reparameterize_kl(parameters, RNG, 2, 0)
+    assert latents.dtype == kl_nats.dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda values: reparameterize_kl(values, RNG, 2, 0), (parameters,))
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_latents_keep_the_memory_format_of_the_parameters(samples: int, deterministic: bool) -> None:
+    formats = {(8, 3, 5): torch.channels_last, (4, 2, 3, 2): torch.channels_last_3d}
+    for shape, memory_format in formats.items():
+        contiguous = _parameters(3, *shape)
+        last = contiguous.contiguous(memory_format=memory_format)
+        found, kl_nats = reparameterize_kl(last, RNG, 2, 0, samples=samples, deterministic=deterministic)
+        expected, expected_kl = reparameterize_kl(contiguous, RNG, 2, 0, samples=samples, deterministic=deterministic)
+        assert found.is_contiguous(memory_format=memory_format)
+        assert expected.is_contiguous()
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, check_stride=False)
+        torch.testing.assert_close(kl_nats, expected_kl)
+
+
+@pytest.mark.parametrize("shape", [(40,), (6, 5, 4)])
+def test_divergence_from_a_prior_equals_torch_distributions(shape: tuple[int, ...]) -> None:
+    parameters, prior = _parameters(5, *shape), _parameters(10, *shape)[5:]
+    latents, kl_nats = reparameterize_kl(parameters, RNG, 2, 10, prior=prior)
+    (mean, logvar), (prior_mean, prior_logvar) = parameters.double().chunk(2, 1), prior.double().chunk(2, 1)
+    expected = kl_divergence(Normal(mean, (0.5 * logvar).exp()), Normal(prior_mean, (0.5 * prior_logvar).exp()))
+    torch.testing.assert_close(kl_nats.double(), expected.flatten(1).sum(1), rtol=1e-6, atol=1e-6)
+    assert torch.equal(latents, reparameterize_kl(parameters, RNG, 2, 10)[0])
+
+
+def test_a_prior_of_zeros_is_the_standard_normal_and_a_prior_of_the_posterior_costs_nothing() -> None:
+    parameters = _parameters(5, 12)
+    zeros = reparameterize_kl(parameters, RNG, 2, 0, prior=torch.zeros_like(parameters))[1]
+    torch.testing.assert_close(zeros, reparameterize_kl(parameters, RNG, 2, 0)[1])
+    assert reparameterize_kl(parameters, RNG, 2, 0, prior=parameters)[1].abs().max() < 1e-6
+
+
+def test_gradients_flow_to_the_prior() -> None:
+    parameters, prior = _parameters(3, 8).double().requires_grad_(), _parameters(6, 8)[3:].double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda p, q: reparameterize_kl(p, RNG, 2, 0, prior=q)[1], (parameters, prior))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_other_devices_take_the_operator(memory_format: torch.memory_format) -> None:
+    """On "meta" tensors, which stand for those of a device that is not here."""
+    parameters = torch.empty(3, 8, 4, 5, dtype=torch.bfloat16, device="meta").contiguous(memory_format=memory_format)
+    latents, kl_nats = reparameterize_kl(parameters, RNG.to("meta"), 2, 0, samples=2, prior=parameters)
+    assert latents.device.type == kl_nats.device.type == "meta"
+    assert latents.shape == (6, 4, 4, 5)
+    assert latents.dtype == torch.bfloat16
+    assert latents.is_contiguous(memory_format=memory_format)
+    assert kl_nats.shape == (3,)
+    assert kl_nats.dtype == torch.float32
+
+
+GOOD = torch.zeros(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "rng", "options", "message"),
+    [
+        (torch.zeros(4), RNG, {}, r"parameters \[4\] are not \[B, 2C"),
+        (torch.zeros(2, 5), RNG, {}, r"parameters \[2, 5\] are not \[B, 2C"),
+        (GOOD.long(), RNG, {}, "parameters are torch.int64; use float32"),
+        (GOOD, torch.tensor([7]), {}, r"rng is torch.int64 \[1\]; it has to be int64 \[2\]"),
+        (GOOD, RNG.float(), {}, r"rng is torch.float32 \[2\]"),
+        (GOOD, RNG, {"samples": 0}, "samples is 0; an image has at least 1"),
+        (GOOD, RNG, {"prior": torch.zeros(2, 6)}, r"prior is torch.float32 \[2, 6\], parameters are"),
+        (GOOD, RNG, {"prior": GOOD.double()}, "prior is torch.float64"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_values(
+    parameters: torch.Tensor, rng: torch.Tensor, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        reparameterize_kl(parameters, rng, 2, 0, **options)
 
 
 @pytest.mark.parametrize("samples", [1, 3])

@@ -1,0 +1,238 @@
+"""The device noise in Triton: Philox words, standard normals of a tile, and the kernel behind `normal`.
+
+The specification stands in kernels/noise.py. Every draw is a function of its counter, so a tile of any shape anywhere
+gives the same bits, and a backward pass draws again what the forward pass drew.
+"""
+
+# Device code is typed by Triton.
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with all that its launch needs beside pointers, as a pure function of shapes, dtype and memory format.
+
+    The product launches it, and so may whoever compiles the kernel ahead of time: what is proven is what runs.
+
+    Attributes:
+        kernel: the @triton.jit function.
+        grid: programs in x and y.
+        integers: the kernel's run-time integers by name; never specialized on.
+        constants: its constexpr arguments by name.
+        num_warps: warps a program.
+    """
+
+    kernel: triton.JITFunction
+    grid: tuple[int, int]
+    integers: dict[str, int]
+    constants: dict[str, int | float | bool]
+    num_warps: int
+
+    def __call__(self, **pointers: Tensor | None) -> None:
+        """Run on these tensors by argument name, rng_ptr among them; None stands for what the call does without."""
+        # Triton launches on the current device, which need not be the tensors'.
+        with torch.cuda.device_of(pointers["rng_ptr"]):
+            self.kernel[self.grid](**pointers, **self.integers, **self.constants, num_warps=self.num_warps)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program computes: ROWS x COLUMNS elements, VECTOR of them side by side in a thread (16 bytes)."""
+
+    rows: int
+    columns: int
+    vector: int
+    num_warps: int
+
+    def grid(self, rows: int, width: int) -> tuple[int, int]:
+        """Programs that cover [rows, width]."""
+        return -(-rows // self.rows), -(-width // self.columns)
+
+    def constants(self) -> dict[str, int | float | bool]:
+        """The tile as the kernels' constexpr arguments."""
+        return {"ROWS": self.rows, "COLUMNS": self.columns, "VECTOR": self.vector}
+
+
+WIDEST_TILE = 1024
+
+
+def tile_of(width: int, dtype: torch.dtype, warp_size: int, thread_elements: int = 8) -> Tile:
+    """The tile for rows of `width` elements.
+
+    The number of rows has no say in it: a row's sums are then the same bits in a shard as in the whole batch.
+    Rows of up to 256 elements lie within one warp, whose sums need no shared memory.
+
+    Args:
+        width: elements of a row.
+        dtype: of the elements in memory.
+        warp_size: threads of a warp.
+        thread_elements: elements a thread computes. Eight are one access of 16 bytes in half precision and two in
+            float32; fewer take fewer registers.
+    """
+    vector = 16 // dtype.itemsize
+    columns = max(vector, min(1 << (width - 1).bit_length(), WIDEST_TILE))
+    warp_elements = warp_size * thread_elements
+    num_warps = max(1, columns // warp_elements)
+    return Tile(warp_elements * num_warps // columns, columns, vector, num_warps)
+
+
+def warp_size_of(device: torch.device) -> int:
+    """Threads of a warp: 32 on NVIDIA's GPUs, 32 or 64 on AMD's."""
+    size: int = torch.cuda.get_device_properties(device).warp_size if device.type == "cuda" else 32
+    return size
+
+
+@triton.jit
+def philox_4x32_10(c0, c1, c2, c3, k0, k1):
+    """Ten rounds of Philox-4x32 (Salmon et al. 2011, section 3.3) on uint32 counters c0 .. c3 under the key k0, k1.
+
+    Products of 64 bits compile to one wide multiplication where a high and a low half would take two.
+    """
+    for _ in tl.static_range(10):
+        first = c0.to(tl.uint64) * 0xD2511F53
+        third = c2.to(tl.uint64) * 0xCD9E8D57
+        c0 = (third >> 32).to(tl.uint32) ^ c1 ^ k0
+        c1 = third.to(tl.uint32)
+        c2 = (first >> 32).to(tl.uint32) ^ c3 ^ k1
+        c3 = first.to(tl.uint32)
+        k0 = tl.add(k0, 0x9E3779B9, sanitize_overflow=False)
+        k1 = tl.add(k1, 0xBB67AE85, sanitize_overflow=False)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def box_muller(radius_word, angle_word):
+    """Two uint32 words to two standard normals, at most 6.8 in size (Box & Muller 1958).
+
+    tl.sin and tl.cos reduce their argument on a slow path through local memory. Here the angle is a fraction of a turn
+    already: its nearest quarter turn is an exchange and two signs, and the rest, at most an eighth of a turn to either
+    side, a polynomial. Coefficients: minimax fits of sin and cos of (pi / 2) f on |f| <= 1/2.
+    """
+    # 2^-32 w is exact, so that a fused multiply-add and two roundings give the same bits everywhere.
+    uniform = radius_word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
+    radius = tl.sqrt(-2.0 * tl.log(uniform))
+
+    fraction = (angle_word << 2).to(tl.int32, bitcast=True).to(tl.float32) * 2.3283064365386963e-10
+    square = fraction * fraction
+    sine = -0.00460165785625577 * square + 0.07968003302812576
+    sine = sine * square - 0.6459634900093079
+    sine = (sine * square + 1.5707963705062866) * fraction
+    cosine = 0.0009036316769197583 * square - 0.02086007222533226
+    cosine = cosine * square + 0.25366920232772827
+    cosine = cosine * square - 1.2337005138397217
+    cosine = cosine * square + 1.0
+
+    # An eighth of a turn more, and the two top bits number the nearest quarter turn.
+    quarter = tl.add(angle_word, 0x20000000, sanitize_overflow=False)
+    exchanged = (quarter & 0x40000000) != 0
+    x = tl.where(exchanged, sine, cosine).to(tl.uint32, bitcast=True)
+    y = tl.where(exchanged, cosine, sine).to(tl.uint32, bitcast=True)
+    x ^= (quarter ^ (quarter << 1)) & 0x80000000  # negative in quarters 1 and 2
+    y ^= quarter & 0x80000000  # and in quarters 2 and 3
+    return radius * x.to(tl.float32, bitcast=True), radius * y.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def four_normals(block, row, stream, step, k0, k1):
+    """The four standard normals of each counter (block, row, stream, step)."""
+    w0, w1, w2, w3 = philox_4x32_10(block, row, stream, step, k0, k1)
+    n0, n1 = box_muller(w0, w1)
+    n2, n3 = box_muller(w2, w3)
+    return n0, n1, n2, n3
+
+
+@triton.jit
+def noise_tile(
+    rng_ptr,
+    row,
+    first_block,
+    stream,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """Standard normals of a tile, float32 [ROWS, COLUMNS].
+
+    VECTOR neighbours are drawn by the thread that holds them in a 16-byte access, so nothing changes threads.
+
+    Args:
+        rng_ptr: int64 [2], (seed, step).
+        row: global rows [ROWS], any integers; they count modulo 2^32.
+        first_block: counter block of column 0.
+        stream: stream of the noise.
+        ROWS: rows of the tile.
+        COLUMNS: columns of the tile, a multiple of VECTOR.
+        VECTOR: 4 or 8.
+    """
+    seed = tl.load(rng_ptr).to(tl.uint64, bitcast=True)
+    step = tl.load(rng_ptr + 1).to(tl.uint32)
+    k0 = seed.to(tl.uint32)
+    k1 = (seed >> 32).to(tl.uint32)
+    shape: tl.constexpr = (ROWS, COLUMNS // VECTOR)
+    group = tl.arange(0, COLUMNS // VECTOR) * (VECTOR // 4) + first_block
+    block = tl.broadcast_to(group.to(tl.uint32)[None, :], shape)
+    row = tl.broadcast_to(row.to(tl.uint32)[:, None], shape)
+    stream = tl.full(shape, 0, tl.uint32) + stream.to(tl.uint32)
+    step = tl.full(shape, 0, tl.uint32) + step
+    n0, n1, n2, n3 = four_normals(block, row, stream, step, k0, k1)
+    if VECTOR == 4:
+        noise = tl.join(tl.join(n0, n2), tl.join(n1, n3))
+    else:
+        n4, n5, n6, n7 = four_normals(block + 1, row, stream, step, k0, k1)
+        noise = tl.join(
+            tl.join(tl.join(n0, n4), tl.join(n2, n6)),
+            tl.join(tl.join(n1, n5), tl.join(n3, n7)),
+        )
+    return tl.reshape(noise, (ROWS, COLUMNS))
+
+
+@triton.jit(do_not_specialize=["rows", "first_row", "noise_stream"])
+def normal_kernel(
+    normals_ptr,
+    rng_ptr,
+    rows,
+    first_row,
+    noise_stream,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """Write standard normals, float32 [rows, WIDTH]; a program writes one tile.
+
+    The stream of the noise is `noise_stream`, since Triton keeps `stream` for that of the launch.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    first_column = tl.program_id(1) * COLUMNS
+    column = first_column + tl.arange(0, COLUMNS)
+    noise = noise_tile(rng_ptr, row + first_row, first_column // 4, noise_stream, ROWS, COLUMNS, VECTOR)
+    inside = (row < rows)[:, None] & (column < WIDTH)[None, :]
+    tl.store(normals_ptr + (row.to(tl.int64)[:, None] * WIDTH + column[None, :]), noise, mask=inside)
+
+
+def normal_launch(stream: int, first_row: int, rows: int, width: int, *, warp_size: int = 32) -> Launch:
+    """The launch of `normal_kernel` for float32 [rows, width], neither of them 0. Pointers: normals, rng."""
+    tile = tile_of(width, torch.float32, warp_size)
+    return Launch(
+        kernel=normal_kernel,
+        grid=tile.grid(rows, width),
+        integers={"rows": rows, "first_row": first_row, "noise_stream": stream},
+        constants={"WIDTH": width, **tile.constants()},
+        num_warps=tile.num_warps,
+    )
+
+
+def normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
+    """`kernels.normal` by the kernel, on the device of `rng`."""
+    normals = torch.empty((rows, width), dtype=torch.float32, device=rng.device)
+    if normals.numel():
+        launch = normal_launch(stream, first_row, rows, width, warp_size=warp_size_of(rng.device))
+        launch(normals_ptr=normals, rng_ptr=rng)
+    return normals

@@ -1,0 +1,49 @@
+"""Triton's interpreter, which runs kernels on CPU tensors: started in a process of its own, and mended.
+
+It is chosen by an environment variable that Triton reads as it is imported, and excludes compilation from then on.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tests.conftest import REPOSITORY
+
+
+def run_tests_interpreted(path: Path) -> str:
+    """Run the tests of a file whose kernels are to be interpreted; its report's last lines if all of them passed.
+
+    Raises:
+        AssertionError: with the report, if a test failed, or was skipped, or there was none.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(path)]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    report = process.stdout + process.stderr
+    assert process.returncode == 0, report
+    assert " passed" in report, report
+    assert "skipped" not in report, report
+    return report[-2000:]
+
+
+def round_bfloat16_to_nearest() -> None:
+    """Make conversions from float32 to bfloat16 round to nearest even, as they do on GPUs.
+
+    The interpreter of Triton 3.8 drops the low bits. To be called in the interpreting process, before a kernel runs.
+    """
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    convert = interpreter.InterpreterBuilder.cast_impl
+
+    def converted(builder, source, target):
+        if source.dtype.scalar != tl.float32 or target.scalar != tl.bfloat16:
+            return convert(builder, source, target)
+        bits = np.ascontiguousarray(source.data).view(np.uint32).astype(np.uint64)
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        return interpreter.TensorHandle(np.where(np.isnan(source.data), np.uint16(0x7FC0), rounded), tl.bfloat16)
+
+    interpreter.InterpreterBuilder.cast_impl = converted

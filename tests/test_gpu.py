@@ -1,0 +1,74 @@
+"""What only a GPU shows: the same bits again, resumed or mapped, and the same run as on the CPU."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from gen_dist import checkpoint as checkpoints
+from gen_dist import parallel
+from gen_dist.checkpoint import checkpoint_paths
+from gen_dist.config import TrainConfig
+from gen_dist.model import load
+from gen_dist.run import train
+from gen_dist.trainer import Trainer
+from tests.runs import OBJECTIVES, assert_same_bits, run_steps, small_config, small_dataset
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here"),
+]
+
+
+def _quiet(_line: str) -> None:
+    pass
+
+
+def _config(objective: str, **changes: object) -> TrainConfig:
+    return small_config(objective, **{"device": "cuda", "precision": "float32", **changes})
+
+
+def _losses(config: TrainConfig) -> list[float]:
+    return run_steps(Trainer(config, small_dataset(config), parallel.start_processes(config)), 0, config.steps)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_run_gives_the_same_bits_each_time_compiled_or_not(objective: str) -> None:
+    config = _config(objective, steps=10)
+    assert _losses(config) == _losses(config)
+    compiled = dataclasses.replace(config, compile=True)
+    assert _losses(compiled) == pytest.approx(_losses(config), rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["vae", "vae, convolutional", "autoencoder"])
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+def test_a_resumed_run_ends_with_the_same_bits(objective: str, precision: str, tmp_path: Path) -> None:
+    config = _config(objective, steps=8, checkpoint_every=4, precision=precision, run_dir=str(tmp_path / "run"))
+    train(config, say=_quiet)
+    whole, _ = checkpoints.load(checkpoint_paths(tmp_path / "run")[0])
+    shutil.rmtree(tmp_path / "run/checkpoints/step_00000008")
+    train(config, say=_quiet)
+    resumed, _ = checkpoints.load(checkpoint_paths(tmp_path / "run")[0])
+    assert resumed.step == whole.step == 8
+    for group in whole.tensors:
+        assert_same_bits(dict(resumed.tensors[group]), dict(whole.tensors[group]))
+
+
+def test_mapped_batches_are_the_resident_ones() -> None:
+    config = _config("vae", steps=10)
+    mapped = dataclasses.replace(config, packing=dataclasses.replace(config.packing, resident_budget_mib=0))
+    assert _losses(mapped) == _losses(config)
+
+
+def test_deterministic_losses_are_those_of_the_cpu() -> None:
+    """An autoencoder draws nothing; noise is another on each kind of device."""
+    config = _config("autoencoder", steps=5)
+    assert _losses(config) == pytest.approx(_losses(dataclasses.replace(config, device="cpu")), rel=1e-4)
+
+
+def test_samples_of_one_seed_are_the_same_on_every_device(tmp_path: Path) -> None:
+    train(_config("vae", steps=4, run_dir=str(tmp_path / "run")), say=_quiet)
+    on_cpu, on_gpu = (load(tmp_path / "run", device=device).sample(16) for device in ("cpu", "cuda"))
+    assert (on_cpu.int() - on_gpu.cpu().int()).abs().max() <= 1  # rounding of intensities
