@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all check format bench clean
+.PHONY: help setup train test test-all check format bench gpu clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -15,11 +15,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	$(BIN)/pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/.dev
-	$(BIN)/pip install -c constraints.txt -e '.[dev,bench]'
-	@touch $@
-
-train: setup  ## Train a VAE on the embedded digits, about a minute on a CPU
+train: setup  ## Train a VAE on the embedded digits, seconds on a CPU
 	$(BIN)/accelerate launch --quiet --config_file launch/configs/one_process.yaml launch/train.py vae-mnist
 
 # Tests run several processes side by side: one thread each keeps them from fighting for the cores.
@@ -41,8 +37,11 @@ format: setup  ## Sort imports and format
 	$(BIN)/ruff check --fix --select I
 	$(BIN)/ruff format
 
-bench: $(VENV)/.bench  ## Run the benchmarks
+bench: setup  ## Run the benchmarks
 	$(BIN)/python -m pytest bench
+
+gpu: setup  ## On a machine with a GPU: its tests and benchmarks, into gpu-report.md
+	$(BIN)/python bench/gpu_report.py
 
 clean:  ## Remove the environment and caches; runs and data stay
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""One trainer for variational autoencoders and GANs.
+"""One trainer for generative models.
 
 `gen_dist.train(config)` trains, `gen_dist.load(run)` gives the trained model. Both are imported at first use, so that
 `import gen_dist` and every --help stay quick.

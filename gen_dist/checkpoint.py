@@ -33,6 +33,7 @@ from gen_dist.errors import CheckpointError
 FORMAT = 1
 _NAME = re.compile(r"step_\d{8,}")
 _SUMS = "SHA256SUMS"
+_SUFFIXES = (".json", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,9 @@ def load(path: Path) -> tuple[Checkpoint, TrainConfig]:
     """
     try:
         sums = [line.split("  ", 1) for line in (path / _SUMS).read_text().splitlines()]
-        listed = {line[-1] for line in sums} | {_SUMS}
-        if any(len(line) != 2 for line in sums) or listed != {file.name for file in path.iterdir()}:
+        # Other files are the system's: file managers and network file systems leave some in any directory.
+        written = {file.name for file in path.iterdir() if file.suffix in _SUFFIXES and not file.name.startswith(".")}
+        if any(len(line) != 2 for line in sums) or {line[-1] for line in sums} != written:
             raise CheckpointError(f"checkpoint {path} is damaged: {_SUMS} does not list the files that are there")
         for digest, name in sums:
             if _digest(path / name) != digest:

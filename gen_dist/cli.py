@@ -123,9 +123,7 @@ def run_command(command: Callable[[], None]) -> None:
         command()
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        # All processes of a host see one config, so one of them says what is wrong with it. Other errors may be a
-        # process's own.
-        if os.environ.get("LOCAL_RANK", "0") == "0" or not isinstance(error, ConfigError):
+        if os.environ.get("LOCAL_RANK", "0") == "0" or not error.shared:
             where = f"rank {rank}: " if rank != "0" else ""
             print(f"{where}error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

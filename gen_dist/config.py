@@ -7,7 +7,8 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import Suppress
 
@@ -41,6 +42,7 @@ class DataConfig:
     """Where packed images are kept. None is $GEN_DIST_CACHE, else ~/.cache/gen_dist."""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         if self.image_size is not None:
             _at_least("image_size", self.image_size, 4)
         _at_least("synthetic_images", self.synthetic_images, 1)
@@ -62,6 +64,7 @@ class MlpConfig:
     """Number of latents."""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _at_least("latent_dim", self.latent_dim, 1)
         if not self.hidden_sizes:
             raise ConfigError("hidden_sizes is empty; name at least one width")
@@ -84,6 +87,7 @@ class ConvConfig:
     """Number of latents."""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _at_least("latent_dim", self.latent_dim, 1)
         _at_least("hidden_size", self.hidden_size, 1)
         if not self.feature_maps:
@@ -102,6 +106,9 @@ class AutoencoderConfig:
     kind: Suppress[Literal["autoencoder"]] = "autoencoder"
     likelihood: Likelihood = "bernoulli"
     """Reconstruction error: `bernoulli` is the cross-entropy of pixels in [0, 1], `gaussian` the squared error."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,7 @@ class VaeConfig:
     """Draw each pixel from Bernoulli(intensity) anew at every use, so that the likelihood is one of binary data."""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _at_least("importance_samples", self.importance_samples, 1)
         _at_least("kl_warmup_steps", self.kl_warmup_steps, 0)
         _finite_and_at_least("beta", self.beta, 0.0)
@@ -164,6 +172,7 @@ class OptimizerConfig:
     """Decay per step of the moving average of the weights that sampling and testing use. None keeps no average."""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         for name, value in (("betas", self.betas[0]), ("betas", self.betas[1]), ("ema_decay", self.ema_decay)):
             if value is not None and not 0 <= value < 1:
                 raise ConfigError(f"{name} {value} is not in [0, 1)")
@@ -233,6 +242,7 @@ class TrainConfig:
     optimization: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         for name in ("steps", "global_batch_size", "accumulation", "keep_checkpoints"):
             _at_least(name, getattr(self, name), 1)
         for name in ("checkpoint_every", "sample_every", "evaluate_every", "log_every"):
@@ -241,10 +251,6 @@ class TrainConfig:
             raise ConfigError(f"learning_rate {self.learning_rate} is not a positive number")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed {self.seed} is not in 0 .. 2^63 - 1")
-        for name, choices in (("precision", Precision), ("device", Device), ("wandb", WandbMode)):
-            value = getattr(self, name)
-            if value is not None and value not in get_args(choices):
-                raise ConfigError(f"{name} {value!r} is not one of {', '.join(get_args(choices))}")
         if not self.data:
             raise ConfigError("data is empty; name a source such as mnist5k")
 
@@ -290,6 +296,16 @@ class TrainConfig:
 
 def _config_classes() -> tuple[Any, ...]:
     return (DataConfig, OptimizerConfig, TrainConfig, *get_args(NetworkConfig), *get_args(ObjectiveConfig))
+
+
+def _check_choices(config: object) -> None:
+    """Raise ConfigError if a field of some named choices has another value."""
+    for name, hint in get_type_hints(type(config)).items():
+        options = {hint, *get_args(hint)}
+        choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
+        value = getattr(config, name)
+        if choices and value not in choices and not (value is None and NoneType in options):
+            raise ConfigError(f"{name} {value!r} is not one of {', '.join(map(str, choices))}")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -56,9 +56,11 @@ def _gib(size: int) -> float:
 def _cpu_model() -> str | None:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = (line.partition(":") for line in cpuinfo.read_text(errors="replace").splitlines())
+        facts = {name.strip(): value.strip() for name, _, value in lines}
+        if "model name" in facts:
+            # Virtual machines give processors of several generations one name; family and model tell them apart.
+            return f"{facts['model name']} (family {facts.get('cpu family')}, model {facts.get('model')})"
     elif sys.platform == "darwin":
         return _output_of("sysctl", "-n", "machdep.cpu.brand_string")
     return platform.processor() or None

@@ -4,9 +4,14 @@
 class UserError(ValueError):
     """Base of all errors that a user caused and can mend: the message carries the values and the way out."""
 
+    shared = False
+    """Whether all processes of a host raise it at once, so that one of them is enough to tell of it."""
+
 
 class ConfigError(UserError):
     """A config that cannot run: an unknown preset, a value out of range, values that do not go together."""
+
+    shared = True
 
 
 class DataError(UserError):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 LOG_2PI = math.log(2.0 * math.pi)
 
@@ -45,6 +45,7 @@ class _CrossEntropy(torch.autograd.Function):
         return torch.addcmul(logits.relu(), logits, targets, value=-1.0).sub_(log_sigmoid)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         logits, targets = ctx.saved_tensors
         return logits.sigmoid().sub_(targets).mul_(gradient), None

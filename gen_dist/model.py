@@ -36,15 +36,23 @@ class GenerativeModel:
         return next(self.objective.parameters()).device
 
     def prior_latents(self, count: int, seed: int = 0) -> Tensor:
-        """Standard normal latents float32 [count, D]; the first rows are the same whatever the count."""
-        rng = torch.tensor([seed, 0], dtype=torch.int64, device=self.device)
-        return normal(rng, Stream.PRIOR, 0, count, self.objective.latent_dim)
+        """Standard normal latents float32 [count, D]; the first rows are the same whatever the count and the device.
+
+        Raises:
+            UserError: the seed is not in 0 .. 2^63 - 1.
+        """
+        if not 0 <= seed < 2**63:
+            raise UserError(f"seed {seed} is not in 0 .. 2^63 - 1")
+        # Drawn on the CPU, whatever the device: others draw other numbers. The copy is the caller's to write to.
+        latents = normal(torch.tensor([seed, 0]), Stream.PRIOR, 0, count, self.objective.latent_dim).clone()
+        return latents.to(self.device)
 
     def sample(self, count: int, labels: Tensor | None = None, seed: int = 0) -> Tensor:
         """New images from the prior: uint8 [count, C, H, W]; the same ones for the same seed.
 
         Raises:
-            UserError: the model has no prior, count is not positive, or labels are given to a model without classes.
+            UserError: the model has no prior, count is not positive, the seed is out of range, or labels are given to a
+                model without classes.
         """
         if not self.objective.generates:
             raise UserError(

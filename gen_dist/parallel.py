@@ -70,10 +70,27 @@ def start_processes(config: TrainConfig) -> Processes:
             f"{launched} processes were launched but {state.num_processes} joined; "
             "launch with one of the files in launch/configs"
         )
+    joined_on_cpu = state.device.type == "cpu"  # Accelerate's state is one for the life of a process
+    if state.num_processes > 1 and joined_on_cpu != on_cpu:
+        raise ConfigError(
+            f"these processes were joined for {state.device.type} and cannot change; launch new ones for --device "
+            f"{'cpu' if on_cpu else 'cuda'}"
+        )
     if on_cpu:
+        device = torch.device("cpu")
         torch.set_num_threads(_threads(state.num_processes))
         _keep_freed_memory()
-    return Processes(state.process_index, state.local_process_index, state.num_processes, state.device)
+    else:
+        device = torch.device("cuda", state.local_process_index)
+        torch.cuda.set_device(device)
+        _compute_alike_every_time()
+    return Processes(state.process_index, state.local_process_index, state.num_processes, device)
+
+
+def _compute_alike_every_time() -> None:
+    """Have cuDNN take algorithms that give the same bits each time, and float32 mean float32, not TF32."""
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def _threads(world_size: int) -> int:
@@ -180,13 +197,9 @@ def raise_everywhere(error: UserError | None, processes: Processes) -> None:
     found = from_main((type(error), str(error)) if error else None, processes)
     if found:
         kind, message = found
-        raise kind(message)
-
-
-def wait_for_all() -> None:
-    """Return once every process has come here."""
-    if dist.is_initialized():
-        dist.barrier()
+        shared = kind(message)
+        shared.shared = True
+        raise shared
 
 
 class StopVote:

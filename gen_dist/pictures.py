@@ -38,7 +38,7 @@ TRAIN_COLOUR, TEST_COLOUR, OTHER_COLOUR = "#0072b2", "#d55e00", "#4d4d4d"  # Oka
 
 _ACRONYMS = frozenset({"nll", "kl", "elbo", "iwae", "fid", "kid"})
 _UNITS = {
-    **dict.fromkeys(("nll", "kl", "negative_elbo", "elbo", "iwae_nll", "iwae_bound"), "nats per image"),
+    **dict.fromkeys(("nll", "kl", "negative_elbo"), "nats per image"),
     "reconstruction_error": "per image",  # nats or a squared error: the objective's choice
     "images_per_second": "images / s",
 }
@@ -355,7 +355,7 @@ def _unit(name: str, curves: Collection[str]) -> str | None:
     """Unit of one of the panels. A loss is in nats where nll or kl, the terms of its sum, have a panel too."""
     if name == "loss":
         return "nats per image" if {"nll", "kl"} & set(curves) else "per image"
-    return _UNITS.get(name)
+    return "nats per image" if name.startswith("negative_bound_k") else _UNITS.get(name)
 
 
 def _draw_panel(axes: Any, name: str, unit: str | None, lines: Mapping[str, NDArray[np.float64]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 BAR_REFRESH_SECONDS = 0.1
 LEAST_BAR_CELLS = 10
 
-_NOT_A_LOSS = frozenset({"learning_rate", "gradient_norm", "kl_weight"})
+_NOT_A_LOSS = frozenset({"learning_rate", "gradient_norm"})
 
 
 class Display:

@@ -27,7 +27,7 @@ from gen_dist.data import open_dataset
 from gen_dist.errors import CheckpointError, ConfigError, UserError
 from gen_dist.gallery import Gallery
 from gen_dist.model import GenerativeModel
-from gen_dist.run_directory import WANDB_ID_FILE, record_start, run_directory
+from gen_dist.run_directory import record_start, remove_leftovers, remove_run, run_directory, wandb_id_of
 from gen_dist.tracking import METRICS_FILE, Tracker, read_metrics
 from gen_dist.trainer import Trainer, learning_rate_at
 
@@ -39,6 +39,8 @@ SIGNAL_ECHO_SECONDS = 3.0
 
 class DivergenceError(UserError):
     """The loss became NaN or infinite."""
+
+    shared = True
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def train(config: TrainConfig, *, fresh: bool = False, say: Callable[[str], None
         dataset = open_dataset(config.data, config.data_root, config.packing, announce)
         trainer = Trainer(config, dataset, processes)
         try:
-            return _Run(config, trainer, announce).train()
+            return _Run(config, trainer, announce).train(fresh)
         finally:
             trainer.close()
 
@@ -121,14 +123,18 @@ class _Run:
         model = GenerativeModel(trainer.best_objective, config, trainer.dataset.image_shape)
         self.gallery = Gallery(model, trainer.dataset, self.path)
 
-    def train(self) -> Outcome:
+    def train(self, fresh: bool) -> Outcome:
         """Go on from where the run directory stands to the last step, or until a signal."""
         with _stop_signals() as stop:
+            if fresh:  # only now that config and data are known to be good
+                self._in_main(lambda: remove_run(self.path))
             self._resume()
-            self._in_main(lambda: record_start(self.config))
-            tracker = self._in_main(self._open_tracker)
-            with tracker or contextlib.nullcontext():
-                self._loop(tracker, stop)
+            if self.step < self.config.steps:
+                wandb_id = self._in_main(lambda: wandb_id_of(self.path))
+                tracker = self._in_main(lambda: self._open_tracker(wandb_id or ""))
+                with tracker or contextlib.nullcontext():
+                    self._in_main(lambda: record_start(self.config, self.step, wandb_id or ""))
+                    self._loop(tracker, stop)
             return self._finish()
 
     def _loop(self, tracker: Tracker | None, stop: threading.Event) -> None:
@@ -169,7 +175,7 @@ class _Run:
                 if tracker and made:
                     tracker.pictures(self.step, made)
             if stopping or self._is_due(config.checkpoint_every):
-                self._save(self.training_seconds + (tracker.training_seconds if tracker else 0.0))
+                self._save(tracker)
 
     def _in_main(self, action: Callable[[], T]) -> T | None:
         """Do what the main process alone does. An error of it ends every process, instead of leaving some waiting."""
@@ -196,6 +202,7 @@ class _Run:
                 "all processes need one directory that they share"
             )
         if not found:
+            self._in_main(lambda: remove_leftovers(self.path))
             return
         checkpoint = found[0]
         if checkpoint.step > self.config.steps:
@@ -210,13 +217,13 @@ class _Run:
         if self.step < self.config.steps:
             self.announce(f"resuming {self.path} at step {self.step} of {self.config.steps}")
 
-    def _open_tracker(self) -> Tracker:
+    def _open_tracker(self, wandb_id: str) -> Tracker:
         return Tracker(
             self.path,
             self.config,
             start_step=self.step,
             images_per_step=self.config.global_batch_size,
-            wandb_id=(self.path / WANDB_ID_FILE).read_text(),
+            wandb_id=wandb_id,
         )
 
     def _collect(self) -> None:
@@ -247,7 +254,7 @@ class _Run:
         self._unlogged.clear()
         return means | {"train/learning_rate": learning_rate_at(self.config, self.step - 1)}
 
-    def _save(self, training_seconds: float) -> None:
+    def _save(self, tracker: Tracker | None) -> None:
         if self.trainer.broken_networks():  # The loss was finite before this update: it is no good state all the same.
             raise self._divergence(f"the update of step {self.step} is not finite")
         facts = {
@@ -256,12 +263,18 @@ class _Run:
             "image_shape": self.trainer.dataset.image_shape,
             "class_names": self.trainer.dataset.class_names,
             "world_size": self.processes.world_size,
-            "training_seconds": training_seconds,
+            "training_seconds": self.training_seconds + (tracker.training_seconds if tracker else 0.0),
             "loss_scales": self.trainer.loss_scales(),
             "unlogged": self._unlogged,
         }
         state = Checkpoint(self.step, self.trainer.tensors(), facts)
-        self._in_main(lambda: checkpoints.save(self.path, state, self.config, self.config.keep_checkpoints))
+
+        def save() -> None:
+            assert tracker is not None
+            tracker.sync()
+            checkpoints.save(self.path, state, self.config, self.config.keep_checkpoints)
+
+        self._in_main(save)
 
     def _finish(self) -> Outcome:
         ended = self._in_main(self._write_end)
@@ -271,7 +284,8 @@ class _Run:
 
     def _write_end(self) -> tuple[dict[str, float | None], dict[str, Path]]:
         """The last value of each metric; for a finished run also its last pictures and its summary."""
-        records = read_metrics(self.path / METRICS_FILE)
+        file = self.path / METRICS_FILE
+        records = read_metrics(file) if file.exists() else []
         metrics: dict[str, float | None] = {}
         for record in records:
             metrics |= {key: value for key, value in record.items() if "/" in key}
@@ -279,8 +293,9 @@ class _Run:
             return metrics, {}
         made = self.gallery.at_end(records)
         for kind in ("samples", "reconstructions"):
-            if newest := max((self.path / kind).glob("step_*.png"), default=None):
-                made[kind] = newest
+            picture = self.path / kind / f"step_{self.step:08d}.png"
+            if picture.exists():
+                made[kind] = picture
         summary = self._summary(records, metrics, made)
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         return metrics, made

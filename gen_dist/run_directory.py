@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -19,6 +20,7 @@ from gen_dist.config import TrainConfig
 from gen_dist.environment import environment
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.parallel import Processes
+from gen_dist.wandb_run import wandb_mode
 
 WANDB_ID_FILE = "wandb-id"
 
@@ -38,11 +40,11 @@ _WRITTEN = (
 
 @contextlib.contextmanager
 def run_directory(config: TrainConfig, processes: Processes, fresh: bool) -> Iterator[None]:
-    """Within it, the run directory of a config is prepared and locked, by the main process.
+    """Within it, the run directory of a config is locked by the main process. Nothing is removed yet, fresh or not.
 
     Raises:
-        ConfigError: it cannot be written to, another process trains in it, or it holds a run of another config. Raised
-            in every process.
+        ConfigError: it cannot be written to, another process trains in it, or it holds a run of another config that is
+            not to be started over. Raised in every process.
     """
     lock = FileLock(config.run_path / ".lock")
     error: UserError | None = None
@@ -61,11 +63,10 @@ def run_directory(config: TrainConfig, processes: Processes, fresh: bool) -> Ite
 def _prepare(config: TrainConfig, fresh: bool, lock: FileLock) -> None:
     path = config.run_path
     try:
+        wandb_mode(config.wandb)
         path.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
-        if fresh:
-            _remove_run(path)
-        if (path / "config.json").exists():
+        if not fresh and (path / "config.json").exists():
             _refuse_other_config(path, config)
     except Timeout:
         raise ConfigError(f"another process is training in {path}; wait for it or choose another --run-dir") from None
@@ -74,21 +75,48 @@ def _prepare(config: TrainConfig, fresh: bool, lock: FileLock) -> None:
         raise ConfigError(f"run directory {path} cannot be written to: {reason}; choose another --run-dir") from None
 
 
-def record_start(config: TrainConfig) -> None:
-    """Write what tells of the start of a run; called only when it can start, so that a refusal changes nothing.
+def record_start(config: TrainConfig, step: int, wandb_id: str) -> None:
+    """Write what tells of a start at `step`; called only when it can start, so that a refusal changes nothing.
+
+    environment.json tells of the last start, and under `earlier` of those before it.
 
     Raises:
         OSError: the disk is full or cannot be written to.
     """
     path = config.run_path
     write_atomically(path / "config.json", config.to_json())
-    write_atomically(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
-    if not (path / WANDB_ID_FILE).exists():
-        write_atomically(path / WANDB_ID_FILE, uuid.uuid4().hex[:12])
+    write_atomically(path / WANDB_ID_FILE, wandb_id)
+    starts: list[dict[str, Any]] = [{"from_step": step, **environment()}]
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        last = json.loads((path / "environment.json").read_text())
+        starts += [last, *last.pop("earlier", [])]
+    last, *earlier = starts
+    write_atomically(path / "environment.json", json.dumps({**last, "earlier": earlier}, indent=2) + "\n")
 
 
-def _remove_run(path: Path) -> None:
-    """Remove what a run writes, and nothing else that a user keeps there."""
+def wandb_id_of(path: Path) -> str:
+    """The id under which wandb knows the run of a directory; a new one if it has none yet."""
+    file = path / WANDB_ID_FILE
+    return file.read_text() if file.exists() else uuid.uuid4().hex[:12]
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a run wrote that was ended before its first checkpoint: what follows begins anew.
+
+    A directory without a config of ours may be a user's own; nothing there is touched.
+    """
+    file = path / "config.json"
+    with contextlib.suppress(OSError, ConfigError):
+        TrainConfig.from_json(file.read_text(errors="replace"), str(file))
+        remove_run(path)
+
+
+def remove_run(path: Path) -> None:
+    """Remove what a run writes, and nothing else that a user keeps there.
+
+    Raises:
+        OSError: some of it cannot be removed.
+    """
     for name in _WRITTEN:
         if (path / name).is_dir():
             shutil.rmtree(path / name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -93,14 +94,19 @@ class Tracker:
         mode = wandb_mode(config.wandb)
         try:
             run_path.mkdir(parents=True, exist_ok=True)
-            if start_step and self._path.exists():
-                _drop_after(self._path, start_step)
         except OSError as error:
             raise CheckpointError(f"cannot write to {run_path}: {error.strerror}") from None
+        # Before metrics.jsonl is touched, so that a refusal changes nothing.
         self._wandb = None if mode == "disabled" else WandbRun(mode, run_path, config, wandb_id, self.note)
         try:
+            if start_step and self._path.exists():
+                _drop_after(self._path, start_step)
             self._file = open(self._path, "a" if start_step else "w", encoding="utf-8")  # noqa: SIM115 (kept open)
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
+            if self._wandb is not None:
+                self._wandb.finish(1)
+            if isinstance(error, CheckpointError):
+                raise
             raise CheckpointError(f"cannot write {self._path}: {error.strerror}") from None
 
         self._started = time.perf_counter()
@@ -158,15 +164,13 @@ class Tracker:
 
         Args:
             step: optimizer steps done.
-            scalars: values by name, as in `train/loss`. `images_per_second`, if among them, replaces the figure
-                measured since the last log.
+            scalars: values by name, as in `train/loss`.
 
         Raises:
             CheckpointError: metrics.jsonl cannot be written, as on a full disk.
         """
         values = {name: float(value) for name, value in scalars.items()}
-        rate = values.pop("images_per_second", None)
-        rate = self._measure(step) if rate is None else rate
+        rate = self._measure(step)
         record: dict[str, Any] = {"step": step, "images_seen": step * self._images_per_step}
         if rate is not None:
             self._images_per_second = rate
@@ -182,6 +186,14 @@ class Tracker:
         self._show(step, values)
         if self._wandb is not None:
             self._wandb.log(step, {"images_seen": record["images_seen"], **values})
+
+    def sync(self) -> None:
+        """Return once metrics.jsonl is on the disk: a checkpoint that survives a power cut counts on its lines.
+
+        Raises:
+            OSError: the disk fails.
+        """
+        os.fsync(self._file.fileno())
 
     def pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
         """Send image files to wandb by name, such as `samples`; without wandb, nothing is done."""

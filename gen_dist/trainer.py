@@ -95,11 +95,16 @@ class Trainer:
         numbers = iter(flat.tolist())
         return [{key: next(numbers) for key in row} for row in logs]
 
-    def evaluate(self, split: Split, images_per_batch: int = 1000) -> dict[str, float]:
+    def evaluate(self, split: Split, decoded_per_batch: int = 1000) -> dict[str, float]:
         """Mean metrics of the best objective over a split, each image counted once over all ranks.
 
         Noise is keyed by the image's place in the split: two evaluations of one model give the same figures.
+
+        Args:
+            split: images and labels.
+            decoded_per_batch: latents decoded at once; of K importance samples an image has K.
         """
+        images_per_batch = max(1, decoded_per_batch // self.objective.evaluation_samples)
         rank, world_size = self.processes.rank, self.processes.world_size
         count = len(split.images)
         first, last = -(-count * rank // world_size), -(-count * (rank + 1) // world_size)

@@ -19,7 +19,7 @@ UNEVEN = (61, 2, 1)
 def evaluations_of_uneven_splits(trainer: Trainer) -> list[dict[str, float]]:
     """Metrics of the first images of the train split, in batches that leave a rest, by the sizes in UNEVEN."""
     split = trainer.dataset.train
-    return [trainer.evaluate(Split("some", split.images[:n], split.labels[:n]), images_per_batch=16) for n in UNEVEN]
+    return [trainer.evaluate(Split("some", split.images[:n], split.labels[:n]), decoded_per_batch=16) for n in UNEVEN]
 
 
 def parameter_spread(trainer: Trainer) -> float:
@@ -58,7 +58,6 @@ def main() -> None:
         results["world_size"] = processes.world_size
         results["threads"] = torch.get_num_threads()
         Path(sys.argv[1]).write_text(json.dumps(results))
-    parallel.wait_for_all()
     parallel.stop_processes()
 
 

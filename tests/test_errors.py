@@ -129,7 +129,7 @@ CASES: dict[str, Case] = {
     "a learning rate that is nan": (lambda p: ["vae-mnist", "--learning-rate", "nan"], "learning_rate nan"),
     "a negative seed": (lambda p: ["vae-mnist", "--seed", -1], "seed -1"),
     "an empty batch": (lambda p: ["vae-mnist", "--global-batch-size", 0], "global_batch_size 0"),
-    "a batch that cannot be shared": (lambda p: ["vae-mnist", "--accumulation", 3], "use 126 or 129"),
+    "a batch that cannot be shared": (lambda p: ["vae-mnist", "--accumulation", 5], "use 190 or 195"),
     "a decay rate of 1": (lambda p: ["vae-mnist", "--ema-decay", 1], "ema_decay 1.0"),
     "no hidden layer": (lambda p: ["vae-mnist", "--hidden-sizes"], "hidden_sizes is empty"),
     "no samples": (lambda p: ["vae-mnist", "--importance-samples", 0], "importance_samples 0"),
@@ -265,16 +265,28 @@ def test_the_table_is_long_enough() -> None:
     assert len(CASES) >= 25
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--fresh", "--data", "minst"],
+        ["--fresh", "--global-batch-size", "5000"],
+        ["--fresh", "--accumulation", "5"],
+        ["--fresh", "--network.hidden-sizes"],
+    ],
+    ids=" ".join,
+)
 def test_what_was_written_survives_a_refusal(
-    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str], finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run"
     shutil.copytree(finished_run, path)
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     config = write_config(tmp_path / "config.json", small_config("vae", steps=4, seed=3, run_dir=str(path)))
-    monkeypatch.setattr(sys, "argv", ["launch/train.py", "--config", str(config)])
-    with pytest.raises(SystemExit):
+    monkeypatch.setattr(sys, "argv", ["launch/train.py", "--config", str(config), *words])
+    with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(REPOSITORY / "launch/train.py"), run_name="__main__")
+    assert stop.value.code == 2
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
 

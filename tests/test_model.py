@@ -156,6 +156,8 @@ def test_replay_prints_the_losses_of_the_run(step: int, runs: Path) -> None:
         (["sample", "none"], "none is no run"),
         (["sample", "{run}", "--count", "0"], "count 0"),
         (["sample", "{run}", "--count", "x"], "--count"),
+        (["sample", "{run}", "--seed", "-1"], "seed -1"),
+        (["sample", "{run}", "--seed", str(2**63)], f"seed {2**63}"),
         (["sample", "{run}", "--out", "/proc/none.png"], "cannot be written"),
         (["sample", "{run}", "--device", "cuda"], "no GPU"),
         (["replay", "{run}", "--step", "99"], "1 to 12"),
@@ -177,3 +179,10 @@ def test_presets_are_listed() -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
         *("ae-mnist", "vae-mnist", "vae-conv-mnist", "beta-vae-mnist", "iwae-mnist", "vae-2d-mnist")
     ]
+
+
+def test_latents_are_the_callers_to_write_to(runs: Path) -> None:
+    model = gen_dist.load(_run_of(runs, "vae"))
+    expected = model.prior_latents(8)
+    model.prior_latents(8).fill_(3.0)
+    assert torch.equal(model.prior_latents(8), expected)

@@ -180,4 +180,4 @@ def test_evaluation_gives_the_terms_of_the_paper_image_by_image(objective: str) 
         _assert_equal(trainer.best_objective.evaluate(batch), expected)
         whole = _Reference(trainer, torch.from_numpy(split.images.copy()), 0, 0, test=True).evaluation()
     means = {name: float(values.mean()) for name, values in whole.items()}
-    assert trainer.evaluate(split, images_per_batch=16) == pytest.approx(means, rel=3e-6)
+    assert trainer.evaluate(split, decoded_per_batch=16) == pytest.approx(means, rel=3e-6)

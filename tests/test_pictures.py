@@ -260,7 +260,7 @@ def test_a_loss_is_in_nats_only_beside_its_terms():
 
     nats = "nats per image"
     assert units({"train/loss": 99.0, "train/nll": 80.0, "train/kl": 19.0}) == {"loss": nats, "nll": nats, "kl": nats}
-    assert units({"train/loss": 99.0, "train/kl": 19.0, "test/iwae_bound": 98.0})["loss"] == nats
+    assert units({"train/loss": 99.0, "train/kl": 19.0, "test/negative_bound_k5": 98.0})["loss"] == nats
     squared_error = units({"train/loss": 30.0, "train/reconstruction_error": 30.0, "train/learning_rate": 1e-3})
     assert squared_error == {"loss": "per image", "reconstruction_error": "per image", "learning_rate": None}
     assert units({"train/loss": 30.0, "test/reconstruction_error": 31.0})["loss"] == "per image"

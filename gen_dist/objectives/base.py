@@ -6,23 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gen_dist.config import Likelihood
+from gen_dist.config import Likelihood, NetworkConfig
 from gen_dist.errors import UserError
+from gen_dist.networks import Decoder, build_decoder, build_encoder
 
 
 def unit_interval(images: Tensor) -> Tensor:
     """Intensities uint8 0..255 as float32 0..1."""
     return images * (1.0 / 255.0)
-
-
-def likelihood_parameters(mean_image: Tensor, likelihood: Likelihood) -> Tensor:
-    """What a decoder says of pixels with these mean intensities in 0..1: logits, or the means themselves.
-
-    Output biases start there, as in the code of Burda et al. 2016: the first steps need not learn the mean image.
-    """
-    if likelihood == "gaussian":
-        return mean_image
-    return torch.logit(mean_image, eps=1e-3)  # pixels that are never inked would start at minus infinity
 
 
 class Batch(NamedTuple):
@@ -72,6 +63,8 @@ class Objective(nn.Module):
     """Has `encode`: images can be mapped to latents and reconstructed."""
     generates: bool = False
     """Latents drawn from the prior decode to new images."""
+    evaluation_samples: int = 1
+    """Latents that `evaluate` decodes for one image: what its batches have to be smaller by."""
 
     def phases(self) -> dict[str, Phase]:
         """New phases over the networks of this objective, by name, in the order of their turns."""
@@ -99,3 +92,43 @@ class Objective(nn.Module):
         that say nothing of single images.
         """
         return {}
+
+
+class EncoderDecoder(Objective):
+    """An objective whose decoder gives the parameters of a likelihood of pixels, and whose encoder the latents."""
+
+    encodes = True
+
+    def __init__(
+        self, likelihood: Likelihood, network: NetworkConfig, image_shape: tuple[int, int, int], encoder_outputs: int
+    ) -> None:
+        super().__init__()
+        self.likelihood = likelihood
+        self.latent_dim = network.latent_dim
+        self.networks = nn.ModuleDict(
+            {
+                "encoder": build_encoder(network, image_shape, encoder_outputs),
+                "decoder": build_decoder(network, image_shape),
+            }
+        )
+
+    def start_at(self, mean_image: Tensor) -> None:
+        decoder = self.networks["decoder"]
+        assert isinstance(decoder, Decoder)
+        decoder.start_at(likelihood_parameters(mean_image, self.likelihood))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.networks["decoder"](latents).float()
+
+    def pixels(self, decoded: Tensor) -> Tensor:
+        return decoded.sigmoid() if self.likelihood == "bernoulli" else decoded.clamp(0.0, 1.0)
+
+
+def likelihood_parameters(mean_image: Tensor, likelihood: Likelihood) -> Tensor:
+    """What a decoder says of pixels with these mean intensities in 0..1: logits, or the means themselves.
+
+    Output biases start there, as in the code of Burda et al. 2016: the first steps need not learn the mean image.
+    """
+    if likelihood == "gaussian":
+        return mean_image
+    return torch.logit(mean_image, eps=1e-3)  # pixels that are never inked would start at minus infinity

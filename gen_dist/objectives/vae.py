@@ -13,28 +13,20 @@ from gen_dist.losses import (
     normal_log_density,
     standard_normal_log_density,
 )
-from gen_dist.networks import Decoder, build_decoder, build_encoder
-from gen_dist.objectives.base import Batch, Objective, Phase, likelihood_parameters, unit_interval
+from gen_dist.objectives.base import Batch, EncoderDecoder, Phase, unit_interval
 from gen_dist.randomness import Stream
 from kernels import LOGVAR_RANGE, binarize, reparameterize_kl
 
 
-class Vae(Objective):
+class Vae(EncoderDecoder):
     """Encoder to the posterior's mean and log-variance, decoder to the likelihood's parameters."""
 
-    encodes = True
     generates = True
 
     def __init__(self, config: VaeConfig, network: NetworkConfig, image_shape: tuple[int, int, int]) -> None:
-        super().__init__()
+        super().__init__(config.likelihood, network, image_shape, encoder_outputs=2 * network.latent_dim)
         self.config = config
-        self.latent_dim = network.latent_dim
-        self.networks = nn.ModuleDict(
-            {
-                "encoder": build_encoder(network, image_shape, 2 * network.latent_dim),
-                "decoder": build_decoder(network, image_shape),
-            }
-        )
+        self.evaluation_samples = config.importance_samples
         if config.likelihood == "gaussian":
             self.networks["scale"] = GaussianScale(config.gaussian_scale)
 
@@ -63,7 +55,8 @@ class Vae(Objective):
 
     def log_weights(self, targets: Tensor, batch: Batch, stream: Stream, samples: int) -> tuple[Tensor, Tensor]:
         """log p(x, z_k) - log q(z_k given x) of K latent samples, float64 [B, K], and the KL, [B]; in nats."""
-        parameters = self.networks["encoder"](targets)
+        # Latents rounded to half precision would not be draws of the density that is divided out.
+        parameters = self.networks["encoder"](targets).float()
         latents, kl_nats = reparameterize_kl(parameters, batch.rng, stream, batch.first_row, samples=samples)
         mean, logvar = parameters.double().repeat_interleave(samples, dim=0).chunk(2, dim=1)
         nll = self.nll(self.networks["decoder"](latents), targets.repeat_interleave(samples, dim=0), torch.float64)
@@ -71,20 +64,9 @@ class Vae(Objective):
         log_weights = standard_normal_log_density(latents) - normal_log_density(latents, mean, logvar) - nll
         return log_weights.view(-1, samples), kl_nats
 
-    def start_at(self, mean_image: Tensor) -> None:
-        decoder = self.networks["decoder"]
-        assert isinstance(decoder, Decoder)
-        decoder.start_at(likelihood_parameters(mean_image, self.config.likelihood))
-
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = self.networks["encoder"](unit_interval(images)).float().chunk(2, dim=1)
         return mean, logvar
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.networks["decoder"](latents).float()
-
-    def pixels(self, decoded: Tensor) -> Tensor:
-        return decoded.sigmoid() if self.config.likelihood == "bernoulli" else decoded.clamp(0.0, 1.0)
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
         targets = self.targets(batch, Stream.TEST_BINARIZATION)
