@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 import tyro
 
@@ -117,8 +117,16 @@ def _option_names(match: re.Match[str]) -> str:
     return f"{match[1]} {', '.join(re.findall(r'--[a-z-]+', match[2]))}"
 
 
-def run_command(command: Callable[[], None]) -> None:
-    """Run a command; a user's error ends it with one line on standard error and exit code 2."""
+def run_command(command: Callable[[], None]) -> NoReturn:
+    """Run a command and end the process; a user's error gives one line on standard error and exit code 2."""
+    exit_code = _exit_code_of(command)
+    # Who joined other processes has loaded this module; the rest need not wait for torch.
+    if parallel := sys.modules.get("gen_dist.parallel"):
+        parallel.end_process(exit_code)
+    sys.exit(exit_code)
+
+
+def _exit_code_of(command: Callable[[], None]) -> int:
     try:
         command()
     except UserError as error:
@@ -126,13 +134,13 @@ def run_command(command: Callable[[], None]) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0" or not error.shared:
             where = f"rank {rank}: " if rank != "0" else ""
             print(f"{where}error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
-        sys.exit(130)  # as shells count a command that Ctrl-C ended
+        return 130  # as shells count a command that Ctrl-C ended
     except BrokenPipeError:
         # The reader went away (as `| head` does): no error of ours. Python would complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    return 0
 
 
 def main() -> None:

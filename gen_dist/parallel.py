@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import inspect
@@ -11,7 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import psutil
 import torch
@@ -121,10 +122,22 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_M_TOP_PAD, 2**26)
 
 
-def stop_processes() -> None:
-    """Leave the group of processes, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def end_process(exit_code: int) -> NoReturn:
+    """End this process: as Python does, or, where it was joined with others, without taking the interpreter apart.
+
+    Gloo's threads let go of the tensors of a collective after its waiter has woken, and need Python's lock for that.
+    One that asks for the lock while the interpreter is taken apart aborts the process ("terminate called without an
+    active exception"). The threads cannot be ended before: DistributedDataParallel keeps its group of processes alive
+    for ever. So a joined process runs its exit handlers, flushes what it printed and leaves.
+    """
+    if not dist.is_initialized():
+        sys.exit(exit_code)
+    dist.destroy_process_group()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # its reader has gone, or it is closed
+            stream.flush()
+    os._exit(exit_code)
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:

@@ -18,7 +18,6 @@ def main() -> None:
     outcome = run.train(config, fresh=fresh)
     if outcome.is_main:
         print(*outcome.report(resume_command()), sep="\n", flush=True)
-    parallel.stop_processes()
 
 
 if __name__ == "__main__":

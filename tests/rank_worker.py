@@ -58,7 +58,7 @@ def main() -> None:
         results["world_size"] = processes.world_size
         results["threads"] = torch.get_num_threads()
         Path(sys.argv[1]).write_text(json.dumps(results))
-    parallel.stop_processes()
+    parallel.end_process(0)
 
 
 if __name__ == "__main__":
