@@ -212,7 +212,8 @@ def replay(run: tyro.conf.Positional[Path], /, step: int) -> None:
     from gen_dist.replay import replay as replay_step
 
     logs = replay_step(run, step)
-    print(f"step {step}  " + "  ".join(f"{name} {value:.6f}" for name, value in logs.items()))
+    scalars = {name: value for name, value in logs.items() if isinstance(value, float)}  # the others are histograms
+    print(f"step {step}  " + "  ".join(f"{name} {value:.6f}" for name, value in scalars.items()))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class MlpConfig:
     hidden_sizes: tuple[int, ...] = (400,)
     """Widths of the encoder's hidden layers, images first; the decoder has them in reverse."""
     activation: Activation = "relu"
-    """Nonlinearity after each hidden layer."""
+    """Nonlinearity after each hidden layer; `leaky_relu` has slope 0.2, as GANs have it."""
     latent_dim: int = 20
     """Number of latents."""
 
@@ -92,6 +92,62 @@ class ConvConfig:
         _at_least("hidden_size", self.hidden_size, 1)
         if not self.feature_maps:
             raise ConfigError("feature_maps is empty; name at least one number")
+        for count in self.feature_maps:
+            _at_least("feature_maps", count, 1)
+
+
+Norm = Literal["batch", "group", "none"]
+
+
+@dataclass(frozen=True)
+class DcganConfig:
+    """Strided convolutions to a side of 4 to 7 pixels, and transposed ones back (Radford et al. 2016)."""
+
+    kind: Suppress[Literal["dcgan"]] = "dcgan"
+    feature_maps: int = 64
+    """Channels at half the image's side; each further halving doubles them."""
+    latent_dim: int = 100
+    """Number of latents."""
+    generator_norm: Norm = "batch"
+    """Normalization in the generator or decoder, but for its output."""
+    discriminator_norm: Norm = "batch"
+    """Normalization in the discriminator or encoder, but for its first layer."""
+    spectral_norm: bool = False
+    """Divide each weight of the discriminator or encoder by its largest singular value (Miyato et al. 2018)."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _at_least("feature_maps", self.feature_maps, 1)
+        _at_least("latent_dim", self.latent_dim, 1)
+
+
+@dataclass(frozen=True)
+class ResnetConfig:
+    """Residual blocks at each resolution, for generators and discriminators alike."""
+
+    kind: Suppress[Literal["resnet"]] = "resnet"
+    block: Literal["sngan", "r3gan"] = "sngan"
+    """`sngan`: two 3 x 3 convolutions (Miyato et al. 2018). `r3gan`: a bottleneck of grouped convolutions that starts
+    as the identity, bilinear resampling, leaky ReLU (Huang et al. 2024)."""
+    feature_maps: tuple[int, ...] = (128, 128, 128, 128)
+    """Channels at each resolution, the image's own first; each next has half the side."""
+    blocks: int = 1
+    """Residual blocks at each resolution."""
+    latent_dim: int = 128
+    """Number of latents."""
+    generator_norm: Norm = "none"
+    """Normalization in the generator or decoder."""
+    discriminator_norm: Norm = "none"
+    """Normalization in the discriminator or encoder."""
+    spectral_norm: bool = False
+    """Divide each weight of the discriminator or encoder by its largest singular value (Miyato et al. 2018)."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _at_least("blocks", self.blocks, 1)
+        _at_least("latent_dim", self.latent_dim, 1)
+        if len(self.feature_maps) < 2:
+            raise ConfigError(f"feature_maps {self.feature_maps} names fewer than two resolutions")
         for count in self.feature_maps:
             _at_least("feature_maps", count, 1)
 
@@ -150,6 +206,93 @@ class VaeConfig:
             )
 
 
+GanLoss = Literal["non_saturating", "least_squares", "hinge", "wasserstein"]
+Conditioning = Literal["none", "concat", "projection"]
+Augmentation = Literal["colour", "translation", "cutout"]
+
+
+@dataclass(frozen=True)
+class GanConfig:
+    """Generative adversarial network: the generator against the discriminator (Goodfellow et al. 2014)."""
+
+    kind: Suppress[Literal["gan"]] = "gan"
+    loss: Literal["non_saturating", "least_squares", "hinge"] = "non_saturating"
+    """`non_saturating` on logits (Goodfellow et al. 2014), `least_squares` (Mao et al. 2017) or `hinge` (Lim & Ye
+    2017)."""
+    conditioning: Conditioning = "none"
+    """How networks see the class: not at all; `concat` as one-hot latents and as a channel of the image (Mirza &
+    Osindero 2014); `projection` in the discriminator, concat in the generator (Miyato & Koyama 2018)."""
+    augmentation: tuple[Augmentation, ...] = ()
+    """What is done to real and generated images alike before the discriminator sees them, so that few images last
+    longer (Zhao et al. 2020)."""
+    generator_every: int = 1
+    """The generator takes its turn at every such step, the discriminator at all."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _at_least("generator_every", self.generator_every, 1)
+
+
+@dataclass(frozen=True)
+class WganGpConfig:
+    """Wasserstein GAN with gradient penalty (Gulrajani et al. 2017)."""
+
+    kind: Suppress[Literal["wgan-gp"]] = "wgan-gp"
+    conditioning: Conditioning = "none"
+    """How networks see the class, as in a GAN."""
+    augmentation: tuple[Augmentation, ...] = ()
+    """What is done to real and generated images alike before the critic sees them."""
+    generator_every: int = 5
+    """Steps of the critic for one of the generator."""
+    penalty_weight: float = 10.0
+    """Weight of the gradient penalty."""
+    penalty_every: int = 1
+    """The penalty is computed at every such step only, then that many times as heavy."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _at_least("generator_every", self.generator_every, 1)
+        _at_least("penalty_every", self.penalty_every, 1)
+        _finite_and_at_least("penalty_weight", self.penalty_weight, 0.0)
+
+
+@dataclass(frozen=True)
+class R3ganConfig:
+    """Relativistic pairing GAN with R1 and R2 penalties (Huang et al. 2024)."""
+
+    kind: Suppress[Literal["r3gan"]] = "r3gan"
+    conditioning: Conditioning = "none"
+    """How networks see the class, as in a GAN."""
+    augmentation: tuple[Augmentation, ...] = ()
+    """What is done to real and generated images alike before the discriminator sees them."""
+    penalty_weight: float = 1.0
+    """gamma: half of it weighs the squared gradient at real images (R1) and at generated ones (R2)."""
+    penalty_every: int = 1
+    """The penalties are computed at every such step only, then that many times as heavy (Karras et al. 2020)."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _at_least("penalty_every", self.penalty_every, 1)
+        _finite_and_at_least("penalty_weight", self.penalty_weight, 0.0)
+
+
+@dataclass(frozen=True)
+class VaeGanConfig:
+    """A VAE whose decoder is a GAN's generator: reconstructions are compared in the discriminator's features (Larsen
+    et al. 2016)."""
+
+    kind: Suppress[Literal["vae-gan"]] = "vae-gan"
+    reconstruction_weight: float = 1e-2
+    """gamma: weight of the feature-space reconstruction against the adversarial term in the generator's loss."""
+    beta: float = 1.0
+    """Weight of the KL term in the encoder's loss."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _finite_and_at_least("reconstruction_weight", self.reconstruction_weight, 0.0)
+        _finite_and_at_least("beta", self.beta, 0.0)
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer of every phase, as in torch.optim."""
@@ -183,8 +326,8 @@ class OptimizerConfig:
             raise ConfigError(f"clip_norm {self.clip_norm} is not positive; leave it out to switch clipping off")
 
 
-NetworkConfig = MlpConfig | ConvConfig
-ObjectiveConfig = AutoencoderConfig | VaeConfig
+NetworkConfig = MlpConfig | ConvConfig | DcganConfig | ResnetConfig
+ObjectiveConfig = AutoencoderConfig | VaeConfig | GanConfig | WganGpConfig | R3ganConfig | VaeGanConfig
 
 
 class _ByKind:
@@ -220,6 +363,9 @@ class TrainConfig:
     bf16 on GPUs that have it, else float32."""
     compile: bool = False
     """Compile each phase with torch.compile."""
+    sync_batch_norm: bool = False
+    """Batch statistics over the images of all processes, so that their number does not change the run. Otherwise each
+    process normalizes its own images, as the papers have it."""
     device: Device = "auto"
     """Where to train; `auto` takes a GPU if there is one."""
     run_dir: str | None = None
@@ -299,13 +445,14 @@ def _config_classes() -> tuple[Any, ...]:
 
 
 def _check_choices(config: object) -> None:
-    """Raise ConfigError if a field of some named choices has another value."""
+    """Raise ConfigError if a field of some named choices, or a tuple of such, has another value."""
     for name, hint in get_type_hints(type(config)).items():
         options = {hint, *get_args(hint)}
         choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
         value = getattr(config, name)
-        if choices and value not in choices and not (value is None and NoneType in options):
-            raise ConfigError(f"{name} {value!r} is not one of {', '.join(map(str, choices))}")
+        for one in value if get_origin(hint) is tuple else (value,):
+            if choices and one not in choices and not (one is None and NoneType in options):
+                raise ConfigError(f"{name} {one!r} is not one of {', '.join(map(str, choices))}")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

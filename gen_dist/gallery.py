@@ -1,4 +1,4 @@
-"""Which pictures a run makes of its model, and from what; how they are drawn is in pictures.py."""
+"""Which pictures a run makes of its model, and from what; how they are drawn is in pictures.py and charts.py."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from gen_dist import pictures
+from gen_dist import charts, latent_walks, pictures
+from gen_dist.curves import has_curves, save_curves
 from gen_dist.data import Dataset
 from gen_dist.model import GenerativeModel
 
 GRID_IMAGES = 64
+GRID_CLASSES = 20
+"""Rows of a conditional model's samples, one a class; of more classes, some spread over all are shown."""
+GRID_COLUMNS = 8
 MANIFOLD_SIDE = 20
 TRAVERSAL_DIRECTIONS = 10
 TRAVERSAL_STEPS = 11
 SCATTER_IMAGES = 5000
+INTERPOLATIONS = 8
+INTERPOLATION_STEPS = 11
 
 
 class Gallery:
@@ -33,13 +39,88 @@ class Gallery:
         name = f"step_{step:08d}.png"
         if self._model.objective.generates:
             made["samples"] = self._place("samples", name)
-            pictures.save_grid(made["samples"], self._model.sample(GRID_IMAGES).cpu().numpy())
+            self._save_samples(made["samples"])
         if self._model.objective.encodes:
             made["reconstructions"] = self._place("reconstructions", name)
             originals = self._dataset.test.images[self._spread(GRID_IMAGES)]
             reconstructions = self._model.reconstruct(torch.from_numpy(originals)).cpu().numpy()
             pictures.save_reconstructions(made["reconstructions"], originals, reconstructions)
         return made
+
+    def at_end(self, records: list[dict[str, Any]]) -> dict[str, Path]:
+        """The latent space by images and by classes, and the charts of what the records of metrics.jsonl have."""
+        made: dict[str, Path] = {}
+        if has_curves(records):
+            made["curves"] = self._run_path / "curves.png"
+            save_curves(made["curves"], records)
+        if any(charts.has_class_shares(record, self._dataset.class_names) for record in records):
+            made["class_shares"] = self._run_path / "class_shares.png"
+            charts.save_class_shares(made["class_shares"], records, self._dataset.class_names)
+        if any(charts.has_scores(record) for record in records):
+            made["scores"] = self._run_path / "scores.png"
+            charts.save_scores(made["scores"], records)
+        if self._model.objective.generates:
+            made["interpolations"] = self._run_path / "interpolations.png"
+            self._save_interpolations(made["interpolations"])
+        if self._model.objective.encodes:
+            made |= self._of_posterior()
+        return made
+
+    def _save_samples(self, path: Path) -> None:
+        """Samples from the prior; of a conditional model a row for each class."""
+        if not self._model.conditional:
+            pictures.save_grid(path, self._model.sample(GRID_IMAGES).cpu().numpy(), GRID_COLUMNS)
+            return
+        classes = self._some_classes(GRID_CLASSES)
+        samples = self._model.sample(len(classes) * GRID_COLUMNS, torch.from_numpy(classes.repeat(GRID_COLUMNS)))
+        captions = [self._dataset.class_names[label] for label in classes]
+        pictures.save_grid(path, samples.cpu().numpy(), GRID_COLUMNS, captions)
+
+    def _save_interpolations(self, path: Path) -> None:
+        """Walks between latents of the prior; of a conditional model each within one class."""
+        ends = self._model.prior_latents(2 * INTERPOLATIONS).cpu().numpy()
+        walks = latent_walks.great_circles(ends[::2], ends[1::2], INTERPOLATION_STEPS)
+        latents = torch.from_numpy(walks)
+        title = "walks between latents of the prior, along great circles"
+        if not self._model.conditional:
+            images = self._model.images(latents)
+            captions = None
+        else:
+            classes = np.resize(self._some_classes(INTERPOLATIONS), INTERPOLATIONS)
+            images = self._model.images(latents, torch.from_numpy(classes.repeat(INTERPOLATION_STEPS)))
+            captions = [self._dataset.class_names[label] for label in classes]
+        pictures.save_strips(path, images.cpu().numpy(), INTERPOLATION_STEPS, captions, title)
+
+    def _of_posterior(self) -> dict[str, Path]:
+        """Posterior means by class, and what latents among them decode to."""
+        made: dict[str, Path] = {}
+        shown = self._spread(SCATTER_IMAGES)
+        test = self._dataset.test
+        means = self._model.encode(torch.from_numpy(test.images[shown]))[0].cpu().numpy()
+        made["latent_scatter"] = self._run_path / "latent_scatter.png"
+        charts.save_scatter(made["latent_scatter"], means, test.labels[shown], self._dataset.class_names)
+        made["latent_manifold"] = self._run_path / "latent_manifold.png"
+        self._save_manifold(made["latent_manifold"], means)
+        return made
+
+    def _save_manifold(self, path: Path, means: np.ndarray) -> None:
+        """With two latents and a prior the whole plane, else walks along the principal posterior directions."""
+        if self._model.objective.latent_dim == 2 and self._model.objective.generates:
+            latents = latent_walks.manifold_latents(MANIFOLD_SIDE, MANIFOLD_SIDE)
+            images = self._model.images(torch.from_numpy(latents)).cpu().numpy()
+            title = "decoded latents at equal steps of prior probability"
+            pictures.save_manifold(path, images, MANIFOLD_SIDE, title)
+            return
+        latents, shares = latent_walks.principal_traversals(means, TRAVERSAL_DIRECTIONS, TRAVERSAL_STEPS)
+        images = self._model.images(torch.from_numpy(latents)).cpu().numpy()
+        captions = [f"direction {row + 1}, {share:.0%} of variance" for row, share in enumerate(shares)]
+        title = "walks along the principal directions of the posterior means, -2.5 to +2.5 standard deviations"
+        pictures.save_strips(path, images, TRAVERSAL_STEPS, captions, title)
+
+    def _some_classes(self, count: int) -> np.ndarray:
+        """Labels of up to `count` classes, spread over all."""
+        classes = len(self._dataset.class_names)
+        return np.arange(min(count, classes)) * classes // min(count, classes)
 
     def _spread(self, count: int) -> np.ndarray:
         """Places of some test images spread over the split: many sources are in order of their classes."""
@@ -49,34 +130,3 @@ class Gallery:
     def _place(self, directory: str, name: str) -> Path:
         (self._run_path / directory).mkdir(exist_ok=True)
         return self._run_path / directory / name
-
-    def at_end(self, records: list[dict[str, Any]]) -> dict[str, Path]:
-        """The latent manifold, posterior means by class, and the curves of the records of metrics.jsonl."""
-        made: dict[str, Path] = {}
-        if records:
-            made["curves"] = self._run_path / "curves.png"
-            pictures.save_curves(made["curves"], records)
-        if not self._model.objective.encodes:
-            return made
-        shown = self._spread(SCATTER_IMAGES)
-        test = self._dataset.test
-        means = self._model.encode(torch.from_numpy(test.images[shown]))[0].cpu().numpy()
-        made["latent_scatter"] = self._run_path / "latent_scatter.png"
-        pictures.save_scatter(made["latent_scatter"], means, test.labels[shown], self._dataset.class_names)
-        made["latent_manifold"] = self._run_path / "latent_manifold.png"
-        self._save_manifold(made["latent_manifold"], means)
-        return made
-
-    def _save_manifold(self, path: Path, means: np.ndarray) -> None:
-        """With two latents and a prior the whole plane, else walks along the principal posterior directions."""
-        if self._model.objective.latent_dim == 2 and self._model.objective.generates:
-            latents = pictures.manifold_latents(MANIFOLD_SIDE, MANIFOLD_SIDE)
-            columns, captions = MANIFOLD_SIDE, None
-            title = "decoded latents at equal steps of prior probability"
-        else:
-            latents, shares = pictures.principal_traversals(means, TRAVERSAL_DIRECTIONS, TRAVERSAL_STEPS)
-            columns = TRAVERSAL_STEPS
-            captions = [f"direction {row + 1}, {share:.0%} of variance" for row, share in enumerate(shares)]
-            title = "walks along the principal directions of the posterior means, -2.5 to +2.5 standard deviations"
-        images = self._model.images(torch.from_numpy(latents)).cpu().numpy()
-        pictures.save_manifold(path, images, columns, captions, title)

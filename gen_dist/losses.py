@@ -1,15 +1,19 @@
-"""Likelihoods and bounds: pure functions. Each sums over pixels and latents and leaves one value per image, in nats.
+"""Likelihoods, bounds and adversarial losses: pure functions, one value per image.
 
-`dtype` is that of the sum. float64 serves where differences of large sums are exponentiated, as in importance weights:
-a float32 sum of 500 nats is rounded by 3e-5, which is then the error of every weight and gradient.
+Likelihoods and bounds sum over pixels and latents and are in nats. Their `dtype` is that of the sum. float64 serves
+where differences of large sums are exponentiated, as in importance weights: a float32 sum of 500 nats is rounded by
+3e-5, which is then the error of every weight and gradient.
 """
 
 import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+from gen_dist.config import GanLoss
 
 LOG_2PI = math.log(2.0 * math.pi)
 
@@ -93,3 +97,66 @@ def importance_weighted_bound(log_weights: Tensor) -> Tensor:
         [B], nats; a lower bound of log p(x) that grows with K.
     """
     return torch.logsumexp(log_weights, dim=1) - math.log(log_weights.shape[1])
+
+
+def real_loss(loss: GanLoss, scores: Tensor) -> Tensor:
+    """What a discriminator loses on real images: scores [B] -> [B].
+
+    `non_saturating`: -log D(x), Goodfellow et al. 2014, eq. 1. `least_squares`: Mao et al. 2017, eq. 2 with a = 0 and
+    b = c = 1. `hinge`: Lim & Ye 2017, eq. 4. `wasserstein`: Arjovsky et al. 2017, eq. 2.
+    """
+    match loss:
+        case "non_saturating":
+            return F.softplus(-scores)
+        case "least_squares":
+            return 0.5 * (scores - 1.0).square()
+        case "hinge":
+            return F.relu(1.0 - scores)
+        case "wasserstein":
+            return -scores
+
+
+def fake_loss(loss: GanLoss, scores: Tensor) -> Tensor:
+    """What a discriminator loses on generated images: scores [B] -> [B]; equations as in `real_loss`."""
+    match loss:
+        case "non_saturating":
+            return F.softplus(scores)
+        case "least_squares":
+            return 0.5 * scores.square()
+        case "hinge":
+            return F.relu(1.0 + scores)
+        case "wasserstein":
+            return scores
+
+
+def generator_loss(loss: GanLoss, scores: Tensor) -> Tensor:
+    """What a generator loses by the scores of its images: [B] -> [B].
+
+    `non_saturating`: -log D(G(z)), Goodfellow et al. 2014, section 3. `least_squares`: Mao et al. 2017, eq. 2.
+    """
+    match loss:
+        case "non_saturating" | "least_squares":
+            return real_loss(loss, scores)
+        case "hinge" | "wasserstein":
+            return -scores
+
+
+def relativistic_loss(winning_scores: Tensor, losing_scores: Tensor) -> Tensor:
+    """-log sigmoid of how much more the winners score than the losers they are paired with: [B], [B] -> [B].
+
+    The discriminator wants real images to win and the generator its own (Huang et al. 2024, eq. 2, with f(t) = -log(1 +
+    exp(-t)) as in section 2).
+    """
+    return F.softplus(losing_scores - winning_scores)
+
+
+def one_centred_penalty(slopes: Tensor) -> Tensor:
+    """(|slope| - 1)^2 of each image (Gulrajani et al. 2017, eq. 3): gradients of scores in images [B, ...] -> [B]."""
+    # A norm has no gradient at 0, where a critic that is flat or dead would turn all weights into NaN.
+    norms = (slopes.float().flatten(1).square().sum(1) + 1e-12).sqrt()
+    return (norms - 1.0).square()
+
+
+def zero_centred_penalty(slopes: Tensor) -> Tensor:
+    """|slope|^2 of each image, R1 or R2 (Mescheder et al. 2018, eq. 9): gradients of scores [B, ...] -> [B]."""
+    return slopes.float().flatten(1).square().sum(1)

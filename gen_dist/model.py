@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,10 +25,23 @@ IMAGES_PER_CHUNK = 1000
 class GenerativeModel:
     """A trained objective in eval mode, images in and out as uint8. Results depend on arguments alone."""
 
-    def __init__(self, objective: Objective, config: TrainConfig, image_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        config: TrainConfig,
+        image_shape: tuple[int, int, int],
+        class_names: Sequence[str],
+    ) -> None:
         self.objective = objective
         self.config = config
         self.image_shape = image_shape
+        self.class_names = tuple(class_names)
+        """Names of the labels 0, 1, ... of the images that it learned."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes of the images that it learned, 1 where they had no labels."""
+        return len(self.class_names)
 
     @property
     def device(self) -> torch.device:
@@ -47,12 +60,22 @@ class GenerativeModel:
         latents = normal(torch.tensor([seed, 0]), Stream.PRIOR, 0, count, self.objective.latent_dim).clone()
         return latents.to(self.device)
 
+    @property
+    def conditional(self) -> bool:
+        """Whether images are decoded from latents and labels."""
+        return self.objective.conditional
+
     def sample(self, count: int, labels: Tensor | None = None, seed: int = 0) -> Tensor:
         """New images from the prior: uint8 [count, C, H, W]; the same ones for the same seed.
 
+        Args:
+            count: number of images.
+            labels: int64 [count], the classes that a conditional model is to show. None takes all of them in turn.
+            seed: key of the latents.
+
         Raises:
             UserError: the model has no prior, count is not positive, the seed is out of range, or labels are given to a
-                model without classes.
+                model without classes, or are not those of its classes.
         """
         if not self.objective.generates:
             raise UserError(
@@ -61,9 +84,7 @@ class GenerativeModel:
             )
         if count < 1:
             raise UserError(f"count {count} is less than 1")
-        if labels is not None:
-            raise UserError(f"a model of preset {self.config.preset} knows no classes; leave out the labels")
-        return self.images(self.prior_latents(count, seed))
+        return self.images(self.prior_latents(count, seed), labels)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Posterior of images uint8 [N, C, H, W]: mean float32 [N, D] and log-variance [N, D] (None without one).
@@ -79,30 +100,47 @@ class GenerativeModel:
         means, logvars = zip(*self._chunked(self.objective.encode, images), strict=True)
         return torch.cat(means), None if logvars[0] is None else torch.cat(logvars)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Logits (Bernoulli) or means (Gaussian) float32 [N, C, H, W] of latents float32 [N, D].
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What latents float32 [N, D] decode to: float32 [N, C, H, W].
+
+        Of a VAE these are logits (Bernoulli) or means (Gaussian), of a GAN images in -1..1. `labels` are as in
+        `sample`.
 
         Raises:
-            UserError: the latents are of another width than the model's.
+            UserError: the latents are of another width than the model's, or the labels do not go with them.
         """
         if latents.ndim != 2 or latents.shape[1] != self.objective.latent_dim:
             raise UserError(f"latents are {list(latents.shape)}; the model takes [N, {self.objective.latent_dim}]")
-        return torch.cat(self._chunked(self.objective.decode, latents))
+        if not self.conditional:
+            if labels is not None:
+                raise UserError(f"a model of preset {self.config.preset} knows no classes; leave out the labels")
+            return torch.cat(self._chunked(self.objective.decode, latents))
+        if labels is None:
+            labels = torch.arange(len(latents)) % self.classes
+        if labels.shape != latents.shape[:1] or labels.is_floating_point() or labels.is_complex():
+            raise UserError(
+                f"labels are {str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}; {len(latents)} latents "
+                f"take int64 [{len(latents)}]"
+            )
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+            raise UserError(f"labels are {labels.min()} to {labels.max()}; the model's are 0 to {self.classes - 1}")
+        return torch.cat(self._chunked(self.objective.decode, latents, labels.long()))
 
-    def images(self, latents: Tensor) -> Tensor:
-        """Images uint8 [N, C, H, W] that latents float32 [N, D] decode to."""
-        return self.objective.pixels(self.decode(latents)).mul(255.0).round().to(torch.uint8)
+    def images(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images uint8 [N, C, H, W] that latents float32 [N, D] decode to; `labels` are as in `sample`."""
+        return self.objective.pixels(self.decode(latents, labels)).mul(255.0).round().to(torch.uint8)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Images uint8 [N, C, H, W] decoded from the posterior means of images of the same shape."""
         return self.images(self.encode(images)[0])
 
-    def _chunked(self, function: Callable[[Tensor], Result], inputs: Tensor) -> list[Result]:
+    def _chunked(self, function: Callable[..., Result], *inputs: Tensor) -> list[Result]:
         was_training = self.objective.training
         self.objective.eval()
         try:
             with torch.no_grad():
-                return [function(chunk.to(self.device)) for chunk in inputs.split(IMAGES_PER_CHUNK)]
+                chunks = zip(*(tensor.split(IMAGES_PER_CHUNK) for tensor in inputs), strict=True)
+                return [function(*(tensor.to(self.device) for tensor in chunk)) for chunk in chunks]
         finally:
             self.objective.train(was_training)
 
@@ -128,7 +166,8 @@ def load(path: str | Path, device: str = "cpu", announce: Callable[[str], None] 
             raise CheckpointError(f"{path} {what}; train one with launch/train.py PRESET --run-dir {path}")
         checkpoint, config = found
     channels, height, width = checkpoint.facts["image_shape"]
-    objective = build_objective(config, (channels, height, width))
+    class_names = checkpoint.facts["class_names"]
+    objective = build_objective(config, (channels, height, width), len(class_names))
     weights = checkpoint.tensors.get("averaged", checkpoint.tensors["networks"])
     objective.networks.load_state_dict(dict(weights))
-    return GenerativeModel(objective.to(device).eval(), config, (channels, height, width))
+    return GenerativeModel(objective.to(device).eval(), config, (channels, height, width), class_names)

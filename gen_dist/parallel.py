@@ -17,8 +17,10 @@ from typing import NoReturn, TypeVar
 import psutil
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as collectives
 from accelerate import PartialState
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn.parallel import DistributedDataParallel
 
 from gen_dist.config import Precision, TrainConfig
@@ -195,6 +197,41 @@ def sum_over_processes(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def differentiable_sum(values: Tensor) -> Tensor:
+    """Elementwise sum over all processes, through which gradients go to the values of every process.
+
+    Unlike `sum_over_processes` it may stand in a forward, compiled or not. The gradient is that of the sum of the
+    losses of all processes; all of them have to go backward.
+    """
+    if not dist.is_initialized():
+        return values
+    total: Tensor = _DifferentiableSum.apply(values)
+    return total
+
+
+class _DifferentiableSum(torch.autograd.Function):
+    """Functional collectives, which torch.compile can trace; not all torch versions here give them gradients."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, values: Tensor) -> Tensor:
+        group = dist.group.WORLD
+        assert group is not None
+        total: Tensor = collectives.wait_tensor(collectives.all_reduce(values, "sum", group))
+        return total
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        total: Tensor = _DifferentiableSum.apply(gradient)
+        return total
+
+
+def copy_from_main(tensors: list[Tensor], processes: Processes) -> None:
+    """Give these tensors, of the same shapes in every process, the main process's values."""
+    if processes.world_size > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def from_main(value: T | None, processes: Processes) -> T:

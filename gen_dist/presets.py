@@ -2,7 +2,21 @@
 
 from dataclasses import replace
 
-from gen_dist.config import AutoencoderConfig, ConvConfig, MlpConfig, OptimizerConfig, TrainConfig, VaeConfig
+from gen_dist.config import (
+    AutoencoderConfig,
+    ConvConfig,
+    DataConfig,
+    DcganConfig,
+    GanConfig,
+    MlpConfig,
+    OptimizerConfig,
+    R3ganConfig,
+    ResnetConfig,
+    TrainConfig,
+    VaeConfig,
+    VaeGanConfig,
+    WganGpConfig,
+)
 from gen_dist.errors import ConfigError
 
 # Three epochs of 60,000 images. Tuned on full MNIST for the least time to a test negative ELBO of 105.6: a high rate
@@ -16,6 +30,30 @@ _MNIST = TrainConfig(
     sample_every=235,
     evaluate_every=235,
     optimization=OptimizerConfig(betas=(0.9, 0.98), warmup_steps=80, decay="linear"),
+)
+
+_MNIST_GAN = TrainConfig(
+    steps=5000,
+    global_batch_size=128,
+    learning_rate=5e-4,
+    checkpoint_every=500,
+    sample_every=500,
+    evaluate_every=500,
+    network=DcganConfig(feature_maps=32, latent_dim=64),
+    objective=GanConfig(),
+    optimization=OptimizerConfig(betas=(0.5, 0.999), ema_decay=0.999),
+)
+
+_CIFAR10_GAN = replace(
+    _MNIST_GAN,
+    data="cifar10",
+    steps=100_000,
+    global_batch_size=64,
+    learning_rate=2e-4,
+    checkpoint_every=2000,
+    sample_every=2000,
+    evaluate_every=2000,
+    optimization=OptimizerConfig(betas=(0.0, 0.9), decay="linear", ema_decay=0.9999),
 )
 
 PRESETS: dict[str, TrainConfig] = {
@@ -38,6 +76,47 @@ PRESETS: dict[str, TrainConfig] = {
     "vae-2d-mnist": replace(
         _MNIST, steps=1400, learning_rate=6e-3, network=MlpConfig(hidden_sizes=(400, 200), latent_dim=2)
     ),
+    "gan-mnist": replace(
+        _MNIST_GAN,
+        learning_rate=2e-4,
+        network=MlpConfig(hidden_sizes=(512, 256), activation="leaky_relu", latent_dim=64),
+    ),
+    "cgan-mnist": replace(_MNIST_GAN, objective=GanConfig(conditioning="concat")),
+    "dcgan-mnist": _MNIST_GAN,
+    "dcgan-64": replace(
+        _MNIST_GAN,
+        data="cifar10",
+        packing=DataConfig(image_size=64),
+        global_batch_size=64,
+        learning_rate=2e-4,
+        network=DcganConfig(),
+        optimization=OptimizerConfig(betas=(0.5, 0.999)),
+    ),
+    "wgan-gp-mnist": replace(
+        _MNIST_GAN,
+        learning_rate=2e-4,
+        network=DcganConfig(feature_maps=32, latent_dim=64, discriminator_norm="none"),
+        objective=WganGpConfig(),
+        optimization=OptimizerConfig(betas=(0.0, 0.9), ema_decay=0.999),
+    ),
+    "sngan-cifar10": replace(
+        _CIFAR10_GAN,
+        network=ResnetConfig(generator_norm="batch", spectral_norm=True),
+        objective=GanConfig(loss="hinge", generator_every=5),
+    ),
+    "r3gan-mnist": replace(
+        _MNIST_GAN,
+        network=DcganConfig(feature_maps=32, latent_dim=64, generator_norm="none", discriminator_norm="none"),
+        objective=R3ganConfig(),
+        optimization=OptimizerConfig(betas=(0.0, 0.99), ema_decay=0.999),
+    ),
+    "r3gan-cifar10": replace(
+        _CIFAR10_GAN,
+        network=ResnetConfig(block="r3gan", feature_maps=(64, 128, 256, 256), blocks=1, latent_dim=64),
+        objective=R3ganConfig(penalty_weight=0.05, augmentation=("colour", "translation", "cutout")),
+        optimization=OptimizerConfig(betas=(0.0, 0.99), ema_decay=0.999),
+    ),
+    "vae-gan-mnist": replace(_MNIST_GAN, objective=VaeGanConfig()),
 }
 """Presets by name."""
 
@@ -48,6 +127,15 @@ DESCRIPTIONS: dict[str, str] = {
     "beta-vae-mnist": "KL term weighted by 4: fewer, more separate latents",
     "iwae-mnist": "784-200-200-50, tanh, dynamic binarization; --importance-samples K",
     "vae-2d-mnist": "two latents, for a picture of the whole manifold",
+    "gan-mnist": "fully connected GAN, the textbook's: LeakyReLU, logits loss, tanh",
+    "cgan-mnist": "conditional convolutional GAN: choose the digit",
+    "dcgan-mnist": "strided convolutions and batch normalization, 28 x 28",
+    "dcgan-64": "the DCGAN of PyTorch's examples, 64 x 64, for comparison",
+    "wgan-gp-mnist": "Wasserstein GAN with gradient penalty, 5 critic steps a generator step",
+    "sngan-cifar10": "residual GAN with hinge loss and spectral normalization",
+    "r3gan-mnist": "relativistic pairing GAN with R1 and R2, no normalization",
+    "r3gan-cifar10": "the same on residual blocks of grouped convolutions, with augmentation",
+    "vae-gan-mnist": "VAE whose reconstructions are compared in a discriminator's features",
 }
 """What each preset is, in one line."""
 

@@ -7,13 +7,15 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 BAR_REFRESH_SECONDS = 0.1
 LEAST_BAR_CELLS = 10
 
 _NOT_A_LOSS = frozenset({"learning_rate", "gradient_norm"})
+_PHASES = {"discriminator": "D", "generator": "G"}
+_ACCURACIES = {"accuracy_real": "real", "accuracy_fake": "fake", "accuracy": "pairs"}
 
 
 class Display:
@@ -113,10 +115,46 @@ def _progress_bar(stream: TextIO, steps: int, start_step: int) -> Any:
     )
 
 
-def brief_losses(values: Mapping[str, float], prefix: str) -> list[str]:
-    """The losses among `values` whose names start with `prefix`, for the eye: `loss 107.93`."""
-    names = {name: name.removeprefix(prefix) for name in values if name.startswith(prefix)}
-    return [f"{short} {readable_number(values[name])}" for name, short in names.items() if short not in _NOT_A_LOSS]
+def brief_losses(values: Mapping[str, float | Sequence[float]], prefix: str) -> list[str]:
+    """The losses among `values` whose names start with `prefix`, for the eye: `loss 107.93`.
+
+    Where several phases have logs, as in `discriminator/loss`, only their losses are shown, `D 1.32`, and then how many
+    images, or pairs of a real and a generated one, the discriminator told right: `real 71%`, `pairs 71%`.
+    """
+    scalars = {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix) and not isinstance(value, Sequence)
+    }
+    shown, told_right = [], []
+    for name, value in scalars.items():
+        phase, _, last = name.rpartition("/")
+        if last in _ACCURACIES and phase:
+            told_right.append(f"{_ACCURACIES[last]} {readable_share(value)}")
+        elif phase and last == "loss":
+            shown.append(f"{_PHASES.get(phase, phase)} {readable_number(value)}")
+        elif not phase and last not in _NOT_A_LOSS:
+            shown.append(f"{last} {readable_number(value)}")
+    return shown + told_right
+
+
+def brief_checks(values: Mapping[str, float | Sequence[float]]) -> list[str]:
+    """The checks of samples among `values`, for the eye: `diversity 0.97`, `classes 10/10`, `labels 93%`."""
+    shown = []
+    ratio, found = values.get("samples/diversity_ratio"), values.get("samples/classes_found")
+    shares, accuracy = values.get("samples/class_shares"), values.get("samples/label_accuracy")
+    if isinstance(ratio, float):
+        shown.append(f"diversity {ratio:.2f}")
+    if isinstance(found, float) and isinstance(shares, Sequence):
+        shown.append(f"classes {found:.0f}/{len(shares)}")
+    if isinstance(accuracy, float):
+        shown.append(f"labels {readable_share(accuracy)}")
+    return shown
+
+
+def readable_share(value: float) -> str:
+    """A share for the eye: 71%, nan."""
+    return f"{value:.0%}" if math.isfinite(value) else str(value)
 
 
 def readable_number(value: float) -> str:

@@ -28,3 +28,21 @@ class Stream(IntEnum):
     """Images of the `synthetic` source."""
     TEST_IMPORTANCE = 8
     """Noise of importance samples on the test split; as TEST_LATENTS."""
+    REAL_AUGMENTATION = 9
+    """Augmentation of training images in the discriminator's turn."""
+    FAKE_AUGMENTATION = 10
+    """Augmentation of generated images in the discriminator's turn."""
+    GENERATOR_REAL_AUGMENTATION = 11
+    """Augmentation of training images in the generator's turn, where its loss compares with them."""
+    GENERATOR_FAKE_AUGMENTATION = 12
+    """Augmentation of generated images in the generator's turn."""
+    DISCRIMINATOR_LATENTS = 13
+    """Latents of the generated images that a discriminator learns from."""
+    GENERATOR_LATENTS = 14
+    """Latents of the images that a generator learns by."""
+    PENALTY_MIX = 15
+    """Where between a real and a generated image a gradient penalty is taken."""
+    GENERATOR_POSTERIOR_LATENTS = 16
+    """Noise that reparameterizes the posterior in the generator's turn of a VAE-GAN."""
+    DISCRIMINATOR_POSTERIOR_LATENTS = 17
+    """The same in its discriminator's turn."""

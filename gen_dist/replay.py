@@ -13,7 +13,7 @@ from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.trainer import Trainer
 
 
-def replay(run_path: Path, step: int, announce: Callable[[str], None] = print) -> dict[str, float]:
+def replay(run_path: Path, step: int, announce: Callable[[str], None] = print) -> dict[str, float | list[float]]:
     """The logs of one step of a run, from the newest checkpoint before it or from the initial weights.
 
     Nothing in the run directory is changed. It runs in one process, whatever number trained the run.

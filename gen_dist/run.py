@@ -27,7 +27,9 @@ from gen_dist.data import open_dataset
 from gen_dist.errors import CheckpointError, ConfigError, UserError
 from gen_dist.gallery import Gallery
 from gen_dist.model import GenerativeModel
+from gen_dist.progress import brief_checks
 from gen_dist.run_directory import record_start, remove_leftovers, remove_run, run_directory, wandb_id_of
+from gen_dist.sample_checks import SampleChecks
 from gen_dist.tracking import METRICS_FILE, Tracker, read_metrics
 from gen_dist.trainer import Trainer, learning_rate_at
 
@@ -51,8 +53,8 @@ class Outcome:
     step: int
     finished: bool
     """Whether all steps are done; False after SIGTERM or SIGINT."""
-    metrics: dict[str, float | None]
-    """The last training and test metrics; None where one was not finite."""
+    metrics: dict[str, Any]
+    """The last value of each metric: a number, None where it was not finite, or a list of them."""
     pictures: dict[str, Path]
     is_main: bool
     """Whether this is the process that speaks to the user."""
@@ -61,14 +63,17 @@ class Outcome:
         """Lines that tell a user what came out; `command` is what goes on with the run."""
         if not self.finished:
             return [f"stopped at step {self.step}, everything is saved in {self.run_path}; to go on: {command}"]
-        values = "  ".join(
-            f"{name} {'not finite' if value is None else f'{value:.2f}'}"
-            for name, value in self.metrics.items()
-            if name.startswith("test/")
-        )
+        values = [
+            *(
+                f"{name} {'not finite' if value is None else f'{value:.2f}'}"
+                for name, value in self.metrics.items()
+                if name.startswith("test/")
+            ),
+            *(["samples", *checks] if (checks := brief_checks(self.metrics)) else []),
+        ]
         width = max(map(len, self.pictures), default=0)
         return [
-            f"finished at step {self.step}: {values}",
+            f"finished at step {self.step}: {'  '.join(values)}",
             *(f"  {name.replace('_', ' '):{width}}  {path}" for name, path in self.pictures.items()),
         ]
 
@@ -118,10 +123,12 @@ class _Run:
         }
         self._on_device: list[dict[str, Tensor]] = []
         """Logs of steps since they were last brought to the host."""
-        self._unlogged: list[dict[str, float]] = []
+        self._unlogged: list[dict[str, float | list[float]]] = []
         """Logs of steps since the last line in metrics.jsonl."""
-        model = GenerativeModel(trainer.best_objective, config, trainer.dataset.image_shape)
-        self.gallery = Gallery(model, trainer.dataset, self.path)
+        dataset = trainer.dataset
+        model = GenerativeModel(trainer.best_objective, config, dataset.image_shape, dataset.class_names)
+        self.gallery = Gallery(model, dataset, self.path)
+        self.checks = SampleChecks(model, dataset)
 
     def train(self, fresh: bool) -> Outcome:
         """Go on from where the run directory stands to the last step, or until a signal."""
@@ -160,15 +167,16 @@ class _Run:
         """Whatever is to be done at this step, in an order that loses nothing: the checkpoint comes last."""
         config = self.config
         self._collect()  # first of all: it waits for the device, whose work is training and not what follows
-        scalars: dict[str, float] = {}
+        metrics: dict[str, float | list[float]] = {}
         if self._is_due(config.log_every):
-            scalars |= self._training_means()
+            metrics |= self._training_means()
         with tracker.pause() if tracker else contextlib.nullcontext():
             if self._is_due(config.evaluate_every):
-                metrics = self.trainer.evaluate(self.trainer.dataset.test)
-                scalars |= {f"test/{name}": value for name, value in metrics.items()}
-        if scalars:
-            self._in_main(functools.partial(_log, tracker, self.step, scalars))
+                tested = self.trainer.evaluate(self.trainer.dataset.test)
+                metrics |= {f"test/{name}": value for name, value in tested.items()}
+                metrics |= self._in_main(self.checks.measure) or {}
+        if metrics:
+            self._in_main(functools.partial(_log, tracker, self.step, metrics))
         with tracker.pause() if tracker else contextlib.nullcontext():
             if self._is_due(config.sample_every):
                 made = self._in_main(lambda: self.gallery.at_step(self.step))
@@ -231,7 +239,7 @@ class _Run:
         rows = self.trainer.average_logs(self._on_device)
         for index, row in enumerate(rows):
             for name, value in row.items():
-                if not math.isfinite(value):
+                if isinstance(value, float) and not math.isfinite(value):
                     raise self._divergence(f"{name} is {value} at step {self.step - len(rows) + index + 1}")
         self._on_device.clear()
         self._unlogged += rows
@@ -245,12 +253,18 @@ class _Run:
             f"(newest good checkpoint: {newest})"
         )
 
-    def _training_means(self) -> dict[str, float]:
-        """Means of the logs of all steps since they were last asked for."""
-        means: dict[str, float] = {}
+    def _training_means(self) -> dict[str, float | list[float]]:
+        """Means of the logs of all steps since they were last asked for; of histograms, which are of one phase, too."""
+        means: dict[str, float | list[float]] = {}
         for name in dict.fromkeys(name for row in self._unlogged for name in row):
             values = [row[name] for row in self._unlogged if name in row]
-            means[f"train/{name}"] = math.fsum(values) / len(values)
+            numbers = [value for value in values if isinstance(value, float)]
+            histograms = [value for value in values if isinstance(value, list)]
+            if numbers:
+                means[f"train/{name}"] = math.fsum(numbers) / len(numbers)
+            if histograms:
+                kind = name.rpartition("scores_")[2]
+                means[f"scores/{kind}"] = [math.fsum(bin) / len(histograms) for bin in zip(*histograms, strict=True)]
         self._unlogged.clear()
         return means | {"train/learning_rate": learning_rate_at(self.config, self.step - 1)}
 
@@ -282,11 +296,11 @@ class _Run:
         finished = self.step == self.config.steps
         return Outcome(self.path, self.step, finished, metrics, made, self.processes.is_main)
 
-    def _write_end(self) -> tuple[dict[str, float | None], dict[str, Path]]:
+    def _write_end(self) -> tuple[dict[str, Any], dict[str, Path]]:
         """The last value of each metric; for a finished run also its last pictures and its summary."""
         file = self.path / METRICS_FILE
         records = read_metrics(file) if file.exists() else []
-        metrics: dict[str, float | None] = {}
+        metrics: dict[str, Any] = {}
         for record in records:
             metrics |= {key: value for key, value in record.items() if "/" in key}
         if self.step < self.config.steps:
@@ -300,9 +314,7 @@ class _Run:
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         return metrics, made
 
-    def _summary(
-        self, records: list[dict[str, Any]], metrics: dict[str, float | None], made: dict[str, Path]
-    ) -> dict[str, Any]:
+    def _summary(self, records: list[dict[str, Any]], metrics: dict[str, Any], made: dict[str, Path]) -> dict[str, Any]:
         # The first test metric of an objective is the one it is judged by, and less of it is better.
         headline = next((name for name in metrics if name.startswith("test/")), "")
         tested = [record for record in records if record.get(headline) is not None]
@@ -322,9 +334,9 @@ class _Run:
         }
 
 
-def _log(tracker: Tracker | None, step: int, scalars: dict[str, float]) -> None:
+def _log(tracker: Tracker | None, step: int, metrics: dict[str, float | list[float]]) -> None:
     if tracker:
-        tracker.log(step, scalars)
+        tracker.log(step, metrics)
 
 
 @contextlib.contextmanager

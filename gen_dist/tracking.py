@@ -1,8 +1,9 @@
 """The record of a run: metrics.jsonl, and the same figures on the screen and on wandb.
 
 One process of a run holds a `Tracker`. metrics.jsonl has one JSON object a line: `step`, `images_seen`,
-`images_per_second` (absent where no image was trained on since the line before) and scalars such as `train/loss` and
-`test/loss`. JSON has no NaN and no infinity, so a scalar that is not finite is written as null; pandas reads it as NaN.
+`images_per_second` (absent where no image was trained on since the line before), scalars such as `train/loss` and
+`test/loss`, and lists of numbers such as `samples/class_shares`. JSON has no NaN and no infinity, so a number that is
+not finite is written as null; pandas reads it as NaN.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -21,7 +22,7 @@ from typing import Any, Self, TextIO
 from gen_dist.atomic_files import write_atomically
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
-from gen_dist.progress import Display, brief_losses, readable_time
+from gen_dist.progress import Display, brief_checks, brief_losses, readable_time
 from gen_dist.wandb_run import WandbRun, wandb_mode
 
 METRICS_FILE = "metrics.jsonl"
@@ -117,6 +118,7 @@ class Tracker:
         self._eta_origin: tuple[int, float] | None = None
         self._images_per_second: float | None = None
         self._losses: list[str] = []
+        self._checks: list[str] = []
         self._display.start(start_step)
 
     def __enter__(self) -> Self:
@@ -159,23 +161,26 @@ class Tracker:
         now = time.perf_counter() if self._pause_started is None else self._pause_started
         return now - self._started - self._paused_seconds
 
-    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float | Sequence[float]]) -> None:
         """Append one line to metrics.jsonl, show it, and send it to wandb.
 
         Args:
             step: optimizer steps done.
-            scalars: values by name, as in `train/loss`.
+            metrics: scalars by name, as in `train/loss`, and lists, as in `samples/class_shares`.
 
         Raises:
             CheckpointError: metrics.jsonl cannot be written, as on a full disk.
         """
-        values = {name: float(value) for name, value in scalars.items()}
+        values: dict[str, float | list[float]] = {
+            name: [float(one) for one in value] if isinstance(value, Sequence) else float(value)
+            for name, value in metrics.items()
+        }
         rate = self._measure(step)
         record: dict[str, Any] = {"step": step, "images_seen": step * self._images_per_step}
         if rate is not None:
             self._images_per_second = rate
             values = {"images_per_second": rate, **values}
-        record |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+        record |= {name: _as_json(value) for name, value in values.items()}
         try:
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
@@ -223,21 +228,23 @@ class Tracker:
             self._eta_origin = (step, time.perf_counter())
         return round(images / seconds, 1)
 
-    def _show(self, step: int, values: dict[str, float]) -> None:
-        losses = brief_losses(values, "train/")
+    def _show(self, step: int, values: Mapping[str, float | Sequence[float]]) -> None:
+        losses, tests = brief_losses(values, "train/"), brief_losses(values, "test/")
+        checks = brief_checks(values)
+        self._checks = checks or self._checks
         if losses or "images_per_second" in values:
             self._losses = losses
             self._display.progress(step, self._progress(step))
-        tests = brief_losses(values, "test/")
-        if tests:
-            self._display.line("  ".join([f"step {step}/{self._steps}  test", *tests]))
+        if tests or checks:
+            shown = [*(["test", *tests] if tests else []), *(["samples", *checks] if checks else [])]
+            self._display.line("  ".join([f"step {step}/{self._steps}", *shown]))
 
     def _progress(self, step: int) -> list[str]:
-        """What to show of the run's state; the losses, which a narrow terminal drops first, are the middle part."""
+        """What to show of the run's state: what a narrow terminal is to drop first comes last."""
         rate = [] if self._images_per_second is None else [f"{self._images_per_second:,.0f} images/s"]
         seconds = self._seconds_left(step)
         eta = [] if seconds is None else [f"ETA {readable_time(seconds)}"]
-        return [f"step {step}/{self._steps}", *rate, *eta, *self._losses]
+        return [f"step {step}/{self._steps}", *rate, *eta, *self._losses, *self._checks]
 
     def _seconds_left(self, step: int) -> float | None:
         """From the wall time of this process's steps, with its evaluations and checkpoints, without its start."""
@@ -249,6 +256,12 @@ class Tracker:
         if step <= first_step:
             return None
         return (time.perf_counter() - started) / (step - first_step) * (self._steps - step)
+
+
+def _as_json(value: float | list[float]) -> float | list[float | None] | None:
+    if isinstance(value, list):
+        return [one if math.isfinite(one) else None for one in value]
+    return value if math.isfinite(value) else None
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -17,9 +17,12 @@ from gen_dist.checkpoint import Checkpoint
 from gen_dist.config import OptimizerConfig, TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches
 from gen_dist.errors import CheckpointError, ConfigError
+from gen_dist.networks import iterate_spectral_norms
 from gen_dist.objectives import Batch, Objective, Phase, build_objective
 from gen_dist.optimizers import LightAdam, build_optimizer
 from gen_dist.parallel import Processes
+from gen_dist.score_bins import SCORE_EDGES
+from gen_dist.sync_batch_norm import synchronize
 
 
 class Trainer:
@@ -41,7 +44,9 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             # Drawn on the CPU, so that the same weights start on every device and rank.
             torch.manual_seed(config.seed)
-            self.objective = build_objective(config, dataset.image_shape)
+            self.objective = build_objective(config, dataset.image_shape, len(dataset.class_names))
+        if config.sync_batch_norm:
+            synchronize(self.objective)
         self.objective.start_at(_mean_image(dataset.train))
         self.objective.to(processes.device)
         self.averaged = _frozen_copy(self.objective) if config.optimization.ema_decay is not None else None
@@ -66,7 +71,7 @@ class Trainer:
     def run_step(self, step: int) -> dict[str, Tensor]:
         """One optimizer step of every phase whose turn it is; returns their logs, still on the device.
 
-        Values are means over this rank's images; `average_logs` makes them global.
+        Values are means [] over this rank's images, or [B], one for each; `average_logs` makes them global.
         """
         self._rng[1] = step
         micro_batches = [
@@ -78,22 +83,34 @@ class Trainer:
         for name, turn in self._turns.items():
             if step % turn.phase.every:
                 continue
+            penalized = step % turn.phase.penalty_every == 0
+            batches = [batch._replace(penalized=penalized) for batch in micro_batches]
             prefix = f"{name}/" if len(self._turns) > 1 else ""
-            logs |= {prefix + key: value for key, value in turn.take(micro_batches, learning_rate).items()}
+            logs |= {prefix + key: value for key, value in turn.take(batches, learning_rate).items()}
         if self.averaged is not None:
             _move_average(self.averaged, self.objective, self.config.optimization, step)
         return logs
 
-    def average_logs(self, logs: list[dict[str, Tensor]]) -> list[dict[str, float]]:
-        """Means over all ranks of the logs of some steps, as numbers. Waits for the device."""
+    def average_logs(self, logs: list[dict[str, Tensor]]) -> list[dict[str, float | list[float]]]:
+        """The logs of some steps over all ranks, as numbers. Waits for the device.
+
+        Of values for single images it gives the shares in the bins of SCORE_EDGES.
+        """
         if not logs:
             return []
-        flat = torch.stack([value.float() for row in logs for value in row.values()]).double().cpu()
+        rows = _with_histograms(logs)
+        flat = torch.cat([value.float().reshape(-1) for row in rows for value in row.values()]).double().cpu()
         if self.processes.world_size > 1:
             moved = flat.to(self.processes.device)
             flat = (parallel.sum_over_processes(moved) / self.processes.world_size).cpu()
         numbers = iter(flat.tolist())
-        return [{key: next(numbers) for key in row} for row in logs]
+        return [
+            {
+                key: [next(numbers) for _ in range(len(value))] if value.ndim else next(numbers)
+                for key, value in row.items()
+            }
+            for row in rows
+        ]
 
     def evaluate(self, split: Split, decoded_per_batch: int = 1000) -> dict[str, float]:
         """Mean metrics of the best objective over a split, each image counted once over all ranks.
@@ -109,6 +126,8 @@ class Trainer:
         count = len(split.images)
         first, last = -(-count * rank // world_size), -(-count * (rank + 1) // world_size)
         rng = torch.tensor([self.config.seed, 0], dtype=torch.int64, device=self.processes.device)
+        # Statistics of normalization layers differ over the ranks; those of rank 0 are the run's, as it saves them.
+        parallel.copy_from_main(list(self.best_objective.buffers()), self.processes)
         sums: dict[str, Tensor] = {}
         with evaluating(self.best_objective) as objective, autocast(self.processes.device, self.dtype):
             for start in range(first, last, images_per_batch):
@@ -205,13 +224,15 @@ class _Turn:
         with self._freezing():
             for index, batch in enumerate(micro_batches):
                 last = index == len(micro_batches) - 1
+                # Once a step, however many micro-batches it has: their number is not to change the run.
+                iterate_spectral_norms(self.phase, index == 0)
                 with parallel.local_gradients(self._module, only=not last):
                     loss, log = self._forward(batch)
                     self.scaler.scale(loss if last and index == 0 else loss * share).backward()
                 logs.append(log)
         self.scaler.unscale_(self._optimizer)
-        if self._clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        if self._clip_norm is not None or self.phase.logs_gradient_norm:
+            norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm or math.inf)
             if not self.scaler.is_enabled():  # there it is infinite now and then, as the scale is found by overflows
                 logs[0]["gradient_norm"] = norm.detach() * len(logs)  # divided again in the mean below
         self._optimizer.param_groups[0]["lr"] = learning_rate
@@ -223,7 +244,11 @@ class _Turn:
             self._optimizer.zero_grad(set_to_none=True)
         if len(logs) == 1:
             return logs[0]
-        return {key: torch.stack([log[key] for log in logs if key in log]).sum() * share for key in logs[0]}
+        together: dict[str, Tensor] = {}
+        for key, value in logs[0].items():
+            values = [log[key] for log in logs if key in log]
+            together[key] = torch.cat(values) if value.ndim else torch.stack(values).sum() * share
+        return together
 
     def _forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         try:
@@ -324,19 +349,41 @@ def _rows_of_rank(config: TrainConfig, processes: Processes) -> tuple[list[int],
     return [first + index * rows for index in range(config.accumulation)], rows
 
 
+def _with_histograms(logs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The same logs, with shares [bins] where they have one value for each image."""
+    rows = [dict(row) for row in logs]
+    for name in {name for row in rows for name, value in row.items() if value.ndim}:
+        having = [row for row in rows if name in row]
+        values = torch.stack([row[name] for row in having]).float()
+        inner_edges = torch.tensor(SCORE_EDGES[1:-1], device=values.device)
+        counts = torch.zeros(len(values), len(inner_edges) + 1, device=values.device)
+        counts.scatter_add_(1, torch.bucketize(values, inner_edges, right=True), torch.ones_like(values))
+        for row, shares in zip(having, counts / values.shape[1], strict=True):
+            row[name] = shares
+    return rows
+
+
 def _frozen_copy(objective: Objective) -> Objective:
     averaged = copy.deepcopy(objective)
     return averaged.requires_grad_(False).eval()
 
 
 def _move_average(averaged: Objective, objective: Objective, config: OptimizerConfig, step: int) -> None:
-    """averaged += (1 - decay) * (objective - averaged); statistics of normalization layers are copied as they are.
+    """averaged += (1 - decay) * (objective - averaged), of weights and of the statistics of batch normalization.
+
+    Averaged weights give other activations than the newest ones, so their statistics are averaged as well. Other
+    buffers are copied: the singular vectors of a spectral norm are not to be averaged.
 
     The decay starts low and rises to the configured one, so that the random initial weights do not linger.
     """
     assert config.ema_decay is not None
     decay = min(config.ema_decay, (1 + step) / (10 + step))
     average = get_ema_multi_avg_fn(decay)
-    average(list(averaged.networks.parameters()), list(objective.networks.parameters()), None)
-    for mine, theirs in zip(averaged.networks.buffers(), objective.networks.buffers(), strict=True):
-        mine.copy_(theirs)
+    mine, theirs = (list(networks.parameters()) for networks in (averaged.networks, objective.networks))
+    for (name, buffer), newest in zip(averaged.networks.named_buffers(), objective.networks.buffers(), strict=True):
+        if name.endswith(("running_mean", "running_var")):
+            mine.append(buffer)  # type: ignore[arg-type]
+            theirs.append(newest)  # type: ignore[arg-type]
+        else:
+            buffer.copy_(newest)
+    average(mine, theirs, None)

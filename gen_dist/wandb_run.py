@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from gen_dist.config import TrainConfig, WandbMode
 from gen_dist.errors import ConfigError
+from gen_dist.score_bins import SCORE_EDGES
 
 # Longer waits cannot help a run that must not stop for wandb; what was not sent stays on disk for `wandb sync`.
 WANDB_INIT_SECONDS = 30.0
@@ -79,12 +83,12 @@ class WandbRun:
         if mode == "online":
             note(f"wandb: {self._run.url}")
 
-    def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Send scalars by name."""
+    def log(self, step: int, values: Mapping[str, float | Sequence[float]]) -> None:
+        """Send scalars and histograms by name. wandb draws a histogram's steps side by side, its shares as shades."""
         if self._run is None:
             return
         try:
-            self._run.log(dict(values), step=step)
+            self._run.log({name: _shown(name, value) for name, value in values.items()}, step=step)
         except Exception as error:  # see above
             self._give_up("failed", error)
 
@@ -121,6 +125,19 @@ class WandbRun:
         # A dead service makes wandb print a traceback at exit unless it is torn down here.
         with contextlib.suppress(Exception):
             wandb.teardown()
+
+
+def _shown(name: str, value: float | Sequence[float]) -> Any:
+    """What wandb draws: a list is a histogram, of scores or with a bin for each class."""
+    if not isinstance(value, Sequence):
+        return value
+    import wandb
+
+    # wandb refuses NaN in a histogram; metrics.jsonl tells which numbers were not finite.
+    heights = [height if math.isfinite(height) else 0.0 for height in value]
+    of_scores = name.startswith("scores/") and len(heights) == len(SCORE_EDGES) - 1
+    edges = list(SCORE_EDGES) if of_scores else [place - 0.5 for place in range(len(heights) + 1)]
+    return wandb.Histogram(np_histogram=(np.array(heights), np.array(edges)))
 
 
 def _one_line(error: Exception) -> str:

@@ -51,9 +51,13 @@ class _OneDnnLinear(torch.autograd.Function):
     """y = x W^T + b; dx = dy W, dW = dy^T x, db = sum dy. Products again, so that gradients have gradients."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(inputs, weight)
+    def forward(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return onednn_linear(inputs, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        """Apart from `forward`, so that torch.func takes gradients."""
+        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -15,12 +15,16 @@ from PIL import Image
 import gen_dist
 from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.errors import CheckpointError, UserError
+from gen_dist.model import GenerativeModel
+from gen_dist.presets import PRESETS
 from gen_dist.run import train
 from gen_dist.tracking import read_metrics
+from gen_dist.trainer import Trainer
 from tests.conftest import REPOSITORY
-from tests.runs import OBJECTIVES, make_trainer, run_steps, small_config, small_dataset
+from tests.runs import ADVERSARIAL, OBJECTIVES, make_trainer, run_steps, small_config
 
 SHAPE = (1, 28, 28)
+WITHOUT_ENCODER = [name for name in ADVERSARIAL if name != "vae-gan"]
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +46,39 @@ def _run_of(runs: Path, objective: str) -> Path:
 def test_every_objective_makes_the_pictures_that_it_can(objective: str, runs: Path) -> None:
     path = _run_of(runs, objective)
     generates = not objective.startswith("autoencoder")
-    assert (path / "samples").exists() == generates
-    for name in ("reconstructions/step_00000012.png", "latent_manifold.png", "latent_scatter.png", "curves.png"):
-        with Image.open(path / name) as picture:
+    encodes = objective not in WITHOUT_ENCODER
+    assert (path / "samples").exists() == (path / "interpolations.png").exists() == generates
+    assert (path / "reconstructions").exists() == (path / "latent_manifold.png").exists() == encodes
+    assert (path / "scores.png").exists() == (objective in ADVERSARIAL)
+    pictures = [*path.glob("*.png"), *path.glob("*/*.png")]
+    assert path / "curves.png" in pictures
+    for file in pictures:
+        with Image.open(file) as picture:
             assert np.asarray(picture.convert("L")).std() > 2
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_loaded_model_is_the_trained_one(objective: str, runs: Path) -> None:
-    config = small_config(objective, steps=12)
-    trainer = make_trainer(config)
+def _trained_and_loaded(objective: str, runs: Path) -> tuple[Trainer, GenerativeModel]:
+    trainer = make_trainer(small_config(objective, steps=12))
     run_steps(trainer, 0, 12)
-    model = gen_dist.load(_run_of(runs, objective))
-    images = torch.from_numpy(small_dataset(config).test.images[:7])
+    return trainer, gen_dist.load(_run_of(runs, objective))
+
+
+@pytest.mark.parametrize("objective", ADVERSARIAL)
+def test_a_loaded_generator_is_the_trained_one(objective: str, runs: Path) -> None:
+    trainer, model = _trained_and_loaded(objective, runs)
+    latents = model.prior_latents(25)
+    labels = torch.arange(25) % 10 if model.conditional else None
+    with torch.no_grad():
+        assert torch.equal(model.decode(latents, labels), trainer.best_objective.decode(latents, labels))
+    assert model.conditional == ("conditional" in objective or "projection" in objective)
+    assert torch.equal(model.sample(25), model.images(latents, labels))  # all classes in turn unless told otherwise
+    assert model.images(latents).shape == (25, *SHAPE)
+
+
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name not in WITHOUT_ENCODER])
+def test_a_loaded_model_is_the_trained_one(objective: str, runs: Path) -> None:
+    trainer, model = _trained_and_loaded(objective, runs)
+    images = torch.from_numpy(trainer.dataset.test.images[:7])
     mean, logvar = model.encode(images)
     expected_mean, _ = trainer.best_objective.encode(images)
     assert torch.equal(mean, expected_mean)
@@ -113,6 +137,13 @@ def test_wrong_inputs_are_told_what_is_right(runs: Path) -> None:
         model.sample(0)
     with pytest.raises(UserError, match="knows no classes"):
         model.sample(2, labels=torch.tensor([0, 1]))
+    conditional = gen_dist.load(_run_of(runs, "conditional gan"))
+    with pytest.raises(UserError, match="labels are 0 to 10; the model's are 0 to 9"):
+        conditional.sample(2, labels=torch.tensor([0, 10]))
+    with pytest.raises(UserError, match=r"2 latents take int64 \[2\]"):
+        conditional.sample(2, labels=torch.tensor([0.0, 1.0]))
+    with pytest.raises(UserError, match="has no encoder"):
+        conditional.encode(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -176,9 +207,7 @@ def test_bad_commands_give_one_line_and_exit_code_2(words: list[str], mentioned:
 
 def test_presets_are_listed() -> None:
     done = _gen_dist("presets")
-    assert [line.split()[0] for line in done.stdout.splitlines()] == [
-        *("ae-mnist", "vae-mnist", "vae-conv-mnist", "beta-vae-mnist", "iwae-mnist", "vae-2d-mnist")
-    ]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(PRESETS)
 
 
 def test_latents_are_the_callers_to_write_to(runs: Path) -> None:

@@ -12,11 +12,12 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Sequence
 
 import pytest
 
 from gen_dist.config import TrainConfig
-from gen_dist.progress import readable_number
+from gen_dist.progress import brief_checks, brief_losses, readable_number
 from gen_dist.tracking import Tracker, read_metrics
 from tests.conftest import REPOSITORY
 from tests.trackers import make_tracker
@@ -35,6 +36,68 @@ def test_a_pipe_gets_plain_lines_with_first_last_and_tests_always(tmp_path):
     assert re.fullmatch(r"step 100/100  [\d,]+ images/s  ETA 0:00  loss 107\.93  nll 83\.10  kl 24\.80", last)
     assert note == "a note"
     assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()
+
+
+GAN_METRICS: dict[str, float | Sequence[float]] = {
+    "train/discriminator/loss": 1.3204,
+    "train/discriminator/accuracy_real": 0.714,
+    "train/discriminator/accuracy_fake": 0.8,
+    "train/discriminator/penalty": 0.02,
+    "train/discriminator/gradient_norm": 3.0,
+    "train/generator/loss": 0.851,
+    "train/generator/gradient_norm": 0.5,
+    "train/learning_rate": 2e-4,
+}
+CHECKS: dict[str, float | Sequence[float]] = {
+    "samples/diversity": 0.35,
+    "samples/diversity_ratio": 0.9678,
+    "samples/class_shares": [0.1] * 10,
+    "samples/classes_found": 10.0,
+    "samples/class_variation": 0.05,
+}
+
+
+def test_a_gan_shows_losses_what_the_discriminator_told_right_and_the_last_checks(tmp_path):
+    stream = io.StringIO()
+    with make_tracker(tmp_path, steps=3, stream=stream) as run:
+        run.log(1, GAN_METRICS)
+        run.log(2, CHECKS | {"samples/label_accuracy": 0.93, "scores/real": [0.05] * 20, "scores/fake": [0.05] * 20})
+        run.log(3, GAN_METRICS)
+    first, checks, last = stream.getvalue().splitlines()
+    losses = r"D 1\.32  G 0\.8510  real 71%  fake 80%"
+    assert re.fullmatch(r"step 1/3  [\d,]+ images/s  " + losses, first)
+    assert checks == "step 2/3  samples  diversity 0.97  classes 10/10  labels 93%"
+    assert re.fullmatch(
+        r"step 3/3  [\d,]+ images/s  ETA 0:00  " + losses + r"  diversity 0\.97  classes 10/10  labels 93%", last
+    )
+
+
+def test_a_vae_shows_the_checks_of_its_samples_beside_its_test_metrics(tmp_path):
+    stream = io.StringIO()
+    with make_tracker(tmp_path, steps=100, stream=stream) as run:
+        run.log(100, {"train/loss": 107.9, "test/negative_elbo": 104.5, "test/kl": 25.0} | CHECKS)
+    progress, test = stream.getvalue().splitlines()
+    assert progress.endswith("ETA 0:00  loss 107.90  diversity 0.97  classes 10/10")
+    assert test == "step 100/100  test  negative_elbo 104.50  kl 25.00  samples  diversity 0.97  classes 10/10"
+
+
+def test_checks_without_classes_or_with_figures_that_are_not_finite_are_shown_as_far_as_they_go():
+    assert brief_checks({"samples/diversity_ratio": 0.5}) == ["diversity 0.50"]
+    assert brief_checks({"samples/diversity": 0.5, "train/loss": 1.0}) == []
+    assert brief_checks({"samples/diversity_ratio": float("nan"), "samples/label_accuracy": float("nan")}) == [
+        "diversity nan",
+        "labels nan",
+    ]
+
+
+def test_phases_of_other_names_show_their_loss_and_no_more():
+    values: dict[str, float | Sequence[float]] = {
+        "train/encoder/loss": 90.0,
+        "train/encoder/kl": 20.0,
+        "train/critic/loss": -3.0,
+        "scores/real": [1.0],
+    }
+    assert brief_losses(values, "train/") == ["encoder 90.00", "critic -3.00"]
 
 
 def test_plain_lines_come_about_once_a_second(tmp_path, monkeypatch):
@@ -135,6 +198,28 @@ def test_a_terminal_gets_one_live_bar_that_moves_between_logs_and_fits(tmp_path,
         )
     if columns == 60:
         assert "images/s" in frames[-1] and "kl" not in frames[-1]
+
+
+GAN_ON_A_TERMINAL = f"""
+import sys, pathlib, time
+from gen_dist.config import TrainConfig
+from gen_dist.tracking import Tracker
+with Tracker(pathlib.Path(sys.argv[1]), TrainConfig(steps=20), start_step=0, images_per_step=128, wandb_id="a") as run:
+    run.advance(1)
+    run.log(10, {CHECKS})
+    time.sleep(0.1)
+    run.log(20, {GAN_METRICS})
+"""
+
+
+@pytest.mark.parametrize(
+    ("columns", "last_part"), [(130, "classes 10/10"), (110, "diversity 0.97"), (90, "real 71%"), (60, "ETA 0:00")]
+)
+def test_the_bar_of_a_gan_fits_its_terminal_and_drops_checks_before_losses(tmp_path, columns, last_part):
+    received = on_a_terminal(GAN_ON_A_TERMINAL, str(tmp_path), columns)
+    frames = [frame.strip() for frame in re.split(r"[\r\n]+", received) if "%|" in frame]
+    assert all(len(frame) <= columns for frame in frames)
+    assert frames[-1].endswith(last_part)
 
 
 def test_a_terminal_that_hangs_up_does_not_stop_the_run(tmp_path):

@@ -46,6 +46,20 @@ def test_what_is_not_finite_becomes_null_so_that_every_line_is_json(tmp_path):
     assert [record[f"train/{name}"] for name in ("loss", "kl", "nll")] == [None, None, None]
 
 
+def test_lists_are_recorded_whole_and_what_is_not_finite_in_them_becomes_null(tmp_path):
+    with make_tracker(tmp_path) as run:
+        run.log(1, {"samples/class_shares": [0.25, 0.75], "scores/real": (1, float("nan"), float("inf")), "empty": []})
+    (record,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert record == {
+        "step": 1,
+        "images_seen": 128,
+        "images_per_second": record["images_per_second"],
+        "samples/class_shares": [0.25, 0.75],
+        "scores/real": [1.0, None, None],
+        "empty": [],
+    }
+
+
 def test_throughput_counts_neither_pauses_nor_the_first_step(tmp_path):
     with make_tracker(tmp_path) as run:
         time.sleep(0.2)  # stands for compiling

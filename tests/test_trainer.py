@@ -10,10 +10,20 @@ from gen_dist.config import OptimizerConfig, TrainConfig
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.objectives import Objective, build_objective
 from gen_dist.trainer import Trainer, learning_rate_at
-from tests.runs import OBJECTIVES, all_tensors, assert_same_bits, close_losses, make_trainer, run_steps, small_config
+from tests.runs import (
+    ADVERSARIAL,
+    OBJECTIVES,
+    WITH_BATCH_STATISTICS,
+    all_tensors,
+    assert_same_bits,
+    close_losses,
+    make_trainer,
+    run_steps,
+    small_config,
+)
 from tests.two_players import two_players
 
-QUICK_TO_COMPILE = ("autoencoder", "beta-vae with warm-up", "iwae")
+QUICK_TO_COMPILE = ("autoencoder", "beta-vae with warm-up", "iwae", "gan", "wgan-gp, lazy")
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
 
 
@@ -22,7 +32,7 @@ def _checkpoint_of(trainer: Trainer, step: int) -> Checkpoint:
     return Checkpoint(step, {name: dict(group) for name, group in trainer.tensors().items()}, facts)
 
 
-@every_objective
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name not in ADVERSARIAL])
 def test_training_lowers_the_loss(objective: str) -> None:
     losses = run_steps(make_trainer(small_config(objective)), 0, 50)
     # After the warm-up of the KL weight. A Gaussian's loss may be negative: its density is no probability.
@@ -51,7 +61,7 @@ def test_resume_equals_going_on_bit_for_bit(objective: str) -> None:
     assert_same_bits(all_tensors(resumed), all_tensors(uninterrupted))
 
 
-@every_objective
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name not in WITH_BATCH_STATISTICS])
 def test_accumulated_micro_batches_equal_one_batch(objective: str) -> None:
     whole = run_steps(make_trainer(small_config(objective)), 0, 20)
     parts = run_steps(make_trainer(small_config(objective, accumulation=4)), 0, 20)
@@ -66,7 +76,7 @@ def test_compiled_phases_equal_eager_ones(objective: str) -> None:
     eager = run_steps(make_trainer(small_config(objective)), 0, 20)
     compiled = run_steps(make_trainer(small_config(objective, compile=True)), 0, 20)
     assert compiled == close_losses(eager)
-    assert len(set(compiled)) == 20
+    assert len(set(compiled)) == len(compiled)
 
 
 def test_a_compiled_phase_is_compiled_once_and_keeps_its_names() -> None:
@@ -111,7 +121,8 @@ def test_clipping_bounds_the_step_and_logs_the_norm() -> None:
     trainer = make_trainer(small_config("vae", optimization=optimization, learning_rate=1.0, accumulation=2))
     before = {name: value.clone() for name, value in trainer.tensors()["networks"].items()}
     logs = trainer.average_logs([trainer.run_step(0)])[0]
-    assert logs["gradient_norm"] > 0.5
+    norm = logs["gradient_norm"]
+    assert isinstance(norm, float) and norm > 0.5
     moved = sum((trainer.tensors()["networks"][name] - value).pow(2).sum() for name, value in before.items())
     assert float(moved) ** 0.5 == pytest.approx(0.5, rel=1e-3)
 
@@ -139,7 +150,7 @@ def test_latents_decode_to_about_the_mean_image_before_training(objective: str) 
             return float((decoded.mean() - mean.mean()).abs())
         return float((decoded - mean).abs().mean())
 
-    untold = build_objective(trainer.config, trainer.dataset.image_shape)
+    untold = build_objective(trainer.config, trainer.dataset.image_shape, classes=10)
     assert error(trainer.objective) < 0.8 * error(untold)
 
 

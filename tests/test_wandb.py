@@ -77,7 +77,8 @@ try:
                 child.kill()
             psutil.wait_procs(children, timeout=5)
             time.sleep(0.2)
-        run.log(start + 100, {"train/loss": 119.5})
+        shares, scores = [0.375, float("nan"), 0.625], [0.03125] * 20
+        run.log(start + 100, {"train/loss": 119.5, "samples/class_shares": shares, "scores/real": scores})
         run.log(200, {"train/loss": 118.75})
 except UserError as error:
     print(f"error: {error}", file=sys.stderr)
@@ -115,6 +116,8 @@ def test_wandb_offline_keeps_scalars_pictures_and_config_under_one_id_without_a_
         assert all(
             text in stored for text in (b"train/loss", b"images_seen", b"samples", b"global_batch_size", *losses)
         )
+        # Histograms: what is not finite counts as none, each class has its bin, scores have the bins they came in.
+        assert all(text in stored for text in (b"[0.375,0,0.625]", b"[-0.5,0.5,1.5,2.5]", b"[-10,-9,-8,"))
     assert list(first.parent.glob("files/media/images/samples_*.png"))
 
 

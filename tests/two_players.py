@@ -74,11 +74,11 @@ def two_players(**changes: Any) -> Trainer:
     # Not Adam, to which gradients twice as large are the same.
     optimization = OptimizerConfig(optimizer="sgd", betas=(0.9, 0.999), ema_decay=0.9)
     config = small_config("vae", steps=STEPS, optimization=optimization, learning_rate=0.05, **changes)
-    with mock.patch("gen_dist.trainer.build_objective", lambda _config, _shape: TwoPlayers()):
+    with mock.patch("gen_dist.trainer.build_objective", lambda _config, _shape, _classes: TwoPlayers()):
         return make_trainer(config)
 
 
-def all_logs(trainer: Trainer) -> list[dict[str, float]]:
+def all_logs(trainer: Trainer) -> list[dict[str, Any]]:
     """The logs of all steps."""
     return trainer.average_logs([trainer.run_step(step) for step in range(STEPS)])
 

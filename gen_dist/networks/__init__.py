@@ -1,18 +1,16 @@
 """Encoders and decoders: single-device modules that know no loss, no rank and no precision."""
 
-from torch import nn
-
-from gen_dist.config import ConvConfig, MlpConfig, NetworkConfig
+from gen_dist.config import ConvConfig, DcganConfig, MlpConfig, NetworkConfig, ResnetConfig
+from gen_dist.networks.base import Decoder, Encoder, iterate_spectral_norms
 from gen_dist.networks.conv import ConvDecoder, ConvEncoder
+from gen_dist.networks.dcgan import DcganDecoder, DcganEncoder
 from gen_dist.networks.mlp import MlpDecoder, MlpEncoder
+from gen_dist.networks.resnet import ResnetDecoder, ResnetEncoder
 
-__all__ = ["Decoder", "build_decoder", "build_encoder"]
-
-Decoder = MlpDecoder | ConvDecoder
-"""Networks from latents to images; each has `start_at`, to set what it says of every latent before training."""
+__all__ = ["Decoder", "Encoder", "build_decoder", "build_encoder", "iterate_spectral_norms"]
 
 
-def build_encoder(config: NetworkConfig, image_shape: tuple[int, int, int], outputs: int) -> nn.Module:
+def build_encoder(config: NetworkConfig, image_shape: tuple[int, int, int], outputs: int) -> Encoder:
     """A network from images float32 [B, C, H, W] to [B, outputs].
 
     Raises:
@@ -23,16 +21,25 @@ def build_encoder(config: NetworkConfig, image_shape: tuple[int, int, int], outp
             return MlpEncoder(config, image_shape, outputs)
         case ConvConfig():
             return ConvEncoder(config, image_shape, outputs)
+        case DcganConfig():
+            return DcganEncoder(config, image_shape, outputs)
+        case ResnetConfig():
+            return ResnetEncoder(config, image_shape, outputs)
 
 
-def build_decoder(config: NetworkConfig, image_shape: tuple[int, int, int]) -> Decoder:
-    """A network from latents float32 [B, config.latent_dim] to [B, C, H, W].
+def build_decoder(config: NetworkConfig, image_shape: tuple[int, int, int], inputs: int | None = None) -> Decoder:
+    """A network from latents float32 [B, inputs] to [B, C, H, W]; None makes config.latent_dim of them.
 
     Raises:
         ConfigError: the network does not fit the images.
     """
+    inputs = config.latent_dim if inputs is None else inputs
     match config:
         case MlpConfig():
-            return MlpDecoder(config, image_shape)
+            return MlpDecoder(config, image_shape, inputs)
         case ConvConfig():
-            return ConvDecoder(config, image_shape)
+            return ConvDecoder(config, image_shape, inputs)
+        case DcganConfig():
+            return DcganDecoder(config, image_shape, inputs)
+        case ResnetConfig():
+            return ResnetDecoder(config, image_shape, inputs)

@@ -2,11 +2,11 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from gen_dist.config import ConvConfig
 from gen_dist.errors import ConfigError
+from gen_dist.networks.base import Decoder, Encoder, set_bias
 from gen_dist.networks.mlp import ACTIVATIONS
 from kernels import Linear
 
@@ -26,7 +26,7 @@ def _sides(config: ConvConfig, image_shape: tuple[int, int, int]) -> list[tuple[
     return sides
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(Encoder):
     """Images [B, C, H, W] -> [B, outputs]: convolutions of kernel 4 and stride 2, then two linear layers."""
 
     def __init__(self, config: ConvConfig, image_shape: tuple[int, int, int], outputs: int) -> None:
@@ -39,46 +39,42 @@ class ConvEncoder(nn.Module):
             inputs = features
         self.convolutions = nn.Sequential(*layers)
         features_left = inputs * math.prod(_sides(config, image_shape)[-1])
-        self.head = nn.Sequential(
-            Linear(features_left, config.hidden_size), activation(), Linear(config.hidden_size, outputs)
-        )
+        self.feature_count = config.hidden_size
+        self.hidden = nn.Sequential(Linear(features_left, config.hidden_size), activation())
+        self.head = Linear(config.hidden_size, outputs)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.convolutions(images).flatten(1))
+    def features(self, images: Tensor) -> Tensor:
+        return self.hidden(self.convolutions(images).flatten(1))
 
 
-class ConvDecoder(nn.Module):
-    """Latents [B, latent_dim] -> [B, C, H, W]: the encoder's layers in reverse, transposed."""
+class ConvDecoder(Decoder):
+    """Latents [B, inputs] -> [B, C, H, W]: the encoder's layers in reverse, transposed."""
 
-    def __init__(self, config: ConvConfig, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: ConvConfig, image_shape: tuple[int, int, int], inputs: int) -> None:
         super().__init__()
         activation = ACTIVATIONS[config.activation]
         sides = _sides(config, image_shape)
         self.smallest_shape = (config.feature_maps[-1], *sides[-1])
         self.head = nn.Sequential(
-            Linear(config.latent_dim, config.hidden_size),
+            Linear(inputs, config.hidden_size),
             activation(),
             Linear(config.hidden_size, math.prod(self.smallest_shape)),
             activation(),
         )
         layers: list[nn.Module] = []
         outputs = (*reversed(config.feature_maps[:-1]), image_shape[0])
-        for i, (inputs, features) in enumerate(zip(reversed(config.feature_maps), outputs, strict=True)):
+        for i, (before, features) in enumerate(zip(reversed(config.feature_maps), outputs, strict=True)):
             (height, width), (next_height, next_width) = sides[-1 - i], sides[-2 - i]
             # Odd sides were rounded down on the way in; the padding gives the lost row and column back.
             lost = (next_height - 2 * height, next_width - 2 * width)
             layers += [
-                nn.ConvTranspose2d(inputs, features, kernel_size=4, stride=2, padding=1, output_padding=lost),
+                nn.ConvTranspose2d(before, features, kernel_size=4, stride=2, padding=1, output_padding=lost),
                 activation(),
             ]
         self.convolutions = nn.Sequential(*layers[:-1])
 
     def start_at(self, image: Tensor) -> None:
-        """Have every latent decode to about the mean colour of this image, [C, H, W], before training."""
-        output = self.convolutions[-1]
-        assert isinstance(output, nn.ConvTranspose2d) and output.bias is not None
-        with torch.no_grad():
-            output.bias.copy_(image.mean(dim=(1, 2)))
+        set_bias(self.convolutions[-1], image.mean(dim=(1, 2)))
 
     def forward(self, latents: Tensor) -> Tensor:
         return self.convolutions(self.head(latents).unflatten(1, self.smallest_shape))

@@ -1,58 +1,57 @@
 """Fully connected encoder and decoder, as in the first VAEs (Kingma & Welling 2014, appendix C)."""
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from gen_dist.config import Activation, MlpConfig
+from gen_dist.networks.base import Decoder, Encoder, set_bias
 from kernels import Linear
 
-ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
-    "leaky_relu": nn.LeakyReLU,
+    "leaky_relu": functools.partial(nn.LeakyReLU, 0.2),
     "silu": nn.SiLU,
 }
 
 
 def mlp(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
-    """Linear layers between consecutive sizes, with the activation between them and none after the last."""
+    """Linear layers between consecutive sizes, the activation after each."""
     layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(sizes[:-1]):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [Linear(inputs, outputs), ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers, Linear(sizes[-2], sizes[-1]))
+    return nn.Sequential(*layers)
 
 
-class MlpEncoder(nn.Module):
+class MlpEncoder(Encoder):
     """Images [B, C, H, W] -> [B, outputs]."""
 
     def __init__(self, config: MlpConfig, image_shape: tuple[int, int, int], outputs: int) -> None:
         super().__init__()
-        self.layers = mlp((math.prod(image_shape), *config.hidden_sizes, outputs), config.activation)
+        self.feature_count = config.hidden_sizes[-1]
+        self.layers = mlp((math.prod(image_shape), *config.hidden_sizes), config.activation)
+        self.head = Linear(self.feature_count, outputs)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         return self.layers(images.flatten(1))
 
 
-class MlpDecoder(nn.Module):
-    """Latents [B, latent_dim] -> [B, C, H, W]."""
+class MlpDecoder(Decoder):
+    """Latents [B, inputs] -> [B, C, H, W]."""
 
-    def __init__(self, config: MlpConfig, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: MlpConfig, image_shape: tuple[int, int, int], inputs: int) -> None:
         super().__init__()
         self.image_shape = image_shape
-        self.layers = mlp(
-            (config.latent_dim, *reversed(config.hidden_sizes), math.prod(image_shape)), config.activation
-        )
+        hidden = tuple(reversed(config.hidden_sizes))
+        self.layers = mlp((inputs, *hidden), config.activation)
+        self.layers.append(Linear(hidden[-1], math.prod(image_shape)))
 
     def start_at(self, image: Tensor) -> None:
-        """Have every latent decode to about this image, [C, H, W], before training."""
-        output = self.layers[-1]
-        assert isinstance(output, Linear)
-        with torch.no_grad():
-            output.bias.copy_(image.flatten())
+        set_bias(self.layers[-1], image.flatten())
 
     def forward(self, latents: Tensor) -> Tensor:
         return self.layers(latents).unflatten(1, self.image_shape)

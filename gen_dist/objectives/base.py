@@ -27,6 +27,8 @@ class Batch(NamedTuple):
     """int64 [2], (seed, step), on the device of the images: the key of all noise."""
     first_row: int
     """Global row of images[0]: its place in the global batch, whatever rank holds it."""
+    penalized: bool = True
+    """Whether a penalty that a phase computes at some steps only is due."""
 
 
 class Phase(nn.Module):
@@ -40,6 +42,10 @@ class Phase(nn.Module):
     """Names of the networks that this phase trains."""
     every: int = 1
     """The phase takes its turn at steps divisible by this."""
+    penalty_every: int = 1
+    """Its batches are `penalized` at steps divisible by this (lazy regularization: Karras et al. 2020, appendix B)."""
+    logs_gradient_norm: bool = False
+    """The norm of its gradients is logged, clipped or not."""
 
     def __init__(self, objective: "Objective") -> None:
         super().__init__()
@@ -47,7 +53,10 @@ class Phase(nn.Module):
         self.trains = tuple(objective.networks)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss [] to minimize, a mean over the images of the batch, and scalars [] to log, detached."""
+        """Loss [] to minimize, a mean over the images of the batch, and what to log, detached.
+
+        Logs are means [] over the images, or one value for each image, [B], of which a histogram is logged.
+        """
         raise NotImplementedError
 
 
@@ -63,6 +72,8 @@ class Objective(nn.Module):
     """Has `encode`: images can be mapped to latents and reconstructed."""
     generates: bool = False
     """Latents drawn from the prior decode to new images."""
+    conditional: bool = False
+    """Images are decoded from latents and labels."""
     evaluation_samples: int = 1
     """Latents that `evaluate` decodes for one image: what its batches have to be smaller by."""
 
@@ -77,8 +88,11 @@ class Objective(nn.Module):
         """Posterior of images uint8 [B, C, H, W]: mean [B, D] and log-variance [B, D], None where there is none."""
         raise UserError(f"a {type(self).__name__} has no encoder")
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """What the decoder or generator says of latents [B, D]: logits or means [B, C, H, W]."""
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What the decoder or generator says of latents [B, D]: logits or means [B, C, H, W].
+
+        `labels`, int64 [B], are for a conditional objective.
+        """
         raise NotImplementedError
 
     def pixels(self, decoded: Tensor) -> Tensor:
@@ -117,7 +131,7 @@ class EncoderDecoder(Objective):
         assert isinstance(decoder, Decoder)
         decoder.start_at(likelihood_parameters(mean_image, self.likelihood))
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.networks["decoder"](latents).float()
 
     def pixels(self, decoded: Tensor) -> Tensor:

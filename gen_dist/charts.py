@@ -1,0 +1,267 @@
+"""Charts of a model as PNG files: its latent space, classes and scores of its samples. Drawn with matplotlib.
+
+Every picture is written under a temporary name and renamed, so a killed run leaves no half picture.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gen_dist.atomic_files import write_atomically
+from gen_dist.latent_walks import principal_directions
+from gen_dist.score_bins import SCORE_EDGES
+
+INK_HEX = "#464646"
+
+# Found by search: least distance of any two at least 24 in CIELAB for normal, protan, deutan and tritan vision (Machado
+# et al. 2009), where matplotlib's tab10 has 4.6; none too pale for white paper.
+CLASS_COLOURS = (
+    "#3169e7", "#cc7100", "#02a35d", "#bb0122", "#9fb9ff", "#fa9abe", "#4c1f25", "#ddc800", "#0100c0", "#94066b",
+)  # fmt: skip
+REAL_COLOUR, FAKE_COLOUR = "#0072b2", "#d55e00"  # Okabe and Ito
+
+CLASS_SHARES = "samples/class_shares"
+REAL_SCORES, FAKE_SCORES = "scores/real", "scores/fake"
+"""Names in metrics.jsonl of what the charts of classes and scores show."""
+
+_LEGEND_CLASSES = 20
+
+
+def save_scatter(
+    path: Path, posterior_means: NDArray[np.floating], labels: NDArray[np.integer], class_names: Sequence[str]
+) -> None:
+    """Posterior means in the plane, coloured by class and named at each class's median.
+
+    Two latents are drawn as they are, more by their first two principal components, one against the class.
+
+    Args:
+        path: the PNG file.
+        posterior_means: [N, D], N >= 1; up to about 5,000 points stay readable.
+        labels: [N], 0 .. len(class_names) - 1.
+        class_names: names by label; one class is drawn without a legend, and so are more than 20.
+
+    Raises:
+        ValueError: the shapes do not go together.
+    """
+    if posterior_means.ndim != 2 or labels.shape != posterior_means.shape[:1]:
+        raise ValueError(f"posterior means {posterior_means.shape} and labels {labels.shape} do not go together")
+    names = list(class_names)
+    points, axis_names = _plane(posterior_means, labels)
+    with_legend = 1 < len(names) <= _LEGEND_CLASSES
+    width, height = (8.4 if with_legend else 7.0), 6.6
+    with figure_of(width, height) as figure:
+        from matplotlib.colors import ListedColormap
+        from matplotlib.patheffects import withStroke
+
+        axes = figure.add_axes((0.85 / width, 0.65 / height, 6.0 / width, 5.5 / height))
+        colours = _class_colours(len(names))
+        # Drawn in one shuffled order: in the order of the classes, the last would hide the others.
+        order = np.random.default_rng(0).permutation(len(points))
+        axes.scatter(
+            *points[order].T,
+            s=float(np.clip(40_000 / len(points), 6, 30)),
+            c=labels[order],
+            cmap=ListedColormap(colours),
+            vmin=-0.5,
+            vmax=len(names) - 0.5,
+            alpha=0.7,
+            linewidths=0,
+        )
+        axes.set_xlabel(axis_names[0])
+        axes.set_ylabel(axis_names[1])
+        axes.set_title(f"posterior means of {len(points):,} images by class")
+        axes.grid(True)
+        if posterior_means.shape[1] > 1:
+            axes.set_aspect("equal", adjustable="datalim")
+        if with_legend:
+            halo = [withStroke(linewidth=3.5, foreground="white")]
+            style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 12, "fontweight": "bold"}
+            for label in np.unique(labels):
+                x, y = np.median(points[labels == label], axis=0)
+                axes.text(x, y, names[label], color=INK_HEX, path_effects=halo, **style)
+            handles = [
+                axes.scatter([], [], s=45, color=colour, label=name)
+                for colour, name in zip(colours, names, strict=True)
+            ]
+            axes.legend(handles=handles, title="class", loc="center left", bbox_to_anchor=(1.01, 0.5))
+        save_figure(path, figure)
+
+
+def save_class_shares(path: Path, records: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> None:
+    """Shares of the classes among the samples, stacked, over the steps.
+
+    Args:
+        path: the PNG file.
+        records: the objects of metrics.jsonl; those with `samples/class_shares`, all of them finite, are shown.
+        class_names: names in the order of the shares; more than 20 are drawn without a legend.
+
+    Raises:
+        ValueError: no record has as many shares as there are classes.
+    """
+    checked = {record["step"]: record[CLASS_SHARES] for record in records if has_class_shares(record, class_names)}
+    if not checked:
+        raise ValueError(f"no record has the shares of {len(class_names)} classes")
+    steps, shares = list(checked), np.array(list(checked.values()), dtype=np.float64).T
+    with_legend = len(class_names) <= _LEGEND_CLASSES
+    longest = max(map(len, class_names))
+    width, height = 7.3 + (0.9 + 0.085 * min(longest, 40) if with_legend else 0.0), 4.6
+    with figure_of(width, height) as figure:
+        axes = figure.add_axes((0.85 / width, 0.6 / height, 6.2 / width, 3.55 / height))
+        colours = _class_colours(len(class_names))
+        border: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.6} if with_legend else {"linewidth": 0}
+        if len(steps) == 1:
+            bottoms = np.cumsum(shares[:, 0]) - shares[:, 0]
+            axes.bar([steps[0]], shares[:, 0], bottom=bottoms, color=colours, **border)
+            axes.set_xticks(steps)
+            axes.set_xlim(steps[0] - 1, steps[0] + 1)
+        else:
+            axes.stackplot(steps, shares, colors=colours, **border)
+            axes.set_xlim(steps[0], steps[-1])
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(percent)
+        axes.set_xlabel("step")
+        axes.set_ylabel("share of the samples")
+        axes.set_title(f"classes of the samples{'' if with_legend else f', {len(class_names)} of them'}")
+        if with_legend:
+            handles = [
+                axes.bar([0], [0], color=colour, label=f"{name}  {share:.0%}")
+                for colour, name, share in zip(colours, class_names, shares[:, -1], strict=True)
+            ]
+            # In the order in which they are stacked, the first one lowest.
+            axes.legend(handles=handles[::-1], title="class, last share", loc="center left", bbox_to_anchor=(1.01, 0.5))
+        save_figure(path, figure)
+
+
+def save_scores(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """How the discriminator scored real and generated images at the last check that has both.
+
+    Args:
+        path: the PNG file.
+        records: the objects of metrics.jsonl; `scores/real` and `scores/fake` are shares in the bins of SCORE_EDGES.
+
+    Raises:
+        ValueError: no record has both.
+    """
+    checked = [record for record in records if has_scores(record)]
+    if not checked:
+        raise ValueError(f"no record has the scores of real and generated images in {len(SCORE_EDGES) - 1} bins")
+    last = checked[-1]
+    width, height = 7.2, 4.2
+    with figure_of(width, height) as figure:
+        axes = figure.add_axes((0.75 / width, 0.6 / height, 6.25 / width, 3.15 / height))
+        for name, colour, label in (
+            (REAL_SCORES, REAL_COLOUR, "real images"),
+            (FAKE_SCORES, FAKE_COLOUR, "generated images"),
+        ):
+            axes.stairs(last[name], SCORE_EDGES, fill=True, color=colour, alpha=0.35, label=label)
+            axes.stairs(last[name], SCORE_EDGES, color=colour, linewidth=1.6)
+        low, high = SCORE_EDGES[1], SCORE_EDGES[-2]
+        inner = [edge for edge in SCORE_EDGES[2:-2] if edge % 2 == 0]
+        ends = ((low + SCORE_EDGES[0]) / 2, (high + SCORE_EDGES[-1]) / 2)
+        axes.set_xticks([ends[0], *inner, ends[1]])
+        axes.set_xticklabels([f"below {low:g}", *(f"{edge:g}" for edge in inner), f"above {high:g}"])
+        axes.set_xlim(SCORE_EDGES[0], SCORE_EDGES[-1])
+        axes.yaxis.set_major_formatter(percent)
+        axes.set_ylim(0, 1.2 * max(*last[REAL_SCORES], *last[FAKE_SCORES]) or 1)
+        axes.set_xlabel("score")
+        axes.set_ylabel("share of the images")
+        axes.set_title(f"scores of the discriminator at step {last['step']:,}")
+        axes.grid(True)
+        axes.legend(loc="upper center", ncols=2)
+        save_figure(path, figure)
+
+
+def has_class_shares(record: Mapping[str, Any], class_names: Sequence[str]) -> bool:
+    """Whether a record has finite shares of all these classes."""
+    return _are_finite(record.get(CLASS_SHARES), len(class_names))
+
+
+def has_scores(record: Mapping[str, Any]) -> bool:
+    """Whether a record has histograms of the scores of real and of generated images."""
+    return all(_are_finite(record.get(name), len(SCORE_EDGES) - 1) for name in (REAL_SCORES, FAKE_SCORES))
+
+
+def _are_finite(numbers: Any, count: int) -> bool:
+    return (
+        isinstance(numbers, list)
+        and len(numbers) == count
+        and all(number is not None and math.isfinite(number) for number in numbers)
+    )
+
+
+def _plane(
+    posterior_means: NDArray[np.floating], labels: NDArray[np.integer]
+) -> tuple[NDArray[np.float64], tuple[str, str]]:
+    """Points [N, 2] that stand for the posterior means, and the names of their axes."""
+    dimensions = posterior_means.shape[1]
+    if dimensions == 1:
+        jitter = np.random.default_rng(0).uniform(-0.35, 0.35, len(labels))
+        return np.column_stack([posterior_means[:, 0], labels + jitter]), ("latent 1", "class (jittered)")
+    if dimensions == 2:
+        return posterior_means.astype(np.float64), ("latent 1", "latent 2")
+    mean, directions, _, shares = principal_directions(posterior_means)
+    first, second = (f"principal component {i + 1} ({shares[i]:.0%} of the variance)" for i in range(2))
+    return (posterior_means - mean) @ directions[:2].T, (first, second)
+
+
+def _class_colours(count: int) -> list[str]:
+    if count <= len(CLASS_COLOURS):
+        return list(CLASS_COLOURS[:count])
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(colour) for colour in colormaps["turbo"](np.linspace(0.02, 0.98, count))]
+
+
+def percent(share: float, _place: int | None = None) -> str:
+    """A label of an axis of shares, as matplotlib asks for it: 20%, 12.5%."""
+    return f"{100 * share:.3g}%"
+
+
+@contextmanager
+def figure_of(width: float, height: float) -> Iterator[Any]:
+    """A matplotlib figure of so many inches in our style, whatever the user's own style; no pyplot, no state."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {
+        "axes.edgecolor": "#b0b0b0",
+        "axes.axisbelow": True,
+        "axes.labelcolor": INK_HEX,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlecolor": INK_HEX,
+        "axes.titlesize": 11,
+        "axes.labelsize": 9,
+        "grid.color": "#e6e6e6",
+        "grid.linewidth": 0.7,
+        "legend.fontsize": 9,
+        "legend.frameon": False,
+        "legend.title_fontsize": 9,
+        "text.color": INK_HEX,
+        "xtick.color": INK_HEX,
+        "ytick.color": INK_HEX,
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
+    }
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(style)
+        yield Figure(figsize=(width, height), dpi=110)
+
+
+def save_figure(path: Path, figure: Any) -> None:
+    """Write a figure as a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,234 @@
+"""Curves of a run over its steps as a PNG file: a panel for each figure of metrics.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gen_dist.charts import FAKE_COLOUR, REAL_COLOUR, figure_of, percent, save_figure
+from gen_dist.progress import readable_number
+
+# Okabe and Ito. Lines of training and test share a panel, so do those of phases, and those of real and fake images.
+_COLOURS = {
+    "train": "#0072b2",
+    "test": "#d55e00",
+    "discriminator": "#0072b2",
+    "critic": "#0072b2",
+    "generator": "#d55e00",
+    "encoder": "#009e73",
+    "real": REAL_COLOUR,
+    "fake": FAKE_COLOUR,
+}
+_OTHER_COLOUR = "#4d4d4d"
+
+_ACRONYMS = frozenset({"nll", "kl", "elbo", "iwae", "fid", "kid"})
+_UNITS = {
+    **dict.fromkeys(("nll", "kl", "negative_elbo"), "nats per image"),
+    "reconstruction_error": "per image",  # nats or a squared error: the objective's choice
+    "images_per_second": "images / s",
+    "accuracy": "of the images told right",
+    "diversity_ratio": "times that of test images",
+    "classes_found": "classes of the samples",
+    "class_variation": "total variation from test images",
+    "label_accuracy": "of the samples in their class",
+}
+_FIRST_PANELS = ("loss", "accuracy", "negative_elbo", "nll", "kl")
+_CHECK_PANELS = ("diversity_ratio", "classes_found", "class_variation", "label_accuracy")
+_LAST_PANELS = (*_CHECK_PANELS, "learning_rate", "images_per_second")
+_PERCENT_PANELS = frozenset({"accuracy", "label_accuracy"})
+_LOG_PANELS = frozenset({"gradient_norm"})
+
+
+def has_curves(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any record has a scalar."""
+    return bool(_curves(records))
+
+
+def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Curves over the steps: a panel for each name, `train/NAME` and `test/NAME` together.
+
+    The first tenth of the steps does not set the limits of an axis, so that a steep start does not flatten the rest.
+
+    Args:
+        path: the PNG file.
+        records: the objects of metrics.jsonl; a null leaves a gap.
+
+    Raises:
+        ValueError: no record has a scalar.
+    """
+    curves = _curves(records)
+    if not curves:
+        raise ValueError("no record has a scalar to draw")
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    width, height = 4.3 * columns, 3.1 * rows
+    with figure_of(width, height) as figure:
+        # Fixed margins in inches: matplotlib's own layout engines would double the drawing time.
+        spacing = {
+            "left": 0.75 / width,
+            "right": 1 - 0.2 / width,
+            "bottom": 0.5 / height,
+            "top": 1 - 0.35 / height,
+            "wspace": 0.8 / (4.3 - 0.8),
+            "hspace": 0.85 / (3.1 - 0.85),
+        }
+        grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=spacing).ravel()
+        for axes, (name, lines) in zip(grid, curves.items(), strict=False):
+            _draw_panel(axes, name, _unit(name, curves), lines)
+            axes.set_xlim(0, 1.02 * max(record["step"] for record in records) or 1)
+        for position, axes in enumerate(grid):
+            axes.set_visible(position < len(curves))
+        save_figure(path, figure)
+
+
+def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Panels by name; in each, lines [points, (step, value)] by their names. Lists have charts of their own."""
+    points: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    keys = {key for record in records for key in record}
+    passed_over = {"step", "images_seen"}
+    if "samples/diversity_ratio" in keys:
+        passed_over.add("samples/diversity")  # the same curve at another scale
+    for record in records:
+        for key, value in record.items():
+            if key in passed_over or isinstance(value, list):
+                continue
+            panel, line = _place(key)
+            number = float("nan") if value is None else float(value)
+            points.setdefault(panel, {}).setdefault(line, []).append((record["step"], number))
+    order = [*_FIRST_PANELS, *sorted(points.keys() - {*_FIRST_PANELS, *_LAST_PANELS}), *_LAST_PANELS]
+    return {
+        name: {line: np.array(points[name][line]) for line in sorted(points[name], key=_line_order)}
+        for name in order
+        if name in points
+    }
+
+
+def _place(key: str) -> tuple[str, str]:
+    """Panel and line of a name in metrics.jsonl: `train/nll` has line `train`, `train/generator/loss` `generator`."""
+    *scopes, name = key.split("/")
+    split = scopes.pop(0) if scopes and scopes[0] in ("train", "test") else ""
+    line = "" if scopes == ["samples"] else " ".join(scopes)
+    if name in ("accuracy_real", "accuracy_fake"):  # only a discriminator has them
+        name, _, line = name.partition("_")
+    if not line:
+        return name, split
+    return name, f"test {line}" if split == "test" else line
+
+
+def _line_order(line: str) -> tuple[bool, int, str]:
+    """Training before test, real before fake, a phase's place in the table of colours."""
+    names = list(_COLOURS)
+    last = line.split(" ")[-1]
+    return line.startswith("test"), names.index(last) if last in names else len(names), line
+
+
+def _unit(name: str, curves: Mapping[str, Collection[str]]) -> str | None:
+    """Unit of one of the panels. A loss is in nats where nll or kl, the terms of its sum, have a panel too."""
+    if name == "loss":
+        if _is_of_phases(curves[name]):
+            return None
+        return "nats per image" if {"nll", "kl"} & set(curves) else "per image"
+    return "nats per image" if name.startswith("negative_bound_k") else _UNITS.get(name)
+
+
+def _draw_panel(axes: Any, name: str, unit: str | None, lines: Mapping[str, NDArray[np.float64]]) -> None:
+    everything = np.concatenate(list(lines.values()))
+    in_percent = name in _PERCENT_PANELS
+    for line, points in lines.items():
+        finite = points[np.isfinite(points[:, 1])]
+        last = _last_value(finite[-1, 1], name) if len(finite) else "never finite"
+        is_test = line.startswith("test")
+        axes.plot(
+            *points.T,
+            color=_COLOURS.get(line.split(" ")[-1], _OTHER_COLOUR),
+            marker="o" if is_test or len(points) < 15 else None,
+            markersize=3.5,
+            linewidth=1.4,
+            linestyle="--" if is_test and line != "test" else "-",
+            label=f"{line} {last}".strip(),
+            zorder=3 if is_test else 2,
+        )
+    spelled = " ".join(word.upper() if word in _ACRONYMS else word for word in name.split("_"))
+    axes.set_title(spelled)
+    axes.set_xlabel("step")
+    axes.set_ylabel(unit or spelled)
+    axes.grid(True)
+    axes.yaxis.set_major_formatter(percent if in_percent else lambda value, _: f"{value:,.10g}")
+    if name in _LOG_PANELS and (limits := _log_limits(everything)):
+        _log_axis(axes, limits)
+    elif in_percent:
+        axes.set_ylim(-0.02, 1.02)
+    elif name in _LAST_PANELS:
+        axes.set_ylim(0, 1.08 * np.max(everything[:, 1], initial=0, where=np.isfinite(everything[:, 1])) or 1)
+    else:
+        axes.set_ylim(*_limits(everything))
+    if _is_of_phases(lines) and not in_percent:
+        # Their lines leave no corner free: the legend gets room above them.
+        rows = 1 + (len(lines) + 1) // 2
+        _stretch_upwards(axes, 0.13 * rows)
+        axes.legend(
+            title="last value",
+            loc="upper center",
+            ncols=2,
+            columnspacing=1.0,
+            handlelength=1.5,
+            frameon=True,
+            edgecolor="none",
+        )
+    else:
+        axes.legend(title="last value", frameon=True, framealpha=0.8, edgecolor="none")
+
+
+def _is_of_phases(lines: Collection[str]) -> bool:
+    return not {"train", "test", ""} & set(lines)
+
+
+def _stretch_upwards(axes: Any, share: float) -> None:
+    """Lengthen the vertical axis upwards by a share of its length, on paper."""
+    low, high = axes.get_ylim()
+    if axes.get_yscale() == "log":
+        axes.set_ylim(low, high * (high / low) ** share)
+    else:
+        axes.set_ylim(low, high + share * (high - low))
+
+
+def _last_value(value: float, name: str) -> str:
+    if name in _PERCENT_PANELS:
+        return f"{value:.0%}"
+    return f"{value:.0f}" if name == "classes_found" else readable_number(value)
+
+
+def _log_axis(axes: Any, limits: tuple[float, float]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    formatter = axes.yaxis.get_major_formatter()
+    axes.set_yscale("log")
+    axes.set_ylim(*limits)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if limits[1] / limits[0] < 1e3 else (1.0,)))
+    axes.yaxis.set_major_formatter(formatter)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _log_limits(points: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Limits of a logarithmic axis; None where values differ too little for one."""
+    positive = points[np.isfinite(points[:, 1]) & (points[:, 1] > 0)]
+    if not len(positive):
+        return None
+    low, high = _limits(np.column_stack([positive[:, 0], np.log10(positive[:, 1])]))
+    return (10.0**low, 10.0**high) if high - low > np.log10(8) else None
+
+
+def _limits(points: NDArray[np.float64]) -> tuple[float, float]:
+    """Limits of an axis from what comes after the first tenth of the steps, lone spikes left out."""
+    points = points[np.isfinite(points[:, 1])]
+    settled = points[points[:, 0] > 0.1 * points[:, 0].max(initial=0), 1]
+    values = settled if len(settled) >= 4 else points[:, 1]
+    if not len(values):
+        return 0, 1
+    low, high = np.percentile(values, [1, 99]) if len(values) >= 200 else (values.min(), values.max())
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin

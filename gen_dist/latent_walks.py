@@ -1,0 +1,88 @@
+"""Latents worth decoding: a grid over the prior, walks along the posterior's directions, great circles."""
+
+from __future__ import annotations
+
+import statistics
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def manifold_latents(columns: int, rows: int) -> NDArray[np.float32]:
+    """Two latents on a grid of equal steps in prior probability (Kingma & Welling 2014, appendix A).
+
+    Returns:
+        float32 [rows * columns, 2], row by row from the top left: the first latent grows to the right, the second
+        upwards, each the inverse normal CDF of the middles of equal parts of (0, 1).
+    """
+    normal = statistics.NormalDist()
+    across = [normal.inv_cdf((i + 0.5) / columns) for i in range(columns)]
+    upwards = [normal.inv_cdf((i + 0.5) / rows) for i in range(rows)]
+    return np.array([(x, y) for y in reversed(upwards) for x in across], dtype=np.float32)
+
+
+def principal_traversals(
+    posterior_means: NDArray[np.floating], rows: int, columns: int, extent: float = 2.5
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Straight walks through the mean of the aggregate posterior along its principal directions.
+
+    Args:
+        posterior_means: [N, D], N >= 1; one point has no direction, and all walks stay there.
+        rows: directions, those of largest variance first; no more than D are walked.
+        columns: latents a direction.
+        extent: ends of the walk, in standard deviations along the direction.
+
+    Returns:
+        (latents, shares): float32 [rows * columns, D], row by row from -extent to +extent, and float64 [rows], each
+        direction's share of the variance, 0..1. A direction points where its largest component is positive.
+    """
+    mean, directions, deviations, shares = principal_directions(posterior_means)
+    rows = min(rows, len(directions))
+    walk = np.linspace(-extent, extent, columns)
+    offsets = walk[None, :, None] * (deviations[:rows, None] * directions[:rows])[:, None, :]
+    latents = (mean + offsets).reshape(rows * columns, -1).astype(np.float32)
+    return latents, shares[:rows]
+
+
+def great_circles(starts: NDArray[np.floating], ends: NDArray[np.floating], columns: int) -> NDArray[np.float32]:
+    """Walks from each start to its end by spherical interpolation (White 2016).
+
+    Latents of a standard normal prior lie near a sphere; a straight walk would cross its inside, where none are.
+
+    Args:
+        starts: [rows, D].
+        ends: [rows, D].
+        columns: latents a walk, both ends among them; at least 2.
+
+    Returns:
+        float32 [rows * columns, D], walk by walk. The walk is straight where start and end lie on one line with the
+        origin: no great circle is the shortest one there.
+    """
+    starts, ends = starts.astype(np.float64), ends.astype(np.float64)
+    norms = np.linalg.norm(starts, axis=1) * np.linalg.norm(ends, axis=1)
+    cosines = (starts * ends).sum(axis=1) / np.where(norms > 0, norms, 1.0)
+    angles = np.arccos(np.clip(cosines, -1.0, 1.0))[:, None]
+    part = np.linspace(0.0, 1.0, columns)[None, :]
+    on_a_line = (np.sin(angles) < 1e-6) | (norms[:, None] == 0)
+    sines = np.where(on_a_line, 1.0, np.sin(angles))
+    of_start = np.where(on_a_line, 1.0 - part, np.sin((1.0 - part) * angles) / sines)
+    of_end = np.where(on_a_line, part, np.sin(part * angles) / sines)
+    walks = of_start[:, :, None] * starts[:, None, :] + of_end[:, :, None] * ends[:, None, :]
+    return walks.reshape(len(starts) * columns, -1).astype(np.float32)
+
+
+def principal_directions(
+    points: NDArray[np.floating],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Mean [D], directions [D, D] in rows, standard deviations [D] and shares of the variance [D], largest first."""
+    if points.ndim != 2 or points.size == 0:
+        raise ValueError(f"expected [N, D] with N >= 1, got {list(points.shape)}")
+    points = points.astype(np.float64)
+    mean = points.mean(axis=0)
+    centred = points - mean
+    _, variances, directions = np.linalg.svd(centred.T @ centred / max(len(points) - 1, 1), hermitian=True)
+    largest = np.argmax(np.abs(directions), axis=1)
+    directions *= np.where(directions[np.arange(len(directions)), largest] < 0, -1.0, 1.0)[:, None]
+    total = variances.sum()
+    shares = variances / total if total > 0 else np.zeros_like(variances)
+    return mean, directions, np.sqrt(variances), shares

@@ -1,0 +1,91 @@
+"""What all encoders and decoders have in common, and the layers that several of them use."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
+
+from gen_dist.config import Norm
+
+
+class Encoder(nn.Module):
+    """Images float32 [B, C, H, W] -> [B, outputs]: a trunk that finds features, and a linear head that reads them.
+
+    With one output it is a discriminator or critic.
+    """
+
+    feature_count: int
+    head: nn.Linear
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the trunk finds in the images: [B, feature_count]."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+
+class Decoder(nn.Module):
+    """Latents float32 [B, inputs] -> [B, C, H, W]. It is also a generator."""
+
+    def start_at(self, image: Tensor) -> None:
+        """Have every latent decode to about this image, [C, H, W], or to its mean colour, before training."""
+        raise NotImplementedError
+
+
+def channels_last(maps: Tensor) -> Tensor:
+    """The same feature maps, on CPUs laid out pixel by pixel: what convolutions do with them then keeps that layout.
+
+    There that is faster, by up to a third in residual networks. Weights stay as they are, as optimizers know one layout
+    only; and compiled code chooses for itself.
+    """
+    if maps.device.type != "cpu" or torch.compiler.is_compiling():
+        return maps
+    if maps.shape[1] == 1:  # laid out either way already, and taken for the other one unless the strides say so
+        return maps.reshape(len(maps), *maps.shape[2:], 1).permute(0, 3, 1, 2)
+    return maps.contiguous(memory_format=torch.channels_last)
+
+
+def norm_layer(norm: Norm, channels: int) -> nn.Module:
+    """Normalization of feature maps [B, channels, H, W]."""
+    match norm:
+        case "batch":
+            return nn.BatchNorm2d(channels)
+        case "group":
+            # Up to 32 groups (Wu & He 2018), and few channels in none: alone, a channel's own mean would be lost.
+            most = max(1, min(32, channels // 4))
+            return nn.GroupNorm(max(groups for groups in range(1, most + 1) if channels % groups == 0), channels)
+        case "none":
+            return nn.Identity()
+
+
+def spectrally_normalize(module: nn.Module) -> None:
+    """Divide every weight of linear and convolutional layers by its largest singular value (Miyato et al. 2018).
+
+    Each forward in training mode takes one step of power iteration; its two vectors are buffers, saved with the rest.
+    """
+    for layer in [layer for layer in module.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]:
+        spectral_norm(layer)
+
+
+def iterate_spectral_norms(module: nn.Module, iterate: bool) -> None:
+    """Have forwards in training mode iterate the singular vectors of the module's spectral norms, or leave them."""
+    for layer in module.modules():
+        if isinstance(layer, _SpectralNorm):
+            layer.training = iterate
+
+
+def draw_weight(layer: nn.Module, gain: float) -> None:
+    """Initial values that keep the size of activations: N(0, gain^2 / inputs of one output), and biases 0."""
+    assert isinstance(layer, (nn.Linear, nn.Conv2d))
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+def set_bias(layer: nn.Module, values: Tensor) -> None:
+    """Give the bias of a layer these values."""
+    assert isinstance(layer.bias, Tensor)
+    with torch.no_grad():
+        layer.bias.copy_(values)

@@ -1,0 +1,110 @@
+"""Networks of strided and of transposed convolutions (Radford et al. 2016).
+
+At 64 x 64 pixels, 64 feature maps and batch normalization they are the ones that the paper's PyTorch version made
+common: no layer has a bias, the first and the last are not normalized.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gen_dist.config import DcganConfig
+from gen_dist.errors import ConfigError
+from gen_dist.networks.base import Decoder, Encoder, channels_last, norm_layer, set_bias, spectrally_normalize
+from kernels import Linear
+
+
+def _halvings(side: int) -> int:
+    """Halvings after which 4 to 7 pixels are left, at least one; the side fits if they leave no rest."""
+    return max(1, side.bit_length() - 3)
+
+
+def _nearest_sides(side: int) -> list[int]:
+    """The side itself if it is 4 to 7 times a power of two and can be halved, else those next to it that are."""
+    step = 2 ** _halvings(side)
+    return sorted({max(8, side // step * step), max(8, -(-side // step) * step)})
+
+
+def _levels(config: DcganConfig, image_shape: tuple[int, int, int]) -> tuple[list[int], tuple[int, int]]:
+    """Channels after each halving of the images, and the height and width that are left in the end."""
+    _, height, width = image_shape
+    halvings = _halvings(height)
+    fits = all(_nearest_sides(side) == [side] for side in (height, width))
+    if not fits or _halvings(width) != halvings:
+        nearest = " or ".join(map(str, _nearest_sides(min(height, width))))
+        raise ConfigError(
+            f"a dcgan network halves both sides of an image until 4 to 7 pixels are left, which {height} x {width} "
+            f"do not allow; use --packing.image-size {nearest}"
+        )
+    return [config.feature_maps * 2**i for i in range(halvings)], (height >> halvings, width >> halvings)
+
+
+def _draw_weights(network: nn.Module) -> None:
+    """Initial weights as in Radford et al. 2016, section 4."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, mean=1.0, std=0.02)
+
+
+class DcganEncoder(Encoder):
+    """Images [B, C, H, W] -> [B, outputs]: convolutions of kernel 4 and stride 2, then one of the whole last map."""
+
+    def __init__(self, config: DcganConfig, image_shape: tuple[int, int, int], outputs: int) -> None:
+        super().__init__()
+        channels, last_sides = _levels(config, image_shape)
+        norm = config.discriminator_norm
+        layers: list[nn.Module] = []
+        inputs = image_shape[0]
+        for level, count in enumerate(channels):
+            layers.append(nn.Conv2d(inputs, count, kernel_size=4, stride=2, padding=1, bias=norm == "none"))
+            if level:
+                layers.append(norm_layer(norm, count))
+            layers.append(nn.LeakyReLU(0.2))
+            inputs = count
+        self.convolutions = nn.Sequential(*layers)
+        self.feature_count = inputs * math.prod(last_sides)
+        self.head = nn.Linear(self.feature_count, outputs, bias=norm == "none")
+        _draw_weights(self)
+        if config.spectral_norm:
+            spectrally_normalize(self)
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.convolutions(channels_last(images)).flatten(1)
+
+
+class DcganDecoder(Decoder):
+    """Latents [B, inputs] -> [B, C, H, W]: the encoder's layers in reverse, transposed, all but the last normalized."""
+
+    def __init__(self, config: DcganConfig, image_shape: tuple[int, int, int], inputs: int) -> None:
+        super().__init__()
+        channels, last_sides = _levels(config, image_shape)
+        norm = config.generator_norm
+        bias = norm == "none"
+        self.smallest_shape = (channels[-1], *last_sides)
+        # The transposed convolution of a map of one pixel is a linear layer.
+        self.projection = Linear(inputs, math.prod(self.smallest_shape), bias=bias)
+        layers: list[nn.Module] = []
+        for before, after in zip(reversed(channels), (*reversed(channels[:-1]), image_shape[0]), strict=True):
+            layers += [
+                norm_layer(norm, before),
+                nn.ReLU(),
+                nn.ConvTranspose2d(before, after, kernel_size=4, stride=2, padding=1, bias=bias),
+            ]
+        self.convolutions = nn.Sequential(*layers)
+        _draw_weights(self)
+        if not bias:
+            # Not a parameter, which these nets do not have here; but other decoders start at a colour, so can this.
+            output = self.convolutions[-1]
+            del output.bias
+            output.register_buffer("bias", torch.zeros(image_shape[0]))
+
+    def start_at(self, image: Tensor) -> None:
+        set_bias(self.convolutions[-1], image.mean(dim=(1, 2)))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.convolutions(channels_last(self.projection(latents).unflatten(1, self.smallest_shape)))

@@ -1,0 +1,68 @@
+"""The two players of an adversarial game, with or without classes, on any of the encoders and decoders."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from gen_dist.config import Conditioning, DcganConfig, NetworkConfig, ResnetConfig
+from gen_dist.networks import build_decoder, build_encoder
+
+
+class Generator(nn.Module):
+    """Latents [B, D], and labels int64 [B] if it is conditional, -> images [B, C, H, W]."""
+
+    def __init__(self, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int) -> None:
+        """With `classes` above 0 it is conditional: one-hot labels stand beside the latents (Mirza & Osindero 2014)."""
+        super().__init__()
+        self.classes = classes
+        self.decoder = build_decoder(network, image_shape, network.latent_dim + classes)
+
+    def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        if self.classes:
+            assert labels is not None
+            one_hot = labels[:, None] == torch.arange(self.classes, device=labels.device)
+            latents = torch.cat([latents, one_hot.to(latents.dtype)], dim=1)
+        return self.decoder(latents)
+
+
+class Discriminator(nn.Module):
+    """Images [B, C, H, W], and labels int64 [B] if it is conditional, -> scores [B]."""
+
+    def __init__(
+        self, network: NetworkConfig, image_shape: tuple[int, int, int], conditioning: Conditioning, classes: int
+    ) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.conditioning = conditioning
+        self.encoder = build_encoder(network, (channels + (conditioning == "concat"), height, width), outputs=1)
+        if conditioning == "concat":
+            self.class_maps = nn.Embedding(classes, height * width)
+        elif conditioning == "projection":
+            self.class_vectors = nn.Embedding(classes, self.encoder.feature_count)
+            # As small as the head's own weights: classes are to be found in the features, not to drown them.
+            nn.init.normal_(self.class_vectors.weight, std=self.encoder.feature_count**-0.5)
+            if isinstance(network, (DcganConfig, ResnetConfig)) and network.spectral_norm:
+                spectral_norm(self.class_vectors)
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether an image's score depends on the others of its batch, by batch normalization."""
+        return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.modules())
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        return self.features_and_scores(images, labels)[1]
+
+    def features_and_scores(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the trunk finds in the images, [B, feature_count], and the scores float32 [B]."""
+        if self.conditioning == "concat":
+            assert labels is not None
+            class_maps = self.class_maps(labels).view(-1, 1, *images.shape[2:])
+            images = torch.cat([images, class_maps.to(images.dtype)], dim=1)
+        features = self.encoder.features(images)
+        scores = self.encoder.head(features).squeeze(1).float()
+        if self.conditioning == "projection":
+            assert labels is not None
+            scores = scores + (features.float() * self.class_vectors(labels)).sum(dim=1)
+        return features, scores

@@ -1,0 +1,179 @@
+"""What all adversarial objectives share: two players, how they see images, and the turns they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gen_dist.augmentation import augment
+from gen_dist.config import Augmentation, Conditioning, NetworkConfig
+from gen_dist.errors import ConfigError
+from gen_dist.networks.players import Discriminator, Generator
+from gen_dist.objectives.base import Batch, Objective, Phase
+from gen_dist.randomness import Stream
+from kernels import normal
+
+
+def signed_unit(images: Tensor) -> Tensor:
+    """Intensities uint8 0..255 as float32 -1..1."""
+    return images * (2.0 / 255.0) - 1.0
+
+
+class Streams(NamedTuple):
+    """The streams of what one phase draws."""
+
+    latents: Stream
+    real: Stream
+    """Augmentation of training images."""
+    fake: Stream
+    """Augmentation of generated images."""
+
+
+DISCRIMINATOR_STREAMS = Streams(Stream.DISCRIMINATOR_LATENTS, Stream.REAL_AUGMENTATION, Stream.FAKE_AUGMENTATION)
+GENERATOR_STREAMS = Streams(
+    Stream.GENERATOR_LATENTS, Stream.GENERATOR_REAL_AUGMENTATION, Stream.GENERATOR_FAKE_AUGMENTATION
+)
+
+
+class Adversarial(Objective):
+    """A generator and a discriminator. Inside, images are float32 -1..1."""
+
+    generates = True
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        image_shape: tuple[int, int, int],
+        classes: int,
+        conditioning: Conditioning = "none",
+        augmentation: Sequence[Augmentation] = (),
+        bounded: bool = True,
+    ) -> None:
+        """`bounded` generators end with tanh, others with their last layer.
+
+        Raises:
+            ConfigError: there are no classes to be conditional on, or the network does not fit the images.
+        """
+        super().__init__()
+        self.conditional = conditioning != "none"
+        if self.conditional and classes < 2:
+            raise ConfigError(
+                f"conditioning {conditioning} needs labelled images, but these have no classes; use another --data, or "
+                "--objective.conditioning none"
+            )
+        self.latent_dim = network.latent_dim
+        self.augmentation = tuple(augmentation)
+        self.bounded = bounded
+        self.networks = nn.ModuleDict(
+            {
+                "generator": Generator(network, image_shape, classes if self.conditional else 0),
+                "discriminator": Discriminator(network, image_shape, conditioning, classes),
+            }
+        )
+
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images float32 [B, C, H, W], of which -1..1 is shown, from latents [B, D]."""
+        generated = self.networks["generator"](latents, labels).float()
+        return generated.tanh() if self.bounded else generated
+
+    def pixels(self, decoded: Tensor) -> Tensor:
+        return (decoded * 0.5 + 0.5).clamp(0.0, 1.0)
+
+    def real(self, batch: Batch, streams: Streams) -> Tensor:
+        """Training images as the discriminator sees them."""
+        return augment(signed_unit(batch.images), self.augmentation, batch.rng, streams.real, batch.first_row)
+
+    def fake(self, batch: Batch, streams: Streams) -> Tensor:
+        """As many new images, of the same classes, as the discriminator sees them."""
+        latents = normal(batch.rng, streams.latents, batch.first_row, len(batch.images), self.latent_dim)
+        generated = self.decode(latents, batch.labels)
+        return augment(generated, self.augmentation, batch.rng, streams.fake, batch.first_row)
+
+    def scores(self, images: Tensor, labels: Tensor) -> Tensor:
+        """float32 [B]."""
+        scores: Tensor = self.networks["discriminator"](images, labels)
+        return scores
+
+    def scores_of_both(self, real: Tensor, fake: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [B] each. At once, unless batch statistics of the two would mix and tell them apart no more."""
+        discriminator = self.networks["discriminator"]
+        assert isinstance(discriminator, Discriminator)
+        if discriminator.mixes_images:
+            return self.scores(real, labels), self.scores(fake, labels)
+        real_scores, fake_scores = self.scores(torch.cat([real, fake]), torch.cat([labels, labels])).chunk(2)
+        return real_scores, fake_scores
+
+    def refuse_batch_norm(self) -> None:
+        """Raise ConfigError if a score depends on other images: its gradient's penalty would not be one image's."""
+        discriminator = self.networks["discriminator"]
+        assert isinstance(discriminator, Discriminator)
+        if discriminator.mixes_images:
+            raise ConfigError(
+                "a gradient penalty needs scores that depend on one image each, which batch normalization mixes; use "
+                "--network.discriminator-norm group or none"
+            )
+
+
+class DiscriminatorPhase(Phase):
+    """The discriminator's turn: `losses` says what it minimizes."""
+
+    objective: Adversarial
+    logs_gradient_norm = True
+
+    def __init__(self, objective: Adversarial) -> None:
+        super().__init__(objective)
+        self.trains = ("discriminator",)
+
+
+class GeneratorPhase(Phase):
+    """The generator's turn."""
+
+    objective: Adversarial
+    logs_gradient_norm = True
+
+    def __init__(self, objective: Adversarial, every: int = 1) -> None:
+        super().__init__(objective)
+        self.trains = ("generator",)
+        self.every = every
+
+
+def told_right(real_scores: Tensor, fake_scores: Tensor, threshold: float) -> dict[str, Tensor]:
+    """Logs: shares of real and of generated images on their side of a threshold, and all scores for a histogram."""
+    return {
+        "accuracy_real": (real_scores.detach() > threshold).float().mean(),
+        "accuracy_fake": (fake_scores.detach() <= threshold).float().mean(),
+        **all_scores(real_scores, fake_scores),
+    }
+
+
+def pairs_told_right(real_scores: Tensor, fake_scores: Tensor) -> dict[str, Tensor]:
+    """Logs where scores have no zero: the share of pairs in which the real image scores more, and all scores."""
+    return {
+        "accuracy": (real_scores.detach() > fake_scores.detach()).float().mean(),
+        **all_scores(real_scores, fake_scores),
+    }
+
+
+def all_scores(real_scores: Tensor, fake_scores: Tensor) -> dict[str, Tensor]:
+    """Logs of the scores of single images."""
+    return {"scores_real": real_scores.detach(), "scores_fake": fake_scores.detach()}
+
+
+def slopes_and_scores(scores: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of each image's score in that image, [B, ...], itself differentiable, and the scores [B].
+
+    In float32 whatever the precision of the step: squared gradients in half precision are noise. As a function
+    transform it is part of the forward pass, so that torch.compile, which has no gradients of gradients, and
+    DistributedDataParallel, which does not see `autograd.grad`, both work.
+    """
+
+    def total(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        each = scores(inputs)
+        return each.sum(), each
+
+    with torch.autocast(images.device.type, enabled=False):
+        slopes, each = torch.func.grad(total, has_aux=True)(images)
+    return slopes, each

@@ -1,0 +1,115 @@
+"""VAE-GAN: reconstructions are compared in what the discriminator sees in them (Larsen et al. 2016, algorithm 1)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gen_dist.config import NetworkConfig, VaeGanConfig
+from gen_dist.losses import fake_loss, generator_loss, real_loss, squared_error
+from gen_dist.networks import build_encoder
+from gen_dist.networks.players import Discriminator
+from gen_dist.objectives.adversarial import (
+    DISCRIMINATOR_STREAMS,
+    GENERATOR_STREAMS,
+    Adversarial,
+    DiscriminatorPhase,
+    GeneratorPhase,
+    signed_unit,
+    told_right,
+)
+from gen_dist.objectives.base import Batch, Phase, unit_interval
+from gen_dist.randomness import Stream
+from kernels import reparameterize_kl
+
+
+class VaeGan(Adversarial):
+    """A VAE whose decoder is a generator, and a discriminator whose features measure its reconstructions."""
+
+    encodes = True
+
+    def __init__(
+        self, config: VaeGanConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
+    ) -> None:
+        super().__init__(network, image_shape, classes)
+        self.config = config
+        self.networks["encoder"] = build_encoder(network, image_shape, outputs=2 * network.latent_dim)
+
+    def phases(self) -> dict[str, Phase]:
+        return {"encoder": Encode(self), "generator": Decode(self), "discriminator": TellApart(self)}
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = self.networks["encoder"](signed_unit(images)).float().chunk(2, dim=1)
+        return mean, logvar
+
+    def reconstruct(self, batch: Batch, stream: Stream) -> tuple[Tensor, Tensor]:
+        """Images float32 [B, C, H, W] in -1..1 of latents drawn from the posterior, and the KL in nats [B]."""
+        parameters = self.networks["encoder"](signed_unit(batch.images))
+        latents, kl_nats = reparameterize_kl(parameters, batch.rng, stream, batch.first_row)
+        return self.decode(latents), kl_nats
+
+    def features_and_scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What the discriminator sees in images, [B, F], and how it scores them, [B]."""
+        discriminator = self.networks["discriminator"]
+        assert isinstance(discriminator, Discriminator)
+        return discriminator.features_and_scores(images, None)
+
+    def evaluate(self, batch: Batch) -> dict[str, Tensor]:
+        reconstructions, kl_nats = self.reconstruct(batch, Stream.TEST_LATENTS)
+        error = squared_error(self.pixels(reconstructions), unit_interval(batch.images))
+        return {"reconstruction_error": error, "kl": kl_nats}
+
+
+class Encode(Phase):
+    """The encoder's turn: beta * KL plus the error of the features, -log N(f(x); f(x~), I) but for a constant."""
+
+    objective: VaeGan
+    logs_gradient_norm = True
+
+    def __init__(self, objective: VaeGan) -> None:
+        super().__init__(objective)
+        self.trains = ("encoder",)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        game = self.objective
+        reconstructions, kl_nats = game.reconstruct(batch, Stream.LATENTS)
+        real_features, _ = game.features_and_scores(signed_unit(batch.images))
+        features, _ = game.features_and_scores(reconstructions)
+        error, kl = 0.5 * squared_error(features, real_features).mean(), kl_nats.mean()
+        loss = game.config.beta * kl + error
+        return loss, {"loss": loss.detach(), "feature_error": error.detach(), "kl": kl.detach()}
+
+
+class Decode(GeneratorPhase):
+    """The generator's turn: gamma times the error of the features, and scores of reconstructions and of samples."""
+
+    objective: VaeGan
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        game = self.objective
+        reconstructions, _ = game.reconstruct(batch, Stream.GENERATOR_POSTERIOR_LATENTS)
+        real_features, _ = game.features_and_scores(signed_unit(batch.images))
+        features, scores = game.features_and_scores(reconstructions)
+        fake_scores = game.scores(game.fake(batch, GENERATOR_STREAMS), batch.labels)
+        error = 0.5 * squared_error(features, real_features).mean()
+        deceit = (generator_loss("non_saturating", scores) + generator_loss("non_saturating", fake_scores)).mean()
+        loss = game.config.reconstruction_weight * error + deceit
+        return loss, {"loss": loss.detach(), "feature_error": error.detach()}
+
+
+class TellApart(DiscriminatorPhase):
+    """The discriminator's turn: training images against reconstructions and samples."""
+
+    objective: VaeGan
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        game = self.objective
+        reconstructions, _ = game.reconstruct(batch, Stream.DISCRIMINATOR_POSTERIOR_LATENTS)
+        fake = game.fake(batch, DISCRIMINATOR_STREAMS).detach()
+        real_scores = game.scores(signed_unit(batch.images), batch.labels)
+        scores, fake_scores = (game.scores(images, batch.labels) for images in (reconstructions.detach(), fake))
+        loss = (
+            real_loss("non_saturating", real_scores)
+            + fake_loss("non_saturating", scores)
+            + fake_loss("non_saturating", fake_scores)
+        ).mean()
+        return loss, {"loss": loss.detach(), **told_right(real_scores, fake_scores, threshold=0.0)}

