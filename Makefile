@@ -18,14 +18,15 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 train: setup  ## Train a VAE on the embedded digits, seconds on a CPU
 	$(BIN)/accelerate launch --quiet --config_file launch/configs/one_process.yaml launch/train.py vae-mnist
 
-# Tests run several processes side by side: one thread each keeps them from fighting for the cores.
+# Tests run several processes side by side, a file in each: one thread each keeps them from fighting for the cores.
 test test-all: export OMP_NUM_THREADS := 1
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test: setup  ## Run the tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(PYTEST) -m 'not slow and not gpu'
 
 test-all: setup  ## Run all tests that this machine can run
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: setup  ## Lint, check the format, the types and the import layers
 	$(BIN)/ruff check

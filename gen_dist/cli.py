@@ -170,6 +170,7 @@ def sample(
     count: int = 64,
     out: Path = Path("samples.png"),
     columns: int = 8,
+    labels: tuple[int, ...] = (),
     seed: int = 0,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
@@ -180,18 +181,22 @@ def sample(
         count: Number of images.
         out: PNG file to write.
         columns: Images a row.
+        labels: Classes that a conditional model is to show, by number, in turn. All of them if none is named.
         seed: Key of the latents: the same seed gives the same images.
         device: Where to compute.
     """
+    import torch
+
     from gen_dist.model import load
     from gen_dist.pictures import save_grid
 
     if columns < 1:
         raise ConfigError(f"columns {columns} is less than 1")
     model = load(run, device=device)
-    images = model.sample(count, seed=seed).cpu().numpy()
+    asked = torch.tensor([labels[place % len(labels)] for place in range(count)]) if labels else None
+    images = model.sample(count, asked, seed)
     try:
-        save_grid(out, images, columns)
+        save_grid(out, images.cpu().numpy(), columns)
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror}") from None
     print(out)

@@ -41,7 +41,7 @@ _MNIST_GAN = TrainConfig(
     evaluate_every=500,
     network=DcganConfig(feature_maps=32, latent_dim=64),
     objective=GanConfig(),
-    optimization=OptimizerConfig(betas=(0.5, 0.999), ema_decay=0.999),
+    optimization=OptimizerConfig(betas=(0.5, 0.999), decay="linear", ema_decay=0.995),
 )
 
 _CIFAR10_GAN = replace(
@@ -106,9 +106,10 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     "r3gan-mnist": replace(
         _MNIST_GAN,
-        network=DcganConfig(feature_maps=32, latent_dim=64, generator_norm="none", discriminator_norm="none"),
-        objective=R3ganConfig(),
-        optimization=OptimizerConfig(betas=(0.0, 0.99), ema_decay=0.999),
+        learning_rate=1e-3,
+        network=DcganConfig(feature_maps=32, latent_dim=64, discriminator_norm="none"),
+        objective=R3ganConfig(penalty_weight=5.0, penalty_every=4),
+        optimization=OptimizerConfig(betas=(0.0, 0.99), decay="linear", ema_decay=0.995),
     ),
     "r3gan-cifar10": replace(
         _CIFAR10_GAN,
@@ -133,8 +134,8 @@ DESCRIPTIONS: dict[str, str] = {
     "dcgan-64": "the DCGAN of PyTorch's examples, 64 x 64, for comparison",
     "wgan-gp-mnist": "Wasserstein GAN with gradient penalty, 5 critic steps a generator step",
     "sngan-cifar10": "residual GAN with hinge loss and spectral normalization",
-    "r3gan-mnist": "relativistic pairing GAN with R1 and R2, no normalization",
-    "r3gan-cifar10": "the same on residual blocks of grouped convolutions, with augmentation",
+    "r3gan-mnist": "relativistic pairing GAN with R1 and R2 penalties",
+    "r3gan-cifar10": "the same without normalization, on residual blocks of grouped convolutions",
     "vae-gan-mnist": "VAE whose reconstructions are compared in a discriminator's features",
 }
 """What each preset is, in one line."""

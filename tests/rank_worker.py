@@ -3,15 +3,19 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from gen_dist import parallel
+from gen_dist.config import TrainConfig
 from gen_dist.data import Split
 from gen_dist.trainer import Trainer
-from tests.runs import OBJECTIVES, small_config, small_dataset
+from tests.runs import OBJECTIVES, WITH_BATCH_STATISTICS, make_trainer, run_steps, small_config
 from tests.two_players import STEPS, state_norms, two_players, watched_collectives
 
+LOCAL_STATISTICS = "averaged weights of local statistics.safetensors"
 UNEVEN = (61, 2, 1)
 """Sizes of splits: odd, one image a rank of two, and none for one of them."""
 
@@ -22,42 +26,74 @@ def evaluations_of_uneven_splits(trainer: Trainer) -> list[dict[str, float]]:
     return [trainer.evaluate(Split("some", split.images[:n], split.labels[:n]), decoded_per_batch=16) for n in UNEVEN]
 
 
+def config_of_ranks(objective: str) -> TrainConfig:
+    """A config whose run does not depend on the number of ranks."""
+    return small_config(objective, sync_batch_norm=objective in WITH_BATCH_STATISTICS)
+
+
+def _spread(tensors: list[torch.Tensor], processes: parallel.Processes) -> float:
+    """Variance over the ranks of the sum of all numbers."""
+    checksum = torch.stack([tensor.detach().double().sum() for tensor in tensors]).sum()
+    mean = parallel.sum_over_processes(checksum.clone()) / processes.world_size
+    return float(parallel.sum_over_processes((checksum - mean) ** 2) / processes.world_size)
+
+
 def parameter_spread(trainer: Trainer) -> float:
-    """Variance over the ranks of the sum of all parameters."""
-    checksum = torch.stack([p.detach().double().sum() for p in trainer.objective.parameters()]).sum()
-    spread = parallel.sum_over_processes(torch.stack([checksum, checksum**2]))
-    count = trainer.processes.world_size
-    return float(spread[1] / count - (spread[0] / count) ** 2)
+    return _spread(list(trainer.objective.parameters()), trainer.processes)
+
+
+def _reduced_by_steps(config: TrainConfig) -> tuple[Trainer, list[dict[str, Any]], dict[str, list[int]]]:
+    """A trainer after all its steps, their logs, and what they reduced."""
+    with watched_collectives() as reduced:
+        trainer = make_trainer(config)
+        reduced["other"].clear()  # what DistributedDataParallel agrees on when it is made
+        logs = [trainer.run_step(step) for step in range(config.steps)]
+        in_steps = {name: list(sizes) for name, sizes in reduced.items()}
+    return trainer, trainer.average_logs(logs), in_steps
+
+
+def _evaluated_with_local_statistics(path: Path) -> dict[str, Any]:
+    """Before and after an evaluation: how far batch statistics of the ranks are apart, and the main process's state."""
+    trainer = make_trainer(small_config("vae-gan"))
+    run_steps(trainer, 0, 4)
+    buffers = list(trainer.best_objective.buffers())
+    before = _spread(buffers, trainer.processes)
+    if trainer.processes.is_main:
+        save_file(trainer.tensors()["averaged"], path)
+    tested = trainer.evaluate(trainer.dataset.test)
+    return {"before": before, "test": tested, "after": _spread(buffers, trainer.processes)}
 
 
 def main() -> None:
     results: dict[str, object] = {}
+    out = Path(sys.argv[1])
     for name in OBJECTIVES:
-        config = small_config(name)
-        processes = parallel.start_processes(config)
-        trainer = Trainer(config, small_dataset(config), processes)
-        losses = [row["loss"] for row in trainer.average_logs([trainer.run_step(step) for step in range(config.steps)])]
+        trainer, logs, reduced = _reduced_by_steps(config_of_ranks(name))
         results[name] = {
-            "losses": losses,
+            "logs": logs,
+            "reduced": reduced,
             "test": trainer.evaluate(trainer.dataset.test),
             "uneven": evaluations_of_uneven_splits(trainer),
             "parameter_spread": parameter_spread(trainer),
         }
+        trainer.close()
+    results["local statistics"] = _evaluated_with_local_statistics(out.parent / LOCAL_STATISTICS)
     with watched_collectives() as reduced:
         players = two_players(accumulation=2)
-        reduced["other"].clear()  # what DistributedDataParallel agrees on when it is made
-        logs = [players.run_step(step) for step in range(STEPS)]
+        reduced["other"].clear()
+        steps = [players.run_step(step) for step in range(STEPS)]
         reduced_in_steps = {name: list(sizes) for name, sizes in reduced.items()}
     results["two players"] = {
-        "logs": players.average_logs(logs),
+        "logs": players.average_logs(steps),
         "state": state_norms(players),
         "parameter_spread": parameter_spread(players),
         "reduced": reduced_in_steps,
     }
+    processes = players.processes
     if processes.is_main:
         results["world_size"] = processes.world_size
         results["threads"] = torch.get_num_threads()
-        Path(sys.argv[1]).write_text(json.dumps(results))
+        out.write_text(json.dumps(results))
     parallel.end_process(0)
 
 

@@ -74,10 +74,19 @@ def _folder(place: Place, files: dict[str, bytes]) -> list[object]:
     return ["vae-mnist", "--data", f"folder:{place.path / 'images'}"]
 
 
-def _truncated_png(place: Place) -> bytes:
+def _png(place: Place) -> bytes:
     path = place.path / "whole.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(path)
-    return path.read_bytes()[:600]
+    return path.read_bytes()
+
+
+def _truncated_png(place: Place) -> bytes:
+    return _png(place)[:600]
+
+
+def _without_labels(place: Place, preset: str, *options: object) -> list[object]:
+    """A preset on a folder of images without folders of classes in it."""
+    return [preset, *_folder(place, {f"{i}.png": _png(place) for i in range(12)})[1:], *options]
 
 
 def _parquet(place: Place, table: pa.Table) -> list[object]:
@@ -136,6 +145,34 @@ CASES: dict[str, Case] = {
     "beta with importance samples": (lambda p: ["beta-vae-mnist", "--importance-samples", 5], "use beta 1"),
     "a scale of a Bernoulli": (lambda p: ["vae-mnist", "--gaussian-scale", 1], "likelihood gaussian"),
     "too many convolutions": (lambda p: ["vae-conv-mnist", "--feature-maps", *[4] * 6], "name at most 4"),
+    "no turn of a generator": (lambda p: ["gan-mnist", "--generator-every", 0], "generator_every 0 is less than 1"),
+    "a negative penalty": (lambda p: ["wgan-gp-mnist", "--penalty-weight", -1], "penalty_weight -1.0 is not a number"),
+    "a penalty that is nan": (lambda p: ["r3gan-mnist", "--penalty-weight", "nan"], "penalty_weight nan"),
+    "a penalty that is never due": (lambda p: ["r3gan-mnist", "--penalty-every", 0], "penalty_every 0 is less than 1"),
+    "a negative weight of reconstructions": (
+        lambda p: ["vae-gan-mnist", "--reconstruction-weight", -1],
+        "reconstruction_weight -1.0",
+    ),
+    "no such augmentation": (lambda p: ["gan-mnist", "--augmentation", "blur"], "colour"),
+    "no such loss": (lambda p: ["gan-mnist", "--loss", "wasserstein"], "least_squares"),
+    "no such conditioning": (lambda p: ["gan-mnist", "--conditioning", "labels"], "projection"),
+    "a penalty of an objective that has none": (lambda p: ["gan-mnist", "--penalty-weight", 1], "--penalty-weight"),
+    "a penalty through batch normalization": (
+        lambda p: ["wgan-gp-mnist", "--data", "synthetic", "--discriminator-norm", "batch"],
+        "use --discriminator-norm group or none",
+    ),
+    "classes of images without labels": (
+        lambda p: _without_labels(p, "cgan-mnist"),
+        "conditioning concat needs labelled images",
+    ),
+    "a projection of classes that there are not": (
+        lambda p: _without_labels(p, "gan-mnist", "--conditioning", "projection"),
+        "--conditioning none",
+    ),
+    "images that a dcgan cannot halve": (
+        lambda p: ["dcgan-mnist", "--data", "synthetic", "--image-size", 30],
+        "use --image-size 28 or 32",
+    ),
     "a GPU where there is none": (lambda p: ["vae-mnist", "--device", "cuda"], "--device cpu"),
     "no number of threads": (lambda p: ["vae-mnist"], "GEN_DIST_THREADS"),
     "no such wandb mode": (lambda p: ["vae-mnist"], "WANDB_MODE"),
@@ -161,6 +198,14 @@ CASES: dict[str, Case] = {
     "an objective with a value out of range": (
         lambda p: p.nested_config("objective", beta=-1),
         "objective.vae: beta -1.0",
+    ),
+    "an augmentation with an unknown name": (
+        lambda p: ["--config", p.config(objective={"kind": "gan", "augmentation": ["blur"]})],
+        "objective.gan.augmentation.0: Input should be 'colour', 'translation' or 'cutout'",
+    ),
+    "an objective with another one's value": (
+        lambda p: ["--config", p.config(objective={"kind": "r3gan", "generator_every": 2})],
+        "objective.r3gan.generator_every: Unexpected keyword argument",
     ),
     "a network of an unknown kind": (
         lambda p: p.nested_config("network", kind="cnov"),

@@ -16,6 +16,7 @@ import gen_dist
 from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.errors import CheckpointError, UserError
 from gen_dist.model import GenerativeModel
+from gen_dist.pictures import save_grid
 from gen_dist.presets import PRESETS
 from gen_dist.run import train
 from gen_dist.tracking import read_metrics
@@ -169,6 +170,15 @@ def test_the_sample_command_writes_a_grid(runs: Path, tmp_path: Path) -> None:
         assert picture.width > picture.height
 
 
+def test_the_sample_command_shows_the_classes_that_it_is_asked_for(runs: Path, tmp_path: Path) -> None:
+    path, out = _run_of(runs, "conditional gan"), tmp_path / "grid.png"
+    done = _gen_dist("sample", path, "--count", 7, "--labels", 3, 1, "--columns", 2, "--out", out)
+    assert done.returncode == 0, done.stderr
+    expected = gen_dist.load(path).sample(7, torch.tensor([3, 1, 3, 1, 3, 1, 3]))
+    save_grid(tmp_path / "expected.png", expected.numpy(), columns=2)
+    assert out.read_bytes() == (tmp_path / "expected.png").read_bytes()
+
+
 @pytest.mark.parametrize("step", [1, 3, 11])
 def test_replay_prints_the_losses_of_the_run(step: int, runs: Path) -> None:
     path = _run_of(runs, "iwae")
@@ -188,6 +198,7 @@ def test_replay_prints_the_losses_of_the_run(step: int, runs: Path) -> None:
         (["sample", "{run}", "--count", "0"], "count 0"),
         (["sample", "{run}", "--count", "x"], "--count"),
         (["sample", "{run}", "--seed", "-1"], "seed -1"),
+        (["sample", "{run}", "--labels", "3"], "knows no classes"),
         (["sample", "{run}", "--seed", str(2**63)], f"seed {2**63}"),
         (["sample", "{run}", "--out", "/proc/none.png"], "cannot be written"),
         (["sample", "{run}", "--device", "cuda"], "no GPU"),

@@ -308,7 +308,7 @@ def test_dcgan_sizes_that_do_not_fit_are_told_which_do(shape: tuple[int, int, in
     for build in (lambda: build_encoder(SMALL["dcgan"], shape, 1), lambda: build_decoder(SMALL["dcgan"], shape)):
         with pytest.raises(ConfigError, match=f"{shape[1]} x {shape[2]} do not") as error:
             build()
-        named = re.search(r"--packing.image-size (\d+)(?: or (\d+))?$", str(error.value))
+        named = re.search(r"--image-size (\d+)(?: or (\d+))?$", str(error.value))
         assert named
         sides = [int(side) for side in named.groups() if side]
         assert sides == {30: [28, 32], 50: [48, 56], 28: [28], 6: [8], 250: [224, 256]}[shape[1]]
@@ -318,13 +318,13 @@ def test_dcgan_sizes_that_do_not_fit_are_told_which_do(shape: tuple[int, int, in
 
 def test_resnet_sizes_that_do_not_fit_are_told_which_do() -> None:
     config = ResnetConfig(feature_maps=(4, 4, 4, 4))
-    with pytest.raises(ConfigError, match=r"28 x 28 do not .*--packing.image-size 24 or 32, or name 3 feature_maps at"):
+    with pytest.raises(ConfigError, match=r"28 x 28 do not .*--image-size 24 or 32, or name 3 feature_maps at"):
         make(config, (1, 28, 28))
     make(config, (1, 24, 24)), make(config, (1, 32, 32))
     make(ResnetConfig(feature_maps=(4, 4, 4)), (1, 28, 28))
-    with pytest.raises(ConfigError, match=r"27 x 32 do not .*--packing.image-size 24 or 32$"):
+    with pytest.raises(ConfigError, match=r"27 x 32 do not .*--image-size 24 or 32$"):
         make(config, (1, 27, 32))
-    with pytest.raises(ConfigError, match=r"4 x 4 do not .*--packing.image-size 8, or name 3 feature_maps at most"):
+    with pytest.raises(ConfigError, match=r"4 x 4 do not .*--image-size 8, or name 3 feature_maps at most"):
         make(config, (1, 4, 4))
 
 

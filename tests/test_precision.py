@@ -58,6 +58,64 @@ def test_fp16_divides_its_loss_scale_out_before_it_clips(clip_norm: float, accum
         assert 0.5 < float(narrow.norm()) < 1e5
 
 
+@pytest.mark.parametrize("objective", ["wgan-gp, lazy", "r3gan"])
+def test_fp16_penalizes_slopes_of_scores_that_no_loss_scale_has_enlarged(objective: str) -> None:
+    config = small_config(objective, optimization=OptimizerConfig(optimizer="sgd", betas=(0.0, 0.0)))
+    wide = _first_update(config)
+    narrow = _first_update(dataclasses.replace(config, precision="fp16"))
+    assert float((narrow - wide).norm()) < 0.02 * float(wide.norm())
+
+
+@pytest.mark.parametrize("overflowing", ["discriminator", "generator"])
+def test_an_overflow_in_one_turn_skips_no_step_of_the_other_and_leaves_its_loss_scale(overflowing: str) -> None:
+    trainer = _with_loss_scale(small_config("gan", precision="fp16"), 256.0)
+    scales = trainer.loss_scales()
+    assert list(scales) == ["discriminator", "generator"]
+    scales[overflowing]["scale"] = 2.0**100
+    facts = {"data_digest": trainer.dataset.digest, "loss_scales": scales}
+    trainer.load(Checkpoint(0, trainer.tensors(), facts))
+    before = {name: value.clone() for name, value in trainer.tensors()["networks"].items()}
+    logs = trainer.run_step(0)
+    after = trainer.tensors()["networks"]
+    moved = {name.split(".")[0] for name, value in before.items() if not torch.equal(after[name], value)}
+    assert moved == {"discriminator", "generator"} - {overflowing}
+    assert all(bool(value.isfinite().all()) for value in logs.values())
+    found = {name: state["scale"] for name, state in trainer.loss_scales().items()}
+    assert found == {"discriminator": 256.0, "generator": 256.0, overflowing: 2.0**99}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("objective", "penalized", "unpenalized"),
+    [
+        ("wgan-gp", ["narrow", "float32", "narrow"], None),
+        ("wgan-gp, lazy", ["narrow", "float32", "narrow"], ["narrow"]),
+        ("r3gan", ["float32", "narrow"], None),
+        ("r3gan, lazy, conditional, augmented", ["float32", "narrow"], ["narrow", "narrow"]),
+    ],
+)
+def test_slopes_that_are_penalized_are_computed_in_float32_and_nothing_else_is(
+    objective: str, penalized: list[str], unpenalized: list[str] | None, precision: Any
+) -> None:
+    """By the products in the discriminator at the first two steps: the penalty, then the generator's turn if it is."""
+    trainer = make_trainer(small_config(objective, precision=precision))
+    seen: list[str] = []
+    discriminator = trainer.objective.networks["discriminator"]
+    layers = [layer for layer in discriminator.modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
+
+    def note(_layer: torch.nn.Module, _inputs: tuple[Tensor], output: Tensor) -> None:
+        seen.append("float32" if output.dtype == torch.float32 else "narrow")
+
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    for step, expected in enumerate((penalized, unpenalized)):
+        seen.clear()
+        trainer.run_step(step)
+        if expected is not None:
+            assert seen == [kind for kind in expected for _ in layers]
+    for handle in handles:
+        handle.remove()
+
+
 def _fp16(run_dir: Path) -> TrainConfig:
     seldom = {"sample_every": 100, "evaluate_every": 100}
     return small_config("vae", precision="fp16", steps=6, checkpoint_every=3, run_dir=str(run_dir), **seldom)

@@ -35,7 +35,7 @@ def _levels(config: DcganConfig, image_shape: tuple[int, int, int]) -> tuple[lis
         nearest = " or ".join(map(str, _nearest_sides(min(height, width))))
         raise ConfigError(
             f"a dcgan network halves both sides of an image until 4 to 7 pixels are left, which {height} x {width} "
-            f"do not allow; use --packing.image-size {nearest}"
+            f"do not allow; use --image-size {nearest}"
         )
     return [config.feature_maps * 2**i for i in range(halvings)], (height >> halvings, width >> halvings)
 

@@ -47,7 +47,7 @@ def _last_sides(config: ResnetConfig, image_shape: tuple[int, int, int]) -> tupl
         fewer = f", or name {halvings + 1} feature_maps at most" if halvings else ""
         raise ConfigError(
             f"{levels} feature_maps halve both sides of an image {levels - 1} times, which {height} x {width} do not "
-            f"allow; use --packing.image-size {nearest}{fewer}"
+            f"allow; use --image-size {nearest}{fewer}"
         )
     return height // step, width // step
 

@@ -62,7 +62,7 @@ class Adversarial(Objective):
         if self.conditional and classes < 2:
             raise ConfigError(
                 f"conditioning {conditioning} needs labelled images, but these have no classes; use another --data, or "
-                "--objective.conditioning none"
+                "--conditioning none"
             )
         self.latent_dim = network.latent_dim
         self.augmentation = tuple(augmentation)
@@ -113,7 +113,7 @@ class Adversarial(Objective):
         if discriminator.mixes_images:
             raise ConfigError(
                 "a gradient penalty needs scores that depend on one image each, which batch normalization mixes; use "
-                "--network.discriminator-norm group or none"
+                "--discriminator-norm group or none"
             )
 
 
