@@ -1,4 +1,4 @@
-"""Started by test_ranks.py in several processes: trains every objective and writes what the main process saw."""
+"""Started by test_ranks.py in several processes: trains objectives and writes what the main process saw."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from gen_dist import parallel
 from gen_dist.config import TrainConfig
 from gen_dist.data import Split
 from gen_dist.trainer import Trainer
-from tests.runs import OBJECTIVES, WITH_BATCH_STATISTICS, make_trainer, run_steps, small_config
+from tests.runs import WITH_BATCH_STATISTICS, make_trainer, run_steps, small_config
 from tests.two_players import STEPS, state_norms, two_players, watched_collectives
 
 LOCAL_STATISTICS = "averaged weights of local statistics.safetensors"
@@ -66,8 +66,8 @@ def _evaluated_with_local_statistics(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     results: dict[str, object] = {}
-    out = Path(sys.argv[1])
-    for name in OBJECTIVES:
+    out, names = Path(sys.argv[1]), sys.argv[2:]
+    for name in names:
         trainer, logs, reduced = _reduced_by_steps(config_of_ranks(name))
         results[name] = {
             "logs": logs,

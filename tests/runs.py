@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,14 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
 }
 WITH_BATCH_STATISTICS = frozenset({"dcgan", "conditional dcgan", "vae-gan"})
 ADVERSARIAL = tuple(name for name, (config, _) in OBJECTIVES.items() if "gan" in config.kind)
+COSTLY = frozenset({"conditional dcgan", "sngan", "sngan, projection", "wgan-gp", "r3gan"})
+"""Their steps are long; what the others have in common with them stands for them in `make test`."""
+
+
+def each_of(names: Iterable[str], costly: Collection[str] = COSTLY) -> pytest.MarkDecorator:
+    """A test of each of these objectives, of the costly ones in `make test-all` alone."""
+    marks = {True: (pytest.mark.slow,), False: ()}
+    return pytest.mark.parametrize("objective", [pytest.param(name, marks=marks[name in costly]) for name in names])
 
 
 def small_config(objective: str, **changes: object) -> TrainConfig:

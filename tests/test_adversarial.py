@@ -48,6 +48,7 @@ from tests.runs import (
     SMALL_DCGAN,
     SMALL_R3GAN,
     WITH_BATCH_STATISTICS,
+    each_of,
     make_trainer,
     run_steps,
     small_config,
@@ -56,7 +57,7 @@ from tests.runs import (
 SEED = 11
 FIRST_ROW = 6  # not 0, so that a draw that forgets it is another one
 ROWS = 15
-every_objective = pytest.mark.parametrize("objective", ADVERSARIAL)
+every_objective = each_of(ADVERSARIAL)
 CONDITIONAL = [name for name in ADVERSARIAL if getattr(OBJECTIVES[name][0], "conditioning", "none") != "none"]
 PENALIZED = [name for name in ADVERSARIAL if isinstance(OBJECTIVES[name][0], WganGpConfig | R3ganConfig)]
 
@@ -395,7 +396,7 @@ def test_latents_are_the_same_for_one_step_and_others_for_another_step_or_turn(o
     assert first.std() == pytest.approx(1.0, abs=0.25)
 
 
-@pytest.mark.parametrize("objective", [name for name in ADVERSARIAL if "augmented" in name])
+@each_of([name for name in ADVERSARIAL if "augmented" in name])
 @pytest.mark.parametrize("phase", ["discriminator", "generator"])
 def test_the_discriminator_sees_real_and_generated_images_augmented_alike(objective: str, phase: str) -> None:
     trainer = make_trainer(small_config(objective, seed=SEED))

@@ -384,7 +384,11 @@ def test_spectral_norms_go_on_exactly_from_saved_state_and_in_copies(name: str) 
 
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [("dcgan, spectral norm", "inductor"), ("sngan, two blocks and norms", "aot_eager"), ("r3gan", "aot_eager")],
+    [
+        pytest.param("dcgan, spectral norm", "inductor", marks=pytest.mark.slow),
+        ("sngan, two blocks and norms", "aot_eager"),
+        ("r3gan", "aot_eager"),
+    ],
 )
 def test_compiled_networks_are_the_eager_ones(name: str, backend: str) -> None:
     # In float64: compiled code adds up in another order.

@@ -17,7 +17,7 @@ from gen_dist.checkpoint import Checkpoint, checkpoint_paths
 from gen_dist.config import OptimizerConfig, TrainConfig
 from gen_dist.run import train
 from gen_dist.trainer import Trainer
-from tests.runs import OBJECTIVES, assert_same_bits, make_trainer, small_config
+from tests.runs import OBJECTIVES, assert_same_bits, each_of, make_trainer, small_config
 
 TO_NUMBERS = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__")
 
@@ -216,7 +216,7 @@ def test_the_watch_on_reads_sees_them(reads: _Reads) -> None:
     assert not any("int64" in found for found in reads.found)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@each_of(OBJECTIVES)
 def test_a_step_reads_no_number_of_what_it_computes(objective: str, reads: _Reads) -> None:
     """Each such read makes the host wait for a GPU."""
     optimization = OptimizerConfig(warmup_steps=5, decay="cosine", ema_decay=0.99, clip_norm=1.0)

@@ -19,7 +19,7 @@ from gen_dist.checkpoint import checkpoint_paths, load
 from gen_dist.tracking import read_metrics
 from tests.conftest import REPOSITORY
 from tests.rank_worker import LOCAL_STATISTICS, config_of_ranks, evaluations_of_uneven_splits
-from tests.runs import OBJECTIVES, close_losses, losses_of, make_trainer, small_config, write_config
+from tests.runs import COSTLY, OBJECTIVES, close_losses, each_of, losses_of, make_trainer, small_config, write_config
 from tests.two_players import GENERATOR_EVERY, STEPS, all_logs, state_norms, two_players
 
 ONE = [sys.executable]
@@ -44,9 +44,25 @@ def _run(*command: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two processes saw: objectives by name, and some more."""
+    return _results(tmp_path_factory, [name for name in OBJECTIVES if name not in COSTLY])
+
+
+@pytest.fixture(scope="module")
+def costly_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return _results(tmp_path_factory, sorted(COSTLY))
+
+
+@pytest.fixture
+def ranks_of(request: pytest.FixtureRequest, objective: str) -> Any:
+    """What two processes saw of one objective."""
+    return request.getfixturevalue("costly_two_ranks" if objective in COSTLY else "two_ranks")[objective]
+
+
+def _results(tmp_path_factory: pytest.TempPathFactory, objectives: list[str]) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("ranks") / "results.json"
     os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
-    _run(*TWO, REPOSITORY / "tests/rank_worker.py", out)
+    _run(*TWO, REPOSITORY / "tests/rank_worker.py", out, *objectives)
     return {"directory": out.parent, **json.loads(out.read_text())}
 
 
@@ -54,11 +70,11 @@ def test_the_config_file_really_joins_two_processes(two_ranks: dict[str, Any]) -
     assert two_ranks["world_size"] == 2
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_two_ranks_equal_one_rank(two_ranks: dict[str, Any], objective: str) -> None:
+@each_of(OBJECTIVES)
+def test_two_ranks_equal_one_rank(ranks_of: dict[str, Any], objective: str) -> None:
     config = config_of_ranks(objective)
     trainer = make_trainer(config)
-    result = two_ranks[objective]
+    result = ranks_of
     logs = trainer.average_logs([trainer.run_step(step) for step in range(config.steps)])
     assert len(logs) == len(result["logs"]) == 50
     assert losses_of(result["logs"]) == close_losses(losses_of(logs))
@@ -81,9 +97,9 @@ def _numbers(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
     return {name: [row[name] for row in rows if name in row] for name in names}
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@each_of(OBJECTIVES)
 def test_each_turn_reduces_the_gradients_of_what_it_trains_once_and_nothing_else(
-    two_ranks: dict[str, Any], objective: str
+    ranks_of: dict[str, Any], objective: str
 ) -> None:
     """But for the statistics of synchronized batch normalization, which are no gradients of weights."""
     trainer = make_trainer(config_of_ranks(objective))
@@ -92,7 +108,7 @@ def test_each_turn_reduces_the_gradients_of_what_it_trains_once_and_nothing_else
     for phase in trainer.objective.phases().values():
         trained = [p for name in phase.trains for p in networks[name].parameters() if p.requires_grad]
         expected[type(phase).__name__] = [sum(p.numel() for p in trained)] * -(-50 // phase.every)
-    assert two_ranks[objective]["reduced"] == expected
+    assert ranks_of["reduced"] == expected
 
 
 def test_evaluation_takes_the_main_process_batch_statistics_as_saving_does(two_ranks: dict[str, Any]) -> None:

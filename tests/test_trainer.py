@@ -17,14 +17,15 @@ from tests.runs import (
     all_tensors,
     assert_same_bits,
     close_losses,
+    each_of,
     make_trainer,
     run_steps,
     small_config,
 )
 from tests.two_players import two_players
 
-QUICK_TO_COMPILE = ("autoencoder", "beta-vae with warm-up", "iwae", "gan", "wgan-gp, lazy")
-every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
+QUICK_TO_COMPILE = {"autoencoder", "beta-vae with warm-up", "iwae", "wgan-gp, lazy"}
+every_objective = each_of(OBJECTIVES)
 
 
 def _checkpoint_of(trainer: Trainer, step: int) -> Checkpoint:
@@ -32,7 +33,7 @@ def _checkpoint_of(trainer: Trainer, step: int) -> Checkpoint:
     return Checkpoint(step, {name: dict(group) for name, group in trainer.tensors().items()}, facts)
 
 
-@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name not in ADVERSARIAL])
+@each_of([name for name in OBJECTIVES if name not in ADVERSARIAL])
 def test_training_lowers_the_loss(objective: str) -> None:
     losses = run_steps(make_trainer(small_config(objective)), 0, 50)
     # After the warm-up of the KL weight. A Gaussian's loss may be negative: its density is no probability.
@@ -61,17 +62,14 @@ def test_resume_equals_going_on_bit_for_bit(objective: str) -> None:
     assert_same_bits(all_tensors(resumed), all_tensors(uninterrupted))
 
 
-@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name not in WITH_BATCH_STATISTICS])
+@each_of([name for name in OBJECTIVES if name not in WITH_BATCH_STATISTICS])
 def test_accumulated_micro_batches_equal_one_batch(objective: str) -> None:
     whole = run_steps(make_trainer(small_config(objective)), 0, 20)
     parts = run_steps(make_trainer(small_config(objective, accumulation=4)), 0, 20)
     assert parts == close_losses(whole)
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [*QUICK_TO_COMPILE, *(pytest.param(o, marks=pytest.mark.slow) for o in OBJECTIVES if o not in QUICK_TO_COMPILE)],
-)
+@each_of(OBJECTIVES, costly=OBJECTIVES.keys() - QUICK_TO_COMPILE)
 def test_compiled_phases_equal_eager_ones(objective: str) -> None:
     eager = run_steps(make_trainer(small_config(objective)), 0, 20)
     compiled = run_steps(make_trainer(small_config(objective, compile=True)), 0, 20)
