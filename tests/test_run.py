@@ -106,7 +106,10 @@ def test_a_run_writes_what_it_promises(uninterrupted: Path) -> None:
     assert summary["final"]["test/negative_elbo"] == records[-1]["test/negative_elbo"]
     assert summary["images_seen"] == 40 * 24
     assert summary["best"]["test/negative_elbo"] <= summary["final"]["test/negative_elbo"]
-    assert set(summary["pictures"]) == {"samples", "reconstructions", "latent_manifold", "latent_scatter", "curves"}
+    assert set(summary["pictures"]) == {
+        *("samples", "reconstructions", "interpolations", "latent_manifold", "latent_scatter"),
+        *("curves", "class_shares"),
+    }
     for name in summary["pictures"].values():
         with Image.open(uninterrupted / name) as picture:
             assert min(picture.size) > 100
@@ -123,13 +126,14 @@ def test_a_logged_loss_is_the_mean_over_the_steps_since_the_line_before(uninterr
         assert record["train/loss"] == pytest.approx(sum(each[step - 3 : step]) / 3, rel=1e-12)
 
 
-def test_killed_at_twenty_random_moments_it_resumes_to_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_resumes_to_the_same_bits(kills: int, uninterrupted: Path, tmp_path: Path) -> None:
     started = time.perf_counter()
     assert _in_child(lambda: _train(tmp_path / "timed")) == 0
     duration = time.perf_counter() - started
     chance = random.Random(20)
     killed_at: list[int] = []
-    while len(killed_at) < 20:
+    while len(killed_at) < kills:
         path = tmp_path / f"run{len(killed_at)}"
         status = _in_child(lambda path=path: _train(path), chance.uniform(0.02, 0.98) * duration)  # type: ignore[misc]
         if not os.WIFSIGNALED(status):
@@ -138,7 +142,7 @@ def test_killed_at_twenty_random_moments_it_resumes_to_the_same_bits(uninterrupt
         killed_at.append(max((int(p.name[5:]) for p in checkpoint_paths(path)), default=0))
         assert _in_child(lambda path=path: _train(path)) == 0  # type: ignore[misc]
         _assert_equals_uninterrupted(path, uninterrupted)
-    assert len(set(killed_at)) > 4
+    assert len(set(killed_at)) > kills // 5
 
 
 def _train(path: Path) -> None:

@@ -14,16 +14,21 @@ from torch import Tensor, nn
 
 from gen_dist.sync_batch_norm import SyncBatchNorm, synchronize
 from tests.conftest import REPOSITORY
-from tests.sync_batch_norm_worker import HOW, STEPS, make_case, run_case
+from tests.sync_batch_norm_worker import CASES, STEPS, make_case, run_case
 
 TWO = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/configs/cpu_2_processes.yaml"]
 
 
+@pytest.fixture(scope="module", params=["eager", pytest.param("compiled", marks=pytest.mark.slow)])
+def how(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+def two_ranks(how: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     out = tmp_path_factory.mktemp("ranks")
     done = subprocess.run(
-        [*TWO, "tests/sync_batch_norm_worker.py", str(out)],
+        [*TWO, "tests/sync_batch_norm_worker.py", str(out), how],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
@@ -47,17 +52,13 @@ def _expected(name: str) -> dict[str, Tensor]:
     return run_case(layer.double(), layer, inputs.double(), factors.double())
 
 
-@pytest.mark.parametrize(("name", "how"), [(name, how) for name in HOW for how in HOW[name]])
-def test_two_ranks_normalize_as_one_does_the_whole_batch(
-    two_ranks: list[dict[str, Tensor]], name: str, how: str
-) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_normalize_as_one_does_the_whole_batch(two_ranks: list[dict[str, Tensor]], name: str) -> None:
     expected = _expected(name)
-    first, second = (
-        {key: value for key, value in rank.items() if key.startswith(f"{name}, {how}: ")} for rank in two_ranks
-    )
+    first, second = ({key: value for key, value in rank.items() if key.startswith(f"{name}: ")} for rank in two_ranks)
     assert len(first) == len(expected) == 2 * STEPS + (3 if "no weights" in name else 5)
     for key, value in expected.items():
-        one, other = (rank[f"{name}, {how}: {key}"] for rank in (first, second))
+        one, other = (rank[f"{name}: {key}"] for rank in (first, second))
         if key.startswith(("outputs", "gradients")):
             _assert_close(torch.cat([one, other]), value)
         elif key.startswith("gradient of"):
@@ -67,7 +68,7 @@ def test_two_ranks_normalize_as_one_does_the_whole_batch(
             _assert_close(one, value)
 
 
-@pytest.mark.parametrize("name", HOW)
+@pytest.mark.parametrize("name", CASES)
 def test_in_one_process_it_is_torchs_own(name: str) -> None:
     layer, inputs, factors = make_case(name)
     results = run_case(synchronize(layer), layer, inputs, factors)

@@ -24,7 +24,7 @@ from tests.runs import (
 )
 from tests.two_players import two_players
 
-QUICK_TO_COMPILE = {"autoencoder", "beta-vae with warm-up", "iwae", "wgan-gp, lazy"}
+QUICK_TO_COMPILE = {"beta-vae with warm-up", "iwae", "wgan-gp, lazy"}
 every_objective = each_of(OBJECTIVES)
 
 
