@@ -32,8 +32,9 @@ _MNIST = TrainConfig(
     optimization=OptimizerConfig(betas=(0.9, 0.98), warmup_steps=80, decay="linear"),
 )
 
+# Five epochs of 60,000 images.
 _MNIST_GAN = TrainConfig(
-    steps=5000,
+    steps=2300,
     global_batch_size=128,
     learning_rate=5e-4,
     checkpoint_every=500,
@@ -78,6 +79,7 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     "gan-mnist": replace(
         _MNIST_GAN,
+        steps=5000,
         learning_rate=2e-4,
         network=MlpConfig(hidden_sizes=(512, 256), activation="leaky_relu", latent_dim=64),
     ),
@@ -85,6 +87,7 @@ PRESETS: dict[str, TrainConfig] = {
     "dcgan-mnist": _MNIST_GAN,
     "dcgan-64": replace(
         _MNIST_GAN,
+        steps=5000,
         data="cifar10",
         packing=DataConfig(image_size=64),
         global_batch_size=64,
@@ -94,6 +97,7 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     "wgan-gp-mnist": replace(
         _MNIST_GAN,
+        steps=10_000,
         learning_rate=2e-4,
         network=DcganConfig(feature_maps=32, latent_dim=64, discriminator_norm="none"),
         objective=WganGpConfig(),
