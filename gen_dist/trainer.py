@@ -224,8 +224,9 @@ class _Turn:
         with self._freezing():
             for index, batch in enumerate(micro_batches):
                 last = index == len(micro_batches) - 1
-                # Once a step, however many micro-batches it has: their number is not to change the run.
-                iterate_spectral_norms(self.phase, index == 0)
+                if len(micro_batches) > 1:
+                    # Once a step, however many micro-batches it has: their number is not to change the run.
+                    iterate_spectral_norms(self.phase, index == 0)
                 with parallel.local_gradients(self._module, only=not last):
                     loss, log = self._forward(batch)
                     self.scaler.scale(loss if last and index == 0 else loss * share).backward()
