@@ -151,24 +151,20 @@ def block_of_loop(steps: int) -> float:
     return time.perf_counter() - start
 
 
-def losses_of_loop(generator: list[Array], discriminator: list[Array], latents: dict[str, Array]) -> dict[str, float]:
-    """Losses of one step on the first batch, from these weights; latents [B, D] by the phase that draws them."""
+def losses_of_loop(generator: list[Array], discriminator: list[Array], latents: Array) -> dict[str, float]:
+    """Losses of one step on the first batch, from these weights, with latents [B, D]."""
     loop, batches = loop_of_this_process()
     loop.load(*([torch.from_numpy(value) for value in values] for values in (generator, discriminator)))
-    # The loop would show its generator the images that the discriminator has seen; ours draws new ones.
-    fakes = [loop.generate(torch.from_numpy(latents[name])) for name in ("discriminator", "generator")]
-    return loop.discriminator_turn(batches[0], fakes[0]) | loop.generator_turn(fakes[1])
+    fake = loop.generate(torch.from_numpy(latents))
+    # The loop would begin with its discriminator; ours begins with the generator.
+    return loop.generator_turn(fake) | loop.discriminator_turn(batches[0], fake)
 
 
 def difference_of_losses(trainer: Trainer, other: ProcessPoolExecutor) -> float:
     """The largest relative difference between the losses of our first step and the loop's."""
     config = trainer.config
-    key = torch.tensor([config.seed, 0])
-    streams = {"discriminator": Stream.DISCRIMINATOR_LATENTS, "generator": Stream.GENERATOR_LATENTS}
-    latents = {
-        name: normal(key, stream, 0, config.global_batch_size, config.network.latent_dim).numpy()
-        for name, stream in streams.items()
-    }
+    key, size = torch.tensor([config.seed, 0]), (config.global_batch_size, config.network.latent_dim)
+    latents = normal(key, Stream.GENERATOR_LATENTS, 0, *size).numpy()
     networks = trainer.objective.networks
     generator, discriminator = (
         [parameter.detach().numpy().copy() for parameter in networks[name].parameters()]
@@ -176,7 +172,7 @@ def difference_of_losses(trainer: Trainer, other: ProcessPoolExecutor) -> float:
     )
     theirs = other.submit(losses_of_loop, generator, discriminator, latents).result()
     logs = trainer.run_step(0)
-    losses = [(float(logs[f"{name}/loss"]), theirs[f"{name}_loss"]) for name in streams]
+    losses = [(float(logs[f"{name}/loss"]), theirs[f"{name}_loss"]) for name in networks]
     return max(abs(our - their) / abs(their) for our, their in losses)
 
 

@@ -1,4 +1,4 @@
-"""Differentiable augmentation of what a discriminator sees (DiffAugment: Zhao et al. 2020).
+"""Differentiable augmentation of what a discriminator sees (DiffAugment: Zhao et al. 2020), and noise on top of it.
 
 Real and generated images are changed alike, and the generator's gradient passes through. Every number drawn is keyed by
 (seed, stream, step, global row), so that an image is changed alike whatever rank or micro-batch holds it.
@@ -6,6 +6,9 @@ Real and generated images are changed alike, and the generator's gradient passes
 What is moved in or cut out is 0, mid-grey, as in the paper, and not the -1 of a black background. On black a shift or a
 cut could not be told from a digit that stands off its centre or is drawn in part: the generator could learn to make
 such images. On grey the discriminator sees what was done to an image, and judges the rest of it.
+
+Noise (Soenderby et al. 2017, section 3.4; Arjovsky & Bottou 2017, section 3) hides what tells all real images from all
+generated ones at a glance, such as a background of exactly one value: the discriminator has to look at the rest.
 """
 
 import math
@@ -18,15 +21,17 @@ from gen_dist.config import Augmentation
 from kernels import normal
 
 DRAWS = 7
-"""Numbers drawn for one image, whatever is done to it: leaving one kind out changes no other."""
+"""Numbers drawn for one image, whatever is done to it: leaving one kind out changes no other. Noise takes more."""
 TRANSLATION = 1 / 8
 """Furthest shift, in sides."""
 CUTOUT = 1 / 2
 """Side of the square that is cut out, in sides; the part of it outside the image is lost."""
+NOISE = 0.2
+"""Standard deviation of the noise; black and white are 2 apart."""
 
 
 def augment(images: Tensor, kinds: Sequence[Augmentation], rng: Tensor, stream: int, first_row: int) -> Tensor:
-    """Change colours, then shift, then cut a square out: those of `kinds`, always in this order.
+    """Change colours, then shift, then cut a square out, then add noise: those of `kinds`, always in this order.
 
     Args:
         images: float [B, C, H, W] in -1..1.
@@ -36,11 +41,13 @@ def augment(images: Tensor, kinds: Sequence[Augmentation], rng: Tensor, stream: 
         first_row: global row of images[0].
 
     Returns:
-        As `images`; changed colours may leave -1..1. Differentiable in the images any number of times.
+        As `images`; changed colours and noise may leave -1..1. Differentiable in the images any number of times.
     """
     if not kinds:
         return images
-    brightness, saturation, contrast, *places = uniform(rng, stream, first_row, len(images), DRAWS).unbind(1)
+    pixels = images[0].numel() if "noise" in kinds else 0
+    drawn = normal(rng, stream, first_row, len(images), DRAWS + pixels)
+    brightness, saturation, contrast, *places = _to_uniform(drawn[:, :DRAWS]).unbind(1)
     if "colour" in kinds:
         images = _change_colours(images, brightness, saturation, contrast)
     kept: Tensor | None = None
@@ -49,12 +56,18 @@ def augment(images: Tensor, kinds: Sequence[Augmentation], rng: Tensor, stream: 
     if "cutout" in kinds:
         outside = _outside_cut(images.shape[2:], *places[2:])
         kept = outside if kept is None else kept & outside
-    return images if kept is None else images * kept
+    if kept is not None:
+        images = images * kept
+    return images.add(drawn[:, DRAWS:].view_as(images), alpha=NOISE) if pixels else images
 
 
 def uniform(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
     """Float32 [rows, width] in 0..1, both ends included, keyed as `normal` is: the normal CDF of normal draws."""
-    return 0.5 + 0.5 * torch.erf(normal(rng, stream, first_row, rows, width) * math.sqrt(0.5))
+    return _to_uniform(normal(rng, stream, first_row, rows, width))
+
+
+def _to_uniform(normals: Tensor) -> Tensor:
+    return 0.5 + 0.5 * torch.erf(normals * math.sqrt(0.5))
 
 
 def _integers(uniforms: Tensor, count: int) -> Tensor:

@@ -208,7 +208,7 @@ class VaeConfig:
 
 GanLoss = Literal["non_saturating", "least_squares", "hinge", "wasserstein"]
 Conditioning = Literal["none", "concat", "projection"]
-Augmentation = Literal["colour", "translation", "cutout"]
+Augmentation = Literal["colour", "translation", "cutout", "noise"]
 
 
 @dataclass(frozen=True)

@@ -37,12 +37,8 @@ class Stream(IntEnum):
     GENERATOR_FAKE_AUGMENTATION = 12
     """Augmentation of generated images in the generator's turn."""
     DISCRIMINATOR_LATENTS = 13
-    """Latents of the generated images that a discriminator learns from."""
+    """Latents of the generated images that a discriminator learns from at steps without a turn of the generator."""
     GENERATOR_LATENTS = 14
     """Latents of the images that a generator learns by."""
     PENALTY_MIX = 15
     """Where between a real and a generated image a gradient penalty is taken."""
-    GENERATOR_POSTERIOR_LATENTS = 16
-    """Noise that reparameterizes the posterior in the generator's turn of a VAE-GAN."""
-    DISCRIMINATOR_POSTERIOR_LATENTS = 17
-    """The same in its discriminator's turn."""

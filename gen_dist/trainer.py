@@ -18,7 +18,7 @@ from gen_dist.config import OptimizerConfig, TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.networks import iterate_spectral_norms
-from gen_dist.objectives import Batch, Objective, Phase, build_objective
+from gen_dist.objectives import Batch, Objective, Phase, TurnResult, build_objective
 from gen_dist.optimizers import LightAdam, build_optimizer
 from gen_dist.parallel import Processes
 from gen_dist.score_bins import SCORE_EDGES
@@ -84,9 +84,14 @@ class Trainer:
             if step % turn.phase.every:
                 continue
             penalized = step % turn.phase.penalty_every == 0
-            batches = [batch._replace(penalized=penalized) for batch in micro_batches]
+            micro_batches = [batch._replace(penalized=penalized) for batch in micro_batches]
+            turn_logs, handed_on = turn.take(micro_batches, learning_rate)
+            micro_batches = [
+                batch._replace(handed_on={**batch.handed_on, **more})
+                for batch, more in zip(micro_batches, handed_on, strict=True)
+            ]
             prefix = f"{name}/" if len(self._turns) > 1 else ""
-            logs |= {prefix + key: value for key, value in turn.take(batches, learning_rate).items()}
+            logs |= {prefix + key: value for key, value in turn_logs.items()}
         if self.averaged is not None:
             _move_average(self.averaged, self.objective, self.config.optimization, step)
         return logs
@@ -217,9 +222,15 @@ class _Turn:
                 phase.compile()
             self._module = parallel.averaging_gradients(phase, processes)
 
-    def take(self, micro_batches: list[Batch], learning_rate: float) -> dict[str, Tensor]:
-        """Gradients over all micro-batches, then one optimizer step. Returns the mean of the logs."""
+    def take(
+        self, micro_batches: list[Batch], learning_rate: float
+    ) -> tuple[dict[str, Tensor], list[Mapping[str, Tensor]]]:
+        """Gradients over all micro-batches, then one optimizer step.
+
+        Returns the mean of the logs, and what the phase hands on of each micro-batch.
+        """
         logs: list[dict[str, Tensor]] = []
+        handed_on: list[Mapping[str, Tensor]] = []
         share = 1.0 / len(micro_batches)
         with self._freezing():
             for index, batch in enumerate(micro_batches):
@@ -228,9 +239,10 @@ class _Turn:
                     # Once a step, however many micro-batches it has: their number is not to change the run.
                     iterate_spectral_norms(self.phase, index == 0)
                 with parallel.local_gradients(self._module, only=not last):
-                    loss, log = self._forward(batch)
+                    loss, log, more = self._forward(batch)
                     self.scaler.scale(loss if last and index == 0 else loss * share).backward()
                 logs.append(log)
+                handed_on.append(more)
         self.scaler.unscale_(self._optimizer)
         if self._clip_norm is not None or self.phase.logs_gradient_norm:
             norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm or math.inf)
@@ -244,18 +256,17 @@ class _Turn:
             self.scaler.update()
             self._optimizer.zero_grad(set_to_none=True)
         if len(logs) == 1:
-            return logs[0]
+            return logs[0], handed_on
         together: dict[str, Tensor] = {}
         for key, value in logs[0].items():
             values = [log[key] for log in logs if key in log]
             together[key] = torch.cat(values) if value.ndim else torch.stack(values).sum() * share
-        return together
+        return together, handed_on
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _forward(self, batch: Batch) -> TurnResult:
         try:
             with self._autocast():
-                loss, log = self._module(batch)
-            return loss, log
+                return TurnResult(*self._module(batch))
         except torch._dynamo.exc.BackendCompilerFailed as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"torch.compile failed: {reason}; mend that, or leave out --compile") from error

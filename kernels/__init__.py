@@ -1,7 +1,16 @@
 """The training step's random draws and heaviest arithmetic behind plain functions. Imports nothing of gen_dist."""
 
+from kernels.convolution import DoublingConvolution, HalvingConvolution
 from kernels.latent import LOGVAR_RANGE, reparameterize_kl
 from kernels.linear import Linear
 from kernels.noise import binarize, normal
 
-__all__ = ["LOGVAR_RANGE", "Linear", "binarize", "normal", "reparameterize_kl"]
+__all__ = [
+    "LOGVAR_RANGE",
+    "DoublingConvolution",
+    "HalvingConvolution",
+    "Linear",
+    "binarize",
+    "normal",
+    "reparameterize_kl",
+]

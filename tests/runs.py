@@ -39,7 +39,7 @@ SMALL_DCGAN = DcganConfig(feature_maps=4, latent_dim=5)
 UNMIXED_DCGAN = DcganConfig(feature_maps=4, latent_dim=5, generator_norm="group", discriminator_norm="none")
 SMALL_SNGAN = ResnetConfig(feature_maps=(4, 6, 6), latent_dim=5, generator_norm="group", spectral_norm=True)
 SMALL_R3GAN = ResnetConfig(block="r3gan", feature_maps=(4, 8), latent_dim=5)
-ALL_AUGMENTATIONS: tuple[Augmentation, ...] = ("colour", "translation", "cutout")
+ALL_AUGMENTATIONS: tuple[Augmentation, ...] = ("colour", "translation", "cutout", "noise")
 
 # A new objective or network has one line here; all tests that take every objective then take it.
 OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {

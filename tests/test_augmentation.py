@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gen_dist.augmentation import DRAWS, augment
+from gen_dist.augmentation import DRAWS, NOISE, augment
 from gen_dist.config import Augmentation
 from gen_dist.randomness import Stream
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 RNG = torch.tensor([7, 3])
 STREAM = Stream.REAL_AUGMENTATION
 ALL: tuple[Augmentation, ...] = get_args(Augmentation)
-SETS = [kinds for count in range(1, 4) for kinds in itertools.combinations(ALL, count)]
+SETS = [kinds for count in range(1, 5) for kinds in itertools.combinations(ALL, count)]
 
 
 def images_of(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -58,12 +58,26 @@ def test_each_part_of_the_key_changes_what_is_done(change: str) -> None:
 
 def test_leaving_a_kind_out_changes_no_other_and_their_order_does_not_matter() -> None:
     images = images_of(16, 3, 16, 16)
-    everything = augmented(images, ALL)
+    kinds: tuple[Augmentation, ...] = ("colour", "translation", "cutout")
+    everything = augmented(images, kinds)
     one_by_one = images
-    for kind in ("colour", "translation", "cutout"):
+    for kind in kinds:
         one_by_one = augmented(one_by_one, (kind,))
     torch.testing.assert_close(everything, one_by_one, rtol=0, atol=1e-6)
-    assert torch.equal(everything, augmented(images, ALL[::-1]))
+    assert torch.equal(everything, augmented(images, kinds[::-1]))
+
+
+def test_noise_is_added_last_and_is_normal_and_of_its_own_draws() -> None:
+    images = images_of(200, 3, 16, 16)
+    noise = augmented(images, ("noise",)) - images
+    assert noise.std() == pytest.approx(NOISE, rel=0.01) and noise.mean() == pytest.approx(0.0, abs=0.01 * NOISE)
+    assert (noise.abs() > 3 * NOISE).double().mean() == pytest.approx(2.7e-3, rel=0.15)
+    shifts = torch.corrcoef(torch.stack([noise[:, :, :, :-1].flatten(), noise[:, :, :, 1:].flatten()]))[0, 1]
+    assert abs(float(shifts)) < 0.01
+    # Over what was cut out as well: nothing of it is left as it was.
+    everything = augmented(images, ("cutout", "noise"))
+    assert (everything == 0.0).double().mean() < 1e-4
+    assert augmented(images, ("cutout",)).eq(0.0).double().mean() > 0.1
 
 
 def test_colours_are_those_of_the_paper_one_after_the_other() -> None:
@@ -185,7 +199,7 @@ def test_one_image_takes_as_many_draws_whatever_is_done(monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "normal", counted)
     for kinds in SETS:
         augmented(images_of(2, 1, 8, 8), kinds)
-    assert widths == [DRAWS] * len(SETS)
+    assert widths == [DRAWS + (64 if "noise" in kinds else 0) for kinds in SETS]
 
 
 def test_the_ends_of_the_draws_stay_in_the_image(monkeypatch: pytest.MonkeyPatch) -> None:

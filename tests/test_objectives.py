@@ -148,7 +148,8 @@ def test_the_loss_of_a_phase_its_logs_and_its_gradients_are_those_of_the_paper(
     images = torch.from_numpy(trainer.dataset.train.images[30:45])
     batch = Batch(images, torch.zeros(15, dtype=torch.int64), torch.tensor([SEED, step]), FIRST_ROW)
     (phase,) = trainer.objective.phases().values()
-    loss, logs = phase(batch)
+    loss, logs, handed_on = phase(batch)
+    assert handed_on == {}
     expected_loss, expected_logs = _Reference(trainer, images, step, FIRST_ROW, test=False).training()
     _assert_equal({"the loss": loss} | logs, {"the loss": expected_loss} | expected_logs)
     assert not any(value.requires_grad for value in logs.values())

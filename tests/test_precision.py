@@ -70,7 +70,7 @@ def test_fp16_penalizes_slopes_of_scores_that_no_loss_scale_has_enlarged(objecti
 def test_an_overflow_in_one_turn_skips_no_step_of_the_other_and_leaves_its_loss_scale(overflowing: str) -> None:
     trainer = _with_loss_scale(small_config("gan", precision="fp16"), 256.0)
     scales = trainer.loss_scales()
-    assert list(scales) == ["discriminator", "generator"]
+    assert list(scales) == ["generator", "discriminator"]
     scales[overflowing]["scale"] = 2.0**100
     facts = {"data_digest": trainer.dataset.digest, "loss_scales": scales}
     trainer.load(Checkpoint(0, trainer.tensors(), facts))
@@ -88,16 +88,16 @@ def test_an_overflow_in_one_turn_skips_no_step_of_the_other_and_leaves_its_loss_
 @pytest.mark.parametrize(
     ("objective", "penalized", "unpenalized"),
     [
-        ("wgan-gp", ["narrow", "float32", "narrow"], None),
-        ("wgan-gp, lazy", ["narrow", "float32", "narrow"], ["narrow"]),
-        ("r3gan", ["float32", "narrow"], None),
-        ("r3gan, lazy, conditional, augmented", ["float32", "narrow"], ["narrow", "narrow"]),
+        ("wgan-gp", ["narrow", "narrow", "float32"], None),
+        ("wgan-gp, lazy", ["narrow", "narrow", "float32"], ["narrow"]),
+        ("r3gan", ["narrow", "float32"], None),
+        ("r3gan, lazy, conditional, augmented", ["narrow", "float32"], ["narrow", "narrow"]),
     ],
 )
 def test_slopes_that_are_penalized_are_computed_in_float32_and_nothing_else_is(
     objective: str, penalized: list[str], unpenalized: list[str] | None, precision: Any
 ) -> None:
-    """By the products in the discriminator at the first two steps: the penalty, then the generator's turn if it is."""
+    """By the products in the discriminator at the first two steps: the generator's turn if it is, then the other's."""
     trainer = make_trainer(small_config(objective, precision=precision))
     seen: list[str] = []
     discriminator = trainer.objective.networks["discriminator"]

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gen_dist import parallel
 from gen_dist.config import OptimizerConfig
-from gen_dist.objectives import Batch, Objective, Phase
+from gen_dist.objectives import Batch, Objective, Phase, TurnResult
 from gen_dist.randomness import Stream
 from gen_dist.trainer import Trainer
 from kernels import normal
@@ -50,11 +50,11 @@ class DiscriminatorPhase(Phase):
         super().__init__(objective)
         self.trains = ("discriminator",)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> TurnResult:
         discriminator = self.objective.networks["discriminator"]
         real = discriminator(batch.images.flatten(1) / 255.0)
         loss = softplus(-real).mean() + softplus(discriminator(self.objective.fakes(batch))).mean()
-        return loss, {"loss": loss.detach(), "real": real.detach().mean()}
+        return TurnResult(loss, {"loss": loss.detach(), "real": real.detach().mean()})
 
 
 class GeneratorPhase(Phase):
@@ -65,9 +65,9 @@ class GeneratorPhase(Phase):
         super().__init__(objective)
         self.trains = ("generator",)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> TurnResult:
         loss = softplus(-self.objective.networks["discriminator"](self.objective.fakes(batch))).mean()
-        return loss, {"loss": loss.detach()}
+        return TurnResult(loss, {"loss": loss.detach()})
 
 
 def two_players(**changes: Any) -> Trainer:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gen_dist.config import DcganConfig
 from gen_dist.errors import ConfigError
 from gen_dist.networks.base import Decoder, Encoder, channels_last, norm_layer, set_bias, spectrally_normalize
-from kernels import Linear
+from kernels import DoublingConvolution, HalvingConvolution, Linear
 
 
 def _halvings(side: int) -> int:
@@ -61,7 +61,7 @@ class DcganEncoder(Encoder):
         layers: list[nn.Module] = []
         inputs = image_shape[0]
         for level, count in enumerate(channels):
-            layers.append(nn.Conv2d(inputs, count, kernel_size=4, stride=2, padding=1, bias=norm == "none"))
+            layers.append(HalvingConvolution(inputs, count, bias=norm == "none"))
             if level:
                 layers.append(norm_layer(norm, count))
             layers.append(nn.LeakyReLU(0.2))
@@ -93,7 +93,7 @@ class DcganDecoder(Decoder):
             layers += [
                 norm_layer(norm, before),
                 nn.ReLU(),
-                nn.ConvTranspose2d(before, after, kernel_size=4, stride=2, padding=1, bias=bias),
+                DoublingConvolution(before, after, bias=bias),
             ]
         self.convolutions = nn.Sequential(*layers)
         _draw_weights(self)

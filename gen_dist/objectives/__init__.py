@@ -10,14 +10,14 @@ from gen_dist.config import (
     WganGpConfig,
 )
 from gen_dist.objectives.autoencoder import Autoencoder
-from gen_dist.objectives.base import Batch, Objective, Phase
+from gen_dist.objectives.base import Batch, Objective, Phase, TurnResult
 from gen_dist.objectives.gan import Gan
 from gen_dist.objectives.r3gan import R3gan
 from gen_dist.objectives.vae import Vae
 from gen_dist.objectives.vae_gan import VaeGan
 from gen_dist.objectives.wgan_gp import WganGp
 
-__all__ = ["Batch", "Objective", "Phase", "build_objective"]
+__all__ = ["Batch", "Objective", "Phase", "TurnResult", "build_objective"]
 
 
 def build_objective(config: TrainConfig, image_shape: tuple[int, int, int], classes: int) -> Objective:

@@ -1,4 +1,8 @@
-"""What all adversarial objectives share: two players, how they see images, and the turns they take."""
+"""What all adversarial objectives share: two players, how they see images, and the turns they take.
+
+The generator has its turn first and hands its images on. The discriminator judges those very images, so that none is
+generated twice; only at steps without a turn of the generator are new ones drawn.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,8 @@ DISCRIMINATOR_STREAMS = Streams(Stream.DISCRIMINATOR_LATENTS, Stream.REAL_AUGMEN
 GENERATOR_STREAMS = Streams(
     Stream.GENERATOR_LATENTS, Stream.GENERATOR_REAL_AUGMENTATION, Stream.GENERATOR_FAKE_AUGMENTATION
 )
+GENERATED = "generated"
+"""What the generator's turn hands on: its images, float32 [B, C, H, W]."""
 
 
 class Adversarial(Objective):
@@ -86,10 +92,13 @@ class Adversarial(Objective):
         """Training images as the discriminator sees them."""
         return augment(signed_unit(batch.images), self.augmentation, batch.rng, streams.real, batch.first_row)
 
-    def fake(self, batch: Batch, streams: Streams) -> Tensor:
-        """As many new images, of the same classes, as the discriminator sees them."""
+    def generate(self, batch: Batch, streams: Streams) -> Tensor:
+        """As many new images, of the same classes."""
         latents = normal(batch.rng, streams.latents, batch.first_row, len(batch.images), self.latent_dim)
-        generated = self.decode(latents, batch.labels)
+        return self.decode(latents, batch.labels)
+
+    def fake(self, generated: Tensor, batch: Batch, streams: Streams) -> Tensor:
+        """Generated images as the discriminator sees them."""
         return augment(generated, self.augmentation, batch.rng, streams.fake, batch.first_row)
 
     def scores(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -117,6 +126,18 @@ class Adversarial(Objective):
             )
 
 
+class GeneratorPhase(Phase):
+    """The generator's turn; it hands on what it generated."""
+
+    objective: Adversarial
+    logs_gradient_norm = True
+
+    def __init__(self, objective: Adversarial, every: int = 1) -> None:
+        super().__init__(objective)
+        self.trains = ("generator",)
+        self.every = every
+
+
 class DiscriminatorPhase(Phase):
     """The discriminator's turn: `losses` says what it minimizes."""
 
@@ -127,17 +148,13 @@ class DiscriminatorPhase(Phase):
         super().__init__(objective)
         self.trains = ("discriminator",)
 
-
-class GeneratorPhase(Phase):
-    """The generator's turn."""
-
-    objective: Adversarial
-    logs_gradient_norm = True
-
-    def __init__(self, objective: Adversarial, every: int = 1) -> None:
-        super().__init__(objective)
-        self.trains = ("generator",)
-        self.every = every
+    def real_and_fake(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Training images and generated ones, as the discriminator sees them."""
+        game = self.objective
+        generated = batch.handed_on.get(GENERATED)
+        if generated is None:
+            generated = game.generate(batch, DISCRIMINATOR_STREAMS).detach()
+        return game.real(batch, DISCRIMINATOR_STREAMS), game.fake(generated, batch, DISCRIMINATOR_STREAMS)
 
 
 def told_right(real_scores: Tensor, fake_scores: Tensor, threshold: float) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from gen_dist.config import AutoencoderConfig, NetworkConfig
 from gen_dist.losses import bernoulli_nll, squared_error
-from gen_dist.objectives.base import Batch, EncoderDecoder, Phase, unit_interval
+from gen_dist.objectives.base import Batch, EncoderDecoder, Phase, TurnResult, unit_interval
 
 
 class Autoencoder(EncoderDecoder):
@@ -34,6 +34,6 @@ class Reconstruct(Phase):
 
     objective: Autoencoder
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> TurnResult:
         loss = self.objective.reconstruction_error(batch.images).mean()
-        return loss, {"loss": loss.detach(), "reconstruction_error": loss.detach()}
+        return TurnResult(loss, {"loss": loss.detach(), "reconstruction_error": loss.detach()})

@@ -1,6 +1,6 @@
 """What the trainer knows of an objective: its networks, and an ordered list of phases that train them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,10 +29,23 @@ class Batch(NamedTuple):
     """Global row of images[0]: its place in the global batch, whatever rank holds it."""
     penalized: bool = True
     """Whether a penalty that a phase computes at some steps only is due."""
+    handed_on: Mapping[str, Tensor] = {}
+    """What the phases that had their turns before, in the same step, computed of this micro-batch, by its name."""
+
+
+class TurnResult(NamedTuple):
+    """What a phase computes of a micro-batch."""
+
+    loss: Tensor
+    """float32 []: to be minimized, a mean over the images."""
+    logs: dict[str, Tensor]
+    """To be logged, detached: means [] over the images, or one value for each image, [B], of which a histogram is."""
+    handed_on: Mapping[str, Tensor] = {}  # a default of a named tuple, and nobody writes to it
+    """Detached, for the phases after it in the same step."""
 
 
 class Phase(nn.Module):
-    """One optimizer's turn within a step: `forward(batch) -> (loss, logs)` is the whole computation of that turn.
+    """One optimizer's turn within a step: `forward(batch)` is the whole computation of that turn.
 
     It holds the objective with all its networks, and names those it trains (all, unless it says otherwise); the
     trainer freezes the rest. So it can be wrapped by DistributedDataParallel and compiled as one thing.
@@ -52,11 +65,8 @@ class Phase(nn.Module):
         self.objective = objective
         self.trains = tuple(objective.networks)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss [] to minimize, a mean over the images of the batch, and what to log, detached.
-
-        Logs are means [] over the images, or one value for each image, [B], of which a histogram is logged.
-        """
+    def forward(self, batch: Batch) -> TurnResult:
+        """Loss, logs and what later phases of the step can use."""
         raise NotImplementedError
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from gen_dist.config import GanConfig, NetworkConfig
 from gen_dist.losses import fake_loss, generator_loss, real_loss
 from gen_dist.objectives.adversarial import (
-    DISCRIMINATOR_STREAMS,
+    GENERATED,
     GENERATOR_STREAMS,
     Adversarial,
     DiscriminatorPhase,
     GeneratorPhase,
     told_right,
 )
-from gen_dist.objectives.base import Batch, Phase
+from gen_dist.objectives.base import Batch, Phase, TurnResult
 
 
 class Gan(Adversarial):
@@ -27,7 +25,7 @@ class Gan(Adversarial):
         self.config = config
 
     def phases(self) -> dict[str, Phase]:
-        return {"discriminator": TellApart(self), "generator": Deceive(self, self.config.generator_every)}
+        return {"generator": Deceive(self, self.config.generator_every), "discriminator": TellApart(self)}
 
 
 class TellApart(DiscriminatorPhase):
@@ -35,13 +33,12 @@ class TellApart(DiscriminatorPhase):
 
     objective: Gan
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> TurnResult:
         game, loss_name = self.objective, self.objective.config.loss
-        real, fake = (image_of(batch, DISCRIMINATOR_STREAMS) for image_of in (game.real, game.fake))
-        real_scores, fake_scores = game.scores_of_both(real, fake.detach(), batch.labels)
+        real_scores, fake_scores = game.scores_of_both(*self.real_and_fake(batch), batch.labels)
         loss = (real_loss(loss_name, real_scores) + fake_loss(loss_name, fake_scores)).mean()
         threshold = 0.5 if loss_name == "least_squares" else 0.0  # half-way between its two targets
-        return loss, {"loss": loss.detach(), **told_right(real_scores, fake_scores, threshold)}
+        return TurnResult(loss, {"loss": loss.detach(), **told_right(real_scores, fake_scores, threshold)})
 
 
 class Deceive(GeneratorPhase):
@@ -49,7 +46,9 @@ class Deceive(GeneratorPhase):
 
     objective: Gan
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        fake = self.objective.fake(batch, GENERATOR_STREAMS)
-        loss = generator_loss(self.objective.config.loss, self.objective.scores(fake, batch.labels)).mean()
-        return loss, {"loss": loss.detach()}
+    def forward(self, batch: Batch) -> TurnResult:
+        game = self.objective
+        generated = game.generate(batch, GENERATOR_STREAMS)
+        scores = game.scores(game.fake(generated, batch, GENERATOR_STREAMS), batch.labels)
+        loss = generator_loss(game.config.loss, scores).mean()
+        return TurnResult(loss, {"loss": loss.detach()}, {GENERATED: generated.detach()})

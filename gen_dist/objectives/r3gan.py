@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from gen_dist.config import NetworkConfig, R3ganConfig
+from gen_dist.config import NetworkConfig, R3ganConfig, ResnetConfig
 from gen_dist.losses import relativistic_loss, zero_centred_penalty
 from gen_dist.objectives.adversarial import (
-    DISCRIMINATOR_STREAMS,
+    GENERATED,
     GENERATOR_STREAMS,
     Adversarial,
     DiscriminatorPhase,
@@ -16,7 +15,7 @@ from gen_dist.objectives.adversarial import (
     pairs_told_right,
     slopes_and_scores,
 )
-from gen_dist.objectives.base import Batch, Phase
+from gen_dist.objectives.base import Batch, Phase, TurnResult
 
 
 class R3gan(Adversarial):
@@ -25,13 +24,14 @@ class R3gan(Adversarial):
     def __init__(
         self, config: R3ganConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
     ) -> None:
-        # As in the paper, the generator's last layer is linear.
-        super().__init__(network, image_shape, classes, config.conditioning, config.augmentation, bounded=False)
+        # The paper's own generator ends with a linear layer; others end as they do in their papers.
+        bounded = not (isinstance(network, ResnetConfig) and network.block == "r3gan")
+        super().__init__(network, image_shape, classes, config.conditioning, config.augmentation, bounded)
         self.config = config
         self.refuse_batch_norm()
 
     def phases(self) -> dict[str, Phase]:
-        return {"discriminator": TellPairsApart(self), "generator": WinPairs(self)}
+        return {"generator": WinPairs(self), "discriminator": TellPairsApart(self)}
 
 
 class TellPairsApart(DiscriminatorPhase):
@@ -43,13 +43,13 @@ class TellPairsApart(DiscriminatorPhase):
         super().__init__(objective)
         self.penalty_every = objective.config.penalty_every
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> TurnResult:
         game, config = self.objective, self.objective.config
-        real, fake = game.real(batch, DISCRIMINATOR_STREAMS), game.fake(batch, DISCRIMINATOR_STREAMS).detach()
+        real, fake = self.real_and_fake(batch)
         if not batch.penalized:
             real_scores, fake_scores = game.scores_of_both(real, fake, batch.labels)
             loss = relativistic_loss(real_scores, fake_scores).mean()
-            return loss, {"loss": loss.detach(), **pairs_told_right(real_scores, fake_scores)}
+            return TurnResult(loss, {"loss": loss.detach(), **pairs_told_right(real_scores, fake_scores)})
         labels = torch.cat([batch.labels, batch.labels])
         slopes, scores = slopes_and_scores(lambda images: game.scores(images, labels), torch.cat([real, fake]))
         real_scores, fake_scores = scores.chunk(2)
@@ -57,7 +57,7 @@ class TellPairsApart(DiscriminatorPhase):
         weight = 0.5 * config.penalty_weight * config.penalty_every
         loss = relativistic_loss(real_scores, fake_scores).mean() + weight * (r1 + r2)
         logs = pairs_told_right(real_scores, fake_scores)
-        return loss, {"loss": loss.detach(), **logs, "r1": r1.detach(), "r2": r2.detach()}
+        return TurnResult(loss, {"loss": loss.detach(), **logs, "r1": r1.detach(), "r2": r2.detach()})
 
 
 class WinPairs(GeneratorPhase):
@@ -65,9 +65,10 @@ class WinPairs(GeneratorPhase):
 
     objective: R3gan
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        real = self.objective.real(batch, GENERATOR_STREAMS)
-        fake = self.objective.fake(batch, GENERATOR_STREAMS)
-        real_scores, fake_scores = self.objective.scores_of_both(real, fake, batch.labels)
+    def forward(self, batch: Batch) -> TurnResult:
+        game = self.objective
+        generated = game.generate(batch, GENERATOR_STREAMS)
+        fake = game.fake(generated, batch, GENERATOR_STREAMS)
+        real_scores, fake_scores = game.scores_of_both(game.real(batch, GENERATOR_STREAMS), fake, batch.labels)
         loss = relativistic_loss(fake_scores, real_scores).mean()
-        return loss, {"loss": loss.detach()}
+        return TurnResult(loss, {"loss": loss.detach()}, {GENERATED: generated.detach()})

@@ -13,7 +13,7 @@ from gen_dist.losses import (
     normal_log_density,
     standard_normal_log_density,
 )
-from gen_dist.objectives.base import Batch, EncoderDecoder, Phase, unit_interval
+from gen_dist.objectives.base import Batch, EncoderDecoder, Phase, TurnResult, unit_interval
 from gen_dist.randomness import Stream
 from kernels import LOGVAR_RANGE, binarize, reparameterize_kl
 
@@ -96,7 +96,7 @@ class MaximizeElbo(Phase):
 
     objective: Vae
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> TurnResult:
         config = self.objective.config
         targets = self.objective.targets(batch, Stream.BINARIZATION)
         nll, kl = (term.mean() for term in self.objective.nll_and_kl(targets, batch, Stream.LATENTS))
@@ -105,7 +105,7 @@ class MaximizeElbo(Phase):
             # From the step on the device: a Python number that changes each step would recompile the phase.
             weight = config.beta * (batch.rng[1] / config.kl_warmup_steps).clamp(max=1.0)
         loss = nll + weight * kl
-        return loss, {"loss": loss.detach(), "nll": nll.detach(), "kl": kl.detach()}
+        return TurnResult(loss, {"loss": loss.detach(), "nll": nll.detach(), "kl": kl.detach()})
 
 
 class MaximizeImportanceWeightedBound(Phase):
@@ -113,9 +113,9 @@ class MaximizeImportanceWeightedBound(Phase):
 
     objective: Vae
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> TurnResult:
         targets = self.objective.targets(batch, Stream.BINARIZATION)
         samples = self.objective.config.importance_samples
         log_weights, kl_nats = self.objective.log_weights(targets, batch, Stream.LATENTS, samples)
         loss = -importance_weighted_bound(log_weights).mean().float()
-        return loss, {"loss": loss.detach(), "kl": kl_nats.mean().detach()}
+        return TurnResult(loss, {"loss": loss.detach(), "kl": kl_nats.mean().detach()})

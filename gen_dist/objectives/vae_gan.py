@@ -9,7 +9,7 @@ from gen_dist.losses import fake_loss, generator_loss, real_loss, squared_error
 from gen_dist.networks import build_encoder
 from gen_dist.networks.players import Discriminator
 from gen_dist.objectives.adversarial import (
-    DISCRIMINATOR_STREAMS,
+    GENERATED,
     GENERATOR_STREAMS,
     Adversarial,
     DiscriminatorPhase,
@@ -17,9 +17,14 @@ from gen_dist.objectives.adversarial import (
     signed_unit,
     told_right,
 )
-from gen_dist.objectives.base import Batch, Phase, unit_interval
+from gen_dist.objectives.base import Batch, Phase, TurnResult, unit_interval
 from gen_dist.randomness import Stream
 from kernels import reparameterize_kl
+
+POSTERIOR_LATENTS = "posterior_latents"
+"""What the encoder's turn hands on: float32 [B, D]."""
+RECONSTRUCTIONS = "reconstructions"
+"""What the generator's turn hands on, beside generated images: float32 [B, C, H, W] in -1..1."""
 
 
 class VaeGan(Adversarial):
@@ -41,11 +46,10 @@ class VaeGan(Adversarial):
         mean, logvar = self.networks["encoder"](signed_unit(images)).float().chunk(2, dim=1)
         return mean, logvar
 
-    def reconstruct(self, batch: Batch, stream: Stream) -> tuple[Tensor, Tensor]:
-        """Images float32 [B, C, H, W] in -1..1 of latents drawn from the posterior, and the KL in nats [B]."""
+    def draw_latents(self, batch: Batch, stream: Stream) -> tuple[Tensor, Tensor]:
+        """Latents [B, D] drawn from the posterior, and the KL in nats [B]."""
         parameters = self.networks["encoder"](signed_unit(batch.images))
-        latents, kl_nats = reparameterize_kl(parameters, batch.rng, stream, batch.first_row)
-        return self.decode(latents), kl_nats
+        return reparameterize_kl(parameters, batch.rng, stream, batch.first_row)
 
     def features_and_scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What the discriminator sees in images, [B, F], and how it scores them, [B]."""
@@ -54,8 +58,8 @@ class VaeGan(Adversarial):
         return discriminator.features_and_scores(images, None)
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        reconstructions, kl_nats = self.reconstruct(batch, Stream.TEST_LATENTS)
-        error = squared_error(self.pixels(reconstructions), unit_interval(batch.images))
+        latents, kl_nats = self.draw_latents(batch, Stream.TEST_LATENTS)
+        error = squared_error(self.pixels(self.decode(latents)), unit_interval(batch.images))
         return {"reconstruction_error": error, "kl": kl_nats}
 
 
@@ -69,14 +73,15 @@ class Encode(Phase):
         super().__init__(objective)
         self.trains = ("encoder",)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> TurnResult:
         game = self.objective
-        reconstructions, kl_nats = game.reconstruct(batch, Stream.LATENTS)
+        latents, kl_nats = game.draw_latents(batch, Stream.LATENTS)
         real_features, _ = game.features_and_scores(signed_unit(batch.images))
-        features, _ = game.features_and_scores(reconstructions)
+        features, _ = game.features_and_scores(game.decode(latents))
         error, kl = 0.5 * squared_error(features, real_features).mean(), kl_nats.mean()
         loss = game.config.beta * kl + error
-        return loss, {"loss": loss.detach(), "feature_error": error.detach(), "kl": kl.detach()}
+        logs = {"loss": loss.detach(), "feature_error": error.detach(), "kl": kl.detach()}
+        return TurnResult(loss, logs, {POSTERIOR_LATENTS: latents.detach()})
 
 
 class Decode(GeneratorPhase):
@@ -84,16 +89,18 @@ class Decode(GeneratorPhase):
 
     objective: VaeGan
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> TurnResult:
         game = self.objective
-        reconstructions, _ = game.reconstruct(batch, Stream.GENERATOR_POSTERIOR_LATENTS)
+        reconstructions = game.decode(batch.handed_on[POSTERIOR_LATENTS])
+        generated = game.generate(batch, GENERATOR_STREAMS)
         real_features, _ = game.features_and_scores(signed_unit(batch.images))
         features, scores = game.features_and_scores(reconstructions)
-        fake_scores = game.scores(game.fake(batch, GENERATOR_STREAMS), batch.labels)
+        fake_scores = game.scores(generated, batch.labels)
         error = 0.5 * squared_error(features, real_features).mean()
         deceit = (generator_loss("non_saturating", scores) + generator_loss("non_saturating", fake_scores)).mean()
         loss = game.config.reconstruction_weight * error + deceit
-        return loss, {"loss": loss.detach(), "feature_error": error.detach()}
+        made = {RECONSTRUCTIONS: reconstructions.detach(), GENERATED: generated.detach()}
+        return TurnResult(loss, {"loss": loss.detach(), "feature_error": error.detach()}, made)
 
 
 class TellApart(DiscriminatorPhase):
@@ -101,15 +108,13 @@ class TellApart(DiscriminatorPhase):
 
     objective: VaeGan
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> TurnResult:
         game = self.objective
-        reconstructions, _ = game.reconstruct(batch, Stream.DISCRIMINATOR_POSTERIOR_LATENTS)
-        fake = game.fake(batch, DISCRIMINATOR_STREAMS).detach()
-        real_scores = game.scores(signed_unit(batch.images), batch.labels)
-        scores, fake_scores = (game.scores(images, batch.labels) for images in (reconstructions.detach(), fake))
+        shown = signed_unit(batch.images), batch.handed_on[RECONSTRUCTIONS], batch.handed_on[GENERATED]
+        real_scores, scores, fake_scores = (game.scores(images, batch.labels) for images in shown)
         loss = (
             real_loss("non_saturating", real_scores)
             + fake_loss("non_saturating", scores)
             + fake_loss("non_saturating", fake_scores)
         ).mean()
-        return loss, {"loss": loss.detach(), **told_right(real_scores, fake_scores, threshold=0.0)}
+        return TurnResult(loss, {"loss": loss.detach(), **told_right(real_scores, fake_scores, threshold=0.0)})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from gen_dist.augmentation import uniform
 from gen_dist.config import NetworkConfig, WganGpConfig
 from gen_dist.losses import fake_loss, generator_loss, one_centred_penalty, real_loss
 from gen_dist.objectives.adversarial import (
-    DISCRIMINATOR_STREAMS,
+    GENERATED,
     GENERATOR_STREAMS,
     Adversarial,
     DiscriminatorPhase,
@@ -16,7 +14,7 @@ from gen_dist.objectives.adversarial import (
     pairs_told_right,
     slopes_and_scores,
 )
-from gen_dist.objectives.base import Batch, Phase
+from gen_dist.objectives.base import Batch, Phase, TurnResult
 from gen_dist.randomness import Stream
 
 
@@ -31,8 +29,7 @@ class WganGp(Adversarial):
         self.refuse_batch_norm()
 
     def phases(self) -> dict[str, Phase]:
-        critic = Criticize(self)
-        return {"critic": critic, "generator": FollowTheCritic(self, self.config.generator_every)}
+        return {"generator": FollowTheCritic(self, self.config.generator_every), "critic": Criticize(self)}
 
 
 class Criticize(DiscriminatorPhase):
@@ -44,19 +41,19 @@ class Criticize(DiscriminatorPhase):
         super().__init__(objective)
         self.penalty_every = objective.config.penalty_every
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch) -> TurnResult:
         game, config = self.objective, self.objective.config
-        real, fake = game.real(batch, DISCRIMINATOR_STREAMS), game.fake(batch, DISCRIMINATOR_STREAMS).detach()
+        real, fake = self.real_and_fake(batch)
         real_scores, fake_scores = game.scores_of_both(real, fake, batch.labels)
         distance = -(real_loss("wasserstein", real_scores) + fake_loss("wasserstein", fake_scores)).mean()
         logs = {"distance": distance.detach(), **pairs_told_right(real_scores, fake_scores)}
         if not batch.penalized:
-            return -distance, {"loss": -distance.detach(), **logs}
+            return TurnResult(-distance, {"loss": -distance.detach(), **logs})
         share = uniform(batch.rng, Stream.PENALTY_MIX, batch.first_row, len(real), 1)[:, :, None, None]
         slopes, _ = slopes_and_scores(lambda images: game.scores(images, batch.labels), fake + share * (real - fake))
         penalty = one_centred_penalty(slopes).mean()
         loss = -distance + config.penalty_weight * config.penalty_every * penalty
-        return loss, {"loss": loss.detach(), **logs, "penalty": penalty.detach()}
+        return TurnResult(loss, {"loss": loss.detach(), **logs, "penalty": penalty.detach()})
 
 
 class FollowTheCritic(GeneratorPhase):
@@ -64,7 +61,9 @@ class FollowTheCritic(GeneratorPhase):
 
     objective: WganGp
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        fake = self.objective.fake(batch, GENERATOR_STREAMS)
-        loss = generator_loss("wasserstein", self.objective.scores(fake, batch.labels)).mean()
-        return loss, {"loss": loss.detach()}
+    def forward(self, batch: Batch) -> TurnResult:
+        game = self.objective
+        generated = game.generate(batch, GENERATOR_STREAMS)
+        scores = game.scores(game.fake(generated, batch, GENERATOR_STREAMS), batch.labels)
+        loss = generator_loss("wasserstein", scores).mean()
+        return TurnResult(loss, {"loss": loss.detach()}, {GENERATED: generated.detach()})
