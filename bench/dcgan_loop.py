@@ -71,8 +71,8 @@ class PlainLoop:
         # Theirs begins with a transposed convolution of a map of one pixel, ours with the linear layer which that is;
         # the other network ends in the same way, with a convolution of the whole map.
         first, last = (
-            generator[0].unflatten(0, (-1, 4, 4)).permute(3, 0, 1, 2),
-            discriminator[-1].unflatten(1, (-1, 4, 4)),
+            generator[0].unflatten(0, (4, 4, -1)).permute(3, 2, 0, 1),
+            discriminator[-1].unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2),
         )
         _fill(self.generator, [first, *generator[1:]])
         _fill(self.discriminator, [*discriminator[:-1], last])

@@ -1,6 +1,6 @@
 """The training step's random draws and heaviest arithmetic behind plain functions. Imports nothing of gen_dist."""
 
-from kernels.convolution import DoublingConvolution, HalvingConvolution
+from kernels.convolution import DoublingConvolution, HalvingConvolution, pixel_by_pixel
 from kernels.latent import LOGVAR_RANGE, reparameterize_kl
 from kernels.linear import Linear
 from kernels.noise import binarize, normal
@@ -12,5 +12,6 @@ __all__ = [
     "Linear",
     "binarize",
     "normal",
+    "pixel_by_pixel",
     "reparameterize_kl",
 ]

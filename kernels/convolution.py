@@ -49,6 +49,17 @@ class DoublingConvolution(nn.ConvTranspose2d):
         return super().forward(maps, output_size)
 
 
+def pixel_by_pixel(maps: Tensor) -> Tensor:
+    """The same feature maps [B, C, H, W], laid out with channels last.
+
+    What convolutions and all else do with such maps keeps that layout. Where maps and their gradient have two layouts,
+    each operation on both takes several times as long.
+    """
+    if maps.shape[1] == 1:  # laid out either way already, and taken for the other one unless the strides say so
+        return maps.reshape(len(maps), *maps.shape[2:], 1).permute(0, 3, 1, 2)
+    return maps.contiguous(memory_format=torch.channels_last)
+
+
 def products_are_faster(maps: Tensor, weight: Tensor) -> bool:
     """Whether some of a layer's arithmetic should be matrix products; weight [D, C, 4, 4], with C on the large side.
 
@@ -81,6 +92,7 @@ class _Halving(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         maps, weight = ctx.saved_tensors
         wants_maps, wants_weight, wants_bias = ctx.needs_input_grad
+        gradient = pixel_by_pixel(gradient)
         return (
             double(gradient, weight) if wants_maps else None,
             weight_gradient(maps, gradient, weight) if wants_weight else None,
@@ -105,6 +117,7 @@ class _Doubling(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         maps, weight = ctx.saved_tensors
         wants_maps, wants_weight, wants_bias = ctx.needs_input_grad
+        gradient = pixel_by_pixel(gradient)
         return (
             F.conv2d(gradient, weight, stride=2, padding=1) if wants_maps else None,
             weight_gradient(gradient, maps, weight) if wants_weight else None,
@@ -136,5 +149,4 @@ def double(maps: Tensor, weight: Tensor) -> Tensor:
     padded = patches.new_zeros(batch, height + 1, 2, width + 1, 2, weight.shape[1])
     for a, b in itertools.product((0, 1), (0, 1)):
         padded[:, a : a + height, :, b : b + width].add_(patches[:, :, :, a, :, b].permute(0, 1, 3, 2, 4, 5))
-    # Laid out pixel by pixel: a gradient of another layout than its maps' makes what comes next several times as slow.
     return padded.flatten(1, 2).flatten(2, 3)[:, 1:-1, 1:-1].contiguous().permute(0, 3, 1, 2)

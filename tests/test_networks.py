@@ -186,10 +186,11 @@ def test_a_dcgan_of_64_pixels_is_that_of_the_paper() -> None:
     encoder, decoder = make(DcganConfig(), (3, 64, 64), outputs=1)
     encoder.double(), decoder.double()
     discriminator, generator = _dcgan_of_the_paper()
-    _same_but_for_shape(list(discriminator.parameters()), list(encoder.parameters()))
-    theirs = list(generator.parameters())
-    # A linear layer has its inputs last, a transposed convolution first.
-    _same_but_for_shape([nn.Parameter(theirs[0].flatten(1).T), *theirs[1:]], list(decoder.parameters()))
+    # A linear layer sees the whole map pixel by pixel; it has its inputs last, a transposed convolution first.
+    *theirs, last = discriminator.parameters()
+    _same_but_for_shape([*theirs, nn.Parameter(last.permute(0, 2, 3, 1))], list(encoder.parameters()))
+    first, *theirs = generator.parameters()
+    _same_but_for_shape([nn.Parameter(first.permute(2, 3, 1, 0)), *theirs], list(decoder.parameters()))
     images, latents = some_images((3, 64, 64), count=3).double(), torch.randn(3, 100, dtype=torch.float64)
     torch.testing.assert_close(encoder(images), discriminator(images).flatten(1), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(decoder(latents), generator(latents[:, :, None, None]), rtol=1e-12, atol=1e-12)

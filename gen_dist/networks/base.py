@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
 
 from gen_dist.config import Norm
+from kernels import pixel_by_pixel
 
 
 class Encoder(nn.Module):
@@ -35,16 +36,12 @@ class Decoder(nn.Module):
 
 
 def channels_last(maps: Tensor) -> Tensor:
-    """The same feature maps, on CPUs laid out pixel by pixel: what convolutions do with them then keeps that layout.
+    """The same feature maps, on CPUs laid out pixel by pixel, as what is done with them then is.
 
     There that is faster, by up to a third in residual networks. Weights stay as they are, as optimizers know one layout
     only; and compiled code chooses for itself.
     """
-    if maps.device.type != "cpu" or torch.compiler.is_compiling():
-        return maps
-    if maps.shape[1] == 1:  # laid out either way already, and taken for the other one unless the strides say so
-        return maps.reshape(len(maps), *maps.shape[2:], 1).permute(0, 3, 1, 2)
-    return maps.contiguous(memory_format=torch.channels_last)
+    return maps if maps.device.type != "cpu" or torch.compiler.is_compiling() else pixel_by_pixel(maps)
 
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module:

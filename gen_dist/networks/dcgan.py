@@ -74,7 +74,8 @@ class DcganEncoder(Encoder):
             spectrally_normalize(self)
 
     def features(self, images: Tensor) -> Tensor:
-        return self.convolutions(channels_last(images)).flatten(1)
+        # In the order in which the maps lie in memory: neither they nor their gradient are copied.
+        return self.convolutions(channels_last(images)).permute(0, 2, 3, 1).flatten(1)
 
 
 class DcganDecoder(Decoder):
@@ -85,7 +86,7 @@ class DcganDecoder(Decoder):
         channels, last_sides = _levels(config, image_shape)
         norm = config.generator_norm
         bias = norm == "none"
-        self.smallest_shape = (channels[-1], *last_sides)
+        self.smallest_shape = (*last_sides, channels[-1])
         # The transposed convolution of a map of one pixel is a linear layer.
         self.projection = Linear(inputs, math.prod(self.smallest_shape), bias=bias)
         layers: list[nn.Module] = []
@@ -107,4 +108,5 @@ class DcganDecoder(Decoder):
         set_bias(self.convolutions[-1], image.mean(dim=(1, 2)))
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.convolutions(channels_last(self.projection(latents).unflatten(1, self.smallest_shape)))
+        smallest = self.projection(latents).unflatten(1, self.smallest_shape)
+        return self.convolutions(channels_last(smallest.permute(0, 3, 1, 2)))
