@@ -26,12 +26,12 @@ TRANSLATION = 1 / 8
 """Furthest shift, in sides."""
 CUTOUT = 1 / 2
 """Side of the square that is cut out, in sides; the part of it outside the image is lost."""
-NOISE = 0.2
-"""Standard deviation of the noise; black and white are 2 apart."""
 
 
-def augment(images: Tensor, kinds: Sequence[Augmentation], rng: Tensor, stream: int, first_row: int) -> Tensor:
-    """Change colours, then shift, then cut a square out, then add noise: those of `kinds`, always in this order.
+def augment(
+    images: Tensor, kinds: Sequence[Augmentation], rng: Tensor, stream: int, first_row: int, noise: float = 0.0
+) -> Tensor:
+    """Change colours, then shift, then cut a square out: those of `kinds`, always in this order; then add noise.
 
     Args:
         images: float [B, C, H, W] in -1..1.
@@ -39,13 +39,14 @@ def augment(images: Tensor, kinds: Sequence[Augmentation], rng: Tensor, stream: 
         rng: int64 [2], (seed, step), on the device of the images.
         stream: what the draw is for: real and generated images need different ones.
         first_row: global row of images[0].
+        noise: standard deviation of the noise; black and white are 2 apart.
 
     Returns:
         As `images`; changed colours and noise may leave -1..1. Differentiable in the images any number of times.
     """
-    if not kinds:
+    if not kinds and not noise:
         return images
-    pixels = images[0].numel() if "noise" in kinds else 0
+    pixels = images[0].numel() if noise else 0
     drawn = normal(rng, stream, first_row, len(images), DRAWS + pixels)
     brightness, saturation, contrast, *places = _to_uniform(drawn[:, :DRAWS]).unbind(1)
     if "colour" in kinds:
@@ -58,7 +59,7 @@ def augment(images: Tensor, kinds: Sequence[Augmentation], rng: Tensor, stream: 
         kept = outside if kept is None else kept & outside
     if kept is not None:
         images = images * kept
-    return images.add(drawn[:, DRAWS:].view_as(images), alpha=NOISE) if pixels else images
+    return images.add(drawn[:, DRAWS:].view_as(images), alpha=noise) if noise else images
 
 
 def uniform(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:

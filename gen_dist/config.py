@@ -208,7 +208,7 @@ class VaeConfig:
 
 GanLoss = Literal["non_saturating", "least_squares", "hinge", "wasserstein"]
 Conditioning = Literal["none", "concat", "projection"]
-Augmentation = Literal["colour", "translation", "cutout", "noise"]
+Augmentation = Literal["colour", "translation", "cutout"]
 
 
 @dataclass(frozen=True)
@@ -225,11 +225,15 @@ class GanConfig:
     augmentation: tuple[Augmentation, ...] = ()
     """What is done to real and generated images alike before the discriminator sees them, so that few images last
     longer (Zhao et al. 2020)."""
+    instance_noise: float = 0.0
+    """Standard deviation of noise on real and generated images before the discriminator sees them, where black and
+    white are 2 apart: so that it does not judge by the background alone (Soenderby et al. 2017)."""
     generator_every: int = 1
     """The generator takes its turn at every such step, the discriminator at all."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        _finite_and_at_least("instance_noise", self.instance_noise, 0.0)
         _at_least("generator_every", self.generator_every, 1)
 
 
@@ -242,6 +246,8 @@ class WganGpConfig:
     """How networks see the class, as in a GAN."""
     augmentation: tuple[Augmentation, ...] = ()
     """What is done to real and generated images alike before the critic sees them."""
+    instance_noise: float = 0.0
+    """Standard deviation of noise on real and generated images, as in a GAN."""
     generator_every: int = 5
     """Steps of the critic for one of the generator."""
     penalty_weight: float = 10.0
@@ -251,6 +257,7 @@ class WganGpConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        _finite_and_at_least("instance_noise", self.instance_noise, 0.0)
         _at_least("generator_every", self.generator_every, 1)
         _at_least("penalty_every", self.penalty_every, 1)
         _finite_and_at_least("penalty_weight", self.penalty_weight, 0.0)
@@ -265,6 +272,8 @@ class R3ganConfig:
     """How networks see the class, as in a GAN."""
     augmentation: tuple[Augmentation, ...] = ()
     """What is done to real and generated images alike before the discriminator sees them."""
+    instance_noise: float = 0.0
+    """Standard deviation of noise on real and generated images, as in a GAN."""
     penalty_weight: float = 1.0
     """gamma: half of it weighs the squared gradient at real images (R1) and at generated ones (R2)."""
     penalty_every: int = 1
@@ -272,6 +281,7 @@ class R3ganConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        _finite_and_at_least("instance_noise", self.instance_noise, 0.0)
         _at_least("penalty_every", self.penalty_every, 1)
         _finite_and_at_least("penalty_weight", self.penalty_weight, 0.0)
 

@@ -32,17 +32,18 @@ _MNIST = TrainConfig(
     optimization=OptimizerConfig(betas=(0.9, 0.98), warmup_steps=80, decay="linear"),
 )
 
-# Five epochs of 60,000 images.
+# Six epochs of 60,000 images. Tuned on full MNIST for even shares of the digits. Noise does most for them: without it
+# the discriminator tells 93 % of the images by details, mostly of the background, and says little of what is drawn.
 _MNIST_GAN = TrainConfig(
-    steps=2300,
-    global_batch_size=128,
-    learning_rate=5e-4,
-    checkpoint_every=500,
-    sample_every=500,
-    evaluate_every=500,
+    steps=5600,
+    global_batch_size=64,
+    learning_rate=4e-4,
+    checkpoint_every=800,
+    sample_every=800,
+    evaluate_every=800,
     network=DcganConfig(feature_maps=32, latent_dim=64),
-    objective=GanConfig(),
-    optimization=OptimizerConfig(betas=(0.5, 0.999), decay="linear", ema_decay=0.995),
+    objective=GanConfig(instance_noise=0.5),
+    optimization=OptimizerConfig(betas=(0.5, 0.999), decay="linear", ema_decay=0.999),
 )
 
 _CIFAR10_GAN = replace(
@@ -54,6 +55,7 @@ _CIFAR10_GAN = replace(
     checkpoint_every=2000,
     sample_every=2000,
     evaluate_every=2000,
+    objective=GanConfig(),
     optimization=OptimizerConfig(betas=(0.0, 0.9), decay="linear", ema_decay=0.9999),
 )
 
@@ -79,11 +81,11 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     "gan-mnist": replace(
         _MNIST_GAN,
-        steps=5000,
+        steps=10_000,
         learning_rate=2e-4,
         network=MlpConfig(hidden_sizes=(512, 256), activation="leaky_relu", latent_dim=64),
     ),
-    "cgan-mnist": replace(_MNIST_GAN, objective=GanConfig(conditioning="concat")),
+    "cgan-mnist": replace(_MNIST_GAN, objective=GanConfig(conditioning="concat", instance_noise=0.3)),
     "dcgan-mnist": _MNIST_GAN,
     "dcgan-64": replace(
         _MNIST_GAN,
@@ -93,6 +95,7 @@ PRESETS: dict[str, TrainConfig] = {
         global_batch_size=64,
         learning_rate=2e-4,
         network=DcganConfig(),
+        objective=GanConfig(),
         optimization=OptimizerConfig(betas=(0.5, 0.999)),
     ),
     "wgan-gp-mnist": replace(
@@ -110,10 +113,12 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     "r3gan-mnist": replace(
         _MNIST_GAN,
-        learning_rate=1e-3,
+        steps=8000,
+        global_batch_size=32,
+        learning_rate=7e-4,
         network=DcganConfig(feature_maps=32, latent_dim=64, discriminator_norm="none"),
-        objective=R3ganConfig(penalty_weight=5.0, penalty_every=4),
-        optimization=OptimizerConfig(betas=(0.0, 0.99), decay="linear", ema_decay=0.995),
+        objective=R3ganConfig(penalty_weight=0.2, penalty_every=16, instance_noise=0.5),
+        optimization=OptimizerConfig(betas=(0.0, 0.99), decay="linear", ema_decay=0.999),
     ),
     "r3gan-cifar10": replace(
         _CIFAR10_GAN,

@@ -245,7 +245,9 @@ class _Turn:
                 handed_on.append(more)
         self.scaler.unscale_(self._optimizer)
         if self._clip_norm is not None or self.phase.logs_gradient_norm:
-            norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm or math.inf)
+            norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+            if self._clip_norm is not None:
+                nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
             if not self.scaler.is_enabled():  # there it is infinite now and then, as the scale is found by overflows
                 logs[0]["gradient_norm"] = norm.detach() * len(logs)  # divided again in the mean below
         self._optimizer.param_groups[0]["lr"] = learning_rate

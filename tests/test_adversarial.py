@@ -112,8 +112,8 @@ class _Reference:
         return torch.from_numpy(drawn[0]).double()
 
     def _augmented(self, images: Tensor, stream: Stream) -> Tensor:
-        kinds = getattr(self._config, "augmentation", ())
-        return augment(images, kinds, self._batch.rng, stream, self._batch.first_row)
+        kinds, noise = (getattr(self._config, name, None) for name in ("augmentation", "instance_noise"))
+        return augment(images, kinds or (), self._batch.rng, stream, self._batch.first_row, noise or 0.0)
 
     def _decode(self, latents: Tensor) -> Tensor:
         generator = self.networks["generator"]
@@ -439,16 +439,16 @@ def test_the_discriminator_sees_real_and_generated_images_augmented_alike(object
     )
     with torch.no_grad():
         for bare in (False, True):
-            game.augmentation = () if bare else ALL_AUGMENTATIONS
+            game.augmentation, game.instance_noise = ((), 0.0) if bare else (ALL_AUGMENTATIONS, 0.3)
             game.phases()[phase](batch._replace(penalized=False))
     handle.remove()
-    augmented, plain = seen
+    augmented, plain = (torch.cat(images) for images in (seen[: len(seen) // 2], seen[len(seen) // 2 :]))
     assert len(plain) == ROWS * (2 if phase == "discriminator" or "r3gan" in objective else 1)
     streams = {"discriminator": (9, 10), "generator": (11, 12)}[phase]  # REAL_AUGMENTATION and so on
     for images, changed, stream in zip(
         plain.split(ROWS), augmented.split(ROWS), streams[-len(plain) // ROWS :], strict=True
     ):
-        assert torch.equal(changed, augment(images, ALL_AUGMENTATIONS, batch.rng, stream, FIRST_ROW))
+        assert torch.equal(changed, augment(images, ALL_AUGMENTATIONS, batch.rng, stream, FIRST_ROW, 0.3))
         assert ((changed - images).abs().amax(dim=(1, 2, 3)) > 0.1).all()
 
 

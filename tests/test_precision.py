@@ -90,8 +90,8 @@ def test_an_overflow_in_one_turn_skips_no_step_of_the_other_and_leaves_its_loss_
     [
         ("wgan-gp", ["narrow", "narrow", "float32"], None),
         ("wgan-gp, lazy", ["narrow", "narrow", "float32"], ["narrow"]),
-        ("r3gan", ["narrow", "float32"], None),
-        ("r3gan, lazy, conditional, augmented", ["narrow", "float32"], ["narrow", "narrow"]),
+        ("r3gan", ["narrow", "narrow", "float32"], None),
+        ("r3gan, lazy, conditional, augmented", ["narrow", "narrow", "float32"], ["narrow", "narrow", "narrow"]),
     ],
 )
 def test_slopes_that_are_penalized_are_computed_in_float32_and_nothing_else_is(

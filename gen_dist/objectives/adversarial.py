@@ -56,6 +56,7 @@ class Adversarial(Objective):
         classes: int,
         conditioning: Conditioning = "none",
         augmentation: Sequence[Augmentation] = (),
+        instance_noise: float = 0.0,
         bounded: bool = True,
     ) -> None:
         """`bounded` generators end with tanh, others with their last layer.
@@ -72,6 +73,7 @@ class Adversarial(Objective):
             )
         self.latent_dim = network.latent_dim
         self.augmentation = tuple(augmentation)
+        self.instance_noise = instance_noise
         self.bounded = bounded
         self.networks = nn.ModuleDict(
             {
@@ -90,7 +92,7 @@ class Adversarial(Objective):
 
     def real(self, batch: Batch, streams: Streams) -> Tensor:
         """Training images as the discriminator sees them."""
-        return augment(signed_unit(batch.images), self.augmentation, batch.rng, streams.real, batch.first_row)
+        return self._augment(signed_unit(batch.images), batch, streams.real)
 
     def generate(self, batch: Batch, streams: Streams) -> Tensor:
         """As many new images, of the same classes."""
@@ -99,7 +101,10 @@ class Adversarial(Objective):
 
     def fake(self, generated: Tensor, batch: Batch, streams: Streams) -> Tensor:
         """Generated images as the discriminator sees them."""
-        return augment(generated, self.augmentation, batch.rng, streams.fake, batch.first_row)
+        return self._augment(generated, batch, streams.fake)
+
+    def _augment(self, images: Tensor, batch: Batch, stream: Stream) -> Tensor:
+        return augment(images, self.augmentation, batch.rng, stream, batch.first_row, self.instance_noise)
 
     def scores(self, images: Tensor, labels: Tensor) -> Tensor:
         """float32 [B]."""

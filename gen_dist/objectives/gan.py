@@ -21,7 +21,7 @@ class Gan(Adversarial):
     def __init__(
         self, config: GanConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
     ) -> None:
-        super().__init__(network, image_shape, classes, config.conditioning, config.augmentation)
+        super().__init__(network, image_shape, classes, config.conditioning, config.augmentation, config.instance_noise)
         self.config = config
 
     def phases(self) -> dict[str, Phase]:

@@ -26,7 +26,9 @@ class R3gan(Adversarial):
     ) -> None:
         # The paper's own generator ends with a linear layer; others end as they do in their papers.
         bounded = not (isinstance(network, ResnetConfig) and network.block == "r3gan")
-        super().__init__(network, image_shape, classes, config.conditioning, config.augmentation, bounded)
+        super().__init__(
+            network, image_shape, classes, config.conditioning, config.augmentation, config.instance_noise, bounded
+        )
         self.config = config
         self.refuse_batch_norm()
 
@@ -69,6 +71,8 @@ class WinPairs(GeneratorPhase):
         game = self.objective
         generated = game.generate(batch, GENERATOR_STREAMS)
         fake = game.fake(generated, batch, GENERATOR_STREAMS)
-        real_scores, fake_scores = game.scores_of_both(game.real(batch, GENERATOR_STREAMS), fake, batch.labels)
+        with torch.no_grad():  # apart, so that nothing goes backward through them
+            real_scores = game.scores(game.real(batch, GENERATOR_STREAMS), batch.labels)
+        fake_scores = game.scores(fake, batch.labels)
         loss = relativistic_loss(fake_scores, real_scores).mean()
         return TurnResult(loss, {"loss": loss.detach()}, {GENERATED: generated.detach()})

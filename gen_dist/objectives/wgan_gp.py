@@ -24,7 +24,7 @@ class WganGp(Adversarial):
     def __init__(
         self, config: WganGpConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
     ) -> None:
-        super().__init__(network, image_shape, classes, config.conditioning, config.augmentation)
+        super().__init__(network, image_shape, classes, config.conditioning, config.augmentation, config.instance_noise)
         self.config = config
         self.refuse_batch_norm()
 
