@@ -2,10 +2,12 @@
 
 Each preset is trained on full MNIST with each seed, in a new process as a user does it. Of 10,000 samples of each run
 the classes are counted. Reported are how far their shares are from uniform (total variation, 0..1), the least share,
-and for a conditional model how many samples are of the class that was asked for.
+and for a conditional model how many samples are of the class that was asked for. Training images, which are not
+uniform either, have the first row.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +37,7 @@ def main(
     seeds: tuple[int, ...] = (0, 1, 2),
     runs: Path = Path("runs/gan-quality"),
     options: str = "",
+    pictures: Path | None = None,
 ) -> None:
     """Train, sample, classify; print a table in Markdown and write a picture of each run's samples by class.
 
@@ -44,6 +47,7 @@ def main(
         seeds: seeds of each.
         runs: directory that takes the runs; finished ones in it are not trained again.
         options: further options of launch/train.py, as one text.
+        pictures: directory that takes the picture of the first seed of each preset. None keeps none.
     """
     dataset = open_dataset("mnist", str(data_root), DataConfig())
     classifier, accuracy = digit_classifier(dataset, runs / "digit_classifier.safetensors")
@@ -51,6 +55,8 @@ def main(
     print(f"classifier: {accuracy:.2%} of the test images; {SAMPLES:,} samples of each run\n")
     print("| run | training, s | images/s | total variation | least share | labels right | shares of 0 to 9, % |")
     print("|---|---|---|---|---|---|---|", flush=True)
+    spread = dataset.train.images[:: len(dataset.train.images) // SAMPLES][:SAMPLES]
+    _print_row("training images", "", "", classifier.classes_of(torch.from_numpy(spread)), "")
     for preset in presets:
         for seed in seeds:
             run = runs / f"{preset}-{seed}"
@@ -60,20 +66,21 @@ def main(
             labels = torch.arange(SAMPLES) % 10
             images = model.sample(SAMPLES, labels if model.conditional else None, seed=SAMPLE_SEED)
             found = classifier.classes_of(images)
-            shares = np.bincount(found.numpy(), minlength=10) / SAMPLES
             save_grid(run / "by_class.png", _some_of_each(images, found).numpy(), columns=20)
+            if pictures and seed == seeds[0]:
+                pictures.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(run / "by_class.png", pictures / f"{preset}.png")
             right = f"{float((found == labels).double().mean()):.1%}" if model.conditional else ""
-            cells = [
-                f"`{preset}`, seed {seed}",
-                f"{summary['training_seconds']:.0f}",
-                f"{summary['images_per_second']:,.0f}",
-                f"{np.abs(shares - 0.1).sum() / 2:.3f}",
-                f"{shares.min():.1%}",
-                right,
-                " ".join(f"{100 * share:.1f}" for share in shares),
-            ]
-            print(f"| {' | '.join(cells)} |", flush=True)
+            seconds, rate = f"{summary['training_seconds']:.0f}", f"{summary['images_per_second']:,.0f}"
+            _print_row(f"`{preset}`, seed {seed}", seconds, rate, found, right)
     print("\n" + json.dumps(before))
+
+
+def _print_row(name: str, seconds: str, rate: str, found: torch.Tensor, right: str) -> None:
+    shares = np.bincount(found.numpy(), minlength=10) / len(found)
+    distance, least = f"{np.abs(shares - 0.1).sum() / 2:.3f}", f"{shares.min():.1%}"
+    each = " ".join(f"{100 * share:.1f}" for share in shares)
+    print(f"| {' | '.join([name, seconds, rate, distance, least, right, each])} |", flush=True)
 
 
 def _train(preset: str, seed: int, data_root: Path, run: Path, options: str) -> None:

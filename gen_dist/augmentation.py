@@ -7,7 +7,7 @@ What is moved in or cut out is 0, mid-grey, as in the paper, and not the -1 of a
 cut could not be told from a digit that stands off its centre or is drawn in part: the generator could learn to make
 such images. On grey the discriminator sees what was done to an image, and judges the rest of it.
 
-Noise (Soenderby et al. 2017, section 3.4; Arjovsky & Bottou 2017, section 3) hides what tells all real images from all
+Noise (Soenderby et al. 2017; Arjovsky & Bottou 2017) hides what tells all real images from all
 generated ones at a glance, such as a background of exactly one value: the discriminator has to look at the rest.
 """
 
@@ -21,17 +21,15 @@ from gen_dist.config import Augmentation
 from kernels import normal
 
 DRAWS = 7
-"""Numbers drawn for one image, whatever is done to it: leaving one kind out changes no other. Noise takes more."""
+"""Numbers drawn for one image, whatever is done to it: leaving one kind out changes no other."""
 TRANSLATION = 1 / 8
 """Furthest shift, in sides."""
 CUTOUT = 1 / 2
 """Side of the square that is cut out, in sides; the part of it outside the image is lost."""
 
 
-def augment(
-    images: Tensor, kinds: Sequence[Augmentation], rng: Tensor, stream: int, first_row: int, noise: float = 0.0
-) -> Tensor:
-    """Change colours, then shift, then cut a square out: those of `kinds`, always in this order; then add noise.
+def augment(images: Tensor, kinds: Sequence[Augmentation], rng: Tensor, stream: int, first_row: int) -> Tensor:
+    """Change colours, then shift, then cut a square out: those of `kinds`, always in this order.
 
     Args:
         images: float [B, C, H, W] in -1..1.
@@ -39,16 +37,13 @@ def augment(
         rng: int64 [2], (seed, step), on the device of the images.
         stream: what the draw is for: real and generated images need different ones.
         first_row: global row of images[0].
-        noise: standard deviation of the noise; black and white are 2 apart.
 
     Returns:
-        As `images`; changed colours and noise may leave -1..1. Differentiable in the images any number of times.
+        As `images`; changed colours may leave -1..1. Differentiable in the images any number of times.
     """
-    if not kinds and not noise:
+    if not kinds:
         return images
-    pixels = images[0].numel() if noise else 0
-    drawn = normal(rng, stream, first_row, len(images), DRAWS + pixels)
-    brightness, saturation, contrast, *places = _to_uniform(drawn[:, :DRAWS]).unbind(1)
+    brightness, saturation, contrast, *places = uniform(rng, stream, first_row, len(images), DRAWS).unbind(1)
     if "colour" in kinds:
         images = _change_colours(images, brightness, saturation, contrast)
     kept: Tensor | None = None
@@ -57,18 +52,20 @@ def augment(
     if "cutout" in kinds:
         outside = _outside_cut(images.shape[2:], *places[2:])
         kept = outside if kept is None else kept & outside
-    if kept is not None:
-        images = images * kept
-    return images.add(drawn[:, DRAWS:].view_as(images), alpha=noise) if noise else images
+    return images if kept is None else images * kept
+
+
+def add_noise(images: Tensor, deviation: float, rng: Tensor, stream: int, first_row: int) -> Tensor:
+    """Add normal noise of a standard deviation to images [B, C, H, W]; the other arguments are those of `augment`."""
+    if not deviation:
+        return images
+    noise = normal(rng, stream, first_row, len(images), images[0].numel())
+    return images.add(noise.view_as(images), alpha=deviation)
 
 
 def uniform(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
     """Float32 [rows, width] in 0..1, both ends included, keyed as `normal` is: the normal CDF of normal draws."""
-    return _to_uniform(normal(rng, stream, first_row, rows, width))
-
-
-def _to_uniform(normals: Tensor) -> Tensor:
-    return 0.5 + 0.5 * torch.erf(normals * math.sqrt(0.5))
+    return 0.5 + 0.5 * torch.erf(normal(rng, stream, first_row, rows, width) * math.sqrt(0.5))
 
 
 def _integers(uniforms: Tensor, count: int) -> Tensor:

@@ -30,7 +30,7 @@ from gen_dist.atomic_files import sync
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step_\d{8,}")
 _SUMS = "SHA256SUMS"
 _SUFFIXES = (".json", ".safetensors")

@@ -42,3 +42,11 @@ class Stream(IntEnum):
     """Latents of the images that a generator learns by."""
     PENALTY_MIX = 15
     """Where between a real and a generated image a gradient penalty is taken."""
+    REAL_NOISE = 16
+    """Noise on training images in the discriminator's turn; here and below, beside their augmentation."""
+    FAKE_NOISE = 17
+    """Noise on generated images in the discriminator's turn."""
+    GENERATOR_REAL_NOISE = 18
+    """Noise on training images in the generator's turn."""
+    GENERATOR_FAKE_NOISE = 19
+    """Noise on generated images in the generator's turn."""

@@ -72,7 +72,7 @@ class SampleChecks:
         found = self._nearest_classes(samples)
         shares = self._shares(found)
         checks["samples/class_shares"] = shares.tolist()
-        checks["samples/classes_found"] = float((shares >= FOUND_SHARE * self._real_shares).sum())
+        checks["samples/classes_found"] = float(((shares > 0) & (shares >= FOUND_SHARE * self._real_shares)).sum())
         checks["samples/class_variation"] = float(np.abs(shares - self._real_shares).sum() / 2)
         if labels is not None:
             checks["samples/label_accuracy"] = float((found == labels.to(found.device)).double().mean())

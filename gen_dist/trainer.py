@@ -17,7 +17,7 @@ from gen_dist.checkpoint import Checkpoint
 from gen_dist.config import OptimizerConfig, TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches
 from gen_dist.errors import CheckpointError, ConfigError
-from gen_dist.networks import iterate_spectral_norms
+from gen_dist.networks import iterate_spectral_norms, spectrally_normalized
 from gen_dist.objectives import Batch, Objective, Phase, TurnResult, build_objective
 from gen_dist.optimizers import LightAdam, build_optimizer
 from gen_dist.parallel import Processes
@@ -217,6 +217,7 @@ class _Turn:
         # One scaler per optimizer: a shared one would grow twice as fast and skip steps for the other's overflow.
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=dtype == torch.float16)
         phase.train()
+        self._spectrally_normalized = spectrally_normalized(phase)
         with self._freezing():
             if config.compile:
                 phase.compile()
@@ -232,12 +233,10 @@ class _Turn:
         logs: list[dict[str, Tensor]] = []
         handed_on: list[Mapping[str, Tensor]] = []
         share = 1.0 / len(micro_batches)
+        iterate_spectral_norms(self._spectrally_normalized)
         with self._freezing():
             for index, batch in enumerate(micro_batches):
                 last = index == len(micro_batches) - 1
-                if len(micro_batches) > 1:
-                    # Once a step, however many micro-batches it has: their number is not to change the run.
-                    iterate_spectral_norms(self.phase, index == 0)
                 with parallel.local_gradients(self._module, only=not last):
                     loss, log, more = self._forward(batch)
                     self.scaler.scale(loss if last and index == 0 else loss * share).backward()

@@ -28,11 +28,12 @@ class HalvingConvolution(nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """[B, inputs, 2H, 2W] -> [B, outputs, H, W]; odd sides are halved and rounded down."""
+        weight = self.weight  # read once: a parametrization computes it anew at each reading
         even = not (maps.shape[2] % 2 or maps.shape[3] % 2)
-        if even and products_are_faster(maps, self.weight):
-            halved: Tensor = _Halving.apply(maps, self.weight, self.bias)
+        if even and products_are_faster(maps, weight):
+            halved: Tensor = _Halving.apply(maps, weight, self.bias)
             return halved
-        return super().forward(maps)
+        return F.conv2d(maps, weight, self.bias, stride=2, padding=1)
 
 
 class DoublingConvolution(nn.ConvTranspose2d):
@@ -41,12 +42,13 @@ class DoublingConvolution(nn.ConvTranspose2d):
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__(inputs, outputs, kernel_size=4, stride=2, padding=1, bias=bias)
 
-    def forward(self, maps: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """[B, inputs, H, W] -> [B, outputs, 2H, 2W], or of `output_size` (height, width)."""
-        if output_size is None and products_are_faster(maps, self.weight):
-            doubled: Tensor = _Doubling.apply(maps, self.weight, self.bias)
+    def forward(self, maps: Tensor) -> Tensor:  # type: ignore[override]
+        """[B, inputs, H, W] -> [B, outputs, 2H, 2W]."""
+        weight = self.weight
+        if products_are_faster(maps, weight):
+            doubled: Tensor = _Doubling.apply(maps, weight, self.bias)
             return doubled
-        return super().forward(maps, output_size)
+        return F.conv_transpose2d(maps, weight, self.bias, stride=2, padding=1)
 
 
 def pixel_by_pixel(maps: Tensor) -> Tensor:

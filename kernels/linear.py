@@ -22,19 +22,20 @@ class Linear(nn.Linear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[B, in_features] -> [B, out_features]."""
+        weight = self.weight  # read once: a parametrization computes it anew at each reading
         # Compiled code and autocast have matrix products of their own.
         if (
             inputs.device.type == "cpu"
-            and inputs.dtype == self.weight.dtype == torch.float32
+            and inputs.dtype == weight.dtype == torch.float32
             and inputs.ndim == 2
-            and self.weight.numel() >= LEAST_WEIGHTS
+            and weight.numel() >= LEAST_WEIGHTS
             and not torch.compiler.is_compiling()
             and not torch.is_autocast_enabled("cpu")
             and onednn_is_faster()
         ):
-            output: Tensor = _OneDnnLinear.apply(inputs, self.weight, self.bias)
+            output: Tensor = _OneDnnLinear.apply(inputs, weight, self.bias)
             return output
-        return F.linear(inputs, self.weight, self.bias)
+        return F.linear(inputs, weight, self.bias)
 
 
 @functools.cache

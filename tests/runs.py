@@ -36,6 +36,9 @@ from gen_dist.trainer import Trainer
 SMALL_MLP = MlpConfig(hidden_sizes=(32,), latent_dim=5)
 SMALL_CONV = ConvConfig(feature_maps=(4, 8), hidden_size=16, latent_dim=5)
 SMALL_DCGAN = DcganConfig(feature_maps=4, latent_dim=5)
+SPECTRAL_DCGAN = DcganConfig(
+    feature_maps=4, latent_dim=5, generator_norm="group", discriminator_norm="group", spectral_norm=True
+)
 UNMIXED_DCGAN = DcganConfig(feature_maps=4, latent_dim=5, generator_norm="group", discriminator_norm="none")
 SMALL_SNGAN = ResnetConfig(feature_maps=(4, 6, 6), latent_dim=5, generator_norm="group", spectral_norm=True)
 SMALL_R3GAN = ResnetConfig(block="r3gan", feature_maps=(4, 8), latent_dim=5)
@@ -58,7 +61,7 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
         SMALL_MLP,
     ),
     "conditional gan": (GanConfig(conditioning="concat"), SMALL_MLP),
-    "dcgan": (GanConfig(), SMALL_DCGAN),
+    "dcgan": (GanConfig(instance_noise=0.5), SMALL_DCGAN),
     "conditional dcgan": (GanConfig(conditioning="concat", generator_every=2), SMALL_DCGAN),
     "sngan": (GanConfig(loss="hinge", generator_every=2), SMALL_SNGAN),
     "sngan, projection": (GanConfig(conditioning="projection"), SMALL_SNGAN),
@@ -67,7 +70,7 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
     "r3gan": (R3ganConfig(), SMALL_R3GAN),
     "r3gan, lazy, conditional, augmented": (
         R3ganConfig(penalty_every=4, conditioning="projection", augmentation=ALL_AUGMENTATIONS, instance_noise=0.3),
-        UNMIXED_DCGAN,
+        SPECTRAL_DCGAN,
     ),
     "vae-gan": (VaeGanConfig(), SMALL_DCGAN),
 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gen_dist.augmentation import DRAWS, augment
+from gen_dist.augmentation import DRAWS, add_noise, augment
 from gen_dist.config import Augmentation
 from gen_dist.randomness import Stream
 
@@ -27,10 +27,8 @@ def images_of(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=dtype) * 2 - 1
 
 
-def augmented(
-    images: Tensor, kinds: tuple[Augmentation, ...], first_row: int = 0, rng: Tensor = RNG, noise: float = 0.0
-) -> Tensor:
-    return augment(images, kinds, rng, STREAM, first_row, noise)
+def augmented(images: Tensor, kinds: tuple[Augmentation, ...], first_row: int = 0, rng: Tensor = RNG) -> Tensor:
+    return augment(images, kinds, rng, STREAM, first_row)
 
 
 @pytest.mark.parametrize("shape", [(9, 1, 28, 28), (9, 3, 32, 32), (9, 3, 5, 8)])
@@ -69,17 +67,33 @@ def test_leaving_a_kind_out_changes_no_other_and_their_order_does_not_matter() -
     assert torch.equal(everything, augmented(images, ALL[::-1]))
 
 
-def test_noise_is_added_last_and_is_normal_and_of_its_own_draws() -> None:
+def _noisy(images: Tensor, first_row: int = 0, rng: Tensor = RNG, stream: Stream = Stream.REAL_NOISE) -> Tensor:
+    return add_noise(images, NOISE, rng, stream, first_row)
+
+
+def test_noise_is_normal_and_of_the_deviation_that_is_asked_for() -> None:
     images = images_of(200, 3, 16, 16)
-    noise = augmented(images, (), noise=NOISE) - images
+    noise = _noisy(images) - images
     assert noise.std() == pytest.approx(NOISE, rel=0.01) and noise.mean() == pytest.approx(0.0, abs=0.01 * NOISE)
     assert (noise.abs() > 3 * NOISE).double().mean() == pytest.approx(2.7e-3, rel=0.15)
-    shifts = torch.corrcoef(torch.stack([noise[:, :, :, :-1].flatten(), noise[:, :, :, 1:].flatten()]))[0, 1]
-    assert abs(float(shifts)) < 0.01
-    # Over what was cut out as well: nothing of it is left as it was.
-    everything = augmented(images, ("cutout",), noise=NOISE)
-    assert (everything == 0.0).double().mean() < 1e-4
-    assert augmented(images, ("cutout",)).eq(0.0).double().mean() > 0.1
+    neighbours = torch.corrcoef(torch.stack([noise[:, :, :, :-1].flatten(), noise[:, :, :, 1:].flatten()]))[0, 1]
+    assert abs(float(neighbours)) < 0.01
+    assert add_noise(images, 0.0, RNG, Stream.REAL_NOISE, 0) is images
+
+
+def test_noise_is_keyed_by_the_row_and_each_part_of_the_key_changes_it() -> None:
+    images = images_of(9, 3, 5, 8)
+    whole = _noisy(images)
+    assert torch.equal(torch.cat([_noisy(images[:4]), _noisy(images[4:5], 4), _noisy(images[5:], 5)]), whole)
+    changed = [
+        _noisy(images, first_row=1),
+        _noisy(images, rng=RNG + torch.tensor([1, 0])),
+        _noisy(images, rng=RNG + torch.tensor([0, 1])),
+        _noisy(images, stream=Stream.FAKE_NOISE),
+    ]
+    assert all((other != whole).double().mean() > 0.99 for other in changed)
+    (gradient,) = torch.autograd.grad(_noisy(images.requires_grad_()).sum(), images)
+    assert torch.equal(gradient, torch.ones_like(images))
 
 
 def test_colours_are_those_of_the_paper_one_after_the_other() -> None:
@@ -177,13 +191,16 @@ def test_a_gradient_penalty_through_augmentation_reaches_the_weights(channels: i
 
 
 def test_compiled_as_one_graph_it_is_the_same_and_new_steps_compile_nothing() -> None:
-    compiled = torch.compile(augment, fullgraph=True, backend="aot_eager")
+    def both(images: Tensor, rng: Tensor) -> Tensor:
+        return add_noise(augment(images, ALL, rng, STREAM, 12), NOISE, rng, Stream.REAL_NOISE, 12)
+
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
     images = images_of(6, 3, 8, 8).requires_grad_()
     for step in range(4):
         rng = torch.tensor([7, step])
-        expected = augmented(images, ALL, 12, rng, NOISE)
+        expected = add_noise(augmented(images, ALL, 12, rng), NOISE, rng, Stream.REAL_NOISE, 12)
         with torch.compiler.set_stance("fail_on_recompile" if step else "default"):
-            result = compiled(images, ALL, rng, STREAM, 12, NOISE)
+            result = compiled(images, rng)
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
         one, two = (torch.autograd.grad(output.square().sum(), images)[0] for output in (result, expected))
         torch.testing.assert_close(one, two, rtol=0, atol=1e-5)

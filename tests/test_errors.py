@@ -146,6 +146,7 @@ CASES: dict[str, Case] = {
     "a scale of a Bernoulli": (lambda p: ["vae-mnist", "--gaussian-scale", 1], "likelihood gaussian"),
     "too many convolutions": (lambda p: ["vae-conv-mnist", "--feature-maps", *[4] * 6], "name at most 4"),
     "no turn of a generator": (lambda p: ["gan-mnist", "--generator-every", 0], "generator_every 0 is less than 1"),
+    "negative noise": (lambda p: ["dcgan-mnist", "--instance-noise", -0.1], "instance_noise -0.1 is not a number"),
     "a negative penalty": (lambda p: ["wgan-gp-mnist", "--penalty-weight", -1], "penalty_weight -1.0 is not a number"),
     "a penalty that is nan": (lambda p: ["r3gan-mnist", "--penalty-weight", "nan"], "penalty_weight nan"),
     "a penalty that is never due": (lambda p: ["r3gan-mnist", "--penalty-every", 0], "penalty_every 0 is less than 1"),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import itertools
 import re
+from collections import Counter
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from gen_dist.config import ConvConfig, DcganConfig, MlpConfig, NetworkConfig, ResnetConfig
 from gen_dist.errors import ConfigError
@@ -353,9 +356,17 @@ def test_power_iteration_goes_on_in_training_only_and_once_a_forward(name: str) 
     encoder(some_images())
     assert all(torch.equal(encoder.state_dict()[key], value) for key, value in vectors.items())
     head = encoder.head.parametrizations.weight
-    with torch.no_grad():
+    with (
+        torch.no_grad(),
+        mock.patch.object(
+            _SpectralNorm, "_power_method", autospec=True, side_effect=_SpectralNorm._power_method
+        ) as iterated,
+    ):
         head.original.normal_()
         encoder.train()(some_images())
+        assert sorted(Counter(id(call.args[0]) for call in iterated.call_args_list).values()) == [1] * (
+            len(vectors) // 2
+        )
         once = F.normalize(head.original @ vectors["head.parametrizations.weight.0._v"], dim=0)
     torch.testing.assert_close(head[0]._u, once)
     assert not torch.equal(once, vectors["head.parametrizations.weight.0._u"])

@@ -88,6 +88,14 @@ def test_missing_classes_are_counted_though_samples_differ(digits: Dataset) -> N
     assert checks["samples/class_variation"] == pytest.approx(0.7, abs=0.08)
 
 
+def test_a_class_without_test_images_is_not_found_unless_it_is_generated(digits: Dataset) -> None:
+    two = np.isin(digits.test.labels, (0, 1))
+    test = replace(digits.test, images=digits.test.images[two], labels=digits.test.labels[two])
+    split = replace(digits, test=test)
+    zeros = digits.test.images[digits.test.labels == 0]
+    assert measure(split, lambda count, _: some(zeros, count))["samples/classes_found"] == 1
+
+
 def test_a_mean_image_is_of_little_diversity(digits: Dataset) -> None:
     mean = digits.train.images.mean(axis=0).astype(np.uint8)
 

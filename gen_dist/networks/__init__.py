@@ -1,13 +1,13 @@
 """Encoders and decoders: single-device modules that know no loss, no rank and no precision."""
 
 from gen_dist.config import ConvConfig, DcganConfig, MlpConfig, NetworkConfig, ResnetConfig
-from gen_dist.networks.base import Decoder, Encoder, iterate_spectral_norms
+from gen_dist.networks.base import Decoder, Encoder, iterate_spectral_norms, spectrally_normalized
 from gen_dist.networks.conv import ConvDecoder, ConvEncoder
 from gen_dist.networks.dcgan import DcganDecoder, DcganEncoder
 from gen_dist.networks.mlp import MlpDecoder, MlpEncoder
 from gen_dist.networks.resnet import ResnetDecoder, ResnetEncoder
 
-__all__ = ["Decoder", "Encoder", "build_decoder", "build_encoder", "iterate_spectral_norms"]
+__all__ = ["Decoder", "Encoder", "build_decoder", "build_encoder", "iterate_spectral_norms", "spectrally_normalized"]
 
 
 def build_encoder(config: NetworkConfig, image_shape: tuple[int, int, int], outputs: int) -> Encoder:

@@ -1,7 +1,8 @@
 """What all adversarial objectives share: two players, how they see images, and the turns they take.
 
 The generator has its turn first and hands its images on. The discriminator judges those very images, so that none is
-generated twice; only at steps without a turn of the generator are new ones drawn.
+generated twice; only at steps without a turn of the generator are new ones drawn. Where papers begin with the
+discriminator, this is their order but for the very first turn.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gen_dist.augmentation import augment
-from gen_dist.config import Augmentation, Conditioning, NetworkConfig
+from gen_dist.augmentation import add_noise, augment
+from gen_dist.config import Augmentation, Conditioning, GanLoss, NetworkConfig
 from gen_dist.errors import ConfigError
+from gen_dist.losses import generator_loss
 from gen_dist.networks.players import Discriminator, Generator
-from gen_dist.objectives.base import Batch, Objective, Phase
+from gen_dist.objectives.base import Batch, Objective, Phase, TurnResult
 from gen_dist.randomness import Stream
 from kernels import normal
 
@@ -30,15 +32,21 @@ class Streams(NamedTuple):
     """The streams of what one phase draws."""
 
     latents: Stream
-    real: Stream
-    """Augmentation of training images."""
-    fake: Stream
-    """Augmentation of generated images."""
+    real: tuple[Stream, Stream]
+    """Augmentation of training images, and noise on them."""
+    fake: tuple[Stream, Stream]
+    """The same of generated images."""
 
 
-DISCRIMINATOR_STREAMS = Streams(Stream.DISCRIMINATOR_LATENTS, Stream.REAL_AUGMENTATION, Stream.FAKE_AUGMENTATION)
+DISCRIMINATOR_STREAMS = Streams(
+    Stream.DISCRIMINATOR_LATENTS,
+    (Stream.REAL_AUGMENTATION, Stream.REAL_NOISE),
+    (Stream.FAKE_AUGMENTATION, Stream.FAKE_NOISE),
+)
 GENERATOR_STREAMS = Streams(
-    Stream.GENERATOR_LATENTS, Stream.GENERATOR_REAL_AUGMENTATION, Stream.GENERATOR_FAKE_AUGMENTATION
+    Stream.GENERATOR_LATENTS,
+    (Stream.GENERATOR_REAL_AUGMENTATION, Stream.GENERATOR_REAL_NOISE),
+    (Stream.GENERATOR_FAKE_AUGMENTATION, Stream.GENERATOR_FAKE_NOISE),
 )
 GENERATED = "generated"
 """What the generator's turn hands on: its images, float32 [B, C, H, W]."""
@@ -90,21 +98,16 @@ class Adversarial(Objective):
     def pixels(self, decoded: Tensor) -> Tensor:
         return (decoded * 0.5 + 0.5).clamp(0.0, 1.0)
 
-    def real(self, batch: Batch, streams: Streams) -> Tensor:
-        """Training images as the discriminator sees them."""
-        return self._augment(signed_unit(batch.images), batch, streams.real)
-
-    def generate(self, batch: Batch, streams: Streams) -> Tensor:
-        """As many new images, of the same classes."""
-        latents = normal(batch.rng, streams.latents, batch.first_row, len(batch.images), self.latent_dim)
+    def generate(self, batch: Batch, stream: Stream) -> Tensor:
+        """As many new images as the batch has, and of the same classes."""
+        latents = normal(batch.rng, stream, batch.first_row, len(batch.images), self.latent_dim)
         return self.decode(latents, batch.labels)
 
-    def fake(self, generated: Tensor, batch: Batch, streams: Streams) -> Tensor:
-        """Generated images as the discriminator sees them."""
-        return self._augment(generated, batch, streams.fake)
-
-    def _augment(self, images: Tensor, batch: Batch, stream: Stream) -> Tensor:
-        return augment(images, self.augmentation, batch.rng, stream, batch.first_row, self.instance_noise)
+    def as_seen(self, images: Tensor, batch: Batch, streams: tuple[Stream, Stream]) -> Tensor:
+        """Images as the discriminator sees them: augmented, with noise on top."""
+        augmentation, noise = streams
+        images = augment(images, self.augmentation, batch.rng, augmentation, batch.first_row)
+        return add_noise(images, self.instance_noise, batch.rng, noise, batch.first_row)
 
     def scores(self, images: Tensor, labels: Tensor) -> Tensor:
         """float32 [B]."""
@@ -143,6 +146,21 @@ class GeneratorPhase(Phase):
         self.every = every
 
 
+class GeneratorLossPhase(GeneratorPhase):
+    """The generator's turn where its loss is one of its own images' scores: the mean of `losses.generator_loss`."""
+
+    def __init__(self, objective: Adversarial, loss: GanLoss, every: int = 1) -> None:
+        super().__init__(objective, every)
+        self.loss = loss
+
+    def forward(self, batch: Batch) -> TurnResult:
+        game = self.objective
+        generated = game.generate(batch, GENERATOR_STREAMS.latents)
+        scores = game.scores(game.as_seen(generated, batch, GENERATOR_STREAMS.fake), batch.labels)
+        loss = generator_loss(self.loss, scores).mean()
+        return TurnResult(loss, {"loss": loss.detach()}, {GENERATED: generated.detach()})
+
+
 class DiscriminatorPhase(Phase):
     """The discriminator's turn: `losses` says what it minimizes."""
 
@@ -154,12 +172,16 @@ class DiscriminatorPhase(Phase):
         self.trains = ("discriminator",)
 
     def real_and_fake(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Training images and generated ones, as the discriminator sees them."""
-        game = self.objective
+        """Training images and generated ones, float32 [B, C, H, W] each."""
         generated = batch.handed_on.get(GENERATED)
         if generated is None:
-            generated = game.generate(batch, DISCRIMINATOR_STREAMS).detach()
-        return game.real(batch, DISCRIMINATOR_STREAMS), game.fake(generated, batch, DISCRIMINATOR_STREAMS)
+            generated = self.objective.generate(batch, DISCRIMINATOR_STREAMS.latents).detach()
+        return signed_unit(batch.images), generated
+
+    def as_seen(self, real: Tensor, fake: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The same as the discriminator sees them."""
+        game, streams = self.objective, DISCRIMINATOR_STREAMS
+        return game.as_seen(real, batch, streams.real), game.as_seen(fake, batch, streams.fake)
 
 
 def told_right(real_scores: Tensor, fake_scores: Tensor, threshold: float) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ class TurnResult(NamedTuple):
     loss: Tensor
     """float32 []: to be minimized, a mean over the images."""
     logs: dict[str, Tensor]
-    """To be logged, detached: means [] over the images, or one value for each image, [B], of which a histogram is."""
+    """What is logged, detached: means [] over the images; or a value for each image, [B], to make a histogram of."""
     handed_on: Mapping[str, Tensor] = {}  # a default of a named tuple, and nobody writes to it
     """Detached, for the phases after it in the same step."""
 

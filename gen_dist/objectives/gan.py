@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 from gen_dist.config import GanConfig, NetworkConfig
-from gen_dist.losses import fake_loss, generator_loss, real_loss
-from gen_dist.objectives.adversarial import (
-    GENERATED,
-    GENERATOR_STREAMS,
-    Adversarial,
-    DiscriminatorPhase,
-    GeneratorPhase,
-    told_right,
-)
+from gen_dist.losses import fake_loss, real_loss
+from gen_dist.objectives.adversarial import Adversarial, DiscriminatorPhase, GeneratorLossPhase, told_right
 from gen_dist.objectives.base import Batch, Phase, TurnResult
 
 
@@ -25,30 +18,20 @@ class Gan(Adversarial):
         self.config = config
 
     def phases(self) -> dict[str, Phase]:
-        return {"generator": Deceive(self, self.config.generator_every), "discriminator": TellApart(self)}
+        config = self.config
+        generator = GeneratorLossPhase(self, config.loss, config.generator_every)
+        return {"generator": generator, "discriminator": GanDiscriminatorPhase(self)}
 
 
-class TellApart(DiscriminatorPhase):
+class GanDiscriminatorPhase(DiscriminatorPhase):
     """Minimize the loss on real images and on generated ones."""
 
     objective: Gan
 
     def forward(self, batch: Batch) -> TurnResult:
         game, loss_name = self.objective, self.objective.config.loss
-        real_scores, fake_scores = game.scores_of_both(*self.real_and_fake(batch), batch.labels)
+        real, fake = self.as_seen(*self.real_and_fake(batch), batch)
+        real_scores, fake_scores = game.scores_of_both(real, fake, batch.labels)
         loss = (real_loss(loss_name, real_scores) + fake_loss(loss_name, fake_scores)).mean()
         threshold = 0.5 if loss_name == "least_squares" else 0.0  # half-way between its two targets
         return TurnResult(loss, {"loss": loss.detach(), **told_right(real_scores, fake_scores, threshold)})
-
-
-class Deceive(GeneratorPhase):
-    """Minimize the loss of generated images that are scored as generated."""
-
-    objective: Gan
-
-    def forward(self, batch: Batch) -> TurnResult:
-        game = self.objective
-        generated = game.generate(batch, GENERATOR_STREAMS)
-        scores = game.scores(game.fake(generated, batch, GENERATOR_STREAMS), batch.labels)
-        loss = generator_loss(game.config.loss, scores).mean()
-        return TurnResult(loss, {"loss": loss.detach()}, {GENERATED: generated.detach()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from gen_dist.config import NetworkConfig, R3ganConfig, ResnetConfig
 from gen_dist.losses import relativistic_loss, zero_centred_penalty
@@ -13,6 +14,7 @@ from gen_dist.objectives.adversarial import (
     DiscriminatorPhase,
     GeneratorPhase,
     pairs_told_right,
+    signed_unit,
     slopes_and_scores,
 )
 from gen_dist.objectives.base import Batch, Phase, TurnResult
@@ -33,11 +35,14 @@ class R3gan(Adversarial):
         self.refuse_batch_norm()
 
     def phases(self) -> dict[str, Phase]:
-        return {"generator": WinPairs(self), "discriminator": TellPairsApart(self)}
+        return {"generator": R3ganGeneratorPhase(self), "discriminator": R3ganDiscriminatorPhase(self)}
 
 
-class TellPairsApart(DiscriminatorPhase):
-    """Minimize the pairing loss plus gamma / 2 times R1 + R2 (Huang et al. 2024, eq. 2 and section 2.2)."""
+class R3ganDiscriminatorPhase(DiscriminatorPhase):
+    """Minimize the pairing loss plus gamma / 2 times R1 + R2 (Huang et al. 2024, eq. 2 and section 2.2).
+
+    The slopes are those at the images before they are augmented.
+    """
 
     objective: R3gan
 
@@ -49,11 +54,16 @@ class TellPairsApart(DiscriminatorPhase):
         game, config = self.objective, self.objective.config
         real, fake = self.real_and_fake(batch)
         if not batch.penalized:
-            real_scores, fake_scores = game.scores_of_both(real, fake, batch.labels)
+            real_scores, fake_scores = game.scores_of_both(*self.as_seen(real, fake, batch), batch.labels)
             loss = relativistic_loss(real_scores, fake_scores).mean()
             return TurnResult(loss, {"loss": loss.detach(), **pairs_told_right(real_scores, fake_scores)})
         labels = torch.cat([batch.labels, batch.labels])
-        slopes, scores = slopes_and_scores(lambda images: game.scores(images, labels), torch.cat([real, fake]))
+
+        def scores_of(images: Tensor) -> Tensor:
+            real, fake = images.chunk(2)
+            return game.scores(torch.cat(self.as_seen(real, fake, batch)), labels)
+
+        slopes, scores = slopes_and_scores(scores_of, torch.cat([real, fake]))
         real_scores, fake_scores = scores.chunk(2)
         r1, r2 = (penalty.mean() for penalty in zero_centred_penalty(slopes).chunk(2))
         weight = 0.5 * config.penalty_weight * config.penalty_every
@@ -62,17 +72,17 @@ class TellPairsApart(DiscriminatorPhase):
         return TurnResult(loss, {"loss": loss.detach(), **logs, "r1": r1.detach(), "r2": r2.detach()})
 
 
-class WinPairs(GeneratorPhase):
+class R3ganGeneratorPhase(GeneratorPhase):
     """Minimize the pairing loss with the roles exchanged."""
 
     objective: R3gan
 
     def forward(self, batch: Batch) -> TurnResult:
         game = self.objective
-        generated = game.generate(batch, GENERATOR_STREAMS)
-        fake = game.fake(generated, batch, GENERATOR_STREAMS)
+        real = game.as_seen(signed_unit(batch.images), batch, GENERATOR_STREAMS.real)
         with torch.no_grad():  # apart, so that nothing goes backward through them
-            real_scores = game.scores(game.real(batch, GENERATOR_STREAMS), batch.labels)
-        fake_scores = game.scores(fake, batch.labels)
+            real_scores = game.scores(real, batch.labels)
+        generated = game.generate(batch, GENERATOR_STREAMS.latents)
+        fake_scores = game.scores(game.as_seen(generated, batch, GENERATOR_STREAMS.fake), batch.labels)
         loss = relativistic_loss(fake_scores, real_scores).mean()
         return TurnResult(loss, {"loss": loss.detach()}, {GENERATED: generated.detach()})

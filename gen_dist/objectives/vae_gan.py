@@ -21,8 +21,8 @@ from gen_dist.objectives.base import Batch, Phase, TurnResult, unit_interval
 from gen_dist.randomness import Stream
 from kernels import reparameterize_kl
 
-POSTERIOR_LATENTS = "posterior_latents"
-"""What the encoder's turn hands on: float32 [B, D]."""
+POSTERIOR_LATENTS, REAL_FEATURES = "posterior_latents", "real_features"
+"""What the encoder's turn hands on: float [B, D] and [B, F]; the discriminator has its turn after all others."""
 RECONSTRUCTIONS = "reconstructions"
 """What the generator's turn hands on, beside generated images: float32 [B, C, H, W] in -1..1."""
 
@@ -40,7 +40,11 @@ class VaeGan(Adversarial):
         self.networks["encoder"] = build_encoder(network, image_shape, outputs=2 * network.latent_dim)
 
     def phases(self) -> dict[str, Phase]:
-        return {"encoder": Encode(self), "generator": Decode(self), "discriminator": TellApart(self)}
+        return {
+            "encoder": VaeGanEncoderPhase(self),
+            "generator": VaeGanGeneratorPhase(self),
+            "discriminator": VaeGanDiscriminatorPhase(self),
+        }
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = self.networks["encoder"](signed_unit(images)).float().chunk(2, dim=1)
@@ -63,7 +67,7 @@ class VaeGan(Adversarial):
         return {"reconstruction_error": error, "kl": kl_nats}
 
 
-class Encode(Phase):
+class VaeGanEncoderPhase(Phase):
     """The encoder's turn: beta * KL plus the error of the features, -log N(f(x); f(x~), I) but for a constant."""
 
     objective: VaeGan
@@ -81,10 +85,10 @@ class Encode(Phase):
         error, kl = 0.5 * squared_error(features, real_features).mean(), kl_nats.mean()
         loss = game.config.beta * kl + error
         logs = {"loss": loss.detach(), "feature_error": error.detach(), "kl": kl.detach()}
-        return TurnResult(loss, logs, {POSTERIOR_LATENTS: latents.detach()})
+        return TurnResult(loss, logs, {POSTERIOR_LATENTS: latents.detach(), REAL_FEATURES: real_features.detach()})
 
 
-class Decode(GeneratorPhase):
+class VaeGanGeneratorPhase(GeneratorPhase):
     """The generator's turn: gamma times the error of the features, and scores of reconstructions and of samples."""
 
     objective: VaeGan
@@ -92,18 +96,17 @@ class Decode(GeneratorPhase):
     def forward(self, batch: Batch) -> TurnResult:
         game = self.objective
         reconstructions = game.decode(batch.handed_on[POSTERIOR_LATENTS])
-        generated = game.generate(batch, GENERATOR_STREAMS)
-        real_features, _ = game.features_and_scores(signed_unit(batch.images))
+        generated = game.generate(batch, GENERATOR_STREAMS.latents)
         features, scores = game.features_and_scores(reconstructions)
         fake_scores = game.scores(generated, batch.labels)
-        error = 0.5 * squared_error(features, real_features).mean()
+        error = 0.5 * squared_error(features, batch.handed_on[REAL_FEATURES]).mean()
         deceit = (generator_loss("non_saturating", scores) + generator_loss("non_saturating", fake_scores)).mean()
         loss = game.config.reconstruction_weight * error + deceit
         made = {RECONSTRUCTIONS: reconstructions.detach(), GENERATED: generated.detach()}
         return TurnResult(loss, {"loss": loss.detach(), "feature_error": error.detach()}, made)
 
 
-class TellApart(DiscriminatorPhase):
+class VaeGanDiscriminatorPhase(DiscriminatorPhase):
     """The discriminator's turn: training images against reconstructions and samples."""
 
     objective: VaeGan

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from gen_dist.augmentation import uniform
 from gen_dist.config import NetworkConfig, WganGpConfig
-from gen_dist.losses import fake_loss, generator_loss, one_centred_penalty, real_loss
+from gen_dist.losses import fake_loss, one_centred_penalty, real_loss
 from gen_dist.objectives.adversarial import (
-    GENERATED,
-    GENERATOR_STREAMS,
     Adversarial,
     DiscriminatorPhase,
-    GeneratorPhase,
+    GeneratorLossPhase,
     pairs_told_right,
     slopes_and_scores,
 )
@@ -29,10 +27,11 @@ class WganGp(Adversarial):
         self.refuse_batch_norm()
 
     def phases(self) -> dict[str, Phase]:
-        return {"generator": FollowTheCritic(self, self.config.generator_every), "critic": Criticize(self)}
+        generator = GeneratorLossPhase(self, "wasserstein", self.config.generator_every)
+        return {"generator": generator, "critic": WganCriticPhase(self)}
 
 
-class Criticize(DiscriminatorPhase):
+class WganCriticPhase(DiscriminatorPhase):
     """Minimize fake less real scores plus the penalty; the negative of the former estimates the distance."""
 
     objective: WganGp
@@ -43,7 +42,7 @@ class Criticize(DiscriminatorPhase):
 
     def forward(self, batch: Batch) -> TurnResult:
         game, config = self.objective, self.objective.config
-        real, fake = self.real_and_fake(batch)
+        real, fake = self.as_seen(*self.real_and_fake(batch), batch)
         real_scores, fake_scores = game.scores_of_both(real, fake, batch.labels)
         distance = -(real_loss("wasserstein", real_scores) + fake_loss("wasserstein", fake_scores)).mean()
         logs = {"distance": distance.detach(), **pairs_told_right(real_scores, fake_scores)}
@@ -54,16 +53,3 @@ class Criticize(DiscriminatorPhase):
         penalty = one_centred_penalty(slopes).mean()
         loss = -distance + config.penalty_weight * config.penalty_every * penalty
         return TurnResult(loss, {"loss": loss.detach(), **logs, "penalty": penalty.detach()})
-
-
-class FollowTheCritic(GeneratorPhase):
-    """Minimize the negative scores of generated images."""
-
-    objective: WganGp
-
-    def forward(self, batch: Batch) -> TurnResult:
-        game = self.objective
-        generated = game.generate(batch, GENERATOR_STREAMS)
-        scores = game.scores(game.fake(generated, batch, GENERATOR_STREAMS), batch.labels)
-        loss = generator_loss("wasserstein", scores).mean()
-        return TurnResult(loss, {"loss": loss.detach()}, {GENERATED: generated.detach()})
