@@ -36,9 +36,7 @@ from gen_dist.trainer import Trainer
 SMALL_MLP = MlpConfig(hidden_sizes=(32,), latent_dim=5)
 SMALL_CONV = ConvConfig(feature_maps=(4, 8), hidden_size=16, latent_dim=5)
 SMALL_DCGAN = DcganConfig(feature_maps=4, latent_dim=5)
-SPECTRAL_DCGAN = DcganConfig(
-    feature_maps=4, latent_dim=5, generator_norm="group", discriminator_norm="group", spectral_norm=True
-)
+SPECTRAL_DCGAN = DcganConfig(feature_maps=4, latent_dim=5, spectral_norm=True)
 UNMIXED_DCGAN = DcganConfig(feature_maps=4, latent_dim=5, generator_norm="group", discriminator_norm="none")
 SMALL_SNGAN = ResnetConfig(feature_maps=(4, 6, 6), latent_dim=5, generator_norm="group", spectral_norm=True)
 SMALL_R3GAN = ResnetConfig(block="r3gan", feature_maps=(4, 8), latent_dim=5)
@@ -70,9 +68,9 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
     "r3gan": (R3ganConfig(), SMALL_R3GAN),
     "r3gan, lazy, conditional, augmented": (
         R3ganConfig(penalty_every=4, conditioning="projection", augmentation=ALL_AUGMENTATIONS, instance_noise=0.3),
-        SPECTRAL_DCGAN,
+        UNMIXED_DCGAN,
     ),
-    "vae-gan": (VaeGanConfig(), SMALL_DCGAN),
+    "vae-gan": (VaeGanConfig(), SPECTRAL_DCGAN),
 }
 WITH_BATCH_STATISTICS = frozenset({"dcgan", "conditional dcgan", "vae-gan"})
 ADVERSARIAL = tuple(name for name, (config, _) in OBJECTIVES.items() if "gan" in config.kind)
