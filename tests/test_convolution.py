@@ -61,6 +61,22 @@ def test_results_and_gradients_equal_float64(
 
 
 @pytest.mark.usefixtures("few_weights_are_many")
+@pytest.mark.parametrize("frozen", ["maps", "weight"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_without_a_bias_and_with_one_operand_frozen_the_other_has_its_gradient(layer: str, frozen: str) -> None:
+    """As in a generator's turn, which the discriminator's weights get no gradients in."""
+    ours, torchs = LAYERS[layer]
+    maps, weight, _ = _leaves(layer, (3, 8, 3, 2, 3), torch.channels_last)
+    (maps if frozen == "maps" else weight).requires_grad_(False)
+    free = weight if frozen == "maps" else maps
+    result = ours.apply(maps, weight, None)
+    expected = torchs(maps.double(), weight.double(), stride=2, padding=1)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=2e-4)
+    found, reference = (torch.autograd.grad(output.square().sum(), free)[0] for output in (result, expected))
+    torch.testing.assert_close(found, reference, rtol=1e-4, atol=2e-3)
+
+
+@pytest.mark.usefixtures("few_weights_are_many")
 @pytest.mark.parametrize("transform", [torch.func.grad, None], ids=["torch.func", "autograd"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_penalty_on_gradients_has_the_right_gradient(layer: str, transform: Any) -> None:
