@@ -32,9 +32,9 @@ _MNIST = TrainConfig(
     optimization=OptimizerConfig(betas=(0.9, 0.98), warmup_steps=80, decay="linear"),
 )
 
-# Five epochs and three quarters of 60,000 images. Tuned on full MNIST for even shares of the digits. Noise does most for
-# them: without it the discriminator tells 93 % of the images by details, mostly of the background, and says little of
-# what is drawn.
+# Five epochs and three quarters of 60,000 images. Tuned on full MNIST for even shares of the digits. Noise does most
+# for them: without it the discriminator tells 93 % of the images by details, mostly of the background, and says little
+# of what is drawn.
 _MNIST_GAN = TrainConfig(
     steps=5400,
     global_batch_size=64,
