@@ -36,7 +36,6 @@ from gen_dist.trainer import Trainer
 SMALL_MLP = MlpConfig(hidden_sizes=(32,), latent_dim=5)
 SMALL_CONV = ConvConfig(feature_maps=(4, 8), hidden_size=16, latent_dim=5)
 SMALL_DCGAN = DcganConfig(feature_maps=4, latent_dim=5)
-SPECTRAL_DCGAN = DcganConfig(feature_maps=4, latent_dim=5, spectral_norm=True)
 UNMIXED_DCGAN = DcganConfig(feature_maps=4, latent_dim=5, generator_norm="group", discriminator_norm="none")
 SMALL_SNGAN = ResnetConfig(feature_maps=(4, 6, 6), latent_dim=5, generator_norm="group", spectral_norm=True)
 SMALL_R3GAN = ResnetConfig(block="r3gan", feature_maps=(4, 8), latent_dim=5)
@@ -70,9 +69,11 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
         R3ganConfig(penalty_every=4, conditioning="projection", augmentation=ALL_AUGMENTATIONS, instance_noise=0.3),
         UNMIXED_DCGAN,
     ),
-    "vae-gan": (VaeGanConfig(), SPECTRAL_DCGAN),
+    "vae-gan": (VaeGanConfig(), SMALL_DCGAN),
 }
 WITH_BATCH_STATISTICS = frozenset({"dcgan", "conditional dcgan", "vae-gan"})
+TOUCHY = WITH_BATCH_STATISTICS | {"sngan", "sngan, projection"}
+"""Rounding now and then takes a unit over the kink of its activation, and the game enlarges what comes of it."""
 ADVERSARIAL = tuple(name for name, (config, _) in OBJECTIVES.items() if "gan" in config.kind)
 COSTLY = frozenset({"conditional dcgan", "sngan", "sngan, projection", "wgan-gp", "r3gan"})
 """Their steps are long; what the others have in common with them stands for them in `make test`."""
@@ -97,7 +98,7 @@ def small_config(objective: str, **changes: object) -> TrainConfig:
         data="synthetic",
         steps=50,
         global_batch_size=24,
-        learning_rate=5e-5 if objective in WITH_BATCH_STATISTICS else 5e-4 if objective in ADVERSARIAL else 3e-3,
+        learning_rate=5e-5 if objective in TOUCHY else 5e-4 if objective in ADVERSARIAL else 3e-3,
         log_every=1,
         packing=DataConfig(synthetic_images=256),
         network=network,
