@@ -85,10 +85,10 @@ def test_two_ranks_equal_one_rank(ranks_of: dict[str, Any], objective: str) -> N
             usual_size = statistics.median(map(abs, values))
             found = _numbers(result["logs"])[name]
             assert found == pytest.approx(values, rel=tolerance, abs=tolerance * usual_size), name
-    assert result["test"] == pytest.approx(trainer.evaluate(trainer.dataset.test), rel=1e-5, abs=1e-7)
+    assert result["test"] == pytest.approx(trainer.evaluate(trainer.dataset.test), rel=1e-5, abs=1e-8)
     assert abs(result["parameter_spread"]) < 1e-9
     for two, one in zip(result["uneven"], evaluations_of_uneven_splits(trainer), strict=True):
-        assert two == pytest.approx(one, rel=1e-5, abs=1e-7)
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-8)
 
 
 def _numbers(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
