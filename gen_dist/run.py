@@ -10,11 +10,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from gen_dist.errors import CheckpointError, ConfigError, UserError
 from gen_dist.gallery import Gallery
 from gen_dist.model import GenerativeModel
 from gen_dist.progress import brief_checks
-from gen_dist.run_directory import record_start, remove_leftovers, remove_run, run_directory, wandb_id_of
+from gen_dist.run_directory import Holding, hold, record_start, remove_leftovers, remove_run, wandb_id_of
 from gen_dist.sample_checks import SampleChecks
 from gen_dist.tracking import METRICS_FILE, Tracker, read_metrics
 from gen_dist.trainer import Trainer, learning_rate_at
@@ -78,7 +78,34 @@ class Outcome:
         ]
 
 
-def train(config: TrainConfig, *, fresh: bool = False, say: Callable[[str], None] | None = None) -> Outcome:
+@dataclass(frozen=True)
+class Supervisor:
+    """Who started a run in processes elsewhere, such as Ray's workers, and may start it again where one of them fails.
+
+    Every process that trains has one of its own.
+    """
+
+    name: str
+    """Of this launch, the same whenever it starts the run again: it then takes the run directory over from processes
+    of its own that are out of reach but not known to be dead, and `fresh` counts the first time only."""
+    stop: threading.Event
+    """Set in any process, it ends the run of all as SIGTERM would."""
+    recorded: Callable[[int, Mapping[str, float | Sequence[float]], Path | None], None]
+    """Called in every process after each evaluation or checkpoint with the step and, the sample checks in the main
+    process alone, the metrics; there also with the directory of the checkpoint if one was written."""
+    directory: Path | None = None
+    """Where this process finds and keeps the run, if not in its config's run directory."""
+    screen: TextIO | None = None
+    """Where the main process shows progress; None is standard error."""
+
+
+def train(
+    config: TrainConfig,
+    *,
+    fresh: bool = False,
+    say: Callable[[str], None] | None = None,
+    supervisor: Supervisor | None = None,
+) -> Outcome:
     """Train a config to its last step, from the newest whole checkpoint of its run directory if there is one.
 
     Call it in every process that a launcher started; the main one writes the run directory. SIGTERM and SIGINT save a
@@ -88,20 +115,23 @@ def train(config: TrainConfig, *, fresh: bool = False, say: Callable[[str], None
         config: what to run.
         fresh: remove what an earlier run wrote and start over.
         say: takes what is to be said before and after the steps, in the main process; None prints to standard error,
-            where the progress of the steps is always shown.
+            or the supervisor's screen, where the progress of the steps is always shown.
+        supervisor: who started these processes, if that is no launcher of theirs that waits for them.
 
     Raises:
         UserError: config, data or run directory cannot be used, the disk is full, or the loss diverged.
     """
     processes = parallel.start_processes(config)
-    announce = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    screen = supervisor.screen if supervisor else None
+    announce = say or (lambda line: print(line, file=screen or sys.stderr, flush=True))
     if not processes.is_main:
         announce = _silent
-    with run_directory(config, processes, fresh):
+    path = (supervisor.directory if supervisor else None) or config.run_path
+    with hold(path, config, processes, fresh, supervisor.name if supervisor else None) as holding:
         dataset = open_dataset(config.data, config.data_root, config.packing, announce)
         trainer = Trainer(config, dataset, processes)
         try:
-            return _Run(config, trainer, announce).train(fresh)
+            return _Run(config, trainer, announce, holding, supervisor).train(holding.fresh)
         finally:
             trainer.close()
 
@@ -109,12 +139,21 @@ def train(config: TrainConfig, *, fresh: bool = False, say: Callable[[str], None
 class _Run:
     """The loop and what it has to remember between steps."""
 
-    def __init__(self, config: TrainConfig, trainer: Trainer, announce: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        trainer: Trainer,
+        announce: Callable[[str], None],
+        holding: Holding,
+        supervisor: Supervisor | None,
+    ) -> None:
         self.config = config
+        self.holding = holding
+        self.supervisor = supervisor
         self.trainer = trainer
         self.processes = trainer.processes
         self.announce = announce
-        self.path = config.run_path
+        self.path = holding.path
         self.step = 0
         self.training_seconds = 0.0
         self._intervals = {
@@ -132,7 +171,7 @@ class _Run:
 
     def train(self, fresh: bool) -> Outcome:
         """Go on from where the run directory stands to the last step, or until a signal."""
-        with _stop_signals() as stop:
+        with _stop_signals(self.supervisor.stop if self.supervisor else threading.Event()) as stop:
             if fresh:  # only now that config and data are known to be good
                 self._in_main(lambda: remove_run(self.path))
             self._resume()
@@ -140,7 +179,7 @@ class _Run:
                 wandb_id = self._in_main(lambda: wandb_id_of(self.path))
                 tracker = self._in_main(lambda: self._open_tracker(wandb_id or ""))
                 with tracker or contextlib.nullcontext():
-                    self._in_main(lambda: record_start(self.config, self.step, wandb_id or ""))
+                    self._in_main(lambda: record_start(self.path, self.config, self.step, wandb_id or ""))
                     self._loop(tracker, stop)
             return self._finish()
 
@@ -168,10 +207,12 @@ class _Run:
         config = self.config
         self._collect()  # first of all: it waits for the device, whose work is training and not what follows
         metrics: dict[str, float | list[float]] = {}
+        evaluates, saved = self._is_due(config.evaluate_every), None
+        saves = stopping or self._is_due(config.checkpoint_every)
         if self._is_due(config.log_every):
             metrics |= self._training_means()
         with tracker.pause() if tracker else contextlib.nullcontext():
-            if self._is_due(config.evaluate_every):
+            if evaluates:
                 tested = self.trainer.evaluate(self.trainer.dataset.test)
                 metrics |= {f"test/{name}": value for name, value in tested.items()}
                 metrics |= self._in_main(self.checks.measure) or {}
@@ -182,8 +223,10 @@ class _Run:
                 made = self._in_main(lambda: self.gallery.at_step(self.step))
                 if tracker and made:
                     tracker.pictures(self.step, made)
-            if stopping or self._is_due(config.checkpoint_every):
-                self._save(tracker)
+            if saves:
+                saved = self._save(tracker)
+            if self.supervisor and (evaluates or saves):
+                self.supervisor.recorded(self.step, metrics, saved)
 
     def _in_main(self, action: Callable[[], T]) -> T | None:
         """Do what the main process alone does. An error of it ends every process, instead of leaving some waiting."""
@@ -191,6 +234,7 @@ class _Run:
         error: UserError | None = None
         if self.processes.is_main:
             try:
+                self.holding.assert_held()
                 result = action()
             except UserError as raised:
                 error = raised
@@ -232,6 +276,7 @@ class _Run:
             start_step=self.step,
             images_per_step=self.config.global_batch_size,
             wandb_id=wandb_id,
+            stream=self.supervisor.screen if self.supervisor else None,
         )
 
     def _collect(self) -> None:
@@ -268,7 +313,8 @@ class _Run:
         self._unlogged.clear()
         return means | {"train/learning_rate": learning_rate_at(self.config, self.step - 1)}
 
-    def _save(self, tracker: Tracker | None) -> None:
+    def _save(self, tracker: Tracker | None) -> Path | None:
+        """Write a checkpoint; its directory, in the main process."""
         if self.trainer.broken_networks():  # The loss was finite before this update: it is no good state all the same.
             raise self._divergence(f"the update of step {self.step} is not finite")
         facts = {
@@ -283,12 +329,12 @@ class _Run:
         }
         state = Checkpoint(self.step, self.trainer.tensors(), facts)
 
-        def save() -> None:
+        def save() -> Path:
             assert tracker is not None
             tracker.sync()
-            checkpoints.save(self.path, state, self.config, self.config.keep_checkpoints)
+            return checkpoints.save(self.path, state, self.config, self.config.keep_checkpoints)
 
-        self._in_main(save)
+        return self._in_main(save)
 
     def _finish(self) -> Outcome:
         ended = self._in_main(self._write_end)
@@ -340,9 +386,8 @@ def _log(tracker: Tracker | None, step: int, metrics: dict[str, float | list[flo
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
+def _stop_signals(stop: threading.Event) -> Iterator[threading.Event]:
     """Within it, SIGTERM and SIGINT set the event; one more, seconds later, acts as usual, for the impatient."""
-    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python delivers signals to the main thread alone; there the caller sees to them.
         return

@@ -8,6 +8,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from gen_dist import parallel
 from gen_dist.atomic_files import write_atomically
 from gen_dist.config import TrainConfig
 from gen_dist.environment import environment
-from gen_dist.errors import ConfigError, UserError
+from gen_dist.errors import CheckpointError, ConfigError, UserError
 from gen_dist.parallel import Processes
 from gen_dist.wandb_run import wandb_mode
 
 WANDB_ID_FILE = "wandb-id"
+_HOLDER_FILE = ".holder"
 
 _FREE_FIELDS = {
     *("preset", "data_root", "packing", "run_dir", "accumulation", "precision", "compile", "device"),
@@ -38,36 +40,76 @@ _WRITTEN = (
 """All that a run writes: what --fresh removes."""
 
 
+@dataclass(frozen=True)
+class Holding:
+    """A run directory that processes hold while they train in it."""
+
+    path: Path
+    fresh: bool
+    """Whether what an earlier run wrote is to be removed."""
+    _mark: str
+
+    def assert_held(self) -> None:
+        """Raise CheckpointError if another launch of the run has taken the directory over, as of a cut-off host."""
+        try:
+            if (self.path / _HOLDER_FILE).read_text() == self._mark:
+                return
+        except OSError as error:
+            reason = error.strerror or error
+            raise CheckpointError(f"run directory {self.path} cannot be read: {reason}; mend that first") from None
+        raise CheckpointError(f"another process has taken over {self.path}; this one stops")
+
+
 @contextlib.contextmanager
-def run_directory(config: TrainConfig, processes: Processes, fresh: bool) -> Iterator[None]:
-    """Within it, the run directory of a config is locked by the main process. Nothing is removed yet, fresh or not.
+def hold(
+    path: Path, config: TrainConfig, processes: Processes, fresh: bool, holder: str | None = None
+) -> Iterator[Holding]:
+    """Within it, the main process holds a run directory. Nothing is removed yet, fresh or not.
+
+    Two things keep others out. A lock, which the system lifts when its process dies; and a mark, for a process that
+    cannot be reached and may yet live: the same `holder` may pass over its lock and put a new mark. What was cut off
+    finds that mark before it writes.
+
+    Args:
+        path: the directory.
+        config: of the run that is to be there.
+        processes: which train.
+        fresh: whether to start over; if the last holder was this one, it has done so.
+        holder: name of a launch that may start several times. None is one that starts once.
 
     Raises:
         ConfigError: it cannot be written to, another process trains in it, or it holds a run of another config that is
             not to be started over. Raised in every process.
     """
-    lock = FileLock(config.run_path / ".lock")
+    lock = FileLock(path / ".lock")
     error: UserError | None = None
+    holding = None
     try:
         if processes.is_main:
             try:
-                _prepare(config, fresh, lock)
+                holding = _take(path, config, fresh, holder, lock)
             except UserError as raised:
                 error = raised
         parallel.raise_everywhere(error, processes)
-        yield
+        fresh = parallel.from_main(holding.fresh if holding else None, processes) or False
+        yield holding or Holding(path, fresh, "")
     finally:
         lock.release()
 
 
-def _prepare(config: TrainConfig, fresh: bool, lock: FileLock) -> None:
-    path = config.run_path
+def _take(path: Path, config: TrainConfig, fresh: bool, holder: str | None, lock: FileLock) -> Holding:
+    name, mark = holder or uuid.uuid4().hex, uuid.uuid4().hex
     try:
         wandb_mode(config.wandb)
         path.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-        if not fresh and (path / "config.json").exists():
+        started_before = _holder_of(path) == name
+        with contextlib.suppress(Timeout) if started_before else contextlib.nullcontext():
+            lock.acquire(blocking=False)
+        holding = Holding(path, fresh and not started_before, f"{name} {mark}\n")
+        if not holding.fresh and (path / "config.json").exists():
             _refuse_other_config(path, config)
+        write_atomically(path / _HOLDER_FILE, holding._mark)
+        return holding
     except Timeout:
         raise ConfigError(f"another process is training in {path}; wait for it or choose another --run-dir") from None
     except OSError as error:
@@ -75,7 +117,14 @@ def _prepare(config: TrainConfig, fresh: bool, lock: FileLock) -> None:
         raise ConfigError(f"run directory {path} cannot be written to: {reason}; choose another --run-dir") from None
 
 
-def record_start(config: TrainConfig, step: int, wandb_id: str) -> None:
+def _holder_of(path: Path) -> str | None:
+    """Name of the launch that held a run directory last."""
+    with contextlib.suppress(FileNotFoundError):
+        return (path / _HOLDER_FILE).read_text().partition(" ")[0]
+    return None
+
+
+def record_start(path: Path, config: TrainConfig, step: int, wandb_id: str) -> None:
     """Write what tells of a start at `step`; called only when it can start, so that a refusal changes nothing.
 
     environment.json tells of the last start, and under `earlier` of those before it.
@@ -83,7 +132,6 @@ def record_start(config: TrainConfig, step: int, wandb_id: str) -> None:
     Raises:
         OSError: the disk is full or cannot be written to.
     """
-    path = config.run_path
     write_atomically(path / "config.json", config.to_json())
     write_atomically(path / WANDB_ID_FILE, wandb_id)
     starts: list[dict[str, Any]] = [{"from_step": step, **environment()}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 
@@ -39,8 +40,10 @@ class Trainer:
         self.dataset = dataset
         self.processes = processes
         self.dtype = parallel.resolve_precision(config.precision, processes.device)
-        first_rows, rows = _rows_of_rank(config, processes)
-        self._first_rows = first_rows
+        self._micro_batches = _rows_of_rank(config, processes)
+        rows = [rows for _, rows in self._micro_batches]
+        self._share = sum(rows) * processes.world_size / config.global_batch_size
+        """Of this rank's mean in the mean over all images, times the number of ranks: 1 where all have as many rows."""
         with torch.random.fork_rng(devices=[]):
             # Drawn on the CPU, so that the same weights start on every device and rank.
             torch.manual_seed(config.seed)
@@ -51,14 +54,15 @@ class Trainer:
         self.objective.to(processes.device)
         self.averaged = _frozen_copy(self.objective) if config.optimization.ema_decay is not None else None
         self._turns = {
-            name: _Turn(phase, config, processes, self.dtype) for name, phase in self.objective.phases().items()
+            name: _Turn(phase, config, processes, self.dtype, [self._share * count / sum(rows) for count in rows])
+            for name, phase in self.objective.phases().items()
         }
         self._rng = torch.tensor([config.seed, 0], dtype=torch.int64, device=processes.device)
         self._batches = TrainBatches(
             dataset.train,
             seed=config.seed,
             global_batch_size=config.global_batch_size,
-            micro_batches=[(first_row, rows) for first_row in first_rows],
+            micro_batches=self._micro_batches,
             device=processes.device,
             resident_budget_bytes=config.packing.resident_budget_mib * 2**20,
         )
@@ -71,12 +75,13 @@ class Trainer:
     def run_step(self, step: int) -> dict[str, Tensor]:
         """One optimizer step of every phase whose turn it is; returns their logs, still on the device.
 
-        Values are means [] over this rank's images, or [B], one for each; `average_logs` makes them global.
+        Values are means [] over this rank's images, or [B], one for each; `average_logs` makes them global, where ranks
+        with more images weigh more.
         """
         self._rng[1] = step
         micro_batches = [
             Batch(*self._batches.micro_batch(step, index), self._rng, first_row)
-            for index, first_row in enumerate(self._first_rows)
+            for index, (first_row, _) in enumerate(self._micro_batches)
         ]
         logs: dict[str, Tensor] = {}
         learning_rate = learning_rate_at(self.config, step)
@@ -107,7 +112,7 @@ class Trainer:
         flat = torch.cat([value.float().reshape(-1) for row in rows for value in row.values()]).double().cpu()
         if self.processes.world_size > 1:
             moved = flat.to(self.processes.device)
-            flat = (parallel.sum_over_processes(moved) / self.processes.world_size).cpu()
+            flat = (parallel.sum_over_processes(moved * self._share) / self.processes.world_size).cpu()
         numbers = iter(flat.tolist())
         return [
             {
@@ -197,8 +202,12 @@ class Trainer:
 class _Turn:
     """What one phase needs for its turn: the wrapped phase, its optimizer, its gradient scaler."""
 
-    def __init__(self, phase: Phase, config: TrainConfig, processes: Processes, dtype: torch.dtype) -> None:
+    def __init__(
+        self, phase: Phase, config: TrainConfig, processes: Processes, dtype: torch.dtype, shares: list[float]
+    ) -> None:
+        """`shares` weigh the micro-batches' losses, so that gradients averaged over the ranks are of the mean image."""
         self.phase = phase
+        self._shares = shares
         self._clip_norm = config.optimization.clip_norm
         self._autocast = functools.partial(autocast, processes.device, dtype)
         networks = phase.objective.networks
@@ -232,14 +241,13 @@ class _Turn:
         """
         logs: list[dict[str, Tensor]] = []
         handed_on: list[Mapping[str, Tensor]] = []
-        share = 1.0 / len(micro_batches)
         iterate_spectral_norms(self._spectrally_normalized)
         with self._freezing():
-            for index, batch in enumerate(micro_batches):
+            for index, (batch, share) in enumerate(zip(micro_batches, self._shares, strict=True)):
                 last = index == len(micro_batches) - 1
                 with parallel.local_gradients(self._module, only=not last):
                     loss, log, more = self._forward(batch)
-                    self.scaler.scale(loss if last and index == 0 else loss * share).backward()
+                    self.scaler.scale(loss if share == 1.0 else loss * share).backward()
                 logs.append(log)
                 handed_on.append(more)
         self.scaler.unscale_(self._optimizer)
@@ -248,7 +256,8 @@ class _Turn:
             if self._clip_norm is not None:
                 nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
             if not self.scaler.is_enabled():  # there it is infinite now and then, as the scale is found by overflows
-                logs[0]["gradient_norm"] = norm.detach() * len(logs)  # divided again in the mean below
+                for log in logs:
+                    log["gradient_norm"] = norm.detach()
         self._optimizer.param_groups[0]["lr"] = learning_rate
         if isinstance(self._optimizer, LightAdam) and not self.scaler.is_enabled():
             self._optimizer.update()
@@ -260,8 +269,12 @@ class _Turn:
             return logs[0], handed_on
         together: dict[str, Tensor] = {}
         for key, value in logs[0].items():
-            values = [log[key] for log in logs if key in log]
-            together[key] = torch.cat(values) if value.ndim else torch.stack(values).sum() * share
+            values = [log[key] for log in logs]
+            if value.ndim:
+                together[key] = torch.cat(values)
+            else:
+                weighted = [one * share for one, share in zip(values, self._shares, strict=True)]
+                together[key] = torch.stack(weighted).sum() / sum(self._shares)
         return together, handed_on
 
     def _forward(self, batch: Batch) -> TurnResult:
@@ -347,19 +360,17 @@ def _mean_image(split: Split) -> Tensor:
     return (total / (255.0 * len(spread))).float()
 
 
-def _rows_of_rank(config: TrainConfig, processes: Processes) -> tuple[list[int], int]:
-    """First global rows of this rank's micro-batches, and the rows in each."""
-    shares = processes.world_size * config.accumulation
-    size = config.global_batch_size
-    if size % shares:
-        below, above = size // shares * shares, -(-size // shares) * shares
+def _rows_of_rank(config: TrainConfig, processes: Processes) -> list[tuple[int, int]]:
+    """First global row and number of rows of each of this rank's micro-batches; the numbers differ by one at most."""
+    size, shares = config.global_batch_size, processes.world_size * config.accumulation
+    if size < shares:
         raise ConfigError(
-            f"global_batch_size {size} is not a multiple of {processes.world_size} processes x accumulation "
-            f"{config.accumulation}; use {f'{below} or {above}' if below else above}"
+            f"global_batch_size {size} is less than {processes.world_size} processes x accumulation "
+            f"{config.accumulation}: some would have no image; use at least {shares}, or fewer of them"
         )
-    rows = size // shares
-    first = processes.rank * config.accumulation * rows
-    return [first + index * rows for index in range(config.accumulation)], rows
+    first = processes.rank * config.accumulation
+    edges = [size * share // shares for share in range(first, first + config.accumulation + 1)]
+    return [(start, end - start) for start, end in itertools.pairwise(edges)]
 
 
 def _with_histograms(logs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
