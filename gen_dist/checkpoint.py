@@ -32,7 +32,7 @@ from gen_dist.errors import CheckpointError
 
 FORMAT = 2
 _NAME = re.compile(r"step_\d{8,}")
-_SUMS = "SHA256SUMS"
+SUMS = "SHA256SUMS"
 _SUFFIXES = (".json", ".safetensors")
 
 
@@ -67,8 +67,8 @@ def save(run_path: Path, checkpoint: Checkpoint, config: TrainConfig, keep: int)
         (partial / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
         (partial / "config.json").write_text(config.to_json())
         names = sorted(path.name for path in partial.iterdir())
-        (partial / _SUMS).write_text("".join(f"{_digest(partial / name)}  {name}\n" for name in names))
-        for name in (*names, _SUMS):
+        (partial / SUMS).write_text("".join(f"{_digest(partial / name)}  {name}\n" for name in names))
+        for name in (*names, SUMS):
             sync(partial / name)
         sync(partial)
         if final.exists():  # Written before by a run that was then resumed from an older one: set aside, then replace.
@@ -108,14 +108,14 @@ def load(path: Path) -> tuple[Checkpoint, TrainConfig]:
         CheckpointError: it is damaged, or of a format that this version does not know. Names the file.
     """
     try:
-        sums = [line.split("  ", 1) for line in (path / _SUMS).read_text().splitlines()]
+        sums = [line.split("  ", 1) for line in (path / SUMS).read_text().splitlines()]
         # Other files are the system's: file managers and network file systems leave some in any directory.
         written = {file.name for file in path.iterdir() if file.suffix in _SUFFIXES and not file.name.startswith(".")}
         if any(len(line) != 2 for line in sums) or {line[-1] for line in sums} != written:
-            raise CheckpointError(f"checkpoint {path} is damaged: {_SUMS} does not list the files that are there")
+            raise CheckpointError(f"checkpoint {path} is damaged: {SUMS} does not list the files that are there")
         for digest, name in sums:
             if _digest(path / name) != digest:
-                raise CheckpointError(f"checkpoint {path} is damaged: {name} has another digest than {_SUMS} says")
+                raise CheckpointError(f"checkpoint {path} is damaged: {name} has another digest than {SUMS} says")
         facts = json.loads((path / "state.json").read_text())
         if facts.pop("format") != FORMAT:
             raise CheckpointError(f"checkpoint {path} is of another format than {FORMAT}, which this version reads")

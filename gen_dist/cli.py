@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from typing import Annotated, Literal, NoReturn, TypeVar
 
 import tyro
 
@@ -21,6 +21,12 @@ from gen_dist.errors import ConfigError, UserError
 from gen_dist.presets import DESCRIPTIONS, PRESETS, get_preset
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """A command has no options but those of the config."""
+
 
 _TRAIN_USAGE = """usage: {prog} PRESET [--option value ...] [--fresh]
        {prog} --config FILE [--option value ...] [--fresh]
@@ -34,8 +40,13 @@ presets:
 {prog} PRESET --help lists every option with its meaning and default."""
 
 
-def parse_train(arguments: Sequence[str], prog: str) -> tuple[TrainConfig, bool]:
-    """The config to train and whether to start over.
+def parse_train(arguments: Sequence[str], prog: str, more: T) -> tuple[TrainConfig, bool, T]:
+    """The config to train, whether to start over, and more options of the command.
+
+    Args:
+        arguments: words of the command line.
+        prog: the command, for help and errors.
+        more: a dataclass of further options, with their defaults.
 
     Raises:
         ConfigError: an unknown preset or option, or a value that cannot be.
@@ -56,16 +67,20 @@ def parse_train(arguments: Sequence[str], prog: str) -> tuple[TrainConfig, bool]
     else:
         source, default, words = words[0], get_preset(words[0]), words[1:]
 
-    @dataclasses.dataclass(frozen=True)
-    class Options:
-        config: tyro.conf.OmitArgPrefixes[tyro.conf.AvoidSubcommands[TrainConfig]]
-        fresh: tyro.conf.FlagCreatePairsOff[bool] = False
-        """Remove what an earlier run wrote to the run directory and start over."""
-
-    options = _with_short_errors(
-        lambda: tyro.cli(Options, args=words, prog=f"{prog} {source}", default=Options(config=default))
+    flat = tyro.conf.OmitArgPrefixes
+    start_over = tyro.conf.arg(help="Remove what an earlier run wrote to the run directory and start over.")
+    options_of_both = dataclasses.make_dataclass(
+        "Options",
+        [
+            ("more", flat[type(more)]),
+            ("config", flat[tyro.conf.AvoidSubcommands[TrainConfig]]),
+            ("fresh", Annotated[tyro.conf.FlagCreatePairsOff[bool], start_over], False),
+        ],
     )
-    return options.config, options.fresh
+    options = _with_short_errors(
+        lambda: tyro.cli(options_of_both, args=words, prog=f"{prog} {source}", default=options_of_both(more, default))
+    )
+    return options.config, options.fresh, options.more
 
 
 def _read_config(path: Path) -> TrainConfig:
@@ -145,15 +160,21 @@ def _exit_code_of(command: Callable[[], None]) -> int:
 
 def main() -> None:
     """Entry point of `gen-dist`."""
-    run_command(lambda: _parse_command(sys.argv[1:]))
+    run_command(lambda: run_subcommand([sample, presets, replay], sys.argv[1:], "gen-dist"))
 
 
-def _parse_command(words: Sequence[str]) -> None:
+def run_subcommand(functions: Sequence[Callable[..., None]], words: Sequence[str], prog: str) -> None:
+    """Run the function that the first word names, its arguments parsed from the others.
+
+    Raises:
+        ConfigError: an unknown command or option, or a value that cannot be.
+        SystemExit: after printing help.
+    """
     if not words:
         words = ["--help"]
-    commands = {function.__name__: _deferred(function) for function in (sample, presets, replay)}
+    commands = {function.__name__: _deferred(function) for function in functions}
     # Parsing gives the call to make: made within, what the command itself prints would count as a parsing error.
-    _with_short_errors(lambda: tyro.extras.subcommand_cli_from_dict(commands, args=words, prog="gen-dist"))()
+    _with_short_errors(lambda: tyro.extras.subcommand_cli_from_dict(commands, args=words, prog=prog))()
 
 
 def _deferred(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:

@@ -20,3 +20,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A run directory or checkpoint that cannot be used: missing, damaged, or of another config."""
+
+
+class TakenOverError(CheckpointError):
+    """The run directory belongs to a later start of the same launch: what raises it was thought dead."""

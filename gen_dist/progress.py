@@ -103,12 +103,15 @@ def _progress_bar(stream: TextIO, steps: int, start_step: int) -> Any:
     # tqdm's default lock makes a multiprocessing semaphore, and its monitor a thread: neither is needed by one bar.
     bar_class: Any = type("ProgressBar", (tqdm,), {"monitor_interval": 0})
     bar_class.set_lock(threading.RLock())
-    known_size = os.get_terminal_size(stream.fileno()).columns > 0  # some containers' terminals say 0 x 0
+    try:
+        known_size = os.get_terminal_size(stream.fileno()).columns > 0  # some containers' terminals say 0 x 0
+    except OSError:  # a terminal of another host
+        known_size = False
     return bar_class(
         total=steps,
         initial=start_step,
         file=stream,
-        ncols=None if known_size else 80,
+        ncols=None if known_size else int(os.environ.get("COLUMNS") or 80),
         dynamic_ncols=known_size,
         desc=f"step {start_step}/{steps}",
         bar_format="{percentage:3.0f}%|{bar}| {desc}",

@@ -174,12 +174,13 @@ class _Run:
         with _stop_signals(self.supervisor.stop if self.supervisor else threading.Event()) as stop:
             if fresh:  # only now that config and data are known to be good
                 self._in_main(lambda: remove_run(self.path))
+            self._in_main(self.holding.begin)
             self._resume()
             if self.step < self.config.steps:
                 wandb_id = self._in_main(lambda: wandb_id_of(self.path))
                 tracker = self._in_main(lambda: self._open_tracker(wandb_id or ""))
                 with tracker or contextlib.nullcontext():
-                    self._in_main(lambda: record_start(self.path, self.config, self.step, wandb_id or ""))
+                    self._in_main(functools.partial(self._record_start, wandb_id or ""))
                     self._loop(tracker, stop)
             return self._finish()
 
@@ -267,7 +268,12 @@ class _Run:
         self.training_seconds = checkpoint.facts["training_seconds"]
         self._unlogged = [dict(row) for row in checkpoint.facts["unlogged"]]
         if self.step < self.config.steps:
-            self.announce(f"resuming {self.path} at step {self.step} of {self.config.steps}")
+            processes = self.processes.world_size
+            by = "" if processes == checkpoint.facts["world_size"] else f", now with {processes} processes"
+            self.announce(f"resuming {self.path} at step {self.step} of {self.config.steps}{by}")
+
+    def _record_start(self, wandb_id: str) -> None:
+        record_start(self.path, self.config, self.step, wandb_id, self.processes.world_size)
 
     def _open_tracker(self, wandb_id: str) -> Tracker:
         return Tracker(

@@ -19,12 +19,13 @@ from gen_dist import parallel
 from gen_dist.atomic_files import write_atomically
 from gen_dist.config import TrainConfig
 from gen_dist.environment import environment
-from gen_dist.errors import CheckpointError, ConfigError, UserError
+from gen_dist.errors import CheckpointError, ConfigError, TakenOverError, UserError
 from gen_dist.parallel import Processes
 from gen_dist.wandb_run import wandb_mode
 
 WANDB_ID_FILE = "wandb-id"
-_HOLDER_FILE = ".holder"
+HOLDER_FILE = ".holder"
+_BEGUN = "begun"
 
 _FREE_FIELDS = {
     *("preset", "data_root", "packing", "run_dir", "accumulation", "precision", "compile", "device"),
@@ -49,15 +50,23 @@ class Holding:
     """Whether what an earlier run wrote is to be removed."""
     _mark: str
 
+    def begin(self) -> None:
+        """Note that an earlier run is removed, if it was to be: from now on the run is resumed.
+
+        Raises:
+            OSError: the disk is full or cannot be written to.
+        """
+        write_atomically(self.path / HOLDER_FILE, f"{self._mark} {_BEGUN}\n")
+
     def assert_held(self) -> None:
-        """Raise CheckpointError if another launch of the run has taken the directory over, as of a cut-off host."""
+        """Raise TakenOverError if another start of the run has taken the directory, as when this host was cut off."""
         try:
-            if (self.path / _HOLDER_FILE).read_text() == self._mark:
+            if (self.path / HOLDER_FILE).read_text().startswith(self._mark):
                 return
         except OSError as error:
             reason = error.strerror or error
             raise CheckpointError(f"run directory {self.path} cannot be read: {reason}; mend that first") from None
-        raise CheckpointError(f"another process has taken over {self.path}; this one stops")
+        raise TakenOverError(f"another process has taken over {self.path}; this one stops")
 
 
 @contextlib.contextmanager
@@ -74,7 +83,7 @@ def hold(
         path: the directory.
         config: of the run that is to be there.
         processes: which train.
-        fresh: whether to start over; if the last holder was this one, it has done so.
+        fresh: whether to start over; where the last holder was this one, and began, it has done so.
         holder: name of a launch that may start several times. None is one that starts once.
 
     Raises:
@@ -102,13 +111,14 @@ def _take(path: Path, config: TrainConfig, fresh: bool, holder: str | None, lock
     try:
         wandb_mode(config.wandb)
         path.mkdir(parents=True, exist_ok=True)
-        started_before = _holder_of(path) == name
-        with contextlib.suppress(Timeout) if started_before else contextlib.nullcontext():
+        last_holder, *words = _words_of(path / HOLDER_FILE)
+        with contextlib.suppress(Timeout) if last_holder == name else contextlib.nullcontext():
             lock.acquire(blocking=False)
-        holding = Holding(path, fresh and not started_before, f"{name} {mark}\n")
+        has_begun = last_holder == name and _BEGUN in words
+        holding = Holding(path, fresh and not has_begun, f"{name} {mark}")
         if not holding.fresh and (path / "config.json").exists():
             _refuse_other_config(path, config)
-        write_atomically(path / _HOLDER_FILE, holding._mark)
+        write_atomically(path / HOLDER_FILE, holding._mark + (f" {_BEGUN}\n" if has_begun else "\n"))
         return holding
     except Timeout:
         raise ConfigError(f"another process is training in {path}; wait for it or choose another --run-dir") from None
@@ -117,14 +127,14 @@ def _take(path: Path, config: TrainConfig, fresh: bool, holder: str | None, lock
         raise ConfigError(f"run directory {path} cannot be written to: {reason}; choose another --run-dir") from None
 
 
-def _holder_of(path: Path) -> str | None:
-    """Name of the launch that held a run directory last."""
+def _words_of(path: Path) -> list[str]:
+    """Of the file that says who held a directory last: name, mark, and `begun`."""
     with contextlib.suppress(FileNotFoundError):
-        return (path / _HOLDER_FILE).read_text().partition(" ")[0]
-    return None
+        return path.read_text().split() or [""]
+    return [""]
 
 
-def record_start(path: Path, config: TrainConfig, step: int, wandb_id: str) -> None:
+def record_start(path: Path, config: TrainConfig, step: int, wandb_id: str, processes: int) -> None:
     """Write what tells of a start at `step`; called only when it can start, so that a refusal changes nothing.
 
     environment.json tells of the last start, and under `earlier` of those before it.
@@ -134,7 +144,7 @@ def record_start(path: Path, config: TrainConfig, step: int, wandb_id: str) -> N
     """
     write_atomically(path / "config.json", config.to_json())
     write_atomically(path / WANDB_ID_FILE, wandb_id)
-    starts: list[dict[str, Any]] = [{"from_step": step, **environment()}]
+    starts: list[dict[str, Any]] = [{"from_step": step, "processes": processes, **environment()}]
     with contextlib.suppress(FileNotFoundError, ValueError):
         last = json.loads((path / "environment.json").read_text())
         starts += [last, *last.pop("earlier", [])]

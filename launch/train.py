@@ -6,12 +6,12 @@ from pathlib import Path
 # Packages import from the repository root wherever this runs, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gen_dist.cli import parse_train, resume_command, run_command
+from gen_dist.cli import NoOptions, parse_train, resume_command, run_command
 
 
 def main() -> None:
     """Parse the command line, train, and say where the results are."""
-    config, fresh = parse_train(sys.argv[1:], "launch/train.py")
+    config, fresh, _ = parse_train(sys.argv[1:], "launch/train.py", NoOptions())
     from gen_dist import parallel, run  # torch takes seconds: --help and mistyped options need not wait for it
 
     parallel.stop_with_launcher()

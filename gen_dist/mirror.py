@@ -1,0 +1,114 @@
+"""A run directory kept at a URL, such as s3://bucket/runs: copied here when a run starts, and there as it goes on.
+
+Files are written locally, atomically as ever, and then copied. The sums of a checkpoint go last: what an interrupted
+copy leaves is a damaged checkpoint, which is named and passed over like any other.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow.fs
+
+from gen_dist.checkpoint import SUMS
+from gen_dist.errors import CheckpointError
+from gen_dist.run_directory import HOLDER_FILE
+
+
+class Mirror:
+    """One run directory and its copy at a URL."""
+
+    def __init__(self, directory: Path, url: str) -> None:
+        """
+        Args:
+            directory: the local one.
+            url: of any file system that pyarrow or, as `fsspec+PROTOCOL://`, fsspec knows.
+
+        Raises:
+            CheckpointError: it knows none for this URL.
+        """
+        self.directory = directory
+        self.url = url
+        try:
+            self.filesystem, self.root = pyarrow.fs.FileSystem.from_uri(url)
+        except (OSError, ValueError, ImportError) as error:
+            raise CheckpointError(f"{url} cannot be used as storage: {_reason(error)}") from None
+        self._copied: dict[str, tuple[int, int]] = {}
+        """Size and time of change of each file when it was copied, by its place in the directory."""
+
+    def fetch(self) -> None:
+        """Copy all that is at the URL into the directory; nothing there is an empty run.
+
+        Raises:
+            CheckpointError: the URL cannot be read.
+        """
+        try:
+            everything = pyarrow.fs.FileSelector(self.root, recursive=True, allow_not_found=True)
+            for entry in self.filesystem.get_file_info(everything):
+                place = os.path.relpath(entry.path, self.root)
+                if entry.is_file and not _is_passing(place):
+                    target = self.directory / place
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with self.filesystem.open_input_stream(entry.path) as source, target.open("wb") as file:
+                        while block := source.read(2**22):
+                            file.write(block)
+                    self._copied[place] = _stamp(target)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.url} cannot be read: {_reason(error)}; mend that, then run it again"
+            ) from None
+
+    def push(self) -> None:
+        """Copy what is new or changed, then remove what is gone: checkpoints come last, old ones go only then.
+
+        Raises:
+            CheckpointError: the URL cannot be written to. The local files stay.
+        """
+        found = {
+            str(path.relative_to(self.directory)): path
+            for path in self.directory.rglob("*")
+            if path.is_file() and not _is_passing(str(path.relative_to(self.directory)))
+        }
+        gone = self._copied.keys() - found.keys()
+        try:
+            for place in sorted(found.keys() - {HOLDER_FILE}, key=_turn):
+                self._copy(place, found[place])
+            for place in sorted(gone, key=_turn, reverse=True):  # a checkpoint's sums go before its files
+                if self.filesystem.get_file_info(f"{self.root}/{place}").is_file:
+                    self.filesystem.delete_file(f"{self.root}/{place}")
+                del self._copied[place]
+            if HOLDER_FILE in found:  # It says that an earlier run is no longer there.
+                self._copy(HOLDER_FILE, found[HOLDER_FILE])
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.url} cannot be written to: {_reason(error)}; mend that, then run it again"
+            ) from None
+
+    def _copy(self, place: str, path: Path) -> None:
+        stamp = _stamp(path)
+        if self._copied.get(place) != stamp:
+            target = f"{self.root}/{place}"
+            self.filesystem.create_dir(os.path.dirname(target), recursive=True)
+            with self.filesystem.open_output_stream(target) as copy:
+                copy.write(path.read_bytes())
+            self._copied[place] = stamp
+
+
+def _turn(place: str) -> tuple[bool, bool, str]:
+    """Key of the order in which files are copied: checkpoints last, and of each its sums."""
+    return place.startswith("checkpoints"), Path(place).name == SUMS, place
+
+
+def _is_passing(place: str) -> bool:
+    """Whether a file is of no use elsewhere: locks and half-written ones, whose names start with a dot."""
+    return place != HOLDER_FILE and any(part.startswith(".") for part in Path(place).parts)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

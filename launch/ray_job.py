@@ -1,0 +1,145 @@
+"""Train on a cluster from afar: `python launch/ray_job.py submit PRESET --storage PATH ...`, status, logs, stop.
+
+This working tree goes with the job; `launch/ray_train.py` runs there. The head's job interface listens on its own
+127.0.0.1: reach it by `ssh -L 8265:127.0.0.1:8265 HEAD`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Packages import from the repository root wherever this runs, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import tyro
+
+from gen_dist.cli import parse_train, run_command, run_subcommand
+from gen_dist.errors import ConfigError, UserError
+from launch.ray_access import DASHBOARD_PORT, REPOSITORY, assert_reachable, passed_on, require_token
+from launch.ray_options import RayOptions, place_of
+
+DASHBOARD = f"http://127.0.0.1:{DASHBOARD_PORT}"
+_LEFT_HERE = [".git", ".venv", "/runs", "/data", "/tests", "/bench", "__pycache__", "*.egg-info", ".*_cache"]
+_STOP_SECONDS = "60"
+"""What a job gets to save itself in before Ray kills it."""
+
+
+def submit(words: list[str]) -> None:
+    """Send a job, follow its output, and end as it does.
+
+    Raises:
+        UserError: bad options, an unreachable cluster, or the job failed.
+    """
+    address = DASHBOARD
+    if words[:1] == ["--dashboard"]:
+        address, words = words[1] if len(words) > 1 else "", words[2:]
+    config, _, options = parse_train(words, "launch/ray_job.py submit", RayOptions())
+    place = place_of(config, options.storage)
+    if options.storage is None and not (config.run_dir and Path(config.run_dir).is_absolute()):
+        raise ConfigError(
+            "a job's working directory goes with it; name a --storage that all hosts share, or an absolute --run-dir"
+        )
+    if options.address is not None:
+        raise ConfigError("a job runs on the cluster that it is sent to; leave out --address")
+    with _client(address) as client:
+        job = client.submit_job(
+            entrypoint=shlex.join(["python", "launch/ray_train.py", *words]),
+            runtime_env={
+                "working_dir": str(REPOSITORY),
+                "excludes": _LEFT_HERE,
+                "env_vars": {**passed_on(), "RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS},
+            },
+        )
+        at = "" if address == DASHBOARD else f" --dashboard {address}"
+        print(f"{job} trains to {place}; Ctrl-C leaves it running, and to end it: launch/ray_job.py stop {job}{at}")
+        _follow(client, job)
+
+
+def logs(job: tyro.conf.Positional[str], /, dashboard: str = DASHBOARD) -> None:
+    """Show what a job prints, until it ends.
+
+    Args:
+        job: As `submit` named it.
+        dashboard: Of the cluster's head.
+    """
+    with _client(dashboard) as client:
+        _follow(client, job)
+
+
+def status(job: tyro.conf.Positional[str | None] = None, /, dashboard: str = DASHBOARD) -> None:
+    """Show how a job is doing.
+
+    Args:
+        job: As `submit` named it. None shows all.
+        dashboard: Of the cluster's head.
+    """
+    with _client(dashboard) as client:
+        known = sorted(client.list_jobs(), key=lambda one: one.start_time or 0)
+        for one in known if job is None else [client.get_job_info(job)]:
+            print(f"{one.submission_id or one.job_id}  {one.status.value}  {one.entrypoint}")
+
+
+def stop(job: tyro.conf.Positional[str], /, dashboard: str = DASHBOARD) -> None:
+    """Have a job save and stop; `submit` again to go on.
+
+    Args:
+        job: As `submit` named it.
+        dashboard: Of the cluster's head.
+    """
+    with _client(dashboard) as client:
+        print("stopping" if client.stop_job(job) else "has ended already")
+
+
+@contextmanager
+def _client(address: str) -> Iterator[Any]:
+    """Within it, a client of the job interface; its errors are of one line."""
+    require_token(create=False)
+    assert_reachable(address, DASHBOARD_PORT)
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        yield JobSubmissionClient(address if "://" in address else f"http://{address}")
+    except AuthenticationError:
+        raise ConfigError(f"{address} refuses our token; copy the one of its head") from None
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = str(error).strip().splitlines()[-1]
+        raise ConfigError(f"{address}: {reason}") from None
+
+
+def _follow(client: Any, job: str) -> None:
+    client.get_job_info(job)  # a job that is not known is refused here, and in few words
+
+    async def show() -> None:
+        async for text in client.tail_job_logs(job):
+            print(text, end="", flush=True)
+
+    asyncio.run(show())
+    info = client.get_job_info(job)
+    if info.status.value == "FAILED":
+        raise UserError(f"{job} failed: {' '.join((info.message or 'no reason given').split())[:300]}")
+    print(f"{job} {info.status.value.lower()}")
+
+
+def main() -> None:
+    """Submit takes the options of launch/ray_train.py; the others their own."""
+    if sys.argv[1:2] == ["submit"]:
+        submit(sys.argv[2:])
+    else:
+        run_subcommand([logs, status, stop], sys.argv[1:], "launch/ray_job.py")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("COLUMNS", "120")
+    run_command(main)

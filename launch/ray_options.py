@@ -1,0 +1,58 @@
+"""Options of the commands that train on Ray. No Ray in here, so that --help is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gen_dist.config import TrainConfig
+from gen_dist.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """The workers of a run."""
+
+    workers: int = 2
+    """Processes that train together, one a GPU where there are GPUs."""
+    min_workers: int | None = None
+    """Train with as few as these while hosts are away, and with more again once they are back. None waits for all."""
+    cpus_per_worker: int = 1
+    """CPUs that each worker reserves: its number of threads."""
+    max_failures: int = 3
+    """Give up after so many failures of workers without a checkpoint or evaluation in between."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "cpus_per_worker"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} is less than 1")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise ConfigError(f"min_workers {self.min_workers} is not in 1 .. {self.workers}, the number of workers")
+        if self.max_failures < 0:
+            raise ConfigError(f"max_failures {self.max_failures} is less than 0")
+
+    @property
+    def least_cpus(self) -> int:
+        """What the cluster must have for the run to start."""
+        return self.cpus_per_worker * (self.min_workers or self.workers)
+
+
+@dataclass(frozen=True)
+class RayOptions(WorkerOptions):
+    """Where a run is made and kept."""
+
+    storage: str | None = None
+    """Directory of the run directory: a path that all hosts share, or a URL such as s3://bucket/runs. None is as on
+    one host."""
+    address: str | None = None
+    """HOST:PORT of the head of a running cluster. None starts one on this host, for this command alone."""
+
+
+def place_of(config: TrainConfig, storage: str | None) -> str:
+    """The run directory: an absolute path, or a URL."""
+    if storage is None:
+        return str(config.run_path.absolute())
+    if "://" not in storage:
+        return str(Path(storage).expanduser().absolute() / config.run_path.name)
+    base, mark, query = storage.partition("?")
+    return f"{base.rstrip('/')}/{config.run_path.name}{mark}{query}"

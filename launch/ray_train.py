@@ -1,0 +1,25 @@
+"""Train a preset in the workers of a Ray cluster: `python launch/ray_train.py PRESET --workers N [--option value]`."""
+
+import sys
+from pathlib import Path
+
+# Packages import from the repository root wherever this runs, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from gen_dist.cli import parse_train, run_command
+from launch.ray_access import connect
+from launch.ray_options import RayOptions, place_of
+
+
+def main() -> None:
+    """Parse the command line, join or start a cluster, train, and say where the results are."""
+    config, fresh, options = parse_train(sys.argv[1:], "launch/ray_train.py", RayOptions())
+    with connect(options.address, options.least_cpus, options.workers * options.cpus_per_worker):
+        from launch.ray_workers import train_in_workers  # Ray takes seconds to import
+
+        lines = train_in_workers(config, fresh, options, place_of(config, options.storage))
+    print(*lines, sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)
