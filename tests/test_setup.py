@@ -128,7 +128,10 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
 
 @pytest.mark.parametrize(
     ("name", "processes"),
-    [("one_process", 1), ("cpu_2_processes", 2), ("cpu_4_processes", 4), ("one_host_8_gpus", 8)],
+    [
+        *[("one_process", 1), ("cpu_2_processes", 2), ("cpu_4_processes", 4), ("one_host_8_gpus", 8)],
+        *[("hosts_cpu", 2), ("hosts_8_gpus", 16)],
+    ],
 )
 def test_accelerate_reads_launch_config(name: str, processes: int) -> None:
     # It refuses keys that it does not know.
