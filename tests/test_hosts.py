@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.launch import launch_command, launch_command_parser
 
 from gen_dist import parallel
 from gen_dist.config import TrainConfig
@@ -113,6 +114,18 @@ def test_two_hosts_equal_one_process(two_hosts: list[list[str]], tmp_path: Path)
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "finished at step 20" in outputs[0] and "finished" not in outputs[1]
     _assert_equals_one_process(run, tmp_path / "alone")
+
+
+@pytest.mark.parametrize("name", ["hosts_cpu", "hosts_8_gpus"])
+@pytest.mark.parametrize("forgotten", ["--machine_rank", "--main_process_ip"])
+def test_who_forgets_an_option_of_a_host_is_told_at_once(name: str, forgotten: str) -> None:
+    given = {"--machine_rank": "1", "--main_process_ip": "127.0.0.1"}
+    del given[forgotten]
+    words = [word for option in given.items() for word in option]
+    parser = launch_command_parser()
+    arguments = parser.parse_args(["--config_file", str(CONFIGS / f"{name}.yaml"), *words, TRAIN, "vae-mnist"])
+    with pytest.raises(ValueError, match=f"give {forgotten}"):
+        launch_command(arguments)
 
 
 @pytest.mark.slow
