@@ -29,11 +29,16 @@ class Host:
     namespace: str
     address: str
 
+    @property
+    def enter(self) -> list[str]:
+        """What comes before a command that is to run on this host."""
+        return ["ip", "netns", "exec", self.namespace]
+
     def start(self, command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
         """Start a command on this host, in its own session, its output in a file."""
         with log.open("ab") as file:
             return subprocess.Popen(
-                ["ip", "netns", "exec", self.namespace, *command],
+                [*self.enter, *command],
                 env=os.environ | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=file,

@@ -1,11 +1,9 @@
 """Many hosts: two that are network namespaces, SLURM's script, torchrun, and what keeps processes from joining."""
 
-import contextlib
 import json
 import os
 import re
 import runpy
-import shutil
 import socket
 import subprocess
 import sys
@@ -23,12 +21,12 @@ from gen_dist.errors import ConfigError
 from gen_dist.run import train
 from gen_dist.tracking import read_metrics
 from tests.conftest import REPOSITORY
+from tests.network_hosts import Host, two_hosts
 from tests.runs import close_losses, losses_of, small_config, write_config
 
 TRAIN = str(REPOSITORY / "launch/train.py")
 TOOLS = sysconfig.get_path("scripts")
 CONFIGS = REPOSITORY / "launch/configs"
-MAIN_HOST = "10.88.0.1"
 
 
 def _config(**changes: object) -> TrainConfig:
@@ -68,48 +66,25 @@ def _assert_equals_one_process(run: Path, alone: Path) -> None:
 
 
 @pytest.fixture
-def two_hosts() -> Iterator[list[list[str]]]:
-    """Commands that run a command on each of two hosts: network namespaces that a cable joins."""
-    if os.name != "posix" or os.geteuid() != 0 or not shutil.which("ip"):
-        pytest.skip("network namespaces need root and `ip`")
-    names = [f"gen_dist_{os.getpid()}_{host}" for host in "ab"]
-    cables = [f"gd{os.getpid()}{host}" for host in "ab"]
-
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True, timeout=20)
-
-    try:
-        try:
-            for name in names:
-                ip("netns", "add", name)
-            ip("link", "add", cables[0], "type", "veth", "peer", "name", cables[1])
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
-        for name, cable, address in zip(names, cables, (MAIN_HOST, "10.88.0.2"), strict=True):
-            ip("link", "set", cable, "netns", name)
-            ip("-n", name, "addr", "add", f"{address}/24", "dev", cable)
-            for device in ("lo", cable):
-                ip("-n", name, "link", "set", device, "up")
-        yield [["ip", "netns", "exec", name] for name in names]
-    finally:
-        for removal in (["link", "del", cables[0]], *(["netns", "del", name] for name in names)):
-            with contextlib.suppress(subprocess.CalledProcessError, subprocess.TimeoutExpired):
-                ip(*removal)  # a cable goes with its namespace
+def hosts() -> Iterator[tuple[Host, Host]]:
+    """Two hosts that a cable joins."""
+    with two_hosts() as both:
+        yield both
 
 
-def _launch_on_hosts(hosts: list[list[str]], words: list[object], **environment: str) -> list["subprocess.Popen[str]"]:
-    options = ["--config_file", CONFIGS / "hosts_cpu.yaml", "--main_process_ip", MAIN_HOST]
+def _launch_on(hosts: tuple[Host, Host], words: list[object], **environment: str) -> list["subprocess.Popen[str]"]:
+    options = ["--config_file", CONFIGS / "hosts_cpu.yaml", "--main_process_ip", hosts[0].address]
     launch = [Path(TOOLS) / "accelerate", "launch", *options]
     return [
-        _start([*host, *launch, "--machine_rank", rank, TRAIN, *words], **environment)
+        _start([*host.enter, *launch, "--machine_rank", rank, TRAIN, *words], **environment)
         for rank, host in enumerate(hosts)
     ]
 
 
-def test_two_hosts_equal_one_process(two_hosts: list[list[str]], tmp_path: Path) -> None:
+def test_two_hosts_equal_one_process(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["--config", write_config(tmp_path / "config.json", _config()), "--run-dir", run]
-    processes = _launch_on_hosts(two_hosts, words)
+    processes = _launch_on(hosts, words)
     outputs = _outputs(processes)
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "finished at step 20" in outputs[0] and "finished" not in outputs[1]
@@ -129,14 +104,16 @@ def test_who_forgets_an_option_of_a_host_is_told_at_once(name: str, forgotten: s
 
 
 @pytest.mark.slow
-def test_hosts_that_meet_but_cannot_connect_say_so(two_hosts: list[list[str]], tmp_path: Path) -> None:
-    processes = _launch_on_hosts(
-        two_hosts, ["vae-mnist", "--run-dir", tmp_path], GLOO_SOCKET_IFNAME="lo", GEN_DIST_JOIN_SECONDS="8"
+def test_hosts_that_meet_but_cannot_connect_say_so(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    processes = _launch_on(
+        hosts, ["vae-mnist", "--run-dir", tmp_path], GLOO_SOCKET_IFNAME="lo", GEN_DIST_JOIN_SECONDS="8"
     )
     printed = [line for output in _outputs(processes) for line in _errors(output)]
     assert len(printed) == 2
     for line in printed:
-        assert re.search(rf"error: the processes met at {MAIN_HOST}:29500 but cannot connect .* now lo$", line), line
+        assert re.search(
+            rf"error: the processes met at {hosts[0].address}:29500 but cannot connect .* now lo$", line
+        ), line
 
 
 def _errors(output: str) -> list[str]:

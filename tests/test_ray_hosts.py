@@ -1,5 +1,6 @@
 """A Ray cluster of two hosts, one of which is cut off in mid-run and comes back."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -47,9 +48,13 @@ def _processes(run: Path) -> list[int]:
 @pytest.mark.timeout(580)
 def test_a_host_cut_off_in_mid_run_is_done_without_and_taken_back(tmp_path: Path) -> None:
     """Which of the two had the main worker does not matter: the other takes the run directory over."""
+    never = 10**6
     config = small_config(
-        "vae", steps=10**6, checkpoint_every=EVERY, evaluate_every=10**6, log_every=50, sample_every=10**6
+        "vae", steps=never, checkpoint_every=EVERY, evaluate_every=never, log_every=50, sample_every=never
     )
+    # Rounding differs with the number of processes; at a small rate, thousands of steps do not enlarge it.
+    optimization = dataclasses.replace(config.optimization, epsilon=1e-3)
+    config = dataclasses.replace(config, learning_rate=1e-4, optimization=optimization)
     file, run, log = write_config(tmp_path / "config.json", config), tmp_path / "runs" / "small", tmp_path / "log"
     environment = {
         "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
@@ -78,7 +83,7 @@ def test_a_host_cut_off_in_mid_run_is_done_without_and_taken_back(tmp_path: Path
 
         before = _newest(run)
         second.set_cable(plugged=False)
-        alone_after = _wait("going on alone", lambda: _newest(run) > before + EVERY, 60, log)
+        alone_after = _wait("going on alone", lambda: _processes(run)[-1] == 1 and _newest(run) > before, 60, log)
         second.set_cable(plugged=True)
         back_after = _wait("taking the host back", lambda: _processes(run)[-1] == 2, 150, log)
         before = _newest(run)
@@ -92,7 +97,7 @@ def test_a_host_cut_off_in_mid_run_is_done_without_and_taken_back(tmp_path: Path
     losses = run_steps(trainer, 0, records[-1]["step"])
     assert records[-1]["step"] == 50 * len(records)
     expected = [statistics.fmean(losses[end - 50 : end]) for end in range(50, len(losses) + 1, 50)]
-    assert [record["train/loss"] for record in records] == pytest.approx(expected, rel=1e-4)
+    assert [record["train/loss"] for record in records] == pytest.approx(expected, rel=1e-5)
 
 
 def _answers(host: Host, port: int) -> bool:
