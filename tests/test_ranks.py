@@ -28,14 +28,14 @@ LAUNCHED_ONE = [*LAUNCH, str(REPOSITORY / "launch/configs/one_process.yaml")]
 TWO = [*LAUNCH, str(REPOSITORY / "launch/configs/cpu_2_processes.yaml")]
 
 
-def _run(*command: object) -> subprocess.CompletedProcess[str]:
+def _run(*command: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [str(word) for word in command],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=timeout,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -89,6 +89,22 @@ def test_two_ranks_equal_one_rank(ranks_of: dict[str, Any], objective: str) -> N
     assert abs(result["parameter_spread"]) < 1e-9
     for two, one in zip(result["uneven"], evaluations_of_uneven_splits(trainer), strict=True):
         assert two == pytest.approx(one, rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(580)
+@pytest.mark.parametrize("processes", [4, 5], ids=["four", "five, of unlike shares"])
+def test_more_ranks_equal_one_rank(processes: int, tmp_path: Path) -> None:
+    objectives = list(OBJECTIVES) if processes == 4 else ["vae", "dcgan", "wgan-gp, lazy", "r3gan"]
+    launch = [*LAUNCH, REPOSITORY / "launch/configs/cpu_4_processes.yaml", "--num_processes", processes]
+    _run(*launch, REPOSITORY / "tests/rank_worker.py", tmp_path / "results.json", *objectives, timeout=500)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["world_size"] == processes
+    for objective in objectives:
+        trainer = make_trainer(config_of_ranks(objective))
+        logs = trainer.average_logs([trainer.run_step(step) for step in range(50)])
+        assert losses_of(found[objective]["logs"]) == close_losses(losses_of(logs)), objective
+        assert abs(found[objective]["parameter_spread"]) < 1e-9
 
 
 def _numbers(rows: list[dict[str, Any]]) -> dict[str, list[float]]:

@@ -1,0 +1,95 @@
+"""A run directory and its copy at a URL."""
+
+from pathlib import Path
+
+import pytest
+
+from gen_dist.errors import CheckpointError
+from gen_dist.mirror import Mirror
+
+
+def _write(directory: Path, *places: str) -> None:
+    for place in places:
+        (directory / place).parent.mkdir(parents=True, exist_ok=True)
+        (directory / place).write_text(place)
+
+
+def _places(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+
+
+def _mirror(directory: Path, url: Path) -> Mirror:
+    directory.mkdir(exist_ok=True)
+    return Mirror(directory, f"fsspec+local://{url}")
+
+
+def test_what_is_pushed_is_fetched_elsewhere_but_for_passing_files(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "bucket" / "run"
+    mirror = _mirror(here, there)
+    mirror.fetch()
+    kept = {"metrics.jsonl", ".holder", "samples/step_1.png", "checkpoints/step_00000001/SHA256SUMS"}
+    _write(here, *kept, ".lock", ".metrics.jsonl.tmp", "checkpoints/.partial-step_00000002/state.json")
+    mirror.push()
+    assert _places(there) == kept
+    other = _mirror(tmp_path / "other", there)
+    other.fetch()
+    assert _places(tmp_path / "other") == kept
+    assert all((tmp_path / "other" / place).read_text() == place for place in kept)
+
+
+def test_only_what_changed_is_copied_and_what_is_gone_is_removed(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "bucket" / "run"
+    mirror = _mirror(here, there)
+    _write(here, "a", "b", "c")
+    mirror.push()
+    (there / "a").write_text("somebody else's")
+    (here / "b").write_text("changed")
+    (here / "c").unlink()
+    mirror.push()
+    assert (there / "a").read_text() == "somebody else's"
+    assert (there / "b").read_text() == "changed"
+    assert _places(there) == {"a", "b"}
+    successor = _mirror(tmp_path / "successor", there)
+    successor.fetch()
+    (tmp_path / "successor" / "a").unlink()
+    successor.push()
+    assert _places(there) == {"b"}
+
+
+def test_an_interrupted_copy_leaves_no_checkpoint_that_looks_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sums go last of all but the mark, and first when a checkpoint goes."""
+    here, there = tmp_path / "here", tmp_path / "bucket"
+    mirror = _mirror(here, there)
+    first, second = ([f"checkpoints/{step}/{name}" for name in ("SHA256SUMS", "networks")] for step in ("s1", "s2"))
+    order: list[str] = []
+    copy = Mirror._copy
+
+    def noted(self: Mirror, place: str, path: Path) -> None:
+        before = self._copied.get(place)
+        copy(self, place, path)
+        if before != self._copied[place]:
+            order.append(place)
+
+    monkeypatch.setattr(Mirror, "_copy", noted)
+    _write(here, *first, "metrics.jsonl", ".holder")
+    mirror.push()
+    assert order == ["metrics.jsonl", "checkpoints/s1/networks", "checkpoints/s1/SHA256SUMS", ".holder"]
+    order.clear()
+    _write(here, *second)
+    for place in first:
+        (here / place).unlink()
+    mirror.push()
+    assert order == ["checkpoints/s2/networks", "checkpoints/s2/SHA256SUMS"]
+    assert _places(there) == {*second, "metrics.jsonl", ".holder"}
+
+
+def test_urls_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nosuch://bucket/run cannot be used as storage: "):
+        Mirror(tmp_path, "nosuch://bucket/run")
+    (tmp_path / "file").write_text("")
+    mirror = Mirror(tmp_path / "here", f"fsspec+local://{tmp_path / 'file' / 'run'}")
+    _write(tmp_path / "here", "a")
+    with pytest.raises(CheckpointError, match="cannot be written to: "):
+        mirror.push()
