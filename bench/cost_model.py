@@ -1,0 +1,138 @@
+"""What a step costs on W workers that average gradients by ring all-reduce: pure functions, seconds and bytes.
+
+t(W) = compute(rows of one worker) + sum over all-reduces of [2 (W - 1) latency + 2 (W - 1) / W * bytes / bandwidth]
+
+A message of n bytes costs latency + n / bandwidth (the alpha-beta model; Thakur, Rabenseifner & Gropp 2005, section 3).
+The ring sends 2 (W - 1) messages of n / W bytes one after another, and no all-reduce does with fewer bytes (Patarasuk &
+Yuan 2009). Nothing is taken off for what overlaps: on CPUs the threads that communicate need the cores that compute.
+Where there are spare cores, or a device, this bounds the step from above. Workers are taken to be equally fast: waiting
+for the slowest is not in it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Network:
+    """What it takes to send a message from one worker to the next."""
+
+    latency_seconds: float
+    bytes_per_second: float
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Seconds of one worker's step without communication: affine in its images."""
+
+    fixed_seconds: float
+    seconds_per_row: float
+
+    def seconds(self, rows: float) -> float:
+        """Seconds of a step on so many images."""
+        return self.fixed_seconds + self.seconds_per_row * rows
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One of the all-reduces of a step."""
+
+    bytes: int
+    per_step: float = 1.0
+    """How often it happens: less than 1 where a phase's turn does not come at every step."""
+
+
+def all_reduce_seconds(count: int, workers: int, network: Network) -> float:
+    """Seconds of a ring all-reduce of `count` bytes (Patarasuk & Yuan 2009)."""
+    messages = 2 * (workers - 1)
+    return messages * (network.latency_seconds + count / workers / network.bytes_per_second)
+
+
+def communication_seconds(reductions: Sequence[Reduction], workers: int, network: Network) -> float:
+    """Mean seconds of a step's all-reduces, one after another."""
+    return sum(each.per_step * all_reduce_seconds(each.bytes, workers, network) for each in reductions)
+
+
+def step_seconds(
+    compute: Compute, reductions: Sequence[Reduction], network: Network, workers: int, rows: float
+) -> float:
+    """Seconds of a step on so many workers with `rows` images each."""
+    return compute.seconds(rows) + communication_seconds(reductions, workers, network)
+
+
+def weak_speedup(
+    compute: Compute, reductions: Sequence[Reduction], network: Network, workers: int, rows: float
+) -> float:
+    """Images per second on so many workers over those on one, each with `rows` images."""
+    return workers * compute.seconds(rows) / step_seconds(compute, reductions, network, workers, rows)
+
+
+def strong_speedup(
+    compute: Compute, reductions: Sequence[Reduction], network: Network, workers: int, global_rows: float
+) -> float:
+    """Images per second on so many workers over those on one, with `global_rows` images for all of them together."""
+    share = global_rows / workers
+    return compute.seconds(global_rows) / step_seconds(compute, reductions, network, workers, share)
+
+
+def last_worth_doubling(speedups: Mapping[int, float], least_gain: float) -> int:
+    """Workers after the last doubling, from one on, that multiplies the images per second by `least_gain` or more.
+
+    Args:
+        speedups: by numbers of workers 1, 2, 4, ... without a gap.
+        least_gain: what a doubling has to bring, 1 to 2.
+    """
+    workers = 1
+    while 2 * workers in speedups and speedups[2 * workers] >= least_gain * speedups[workers]:
+        workers *= 2
+    return workers
+
+
+def bucket_bytes(sizes: Sequence[int], first_cap: int = 2**20, cap: int = 25 * 2**20) -> list[int]:
+    """Bytes of the all-reduces of one backward, as DistributedDataParallel groups gradients by default.
+
+    A bucket is closed by the gradient that fills it; the first is small so that communication begins early (Li et al.
+    2020, section 3.2.3).
+
+    Args:
+        sizes: bytes of the gradients in the order in which backward makes them: last layer first.
+        first_cap: bytes that fill the first bucket.
+        cap: bytes that fill each other one.
+    """
+    buckets: list[int] = []
+    filling = 0
+    for size in sizes:
+        filling += size
+        if filling >= (cap if buckets else first_cap):
+            buckets.append(filling)
+            filling = 0
+    return [*buckets, filling] if filling else buckets
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Intercept and slope of a line, neither below 0, with the least sum of squared relative errors of y > 0.
+
+    Relative, because times from microseconds to seconds are all known to some per cent.
+    """
+    values, targets = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    design = np.stack([1 / targets, values / targets], axis=1)
+    intercept, slope = np.linalg.lstsq(design, np.ones(len(targets)))[0].tolist()
+    if intercept < 0:
+        return 0.0, float(design[:, 1].sum() / (design[:, 1] ** 2).sum())
+    if slope < 0:
+        return float(design[:, 0].sum() / (design[:, 0] ** 2).sum()), 0.0
+    return intercept, slope
+
+
+def fit_compute(seconds_by_rows: Mapping[int, float]) -> Compute:
+    """Constants of a step from the seconds that it takes on several numbers of images."""
+    return Compute(*fit_line(list(seconds_by_rows), list(seconds_by_rows.values())))
+
+
+def fit_network(seconds_by_bytes: Mapping[int, float], workers: int) -> Network:
+    """Constants of the network from the seconds of all-reduces of several sizes over `workers`."""
+    intercept, slope = fit_line(list(seconds_by_bytes), list(seconds_by_bytes.values()))
+    messages = 2 * (workers - 1)
+    return Network(intercept / messages, messages / workers / slope if slope else float("inf"))
