@@ -12,6 +12,7 @@ Its forecast for two processes stands beside what was measured; for more it is a
 """
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -62,9 +63,9 @@ BLOCK_STEPS = 17
 """Noise is drawn for the first step of a block, then for sixteen steps at once: a block draws for its own steps."""
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 REDUCED_FLOATS = (1, 2**12, 2**14, 2**16, 2**18, 2**19, 2**20)
-REDUCTIONS_OF_A_BLOCK = 8
+REDUCTIONS_OF_A_BLOCK = 32
 ATTEMPTS = 20
-"""Of a turn that is to be quiet; the last one counts however loud it is."""
+"""Of a block that is to be quiet; the last one counts however loud it is."""
 
 Mode = Literal["alone", "at once", "joined"]
 MODES: tuple[Mode, ...] = ("alone", "at once", "joined")
@@ -94,7 +95,7 @@ def main(
         latency_us: of the network to forecast for, microseconds a message. None: as fitted between the two processes.
         bandwidth_gbit: of that network, Gbit/s. None: as fitted.
         least_gain: data parallelism is said to pay as long as twice the workers do this many times the images.
-        quiet_cores: turns during which other programs used more cores than this are taken again, up to 20 times. None
+        quiet_cores: blocks during which other programs used more cores than this are done again, up to 40 times. None
             takes them as they are.
         picture: PNG file for the speed-ups, forecast and measured. None draws none.
         out: file for the JSON. None prints it alone.
@@ -122,7 +123,7 @@ def main(
     }
     for preset in ROWS:
         print_report(preset, reports[preset])
-    used = summary([cores for by_rows in others.values() for of_rows in by_rows.values() for cores in of_rows])
+    used = summary(others)
     print(f"\ncores used by other programs meanwhile: {used['median']:.2f} ({used['p20']:.2f} to {used['p80']:.2f})")
     print_network(network, reduced)
     for preset in ROWS:
@@ -288,26 +289,31 @@ def serve(connection: Connection, rank: int) -> None:
 
 def measure(
     members: Sequence[Handle], rounds: int, quiet_cores: float | None
-) -> tuple[Times, dict[int, list[float]], dict[str, dict[int, list[float]]]]:
-    """Seconds of steps and of all-reduces (by their floats), all in turns, and cores that others used in the former."""
+) -> tuple[Times, dict[int, list[float]], list[float]]:
+    """Seconds of steps and of all-reduces (by their floats), all in turns, and cores that others used in each block."""
     times: Times = {preset: {rows: {mode: [] for mode in MODES} for rows in ROWS[preset]} for preset in ROWS}
-    others: dict[str, dict[int, list[float]]] = {preset: {rows: [] for rows in ROWS[preset]} for preset in ROWS}
     reduced: dict[int, list[float]] = {floats: [] for floats in REDUCED_FLOATS}
+    others: list[float] = []
+
+    def quiet(block: Callable[[], float]) -> float:
+        for _ in range(1 if quiet_cores is None else ATTEMPTS):
+            watch = OtherPrograms(members)
+            seconds = block()
+            used = watch.cores()
+            if quiet_cores is None or used <= quiet_cores:
+                break
+        others.append(used)
+        return seconds
+
     for turn in range(rounds):
         modes = MODES[turn % 3 :] + MODES[: turn % 3]  # none always follows the same other one
         for preset, by_rows in times.items():
             for rows, by_mode in by_rows.items():
-                for _ in range(1 if quiet_cores is None else ATTEMPTS):
-                    watch = OtherPrograms(members)
-                    taken = {mode: seconds_of_step(members, turn, preset, rows, mode) for mode in modes}
-                    used = watch.cores()
-                    if quiet_cores is None or used <= quiet_cores:
-                        break
-                for mode, seconds in taken.items():
-                    by_mode[mode].append(seconds)
-                others[preset][rows].append(used)
+                for mode in modes:
+                    block = functools.partial(seconds_of_step, members, turn, preset, rows, mode)
+                    by_mode[mode].append(quiet(block))
         for floats, of_turns in reduced.items():
-            of_turns.append(max(both(members, "reduce", floats)))
+            of_turns.append(quiet(functools.partial(seconds_of_reduction, members, floats)))
     return times, reduced, others
 
 
@@ -320,8 +326,8 @@ class OtherPrograms:
         self._used_before = self._used()
 
     def cores(self) -> float:
-        """Cores in use since the beginning, on average."""
-        return max(0.0, (self._used() - self._used_before) / (time.perf_counter() - self._start))
+        """Cores in use since the beginning, on average; the system counts in ticks, so it can be a little below 0."""
+        return (self._used() - self._used_before) / (time.perf_counter() - self._start)
 
     def _used(self) -> float:
         """CPU seconds until now."""
@@ -339,6 +345,12 @@ def seconds_of_step(members: Sequence[Handle], turn: int, preset: str, rows: int
     each = both(members, "block", preset, rows, mode == "joined", True)
     # Of two that do not wait for each other the rates add up; the joined are as fast as the slower one.
     return max(each) if mode == "joined" else 2 / sum(1 / seconds for seconds in each)
+
+
+def seconds_of_reduction(members: Sequence[Handle], floats: int) -> float:
+    """Seconds of an all-reduce of so many float32 between the two."""
+    seconds: float = max(both(members, "reduce", floats))
+    return seconds
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
