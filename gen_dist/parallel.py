@@ -39,6 +39,7 @@ _LAUNCHERS = "start processes with accelerate launch and a file in launch/config
 _ANOTHER_PORT = "choose another for all processes, with --main_process_port, torchrun's --master-port or MASTER_PORT"
 _STEP_TIMEOUT = timedelta(minutes=30)  # the others wait while the main process draws and saves; torch's own for gloo
 
+_ONE_BUCKET_MIB = 2**20  # more than any network has; a bucket is only as large as what is in it
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
@@ -318,6 +319,9 @@ def averaging_gradients(phase: nn.Module, processes: Processes) -> nn.Module:
         phase,
         device_ids=[processes.device] if processes.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
+        # On CPUs the threads that send need the cores that compute, so nothing is won by sending the first gradients
+        # while backward computes the others: all of them go at its end, at once.
+        bucket_cap_mb=_ONE_BUCKET_MIB if processes.device.type == "cpu" else None,
         **{sync_buffers: False},  # type: ignore[arg-type]
     )
 

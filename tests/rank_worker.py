@@ -9,12 +9,14 @@ import torch
 from safetensors.torch import save_file
 
 from gen_dist import parallel
-from gen_dist.config import TrainConfig
+from gen_dist.config import MlpConfig, TrainConfig
 from gen_dist.data import Split
 from gen_dist.trainer import Trainer
 from tests.runs import WITH_BATCH_STATISTICS, make_trainer, run_steps, small_config
 from tests.two_players import STEPS, state_norms, two_players, watched_collectives
 
+LARGE_LAYER = small_config("vae", network=MlpConfig(hidden_sizes=(400,)), steps=3)
+"""Its layers of 784 x 400 are larger than the first bucket of DistributedDataParallel by default, 1 MiB."""
 LOCAL_STATISTICS = "averaged weights of local statistics.safetensors"
 UNEVEN = (61, 2, 1)
 """Sizes of splits: odd, one image a rank of two, and none for one of them."""
@@ -77,6 +79,7 @@ def main() -> None:
             "parameter_spread": parameter_spread(trainer),
         }
         trainer.close()
+    results["reduced by large layers"] = _reduced_by_steps(LARGE_LAYER)[2]
     results["local statistics"] = _evaluated_with_local_statistics(out.parent / LOCAL_STATISTICS)
     with watched_collectives() as reduced:
         players = two_players(accumulation=2)

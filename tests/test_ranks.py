@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from gen_dist.checkpoint import checkpoint_paths, load
 from gen_dist.tracking import read_metrics
 from tests.conftest import REPOSITORY
-from tests.rank_worker import LOCAL_STATISTICS, config_of_ranks, evaluations_of_uneven_splits
+from tests.rank_worker import LARGE_LAYER, LOCAL_STATISTICS, config_of_ranks, evaluations_of_uneven_splits
 from tests.runs import COSTLY, OBJECTIVES, close_losses, each_of, losses_of, make_trainer, small_config, write_config
 from tests.two_players import GENERATOR_EVERY, STEPS, all_logs, state_norms, two_players
 
@@ -125,6 +125,13 @@ def test_each_turn_reduces_the_gradients_of_what_it_trains_once_and_nothing_else
         trained = [p for name in phase.trains for p in networks[name].parameters() if p.requires_grad]
         expected[type(phase).__name__] = [sum(p.numel() for p in trained)] * -(-50 // phase.every)
     assert ranks_of["reduced"] == expected
+
+
+def test_on_cpus_all_gradients_of_a_turn_go_at_once_however_large(two_ranks: dict[str, Any]) -> None:
+    networks = make_trainer(LARGE_LAYER).objective.networks
+    everything = sum(p.numel() for p in networks.parameters())
+    assert everything * 4 > 2 * 2**20
+    assert two_ranks["reduced by large layers"] == {"MaximizeElbo": [everything] * LARGE_LAYER.steps, "other": []}
 
 
 def test_evaluation_takes_the_main_process_batch_statistics_as_saving_does(two_ranks: dict[str, Any]) -> None:
