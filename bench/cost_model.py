@@ -90,27 +90,6 @@ def last_worth_doubling(speedups: Mapping[int, float], least_gain: float) -> int
     return workers
 
 
-def bucket_bytes(sizes: Sequence[int], first_cap: int = 2**20, cap: int = 25 * 2**20) -> list[int]:
-    """Bytes of the all-reduces of one backward, as DistributedDataParallel groups gradients by default.
-
-    A bucket is closed by the gradient that fills it; the first is small so that communication begins early (Li et al.
-    2020, section 3.2.3).
-
-    Args:
-        sizes: bytes of the gradients in the order in which backward makes them: last layer first.
-        first_cap: bytes that fill the first bucket.
-        cap: bytes that fill each other one.
-    """
-    buckets: list[int] = []
-    filling = 0
-    for size in sizes:
-        filling += size
-        if filling >= (cap if buckets else first_cap):
-            buckets.append(filling)
-            filling = 0
-    return [*buckets, filling] if filling else buckets
-
-
 def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     """Intercept and slope of a line, neither below 0, with the least sum of squared relative errors of y > 0.
 

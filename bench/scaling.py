@@ -39,7 +39,6 @@ from bench.cost_model import (
     Compute,
     Network,
     Reduction,
-    bucket_bytes,
     fit_compute,
     fit_network,
     last_worth_doubling,
@@ -208,13 +207,12 @@ class Member:
 
 
 def reductions_of(trainer: Trainer) -> list[tuple[int, float]]:
-    """Bytes, and times a step, of the all-reduces that average gradients, from what each phase trains."""
+    """Bytes, and times a step, of the all-reduces that average gradients: one for what each phase trains."""
     networks = trainer.objective.networks
     reductions: list[tuple[int, float]] = []
     for phase in trainer.objective.phases().values():
         trained = [p for name in phase.trains for p in networks[name].parameters() if p.requires_grad]
-        sizes = [p.numel() * p.element_size() for p in reversed(trained)]
-        reductions += [(size, 1 / phase.every) for size in bucket_bytes(sizes)]
+        reductions.append((sum(p.numel() * p.element_size() for p in trained), 1 / phase.every))
     return reductions
 
 

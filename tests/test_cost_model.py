@@ -7,7 +7,6 @@ from bench.cost_model import (
     Network,
     Reduction,
     all_reduce_seconds,
-    bucket_bytes,
     communication_seconds,
     fit_compute,
     fit_line,
@@ -59,20 +58,12 @@ def test_doubling_stops_before_the_first_that_brings_too_little() -> None:
     assert last_worth_doubling({1: 1.0, 2: 0.7}, least_gain=1.2) == 1
 
 
-@pytest.mark.parametrize(
-    ("sizes", "buckets"),
-    [([], []), ([4, 6, 1], [10, 1]), ([3, 9, 15, 4, 20, 1], [12, 39, 1]), ([10], [10]), ([1, 2], [3])],
-)
-def test_buckets_are_closed_by_what_fills_them(sizes: list[int], buckets: list[int]) -> None:
-    assert bucket_bytes(sizes, first_cap=10, cap=25) == buckets
-
-
 def test_a_line_is_found_again() -> None:
     assert fit_line([1, 2, 10], [5, 7, 23]) == pytest.approx((3, 2))
 
 
 def test_a_line_has_no_negative_part() -> None:
-    # y = x^2 calls for an intercept below 0: without it, sum(y/x ... ) gives (1/1 + 1/2) / (1 + 1/4) = 1.2.
+    # y = x^2 calls for an intercept below 0. With none, the slope is sum(x/y) / sum((x/y)^2) = 1.5 / 1.25.
     assert fit_line([1, 2], [1, 4]) == pytest.approx((0, 1.2))
     assert fit_line([1, 2], [4, 1]) == pytest.approx((1.25 / 1.0625, 0))
 
