@@ -5,8 +5,8 @@ t(W) = compute(rows of one worker) + sum over all-reduces of [2 (W - 1) latency 
 A message of n bytes costs latency + n / bandwidth (the alpha-beta model; Thakur, Rabenseifner & Gropp 2005, section 3).
 The ring sends 2 (W - 1) messages of n / W bytes one after another, and no all-reduce does with fewer bytes (Patarasuk &
 Yuan 2009). Nothing is taken off for what overlaps: on CPUs the threads that communicate need the cores that compute.
-Where there are spare cores, or a device, this bounds the step from above. Workers are taken to be equally fast: waiting
-for the slowest is not in it.
+With spare cores, or a device, less of the sum is seen. Workers are taken to be equally fast: waiting for the slowest is
+not in it.
 """
 
 from collections.abc import Mapping, Sequence
