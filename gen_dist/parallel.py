@@ -1,7 +1,5 @@
 """Processes, devices and collectives: the only place that knows torch.distributed and Accelerate."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import ctypes
@@ -11,6 +9,7 @@ import platform
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -39,6 +38,7 @@ _LAUNCHERS = "start processes with accelerate launch and a file in launch/config
 _ANOTHER_PORT = "choose another for all processes, with --main_process_port, torchrun's --master-port or MASTER_PORT"
 _STEP_TIMEOUT = timedelta(minutes=30)  # the others wait while the main process draws and saves; torch's own for gloo
 
+_SHARED_BYTES = 2**30
 _ONE_BUCKET_MIB = 2**20  # more than any network has; a bucket is only as large as what is in it
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
@@ -315,7 +315,7 @@ def averaging_gradients(phase: nn.Module, processes: Processes) -> nn.Module:
     # The name was changed in torch 2.14; the old one warns in every process.
     signature = inspect.signature(DistributedDataParallel)
     sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in signature.parameters else "broadcast_buffers"
-    return DistributedDataParallel(
+    module = DistributedDataParallel(
         phase,
         device_ids=[processes.device] if processes.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
@@ -324,6 +324,75 @@ def averaging_gradients(phase: nn.Module, processes: Processes) -> nn.Module:
         bucket_cap_mb=_ONE_BUCKET_MIB if processes.device.type == "cpu" else None,
         **{sync_buffers: False},  # type: ignore[arg-type]
     )
+    if processes.device.type == "cpu":
+        count = sum(parameter.numel() for parameter in phase.parameters() if parameter.requires_grad)
+        memory = share_memory(processes, count)
+        if memory is not None:
+            module.register_comm_hook(HostMean(memory, processes.rank), average_on_host)
+    return module
+
+
+def share_memory(processes: Processes, count: int) -> Tensor | None:
+    """Memory for two sets of `count` numbers of each process that all of them see, float32 [2, world_size, count].
+
+    None where they are on several hosts, or there is too little of it. Nothing is left of it when they end, however.
+    """
+    size = 2 * processes.world_size * count
+    path = None
+    if processes.is_main and 4 * size <= _SHARED_BYTES:
+        # A descriptor's place is reserved at once: a page that a full /dev/shm cannot give kills who writes to it.
+        with contextlib.suppress(OSError):
+            descriptor, path = tempfile.mkstemp(prefix="gen_dist-", dir="/dev/shm")
+            try:
+                os.posix_fallocate(descriptor, 0, 4 * size)
+            except OSError:
+                os.unlink(path)
+                path = None
+            finally:
+                os.close(descriptor)
+    path = from_main(path, processes)
+    memory = None
+    if path is not None:
+        with contextlib.suppress(OSError, RuntimeError):
+            memory = torch.from_file(path, shared=True, size=size) if os.path.exists(path) else None
+    seen = sum_over_processes(torch.tensor(float(memory is not None)))
+    if processes.is_main and path is not None:
+        os.unlink(path)
+    return None if memory is None or seen < processes.world_size else memory.view(2, processes.world_size, count)
+
+
+class HostMean:
+    """State of the averaging of gradients through memory that the processes of one host share."""
+
+    def __init__(self, memory: Tensor, rank: int) -> None:
+        """`memory` as from `share_memory`."""
+        self._memory = memory
+        self._rank = rank
+        self._turn = 0
+
+    def average(self, values: Tensor) -> None:
+        """Put the mean over all processes, the same bits in each, in the place of these values, float32 [count].
+
+        Each process writes its share, waits for the others, and adds up all: the bytes are moved twice, where gloo
+        sends them through the system's network. There are two places for them, so that nobody writes where another yet
+        reads: who is at the next meeting has read what was written before this one.
+        """
+        written = self._memory[self._turn % 2, :, : values.numel()]
+        self._turn += 1
+        torch.mul(values, 1.0 / len(written), out=written[self._rank])
+        dist.barrier()
+        torch.add(written[0], written[1], out=values)
+        for share in written[2:]:
+            values.add_(share)
+
+
+def average_on_host(state: HostMean, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    """A hook for DistributedDataParallel."""
+    gradients: Tensor = bucket.buffer()
+    state.average(gradients)
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(gradients)
+    return done
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -123,20 +123,20 @@ class DeskScreen(io.StringIO):
 
 
 class _Watch(UserCallback):
-    """Runs in Ray's controller: tells the desk of failures, and that the run got on."""
+    """Runs in Ray's controller: tells the desk of failures."""
 
     def __init__(self, desk: Any) -> None:
         self._desk = desk
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        reasons = sorted({_brief(error) for error in worker_exceptions.values()})
-        ranks = ", ".join(map(str, sorted(worker_exceptions)))
-        self._desk.failed.remote(
-            f"rank {ranks} failed ({'; '.join(reasons)}); starting again from the last checkpoint\n"
-        )
+        """One line; when a process dies, that the others lost it is no news."""
+        reasons = {rank: _brief(error) for rank, error in sorted(worker_exceptions.items())}
+        own = {rank: reason for rank, reason in reasons.items() if reason != _LOST} or reasons
+        what = "; ".join(f"rank {rank}: {reason}" for rank, reason in own.items())
+        self._desk.failed.remote(f"{what}; starting again from the newest checkpoint\n")
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        self._desk.got_on.remote()
+
+_LOST = "lost the others"
 
 
 def _brief(error: Exception) -> str:
@@ -144,8 +144,10 @@ def _brief(error: Exception) -> str:
     error = getattr(error, "health_check_failure", error)
     if isinstance(error, ray.exceptions.RayActorError):
         return "its process or host is gone"
-    lines = [line for line in str(getattr(error, "cause", None) or error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    lines = [line.strip() for line in str(getattr(error, "cause", None) or error).splitlines() if line.strip()]
+    if any("gloo" in line or "NCCL" in line for line in lines):
+        return _LOST
+    return lines[-1] if lines else type(error).__name__
 
 
 def trainer(task: Task, callbacks: list[Any]) -> TorchTrainer:
@@ -205,6 +207,8 @@ def work(settings: dict[Any, Any]) -> list[str]:
 
             def recorded(step: int, metrics: Mapping[str, float | Sequence[float]], saved: Path | None) -> None:
                 checkpoint = keep(saved) if saved else None
+                if is_main and task.desk:
+                    task.desk.got_on.remote()  # at once; Ray's controller hears of it in a second or two
                 ray.train.report(
                     {"step": step, **metrics}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD
                 )
@@ -223,10 +227,16 @@ def work(settings: dict[Any, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _kept(place: str, is_main: bool) -> Iterator[tuple[Path, Any]]:
+def _kept(place: str, is_main: bool) -> Iterator[tuple[Path, Callable[[Path | None], Checkpoint | None]]]:
     """Within it, where a worker finds its run directory, and how to keep what was saved there, where Ray can see it."""
+    storage: Any = ray.train.get_context().get_storage()
+
+    def as_ray_sees_it(saved: Path | None) -> Checkpoint | None:
+        path = f"{storage.experiment_fs_path}/checkpoints/{saved.name}" if saved else ""
+        return Checkpoint(path, storage.storage_filesystem) if saved else None
+
     if "://" not in place:
-        yield Path(place), lambda saved: Checkpoint(str(saved)) if saved else None
+        yield Path(place), as_ray_sees_it
         return
     from gen_dist.mirror import Mirror
 
@@ -237,7 +247,7 @@ def _kept(place: str, is_main: bool) -> Iterator[tuple[Path, Any]]:
         def keep(saved: Path | None) -> Checkpoint | None:
             if is_main:
                 mirror.push()
-            return Checkpoint(f"{mirror.root}/checkpoints/{saved.name}", mirror.filesystem) if saved else None
+            return as_ray_sees_it(saved)
 
         yield Path(directory), keep
 

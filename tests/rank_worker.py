@@ -2,8 +2,10 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import save_file
@@ -66,6 +68,17 @@ def _evaluated_with_local_statistics(path: Path) -> dict[str, Any]:
     return {"before": before, "test": tested, "after": _spread(buffers, trainer.processes)}
 
 
+def _without_shared_memory() -> dict[str, Any]:
+    """Sums of all weights of one run after some steps, whose gradients went through gloo, and of its twin."""
+    sums = []
+    for through_memory in (False, True):
+        with nullcontext() if through_memory else mock.patch.object(parallel, "share_memory", lambda *_: None):
+            trainer = make_trainer(small_config("vae"))
+        run_steps(trainer, 0, 10)
+        sums.append({name: value.double().sum().item() for name, value in trainer.tensors()["networks"].items()})
+    return {"through gloo": sums[0], "through memory": sums[1]}
+
+
 def main() -> None:
     results: dict[str, object] = {}
     out, names = Path(sys.argv[1]), sys.argv[2:]
@@ -80,6 +93,7 @@ def main() -> None:
         }
         trainer.close()
     results["reduced by large layers"] = _reduced_by_steps(LARGE_LAYER)[2]
+    results["without shared memory"] = _without_shared_memory()
     results["local statistics"] = _evaluated_with_local_statistics(out.parent / LOCAL_STATISTICS)
     with watched_collectives() as reduced:
         players = two_players(accumulation=2)

@@ -134,6 +134,11 @@ def test_on_cpus_all_gradients_of_a_turn_go_at_once_however_large(two_ranks: dic
     assert two_ranks["reduced by large layers"] == {"MaximizeElbo": [everything] * LARGE_LAYER.steps, "other": []}
 
 
+def test_gradients_through_shared_memory_equal_those_through_gloo_bit_for_bit(two_ranks: dict[str, Any]) -> None:
+    found = two_ranks["without shared memory"]
+    assert found["through gloo"] == found["through memory"]
+
+
 def test_evaluation_takes_the_main_process_batch_statistics_as_saving_does(two_ranks: dict[str, Any]) -> None:
     result = two_ranks["local statistics"]
     assert result["before"] > 1e-9

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import softplus
-from torch.nn.parallel import DistributedDataParallel
 
 from gen_dist import parallel
 from gen_dist.config import OptimizerConfig
@@ -97,25 +96,21 @@ def state_norms(trainer: Trainer) -> dict[str, float]:
 def watched_collectives() -> Iterator[dict[str, list[int]]]:
     """Within it, numbers of elements of what is reduced, by the phase in whose turn it is or `other`.
 
-    Gradients go through DistributedDataParallel, which is asked by a hook, as its reductions are not Python calls.
+    Gradients go through the hook by which DistributedDataParallel averages them on one host.
     """
     reduced: dict[str, list[int]] = {"other": []}
     averaging_gradients, all_reduce = parallel.averaging_gradients, dist.all_reduce
+    average_on_host = parallel.average_on_host
 
     def averaging_and_counting(phase: nn.Module, processes: parallel.Processes) -> nn.Module:
-        module = averaging_gradients(phase, processes)
         sent = reduced.setdefault(type(phase).__name__, [])
 
-        def count(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+        def count(state: parallel.HostMean, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
             sent.append(sum(parameter.numel() for parameter in bucket.parameters()))
-            average = bucket.buffer().div_(processes.world_size)
-            work = all_reduce(average, async_op=True)
-            assert work is not None
-            return work.get_future().then(lambda done: done.value()[0])
+            return average_on_host(state, bucket)
 
-        if isinstance(module, DistributedDataParallel):
-            module.register_comm_hook(None, count)
-        return module
+        with mock.patch.object(parallel, "average_on_host", count):
+            return averaging_gradients(phase, processes)
 
     def counting(values: Tensor, *arguments: Any, **options: Any) -> dist.Work | None:
         reduced["other"].append(values.numel())
