@@ -120,6 +120,8 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
     if address is None:
         # By itself Ray would join whatever cluster someone else last started on this host.
         options |= {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+        # This very code, too, even where nothing or another copy of it is installed.
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
         options |= {"num_cpus": max(cpus, os.cpu_count() or 1), "runtime_env": {"env_vars": variables}}
     elif "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # a job's environment is set by who submitted it
         options |= {"address": address}
