@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import queue
 import signal
 import sys
 import tempfile
@@ -33,7 +34,7 @@ RESIZE_SECONDS = 15.0
 """How often Ray looks whether an elastic group could be larger; only if so is the group started anew."""
 
 _TIMES = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # also how long a report may wait to be taken
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # also how long a report may wait to be taken
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # a minute is lost where a host has gone that Ray yet counts on
 }
 
@@ -203,15 +204,17 @@ def work(settings: dict[Any, Any]) -> list[str]:
     turns = -(-task.options.workers // context.get_world_size())
     config = dataclasses.replace(config, accumulation=config.accumulation * turns)
     try:
-        with _kept(task.place, is_main) as (directory, keep), _told_to_stop(task.desk if is_main else None) as stop:
+        with (
+            _kept(task.place, is_main) as (directory, keep),
+            _told_to_stop(task.desk if is_main else None) as stop,
+            _reporting() as report,
+        ):
 
             def recorded(step: int, metrics: Mapping[str, float | Sequence[float]], saved: Path | None) -> None:
                 checkpoint = keep(saved) if saved else None
                 if is_main and task.desk:
                     task.desk.got_on.remote()  # at once; Ray's controller hears of it in a second or two
-                ray.train.report(
-                    {"step": step, **metrics}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD
-                )
+                report({"step": step, **metrics}, checkpoint)
 
             screen = DeskScreen(task.desk, task.terminal_columns is not None) if task.desk else None
             supervisor = run.Supervisor(task.name, stop, recorded, directory, screen)
@@ -250,6 +253,26 @@ def _kept(place: str, is_main: bool) -> Iterator[tuple[Path, Callable[[Path | No
             return as_ray_sees_it(saved)
 
         yield Path(directory), keep
+
+
+@contextlib.contextmanager
+def _reporting() -> Iterator[Callable[[dict[str, Any], Checkpoint | None], None]]:
+    """Within it, how to report to Ray; what was reported has arrived when it is left.
+
+    From a thread, in which each report waits until Ray's controller looks for it: the training does not.
+    All workers report the same in the same order.
+    """
+    reports: queue.SimpleQueue[tuple[dict[str, Any], Checkpoint | None] | None] = queue.SimpleQueue()
+
+    def send() -> None:
+        while (report := reports.get()) is not None:
+            ray.train.report(*report, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+
+    thread = threading.Thread(target=send, name="gen_dist-report", daemon=True)
+    thread.start()
+    yield lambda metrics, checkpoint: reports.put((metrics, checkpoint))
+    reports.put(None)
+    thread.join()
 
 
 @contextlib.contextmanager
