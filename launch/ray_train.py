@@ -15,7 +15,7 @@ def main() -> None:
     """Parse the command line, join or start a cluster, train, and say where the results are."""
     config, fresh, options = parse_train(sys.argv[1:], "launch/ray_train.py", RayOptions())
     with connect(options.address, options.least_cpus, options.workers * options.cpus_per_worker):
-        from launch.ray_workers import train_in_workers  # Ray takes seconds to import
+        from launch.ray_watch import train_in_workers  # Ray takes seconds to import
 
         lines = train_in_workers(config, fresh, options, place_of(config, options.storage))
     print(*lines, sep="\n", flush=True)

@@ -1,35 +1,29 @@
-"""A run in the workers of a Ray cluster: what each of them does, and how the command that started them looks on."""
+"""A run in the workers of a Ray cluster: what Ray is asked for, and what each worker does."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import os
 import queue
-import signal
-import sys
 import tempfile
 import threading
-import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pyarrow.fs
 import ray
 import ray.train
-from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import ConfigError, TakenOverError, UserError
+from gen_dist.errors import TakenOverError, UserError
+from launch.ray_desk import DeskScreen
 from launch.ray_options import WorkerOptions
 
-LOOK_SECONDS = 0.25
 RESIZE_SECONDS = 15.0
 """How often Ray looks whether an elastic group could be larger; only if so is the group started anew."""
 
@@ -58,106 +52,14 @@ class Task:
     """Handle of the Desk, if there is one."""
 
 
-class Desk:
-    """Where workers and Ray's controller leave word for the command that started them, and it for them."""
-
-    def __init__(self) -> None:
-        self._text = ""
-        self._refusal: str | None = None
-        self._failures = 0
-        self._wants_stop = False
-
-    def show(self, text: str) -> None:
-        """Text for the command's standard error."""
-        self._text += text
-
-    def refuse(self, reason: str) -> None:
-        """An error that another try would not mend."""
-        self._refusal = self._refusal or reason
-
-    def failed(self, text: str) -> None:
-        """Workers failed."""
-        self._failures += 1
-        self.show(text)
-
-    def got_on(self) -> None:
-        """The run got on since workers last failed."""
-        self._failures = 0
-
-    def news(self) -> tuple[str, str | None, int]:
-        """Text since the last call, why the run is refused, and how often workers failed since it last got on."""
-        text, self._text = self._text, ""
-        return text, self._refusal, self._failures
-
-    def ask_to_stop(self) -> None:
-        """Have the run save and stop."""
-        self._wants_stop = True
-
-    def wants_stop(self) -> bool:
-        """Whether the run is to save and stop."""
-        return self._wants_stop
-
-
-class DeskScreen(io.StringIO):
-    """The command's terminal, as a stream in the main worker."""
-
-    def __init__(self, desk: Any, terminal: bool) -> None:
-        super().__init__()
-        self._desk = desk
-        self._terminal = terminal
-        self._text = ""
-
-    def isatty(self) -> bool:
-        """Whether the command shows on a terminal."""
-        return self._terminal
-
-    def write(self, text: str) -> int:
-        """Keep the text until it is flushed."""
-        self._text += text
-        return len(text)
-
-    def flush(self) -> None:
-        """Send the text on its way, without waiting for it."""
-        if self._text:
-            self._desk.show.remote(self._text)
-            self._text = ""
-
-
-class _Watch(UserCallback):
-    """Runs in Ray's controller: tells the desk of failures."""
-
-    def __init__(self, desk: Any) -> None:
-        self._desk = desk
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """One line; when a process dies, that the others lost it is no news."""
-        reasons = {rank: _brief(error) for rank, error in sorted(worker_exceptions.items())}
-        own = {rank: reason for rank, reason in reasons.items() if reason != _LOST} or reasons
-        what = "; ".join(f"rank {rank}: {reason}" for rank, reason in own.items())
-        self._desk.failed.remote(f"{what}; starting again from the newest checkpoint\n")
-
-
-_LOST = "lost the others"
-
-
-def _brief(error: Exception) -> str:
-    """The sentence that matters of an error from a worker."""
-    error = getattr(error, "health_check_failure", error)
-    if isinstance(error, ray.exceptions.RayActorError):
-        return "its process or host is gone"
-    lines = [line.strip() for line in str(getattr(error, "cause", None) or error).splitlines() if line.strip()]
-    if any("gloo" in line or "NCCL" in line for line in lines):
-        return _LOST
-    return lines[-1] if lines else type(error).__name__
-
-
 def trainer(task: Task, callbacks: list[Any]) -> TorchTrainer:
     """The run as Ray runs it, elastic if fewer workers will do.
 
     A failed group is always started again, which costs what was not yet saved; who looks on may end it.
     """
     options = task.options
-    parent, _, name = task.place.rpartition("/")
+    base, mark, query = task.place.partition("?")
+    parent, _, name = base.rpartition("/")
     _forget_reports(task.place)
     for variable, seconds in _TIMES.items():
         os.environ.setdefault(variable, seconds)
@@ -176,7 +78,9 @@ def trainer(task: Task, callbacks: list[Any]) -> TorchTrainer:
         train_loop_config={"task": task},
         torch_config=TorchConfig(backend=None if gpus else "gloo"),
         scaling_config=ScalingConfig(**scaling),
-        run_config=RunConfig(name=name, storage_path=parent or "/", failure_config=failures, callbacks=callbacks),
+        run_config=RunConfig(
+            name=name, storage_path=parent + mark + query or "/", failure_config=failures, callbacks=callbacks
+        ),
     )
 
 
@@ -203,30 +107,40 @@ def work(settings: dict[Any, Any]) -> list[str]:
     # Fewer workers than there may be take as many images at once as ever, in more turns: memory holds no more.
     turns = -(-task.options.workers // context.get_world_size())
     config = dataclasses.replace(config, accumulation=config.accumulation * turns)
+    with (
+        _refusing(task.desk),
+        _kept(task.place, is_main) as (directory, keep),
+        _told_to_stop(task.desk if is_main else None) as stop,
+        _reporting() as report,
+    ):
+
+        def recorded(step: int, metrics: Mapping[str, float | Sequence[float]], saved: Path | None) -> None:
+            checkpoint = keep(saved) if saved else None
+            if is_main and task.desk:
+                task.desk.got_on.remote()  # at once; Ray's controller hears of it in a second or two
+            report({"step": step, **metrics}, checkpoint)
+
+        def as_told(text: str) -> str:
+            return text.replace(str(directory), task.place)
+
+        screen = DeskScreen(task.desk, task.terminal_columns is not None, as_told) if task.desk else None
+        supervisor = run.Supervisor(task.name, stop, recorded, directory, screen)
+        outcome = run.train(config, fresh=task.fresh, supervisor=supervisor)
+        keep(None)
+    return [as_told(line) for line in outcome.report("the same command")] if is_main else []
+
+
+@contextlib.contextmanager
+def _refusing(desk: Any) -> Iterator[None]:
+    """Within it, an error that another try would not mend is told to the desk, which ends the run."""
     try:
-        with (
-            _kept(task.place, is_main) as (directory, keep),
-            _told_to_stop(task.desk if is_main else None) as stop,
-            _reporting() as report,
-        ):
-
-            def recorded(step: int, metrics: Mapping[str, float | Sequence[float]], saved: Path | None) -> None:
-                checkpoint = keep(saved) if saved else None
-                if is_main and task.desk:
-                    task.desk.got_on.remote()  # at once; Ray's controller hears of it in a second or two
-                report({"step": step, **metrics}, checkpoint)
-
-            screen = DeskScreen(task.desk, task.terminal_columns is not None) if task.desk else None
-            supervisor = run.Supervisor(task.name, stop, recorded, directory, screen)
-            outcome = run.train(config, fresh=task.fresh, supervisor=supervisor)
-            keep(None)
+        yield
     except TakenOverError:
         raise  # no word of it: those who took over are at work
     except UserError as error:
-        if task.desk:
-            ray.get(task.desk.refuse.remote(str(error)))
+        if desk:
+            ray.get(desk.refuse.remote(str(error)))
         raise
-    return outcome.report("the same command") if is_main else []
 
 
 @contextlib.contextmanager
@@ -252,7 +166,10 @@ def _kept(place: str, is_main: bool) -> Iterator[tuple[Path, Callable[[Path | No
                 mirror.push()
             return as_ray_sees_it(saved)
 
-        yield Path(directory), keep
+        try:
+            yield Path(directory), keep
+        except UserError as error:  # the user knows the place, not the copy
+            raise type(error)(str(error).replace(directory, place)) from None
 
 
 @contextlib.contextmanager
@@ -293,75 +210,3 @@ def _told_to_stop(desk: Any) -> Iterator[threading.Event]:
         yield stop
     finally:
         left.set()
-
-
-def train_in_workers(config: TrainConfig, fresh: bool, options: WorkerOptions, place: str) -> list[str]:
-    """Train in the workers of the cluster that this process has joined, and show what they do.
-
-    SIGINT and SIGTERM save and stop the run; one more ends it at once.
-
-    Returns what to tell the user at the end.
-
-    Raises:
-        UserError: the run is refused, or workers failed again and again without getting on.
-        KeyboardInterrupt: it was ended at once.
-    """
-    node = ray.get_runtime_context().get_node_id()
-    # The desk stands here, not on a host that may be cut off.
-    desk: Any = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": node})(Desk).remote()
-    columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80 if sys.stderr.isatty() else None
-    task = Task(config.to_json(), uuid.uuid4().hex, place, os.getcwd(), fresh, options, columns, desk)
-    try:
-        run = trainer(task, [_Watch(desk)])
-    except OSError as error:
-        raise ConfigError(
-            f"storage {place} cannot be used: {error.strerror or error}; choose another --storage"
-        ) from None
-    ended: dict[str, Any] = {}
-
-    def fit() -> None:
-        try:
-            ended["result"] = run.fit()
-        except Exception as error:
-            ended["error"] = error
-
-    thread = threading.Thread(target=fit, name="gen_dist-fit", daemon=True)
-    with _signals_stop(desk):
-        thread.start()
-        while thread.is_alive():
-            thread.join(LOOK_SECONDS)
-            text, refusal, failures = ray.get(desk.news.remote())
-            sys.stderr.write(text)
-            sys.stderr.flush()
-            if refusal:
-                raise UserError(refusal)
-            if failures > options.max_failures:
-                raise UserError(
-                    f"workers failed {failures} times without a checkpoint in between; mend the cause, then run the "
-                    f"same command to go on from the newest checkpoint in {place}"
-                )
-    if "error" in ended:
-        raise UserError(f"Ray could not run it: {_brief(ended['error'])}")
-    lines: list[str] = ended["result"].return_value
-    return lines
-
-
-@contextlib.contextmanager
-def _signals_stop(desk: Any) -> Iterator[None]:
-    first_at: float | None = None
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        nonlocal first_at
-        if first_at is None:
-            first_at = time.monotonic()
-            desk.ask_to_stop.remote()
-            print("saving and stopping; once more ends it at once", file=sys.stderr, flush=True)
-        elif time.monotonic() - first_at > 3.0:  # what follows sooner is the same wish, passed on by a launcher
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

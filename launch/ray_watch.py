@@ -1,0 +1,97 @@
+"""How a command looks on while workers train for it: what it shows, when it gives up, how it is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import ray
+import ray.train
+
+from gen_dist.config import TrainConfig
+from gen_dist.errors import ConfigError, UserError
+from launch.ray_desk import Desk, Watch, brief
+from launch.ray_options import WorkerOptions
+from launch.ray_workers import Task, trainer
+
+LOOK_SECONDS = 0.25
+
+
+def train_in_workers(config: TrainConfig, fresh: bool, options: WorkerOptions, place: str) -> list[str]:
+    """Train in the workers of the cluster that this process has joined, and show what they do.
+
+    SIGINT and SIGTERM save and stop the run; one more ends it at once.
+
+    Returns what to tell the user at the end.
+
+    Raises:
+        UserError: the run is refused, or workers failed again and again without getting on.
+        KeyboardInterrupt: it was ended at once.
+    """
+    node = ray.get_runtime_context().get_node_id()
+    # The desk stands here, not on a host that may be cut off.
+    desk: Any = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": node})(Desk).remote()
+    columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80 if sys.stderr.isatty() else None
+    task = Task(config.to_json(), uuid.uuid4().hex, place, os.getcwd(), fresh, options, columns, desk)
+    try:
+        run = trainer(task, [Watch(desk)])
+    except OSError as error:
+        raise ConfigError(
+            f"storage {place} cannot be used: {error.strerror or error}; choose another --storage"
+        ) from None
+    ended: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            ended["result"] = run.fit()
+        except Exception as error:
+            ended["error"] = error
+
+    thread = threading.Thread(target=fit, name="gen_dist-fit", daemon=True)
+    with _signals_stop(desk):
+        thread.start()
+        while thread.is_alive():
+            thread.join(LOOK_SECONDS)
+            text, refusal, failures = ray.get(desk.news.remote())
+            sys.stderr.write(text)
+            sys.stderr.flush()
+            if refusal:
+                raise UserError(refusal)
+            if failures > options.max_failures:
+                raise UserError(
+                    f"workers failed {failures} times without a checkpoint in between; mend the cause, then run the "
+                    f"same command to go on from the newest checkpoint in {place}"
+                )
+    if "error" in ended:
+        raise UserError(f"Ray could not run it: {brief(ended['error'])}")
+    lines: list[str] = ended["result"].return_value
+    return lines
+
+
+@contextlib.contextmanager
+def _signals_stop(desk: Any) -> Iterator[None]:
+    first_at: float | None = None
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        nonlocal first_at
+        if first_at is None:
+            first_at = time.monotonic()
+            desk.ask_to_stop.remote()
+            print("saving and stopping; once more ends it at once", file=sys.stderr, flush=True)
+        elif time.monotonic() - first_at > 3.0:  # what follows sooner is the same wish, passed on by a launcher
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
