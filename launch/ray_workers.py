@@ -71,16 +71,14 @@ def trainer(task: Task, callbacks: list[Any]) -> TorchTrainer:
         "resources_per_worker": {"CPU": options.cpus_per_worker, **({"GPU": 1} if gpus else {})},
         "elastic_resize_monitor_interval_s": RESIZE_SECONDS,
     }
-    failures = FailureConfig(max_failures=-1)
+    storage, failures = parent + mark + query, FailureConfig(max_failures=-1)
     loop: Any = work
     return TorchTrainer(
         loop,
         train_loop_config={"task": task},
         torch_config=TorchConfig(backend=None if gpus else "gloo"),
         scaling_config=ScalingConfig(**scaling),
-        run_config=RunConfig(
-            name=name, storage_path=parent + mark + query or "/", failure_config=failures, callbacks=callbacks
-        ),
+        run_config=RunConfig(name=name, storage_path=storage or "/", failure_config=failures, callbacks=callbacks),
     )
 
 
