@@ -24,6 +24,7 @@ import psutil
 from gen_dist.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LOOPBACK = "127.0.0.1"
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 _REACH_SECONDS = 5.0
 _HEAD_TRIES = 5
@@ -108,10 +109,9 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
     """
     address = address or os.environ.get("RAY_ADDRESS")
     require_token(create=address is None)
-    if address is None:
+    host = LOOPBACK if address is None else assert_reachable(address, GCS_PORT)[0]
+    if host in (LOOPBACK, "localhost"):
         keep_to_loopback()
-    else:
-        assert_reachable(address, GCS_PORT)
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -119,7 +119,7 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
     variables = passed_on()
     if address is None:
         # By itself Ray would join whatever cluster someone else last started on this host.
-        options |= {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+        options |= {"address": "local", "_node_ip_address": LOOPBACK, "include_dashboard": False}
         # This very code, too, even where nothing or another copy of it is installed.
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
         options |= {"num_cpus": max(cpus, os.cpu_count() or 1), "runtime_env": {"env_vars": variables}}

@@ -22,9 +22,16 @@ import tyro
 
 from gen_dist.cli import run_command, run_subcommand
 from gen_dist.errors import ConfigError, UserError
-from launch.ray_access import DASHBOARD_PORT, GCS_PORT, assert_reachable, keep_to_loopback, require_token, token_path
+from launch.ray_access import (
+    DASHBOARD_PORT,
+    GCS_PORT,
+    LOOPBACK,
+    assert_reachable,
+    keep_to_loopback,
+    require_token,
+    token_path,
+)
 
-LOOPBACK = "127.0.0.1"
 _REJOIN_SECONDS = 3.0
 
 _HEALTH_CHECKS = {
