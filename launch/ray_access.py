@@ -109,9 +109,11 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
     """
     address = address or os.environ.get("RAY_ADDRESS")
     require_token(create=address is None)
-    host = LOOPBACK if address is None else assert_reachable(address, GCS_PORT)[0]
+    host, port = (LOOPBACK, 0) if address is None else assert_reachable(address, GCS_PORT)
     if host in (LOOPBACK, "localhost"):
         keep_to_loopback()
+    if address is not None:
+        _assert_welcome(host, port)
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -131,10 +133,6 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
         options |= {"address": address, "runtime_env": {"env_vars": variables, "py_modules": modules}}
     try:
         ray.init(**options)
-    except ray.exceptions.AuthenticationError:
-        raise ConfigError(
-            f"the cluster at {address} refuses our token; copy the one of its head to {token_path()}"
-        ) from None
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())
         where = "no local cluster could be started" if address is None else f"cannot join the cluster at {address}"
@@ -171,6 +169,33 @@ def _end_with_head(address: str) -> None:
         flush=True,
     )
     os._exit(2)
+
+
+def _assert_welcome(host: str, port: int) -> None:
+    """Ask a head whether it lives, with our token: Ray itself would try a refused one for 20 seconds, and not say so.
+
+    Raises:
+        ConfigError: it refuses the token, or is no head.
+    """
+    import grpc
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    token = os.environ.get("RAY_AUTH_TOKEN") or token_path().read_text().strip()
+    messages: Any = gcs_service_pb2  # made at run time
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        ask = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).CheckAlive
+        try:
+            ask(
+                messages.CheckAliveRequest(),
+                timeout=_REACH_SECONDS,
+                metadata=[("authorization", f"Bearer {token}")],
+            )
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise ConfigError(
+                    f"the cluster at {host}:{port} refuses our token; copy the one of its head to {token_path()}"
+                ) from None
+            raise ConfigError(f"what listens at {host}:{port} is no head of Ray: {error.code().name.lower()}") from None
 
 
 def assert_reachable(address: str, default_port: int) -> tuple[str, int]:
