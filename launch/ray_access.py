@@ -24,6 +24,8 @@ import psutil
 from gen_dist.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LEFT_HERE = [".git", ".venv", "/runs", "/data", "/tests", "/bench", "__pycache__", "*.egg-info", ".*_cache"]
+"""What does not go to other hosts with the code."""
 LOOPBACK = "127.0.0.1"
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 _REACH_SECONDS = 5.0
@@ -128,9 +130,10 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
     elif "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # a job's environment is set by who submitted it
         options |= {"address": address}
     else:
-        # The other hosts get this very code, whatever stands there.
-        modules = [str(REPOSITORY / name) for name in ("gen_dist", "kernels", "launch")]
-        options |= {"address": address, "runtime_env": {"env_vars": variables, "py_modules": modules}}
+        # The other hosts get this very code, whatever stands there. As py_modules each package would get a directory of
+        # its own, and gen_dist wants its kernels beside it.
+        code = {"working_dir": str(REPOSITORY), "excludes": LEFT_HERE}
+        options |= {"address": address, "runtime_env": {"env_vars": variables, **code}}
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:

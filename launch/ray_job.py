@@ -23,11 +23,10 @@ import tyro
 
 from gen_dist.cli import parse_train, run_command, run_subcommand
 from gen_dist.errors import ConfigError, UserError
-from launch.ray_access import DASHBOARD_PORT, REPOSITORY, assert_reachable, passed_on, require_token
+from launch.ray_access import DASHBOARD_PORT, LEFT_HERE, REPOSITORY, assert_reachable, passed_on, require_token
 from launch.ray_options import RayOptions, place_of
 
 DASHBOARD = f"http://127.0.0.1:{DASHBOARD_PORT}"
-_LEFT_HERE = [".git", ".venv", "/runs", "/data", "/tests", "/bench", "__pycache__", "*.egg-info", ".*_cache"]
 _STOP_SECONDS = "60"
 """What a job gets to save itself in before Ray kills it."""
 
@@ -54,7 +53,7 @@ def submit(words: list[str]) -> None:
             entrypoint=shlex.join(["python", "launch/ray_train.py", *words]),
             runtime_env={
                 "working_dir": str(REPOSITORY),
-                "excludes": _LEFT_HERE,
+                "excludes": LEFT_HERE,
                 "env_vars": {**passed_on(), "RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS},
             },
         )
