@@ -117,7 +117,7 @@ def _take(path: Path, config: TrainConfig, fresh: bool, holder: str | None, lock
         has_begun = last_holder == name and _BEGUN in words
         holding = Holding(path, fresh and not has_begun, f"{name} {mark}")
         if not holding.fresh and (path / "config.json").exists():
-            _refuse_other_config(path, config)
+            refuse_other_config(path, config)
         write_atomically(path / HOLDER_FILE, holding._mark + (f" {_BEGUN}\n" if has_begun else "\n"))
         return holding
     except Timeout:
@@ -182,7 +182,7 @@ def remove_run(path: Path) -> None:
             (path / name).unlink(missing_ok=True)
 
 
-def _refuse_other_config(path: Path, config: TrainConfig) -> None:
+def refuse_other_config(path: Path, config: TrainConfig) -> None:
     """Raise ConfigError if the run was started with a config that this one cannot go on from."""
     if not checkpoints.checkpoint_paths(path):
         return

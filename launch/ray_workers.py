@@ -108,7 +108,7 @@ def work(settings: dict[Any, Any]) -> list[str]:
     with (
         _refusing(task.desk),
         _kept(task.place, is_main) as (directory, keep),
-        _told_to_stop(task.desk if is_main else None) as stop,
+        told_to_stop(task.desk if is_main else None) as stop,
         _reporting() as report,
     ):
 
@@ -191,7 +191,7 @@ def _reporting() -> Iterator[Callable[[dict[str, Any], Checkpoint | None], None]
 
 
 @contextlib.contextmanager
-def _told_to_stop(desk: Any) -> Iterator[threading.Event]:
+def told_to_stop(desk: Any) -> Iterator[threading.Event]:
     """Within it, an event that is set once the desk wants the run to stop."""
     stop, left = threading.Event(), threading.Event()
 

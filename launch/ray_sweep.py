@@ -1,0 +1,28 @@
+"""Search a space of configs with Ray Tune: `python launch/ray_sweep.py PRESET --space NAME=VALUES ...`."""
+
+import sys
+from pathlib import Path
+
+# Packages import from the repository root wherever this runs, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from gen_dist.cli import parse_train, run_command
+from launch.ray_access import connect
+from launch.sweep_plan import SweepOptions, command_source, conclude, plan_sweep
+
+
+def main() -> None:
+    """Parse the command line, draw the trials, train what is not yet trained, and show what came out."""
+    words = sys.argv[1:]
+    config, fresh, options = parse_train(words, "launch/ray_sweep.py", SweepOptions())
+    with plan_sweep(config, fresh, options) as sweep:
+        if not all(trial.is_settled for trial in sweep.trials):
+            with connect(options.address, options.least_cpus, options.workers * options.cpus_per_worker):
+                from launch.ray_trials import run_trials  # Ray takes seconds to import
+
+                run_trials(sweep, options)
+        conclude(sweep, config, command_source(words))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,187 @@
+"""A sweep from its command line to what is told at the end: options, trials, the best config. No Ray in here."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from filelock import FileLock, Timeout
+
+from gen_dist.cli import NoOptions, parse_train
+from gen_dist.config import TrainConfig
+from gen_dist.errors import ConfigError, UserError
+from launch.ray_options import place_of
+from launch.sweep_halving import grace_period_of
+from launch.sweep_results import Mode, Sweep, choose_metric, make_trials, readable_metric
+from launch.sweep_space import draw_trials, parse_space, train_command, trial_configs, with_values
+
+_FILES = ("sweep.json", "sweep.csv", "sweep.png")
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """A sweep, and where its trials are made and kept."""
+
+    space: Annotated[
+        tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUES ...")
+    ] = ()
+    """Fields of the config to search, by their names in config.json or as an option, and what they may be:
+    learning_rate=log:1e-4:1e-2 (even on a logarithmic scale), objective.beta=uniform:0.5:4, network.latent_dim=int:2:64
+    (log:2:64 for more of the small ones), optimizer=adam,adamw (choices). Of a field that takes several, + joins the
+    parts of a choice: hidden_sizes=400+200,200, betas=0.9+0.98,0.5+0.999. `none` is a field left empty."""
+    trials: int = 8
+    """Number of trials, drawn from the space by --seed. More of them later leave the first ones as they are."""
+    metric: str | None = None
+    """What trials are judged by, as evaluations name it in metrics.jsonl: test/nll, samples/diversity_ratio. None is
+    the first test metric of the objective. A GAN has none."""
+    mode: Mode | None = None
+    """Whether less or more of the metric is better. None is as the metric has it."""
+    grace_period: int | None = None
+    """Steps before a trial may be stopped early; as many as there are to do switches that off. Trials are evaluated at
+    least so often. None is evaluate_every, or a ninth of the steps if that is less and the warm-up is over by then."""
+    reduction_factor: float = 3.0
+    """At the grace period and at each so many times as many steps, one of so many trials may go on: 3 is the best third
+    of those that came so far (ASHA, Li et al. 2020)."""
+    concurrent: int | None = None
+    """Trials at once. None is as many as there are CPUs or GPUs for."""
+    workers: int = 1
+    """Processes that train a trial together, one a GPU where there are GPUs."""
+    cpus_per_worker: int = 1
+    """CPUs that each worker reserves: its number of threads."""
+    storage: str | None = None
+    """Directory of the sweep's directory, which all hosts share. None is that of the run directory. The sweep's own is
+    named after the run directory: runs/PRESET-sweep, or NAME-sweep for --run-dir NAME."""
+    address: str | None = None
+    """HOST:PORT of the head of a running cluster. None starts one on this host, for this command alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "grace_period", "concurrent", "workers", "cpus_per_worker"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} {value} is less than 1")
+        if not 1 < self.reduction_factor < float("inf"):
+            raise ConfigError(f"reduction_factor {self.reduction_factor} is not more than 1")
+
+    @property
+    def least_cpus(self) -> int:
+        """What the cluster must have for a trial to start."""
+        return self.workers * self.cpus_per_worker
+
+
+@contextlib.contextmanager
+def plan_sweep(config: TrainConfig, fresh: bool, options: SweepOptions) -> Iterator[Sweep]:
+    """Within it, this process holds the directory of a sweep whose trials are drawn, checked, and known as they stand.
+
+    Raises:
+        UserError: the space or a config drawn from it cannot be, or the directory holds another sweep or is in use.
+    """
+    space = parse_space([word for words in options.space for word in words], config)
+    metric = choose_metric(config, options.metric, options.mode)
+    grace_period = grace_period_of(config, options.grace_period)
+    every = min(config.evaluate_every, grace_period)
+    draws = draw_trials(space, config.seed, options.trials)
+    configs = trial_configs(dataclasses.replace(config, evaluate_every=every), draws)
+    path = _sweep_path(config, options.storage)
+    sweep = Sweep(path, space, metric, config.steps, grace_period, make_trials(path, draws, configs))
+    lock = FileLock(path / ".lock")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+        if fresh:
+            _remove(path)
+        _refuse_other_configs(sweep)
+        sweep.read()
+        sweep.save()
+        yield sweep
+    except Timeout:
+        raise ConfigError(f"another sweep is running in {path}; wait for it or choose another --run-dir") from None
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise ConfigError(f"{path} cannot be written to: {error.strerror or error}; choose another --storage") from None
+    finally:
+        lock.release()
+
+
+def _sweep_path(config: TrainConfig, storage: str | None) -> Path:
+    if storage and "://" in storage:
+        raise ConfigError(f"a sweep is kept in a directory, not at {storage}; name one that all hosts share")
+    path = Path(place_of(config, storage))
+    return path.with_name(f"{path.name}-sweep")
+
+
+def _refuse_other_configs(sweep: Sweep) -> None:
+    started = [trial for trial in sweep.trials if (trial.path / "config.json").exists()]
+    if started:
+        from gen_dist.run_directory import refuse_other_config  # it loads torch
+
+        for trial in started:
+            refuse_other_config(trial.path, trial.config)
+
+
+def _remove(path: Path) -> None:
+    """Remove what an earlier sweep wrote, and nothing else."""
+    from gen_dist.run_directory import remove_run
+
+    for run in path.glob("trial_*"):
+        remove_run(run)
+    for name in _FILES:
+        (path / name).unlink(missing_ok=True)
+
+
+def command_source(words: Sequence[str]) -> list[str]:
+    """The words of a command line that name the preset or config file."""
+    return list(words[:2] if words[0] == "--config" else words[:1])
+
+
+def best_command(sweep: Sweep, config: TrainConfig, source: Sequence[str]) -> str | None:
+    """The command that trains the best config again, in a run directory of its own.
+
+    Args:
+        sweep: it found the best values.
+        config: whose fields it searched.
+        source: words that name the preset or config file.
+    """
+    if not sweep.best:
+        return None
+    base, _, _ = parse_train(source, "launch/train.py", NoOptions())
+    run_dir = config.run_path.with_name(f"{config.run_path.name}-best")
+    best = dataclasses.replace(with_values(config, sweep.best.values), run_dir=str(run_dir))
+    return train_command(source, base, best)
+
+
+def conclude(sweep: Sweep, config: TrainConfig, source: Sequence[str]) -> None:
+    """Print the table, write it and the picture, and say how to train the best config.
+
+    Raises:
+        UserError: no trial finished.
+    """
+    from launch.sweep_plot import save_plot
+
+    sweep.save()
+    sweep.save_table()
+    picture = sweep.path / "sweep.png"
+    if any(trial.history for trial in sweep.trials):
+        save_plot(picture, sweep)
+    print(*sweep.table(), sep="\n", flush=True)
+    if not sweep.best:
+        reasons = [trial.short_reason for trial in sweep.ranked if trial.reason]
+        raise UserError(f"no trial finished; {reasons[0] if reasons else 'all were stopped early'}")
+    stopped = sum(trial.status == "stopped" for trial in sweep.trials)
+    every = sweep.steps * len(sweep.trials)
+    saved = sweep.saved_steps()
+    print(
+        f"early stopping ended {stopped} of {len(sweep.trials)} trials: {saved:,} of {every:,} steps saved "
+        f"({saved / every:.0%})",
+        f"best: trial {sweep.best.index}, {sweep.metric.name} {readable_metric(sweep.best.value or 0.0)}, model in "
+        f"{sweep.best.path}",
+        f"  {best_command(sweep, config, source)}",
+        f"table in {sweep.path / 'sweep.csv'}, picture in {picture}",
+        sep="\n",
+        flush=True,
+    )

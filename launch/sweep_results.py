@@ -1,0 +1,360 @@
+"""What a sweep found: the metric that judges its trials, what is known of each, and how that is shown and kept."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import difflib
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from gen_dist.atomic_files import write_atomically
+from gen_dist.config import TrainConfig, VaeConfig
+from gen_dist.errors import CheckpointError, ConfigError
+from gen_dist.progress import readable_number
+from gen_dist.tracking import METRICS_FILE, read_metrics
+from launch.sweep_space import Searched, Value, readable, readable_values
+
+Mode = Literal["min", "max"]
+Status = Literal["waiting", "running", "interrupted", "finished", "stopped", "failed"]
+
+_TESTED = {
+    "autoencoder": ("reconstruction_error",),
+    "vae": ("negative_elbo", "nll", "kl"),
+    "vae-gan": ("reconstruction_error", "kl"),
+}
+"""Test metrics by kind of objective; the first is the one that it is judged by. The others have none."""
+_MORE_IS_BETTER = ("diversity", "diversity_ratio", "classes_found", "label_accuracy")
+_CHECKS = (*_MORE_IS_BETTER, "class_variation")
+_NOT_FINITE = 1e30
+_STATE_FILE = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What trials are judged by."""
+
+    name: str
+    mode: Mode
+    """Whether less or more of it is better."""
+
+    def value_in(self, record: Mapping[str, Any]) -> float | None:
+        """Its value in a record of a run; None where that is no evaluation. What is not finite is worse than any.
+
+        Raises:
+            ConfigError: it is an evaluation without this metric.
+        """
+        if not any(name.startswith(("test/", "samples/")) for name in record):
+            return None
+        if self.name not in record:
+            raise ConfigError(f"evaluations have no {self.name}: these images do not allow it; choose another --metric")
+        value = record[self.name]
+        if value is not None and math.isfinite(value):
+            return float(value)
+        return _NOT_FINITE if self.mode == "min" else -_NOT_FINITE
+
+    def order(self, value: float) -> float:
+        """A key that sorts better values first."""
+        return value if self.mode == "min" else -value
+
+
+def choose_metric(config: TrainConfig, name: str | None, mode: Mode | None) -> Metric:
+    """The metric of a name; None is the test metric that the objective is judged by.
+
+    Raises:
+        ConfigError: evaluations of this config have no such metric, or none is named where there is no default.
+    """
+    objective = config.objective
+    tested = [f"test/{one}" for one in _TESTED.get(objective.kind, ())]
+    if isinstance(objective, VaeConfig) and objective.importance_samples > 1:
+        tested.append(f"test/negative_bound_k{objective.importance_samples}")
+    checks = [f"samples/{one}" for one in _CHECKS] if objective.kind != "autoencoder" else []
+    if name is None:
+        if not tested:
+            raise ConfigError(
+                f"{objective.kind} has no test metric; name one with --metric, as in --metric samples/class_variation; "
+                f"there are {', '.join(checks)}"
+            )
+        name = tested[0]
+    if name not in (*tested, *checks):
+        near = difflib.get_close_matches(name, [*tested, *checks], n=2)
+        perhaps = f"perhaps you meant {' or '.join(near)}" if near else f"there are {', '.join([*tested, *checks])}"
+        raise ConfigError(f"--metric {name} is none that an evaluation of {objective.kind} gives; {perhaps}")
+    usual: Mode = "max" if name.rpartition("/")[2] in _MORE_IS_BETTER else "min"
+    return Metric(name, mode or usual)
+
+
+@dataclass
+class Trial:
+    """One trial: a run in a directory of its own."""
+
+    index: int
+    values: dict[str, Value]
+    """Of the searched fields, by dotted name."""
+    config: TrainConfig
+    status: Status = "waiting"
+    reason: str | None = None
+    """Why it failed."""
+    diverged: bool = False
+    """Whether it failed because its loss did: it would do so again."""
+    step: int = 0
+    """Last one that it recorded."""
+    history: list[tuple[int, float]] = field(default_factory=list)
+    """Steps and values of the metric."""
+
+    @property
+    def path(self) -> Path:
+        """Its run directory."""
+        return self.config.run_path
+
+    @property
+    def value(self) -> float | None:
+        """The metric at its last evaluation."""
+        return self.history[-1][1] if self.history else None
+
+    @property
+    def short_reason(self) -> str:
+        """Why it failed, without the way out, which is none of a sweep."""
+        return (self.reason or "").partition("; ")[0]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is no more to be trained."""
+        return self.status in ("finished", "stopped") or self.diverged
+
+    def has_finished(self) -> bool:
+        """Whether its run says that all steps are done."""
+        try:
+            steps: int = json.loads((self.path / "summary.json").read_text())["steps"]
+        except (OSError, ValueError, KeyError):
+            return False
+        return steps == self.config.steps
+
+    def read(self, metric: Metric) -> None:
+        """Take step and history from what the run wrote.
+
+        Raises:
+            UserError: its metrics.jsonl is damaged, or evaluations have no such metric.
+        """
+        file = self.path / METRICS_FILE
+        records = read_metrics(file) if file.exists() else []
+        self.step = records[-1]["step"] if records else 0
+        values = [(record["step"], metric.value_in(record)) for record in records]
+        self.history = [(step, value) for step, value in values if value is not None]
+
+
+@dataclass
+class Sweep:
+    """All trials, and where they are kept."""
+
+    path: Path
+    space: tuple[Searched, ...]
+    metric: Metric
+    steps: int
+    grace_period: int
+    """Steps before a trial may be stopped early."""
+    trials: list[Trial]
+
+    def read(self) -> None:
+        """Take from the disk what earlier starts of the sweep did.
+
+        Raises:
+            CheckpointError: some of it is damaged.
+        """
+        known = _read_state(self.path / _STATE_FILE)
+        for trial in self.trials:
+            before = known.get(trial.index, {})
+            if not (trial.path / "config.json").exists():
+                continue
+            trial.read(self.metric)
+            if trial.has_finished():
+                trial.status = "finished"
+            elif before.get("status") == "stopped" or before.get("diverged"):
+                trial.status, trial.reason, trial.diverged = before["status"], before["reason"], before["diverged"]
+            else:
+                trial.status = "interrupted"
+
+    def save(self) -> None:
+        """Write sweep.json, from which another start of the sweep knows what this one did.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        state = {
+            "metric": self.metric.name,
+            "mode": self.metric.mode,
+            "steps": self.steps,
+            "space": {one.name: one.text for one in self.space},
+            "best": self.best.index if self.best else None,
+            "trials": [self._row(trial) for trial in self.trials],
+        }
+        try:
+            write_atomically(self.path / _STATE_FILE, json.dumps(state, indent=2, allow_nan=False) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write to {self.path}: {error.strerror}; mend that, then run the same command to go on"
+            ) from None
+
+    def save_table(self) -> None:
+        """Write sweep.csv, the table with all columns.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        names = [one.name for one in self.space]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["rank", "trial", *names, self.metric.name, "steps", "status", "reason", "directory"])
+        for rank, trial in enumerate(self.ranked, start=1):
+            values = [readable(trial.values[name]) for name in names]
+            row = [trial.index, *values, trial.value, trial.step, trial.status, trial.reason, trial.path]
+            writer.writerow([rank, *row])
+        write_atomically(self.path / "sweep.csv", text.getvalue())
+
+    def _row(self, trial: Trial) -> dict[str, Any]:
+        return {
+            "trial": trial.index,
+            "values": trial.values,
+            "status": trial.status,
+            "reason": trial.reason,
+            "diverged": trial.diverged,
+            "step": trial.step,
+            "value": trial.value,
+            "history": trial.history,
+            "directory": str(trial.path),
+        }
+
+    @property
+    def ranked(self) -> list[Trial]:
+        """The trials, best metric first, those without one last."""
+
+        def key(trial: Trial) -> tuple[bool, bool, float]:
+            value = trial.value
+            return trial.status == "failed", value is None, 0.0 if value is None else self.metric.order(value)
+
+        return sorted(self.trials, key=key)
+
+    @property
+    def best(self) -> Trial | None:
+        """The best of the finished trials: what others had earlier does not compare."""
+        return next((trial for trial in self.ranked if trial.status == "finished" and trial.value is not None), None)
+
+    def saved_steps(self) -> int:
+        """Steps that were not trained because their trial was stopped early."""
+        return sum(self.steps - trial.step for trial in self.trials if trial.status == "stopped")
+
+    def table(self) -> list[str]:
+        """The trials as lines of text, best first."""
+        last_names = [one.short_name for one in self.space]
+        heads = [one.name if last_names.count(one.short_name) > 1 else one.short_name for one in self.space]
+        rows = [["rank", "trial", *heads, self.metric.name, "steps", "status"]]
+        for rank, trial in enumerate(self.ranked, start=1):
+            value = "" if trial.value is None else readable_metric(trial.value)
+            values = [readable(trial.values[one.name]) for one in self.space]
+            rows.append([str(rank), str(trial.index), *values, value, str(trial.step), trial.status])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.rjust, row, widths[:-1])) + f"  {row[-1]}" for row in rows]
+        reasons = ["", *(f": {trial.short_reason}" if trial.reason else "" for trial in self.ranked)]
+        return [line + reason for line, reason in zip(lines, reasons, strict=True)]
+
+
+def _read_state(file: Path) -> Mapping[int, Mapping[str, Any]]:
+    """What sweep.json says of trials, by index."""
+    try:
+        return {row["trial"]: row for row in json.loads(file.read_text())["trials"]}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{file} cannot be read; remove it to judge the trials anew") from None
+
+
+def readable_metric(value: float) -> str:
+    """A metric for the eye."""
+    return "not finite" if abs(value) >= _NOT_FINITE else readable_number(value)
+
+
+def make_trials(path: Path, draws: Sequence[dict[str, Value]], configs: Sequence[TrainConfig]) -> list[Trial]:
+    """Trials with run directories in the sweep's."""
+    return [
+        Trial(index, values, dataclasses.replace(config, run_dir=str(path / f"trial_{index:03}")))
+        for index, (values, config) in enumerate(zip(draws, configs, strict=True))
+    ]
+
+
+class Board:
+    """Progress of a sweep on a stream: a line for what happens, and one that says how things stand.
+
+    The latter stays in place on a terminal; elsewhere it is printed when a trial has ended.
+    """
+
+    def __init__(self, sweep: Sweep, stream: Any) -> None:
+        self._sweep = sweep
+        self._stream = stream
+        self._live = stream.isatty()
+        self._width = 0
+
+    def started(self, trial: Trial) -> None:
+        """A trial began to train."""
+        at = f" at step {trial.step}" if trial.step else ""
+        self.line(f"trial {trial.index} {'goes on' if at else 'starts'}{at}: {readable_values(trial.values)}")
+
+    def evaluated(self) -> None:
+        """A trial was evaluated."""
+        self._stand()
+
+    def ended(self, trial: Trial) -> None:
+        """A trial ended."""
+        metric = f": {self._sweep.metric.name} {readable_metric(trial.value)}" if trial.value is not None else ""
+        what = {
+            "finished": f"finished{metric}",
+            "stopped": f"stopped at step {trial.step} of {self._sweep.steps}{metric}",
+            "failed": f"failed: {trial.short_reason}",
+            "interrupted": f"saved at step {trial.step}",
+        }
+        self.line(f"trial {trial.index} {what[trial.status]}")
+        if not self._live:
+            self._write(self.summary() + "\n")
+
+    def line(self, text: str) -> None:
+        """Print a line."""
+        self._write("\r" + " " * self._width + "\r" if self._width else "")
+        self._width = 0
+        self._write(text + "\n")
+        self._stand()
+
+    def close(self) -> None:
+        """End the line that stays in place."""
+        if self._width:
+            self._write("\n")
+        self._width = 0
+
+    def summary(self) -> str:
+        """How things stand: 5/8 done, 2 running, best 105.37 (trial 3)."""
+        trials = self._sweep.trials
+        done = sum(trial.status in ("finished", "stopped", "failed") for trial in trials)
+        running = [trial for trial in trials if trial.status == "running"]
+        shown = [f"{done}/{len(trials)} done"]
+        if running:
+            shown.append(f"{len(running)} running")
+        judged = [trial for trial in self._sweep.ranked if trial.value is not None and trial.status != "failed"]
+        if judged:
+            shown.append(f"best {readable_metric(judged[0].value or 0.0)} (trial {judged[0].index})")
+        return ", ".join(shown)
+
+    def _stand(self) -> None:
+        if self._live:
+            text = self.summary()
+            self._write("\r" + text.ljust(self._width))
+            self._width = len(text)
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):  # a terminal that went away ends the showing, not the sweep
+            self._live = False

@@ -1,0 +1,344 @@
+"""What a sweep searches: parsing of a space, the trials drawn from it, and a config as a command. No Ray, no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import math
+import re
+import shlex
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from gen_dist.config import TrainConfig
+from gen_dist.errors import ConfigError
+
+Value = Any
+"""Of a config field: a number, a string, a bool, None or a tuple."""
+
+_DRAWS = 200
+"""Tries to draw a trial that differs from those before it."""
+_DIGITS = 4
+"""Significant ones of a drawn number, so that it can be read and typed."""
+
+_RANGES = ("log", "uniform", "int")
+_FIXED = {
+    **dict.fromkeys(("preset", "run_dir"), "it names the runs"),
+    **dict.fromkeys(("data", "data_root", "packing"), "metrics of other images do not compare"),
+    "objective.likelihood": "metrics of other likelihoods do not compare",
+    "objective.dynamic_binarization": "metrics of binary and of real-valued pixels do not compare",
+    "steps": "early stopping needs the same steps for all",
+    **dict.fromkeys(
+        ("accumulation", "compile", "device", "precision"), "it says how, not what is computed; set it for all trials"
+    ),
+    **dict.fromkeys(
+        ("checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_every", "wandb"),
+        "it decides what is recorded, not what is learned; set it for all trials",
+    ),
+}
+"""Fields that are not searched, or the first part of their names, and why."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A field of the config and what it may be."""
+
+    name: str
+    """As in config.json: `network.latent_dim`."""
+    text: str
+    """Its values as the user wrote them."""
+    scale: Literal["choice", "log", "uniform"]
+    choices: tuple[Value, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    whole: bool = False
+    """Whether its numbers are integers; low and high are among them."""
+
+    @property
+    def short_name(self) -> str:
+        """The last part of its name."""
+        return self.name.rpartition(".")[2]
+
+    def draw(self, rng: np.random.Generator) -> Value:
+        """One of its values."""
+        if self.scale == "choice":
+            return self.choices[int(rng.integers(len(self.choices)))]
+        # An integer stands for all that is rounded to it, so that the ends are as likely as the rest.
+        low, high = (self.low - 0.5, self.high + 0.5) if self.whole else (self.low, self.high)
+        log = self.scale == "log"
+        number = math.exp(rng.uniform(math.log(low), math.log(high))) if log else rng.uniform(low, high)
+        number = round(number) if self.whole else float(f"{number:.{_DIGITS}g}")
+        return type(number)(min(max(number, self.low), self.high))
+
+    def values(self) -> Sequence[Value] | None:
+        """All of them; None where there is no end of them."""
+        if self.scale == "choice":
+            return self.choices
+        return range(int(self.low), int(self.high) + 1) if self.whole else None
+
+
+def parse_space(words: Sequence[str], config: TrainConfig) -> tuple[Searched, ...]:
+    """The searched fields of NAME=VALUES words.
+
+    A name is that of config.json, its last part, or the command line's option. Values are a range, log:LOW:HIGH (of
+    whole numbers, too), uniform:LOW:HIGH or int:LOW:HIGH, or choices with commas between them; `+` joins the parts of
+    one choice of a field that takes several, and `none` leaves it empty.
+
+    Raises:
+        ConfigError: unknown names, values that are none, or fields that are not to be searched.
+    """
+    hints = _hints(config)
+    space: dict[str, Searched] = {}
+    for word in words:
+        written, equals, text = word.partition("=")
+        if not equals or not text:
+            raise ConfigError(f"--space {word!r} has no values; write NAME=VALUES, as in learning_rate=log:1e-4:1e-2")
+        name = _full_name(written, list(hints))
+        if name in space:
+            raise ConfigError(f"--space names {name} twice")
+        space[name] = _parse_values(name, hints[name], text)
+    if not space:
+        raise ConfigError("nothing to search; name fields and values, as in --space learning_rate=log:1e-4:1e-2")
+    return tuple(space.values())
+
+
+def _hints(config: TrainConfig) -> dict[str, Any]:
+    """Types of the config's fields by their dotted names, of its own kinds of network and objective."""
+    hints: dict[str, Any] = {}
+    for name, hint in get_type_hints(TrainConfig).items():
+        part = getattr(config, name)
+        if dataclasses.is_dataclass(part):
+            hints |= {f"{name}.{inner}": inner_hint for inner, inner_hint in get_type_hints(type(part)).items()}
+        else:
+            hints[name] = hint
+    return hints
+
+
+def _full_name(written: str, names: Sequence[str]) -> str:
+    name = written.strip().removeprefix("--").replace("-", "_")
+    found = [name] if name in names else [full for full in names if full.rpartition(".")[2] == name]
+    if len(found) > 1:
+        raise ConfigError(f"--space {written} may be {' or '.join(found)}; write one of these")
+    if not found:
+        searched = [full for full in names if _why_fixed(full) is None]
+        by_last = {full.rpartition(".")[2]: full for full in searched}
+        near = difflib.get_close_matches(name.rpartition(".")[2], by_last, n=3, cutoff=0.5)
+        perhaps = f"perhaps you meant {' or '.join(by_last[last] for last in near)}" if near else ""
+        raise ConfigError(
+            f"--space {written} is no field of this config; {perhaps or 'those are ' + ', '.join(searched)}"
+        )
+    if reason := _why_fixed(found[0]):
+        raise ConfigError(f"--space {found[0]} cannot be searched: {reason}")
+    return found[0]
+
+
+def _why_fixed(name: str) -> str | None:
+    part, _, last = name.rpartition(".")
+    if last == "kind":
+        return "a run has one kind of it; sweep each from a preset or config file of its own"
+    return _FIXED.get(name) or _FIXED.get(part)
+
+
+def _parse_values(name: str, hint: Any, text: str) -> Searched:
+    scale, *ends = text.split(":")
+    if scale in _RANGES:
+        return _parse_range(name, hint, text, scale, ends)
+    choices = tuple(_parse_choice(name, hint, word.strip()) for word in text.split(","))
+    if len(set(choices)) < len(choices):
+        raise ConfigError(f"--space {name}={text} names a value twice")
+    return Searched(name, text, "choice", choices)
+
+
+def _parse_range(name: str, hint: Any, text: str, scale: str, ends: Sequence[str]) -> Searched:
+    shown = f"--space {name}={text}"
+    number = next((kind for kind in (int, float) if kind in _alternatives(hint)), None)
+    if number is None:
+        raise ConfigError(f"{shown}: {name} is no number; name choices, with commas between them")
+    try:
+        low, high = map(float, ends)
+    except ValueError:
+        raise ConfigError(f"{shown} is no range; write {scale}:LOW:HIGH") from None
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ConfigError(f"{shown}: LOW has to be less than HIGH")
+    whole = number is int
+    if scale == "int" and not whole:
+        raise ConfigError(f"{shown}: {name} takes fractions; use uniform or log")
+    if scale == "uniform" and whole:
+        raise ConfigError(f"{shown}: {name} is a whole number; use int, or log for more of the small ones")
+    if whole and not (low.is_integer() and high.is_integer()):
+        raise ConfigError(f"{shown}: {name} is a whole number; so have to be LOW and HIGH")
+    if scale == "log" and low <= 0:
+        raise ConfigError(f"{shown}: a logarithmic range starts above 0")
+    return Searched(name, text, "log" if scale == "log" else "uniform", (), low, high, whole)
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """The types that a field may have."""
+    if get_origin(hint) is Annotated:
+        return _alternatives(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return [one for option in get_args(hint) for one in _alternatives(option)]
+    return [hint]
+
+
+def _parse_choice(name: str, hint: Any, text: str) -> Value:
+    options = _alternatives(hint)
+    if text.lower() == "none" and NoneType in options:
+        return None
+    for option in options:
+        try:
+            return _parse_as(option, text)
+        except ValueError:
+            continue
+    raise ConfigError(f"--space {name}: {text!r} is no value of it; it takes {' or '.join(map(_spelled, options))}")
+
+
+def _parse_as(option: Any, text: str) -> Value:
+    """The text as a value of this type.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if get_origin(option) is Literal:
+        found = [choice for choice in get_args(option) if str(choice) == text]
+        if found:
+            return found[0]
+    elif get_origin(option) is tuple:
+        kinds = get_args(option)
+        # The `+` of a number such as 1e+3 joins nothing.
+        words = [] if text.lower() == "none" else re.split(r"(?<![0-9.][eE])\+", text)
+        if kinds[1:] == (...,):
+            return tuple(_parse_as(kinds[0], word) for word in words)
+        if len(words) == len(kinds):
+            return tuple(_parse_as(kind, word) for kind, word in zip(kinds, words, strict=True))
+    elif option is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+    elif option in (int, float, str):
+        return option(text)
+    raise ValueError(text)
+
+
+def _spelled(option: Any) -> str:
+    if get_origin(option) is Literal:
+        return ", ".join(map(str, get_args(option)))
+    if get_origin(option) is tuple:
+        kinds = get_args(option)
+        many = f"several of {_spelled(kinds[0])}" if kinds[1:] == (...,) else " and ".join(map(_spelled, kinds))
+        return f"{many}, joined by +"
+    names = {NoneType: "none", bool: "true or false", int: "a whole number", float: "a number"}
+    return names.get(option, option.__name__)
+
+
+def draw_trials(space: Sequence[Searched], seed: int, count: int) -> list[dict[str, Value]]:
+    """Values of the searched fields of each trial, by name; no two trials alike.
+
+    A trial's values depend on seed, index and field alone, but where it would be like one before it: more trials, or
+    another order of the fields, leave it as it is.
+
+    Raises:
+        ConfigError: there are not so many different ones.
+    """
+    trials: list[dict[str, Value]] = []
+    seen: set[tuple[Value, ...]] = set()
+    for index in range(count):
+        for attempt in range(_DRAWS):
+            values = {
+                one.name: one.draw(np.random.default_rng([seed, index, attempt, zlib.crc32(one.name.encode())]))
+                for one in space
+            }
+            if tuple(values.values()) not in seen:
+                break
+        else:
+            values = _unseen(space, seen)
+        seen.add(tuple(values.values()))
+        trials.append(values)
+    return trials
+
+
+def _unseen(space: Sequence[Searched], seen: set[tuple[Value, ...]]) -> dict[str, Value]:
+    """Values that chance would hardly draw any more, as few are left."""
+    every = [one.values() for one in space]
+    left = itertools.product(*(values for values in every if values is not None)) if None not in every else ()
+    for combination in left:
+        if combination not in seen:
+            return {one.name: value for one, value in zip(space, combination, strict=True)}
+    raise ConfigError(f"the space has {len(seen)} different trials; use --trials {len(seen)}, or a larger --space")
+
+
+def with_values(config: TrainConfig, values: Mapping[str, Value]) -> TrainConfig:
+    """The config with the values of fields of these dotted names.
+
+    Raises:
+        ConfigError: they are out of range, or do not go together.
+    """
+    parts: dict[str, dict[str, Value]] = {}
+    for name, value in values.items():
+        part, _, last = name.rpartition(".")
+        parts.setdefault(part, {})[last] = value
+    changes = parts.pop("", {})
+    changes |= {part: dataclasses.replace(getattr(config, part), **inner) for part, inner in parts.items()}
+    return dataclasses.replace(config, **changes)
+
+
+def trial_configs(config: TrainConfig, trials: Sequence[Mapping[str, Value]]) -> list[TrainConfig]:
+    """The config of each trial.
+
+    Raises:
+        ConfigError: one of them cannot be; it says which.
+    """
+    configs = []
+    for index, values in enumerate(trials):
+        try:
+            configs.append(with_values(config, values))
+        except ConfigError as error:
+            raise ConfigError(f"trial {index} ({readable_values(values)}) cannot be: {error}") from None
+    return configs
+
+
+def readable(value: Value) -> str:
+    """A value as it is written in a space: 0.0023, 400+200, none."""
+    if value is None or value == ():
+        return "none"
+    if isinstance(value, tuple):
+        return "+".join(map(readable, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def readable_values(values: Mapping[str, Value]) -> str:
+    """Values by the last part of their names: `learning_rate 0.0023, latent_dim 16`."""
+    return ", ".join(f"{name.rpartition('.')[2]} {readable(value)}" for name, value in values.items())
+
+
+def train_command(source: Sequence[str], base: TrainConfig, config: TrainConfig) -> str:
+    """The command that trains a config.
+
+    Args:
+        source: words that name where it starts from: a preset, or --config FILE.
+        base: the config of these words alone.
+        config: the same with other values.
+    """
+    words = ["python", "launch/train.py", *source]
+    for field in dataclasses.fields(TrainConfig):
+        before, after = getattr(base, field.name), getattr(config, field.name)
+        if dataclasses.is_dataclass(after):
+            for inner in dataclasses.fields(after):
+                words += _option(inner.name, getattr(before, inner.name), getattr(after, inner.name))
+        else:
+            words += _option(field.name, before, after)
+    return shlex.join(words)
+
+
+def _option(name: str, before: Value, after: Value) -> list[str]:
+    if before == after:
+        return []
+    option = name.replace("_", "-")
+    if isinstance(after, bool):
+        return [f"--{option}" if after else f"--no-{option}"]
+    return [f"--{option}", *map(str, after if isinstance(after, tuple) else (after,))]
