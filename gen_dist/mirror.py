@@ -78,6 +78,12 @@ class Mirror:
                 if self.filesystem.get_file_info(f"{self.root}/{place}").is_file:
                     self.filesystem.delete_file(f"{self.root}/{place}")
                 del self._copied[place]
+            for parent in sorted({os.path.dirname(place) for place in gone}, reverse=True):
+                # Object stores have no empty directories; elsewhere one would look like a damaged checkpoint.
+                target = f"{self.root}/{parent}"
+                is_gone = parent and not (self.directory / parent).exists()
+                if is_gone and self.filesystem.get_file_info(target).type is pyarrow.fs.FileType.Directory:
+                    self.filesystem.delete_dir(target)
             if HOLDER_FILE in found:  # It says that an earlier run is no longer there.
                 self._copy(HOLDER_FILE, found[HOLDER_FILE])
         except OSError as error:

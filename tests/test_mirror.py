@@ -1,5 +1,6 @@
 """A run directory and its copy at a URL."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,11 @@ def test_an_interrupted_copy_leaves_no_checkpoint_that_looks_whole(
     assert order == ["metrics.jsonl", "checkpoints/s1/networks", "checkpoints/s1/SHA256SUMS", ".holder"]
     order.clear()
     _write(here, *second)
-    for place in first:
-        (here / place).unlink()
+    shutil.rmtree(here / "checkpoints/s1")
     mirror.push()
     assert order == ["checkpoints/s2/networks", "checkpoints/s2/SHA256SUMS"]
     assert _places(there) == {*second, "metrics.jsonl", ".holder"}
+    assert not (there / "checkpoints/s1").exists()
 
 
 def test_urls_that_cannot_be_used_are_named(tmp_path: Path) -> None:
