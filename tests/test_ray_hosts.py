@@ -52,7 +52,8 @@ def test_a_host_cut_off_in_mid_run_is_done_without_and_taken_back(tmp_path: Path
     config = small_config(
         "vae", steps=never, checkpoint_every=EVERY, evaluate_every=never, log_every=50, sample_every=never
     )
-    # Rounding differs with the number of processes; at a small rate, thousands of steps do not enlarge it.
+    # Rounding differs with the number of processes. Even at this small rate it grows: accumulated in two, the same steps
+    # of one process are 1e-5 off after 4,000.
     optimization = dataclasses.replace(config.optimization, epsilon=1e-3)
     config = dataclasses.replace(config, learning_rate=1e-4, optimization=optimization)
     file, run, log = write_config(tmp_path / "config.json", config), tmp_path / "runs" / "small", tmp_path / "log"
@@ -97,7 +98,7 @@ def test_a_host_cut_off_in_mid_run_is_done_without_and_taken_back(tmp_path: Path
     losses = run_steps(trainer, 0, records[-1]["step"])
     assert records[-1]["step"] == 50 * len(records)
     expected = [statistics.fmean(losses[end - 50 : end]) for end in range(50, len(losses) + 1, 50)]
-    assert [record["train/loss"] for record in records] == pytest.approx(expected, rel=1e-5)
+    assert [record["train/loss"] for record in records] == pytest.approx(expected, rel=1e-4)
 
 
 def _answers(host: Host, port: int) -> bool:
