@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn, TypeVar
 
+import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
@@ -39,6 +40,8 @@ _ANOTHER_PORT = "choose another for all processes, with --main_process_port, tor
 _STEP_TIMEOUT = timedelta(minutes=30)  # the others wait while the main process draws and saves; torch's own for gloo
 
 _SHARED_BYTES = 2**30
+_FLAG_FLOATS = 16  # 64 bytes, a cache line
+_PATIENCE_SECONDS = 0.1
 _ONE_BUCKET_MIB = 2**20  # more than any network has; a bucket is only as large as what is in it
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
@@ -326,21 +329,20 @@ def averaging_gradients(phase: nn.Module, processes: Processes) -> nn.Module:
     )
     if processes.device.type == "cpu":
         count = sum(parameter.numel() for parameter in phase.parameters() if parameter.requires_grad)
-        memory = share_memory(processes, count)
+        memory = share_memory(processes, 2 * processes.world_size * count + _FLAG_FLOATS * processes.world_size)
         if memory is not None:
-            module.register_comm_hook(HostMean(memory, processes.rank), average_on_host)
+            module.register_comm_hook(HostMean(memory, processes), average_on_host)
     return module
 
 
-def share_memory(processes: Processes, count: int) -> Tensor | None:
-    """Memory for two sets of `count` numbers of each process that all of them see, float32 [2, world_size, count].
+def share_memory(processes: Processes, size: int) -> Tensor | None:
+    """Memory that all processes see, float32 [size], of zeros.
 
     None where they are on several hosts, or there is too little of it. Nothing is left of it when they end, however.
     """
-    size = 2 * processes.world_size * count
-    path = None
+    path: str | None = None
     if processes.is_main and 4 * size <= _SHARED_BYTES:
-        # A descriptor's place is reserved at once: a page that a full /dev/shm cannot give kills who writes to it.
+        # Its place is reserved at once: a page that a full /dev/shm cannot give would kill who writes to it.
         with contextlib.suppress(OSError):
             descriptor, path = tempfile.mkstemp(prefix="gen_dist-", dir="/dev/shm")
             try:
@@ -352,38 +354,64 @@ def share_memory(processes: Processes, count: int) -> Tensor | None:
                 os.close(descriptor)
     path = from_main(path, processes)
     memory = None
-    if path is not None:
+    if path is not None and os.path.exists(path):
         with contextlib.suppress(OSError, RuntimeError):
-            memory = torch.from_file(path, shared=True, size=size) if os.path.exists(path) else None
+            memory = torch.from_file(path, shared=True, size=size)
     seen = sum_over_processes(torch.tensor(float(memory is not None)))
     if processes.is_main and path is not None:
         os.unlink(path)
-    return None if memory is None or seen < processes.world_size else memory.view(2, processes.world_size, count)
+    return memory if seen == processes.world_size else None
 
 
 class HostMean:
-    """State of the averaging of gradients through memory that the processes of one host share."""
+    """The mean over the processes of one host, through memory that they share.
 
-    def __init__(self, memory: Tensor, rank: int) -> None:
-        """`memory` as from `share_memory`."""
-        self._memory = memory
-        self._rank = rank
+    Each writes its values, waits for the others, and adds up all. Gloo would send them through the system's network,
+    and wake a thread for each message, which on busy cores waits for milliseconds. There are two places for the values,
+    so that nobody writes where another yet reads: who is at a meeting has read what was written before the last one.
+    """
+
+    def __init__(self, memory: Tensor, processes: Processes) -> None:
+        """`memory` as from `share_memory`: a line of flags for each process, then two places of equal size for each."""
+        world_size = processes.world_size
+        flags, values = memory[: _FLAG_FLOATS * world_size], memory[_FLAG_FLOATS * world_size :]
+        self._values = values.view(2, world_size, -1)
+        lines = flags.view(world_size, -1).numpy().view(np.int64)  # [world_size, 8]: no two in one cache line
+        self._meetings, process_ids = lines[:, 0], lines[:, 1]
+        self._rank = processes.rank
         self._turn = 0
+        process_ids[self._rank] = os.getpid()
+        dist.barrier()
+        self._process_ids = [int(number) for number in process_ids]
 
     def average(self, values: Tensor) -> None:
-        """Put the mean over all processes, the same bits in each, in the place of these values, float32 [count].
-
-        Each process writes its share, waits for the others, and adds up all: the bytes are moved twice, where gloo
-        sends them through the system's network. There are two places for them, so that nobody writes where another yet
-        reads: who is at the next meeting has read what was written before this one.
-        """
-        written = self._memory[self._turn % 2, :, : values.numel()]
+        """Put the mean, the same bits in every process, in the place of these values, float32 [at most as many]."""
+        written = self._values[self._turn % 2, :, : values.numel()]
         self._turn += 1
         torch.mul(values, 1.0 / len(written), out=written[self._rank])
-        dist.barrier()
+        self._meet()
         torch.add(written[0], written[1], out=values)
         for share in written[2:]:
             values.add_(share)
+
+    def _meet(self) -> None:
+        """Return once all processes are here.
+
+        Raises:
+            RuntimeError: one of them has died.
+        """
+        if platform.machine() not in ("x86_64", "AMD64"):  # others may show the flag before the values
+            dist.barrier()
+            return
+        self._meetings[self._rank] = self._turn
+        patience = time.monotonic() + _PATIENCE_SECONDS
+        while self._meetings.min() < self._turn:
+            if time.monotonic() < patience:
+                time.sleep(0)  # lets others have the core, if there are any
+            elif all(map(psutil.pid_exists, self._process_ids)):
+                time.sleep(0.001)
+            else:
+                raise RuntimeError("a process of this run has died: connection reset by peer")
 
 
 def average_on_host(state: HostMean, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]

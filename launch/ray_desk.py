@@ -101,6 +101,6 @@ def brief(error: Exception) -> str:
     if isinstance(error, ray.exceptions.RayActorError):
         return "its process or host is gone"
     lines = [line.strip() for line in str(getattr(error, "cause", None) or error).splitlines() if line.strip()]
-    if any("gloo" in line or "NCCL" in line for line in lines):
+    if any(word in line for line in lines for word in ("gloo", "NCCL", "reset by peer")):
         return _LOST
     return lines[-1] if lines else type(error).__name__

@@ -52,8 +52,8 @@ def test_a_host_cut_off_in_mid_run_is_done_without_and_taken_back(tmp_path: Path
     config = small_config(
         "vae", steps=never, checkpoint_every=EVERY, evaluate_every=never, log_every=50, sample_every=never
     )
-    # Rounding differs with the number of processes. Even at this small rate it grows: accumulated in two, the same steps
-    # of one process are 1e-5 off after 4,000.
+    # Rounding differs with the number of processes. Even at this small rate it grows: of one process, the same steps
+    # accumulated in two are 1e-5 off after 4,000.
     optimization = dataclasses.replace(config.optimization, epsilon=1e-3)
     config = dataclasses.replace(config, learning_rate=1e-4, optimization=optimization)
     file, run, log = write_config(tmp_path / "config.json", config), tmp_path / "runs" / "small", tmp_path / "log"
