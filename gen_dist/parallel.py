@@ -352,13 +352,13 @@ def share_memory(processes: Processes, size: int) -> Tensor | None:
                 path = None
             finally:
                 os.close(descriptor)
-    path = from_main(path, processes)
+    name = from_main(path, processes)
     memory = None
-    if path is not None and os.path.exists(path):
+    if name and os.path.exists(name):
         with contextlib.suppress(OSError, RuntimeError):
-            memory = torch.from_file(path, shared=True, size=size)
+            memory = torch.from_file(name, shared=True, size=size)
     seen = sum_over_processes(torch.tensor(float(memory is not None)))
-    if processes.is_main and path is not None:
+    if path:
         os.unlink(path)
     return memory if seen == processes.world_size else None
 
