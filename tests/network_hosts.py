@@ -32,7 +32,9 @@ class Host:
     @property
     def enter(self) -> list[str]:
         """What comes before a command that is to run on this host."""
-        return ["ip", "netns", "exec", self.namespace]
+        # Hosts share no memory. `ip netns exec` gives each command mounts of its own.
+        own_memory = 'mount -t tmpfs -o size=8g tmpfs /dev/shm && exec "$@"'
+        return ["ip", "netns", "exec", self.namespace, "sh", "-c", own_memory, "sh"]
 
     def start(self, command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
         """Start a command on this host, in its own session, its output in a file."""
