@@ -7,13 +7,29 @@ copy leaves is a damaged checkpoint, which is named and passed over like any oth
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 import pyarrow.fs
 
 from gen_dist.checkpoint import SUMS
-from gen_dist.errors import CheckpointError
+from gen_dist.errors import CheckpointError, TakenOverError
 from gen_dist.run_directory import HOLDER_FILE
+
+_WRITER_FILE = ".writer"
+
+
+def file_system_of(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The file system of a URL, and the path there.
+
+    Raises:
+        CheckpointError: neither pyarrow nor, as `fsspec+PROTOCOL://`, fsspec knows one, or what it needs is missing.
+    """
+    try:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(url)
+    except (OSError, ValueError, ImportError) as error:
+        raise CheckpointError(f"{url} cannot be used as storage: {_reason(error)}; choose another --storage") from None
+    return filesystem, path
 
 
 class Mirror:
@@ -30,21 +46,35 @@ class Mirror:
         """
         self.directory = directory
         self.url = url
-        try:
-            self.filesystem, self.root = pyarrow.fs.FileSystem.from_uri(url)
-        except (OSError, ValueError, ImportError) as error:
-            raise CheckpointError(f"{url} cannot be used as storage: {_reason(error)}") from None
+        self.filesystem, self.root = file_system_of(url)
+        self._writer = uuid.uuid4().hex
         self._copied: dict[str, tuple[int, int]] = {}
         """Size and time of change of each file when it was copied, by its place in the directory."""
 
-    def fetch(self) -> None:
-        """Copy all that is at the URL into the directory; nothing there is an empty run.
+    def claim(self) -> None:
+        """Become the one who writes there. Whoever did so before finds out before it copies anything more.
+
+        Raises:
+            CheckpointError: the URL cannot be written to.
+        """
+        try:
+            self.filesystem.create_dir(self.root, recursive=True)
+            with self.filesystem.open_output_stream(f"{self.root}/{_WRITER_FILE}") as file:
+                file.write(self._writer.encode())
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.url} cannot be written to: {_reason(error)}; mend that, then run it again"
+            ) from None
+
+    def fetch(self, part: str = "") -> None:
+        """Copy all that is at the URL, or in a part of it, into the directory; nothing there is an empty run.
 
         Raises:
             CheckpointError: the URL cannot be read.
         """
         try:
-            everything = pyarrow.fs.FileSelector(self.root, recursive=True, allow_not_found=True)
+            place = f"{self.root}/{part}" if part else self.root
+            everything = pyarrow.fs.FileSelector(place, recursive=True, allow_not_found=True)
             for entry in self.filesystem.get_file_info(everything):
                 place = os.path.relpath(entry.path, self.root)
                 if entry.is_file and not _is_passing(place):
@@ -63,7 +93,8 @@ class Mirror:
         """Copy what is new or changed, then remove what is gone: checkpoints come last, old ones go only then.
 
         Raises:
-            CheckpointError: the URL cannot be written to. The local files stay.
+            TakenOverError: another has claimed the URL.
+            CheckpointError: it cannot be written to.
         """
         found = {
             str(path.relative_to(self.directory)): path
@@ -72,6 +103,9 @@ class Mirror:
         }
         gone = self._copied.keys() - found.keys()
         try:
+            with self.filesystem.open_input_stream(f"{self.root}/{_WRITER_FILE}") as file:
+                if file.read().decode() != self._writer:
+                    raise TakenOverError(f"another process has taken over {self.url}; this one stops")
             for place in sorted(found.keys() - {HOLDER_FILE}, key=_turn):
                 self._copy(place, found[place])
             for place in sorted(gone, key=_turn, reverse=True):  # a checkpoint's sums go before its files

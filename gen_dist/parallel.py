@@ -1,5 +1,7 @@
 """Processes, devices and collectives: the only place that knows torch.distributed and Accelerate."""
 
+# No `from __future__ import annotations`: DistributedDataParallel compares the annotations of its hooks with classes.
+
 import atexit
 import contextlib
 import ctypes
@@ -331,14 +333,16 @@ def averaging_gradients(phase: nn.Module, processes: Processes) -> nn.Module:
         count = sum(parameter.numel() for parameter in phase.parameters() if parameter.requires_grad)
         memory = share_memory(processes, 2 * processes.world_size * count + _FLAG_FLOATS * processes.world_size)
         if memory is not None:
-            module.register_comm_hook(HostMean(memory, processes), average_on_host)
+            mean = HostMean(memory, processes)
+            if mean.sees_all:
+                module.register_comm_hook(mean, average_on_host)
     return module
 
 
 def share_memory(processes: Processes, size: int) -> Tensor | None:
     """Memory that all processes see, float32 [size], of zeros.
 
-    None where they are on several hosts, or there is too little of it. Nothing is left of it when they end, however.
+    None where they are on several hosts, or there is too little of it. Its file is gone when this returns.
     """
     path: str | None = None
     if processes.is_main and 4 * size <= _SHARED_BYTES:
@@ -352,14 +356,16 @@ def share_memory(processes: Processes, size: int) -> Tensor | None:
                 path = None
             finally:
                 os.close(descriptor)
-    name = from_main(path, processes)
-    memory = None
-    if name and os.path.exists(name):
-        with contextlib.suppress(OSError, RuntimeError):
-            memory = torch.from_file(name, shared=True, size=size)
-    seen = sum_over_processes(torch.tensor(float(memory is not None)))
-    if path:
-        os.unlink(path)
+    try:
+        name = from_main(path, processes)
+        memory = None
+        if name and os.path.exists(name):
+            with contextlib.suppress(OSError, RuntimeError):
+                memory = torch.from_file(name, shared=True, size=size)
+        seen = sum_over_processes(torch.tensor(float(memory is not None)))
+    finally:
+        if path:
+            os.unlink(path)
     return memory if seen == processes.world_size else None
 
 
@@ -383,6 +389,9 @@ class HostMean:
         process_ids[self._rank] = os.getpid()
         dist.barrier()
         self._process_ids = [int(number) for number in process_ids]
+        sees = all(map(_is_alive, self._process_ids))  # not those in another container
+        self.sees_all = bool(sum_over_processes(torch.tensor(float(sees))) == world_size)
+        """Whether every process could tell that another has died."""
 
     def average(self, values: Tensor) -> None:
         """Put the mean, the same bits in every process, in the place of these values, float32 [at most as many]."""
@@ -398,20 +407,33 @@ class HostMean:
         """Return once all processes are here.
 
         Raises:
-            RuntimeError: one of them has died.
+            PeerDiedError: one of them has died, or does not come.
         """
         if platform.machine() not in ("x86_64", "AMD64"):  # others may show the flag before the values
             dist.barrier()
             return
         self._meetings[self._rank] = self._turn
-        patience = time.monotonic() + _PATIENCE_SECONDS
+        started = time.monotonic()
         while self._meetings.min() < self._turn:
-            if time.monotonic() < patience:
+            waited = time.monotonic() - started
+            if waited < _PATIENCE_SECONDS:
                 time.sleep(0)  # lets others have the core, if there are any
-            elif all(map(psutil.pid_exists, self._process_ids)):
+            elif all(map(_is_alive, self._process_ids)) and waited < _STEP_TIMEOUT.total_seconds():
                 time.sleep(0.001)
             else:
-                raise RuntimeError("a process of this run has died: connection reset by peer")
+                raise PeerDiedError("another process of this run has died, or did not come in half an hour")
+
+
+class PeerDiedError(RuntimeError):
+    """A process that trains with this one is gone."""
+
+
+def _is_alive(process_id: int) -> bool:
+    """Whether a process of this host runs; one that was killed and not yet buried does not."""
+    try:
+        return bool(psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def average_on_host(state: HostMean, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]

@@ -13,7 +13,6 @@ import socket
 import stat
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,14 @@ import psutil
 from gen_dist.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-LEFT_HERE = [".git", ".venv", "/runs", "/data", "/tests", "/bench", "__pycache__", "*.egg-info", ".*_cache"]
+_SHIPPED = ("gen_dist", "kernels", "launch")
 """What does not go to other hosts with the code."""
 LOOPBACK = "127.0.0.1"
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 _REACH_SECONDS = 5.0
 _HEAD_TRIES = 5
 
-_PASSED_ON = ("GEN_DIST_CACHE", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "WANDB_MODE", "WANDB_PROJECT")
+_PASSED_ON = ("GEN_DIST_CACHE", "WANDB_MODE", "WANDB_PROJECT")
 """No secret is among them: whoever has the token can read them."""
 
 
@@ -85,6 +84,11 @@ def _make_token(path: Path) -> None:
         os.umask(umask)
 
 
+def left_here() -> list[str]:
+    """Patterns of what does not go to other hosts with our code: all else, for secrets may lie beside it."""
+    return [f"/{entry.name}" for entry in REPOSITORY.iterdir() if entry.name not in _SHIPPED] + ["__pycache__"]
+
+
 def passed_on() -> dict[str, str]:
     """Environment variables of this process that those on other hosts are to have as well."""
     return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
@@ -115,7 +119,7 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
     if host in (LOOPBACK, "localhost"):
         keep_to_loopback()
     if address is not None:
-        _assert_welcome(host, port)
+        assert_welcome(host, port)
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -132,7 +136,7 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
     else:
         # The other hosts get this very code, whatever stands there. As py_modules each package would get a directory of
         # its own, and gen_dist wants its kernels beside it.
-        code = {"working_dir": str(REPOSITORY), "excludes": LEFT_HERE}
+        code = {"working_dir": str(REPOSITORY), "excludes": left_here()}
         options |= {"address": address, "runtime_env": {"env_vars": variables, **code}}
     try:
         ray.init(**options)
@@ -141,6 +145,7 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
         where = "no local cluster could be started" if address is None else f"cannot join the cluster at {address}"
         raise ConfigError(f"{where}: {reason}") from None
     with contextlib.redirect_stdout(None):  # Ray writes there of each worker and host that dies, at length
+        left = threading.Event()
         try:
             found = int(ray.cluster_resources().get("CPU", 0))
             if found < least_cpus:
@@ -149,17 +154,19 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
                     "--cpus-per-worker"
                 )
             if address is not None:
-                threading.Thread(target=_end_with_head, args=(address,), name="gen_dist-head", daemon=True).start()
+                threading.Thread(target=_end_with_head, args=(address, left), name="gen_dist-head", daemon=True).start()
             yield
         finally:
+            left.set()
             ray.shutdown()
 
 
-def _end_with_head(address: str) -> None:
+def _end_with_head(address: str, left: threading.Event) -> None:
     """End this process with one line once the head is gone: Ray would dump its stack, and minutes later."""
     missed = 0
     while missed < _HEAD_TRIES:
-        time.sleep(1.0)
+        if left.wait(1.0):
+            return
         try:
             assert_reachable(address, GCS_PORT)
             missed = 0
@@ -174,7 +181,15 @@ def _end_with_head(address: str) -> None:
     os._exit(2)
 
 
-def _assert_welcome(host: str, port: int) -> None:
+def interface_of(address: str) -> str | None:
+    """Name of this host's network interface with an address."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(known.address == address for known in addresses):
+            return name
+    return None
+
+
+def assert_welcome(host: str, port: int) -> None:
     """Ask a head whether it lives, with our token: Ray itself would try a refused one for 20 seconds, and not say so.
 
     Raises:

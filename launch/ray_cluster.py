@@ -27,12 +27,16 @@ from launch.ray_access import (
     GCS_PORT,
     LOOPBACK,
     assert_reachable,
+    assert_welcome,
+    interface_of,
     keep_to_loopback,
     require_token,
     token_path,
 )
 
 _REJOIN_SECONDS = 3.0
+_START_SECONDS = 15.0
+"""Who ends so soon never was part of the cluster."""
 
 _HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "5000",
@@ -47,6 +51,7 @@ def head(
     address: str = LOOPBACK,
     port: int = GCS_PORT,
     dashboard_port: int = DASHBOARD_PORT,
+    client_port: int = 10001,
     cpus: int | None = None,
 ) -> None:
     """Start the first host of a cluster; a token is made if there is none yet.
@@ -55,14 +60,21 @@ def head(
         address: Of this host, as the others reach it. On 127.0.0.1 nothing is reachable from outside.
         port: That the others join by.
         dashboard_port: Of the dashboard and the job interface, on 127.0.0.1 always.
+        client_port: Of Ray's remote clients, which no command here uses.
         cpus: That workers may reserve. None is all.
     """
     require_token(create=True)
     if address == LOOPBACK:
         keep_to_loopback()
-    for taken in (port, dashboard_port):
-        _assert_free(address if taken == port else LOOPBACK, taken)
-    words = ["--head", f"--port={port}", f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard_port}"]
+    for host, needed in ((address, port), (address, client_port), (LOOPBACK, dashboard_port)):
+        _assert_free(host, needed)
+    words = [
+        "--head",
+        f"--port={port}",
+        f"--ray-client-server-port={client_port}",
+        f"--dashboard-host={LOOPBACK}",
+        f"--dashboard-port={dashboard_port}",
+    ]
     elsewhere = "" if address == LOOPBACK else f"; on the others: {_command('join', f'{address}:{port}')}"
     jobs = f"jobs at http://{LOOPBACK}:{dashboard_port}"
     print(f"head at {address}:{port}, {jobs}, token in {token_path()}{elsewhere}", flush=True)
@@ -81,11 +93,16 @@ def join(head: tyro.conf.Positional[str], /, address: str | None = None, cpus: i
     """
     require_token(create=False)
     host, port = assert_reachable(head, GCS_PORT)
+    assert_welcome(host, port)
+    address = address or _own_address_towards(host, port)
+    started = time.monotonic()
     while True:
         ray = _Ray(address, cpus, [f"--address={host}:{port}"])
         code = ray.run()
         if ray.asked_to_end:
             return
+        if time.monotonic() - started < _START_SECONDS:
+            raise UserError(f"Ray ended at once with exit code {code}; its logs are in /tmp/ray/session_latest/logs")
         print(f"lost the head at {host}:{port} (exit code {code}); joining again", file=sys.stderr, flush=True)
         while not _answers(host, port):
             time.sleep(_REJOIN_SECONDS)
@@ -98,6 +115,7 @@ class _Ray:
     def __init__(self, address: str | None, cpus: int | None, words: list[str]) -> None:
         options = [f"--node-ip-address={address}"] if address else []
         options += [f"--num-cpus={cpus}"] if cpus is not None else []
+        self._interface = interface_of(address) if address else None
         self._command = [_program("ray"), "start", "--block", "--disable-usage-stats", *options, *words]
         self.asked_to_end = False
 
@@ -106,6 +124,9 @@ class _Ray:
         # Jobs find the Python of this environment, and not another, first in their path.
         paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         environment = {**_HEALTH_CHECKS, **os.environ, "PATH": paths}
+        if self._interface:
+            # By itself gloo takes the address of the host's name, which on many systems is that of loopback.
+            environment.setdefault("GLOO_SOCKET_IFNAME", self._interface)
         process = subprocess.Popen(
             self._command,
             env=environment,
@@ -119,7 +140,7 @@ class _Ray:
             process.terminate()
 
         before: dict[signal.Signals, Any] = {
-            number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         }
         try:
             code = process.wait()
@@ -144,6 +165,12 @@ def _assert_free(address: str, port: int) -> None:
     except OSError as error:
         way_out = "use another --address" if "assign" in str(error) else "end what listens there, or use another port"
         raise ConfigError(f"port {port} of {address} cannot be used: {error.strerror}; {way_out}") from None
+
+
+def _own_address_towards(host: str, port: int) -> str:
+    with socket.create_connection((host, port), timeout=5.0) as probe:
+        address: str = probe.getsockname()[0]
+        return address
 
 
 def _answers(host: str, port: int) -> bool:

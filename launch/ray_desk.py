@@ -19,6 +19,11 @@ class Desk:
         self._refusal: str | None = None
         self._failures = 0
         self._wants_stop = False
+        self._running = False
+
+    def started(self) -> None:
+        """Workers are at work."""
+        self._running = True
 
     def show(self, text: str) -> None:
         """Text for the command's standard error."""
@@ -30,6 +35,7 @@ class Desk:
 
     def failed(self, text: str) -> None:
         """Workers failed."""
+        self._running = False
         self._failures += 1
         self.show(text)
 
@@ -37,10 +43,10 @@ class Desk:
         """The run got on since workers last failed."""
         self._failures = 0
 
-    def news(self) -> tuple[str, str | None, int]:
-        """Text since the last call, why the run is refused, and how often workers failed since it last got on."""
+    def news(self) -> tuple[str, str | None, int, bool]:
+        """Text since the last call, why the run is refused, failures since it got on, and whether workers run."""
         text, self._text = self._text, ""
-        return text, self._refusal, self._failures
+        return text, self._refusal, self._failures, self._running
 
     def ask_to_stop(self) -> None:
         """Have the run save and stop."""
@@ -101,6 +107,6 @@ def brief(error: Exception) -> str:
     if isinstance(error, ray.exceptions.RayActorError):
         return "its process or host is gone"
     lines = [line.strip() for line in str(getattr(error, "cause", None) or error).splitlines() if line.strip()]
-    if any(word in line for line in lines for word in ("gloo", "NCCL", "reset by peer")):
+    if any(word in line for line in lines for word in ("gloo", "NCCL", "PeerDiedError")):
         return _LOST
     return lines[-1] if lines else type(error).__name__

@@ -23,10 +23,11 @@ import tyro
 
 from gen_dist.cli import parse_train, run_command, run_subcommand
 from gen_dist.errors import ConfigError, UserError
-from launch.ray_access import DASHBOARD_PORT, LEFT_HERE, REPOSITORY, assert_reachable, passed_on, require_token
+from launch.ray_access import DASHBOARD_PORT, REPOSITORY, assert_reachable, left_here, passed_on, require_token
 from launch.ray_options import RayOptions, place_of
 
 DASHBOARD = f"http://127.0.0.1:{DASHBOARD_PORT}"
+_CONFIG = "job-config.json"
 _STOP_SECONDS = "60"
 """What a job gets to save itself in before Ray kills it."""
 
@@ -48,12 +49,16 @@ def submit(words: list[str]) -> None:
         )
     if options.address is not None:
         raise ConfigError("a job runs on the cluster that it is sent to; leave out --address")
+    words, prepare = words.copy(), ""
+    if words[0].startswith("--config"):  # a file that is here, and not there
+        words[: 1 if "=" in words[0] else 2] = ["--config", _CONFIG]
+        prepare = f"printf %s {shlex.quote(config.to_json())} > {_CONFIG} && exec "
     with _client(address) as client:
         job = client.submit_job(
-            entrypoint=shlex.join(["python", "launch/ray_train.py", *words]),
+            entrypoint=prepare + shlex.join(["python", "launch/ray_train.py", *words]),
             runtime_env={
                 "working_dir": str(REPOSITORY),
-                "excludes": LEFT_HERE,
+                "excludes": left_here(),
                 "env_vars": {**passed_on(), "RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS},
             },
         )
@@ -83,7 +88,7 @@ def status(job: tyro.conf.Positional[str | None] = None, /, dashboard: str = DAS
     with _client(dashboard) as client:
         known = sorted(client.list_jobs(), key=lambda one: one.start_time or 0)
         for one in known if job is None else [client.get_job_info(job)]:
-            print(f"{one.submission_id or one.job_id}  {one.status.value}  {one.entrypoint}")
+            print(f"{one.submission_id or one.job_id}  {one.status.value}  {one.entrypoint.rpartition(' && exec ')[2]}")
 
 
 def stop(job: tyro.conf.Positional[str], /, dashboard: str = DASHBOARD) -> None:
@@ -102,6 +107,7 @@ def _client(address: str) -> Iterator[Any]:
     """Within it, a client of the job interface; its errors are of one line."""
     require_token(create=False)
     assert_reachable(address, DASHBOARD_PORT)
+    import aiohttp
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
@@ -110,7 +116,7 @@ def _client(address: str) -> Iterator[Any]:
         yield JobSubmissionClient(address if "://" in address else f"http://{address}")
     except AuthenticationError:
         raise ConfigError(f"{address} refuses our token; copy the one of its head") from None
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, aiohttp.ClientError) as error:
         if isinstance(error, UserError):
             raise
         reason = str(error).strip().splitlines()[-1]
@@ -128,6 +134,8 @@ def _follow(client: Any, job: str) -> None:
     info = client.get_job_info(job)
     if info.status.value == "FAILED":
         raise UserError(f"{job} failed: {' '.join((info.message or 'no reason given').split())[:300]}")
+    if info.status.value in ("PENDING", "RUNNING"):
+        raise UserError(f"lost sight of {job}, which is {info.status.value.lower()}; see launch/ray_job.py status")
     print(f"{job} {info.status.value.lower()}")
 
 

@@ -49,10 +49,18 @@ class RayOptions(WorkerOptions):
 
 
 def place_of(config: TrainConfig, storage: str | None) -> str:
-    """The run directory: an absolute path, or a URL."""
+    """The run directory: an absolute path, or a URL.
+
+    Raises:
+        CheckpointError: a URL of no kind that is known.
+    """
     if storage is None:
         return str(config.run_path.absolute())
     if "://" not in storage:
         return str(Path(storage).expanduser().absolute() / config.run_path.name)
     base, mark, query = storage.partition("?")
-    return f"{base.rstrip('/')}/{config.run_path.name}{mark}{query}"
+    place = f"{base.rstrip('/')}/{config.run_path.name}{mark}{query}"
+    from gen_dist.mirror import file_system_of
+
+    file_system_of(place)
+    return place

@@ -74,6 +74,9 @@ class SweepDesk:
     def show(self, text: str) -> None:
         """The progress of single trials is not shown."""
 
+    def started(self) -> None:
+        """Tune tells of trials."""
+
     def got_on(self) -> None:
         """The controller counts failures."""
 

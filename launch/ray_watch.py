@@ -23,6 +23,8 @@ from launch.ray_options import WorkerOptions
 from launch.ray_workers import Task, trainer
 
 LOOK_SECONDS = 0.25
+_WAIT_SECONDS = 45.0
+"""Workers may take so long to start before it is said what they wait for, and again."""
 
 
 def train_in_workers(config: TrainConfig, fresh: bool, options: WorkerOptions, place: str) -> list[str]:
@@ -44,9 +46,8 @@ def train_in_workers(config: TrainConfig, fresh: bool, options: WorkerOptions, p
     try:
         run = trainer(task, [Watch(desk)])
     except OSError as error:
-        raise ConfigError(
-            f"storage {place} cannot be used: {error.strerror or error}; choose another --storage"
-        ) from None
+        reason = error.strerror or error
+        raise ConfigError(f"storage {place} cannot be used: {reason}; choose another --storage") from None
     ended: dict[str, Any] = {}
 
     def fit() -> None:
@@ -56,11 +57,17 @@ def train_in_workers(config: TrainConfig, fresh: bool, options: WorkerOptions, p
             ended["error"] = error
 
     thread = threading.Thread(target=fit, name="gen_dist-fit", daemon=True)
+    idle_since = time.monotonic()
     with _signals_stop(desk):
         thread.start()
         while thread.is_alive():
             thread.join(LOOK_SECONDS)
-            text, refusal, failures = ray.get(desk.news.remote())
+            text, refusal, failures, running = ray.get(desk.news.remote())
+            if running:
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since > _WAIT_SECONDS:
+                idle_since = time.monotonic()
+                text += _what_is_missing(options)
             sys.stderr.write(text)
             sys.stderr.flush()
             if refusal:
@@ -74,6 +81,14 @@ def train_in_workers(config: TrainConfig, fresh: bool, options: WorkerOptions, p
         raise UserError(f"Ray could not run it: {brief(ended['error'])}")
     lines: list[str] = ended["result"].return_value
     return lines
+
+
+def _what_is_missing(options: WorkerOptions) -> str:
+    free = {kind: ray.available_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}
+    return (
+        f"waiting for {options.min_workers or options.workers} workers of {options.cpus_per_worker} CPUs; free in the "
+        f"cluster: {free['CPU']:.0f} CPUs, {free['GPU']:.0f} GPUs\n"
+    )
 
 
 @contextlib.contextmanager

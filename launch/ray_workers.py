@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import queue
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import TakenOverError, UserError
+from gen_dist.errors import ConfigError, TakenOverError, UserError
 from launch.ray_desk import DeskScreen
 from launch.ray_options import WorkerOptions
 
@@ -64,7 +65,10 @@ def trainer(task: Task, callbacks: list[Any]) -> TorchTrainer:
     for variable, seconds in _TIMES.items():
         os.environ.setdefault(variable, seconds)
     device = TrainConfig.from_json(task.config_json, "the config").device
-    gpus = ray.cluster_resources().get("GPU", 0) if device != "cpu" else 0
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if device != "cpu" else 0
+    least = options.min_workers or options.workers
+    if 0 < gpus < least:
+        raise ConfigError(f"the cluster has {gpus} GPUs for {least} workers; use fewer --workers, or --device cpu")
     scaling: dict[str, Any] = {  # Ray's annotations are of its old Train
         "num_workers": options.workers if options.min_workers is None else (options.min_workers, options.workers),
         "use_gpu": gpus > 0,
@@ -101,13 +105,17 @@ def work(settings: dict[Any, Any]) -> list[str]:
     os.environ["GEN_DIST_THREADS"] = str(task.options.cpus_per_worker)
     if task.terminal_columns:
         os.environ["COLUMNS"] = str(task.terminal_columns)
+    if is_main and task.desk:
+        task.desk.started.remote()
     config = TrainConfig.from_json(task.config_json, "the config")
     # Fewer workers than there may be take as many images at once as ever, in more turns: memory holds no more.
-    turns = -(-task.options.workers // context.get_world_size())
+    world_size = context.get_world_size()
+    turns = -(-task.options.workers // world_size)
+    turns = max(1, min(turns, config.global_batch_size // (world_size * config.accumulation)))
     config = dataclasses.replace(config, accumulation=config.accumulation * turns)
     with (
         _refusing(task.desk),
-        _kept(task.place, is_main) as (directory, keep),
+        _kept(task, is_main) as (directory, keep),
         told_to_stop(task.desk if is_main else None) as stop,
         _reporting() as report,
     ):
@@ -142,8 +150,9 @@ def _refusing(desk: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _kept(place: str, is_main: bool) -> Iterator[tuple[Path, Callable[[Path | None], Checkpoint | None]]]:
+def _kept(task: Task, is_main: bool) -> Iterator[tuple[Path, Callable[[Path | None], Checkpoint | None]]]:
     """Within it, where a worker finds its run directory, and how to keep what was saved there, where Ray can see it."""
+    place = task.place
     storage: Any = ray.train.get_context().get_storage()
 
     def as_ray_sees_it(saved: Path | None) -> Checkpoint | None:
@@ -155,19 +164,27 @@ def _kept(place: str, is_main: bool) -> Iterator[tuple[Path, Callable[[Path | No
         return
     from gen_dist.mirror import Mirror
 
-    with tempfile.TemporaryDirectory(prefix="gen_dist-") as directory:
+    # Under one name for all starts of a launch: a worker that Ray kills removes nothing.
+    own = f"gen_dist-{task.name}-{ray.train.get_context().get_world_rank()}"
+    directory = os.path.join(tempfile.gettempdir(), own)
+    shutil.rmtree(directory, ignore_errors=True)
+    os.mkdir(directory, mode=0o700)
+    try:
         mirror = Mirror(Path(directory), place)
-        mirror.fetch()
+        if is_main:
+            mirror.claim()
+        mirror.fetch("" if is_main else "checkpoints")
 
         def keep(saved: Path | None) -> Checkpoint | None:
             if is_main:
                 mirror.push()
             return as_ray_sees_it(saved)
 
-        try:
-            yield Path(directory), keep
-        except UserError as error:  # the user knows the place, not the copy
-            raise type(error)(str(error).replace(directory, place)) from None
+        yield Path(directory), keep
+    except UserError as error:  # the user knows the place, not the copy
+        raise type(error)(str(error).replace(directory, place)) from None
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -181,7 +198,9 @@ def _reporting() -> Iterator[Callable[[dict[str, Any], Checkpoint | None], None]
 
     def send() -> None:
         while (report := reports.get()) is not None:
-            ray.train.report(*report, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+            # One that fails, as when Ray's controller goes, is no reason to end a training that saves by itself.
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.train.report(*report, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
     thread = threading.Thread(target=send, name="gen_dist-report", daemon=True)
     thread.start()

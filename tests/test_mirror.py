@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gen_dist.errors import CheckpointError
+from gen_dist.errors import CheckpointError, TakenOverError
 from gen_dist.mirror import Mirror
 
 
@@ -16,12 +16,14 @@ def _write(directory: Path, *places: str) -> None:
 
 
 def _places(directory: Path) -> set[str]:
-    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()} - {".writer"}
 
 
 def _mirror(directory: Path, url: Path) -> Mirror:
     directory.mkdir(exist_ok=True)
-    return Mirror(directory, f"fsspec+local://{url}")
+    mirror = Mirror(directory, f"fsspec+local://{url}")
+    mirror.claim()
+    return mirror
 
 
 def test_what_is_pushed_is_fetched_elsewhere_but_for_passing_files(tmp_path: Path) -> None:
@@ -92,5 +94,20 @@ def test_urls_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     mirror = Mirror(tmp_path / "here", f"fsspec+local://{tmp_path / 'file' / 'run'}")
     _write(tmp_path / "here", "a")
-    with pytest.raises(CheckpointError, match="cannot be written to: "):
-        mirror.push()
+    for write in (mirror.claim, mirror.push):
+        with pytest.raises(CheckpointError, match="cannot be written to: "):
+            write()
+
+
+def test_who_was_taken_over_copies_nothing_more(tmp_path: Path) -> None:
+    first = _mirror(tmp_path / "first", tmp_path / "bucket")
+    _write(tmp_path / "first", "a")
+    first.push()
+    second = _mirror(tmp_path / "second", tmp_path / "bucket")
+    second.fetch()
+    _write(tmp_path / "first", "b")
+    with pytest.raises(TakenOverError, match="this one stops"):
+        first.push()
+    _write(tmp_path / "second", "c")
+    second.push()
+    assert _places(tmp_path / "bucket") == {"a", "c"}

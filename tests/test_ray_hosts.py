@@ -16,7 +16,7 @@ import pytest
 from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.tracking import read_metrics
 from tests.conftest import REPOSITORY
-from tests.network_hosts import INTERFACE, Host, two_hosts
+from tests.network_hosts import Host, two_hosts
 from tests.runs import make_trainer, run_steps, small_config, write_config
 
 PORT = 6479
@@ -60,7 +60,6 @@ def test_a_host_cut_off_in_mid_run_is_done_without_and_taken_back(tmp_path: Path
     environment = {
         "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
         "GEN_DIST_CACHE": str(tmp_path / "packed"),
-        "GLOO_SOCKET_IFNAME": INTERFACE,
     }
     log.touch()
     with two_hosts() as (first, second):
