@@ -69,6 +69,16 @@ def test_accumulated_micro_batches_equal_one_batch(objective: str) -> None:
     assert parts == close_losses(whole)
 
 
+def test_logs_and_norms_of_unlike_micro_batches_are_those_of_the_whole_batch() -> None:
+    optimization = OptimizerConfig(optimizer="sgd", betas=(0.0, 0.0), clip_norm=0.5)
+    found = []
+    for accumulation in (1, 5):
+        trainer = make_trainer(small_config("vae", optimization=optimization, accumulation=accumulation))
+        found.append(trainer.average_logs([trainer.run_step(step) for step in range(5)]))
+    for whole, parts in zip(*found, strict=True):
+        assert parts == pytest.approx(whole, rel=1e-5)
+
+
 @each_of(OBJECTIVES, costly=OBJECTIVES.keys() - QUICK_TO_COMPILE)
 def test_compiled_phases_equal_eager_ones(objective: str) -> None:
     eager = run_steps(make_trainer(small_config(objective)), 0, 20)
