@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 import ray.train
@@ -23,6 +23,7 @@ from launch.ray_options import WorkerOptions
 from launch.ray_workers import Task, trainer
 
 LOOK_SECONDS = 0.25
+_HEAD_SECONDS = 10.0
 _WAIT_SECONDS = 45.0
 """Workers may take so long to start before it is said what they wait for, and again."""
 
@@ -62,7 +63,10 @@ def train_in_workers(config: TrainConfig, fresh: bool, options: WorkerOptions, p
         thread.start()
         while thread.is_alive():
             thread.join(LOOK_SECONDS)
-            text, refusal, failures, running = ray.get(desk.news.remote())
+            try:
+                text, refusal, failures, running = ray.get(desk.news.remote())
+            except ray.exceptions.RayError as error:
+                _lose_cluster(error, place)
             if running:
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since > _WAIT_SECONDS:
@@ -77,10 +81,20 @@ def train_in_workers(config: TrainConfig, fresh: bool, options: WorkerOptions, p
                     f"workers failed {failures} times without a checkpoint in between; mend the cause, then run the "
                     f"same command to go on from the newest checkpoint in {place}"
                 )
+    if isinstance(ended.get("error"), ray.exceptions.RayError):
+        _lose_cluster(ended["error"], place)
     if "error" in ended:
         raise UserError(f"Ray could not run it: {brief(ended['error'])}")
     lines: list[str] = ended["result"].return_value
     return lines
+
+
+def _lose_cluster(error: Exception, place: str) -> NoReturn:
+    """Give who watches the head the time to say that it is gone; if it is not, say what Ray said."""
+    time.sleep(_HEAD_SECONDS)
+    raise UserError(
+        f"lost the cluster ({brief(error)}); what was saved is in {place}, the same command goes on"
+    ) from None
 
 
 def _what_is_missing(options: WorkerOptions) -> str:
