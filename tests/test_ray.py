@@ -184,7 +184,7 @@ def test_a_run_kept_at_a_url_is_saved_on_sigterm_and_goes_on_there(environment: 
             assert time.monotonic() < deadline and driver.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.05)
         driver.terminate()
-        assert driver.wait(timeout=60) == 0
+        assert driver.wait(timeout=120) == 0
     said = (tmp_path / "log").read_text()
     stopped = re.search(r"stopped at step (\d+)", said)
     assert stopped, said
