@@ -324,7 +324,7 @@ print("IN", ray.get(ray.remote(lambda: 1).remote()))
     for name, attempt in (("GCS", gcs), ("driver", driver), ("client", client)):
         said = _python(attempt, environment)
         got_in = [f"{name}: {line}" for line in said.splitlines() if line.startswith("IN ")]
-        assert "uthenticat" in said or got_in, said
+        assert "uthenticat" in said or "timed out" in said or got_in, said  # the client port does not even answer
         let_in += got_in
     return let_in
 
