@@ -28,7 +28,7 @@ from gen_dist.errors import CheckpointError, ConfigError, UserError
 from gen_dist.gallery import Gallery
 from gen_dist.model import GenerativeModel
 from gen_dist.progress import brief_checks
-from gen_dist.run_directory import Holding, hold, record_start, remove_leftovers, remove_run, wandb_id_of
+from gen_dist.run_directory import Holding, hold, record_start, remove_leftovers, wandb_id_of
 from gen_dist.sample_checks import SampleChecks
 from gen_dist.tracking import METRICS_FILE, Tracker, read_metrics
 from gen_dist.trainer import Trainer, learning_rate_at
@@ -131,7 +131,7 @@ def train(
         dataset = open_dataset(config.data, config.data_root, config.packing, announce)
         trainer = Trainer(config, dataset, processes)
         try:
-            return _Run(config, trainer, announce, holding, supervisor).train(holding.fresh)
+            return _Run(config, trainer, announce, holding, supervisor).train()
         finally:
             trainer.close()
 
@@ -169,14 +169,15 @@ class _Run:
         self.gallery = Gallery(model, dataset, self.path)
         self.checks = SampleChecks(model, dataset)
 
-    def train(self, fresh: bool) -> Outcome:
+    def train(self) -> Outcome:
         """Go on from where the run directory stands to the last step, or until a signal."""
         with _stop_signals(self.supervisor.stop if self.supervisor else threading.Event()) as stop:
-            if fresh:  # only now that config and data are known to be good
-                self._in_main(lambda: remove_run(self.path))
-            self._in_main(self.holding.begin)
+            if self.holding.fresh:  # only now that config and data are known to be good
+                self._in_main(self.holding.begin)
             self._resume()
             if self.step < self.config.steps:
+                if not self.holding.fresh:
+                    self._in_main(self.holding.begin)
                 wandb_id = self._in_main(lambda: wandb_id_of(self.path))
                 tracker = self._in_main(lambda: self._open_tracker(wandb_id or ""))
                 with tracker or contextlib.nullcontext():

@@ -8,7 +8,6 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +40,34 @@ _WRITTEN = (
 """All that a run writes: what --fresh removes."""
 
 
-@dataclass(frozen=True)
 class Holding:
     """A run directory that processes hold while they train in it."""
 
-    path: Path
-    fresh: bool
-    """Whether what an earlier run wrote is to be removed."""
-    _mark: str
+    def __init__(self, path: Path, fresh: bool, mark: str) -> None:
+        """`fresh` tells whether what an earlier run wrote is to be removed; `mark` who holds the directory."""
+        self.path = path
+        self.fresh = fresh
+        self._mark = mark
+        self._has_begun = False
 
     def begin(self) -> None:
-        """Note that an earlier run is removed, if it was to be: from now on the run is resumed.
+        """Put the mark there, after which nobody else's start may write, and remove an earlier run if that is wanted.
+
+        To be called once nothing can be refused any more: a refusal changes nothing.
 
         Raises:
             OSError: the disk is full or cannot be written to.
         """
+        if self.fresh:
+            write_atomically(self.path / HOLDER_FILE, f"{self._mark}\n")
+            remove_run(self.path)
         write_atomically(self.path / HOLDER_FILE, f"{self._mark} {_BEGUN}\n")
+        self._has_begun = True
 
     def assert_held(self) -> None:
-        """Raise TakenOverError if another start of the run has taken the directory, as when this host was cut off."""
+        """Raise TakenOverError if, since we began, another start of the run has, as when this host was cut off."""
+        if not self._has_begun:
+            return
         try:
             if (self.path / HOLDER_FILE).read_text().startswith(self._mark):
                 return
@@ -114,11 +122,9 @@ def _take(path: Path, config: TrainConfig, fresh: bool, holder: str | None, lock
         last_holder, *words = _words_of(path / HOLDER_FILE)
         with contextlib.suppress(Timeout) if last_holder == name else contextlib.nullcontext():
             lock.acquire(blocking=False)
-        has_begun = last_holder == name and _BEGUN in words
-        holding = Holding(path, fresh and not has_begun, f"{name} {mark}")
+        holding = Holding(path, fresh and not (last_holder == name and _BEGUN in words), f"{name} {mark}")
         if not holding.fresh and (path / "config.json").exists():
             refuse_other_config(path, config)
-        write_atomically(path / HOLDER_FILE, holding._mark + (f" {_BEGUN}\n" if has_begun else "\n"))
         return holding
     except Timeout:
         raise ConfigError(f"another process is training in {path}; wait for it or choose another --run-dir") from None

@@ -317,7 +317,7 @@ def test_the_table_is_long_enough() -> None:
         [],
         ["--fresh", "--data", "minst"],
         ["--fresh", "--global-batch-size", "5000"],
-        ["--fresh", "--accumulation", "5"],
+        ["--fresh", "--accumulation", "50"],
         ["--fresh", "--network.hidden-sizes"],
     ],
     ids=" ".join,

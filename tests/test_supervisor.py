@@ -12,7 +12,7 @@ from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, TakenOverError
 from gen_dist.run import Supervisor, train
-from gen_dist.run_directory import hold, remove_run
+from gen_dist.run_directory import hold
 from gen_dist.tracking import read_metrics
 from tests.runs import small_config
 
@@ -75,8 +75,8 @@ def test_a_fresh_run_that_was_killed_before_it_removed_anything_is_still_fresh(t
     with hold(path, new, processes, True, "new") as holding:
         assert holding.fresh
         assert checkpoint_paths(path)
-        remove_run(path)
         holding.begin()
+        assert not checkpoint_paths(path)
     with hold(path, new, processes, True, "new") as holding:
         assert not holding.fresh
 
@@ -85,6 +85,7 @@ def test_the_same_launch_takes_a_directory_over_and_what_was_cut_off_may_write_n
     config = _config(tmp_path)
     processes = parallel.start_processes(config)
     with hold(tmp_path, config, processes, False, "launch") as cut_off:
+        cut_off.begin()
         cut_off.assert_held()
         with pytest.raises(ConfigError, match="another process is training"):
             hold(tmp_path, config, processes, False, "another launch").__enter__()
@@ -92,6 +93,8 @@ def test_the_same_launch_takes_a_directory_over_and_what_was_cut_off_may_write_n
             hold(tmp_path, config, processes, False).__enter__()
         cut_off.assert_held()
         with hold(tmp_path, config, processes, False, "launch") as successor:
+            cut_off.assert_held()  # the successor may yet be refused
+            successor.begin()
             successor.assert_held()
             with pytest.raises(TakenOverError, match="this one stops"):
                 cut_off.assert_held()
@@ -105,7 +108,7 @@ def test_a_cut_off_run_writes_no_checkpoint_after_it_was_taken_over(tmp_path: Pa
     def taken_over(step: int, metrics: object, saved: Path | None) -> None:
         successor = hold(tmp_path / "run", config, processes, False, "launch")
         successors.append(successor)
-        successor.__enter__()
+        successor.__enter__().begin()
 
     supervisor = replace(_supervisor("launch", []), recorded=taken_over)
     with pytest.raises(TakenOverError):
