@@ -1,6 +1,6 @@
-"""Processes, devices and collectives: the only place that knows torch.distributed and Accelerate."""
+"""Processes, devices and collectives. With `joining` and `host_mean` the only place that knows torch.distributed."""
 
-# No `from __future__ import annotations`: DistributedDataParallel compares the annotations of its hooks with classes.
+from __future__ import annotations
 
 import atexit
 import contextlib
@@ -9,17 +9,11 @@ import inspect
 import os
 import platform
 import signal
-import socket
 import sys
-import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import NoReturn, TypeVar
 
-import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
@@ -27,23 +21,16 @@ import torch.distributed._functional_collectives as collectives
 from accelerate import PartialState
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from gen_dist.config import Precision, TrainConfig
 from gen_dist.errors import ConfigError, UserError
+from gen_dist.host_mean import average_on_host, mean_on_host
+from gen_dist.joining import join, number_from
 
 T = TypeVar("T")
 
-JOIN_SECONDS = 300
-"""How long processes wait for each other at the start, unless GEN_DIST_JOIN_SECONDS says otherwise."""
-_LAUNCHERS = "start processes with accelerate launch and a file in launch/configs, or with torchrun"
-_ANOTHER_PORT = "choose another for all processes, with --main_process_port, torchrun's --master-port or MASTER_PORT"
-_STEP_TIMEOUT = timedelta(minutes=30)  # the others wait while the main process draws and saves; torch's own for gloo
 
-_SHARED_BYTES = 2**30
-_FLAG_FLOATS = 16  # 64 bytes, a cache line
-_PATIENCE_SECONDS = 0.1
 _ONE_BUCKET_MIB = 2**20  # more than any network has; a bucket is only as large as what is in it
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
@@ -82,14 +69,14 @@ def start_processes(config: TrainConfig) -> Processes:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, but torch sees no GPU here; use --device cpu or auto")
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
-    launched, here = _number("WORLD_SIZE", 1), _number("LOCAL_WORLD_SIZE", 1)
+    launched, here = number_from("WORLD_SIZE", 1), number_from("LOCAL_WORLD_SIZE", 1)
     if not on_cpu and here > torch.cuda.device_count():
         raise ConfigError(
             f"this host was given {here} processes but has {torch.cuda.device_count()} GPUs; give it as many with "
             "--num_processes, which counts those of all hosts"
         )
     if launched > 1 and not dist.is_initialized():
-        _join(on_cpu, launched)
+        join(on_cpu, launched)
     # Without cpu=True, Accelerate leaves processes on a machine without GPUs unconnected: each would train alone.
     state = PartialState(cpu=on_cpu)
     if state.num_processes != launched:
@@ -112,128 +99,6 @@ def start_processes(config: TrainConfig) -> Processes:
         torch.cuda.set_device(device)
         _compute_alike_every_time()
     return Processes(state.process_index, state.local_process_index, state.num_processes, device)
-
-
-def _join(on_cpu: bool, launched: int) -> None:
-    """Connect all processes that were launched, or say within GEN_DIST_JOIN_SECONDS what keeps them apart.
-
-    torch by itself waits for half an hour, or without end, and then shows a traceback.
-    """
-    rank, port, main = _number("RANK"), _number("MASTER_PORT"), os.environ.get("MASTER_ADDR")
-    if not main:
-        raise ConfigError(f"MASTER_ADDR is not set; {_LAUNCHERS}")
-    seconds = _number("GEN_DIST_JOIN_SECONDS", JOIN_SECONDS)
-    deadline = time.monotonic() + seconds
-    # Under accelerate launch and torchrun, the launcher of the main host serves the store.
-    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    own_address = None if serves else _own_address_towards(main, port, deadline)
-    store = _open_store(main, port, serves, deadline)
-    _choose_interface(own_address or _own_address_towards(main, port, deadline))
-    # A launcher that starts its processes again serves the same store.
-    store = PrefixStore(f"gen_dist {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    _wait_for_all(store, rank, launched, deadline, f"{main}:{port}")
-    try:
-        # Only gloo connects at once; with NCCL the time is that of collectives.
-        limit = {"timeout": timedelta(seconds=seconds)} if on_cpu else {}
-        PartialState(cpu=on_cpu, store=store, rank=rank, world_size=launched, **limit)
-    except RuntimeError as raised:
-        if not on_cpu:
-            raise
-        error = ConfigError(
-            f"the processes met at {main}:{port} but cannot connect to each other "
-            f"({str(raised).splitlines()[0]}); set GLOO_SOCKET_IFNAME on each host to the network interface that the "
-            f"others reach, now {os.environ.get('GLOO_SOCKET_IFNAME', 'the one of the host name')}"
-        )
-        error.shared = False
-        raise error from None
-    if on_cpu:
-        _set_timeout(_STEP_TIMEOUT)
-    store.set_timeout(_STEP_TIMEOUT)
-
-
-def _number(name: str, default: int | None = None) -> int:
-    """A whole number from the environment."""
-    value = os.environ.get(name, "" if default is None else str(default))
-    if not value.isdecimal():
-        raise ConfigError(f"{name} is {value!r}, no whole number; {_LAUNCHERS}")
-    return int(value)
-
-
-def _own_address_towards(main: str, port: int, deadline: float) -> str:
-    """The address of this host on the way to the main one, once that can be reached."""
-    while True:
-        try:
-            with socket.create_connection((main, port), timeout=max(0.1, deadline - time.monotonic())) as probe:
-                address: str = probe.getsockname()[0]
-                return address
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"the main host cannot be reached at {main}:{port}: {error.strerror or error}; "
-                    "check that address, that the main process runs, and the firewall"
-                ) from None
-        time.sleep(0.2)
-
-
-def _open_store(main: str, port: int, serves: bool, deadline: float) -> Store:
-    """The store through which the processes meet; `serves` tells whether it is this process that serves it.
-
-    In a thread: whatever else listens there may never answer, and torch would wait for it without end.
-    """
-    outcome: list[Store | RuntimeError] = []
-
-    def connect() -> None:
-        try:
-            left = timedelta(seconds=max(1.0, deadline - time.monotonic()))
-            outcome.append(
-                TCPStore(main, port, is_master=serves, timeout=left, wait_for_workers=False, multi_tenant=True)
-            )
-        except RuntimeError as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(max(1.0, deadline - time.monotonic()))
-    if outcome and isinstance(outcome[0], Store):
-        return outcome[0]
-    reason = str(outcome[0]).splitlines()[0] if outcome else "no answer"
-    if "EADDRINUSE" in reason:
-        raise ConfigError(f"port {port} is taken by another process of this host; {_ANOTHER_PORT}")
-    raise ConfigError(f"what listens at {main}:{port} is no main process of a run ({reason}); {_ANOTHER_PORT}")
-
-
-def _wait_for_all(store: Store, rank: int, launched: int, deadline: float, where: str) -> None:
-    joined = [f"joined {other}" for other in range(launched)]
-    try:
-        store.set(joined[rank], "")
-        store.wait(joined, timedelta(seconds=max(1.0, deadline - time.monotonic())))
-    except dist.DistStoreError:
-        absent = [str(other) for other, key in enumerate(joined) if not store.check([key])]
-        raise ConfigError(
-            f"{launched} processes were launched but {launched - len(absent)} joined at {where} in time; absent: rank "
-            f"{', '.join(absent)}; see what these printed, and that every host was given the same number of processes"
-        ) from None
-    except dist.DistNetworkError:
-        raise ConfigError(f"the main process at {where} left while others joined; see what it printed") from None
-
-
-def _choose_interface(address: str) -> None:
-    """Have gloo use the network interface with this address, unless a user named one.
-
-    By itself it takes the address of this host's name, which on many systems is that of the loopback interface, where
-    no other host finds it.
-    """
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(known.address == address for known in addresses):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-
-
-def _set_timeout(timeout: timedelta) -> None:
-    """Limit how long each collective waits from now on."""
-    if hasattr(dist, "set_timeout"):
-        dist.set_timeout(timeout)
-    else:  # before torch 2.14
-        dist.distributed_c10d._set_pg_timeout(timeout)
 
 
 def _compute_alike_every_time() -> None:
@@ -331,118 +196,9 @@ def averaging_gradients(phase: nn.Module, processes: Processes) -> nn.Module:
     )
     if processes.device.type == "cpu":
         count = sum(parameter.numel() for parameter in phase.parameters() if parameter.requires_grad)
-        memory = share_memory(processes, 2 * processes.world_size * count + _FLAG_FLOATS * processes.world_size)
-        if memory is not None:
-            mean = HostMean(memory, processes)
-            if mean.sees_all:
-                module.register_comm_hook(mean, average_on_host)
+        if mean := mean_on_host(count):
+            module.register_comm_hook(mean, average_on_host)
     return module
-
-
-def share_memory(processes: Processes, size: int) -> Tensor | None:
-    """Memory that all processes see, float32 [size], of zeros.
-
-    None where they are on several hosts, or there is too little of it. Its file is gone when this returns.
-    """
-    path: str | None = None
-    if processes.is_main and 4 * size <= _SHARED_BYTES:
-        # Its place is reserved at once: a page that a full /dev/shm cannot give would kill who writes to it.
-        with contextlib.suppress(OSError):
-            descriptor, path = tempfile.mkstemp(prefix="gen_dist-", dir="/dev/shm")
-            try:
-                os.posix_fallocate(descriptor, 0, 4 * size)
-            except OSError:
-                os.unlink(path)
-                path = None
-            finally:
-                os.close(descriptor)
-    try:
-        name = from_main(path, processes)
-        memory = None
-        if name and os.path.exists(name):
-            with contextlib.suppress(OSError, RuntimeError):
-                memory = torch.from_file(name, shared=True, size=size)
-        seen = sum_over_processes(torch.tensor(float(memory is not None)))
-    finally:
-        if path:
-            os.unlink(path)
-    return memory if seen == processes.world_size else None
-
-
-class HostMean:
-    """The mean over the processes of one host, through memory that they share.
-
-    Each writes its values, waits for the others, and adds up all. Gloo would send them through the system's network,
-    and wake a thread for each message, which on busy cores waits for milliseconds. There are two places for the values,
-    so that nobody writes where another yet reads: who is at a meeting has read what was written before the last one.
-    """
-
-    def __init__(self, memory: Tensor, processes: Processes) -> None:
-        """`memory` as from `share_memory`: a line of flags for each process, then two places of equal size for each."""
-        world_size = processes.world_size
-        flags, values = memory[: _FLAG_FLOATS * world_size], memory[_FLAG_FLOATS * world_size :]
-        self._values = values.view(2, world_size, -1)
-        lines = flags.view(world_size, -1).numpy().view(np.int64)  # [world_size, 8]: no two in one cache line
-        self._meetings, process_ids = lines[:, 0], lines[:, 1]
-        self._rank = processes.rank
-        self._turn = 0
-        process_ids[self._rank] = os.getpid()
-        dist.barrier()
-        self._process_ids = [int(number) for number in process_ids]
-        sees = all(map(_is_alive, self._process_ids))  # not those in another container
-        self.sees_all = bool(sum_over_processes(torch.tensor(float(sees))) == world_size)
-        """Whether every process could tell that another has died."""
-
-    def average(self, values: Tensor) -> None:
-        """Put the mean, the same bits in every process, in the place of these values, float32 [at most as many]."""
-        written = self._values[self._turn % 2, :, : values.numel()]
-        self._turn += 1
-        torch.mul(values, 1.0 / len(written), out=written[self._rank])
-        self._meet()
-        torch.add(written[0], written[1], out=values)
-        for share in written[2:]:
-            values.add_(share)
-
-    def _meet(self) -> None:
-        """Return once all processes are here.
-
-        Raises:
-            PeerDiedError: one of them has died, or does not come.
-        """
-        if platform.machine() not in ("x86_64", "AMD64"):  # others may show the flag before the values
-            dist.barrier()
-            return
-        self._meetings[self._rank] = self._turn
-        started = time.monotonic()
-        while self._meetings.min() < self._turn:
-            waited = time.monotonic() - started
-            if waited < _PATIENCE_SECONDS:
-                time.sleep(0)  # lets others have the core, if there are any
-            elif all(map(_is_alive, self._process_ids)) and waited < _STEP_TIMEOUT.total_seconds():
-                time.sleep(0.001)
-            else:
-                raise PeerDiedError("another process of this run has died, or did not come in half an hour")
-
-
-class PeerDiedError(RuntimeError):
-    """A process that trains with this one is gone."""
-
-
-def _is_alive(process_id: int) -> bool:
-    """Whether a process of this host runs; one that was killed and not yet buried does not."""
-    try:
-        return bool(psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
-
-
-def average_on_host(state: HostMean, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """A hook for DistributedDataParallel."""
-    gradients: Tensor = bucket.buffer()
-    state.average(gradients)
-    done: torch.futures.Future[Tensor] = torch.futures.Future()
-    done.set_result(gradients)
-    return done
 
 
 @contextlib.contextmanager

@@ -181,14 +181,6 @@ def _end_with_head(address: str, left: threading.Event) -> None:
     os._exit(2)
 
 
-def interface_of(address: str) -> str | None:
-    """Name of this host's network interface with an address."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(known.address == address for known in addresses):
-            return name
-    return None
-
-
 def assert_welcome(host: str, port: int) -> None:
     """Ask a head whether it lives, with our token: Ray itself would try a refused one for 20 seconds, and not say so.
 

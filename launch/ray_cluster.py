@@ -22,13 +22,13 @@ import tyro
 
 from gen_dist.cli import run_command, run_subcommand
 from gen_dist.errors import ConfigError, UserError
+from gen_dist.interfaces import interface_of, own_address_towards
 from launch.ray_access import (
     DASHBOARD_PORT,
     GCS_PORT,
     LOOPBACK,
     assert_reachable,
     assert_welcome,
-    interface_of,
     keep_to_loopback,
     require_token,
     token_path,
@@ -94,7 +94,7 @@ def join(head: tyro.conf.Positional[str], /, address: str | None = None, cpus: i
     require_token(create=False)
     host, port = assert_reachable(head, GCS_PORT)
     assert_welcome(host, port)
-    address = address or _own_address_towards(host, port)
+    address = address or own_address_towards(host, port, 5.0)
     started = time.monotonic()
     while True:
         ray = _Ray(address, cpus, [f"--address={host}:{port}"])
@@ -165,12 +165,6 @@ def _assert_free(address: str, port: int) -> None:
     except OSError as error:
         way_out = "use another --address" if "assign" in str(error) else "end what listens there, or use another port"
         raise ConfigError(f"port {port} of {address} cannot be used: {error.strerror}; {way_out}") from None
-
-
-def _own_address_towards(host: str, port: int) -> str:
-    with socket.create_connection((host, port), timeout=5.0) as probe:
-        address: str = probe.getsockname()[0]
-        return address
 
 
 def _answers(host: str, port: int) -> bool:

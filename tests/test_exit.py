@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gen_dist import parallel
+from gen_dist.host_mean import is_alive
 from tests.conftest import REPOSITORY
 from tests.exit_worker import EXIT_CODE, PAIRS
 
@@ -26,11 +26,11 @@ def test_processes_that_trained_together_end_with_their_exit_code_and_their_word
 def test_a_process_that_was_killed_and_not_yet_buried_counts_as_dead() -> None:
     """Who waits for it in shared memory must not wait for ever."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    assert parallel._is_alive(process.pid)
+    assert is_alive(process.pid)
     process.kill()
     deadline = time.monotonic() + 10
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
-    assert not parallel._is_alive(process.pid)
+    assert not is_alive(process.pid)
     process.communicate()
-    assert not parallel._is_alive(process.pid)
+    assert not is_alive(process.pid)

@@ -88,7 +88,7 @@ def test_import_layers_hold() -> None:
         ("gen_dist/networks/mlp.py", "import gen_dist.losses", "The layers of gen_dist"),
         ("gen_dist/unheard_of.py", "import math", "The layers of gen_dist"),
         ("gen_dist/presets.py", "import torch", "A config is made without torch"),
-        ("gen_dist/trainer.py", "import accelerate", "Only gen_dist.parallel knows Accelerate"),
+        ("gen_dist/trainer.py", "import accelerate", "Only gen_dist.parallel and joining know Accelerate"),
     ],
 )
 def test_import_across_layers_is_refused(file: str, line: str, broken: str, tmp_path: Path) -> None:

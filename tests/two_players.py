@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 
 from gen_dist import parallel
 from gen_dist.config import OptimizerConfig
+from gen_dist.host_mean import HostMean, average_on_host
 from gen_dist.objectives import Batch, Objective, Phase, TurnResult
 from gen_dist.randomness import Stream
 from gen_dist.trainer import Trainer
@@ -100,12 +101,11 @@ def watched_collectives() -> Iterator[dict[str, list[int]]]:
     """
     reduced: dict[str, list[int]] = {"other": []}
     averaging_gradients, all_reduce = parallel.averaging_gradients, dist.all_reduce
-    average_on_host = parallel.average_on_host
 
     def averaging_and_counting(phase: nn.Module, processes: parallel.Processes) -> nn.Module:
         sent = reduced.setdefault(type(phase).__name__, [])
 
-        def count(state: parallel.HostMean, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+        def count(state: HostMean, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
             sent.append(sum(parameter.numel() for parameter in bucket.parameters()))
             return average_on_host(state, bucket)
 

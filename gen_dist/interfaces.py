@@ -1,0 +1,26 @@
+"""Network interfaces and addresses of this host."""
+
+from __future__ import annotations
+
+import socket
+
+import psutil
+
+
+def interface_of(address: str) -> str | None:
+    """Name of the network interface that has an address; None if no interface of this host has it."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(known.address == address for known in addresses):
+            return name
+    return None
+
+
+def own_address_towards(host: str, port: int, seconds: float) -> str:
+    """The address of this host on the way to another, on which something listens.
+
+    Raises:
+        OSError: nothing answers there within the seconds.
+    """
+    with socket.create_connection((host, port), timeout=seconds) as probe:
+        address: str = probe.getsockname()[0]
+        return address
