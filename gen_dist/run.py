@@ -6,14 +6,11 @@ import contextlib
 import functools
 import json
 import math
-import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, TextIO, TypeVar
 
 from torch import Tensor
@@ -30,13 +27,11 @@ from gen_dist.model import GenerativeModel
 from gen_dist.progress import brief_checks
 from gen_dist.run_directory import Holding, hold, record_start, remove_leftovers, wandb_id_of
 from gen_dist.sample_checks import SampleChecks
+from gen_dist.stopping import stop_signals
 from gen_dist.tracking import METRICS_FILE, Tracker, read_metrics
 from gen_dist.trainer import Trainer, learning_rate_at
 
 T = TypeVar("T")
-
-SIGNAL_ECHO_SECONDS = 3.0
-"""A terminal signals all processes and launchers pass it on again: what follows so soon is the same wish."""
 
 
 class DivergenceError(UserError):
@@ -171,7 +166,7 @@ class _Run:
 
     def train(self) -> Outcome:
         """Go on from where the run directory stands to the last step, or until a signal."""
-        with _stop_signals(self.supervisor.stop if self.supervisor else threading.Event()) as stop:
+        with stop_signals(self.supervisor.stop if self.supervisor else threading.Event()) as stop:
             if self.holding.fresh:  # only now that config and data are known to be good
                 self._in_main(self.holding.begin)
             self._resume()
@@ -390,33 +385,6 @@ class _Run:
 def _log(tracker: Tracker | None, step: int, metrics: dict[str, float | list[float]]) -> None:
     if tracker:
         tracker.log(step, metrics)
-
-
-@contextlib.contextmanager
-def _stop_signals(stop: threading.Event) -> Iterator[threading.Event]:
-    """Within it, SIGTERM and SIGINT set the event; one more, seconds later, acts as usual, for the impatient."""
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python delivers signals to the main thread alone; there the caller sees to them.
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    first_at = 0.0
-
-    def request(number: int, _frame: FrameType | None) -> None:
-        nonlocal first_at
-        if not stop.is_set():
-            stop.set()
-            first_at = time.monotonic()
-        elif time.monotonic() - first_at > SIGNAL_ECHO_SECONDS:
-            signal.signal(number, before[signal.Signals(number)])
-            signal.raise_signal(number)
-
-    for number in before:
-        signal.signal(number, request)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _silent(_line: str) -> None:

@@ -7,15 +7,13 @@ import logging
 import math
 import os
 import shutil
-import signal
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
@@ -26,7 +24,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from gen_dist.cli import resume_command
 from gen_dist.errors import TakenOverError, UserError
 from gen_dist.run import DivergenceError
-from launch.ray_desk import brief
+from gen_dist.stopping import stop_signals
+from launch.ray_desk import Desk, brief
 from launch.ray_options import WorkerOptions
 from launch.ray_watch import LOOK_SECONDS
 from launch.ray_workers import Task, told_to_stop, trainer
@@ -64,40 +63,23 @@ class Plan:
     """Handle of the SweepDesk."""
 
 
-class SweepDesk:
-    """Where the command leaves word for trials, and controllers of Ray Train do. It has what workers want of a Desk."""
+class SweepDesk(Desk):
+    """A Desk of all trials. Their controllers count failures, and what single ones show is not shown."""
 
     def __init__(self) -> None:
-        self._wants_stop = False
-        self._failures: dict[int, tuple[str, bool]] = {}
+        super().__init__()
+        self._failures_of_trials: dict[int, tuple[str, bool]] = {}
 
     def show(self, text: str) -> None:
-        """The progress of single trials is not shown."""
+        """Nothing."""
 
-    def started(self) -> None:
-        """Tune tells of trials."""
-
-    def got_on(self) -> None:
-        """The controller counts failures."""
-
-    def refuse(self, reason: str) -> None:
-        """The controller learns of it, too, and knows whose it is."""
-
-    def failed(self, trial: int, reason: str, diverged: bool) -> None:
+    def trial_failed(self, trial: int, reason: str, diverged: bool) -> None:
         """The workers of a trial failed for good."""
-        self._failures[trial] = (reason, diverged)
+        self._failures_of_trials[trial] = (reason, diverged)
 
     def failure_of(self, trial: int) -> tuple[str, bool] | None:
         """Why they did, and whether the loss diverged."""
-        return self._failures.get(trial)
-
-    def ask_to_stop(self) -> None:
-        """Have all trials save and stop."""
-        self._wants_stop = True
-
-    def wants_stop(self) -> bool:
-        """Whether they are to."""
-        return self._wants_stop
+        return self._failures_of_trials.get(trial)
 
 
 def run_trials(sweep: Sweep, options: SweepOptions) -> None:
@@ -125,9 +107,14 @@ def run_trials(sweep: Sweep, options: SweepOptions) -> None:
         except Exception as error:
             ended.append(error)
 
+    def ask_to_stop() -> None:
+        desk.ask_to_stop.remote()
+        watch.stop()
+        watch.board.line("saving and stopping; once more ends it at once")
+
     _leave.clear()
     thread = threading.Thread(target=fit, name="gen_dist-tune", daemon=True)
-    with _signals_stop(desk, watch) as stopping:
+    with stop_signals(threading.Event(), ask_to_stop) as stopping:
         thread.start()
         while thread.is_alive() and not (stopping.is_set() and watch.is_idle(_SAVE_SECONDS)):
             thread.join(LOOK_SECONDS)
@@ -361,30 +348,5 @@ class _WorkerReports(TuneReportCallback):
         if self._failures_left and not refused:
             self._failures_left -= 1
             return
-        ray.get(self._desk.failed.remote(self._index, brief(error), isinstance(error, DivergenceError)))
+        ray.get(self._desk.trial_failed.remote(self._index, brief(error), isinstance(error, DivergenceError)))
         raise error  # the controller would start them again and again
-
-
-@contextlib.contextmanager
-def _signals_stop(desk: Any, watch: _Watch) -> Iterator[threading.Event]:
-    """Within it, an event that SIGINT and SIGTERM set, which also have trials save and stop."""
-    stopping = threading.Event()
-    first_at = 0.0
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        nonlocal first_at
-        if not stopping.is_set():
-            first_at = time.monotonic()
-            desk.ask_to_stop.remote()
-            watch.stop()
-            stopping.set()
-            watch.board.line("saving and stopping; once more ends it at once")
-        elif time.monotonic() - first_at > 3.0:  # what follows sooner is the same wish, passed on by a launcher
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopping
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

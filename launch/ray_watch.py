@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any, NoReturn
 
 import ray
@@ -18,6 +14,7 @@ import ray.train
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, UserError
+from gen_dist.stopping import stop_signals
 from launch.ray_desk import Desk, Watch, brief
 from launch.ray_options import WorkerOptions
 from launch.ray_workers import Task, trainer
@@ -57,9 +54,13 @@ def train_in_workers(config: TrainConfig, fresh: bool, options: WorkerOptions, p
         except Exception as error:
             ended["error"] = error
 
+    def ask_to_stop() -> None:
+        desk.ask_to_stop.remote()
+        print("saving and stopping; once more ends it at once", file=sys.stderr, flush=True)
+
     thread = threading.Thread(target=fit, name="gen_dist-fit", daemon=True)
     idle_since = time.monotonic()
-    with _signals_stop(desk):
+    with stop_signals(threading.Event(), ask_to_stop):
         thread.start()
         while thread.is_alive():
             thread.join(LOOK_SECONDS)
@@ -103,24 +104,3 @@ def _what_is_missing(options: WorkerOptions) -> str:
         f"waiting for {options.min_workers or options.workers} workers of {options.cpus_per_worker} CPUs; free in the "
         f"cluster: {free['CPU']:.0f} CPUs, {free['GPU']:.0f} GPUs\n"
     )
-
-
-@contextlib.contextmanager
-def _signals_stop(desk: Any) -> Iterator[None]:
-    first_at: float | None = None
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        nonlocal first_at
-        if first_at is None:
-            first_at = time.monotonic()
-            desk.ask_to_stop.remote()
-            print("saving and stopping; once more ends it at once", file=sys.stderr, flush=True)
-        elif time.monotonic() - first_at > 3.0:  # what follows sooner is the same wish, passed on by a launcher
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
