@@ -72,8 +72,8 @@ def _assert_equals_uninterrupted(run_dir: Path, uninterrupted: Path) -> None:
         assert (run_dir / picture).read_bytes() == (uninterrupted / picture).read_bytes()
 
 
-def _in_child(action: Callable[[], None], seconds_to_kill: float | None = None) -> int:
-    """Run an action in a forked process; SIGKILL it after a time if one is given. Returns the wait status."""
+def _in_child(action: Callable[[], None], wait_to_kill: Callable[[], None] | None = None) -> int:
+    """Run an action in a forked process; SIGKILL it once a wait is over if one is given. Returns the wait status."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the child makes no use of the other threads
         child = os.fork()
@@ -86,8 +86,8 @@ def _in_child(action: Callable[[], None], seconds_to_kill: float | None = None) 
             code = 0
         finally:
             os._exit(code)
-    if seconds_to_kill is not None:
-        time.sleep(seconds_to_kill)
+    if wait_to_kill is not None:
+        wait_to_kill()
         os.kill(child, signal.SIGKILL)
     return os.waitpid(child, 0)[1]
 
@@ -128,21 +128,28 @@ def test_a_logged_loss_is_the_mean_over_the_steps_since_the_line_before(uninterr
 
 @pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_resumes_to_the_same_bits(kills: int, uninterrupted: Path, tmp_path: Path) -> None:
-    started = time.perf_counter()
-    assert _in_child(lambda: _train(tmp_path / "timed")) == 0
-    duration = time.perf_counter() - started
     chance = random.Random(20)
     killed_at: list[int] = []
     while len(killed_at) < kills:
-        path = tmp_path / f"run{len(killed_at)}"
-        status = _in_child(lambda path=path: _train(path), chance.uniform(0.02, 0.98) * duration)  # type: ignore[misc]
-        if not os.WIFSIGNALED(status):
+        path, step, delay = tmp_path / f"run{len(killed_at)}", chance.randrange(0, 40), chance.uniform(0, 0.05)
+
+        def wait(path: Path = path, step: int = step, delay: float = delay) -> None:
+            deadline = time.monotonic() + 60
+            while _newest_step(path) < step and time.monotonic() < deadline:
+                time.sleep(0.001)
+            time.sleep(delay)
+
+        if not os.WIFSIGNALED(_in_child(lambda path=path: _train(path), wait)):  # type: ignore[misc]
             shutil.rmtree(path)  # it was done before the kill
             continue
-        killed_at.append(max((int(p.name[5:]) for p in checkpoint_paths(path)), default=0))
+        killed_at.append(_newest_step(path))
         assert _in_child(lambda path=path: _train(path)) == 0  # type: ignore[misc]
         _assert_equals_uninterrupted(path, uninterrupted)
-    assert len(set(killed_at)) > kills // 5
+    assert len(set(killed_at)) > kills // 2, killed_at
+
+
+def _newest_step(run_dir: Path) -> int:
+    return max((int(path.name[5:]) for path in checkpoint_paths(run_dir)), default=0)
 
 
 def _train(path: Path) -> None:
