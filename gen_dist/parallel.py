@@ -1,4 +1,4 @@
-"""Processes, devices and collectives. With `joining` and `host_mean` the only place that knows torch.distributed."""
+"""Processes, devices, collectives. With `joining` and `shared_weights` the only place that knows torch.distributed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
@@ -25,8 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gen_dist.config import Precision, TrainConfig
 from gen_dist.errors import ConfigError, UserError
-from gen_dist.host_mean import average_on_host, mean_on_host
 from gen_dist.joining import join, number_from
+from gen_dist.shared_weights import SharedWeights, share_weights
 
 T = TypeVar("T")
 
@@ -194,11 +194,17 @@ def averaging_gradients(phase: nn.Module, processes: Processes) -> nn.Module:
         bucket_cap_mb=_ONE_BUCKET_MIB if processes.device.type == "cpu" else None,
         **{sync_buffers: False},  # type: ignore[arg-type]
     )
-    if processes.device.type == "cpu":
-        count = sum(parameter.numel() for parameter in phase.parameters() if parameter.requires_grad)
-        if mean := mean_on_host(count):
-            module.register_comm_hook(mean, average_on_host)
     return module
+
+
+def weights_in_common(parameters: Sequence[nn.Parameter], processes: Processes) -> SharedWeights | None:
+    """These weights, moved to memory that all processes have in common; None where they have none, or are on GPUs.
+
+    All processes have to call it together, with the same weights.
+    """
+    if processes.world_size == 1 or processes.device.type != "cpu":
+        return None
+    return share_weights(parameters)
 
 
 @contextlib.contextmanager

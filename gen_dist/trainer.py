@@ -53,9 +53,13 @@ class Trainer:
         self.objective.start_at(_mean_image(dataset.train))
         self.objective.to(processes.device)
         self.averaged = _frozen_copy(self.objective) if config.optimization.ema_decay is not None else None
+        phases = self.objective.phases()
+        trained = [name for phase in phases.values() for name in phase.trains]
+        # Weights have one place: those that two phases train cannot be moved by each.
+        shareable = len(set(trained)) == len(trained) and self.dtype != torch.float16
+        shares = [self._share * count / sum(rows) for count in rows]
         self._turns = {
-            name: _Turn(phase, config, processes, self.dtype, [self._share * count / sum(rows) for count in rows])
-            for name, phase in self.objective.phases().items()
+            name: _Turn(phase, config, processes, self.dtype, shares, shareable) for name, phase in phases.items()
         }
         self._rng = torch.tensor([config.seed, 0], dtype=torch.int64, device=processes.device)
         self._batches = TrainBatches(
@@ -203,9 +207,19 @@ class _Turn:
     """What one phase needs for its turn: the wrapped phase, its optimizer, its gradient scaler."""
 
     def __init__(
-        self, phase: Phase, config: TrainConfig, processes: Processes, dtype: torch.dtype, shares: list[float]
+        self,
+        phase: Phase,
+        config: TrainConfig,
+        processes: Processes,
+        dtype: torch.dtype,
+        shares: list[float],
+        shareable: bool,
     ) -> None:
-        """`shares` weigh the micro-batches' losses, so that gradients averaged over the ranks are of the mean image."""
+        """Wrap the phase, and make its optimizer.
+
+        `shares` weigh the micro-batches' losses, so that gradients averaged over the ranks are of the mean image.
+        `shareable` weights may be moved to memory that processes have in common.
+        """
         self.phase = phase
         self._shares = shares
         self._clip_norm = config.optimization.clip_norm
@@ -222,7 +236,10 @@ class _Turn:
         self._frozen = [
             p for p in networks.parameters() if p.requires_grad and all(p is not q for q in self._parameters)
         ]
-        self._optimizer = build_optimizer(self._parameters, config.optimization, config.learning_rate)
+        self._common = parallel.weights_in_common(self._parameters, processes) if shareable else None
+        self._updated = self._parameters if self._common is None else [self._common.part]
+        """What this process's optimizer updates: everything, or its part of what is in common."""
+        self._optimizer = build_optimizer(self._updated, config.optimization, config.learning_rate)
         # One scaler per optimizer: a shared one would grow twice as fast and skip steps for the other's overflow.
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=dtype == torch.float16)
         phase.train()
@@ -230,7 +247,7 @@ class _Turn:
         with self._freezing():
             if config.compile:
                 phase.compile()
-            self._module = parallel.averaging_gradients(phase, processes)
+            self._module = phase if self._common else parallel.averaging_gradients(phase, processes)
 
     def take(
         self, micro_batches: list[Batch], learning_rate: float
@@ -250,11 +267,16 @@ class _Turn:
                     self.scaler.scale(loss if share == 1.0 else loss * share).backward()
                 logs.append(log)
                 handed_on.append(more)
+        if self._common:
+            self._common.average_gradients()
         self.scaler.unscale_(self._optimizer)
         if self._clip_norm is not None or self.phase.logs_gradient_norm:
-            norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+            if self._common:
+                norm = self._common.gradient_norm()
+            else:
+                norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
             if self._clip_norm is not None:
-                nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
+                nn.utils.clip_grads_with_norm_(self._updated, self._clip_norm, norm)
             if not self.scaler.is_enabled():  # there it is infinite now and then, as the scale is found by overflows
                 for log in logs:
                     log["gradient_norm"] = norm.detach()
@@ -265,6 +287,8 @@ class _Turn:
             self.scaler.step(self._optimizer)
             self.scaler.update()
             self._optimizer.zero_grad(set_to_none=True)
+        if self._common:
+            self._common.meet()  # before anyone reads the weights, all parts of them are updated
         if len(logs) == 1:
             return logs[0], handed_on
         together: dict[str, Tensor] = {}
@@ -297,20 +321,26 @@ class _Turn:
                 parameter.requires_grad_(True)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """State of the optimizer as `parameter name:state name` -> tensor."""
-        state = self._optimizer.state
-        return {
-            f"{name}:{key}": value
-            for name, parameter in zip(self._names, self._parameters, strict=True)
-            for key, value in state.get(parameter, {}).items()
-            if value is not None
-        }
+        """State of the optimizer as `parameter name:state name` -> tensor. All processes have to call it together."""
+        known = self._optimizer.state
+        if self._common:
+            state = self._common.state_of_all(known.get(self._common.part, {}))
+        else:
+            state = [
+                (index, key, value)
+                for index, parameter in enumerate(self._parameters)
+                for key, value in known.get(parameter, {}).items()
+                if value is not None
+            ]
+        return {f"{self._names[index]}:{key}": value for index, key, value in state}
 
     def load(self, tensors: Mapping[str, Tensor], scaler: Mapping[str, float]) -> None:
         state: dict[int, dict[str, Tensor]] = {}
         for full_name, value in tensors.items():
             name, key = full_name.rsplit(":", 1)
             state.setdefault(self._names.index(name), {})[key] = value
+        if self._common and state:
+            state = {0: self._common.state_of_part(state)}
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
         if scaler:  # a run may have begun in a precision without a scale

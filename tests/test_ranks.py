@@ -134,8 +134,12 @@ def test_on_cpus_all_gradients_of_a_turn_go_at_once_however_large(two_ranks: dic
     assert two_ranks["reduced by large layers"] == {"MaximizeElbo": [everything] * LARGE_LAYER.steps, "other": []}
 
 
-def test_gradients_through_shared_memory_equal_those_through_gloo_bit_for_bit(two_ranks: dict[str, Any]) -> None:
-    assert two_ranks["without shared memory"] == {"shared": True, "same bits": True}
+def test_a_run_on_weights_in_common_equals_one_whose_gradients_go_through_gloo(two_ranks: dict[str, Any]) -> None:
+    """But for the last numbers of each weight, which the optimizer's kernel rounds in another way than those before."""
+    found = two_ranks["without shared memory"]
+    assert found["shared"]
+    assert found["names"]
+    assert found["apart"] < 1e-6
 
 
 def test_evaluation_takes_the_main_process_batch_statistics_as_saving_does(two_ranks: dict[str, Any]) -> None:

@@ -5,17 +5,15 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from gen_dist import parallel
 from gen_dist.config import OptimizerConfig
-from gen_dist.host_mean import HostMean, average_on_host
 from gen_dist.objectives import Batch, Objective, Phase, TurnResult
 from gen_dist.randomness import Stream
-from gen_dist.trainer import Trainer
+from gen_dist.shared_weights import SharedWeights
+from gen_dist.trainer import Trainer, _Turn
 from kernels import normal
 from tests.runs import make_trainer, small_config
 
@@ -97,27 +95,31 @@ def state_norms(trainer: Trainer) -> dict[str, float]:
 def watched_collectives() -> Iterator[dict[str, list[int]]]:
     """Within it, numbers of elements of what is reduced, by the phase in whose turn it is or `other`.
 
-    Gradients go through the hook by which DistributedDataParallel averages them on one host.
+    Gradients are those of weights that the processes have in common.
     """
     reduced: dict[str, list[int]] = {"other": []}
-    averaging_gradients, all_reduce = parallel.averaging_gradients, dist.all_reduce
+    whose = ["other"]
+    take, average, all_reduce = _Turn.take, SharedWeights.average_gradients, dist.all_reduce
 
-    def averaging_and_counting(phase: nn.Module, processes: parallel.Processes) -> nn.Module:
-        sent = reduced.setdefault(type(phase).__name__, [])
+    def taking(turn: _Turn, *arguments: Any) -> Any:
+        whose.append(type(turn.phase).__name__)
+        reduced.setdefault(whose[-1], [])
+        try:
+            return take(turn, *arguments)
+        finally:
+            whose.pop()
 
-        def count(state: HostMean, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-            sent.append(sum(parameter.numel() for parameter in bucket.parameters()))
-            return average_on_host(state, bucket)
-
-        with mock.patch.object(parallel, "average_on_host", count):
-            return averaging_gradients(phase, processes)
+    def averaging(weights: SharedWeights) -> None:
+        reduced[whose[-1]].append(sum(parameter.numel() for parameter in weights._parameters))
+        average(weights)
 
     def counting(values: Tensor, *arguments: Any, **options: Any) -> dist.Work | None:
         reduced["other"].append(values.numel())
         return all_reduce(values, *arguments, **options)
 
     with (
-        mock.patch.object(parallel, "averaging_gradients", averaging_and_counting),
+        mock.patch.object(_Turn, "take", taking),
+        mock.patch.object(SharedWeights, "average_gradients", averaging),
         mock.patch.object(dist, "all_reduce", counting),
     ):
         yield reduced
