@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import end_with_parent
+
 INTERFACE = "gd0"
 """Of the cable, on both hosts."""
 
@@ -46,7 +48,13 @@ class Host:
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
+                preexec_fn=end_with_parent,
             )
+
+    @property
+    def directory(self) -> Path:
+        """For sockets of this host's programs, whose paths have to be short; removed with it."""
+        return Path("/tmp") / self.namespace
 
     def set_cable(self, plugged: bool) -> None:
         """Plug the cable in, or pull it: what is sent is lost from then on, and nobody is told."""
@@ -93,3 +101,4 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
                 time.sleep(0.2)
         for host in (first, second):
             _ip("netns", "del", host.namespace)
+            shutil.rmtree(host.directory, ignore_errors=True)

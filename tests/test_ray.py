@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 from gen_dist.checkpoint import checkpoint_paths, load
 from gen_dist.config import TrainConfig
 from gen_dist.tracking import read_metrics
+from tests.children import end_with_parent
 from tests.conftest import REPOSITORY
 from tests.runs import OBJECTIVES, close_losses, losses_of, make_trainer, run_steps, small_config, write_config
 
@@ -29,12 +31,13 @@ SECONDS = 240
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """Of commands: a token, a cache and a home of this test's own."""
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Of commands: a token, a cache, a home and a place for Ray's logs and sockets of this test's own."""
     own = {"HOME": str(tmp_path / "home"), "GEN_DIST_CACHE": str(tmp_path / "packed"), "PYTHONPATH": str(REPOSITORY)}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     (tmp_path / "home").mkdir()
-    return kept | RAY | own
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as short:
+        yield kept | RAY | own | {"RAY_TMPDIR": short}
 
 
 def _launch(script: str, *words: object) -> list[str]:
@@ -44,7 +47,13 @@ def _launch(script: str, *words: object) -> list[str]:
 def _run(command: list[str], environment: dict[str, str], timeout: float = SECONDS) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; it is stopped, and what it started with it, if that takes too long."""
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=end_with_parent,
     )
     try:
         output, errors = process.communicate(timeout=timeout)
@@ -140,7 +149,11 @@ def test_a_run_whose_workers_are_killed_ten_times_equals_the_undisturbed_one_bit
     chance, killed_at, run = random.Random(0), [], runs / "killed"
     with (tmp_path / "log").open("wb") as log:
         driver = subprocess.Popen(
-            _launch("ray_train.py", *words, "--run-dir", "killed"), env=environment, stdout=log, stderr=log
+            _launch("ray_train.py", *words, "--run-dir", "killed"),
+            env=environment,
+            stdout=log,
+            stderr=log,
+            preexec_fn=end_with_parent,
         )
         try:
             for _ in range(10):
@@ -178,7 +191,9 @@ def test_a_run_kept_at_a_url_is_saved_on_sigterm_and_goes_on_there(environment: 
     words = ["--config", file, "--workers", 2, "--storage", f"fsspec+local://{kept}", "--run-dir", "far"]
     run = kept / "far"
     with (tmp_path / "log").open("wb") as log:
-        driver = subprocess.Popen(_launch("ray_train.py", *words), env=environment, stdout=log, stderr=log)
+        driver = subprocess.Popen(
+            _launch("ray_train.py", *words), env=environment, stdout=log, stderr=log, preexec_fn=end_with_parent
+        )
         deadline = time.monotonic() + 120
         while _newest_step(run) < 200:
             assert time.monotonic() < deadline and driver.poll() is None, (tmp_path / "log").read_text()
@@ -204,7 +219,9 @@ def _head(environment: dict[str, str], directory: Path) -> Iterator[tuple[int, i
     port, dashboard, client = _free_port(), _free_port(), _free_port()
     with (directory / "head.log").open("wb") as log:
         words = ["head", "--port", port, "--dashboard-port", dashboard, "--client-port", client, "--cpus", 2]
-        head = subprocess.Popen(_launch("ray_cluster.py", *words), env=environment, stdout=log, stderr=log)
+        head = subprocess.Popen(
+            _launch("ray_cluster.py", *words), env=environment, stdout=log, stderr=log, preexec_fn=end_with_parent
+        )
     try:
         deadline = time.monotonic() + 90
         while not (_listens(port) and _listens(dashboard)):
@@ -264,6 +281,15 @@ def test_a_job_trains_with_the_token_and_every_door_is_shut_without(
         stranger["RAY_AUTH_MODE"] = "disabled"
         (tmp_path / "stranger").mkdir()
         guesser = stranger | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+        # Whoever has the token comes in by each of them: it is the token that keeps the others out.
+        owner = environment | {
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": token.read_text(),
+        }
+        let_in = _gets_in(owner, port, dashboard, client, [one.laddr.port for one in doors])
+        for door in (f"IN {dashboard} /api/jobs/ ", "GCS: IN", "driver: IN", "client: IN"):
+            assert any(line.startswith(door) for line in let_in), (door, let_in)
         for who in (stranger, guesser):
             assert not _gets_in(who, port, dashboard, client, [one.laddr.port for one in doors])
         stranger.pop("RAY_AUTH_MODE")
@@ -307,7 +333,6 @@ for door in {sorted(set(doors))}:
                 print("no HTTP", door, path, type(error).__name__)
 """
     answers = _python(code, environment)
-    assert f"refused {dashboard} /api/jobs/ 401" in answers or f"refused {dashboard} /api/jobs/ 403" in answers, answers
     # Figures for Prometheus are no secret, and nothing can be done there.
     let_in += [line for line in answers.splitlines() if line.startswith("IN ") and "b'# HELP" not in line]
     gcs = f"""
@@ -320,12 +345,9 @@ ray.init(address="127.0.0.1:{port}")
 print("IN", ray.get(ray.remote(lambda: 1).remote()))
 """
     client = driver.replace(f"127.0.0.1:{port}", f"ray://127.0.0.1:{client_port}")
-    assert client_port in doors
     for name, attempt in (("GCS", gcs), ("driver", driver), ("client", client)):
         said = _python(attempt, environment)
-        got_in = [f"{name}: {line}" for line in said.splitlines() if line.startswith("IN ")]
-        assert "uthenticat" in said or "timed out" in said or got_in, said  # the client port does not even answer
-        let_in += got_in
+        let_in += [f"{name}: {line}" for line in said.splitlines() if line.startswith("IN ")]
     return let_in
 
 
@@ -377,7 +399,13 @@ def test_a_dead_head_ends_a_run_with_one_line_and_loses_nothing(environment: dic
     file, run = write_config(tmp_path / "config.json", config), tmp_path / "run"
     with _head(environment, tmp_path) as (port, *_):
         words = ["--config", file, "--workers", 2, "--run-dir", run, "--address", f"127.0.0.1:{port}"]
-        driver = subprocess.Popen(_launch("ray_train.py", *words), env=environment, stderr=subprocess.PIPE, text=True)
+        driver = subprocess.Popen(
+            _launch("ray_train.py", *words),
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=end_with_parent,
+        )
         deadline = time.monotonic() + 120
         while _newest_step(run) < 200 and time.monotonic() < deadline:
             time.sleep(0.1)

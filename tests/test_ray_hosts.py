@@ -65,8 +65,7 @@ def test_a_host_cut_off_in_mid_run_is_done_without_and_taken_back(tmp_path: Path
     with two_hosts() as (first, second):
 
         def start(host: Host, script: str, *words: object) -> subprocess.Popen[bytes]:
-            # Sockets of two hosts in one directory would get into each other's way. Their paths have to be short.
-            own = {"RAY_TMPDIR": f"/tmp/{host.namespace}"}
+            own = {"RAY_TMPDIR": str(host.directory)}
             command = [sys.executable, str(REPOSITORY / "launch" / script), *map(str, words)]
             return host.start(command, environment | own, log)
 
