@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gen_dist import checkpoint as checkpoints
+from gen_dist.checkpoint import Checkpoint
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, UserError
 from gen_dist.objectives import Objective, build_objective
@@ -156,15 +157,31 @@ def load(path: str | Path, device: str = "cpu", announce: Callable[[str], None] 
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda was asked for, but torch sees no GPU here; use cpu")
-    path = Path(path)
-    if (path / "state.json").exists() or (path / "SHA256SUMS").exists():
-        checkpoint, config = checkpoints.load(path)
-    else:
-        found = checkpoints.load_newest(path, announce)
-        if found is None:
-            what = "has no checkpoint yet" if (path / "config.json").exists() else "is no run or checkpoint directory"
-            raise CheckpointError(f"{path} {what}; train one with launch/train.py PRESET --run-dir {path}")
-        checkpoint, config = found
+    return model_of(*read_checkpoint(Path(path), announce), device)
+
+
+def read_checkpoint(path: Path, announce: Callable[[str], None]) -> tuple[Checkpoint, TrainConfig]:
+    """One checkpoint directory, or the newest whole one of a run directory, with the config of its run.
+
+    Raises:
+        CheckpointError: there is no run or checkpoint at the path, or it is damaged.
+    """
+    if is_checkpoint(path):
+        return checkpoints.load(path)
+    found = checkpoints.load_newest(path, announce)
+    if found is None:
+        what = "has no checkpoint yet" if (path / "config.json").exists() else "is no run or checkpoint directory"
+        raise CheckpointError(f"{path} {what}; train one with launch/train.py PRESET --run-dir {path}")
+    return found
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a directory is one checkpoint, whole or damaged, and not a run."""
+    return (path / "state.json").exists() or (path / checkpoints.SUMS).exists()
+
+
+def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str = "cpu") -> GenerativeModel:
+    """The model of a checkpoint; its weights are the moving average where the run kept one."""
     channels, height, width = checkpoint.facts["image_shape"]
     class_names = checkpoint.facts["class_names"]
     objective = build_objective(config, (channels, height, width), len(class_names))
