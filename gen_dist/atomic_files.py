@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -26,6 +29,36 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """Within it, a directory to put files in; after it they stand at `path`, where what was there before makes way.
+
+    They are on disk (fsync) before they take their place. If an error leaves it, nothing has changed.
+
+    Raises:
+        OSError: the disk is full or cannot be written to, as far as that shows, before anything is put there.
+    """
+    partial, replaced = (path.with_name(f".{path.name}.{state}") for state in ("partial", "replaced"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if partial.exists():  # of a writer that was killed
+        shutil.rmtree(partial)
+    partial.mkdir()
+    try:
+        yield partial
+        for file in (*partial.iterdir(), partial):
+            sync(file)
+        if path.exists():
+            if replaced.exists():
+                shutil.rmtree(replaced)
+            os.replace(path, replaced)
+        os.replace(partial, path)
+        sync(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from gen_dist.atomic_files import sync, write_atomically
+from gen_dist.atomic_files import sync, whole_directory, write_atomically
 
 
 def test_writing_atomically_replaces_whole_files(tmp_path):
@@ -59,3 +59,45 @@ def test_a_full_disk_is_an_error_for_directories_too(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         sync(tmp_path)
+
+
+def _write_directory(path, *names, spoil=None):
+    with whole_directory(path) as directory:
+        for name in names:
+            (directory / name).write_text(name)
+        if spoil:
+            spoil()
+
+
+def test_a_directory_takes_the_place_of_another_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep/out"
+
+    def names():
+        return sorted(str(entry.relative_to(path.parent)) for entry in path.parent.rglob("*"))
+
+    def fail():
+        raise KeyboardInterrupt
+
+    _write_directory(path, "first", "second")
+    assert names() == ["out", "out/first", "out/second"]
+    with pytest.raises(KeyboardInterrupt):
+        _write_directory(path, "third", spoil=fail)
+    assert names() == ["out", "out/first", "out/second"]
+    (path.parent / ".out.partial").mkdir()  # as a killed writer leaves it
+    (path.parent / ".out.partial/half").write_text("")
+    _write_directory(path, "third")
+    assert names() == ["out", "out/third"]
+
+
+def test_a_full_disk_leaves_the_directory_that_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "out"
+    _write_directory(path, "first")
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        _write_directory(path, "second")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert [entry.name for entry in path.iterdir()] == ["first"]
