@@ -1,4 +1,4 @@
-"""Command lines: `launch/train.py PRESET ...` and `gen-dist sample | presets | replay`."""
+"""Command lines: `launch/train.py PRESET ...` and `gen-dist sample | export | presets | replay`."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _exit_code_of(command: Callable[[], None]) -> int:
 
 def main() -> None:
     """Entry point of `gen-dist`."""
-    run_command(lambda: run_subcommand([sample, presets, replay], sys.argv[1:], "gen-dist"))
+    run_command(lambda: run_subcommand([sample, export, presets, replay], sys.argv[1:], "gen-dist"))
 
 
 def run_subcommand(functions: Sequence[Callable[..., None]], words: Sequence[str], prog: str) -> None:
@@ -221,6 +221,26 @@ def sample(
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror}") from None
     print(out)
+
+
+def export(
+    run: tyro.conf.Positional[Path],
+    /,
+    format: Literal["safetensors", "onnx", "torch-export"],
+    out: Path | None = None,
+    parts: tuple[Literal["decoder", "encoder"], ...] = (),
+) -> None:
+    """Write the decoder or generator of a trained model, and its encoder, for other programs to use.
+
+    Args:
+        run: Run directory, or one checkpoint in it.
+        format: Plain weights (safetensors), or whole programs for any number of images (onnx, torch-export).
+        out: Directory to write. None is export-FORMAT in the run directory.
+        parts: What to write. All that the model has if none is named.
+    """
+    from gen_dist.export import export as write_export
+
+    print(write_export(run, format, out, parts, lambda line: print(line, file=sys.stderr)))
 
 
 def presets() -> None:

@@ -1,0 +1,245 @@
+"""The networks of a trained model as files that others use: decoder or generator, and encoder, with a model card.
+
+An export is one directory:
+
+    decoder.SUFFIX         latents (and labels, for a conditional model) to images
+    encoder.SUFFIX         images to latents, where the model has one
+    card.md                what they are, how they were trained, how to load them
+    config.json            the config of the run: `launch/train.py --config` trains it again
+
+Decoders give intensities float32 in 0..1 and encoders take them, so that an encoder reads what a decoder made.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from gen_dist.atomic_files import whole_directory
+from gen_dist.checkpoint import Checkpoint
+from gen_dist.errors import ConfigError, UserError
+from gen_dist.export_card import Part, Port, card
+from gen_dist.model import GenerativeModel, is_checkpoint, model_of, read_checkpoint
+from gen_dist.objectives import Objective
+
+Format = Literal["safetensors", "onnx", "torch-export"]
+PartName = Literal["decoder", "encoder"]
+SUFFIXES: dict[Format, str] = {"safetensors": "safetensors", "onnx": "onnx", "torch-export": "pt2"}
+CARD, CONFIG = "card.md", "config.json"
+
+
+class _Decode(nn.Module):
+    """Latents float32 [N, D], and labels int64 [N] for a conditional model, to intensities [N, C, H, W] in 0..1."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.objective.pixels(self.objective.decode(latents, labels))
+
+
+class _Encode(nn.Module):
+    """Intensities float32 [N, C, H, W] in 0..1 to mean and log-variance [N, D], or to latents alone."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        # Objectives take 0..255, and nothing in them minds that these are no whole numbers.
+        mean, logvar = self.objective.encode(images * 255.0)
+        return mean if logvar is None else (mean, logvar)
+
+
+class _Exported(NamedTuple):
+    """A part, and what computes it."""
+
+    part: Part
+    function: nn.Module
+    network: nn.Module
+    """The one whose weights it has."""
+
+
+def export(
+    run: Path,
+    form: Format,
+    out: Path | None = None,
+    parts: Sequence[PartName] = (),
+    announce: Callable[[str], None] = print,
+) -> Path:
+    """Write the networks of a run's newest checkpoint, or of one checkpoint directory; returns the directory.
+
+    The weights are the moving average where the run kept one. An earlier export at the same place is replaced.
+
+    Args:
+        run: directory of a run, or of one checkpoint.
+        form: `safetensors` (plain weights), `onnx` or `torch-export` (whole programs, for any number of images).
+        out: directory to write; None is `export-FORM` in that of the run.
+        parts: what to export; nothing named is all that the model has.
+        announce: takes a line for each part, whose conversion takes seconds.
+
+    Raises:
+        ConfigError: an unknown format or part, a part that the model has not, or a directory that holds other files
+            or cannot be written to.
+        CheckpointError: there is no run or checkpoint at the path, or it is damaged.
+        UserError: a package that the format needs is missing.
+    """
+    if form not in get_args(Format):
+        raise ConfigError(f"format {form!r} is not one of {', '.join(get_args(Format))}")
+    if unknown := [part for part in parts if part not in get_args(PartName)]:
+        raise ConfigError(f"part {unknown[0]!r} is not one of {', '.join(get_args(PartName))}")
+    if form == "onnx":
+        _find_onnx()
+    checkpoint, config = read_checkpoint(run, announce)
+    home = run.resolve().parent.parent if is_checkpoint(run) else run.resolve()  # RUN/checkpoints/step_00001500
+    out = Path(os.path.abspath(out or home / f"export-{form}"))
+    _refuse_what_is_no_export(out)
+    model = model_of(checkpoint, config)
+    if "encoder" in parts and not model.objective.encodes:
+        raise ConfigError(f"a model of preset {config.preset} has no encoder; use --parts decoder")
+    wanted = _parts_of(model, form, parts)
+    try:
+        with whole_directory(out) as directory:
+            # Where the run was is nobody else's business: trained again, it goes where runs go.
+            files = {CONFIG: replace(config, run_dir=None).to_json().encode()}
+            for place, one in enumerate(wanted):
+                announce(f"{one.part.file} ({place + 1} of {len(wanted)})")
+                files[one.part.file] = _WRITERS[form](one, _facts(model, checkpoint))
+            text = card(model, checkpoint, home, form, [one.part for one in wanted], files, announce)
+            for name, content in {**files, CARD: text.encode()}.items():
+                (directory / name).write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from None
+    return out
+
+
+def _refuse_what_is_no_export(out: Path) -> None:
+    """Raise ConfigError if there is anything at the place that an earlier export did not write."""
+    ours = {CARD, CONFIG, *(f"{part}.{suffix}" for part in get_args(PartName) for suffix in SUFFIXES.values())}
+    try:
+        found = {file.name for file in out.iterdir()}
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror}; choose another --out") from None
+    others = found - ours or (found if CARD not in found else set())
+    if others:
+        raise ConfigError(f"{out} holds {min(others)}, which is no export; choose another --out")
+
+
+def _parts_of(model: GenerativeModel, form: Format, wanted: Sequence[PartName]) -> list[_Exported]:
+    objective, shape, latents = model.objective, model.image_shape, (model.objective.latent_dim,)
+    images = "intensities in 0..1; divide uint8 by 255"
+    drawn = "of the prior: standard normal" if objective.generates else "as the encoder gives them"
+    inputs = [Port("latents", "float32", latents, drawn)]
+    if objective.conditional:
+        inputs.append(Port("labels", "int64", (), f"0 to {model.classes - 1}: {', '.join(model.class_names)}"))
+    name = "generator" if "generator" in objective.networks else "decoder"
+    decoder = Part("decoder", f"decoder.{SUFFIXES[form]}", name, inputs, [Port("images", "float32", shape, "in 0..1")])
+    found = [_Exported(decoder, _Decode(_alone(objective, name)), objective.networks[name])]
+    if objective.encodes:
+        code = [
+            Port("mean", "float32", latents, "mean of the posterior"),
+            Port("logvar", "float32", latents, "logarithm of its variance: sigma = exp(logvar / 2)"),
+        ]
+        if not objective.generates:
+            code = [Port("latents", "float32", latents, "what decodes to the image")]
+        taken = [Port("images", "float32", shape, images)]
+        encoder = Part("encoder", f"encoder.{SUFFIXES[form]}", "encoder", taken, code)
+        found.append(_Exported(encoder, _Encode(_alone(objective, "encoder")), objective.networks["encoder"]))
+    return [one for one in found if not wanted or one.part.name in wanted]
+
+
+def _alone(objective: Objective, network: str) -> Objective:
+    """A copy with one of its networks, for inference: what a program holds, it carries along, used or not."""
+    alone = copy.deepcopy(objective).eval().requires_grad_(False)
+    for name in set(alone.networks) - {network}:
+        del alone.networks[name]
+    return alone
+
+
+def _facts(model: GenerativeModel, checkpoint: Checkpoint) -> dict[str, str]:
+    """What every file says of itself."""
+    return {
+        "preset": model.config.preset,
+        "checkpoint_step": str(checkpoint.step),
+        "weights": "moving average" if "averaged" in checkpoint.tensors else "as trained",
+        "data": model.config.data,
+        "data_digest": checkpoint.facts["data_digest"],
+        "image_shape": json.dumps(model.image_shape),
+        "class_names": json.dumps(model.class_names),
+    }
+
+
+def _safetensors(one: _Exported, facts: dict[str, str]) -> bytes:
+    weights = {name: tensor.contiguous() for name, tensor in one.network.state_dict().items()}
+    return safetensors.torch.save(weights, {"format": "pt", **facts})
+
+
+def _torch_export(one: _Exported, facts: dict[str, str]) -> bytes:
+    file = io.BytesIO()
+    torch.export.save(_program(one), file, extra_files={"facts.json": json.dumps(facts)})
+    return file.getvalue()
+
+
+def _onnx(one: _Exported, facts: dict[str, str]) -> bytes:
+    named = torch.onnx.export(
+        _program(one),
+        dynamo=True,
+        input_names=[port.name for port in one.part.inputs],
+        output_names=[port.name for port in one.part.outputs],
+        # Once is enough: all inputs are of one batch, and a second name would be warned of.
+        dynamic_shapes={port.name: {} if place else {0: "N"} for place, port in enumerate(one.part.inputs)},
+        verbose=False,
+    )
+    assert named is not None
+    proto = named.model_proto
+    for key, value in facts.items():
+        proto.metadata_props.add(key=key, value=value)
+    serialized: bytes = proto.SerializeToString()
+    return serialized
+
+
+_WRITERS: dict[Format, Callable[[_Exported, dict[str, str]], bytes]] = {
+    "safetensors": _safetensors,
+    "onnx": _onnx,
+    "torch-export": _torch_export,
+}
+
+
+def _program(one: _Exported) -> torch.export.ExportedProgram:
+    """The graph of a part, of torch's own operators: layers that have a faster way in eager code are plain there."""
+    rows = torch.export.Dim("N", min=1)
+    # Of two rows: one row would count as the only number that there can be.
+    examples = tuple(
+        torch.zeros(2, *port.shape, dtype=torch.int64 if port.dtype == "int64" else torch.float32)
+        for port in one.part.inputs
+    )
+    shapes = {port.name: {0: rows} for port in one.part.inputs}
+    program = torch.export.export(one.function, examples, dynamic_shapes=shapes)
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)  # the paths of whoever exports are nobody else's business
+    return program
+
+
+def _find_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"format onnx needs the package {error.name}; run `pip install onnx onnxscript`, the extra `export`"
+        ) from None

@@ -1,0 +1,196 @@
+"""The model card of an export: what its files are, how they were trained, how to load them in a few lines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gen_dist.checkpoint import Checkpoint
+from gen_dist.model import GenerativeModel
+
+
+class Port(NamedTuple):
+    """An input or output of an exported network."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    """Of one image or latent; the batch comes before it, any number from 1."""
+    meaning: str
+
+    def __str__(self) -> str:
+        return f"`{self.name}` {self.dtype} [{', '.join(map(str, ('N', *self.shape)))}], {self.meaning}"
+
+
+class Part(NamedTuple):
+    """A network that is exported."""
+
+    name: str
+    """`decoder` or `encoder`."""
+    file: str
+    network: str
+    """Its name in the objective: the decoder of a GAN is its generator."""
+    inputs: Sequence[Port]
+    outputs: Sequence[Port]
+
+
+def card(
+    model: GenerativeModel,
+    checkpoint: Checkpoint,
+    run: Path,
+    form: str,
+    parts: Sequence[Part],
+    files: Mapping[str, bytes],
+    announce: Callable[[str], None],
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        model: what is exported.
+        checkpoint: which it is from.
+        run: directory of the run, for its metrics and its command.
+        form: the format of the files.
+        parts: what is exported.
+        files: content of each file beside the card, by its name.
+        announce: takes a line about records of the run that cannot be used.
+    """
+    config, step = model.config, checkpoint.step
+    images_seen = step * config.global_batch_size
+    ema = config.optimization.ema_decay
+    weights = f"the moving average of the weights, decay {ema:g}" if "averaged" in checkpoint.tensors else "as trained"
+    trained = {
+        "run": f"`{run.name}`, step {step:,} of {config.steps:,}",
+        "preset": f"`{config.preset}`: objective {config.objective.kind}, network {config.network.kind}",
+        "data": f"`{config.data}`, digest {checkpoint.facts['data_digest']}",
+        "images": f"{' x '.join(map(str, model.image_shape))} (channels, height, width), {images_seen:,} seen",
+        "classes": ", ".join(model.class_names) if model.classes > 1 else None,
+        "training": f"{checkpoint.facts['training_seconds']:.1f} s",
+        "weights": weights,
+        "command": _command(_read(run / "environment.json", announce)),
+        "again": "`python launch/train.py --config config.json` of gen_dist",
+    }
+    what = " and ".join(part.network for part in parts)
+    sections = [
+        f"# {config.preset}, step {step:,}: {what} ({form})",
+        "In eval mode: batch normalization uses the statistics of the training. N is the number of images, from 1 on.",
+        "\n".join(_lines_of(part) for part in parts),
+        "## Loading",
+        f"```python\n{_code(model, form, parts)}\n```",
+        "## Training",
+        _table(("", ""), [(name, value) for name, value in trained.items() if value]),
+        "## Metrics",
+        _metrics(run, step, announce),
+        "## Files",
+        _table(
+            ("file", "bytes", "SHA-256"),
+            [(name, f"{len(data):,}", hashlib.sha256(data).hexdigest()) for name, data in sorted(files.items())],
+        ),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _lines_of(part: Part) -> str:
+    lines = [f"- **`{part.file}`**, the {part.network}"]
+    lines += [f"  - takes {port}" for port in part.inputs]
+    lines += [f"  - gives {port}" for port in part.outputs]
+    return "\n".join(lines)
+
+
+def _code(model: GenerativeModel, form: str, parts: Sequence[Part]) -> str:
+    """Python that loads the files of the directory that it runs in, and uses them once."""
+    array = "np" if form == "onnx" else "torch"
+    lines = [*_opening(model, form), *(_load(part, form) for part in parts)]
+    for part in reversed(parts):  # the encoder first: of an autoencoder it gives the decoder's latents
+        for port in part.inputs:
+            sides = ", ".join(map(str, port.shape))
+            if port.name == "images":
+                zeros = f"np.zeros((64, {sides}), np.float32)" if array == "np" else f"torch.zeros(64, {sides})"
+                lines.append(f"images = {zeros}  # in 0..1")
+            elif port.name == "labels":
+                lines.append(f"labels = {array}.arange(64) % {model.classes}")
+            elif model.objective.generates or len(parts) == 1:
+                normal = (
+                    f"np.random.randn(64, {sides}).astype(np.float32)" if array == "np" else f"torch.randn(64, {sides})"
+                )
+                lines.append(f"latents = {normal}")
+        lines.append(_call(part, form))
+    return "\n".join(lines)
+
+
+def _opening(model: GenerativeModel, form: str) -> list[str]:
+    match form:
+        case "onnx":
+            return ["import numpy as np", "import onnxruntime", ""]
+        case "torch-export":
+            return ["import torch", ""]
+    return [
+        *("from pathlib import Path", "", "import torch", "from safetensors.torch import load_file", ""),
+        *("from gen_dist.config import TrainConfig", "from gen_dist.objectives import build_objective", ""),
+        'config = TrainConfig.from_json(Path("config.json").read_text(), "config.json")',
+        f"model = build_objective(config, {model.image_shape}, {model.classes}).eval().requires_grad_(False)",
+    ]
+
+
+def _load(part: Part, form: str) -> str:
+    match form:
+        case "onnx":
+            return f'{part.name} = onnxruntime.InferenceSession("{part.file}")'
+        case "torch-export":
+            return f'{part.name} = torch.export.load("{part.file}").module()'
+    return f'model.networks["{part.network}"].load_state_dict(load_file("{part.file}"))'
+
+
+def _call(part: Part, form: str) -> str:
+    inputs, outputs = [port.name for port in part.inputs], [port.name for port in part.outputs]
+    given = ", ".join(outputs)
+    match form:
+        case "onnx":  # gives a list, whatever its length
+            fed = ", ".join(f'"{name}": {name}' for name in inputs)
+            return f"{given}{',' * (len(outputs) == 1)} = {part.name}.run(None, {{{fed}}})"
+        case "torch-export":
+            return f"{given} = {part.name}({', '.join(inputs)})"
+    if part.name == "encoder":  # gives two, the second None where there is none, and takes 0..255
+        return f"{given}{', _' * (len(outputs) == 1)} = model.encode(images * 255)"
+    return f"{given} = model.pixels(model.decode({', '.join(inputs)}))"
+
+
+def _command(environment: Mapping[str, Any]) -> str | None:
+    """The command of ours that the run was last started by; others, as those of Ray's workers, tell nothing."""
+    program, *options = environment.get("command") or [""]
+    path = Path(program)
+    return f"`{shlex.join(['python', f'launch/{path.name}', *options])}`" if path.parent.name == "launch" else None
+
+
+def _metrics(run: Path, step: int, announce: Callable[[str], None]) -> str:
+    """Of this very step: what an evaluation found, else what the run itself did."""
+    evaluation, summary = _read(run / "evaluation.json", announce), _read(run / "summary.json", announce)
+    if evaluation.get("checkpoint_step") == step:
+        source, found = f"evaluation of the {evaluation.get('split', 'test')} split", evaluation.get("metrics", {})
+    elif summary.get("steps") == step:
+        source, found = "the end of the run", summary.get("final", {})
+        found = {name: value for name, value in found.items() if name.startswith(("test/", "samples/"))}
+    else:
+        return "None are recorded of this step."
+    numbers = [(name, f"{value:.6g}") for name, value in found.items() if isinstance(value, int | float)]
+    return f"From {source}.\n\n{_table(('metric', 'value'), numbers)}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _read(file: Path, announce: Callable[[str], None]) -> dict[str, Any]:
+    """A JSON object of the run's; an empty one where it has no such file, or none that can be read."""
+    try:
+        found = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        announce(f"{file} cannot be read ({error}); the card goes without it")
+        return {}
+    return found if isinstance(found, dict) else {}
