@@ -158,7 +158,7 @@ def test_a_run_whose_workers_are_killed_ten_times_equals_the_undisturbed_one_bit
         try:
             for _ in range(10):
                 before = _newest_step(run)
-                deadline = time.monotonic() + 60
+                deadline = time.monotonic() + 120  # a start of Ray takes a minute on a busy machine
                 while _newest_step(run) <= before or len(_worker_ids(driver)) < 2:
                     assert time.monotonic() < deadline and driver.poll() is None, (tmp_path / "log").read_text()
                     time.sleep(0.02)
