@@ -1,0 +1,73 @@
+"""The InceptionV3 in whose features FID and KID are defined: torch-fidelity's, with the weights that all use."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gen_dist.errors import UserError
+
+SHA256_PREFIX = "6726825d"
+"""Of the weights of 2015-12-05, as their file name says."""
+
+
+class Inception(nn.Module):
+    """InceptionV3 up to its last pooling: images uint8 [B, 1 or 3, H, W] to features float32 [B, 2048]."""
+
+    def __init__(self, extractor: nn.Module) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Grey images are shown in three equal channels; any size is resized as in the TensorFlow of the paper."""
+        if images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        features: Tensor = self.extractor(images)[0]
+        return features
+
+
+def load_inception(weights: Path | None) -> tuple[Inception, str]:
+    """The network, and the SHA-256 of its weights.
+
+    Args:
+        weights: their file. None looks where torch keeps downloads, and downloads them to there.
+
+    Raises:
+        UserError: torch-fidelity is not installed, or the weights are missing, cannot be downloaded, or are others.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+    except ImportError:
+        raise UserError(
+            "features inception needs the torch-fidelity package: pip install 'gen_dist[inception]', or use "
+            "--features digits"
+        ) from None
+    file = weights or Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
+    if weights is None and not file.exists():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), SHA256_PREFIX)
+        except (OSError, RuntimeError) as error:  # RuntimeError is another digest than the file's name says
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"the weights of InceptionV3 are not in {file} and cannot be downloaded ({reason}); fetch "
+                f"{URL_INCEPTION_V3} elsewhere and name it by --inception-weights, or use --features digits"
+            ) from None
+    try:
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"the weights of InceptionV3 cannot be read from {file}: {error.strerror}; they are at {URL_INCEPTION_V3}"
+        ) from None
+    # torch-fidelity unpickles the file: nothing but the known one may come that far. And other weights are another FID.
+    if not digest.startswith(SHA256_PREFIX):
+        raise UserError(
+            f"{file} has the SHA-256 {digest[:8]}..., not {SHA256_PREFIX}...: these are not the weights of "
+            f"{URL_INCEPTION_V3}"
+        )
+    extractor = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(file))
+    return Inception(extractor).eval(), digest
