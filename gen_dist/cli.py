@@ -1,4 +1,4 @@
-"""Command lines: `launch/train.py PRESET ...` and `gen-dist sample | export | presets | replay`."""
+"""Command lines: `launch/train.py PRESET ...` and `gen-dist sample | evaluate | export | presets | replay`."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _exit_code_of(command: Callable[[], None]) -> int:
 
 def main() -> None:
     """Entry point of `gen-dist`."""
-    run_command(lambda: run_subcommand([sample, export, presets, replay], sys.argv[1:], "gen-dist"))
+    run_command(lambda: run_subcommand([sample, evaluate, export, presets, replay], sys.argv[1:], "gen-dist"))
 
 
 def run_subcommand(functions: Sequence[Callable[..., None]], words: Sequence[str], prog: str) -> None:
@@ -241,6 +241,49 @@ def export(
     from gen_dist.export import export as write_export
 
     print(write_export(run, format, out, parts, lambda line: print(line, file=sys.stderr)))
+
+
+def evaluate(
+    run: tyro.conf.Positional[Path],
+    /,
+    metrics: tuple[str, ...] = (),
+    samples: int = 10_000,
+    nll_samples: int = 5000,
+    nll_images: int | None = None,
+    data_root: str | None = None,
+    features: Literal["digits", "inception"] | None = None,
+    inception_weights: Path | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> None:
+    """Measure a trained model against the test split, into evaluation.json of its run directory.
+
+    Args:
+        run: Run directory; its newest whole checkpoint is evaluated.
+        metrics: What to measure, such as fid kid nll. All that the model has if none is named.
+        samples: Images to draw, and walks through the latent space.
+        nll_samples: Importance samples of one image.
+        nll_images: Test images that nll is measured on, spread over the split. All of them if not given.
+        data_root: Directory with the torchvision data sets, if it has moved since the run.
+        features: Network whose features are compared; digits for 28 x 28 grey images if not given.
+        inception_weights: File of InceptionV3's weights; downloaded if not given.
+        device: Where to compute.
+    """
+    from gen_dist import evaluation
+
+    found = evaluation.evaluate(
+        run,
+        metrics or None,
+        samples=samples,
+        nll_samples=nll_samples,
+        nll_images=nll_images,
+        data_root=data_root,
+        device=device,
+        features=features,
+        inception_weights=inception_weights,
+        announce=lambda line: print(line, file=sys.stderr),
+    )
+    if os.environ.get("RANK", "0") == "0":
+        print(*found.lines(), sep="\n")
 
 
 def presets() -> None:

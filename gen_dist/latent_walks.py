@@ -58,17 +58,24 @@ def great_circles(starts: NDArray[np.floating], ends: NDArray[np.floating], colu
         float32 [rows * columns, D], walk by walk. The walk is straight where start and end lie on one line with the
         origin: no great circle is the shortest one there.
     """
+    parts = np.broadcast_to(np.linspace(0.0, 1.0, columns), (len(starts), columns))
+    return on_great_circles(starts, ends, parts)
+
+
+def on_great_circles(
+    starts: NDArray[np.floating], ends: NDArray[np.floating], parts: NDArray[np.floating]
+) -> NDArray[np.float32]:
+    """Latents of the walks of `great_circles` at parts [rows, columns] of the way: float32 [rows * columns, D]."""
     starts, ends = starts.astype(np.float64), ends.astype(np.float64)
     norms = np.linalg.norm(starts, axis=1) * np.linalg.norm(ends, axis=1)
     cosines = (starts * ends).sum(axis=1) / np.where(norms > 0, norms, 1.0)
     angles = np.arccos(np.clip(cosines, -1.0, 1.0))[:, None]
-    part = np.linspace(0.0, 1.0, columns)[None, :]
     on_a_line = (np.sin(angles) < 1e-6) | (norms[:, None] == 0)
     sines = np.where(on_a_line, 1.0, np.sin(angles))
-    of_start = np.where(on_a_line, 1.0 - part, np.sin((1.0 - part) * angles) / sines)
-    of_end = np.where(on_a_line, part, np.sin(part * angles) / sines)
+    of_start = np.where(on_a_line, 1.0 - parts, np.sin((1.0 - parts) * angles) / sines)
+    of_end = np.where(on_a_line, parts, np.sin(parts * angles) / sines)
     walks = of_start[:, :, None] * starts[:, None, :] + of_end[:, :, None] * ends[:, None, :]
-    return walks.reshape(len(starts) * columns, -1).astype(np.float32)
+    return walks.reshape(parts.size, -1).astype(np.float32)
 
 
 def principal_directions(

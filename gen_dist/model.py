@@ -49,8 +49,13 @@ class GenerativeModel:
         """Where the weights are, and so where inputs are moved to."""
         return next(self.objective.parameters()).device
 
-    def prior_latents(self, count: int, seed: int = 0) -> Tensor:
-        """Standard normal latents float32 [count, D]; the first rows are the same whatever the count and the device.
+    def prior_latents(self, count: int, seed: int = 0, first_row: int = 0) -> Tensor:
+        """Standard normal latents float32 [count, D], a row the same whatever the count and the device.
+
+        Args:
+            count: number of latents.
+            seed: key of the latents.
+            first_row: number of the first of them among all that the seed has.
 
         Raises:
             UserError: the seed is not in 0 .. 2^63 - 1.
@@ -58,7 +63,7 @@ class GenerativeModel:
         if not 0 <= seed < 2**63:
             raise UserError(f"seed {seed} is not in 0 .. 2^63 - 1")
         # Drawn on the CPU, whatever the device: others draw other numbers. The copy is the caller's to write to.
-        latents = normal(torch.tensor([seed, 0]), Stream.PRIOR, 0, count, self.objective.latent_dim).clone()
+        latents = normal(torch.tensor([seed, 0]), Stream.PRIOR, first_row, count, self.objective.latent_dim).clone()
         return latents.to(self.device)
 
     @property
@@ -180,7 +185,7 @@ def is_checkpoint(path: Path) -> bool:
     return (path / "state.json").exists() or (path / checkpoints.SUMS).exists()
 
 
-def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str = "cpu") -> GenerativeModel:
+def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.device = "cpu") -> GenerativeModel:
     """The model of a checkpoint; its weights are the moving average where the run kept one."""
     channels, height, width = checkpoint.facts["image_shape"]
     class_names = checkpoint.facts["class_names"]

@@ -224,6 +224,20 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
+def rows_of_all(rows: Tensor, processes: Processes) -> Tensor:
+    """The rows [n, ...] of all processes, in the order of their ranks; each may have another number, or none."""
+    if processes.world_size == 1:
+        return rows
+    counts = torch.zeros(processes.world_size, dtype=torch.int64, device=rows.device)
+    counts[processes.rank] = len(rows)
+    numbers = sum_over_processes(counts).tolist()
+    padded = rows.new_zeros((max(numbers), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in numbers]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)])
+
+
 def differentiable_sum(values: Tensor) -> Tensor:
     """Elementwise sum over all processes, through which gradients go to the values of every process.
 

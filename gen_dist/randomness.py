@@ -50,3 +50,5 @@ class Stream(IntEnum):
     """Noise on training images in the generator's turn."""
     GENERATOR_FAKE_NOISE = 19
     """Noise on generated images in the generator's turn."""
+    WALKS = 20
+    """Ends of walks through the prior, and where on them the smoothness of the latent space is measured."""

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from gen_dist.data import Dataset, Split
+from gen_dist.metrics import pair_distance_sum, pixel_points
 from gen_dist.model import GenerativeModel
 
 SAMPLES = 500
@@ -24,8 +24,6 @@ SAMPLES_PER_CLASS = 20
 REFERENCE_IMAGES = 5000
 TEST_IMAGES = 1000
 NEIGHBOURS = 5
-LARGEST_SIDE = 32
-"""Larger images are reduced to this side, where classes and collapse still show, so that a check stays quick."""
 FOUND_SHARE = 1 / 4
 
 
@@ -61,7 +59,7 @@ class SampleChecks:
         if not self._model.objective.generates:
             return {}
         labels = self._labels()
-        samples = _features(self._model.sample(self._count, labels))
+        samples = pixel_points(self._model.sample(self._count, labels))
         diversity = _mean_distance(samples)
         real_diversity = self._real_diversity
         checks: dict[str, float | list[float]] = {"samples/diversity": diversity}
@@ -90,7 +88,7 @@ class SampleChecks:
         """Features [N, P] and labels [N] of training images, on the model's device."""
         images, labels = _some_of(self._dataset.train, REFERENCE_IMAGES)
         device = self._model.device
-        return _features(torch.from_numpy(images).to(device)), torch.from_numpy(labels).to(device)
+        return pixel_points(torch.from_numpy(images).to(device)), torch.from_numpy(labels).to(device)
 
     @functools.cached_property
     def _real_diversity(self) -> float:
@@ -102,7 +100,7 @@ class SampleChecks:
 
     def _test_features(self, count: int) -> Tensor:
         images, _ = _some_of(self._dataset.test, count)
-        return _features(torch.from_numpy(images).to(self._model.device))
+        return pixel_points(torch.from_numpy(images).to(self._model.device))
 
     def _shares(self, found: Tensor) -> NDArray[np.float64]:
         """Share of each class among these: [classes]."""
@@ -136,25 +134,7 @@ def _some_of(split: Split, count: int) -> tuple[NDArray[np.uint8], NDArray[np.in
     return split.images[places], split.labels[places]
 
 
-def _features(images: Tensor) -> Tensor:
-    """Images uint8 [N, C, H, W] as points float32 [N, P] in which a distance is that of mean squared intensities."""
-    intensities = images.to(torch.float32) / 255.0
-    height, width = images.shape[2:]
-    if max(height, width) > LARGEST_SIDE:
-        sides = (min(height, LARGEST_SIDE), min(width, LARGEST_SIDE))
-        intensities = functional.adaptive_avg_pool2d(intensities, sides)
-    points = intensities.flatten(1)
-    return points / points.shape[1] ** 0.5
-
-
 def _mean_distance(points: Tensor) -> float:
     """Mean distance of two different ones of the points [N, P]; 0 for a single one."""
     count = len(points)
-    if count < 2:
-        return 0.0
-    # Around their mean, so that points that are nearly the same do not lose their difference in rounding.
-    points = (points - points.mean(dim=0)).double()
-    squares = points.square().sum(dim=1)
-    distances = (squares[:, None] + squares[None, :] - 2.0 * points @ points.T).clamp(min=0.0).sqrt()
-    distances.fill_diagonal_(0.0)
-    return float(distances.sum()) / (count * (count - 1))
+    return float(pair_distance_sum(points, 0, count)) / (count * (count - 1)) if count > 1 else 0.0

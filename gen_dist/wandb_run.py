@@ -103,6 +103,15 @@ class WandbRun:
         except Exception as error:  # see above
             self._give_up("failed", error)
 
+    def summarize(self, values: Mapping[str, float | Sequence[float]]) -> None:
+        """Put values into the run's summary, which its table of runs shows, beside the last ones of its curves."""
+        if self._run is None:
+            return
+        try:
+            self._run.summary.update(values)
+        except Exception as error:  # see above
+            self._give_up("failed", error)
+
     def finish(self, exit_code: int) -> None:
         """End the run on wandb, where an `exit_code` other than 0 marks it as failed."""
         if self._run is None:

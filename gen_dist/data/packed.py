@@ -70,7 +70,7 @@ def open_packed(source: Source, packing: DataConfig, announce: Callable[[str], N
     Raises:
         DataError: the source cannot be packed, or the cache directory cannot be written.
     """
-    cache = _cache_dir(packing)
+    cache = cache_directory(packing)
     directory = _find(source, packing, cache)
     if directory is not None and directory.is_dir():
         # Without the lock, so that a finished cache can be shared read-only. Whatever looks wrong is looked at again
@@ -102,7 +102,12 @@ def open_packed(source: Source, packing: DataConfig, announce: Callable[[str], N
     return dataset
 
 
-def _cache_dir(packing: DataConfig) -> Path:
+def cache_directory(packing: DataConfig) -> Path:
+    """Where packed data, and what is computed from them once, are kept.
+
+    Raises:
+        DataError: it is in a home directory that does not exist.
+    """
     chosen = packing.cache_dir or os.environ.get("GEN_DIST_CACHE") or "~/.cache/gen_dist"
     return expand_home(chosen)
 

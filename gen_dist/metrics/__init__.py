@@ -3,7 +3,7 @@
 Sums over pairs and rows come in parts, for the rows of one process, so that many processes add theirs up exactly.
 """
 
-from gen_dist.metrics.appearance import laplacian_variances, pair_distance_sum
+from gen_dist.metrics.appearance import laplacian_variances, pair_distance_sum, pixel_points
 from gen_dist.metrics.frechet import Moments, frechet_distance, moments
 from gen_dist.metrics.kernel import kernel_sum, self_kernel_sum, squared_mmd
 from gen_dist.metrics.latents import active_units, bits_per_dimension
@@ -22,6 +22,7 @@ __all__ = [
     "moments",
     "neighbour_radii",
     "pair_distance_sum",
+    "pixel_points",
     "self_kernel_sum",
     "squared_mmd",
 ]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 ROWS_PER_CHUNK = 500
+LARGEST_SIDE = 32
+"""Larger images are reduced to this side, where classes and collapse still show, before their pixels are compared."""
 
 
 def laplacian_variances(images: Tensor) -> Tensor:
@@ -19,6 +22,20 @@ def laplacian_variances(images: Tensor) -> Tensor:
     middle = grey[:, 1:-1, 1:-1]
     around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
     return (around - 4.0 * middle).flatten(1).var(dim=1, unbiased=False)
+
+
+def pixel_points(images: Tensor) -> Tensor:
+    """Images uint8 [N, C, H, W] as points float32 [N, P], whose distances are roots of mean squared differences.
+
+    Intensities are in 0..1, and so are distances.
+    """
+    intensities = images.to(torch.float32) / 255.0
+    height, width = images.shape[2:]
+    if max(height, width) > LARGEST_SIDE:
+        sides = (min(height, LARGEST_SIDE), min(width, LARGEST_SIDE))
+        intensities = functional.adaptive_avg_pool2d(intensities, sides)
+    points = intensities.flatten(1)
+    return points / points.shape[1] ** 0.5
 
 
 def pair_distance_sum(points: Tensor, first: int, last: int) -> Tensor:

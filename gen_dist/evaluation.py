@@ -1,0 +1,615 @@
+"""One evaluator for VAEs and GANs: what a trained run has of likelihoods, samples and latent space, in evaluation.json.
+
+Sets of images are cut into blocks of 250 rows, and each process takes whole blocks: so a row goes through every network
+in the same company whatever the number of processes, and figures agree to the rounding of a sum. Pairs of features are
+shared by rows. The reference of all that compares samples with data is the test split.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from tqdm import tqdm
+
+from gen_dist import metrics as measures
+from gen_dist import parallel
+from gen_dist.atomic_files import write_atomically
+from gen_dist.config import TrainConfig
+from gen_dist.data import Dataset, cache_directory, image_indices, open_dataset
+from gen_dist.environment import environment
+from gen_dist.errors import CheckpointError, ConfigError, UserError
+from gen_dist.features import FeatureName, FeatureNetwork, feature_network, fits_digits
+from gen_dist.latent_walks import on_great_circles
+from gen_dist.marginal_likelihood import is_binarized, negative_log_likelihoods
+from gen_dist.model import GenerativeModel, is_checkpoint, model_of, read_checkpoint
+from gen_dist.objectives import Batch
+from gen_dist.objectives.base import unit_interval
+from gen_dist.objectives.vae import Vae
+from gen_dist.parallel import Processes
+from gen_dist.randomness import Stream
+from gen_dist.run_directory import wandb_id_of
+from gen_dist.trainer import evaluating
+from gen_dist.wandb_run import WandbRun, wandb_mode
+from kernels import normal
+
+EVALUATION_FILE = "evaluation.json"
+FORMAT = 1
+ROWS_PER_BLOCK = 250
+LEAST_SAMPLES = 10
+LEAST_ACCURACY = 0.9
+"""Share of the test images whose digit the network has to tell, or else what it says of samples tells nothing."""
+WALK_STEP = 1e-4
+"""Of the way between two latents (Karras et al. 2019, section 4.1)."""
+_REFERENCE_FORMAT = 1
+
+_POSTERIOR = ("negative_elbo", "reconstruction_error", "active_units")
+_FEATURES = ("fid", "kid", "precision", "recall", "density", "coverage")
+_PIXELS = ("sharpness", "diversity")
+_CLASSES = ("classes", "class_shares", "class_variation", "label_accuracy")
+_WALKS = ("path_length",)
+_LIKELIHOOD = ("nll", "bits_per_dimension")
+METRICS = (*_FEATURES, *_PIXELS, *_CLASSES, *_WALKS, *_POSTERIOR, *_LIKELIHOOD)
+"""All metrics, by the names that they are asked for; those of samples and of nll have counts behind their names."""
+
+Value = float | int | list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found of one checkpoint: the content of evaluation.json."""
+
+    checkpoint_step: int
+    preset: str
+    data: str
+    data_digest: str
+    split: str
+    """The split that likelihoods are of, and that samples are compared with."""
+    features: dict[str, Any] | None
+    """`name` and `digest` of the network, and `accuracy` on the split where it tells digits. None without features."""
+    pixels: dict[str, str]
+    """By metric, what pixels a likelihood is of: `binarized`, or `real-valued`. The two do not compare."""
+    metrics: dict[str, Value]
+    unavailable: dict[str, str]
+    """Metrics that were asked for and that the model or the data have not, and why."""
+    seconds: dict[str, float]
+    """By stage."""
+    environment: dict[str, Any]
+
+    def to_json(self) -> str:
+        """As JSON text."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
+
+    def lines(self) -> list[str]:
+        """A table for the terminal, and what there is not."""
+        width = max(map(len, (*self.metrics, *self.unavailable)), default=0)
+        values = {name: _readable(value) for name, value in self.metrics.items()}
+        return [
+            f"{self.preset} at step {self.checkpoint_step}, against the {self.split} split of {self.data}",
+            *(f"  {name:{width}}  {value}" for name, value in values.items()),
+            *(f"  {name:{width}}  none: {reason}" for name, reason in self.unavailable.items()),
+        ]
+
+
+def evaluate(
+    run: Path,
+    metrics: Sequence[str] | None = None,
+    *,
+    samples: int = 10_000,
+    nll_samples: int = 5000,
+    nll_images: int | None = None,
+    data_root: str | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    features: FeatureName | None = None,
+    inception_weights: Path | None = None,
+    announce: Callable[[str], None] = print,
+) -> Evaluation:
+    """Evaluate the newest whole checkpoint of a run and write evaluation.json beside it. Call it in every process.
+
+    An evaluation of the same checkpoint, data and features is added to; others are replaced.
+
+    Args:
+        run: run directory.
+        metrics: names from METRICS; None is all of them.
+        samples: images drawn from the model, and walks through its latent space.
+        nll_samples: importance samples of one image.
+        nll_images: test images that nll is measured on, spread over the split. None is all.
+        data_root: directory with torchvision's data sets, where that has moved since the run.
+        device: where to compute.
+        features: network whose features are compared. None is `digits` for 28 x 28 grey images, else none.
+        inception_weights: file of InceptionV3's weights; None downloads them where they are missing.
+        announce: gets a line for what takes long, in the main process.
+
+    Raises:
+        UserError: no run or no checkpoint, other data than it was trained on, or options that cannot be.
+    """
+    asked = list(METRICS if metrics is None else metrics)
+    _check_options(run, asked, samples, nll_samples, nll_images)
+    checkpoint, config = read_checkpoint(run, announce)
+    processes = parallel.start_processes(dataclasses.replace(config, device=device))
+    say = announce if processes.is_main else _silent
+    dataset = open_dataset(config.data, data_root or config.data_root, config.packing, say)
+    if dataset.digest != checkpoint.facts["data_digest"]:
+        raise UserError(
+            f"the data of {config.data} are not those that {run} was trained on (another digest); put the old data "
+            "back, or name their directory by --data-root"
+        )
+    model = model_of(checkpoint, config, processes.device)
+    needs_features = bool({*asked} & {*_FEATURES, *_CLASSES, *_WALKS}) and model.objective.generates
+    chosen = features or ("digits" if fits_digits(dataset.image_shape) else None)
+    if features == "digits" and not fits_digits(dataset.image_shape):
+        raise UserError(
+            f"features digits are of 1 x 28 x 28 images, not of {_sides(dataset)}; use --features inception"
+        )
+    network = feature_network(chosen, processes.device, inception_weights) if needs_features and chosen else None
+    with evaluating(model.objective):
+        found = _Evaluator(model, dataset, processes, network, asked, samples, nll_samples, nll_images)
+        found.measure()
+    before = parallel.from_main(read_evaluation(run) if processes.is_main else None, processes)
+    evaluation = found.result(checkpoint.step, before)
+    error = None
+    if processes.is_main:
+        try:
+            write_atomically(run / EVALUATION_FILE, evaluation.to_json())
+        except OSError as raised:
+            error = UserError(f"{run / EVALUATION_FILE} cannot be written: {raised.strerror}")
+    parallel.raise_everywhere(error, processes)
+    if processes.is_main:
+        _send_to_wandb(run, config, evaluation, say)
+    return evaluation
+
+
+def read_evaluation(run: Path) -> Evaluation | None:
+    """The evaluation that stands in a run directory; None where there is none.
+
+    Raises:
+        UserError: it is damaged, or of a format that this version does not know.
+    """
+    file = run / EVALUATION_FILE
+    try:
+        content = json.loads(file.read_text())
+        if content.pop("format") != FORMAT:
+            raise UserError(f"{file} is of another format than {FORMAT}, which this version reads; remove it")
+        return Evaluation(**content)
+    except FileNotFoundError:
+        return None
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}; remove it") from None
+
+
+def short_count(count: int) -> str:
+    """A count as names of metrics have it: 10k, 2500."""
+    return f"{count // 1000}k" if count % 1000 == 0 else str(count)
+
+
+class _Reference(NamedTuple):
+    """What is computed once of a data set's test split [N, ...], and kept in the cache."""
+
+    sharpness: Tensor
+    """float64 []."""
+    diversity: Tensor
+    """float64 []."""
+    features: Tensor | None = None
+    """float32 [N, F]."""
+    classes: Tensor | None = None
+    """int64 [N], what the network takes the images for."""
+    radii: Tensor | None = None
+    """float64 [N]."""
+    kernel_sum: Tensor | None = None
+    """float64 []."""
+
+
+class _Evaluator:
+    """The stages of one evaluation. All processes go through them together."""
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        dataset: Dataset,
+        processes: Processes,
+        network: FeatureNetwork | None,
+        asked: list[str],
+        samples: int,
+        nll_samples: int,
+        nll_images: int | None,
+    ) -> None:
+        self._model = model
+        self._dataset = dataset
+        self._processes = processes
+        self._network = network
+        self._asked = asked
+        self._samples = samples
+        self._nll_samples = nll_samples
+        self._rows = _spread(nll_images, len(dataset.test.images))
+        self._rng = torch.tensor([model.config.seed, 0], dtype=torch.int64, device=processes.device)
+        self._accuracy: float | None = None
+        self._values: dict[str, Value] = {}
+        self._seconds: dict[str, float] = {}
+        self._pixels: dict[str, str] = {}
+        self._unavailable = {
+            self._full_name(name): reason for name in asked if (reason := self._why_not(name)) is not None
+        }
+
+    def measure(self) -> None:
+        """Measure what is asked for and available, quick stages first."""
+        if self._wants(*_POSTERIOR):
+            with self._stage("posterior"):
+                self._measure_posterior()
+        if self._wants(*_FEATURES, *_PIXELS, *_CLASSES):
+            self._measure_samples()
+        if self._wants(*_WALKS):
+            with self._stage("walks"):
+                self._measure_walks()
+        if self._wants(*_LIKELIHOOD):
+            with self._stage("likelihood"):
+                self._measure_likelihood()
+
+    def result(self, step: int, before: Evaluation | None) -> Evaluation:
+        """The evaluation, added to one of the same checkpoint, data and features."""
+        values = {name: value for name, value in self._values.items() if self._is_asked(name)}
+        features = None
+        if self._network is not None:
+            features = {"name": self._network.name, "digest": self._network.digest}
+            if self._accuracy is not None:
+                features["accuracy"] = self._accuracy
+        found = Evaluation(
+            checkpoint_step=step,
+            preset=self._model.config.preset,
+            data=self._model.config.data,
+            data_digest=self._dataset.digest,
+            split="test",
+            features=features,
+            pixels=self._pixels,
+            metrics=values,
+            unavailable=self._unavailable,
+            seconds=self._seconds,
+            environment=environment(),
+        )
+        same = before is not None and (before.checkpoint_step, before.data_digest) == (step, self._dataset.digest)
+        if before is None or not same or _differ(before.features, features):
+            return found
+        all_values = before.metrics | values
+        return dataclasses.replace(
+            found,
+            features=features or before.features,
+            pixels=before.pixels | self._pixels,
+            metrics=all_values,
+            unavailable={k: v for k, v in (before.unavailable | self._unavailable).items() if k not in all_values},
+            seconds=before.seconds | self._seconds,
+        )
+
+    def _full_name(self, name: str) -> str:
+        if name in _LIKELIHOOD:
+            return f"{name}_k{self._nll_samples}"
+        if name in (*_FEATURES, *_PIXELS, *_WALKS, "label_accuracy"):
+            return f"{name}_{short_count(self._samples)}"
+        return name
+
+    def _is_asked(self, full_name: str) -> bool:
+        asked = {self._full_name(name) for name in self._asked}
+        return full_name in asked or full_name.removesuffix("_data") in self._asked
+
+    def _wants(self, *names: str) -> bool:
+        return any(name in self._asked and self._full_name(name) not in self._unavailable for name in names)
+
+    def _why_not(self, name: str) -> str | None:
+        """Why the model or the data do not have a metric, as far as that is known before measuring."""
+        objective = self._model.objective
+        kind = self._model.config.objective.kind
+        if name in ("negative_elbo", *_LIKELIHOOD) and not isinstance(objective, Vae):
+            reason = {
+                "autoencoder": "an autoencoder has no prior over its latents, so no likelihood",
+                "vae_gan": "the generator of a VAE-GAN gives images, not a likelihood of pixels",
+            }
+            return reason.get(kind, "a GAN has no likelihood")
+        if name in ("reconstruction_error", "active_units") and not objective.encodes:
+            return "a GAN has no encoder"
+        if name == "active_units" and kind == "autoencoder":
+            return "an autoencoder has codes on no given scale, not a posterior"
+        if name == "bits_per_dimension" and isinstance(objective, Vae) and not is_binarized(objective):
+            return "a Gaussian density of 8-bit pixels is no probability of them"
+        if name in (*_FEATURES, *_PIXELS, *_CLASSES, *_WALKS) and not objective.generates:
+            return "an autoencoder has no prior over its latents to draw samples from"
+        if name in (*_FEATURES, *_WALKS) and self._network is None:
+            return f"images are {_sides(self._dataset)}, the digit network takes 1 x 28 x 28; use --features inception"
+        if name in (*_FEATURES, *_PIXELS) and len(self._dataset.test.images) < LEAST_SAMPLES:
+            return f"the test split has {len(self._dataset.test.images)} images, fewer than {LEAST_SAMPLES}"
+        if name in _WALKS and self._network is not None and self._network.of_intensities is None:
+            return "InceptionV3 takes 8-bit images, in which a small step along a walk changes nothing"
+        if name in _CLASSES and (self._network is None or self._network.name != "digits"):
+            return "classes are told by the digit network, which serves images of 1 x 28 x 28"
+        if name == "label_accuracy" and not self._model.conditional:
+            return "the model is not conditional on classes"
+        return None
+
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[name] = round(time.perf_counter() - started, 3)
+
+    def _of_rows(self, count: int, what: str, compute: Callable[[int, int], tuple[Tensor, ...]]) -> list[Tensor]:
+        """What `compute(first, last)` gives for the rows of each block, [last - first, ...] each, of all `count` rows.
+
+        Each process computes its blocks, and every process gets all rows, on the model's device.
+        """
+        blocks = -(-count // ROWS_PER_BLOCK)
+        mine = range(*self._share(blocks))
+        shown = tqdm(mine, desc=what, unit="block", leave=False, disable=not self._processes.is_main or None)
+        parts = [compute(block * ROWS_PER_BLOCK, min((block + 1) * ROWS_PER_BLOCK, count)) for block in shown] or [
+            tuple(rows[:0] for rows in compute(0, 1))
+        ]  # more processes than blocks: the shapes alone
+        columns = (torch.cat(column) for column in zip(*parts, strict=True))
+        return [parallel.rows_of_all(column, self._processes) for column in columns]
+
+    def _share(self, count: int) -> tuple[int, int]:
+        """First and last but one of this process's share of `count` things."""
+        rank, world_size = self._processes.rank, self._processes.world_size
+        return -(-count * rank // world_size), -(-count * (rank + 1) // world_size)
+
+    def _summed(self, value: Tensor) -> Tensor:
+        return parallel.sum_over_processes(value)
+
+    def _test_batch(self, first: int, last: int) -> Batch:
+        test = self._dataset.test
+        images, labels = (torch.from_numpy(array[first:last]) for array in (test.images, test.labels))
+        device = self._processes.device
+        return Batch(images.to(device), labels.to(device), self._rng, first)
+
+    def _measure_posterior(self) -> None:
+        objective = self._model.objective
+
+        def compute(first: int, last: int) -> tuple[Tensor, ...]:
+            batch = self._test_batch(first, last)
+            means, _ = objective.encode(batch.images)
+            reconstructed = objective.pixels(objective.decode(means)).double()
+            errors = (reconstructed - unit_interval(batch.images)).square().flatten(1).sum(dim=1)
+            if not isinstance(objective, Vae):
+                return means, errors
+            nll, kl = objective.nll_and_kl(
+                objective.targets(batch, Stream.TEST_BINARIZATION), batch, Stream.TEST_LATENTS
+            )
+            return means, errors, (nll + kl).double()
+
+        means, errors, *elbos = self._of_rows(len(self._dataset.test.images), "posterior", compute)
+        self._values["reconstruction_error"] = float(errors.mean())
+        if self._wants("active_units"):
+            self._values["active_units"] = measures.active_units(means)
+        if isinstance(objective, Vae) and self._wants("negative_elbo"):
+            self._values["negative_elbo"] = float(elbos[0].mean())
+            binarized = objective.config.dynamic_binarization
+            self._pixels["negative_elbo"] = "binarized" if binarized else "real-valued"
+
+    def _measure_samples(self) -> None:
+        with self._stage("reference"):
+            reference = self._reference()
+        self._check_classes(reference)
+        with self._stage("samples"):
+            found = self._of_rows(self._samples, "samples", lambda first, last: self._look(self._sampled(first, last)))
+        images, sharpness, *seen = found
+        data_sharpness, data_diversity = float(reference.sharpness), float(reference.diversity)
+        if self._wants("sharpness"):
+            self._values |= {self._full_name("sharpness"): float(sharpness.mean()), "sharpness_data": data_sharpness}
+        if self._wants("diversity"):
+            with self._stage("diversity"):
+                diversity = float(self._mean_distance(images))
+            self._values |= {self._full_name("diversity"): diversity, "diversity_data": data_diversity}
+        if self._wants(*_FEATURES):
+            self._compare(reference, seen[0])
+        if self._wants(*_CLASSES):
+            self._count_classes(reference, seen[1])
+
+    def _check_classes(self, reference: _Reference) -> None:
+        """Note how well the network tells the classes of the data; if that is not well, metrics of classes go."""
+        if reference.classes is None:
+            return
+        labels = torch.from_numpy(self._dataset.test.labels).to(reference.classes.device)
+        self._accuracy = float((reference.classes == labels).double().mean())
+        if self._accuracy < LEAST_ACCURACY:
+            reason = f"the digit network is right for {self._accuracy:.0%} of the test images: they are no digits"
+            for name in set(_CLASSES) & set(self._asked):
+                self._unavailable.setdefault(self._full_name(name), reason)
+
+    def _look(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images uint8 [B, C, H, W] themselves, sharpness float64 [B], features and classes where there are any."""
+        seen: list[Tensor] = []
+        if self._network is not None:
+            seen = [tensor for tensor in self._network.of_images(images) if tensor is not None]
+        return images, measures.laplacian_variances(images), *seen
+
+    def _sampled(self, first: int, last: int) -> Tensor:
+        latents = self._model.prior_latents(last - first, first_row=first)
+        return self._model.images(latents, self._labels(first, last))
+
+    def _labels(self, first: int, last: int) -> Tensor | None:
+        """What a conditional model is asked for: the classes of test images in keyed order, so in their shares."""
+        if not self._model.conditional:
+            return None
+        labels = self._dataset.test.labels
+        return torch.from_numpy(labels[image_indices(len(labels), 0, 0, 1, first, last - first)])
+
+    def _mean_distance(self, images: Tensor) -> Tensor:
+        points, count = measures.pixel_points(images), len(images)
+        return self._summed(measures.pair_distance_sum(points, *self._share(count))) / (count * (count - 1))
+
+    def _compare(self, reference: _Reference, features: Tensor) -> None:
+        assert reference.features is not None and reference.radii is not None and reference.kernel_sum is not None
+        first, last = self._share(len(features))
+        if self._wants("fid"):
+            with self._stage("fid"):
+                moments = measures.moments(reference.features), measures.moments(features)
+                self._values[self._full_name("fid")] = measures.frechet_distance(*moments)
+        if self._wants("kid"):
+            with self._stage("kid"):
+                mine = features[first:last]
+                within = self._summed(measures.self_kernel_sum(mine, features))
+                between = self._summed(measures.kernel_sum(mine, reference.features))
+                counts = len(reference.features), len(features)
+                distance = measures.squared_mmd(reference.kernel_sum, within, between, counts)
+                self._values[self._full_name("kid")] = distance
+        if self._wants("precision", "recall", "density", "coverage"):
+            with self._stage("neighbours"):
+                radii = parallel.rows_of_all(measures.neighbour_radii(features, first, last), self._processes)
+                real = slice(*self._share(len(reference.features)))
+                mine_of_real = reference.features[real], reference.radii[real]
+                counted = measures.ball_counts(*mine_of_real, features, radii)
+                counted = measures.BallCounts(*(self._summed(value) for value in counted))
+                four = counted.metrics(len(reference.features))
+                self._values |= {self._full_name(name): value for name, value in four.items()}
+
+    def _count_classes(self, reference: _Reference, classes: Tensor) -> None:
+        assert reference.classes is not None
+        shares, real = (np.bincount(found.cpu().numpy(), minlength=10) for found in (classes, reference.classes))
+        shares, real = shares / shares.sum(), real / real.sum()
+        self._values["classes"] = int(((shares > 0) & (shares >= real / 4)).sum())
+        self._values["class_shares"] = shares.tolist()
+        self._values["class_variation"] = float(np.abs(shares - real).sum() / 2)
+        labels = self._labels(0, self._samples)
+        if labels is not None:
+            self._values[self._full_name("label_accuracy")] = float((classes.cpu() == labels).double().mean())
+
+    def _reference(self) -> _Reference:
+        """Of the test split; from the cache of the main process, where it is kept once computed."""
+        network = None if self._network is None else self._network.digest
+        key = json.dumps([_REFERENCE_FORMAT, self._dataset.digest, "test", network, measures.NEIGHBOURS])
+        name = f"reference-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+        file = cache_directory(self._model.config.packing) / name
+        kept = parallel.from_main(_read_reference(file) if self._processes.is_main else None, self._processes)
+        device = self._processes.device
+        if kept is not None:
+            return _Reference(**{name: tensor.to(device) for name, tensor in kept.items()})
+        count = len(self._dataset.test.images)
+        look = lambda first, last: self._look(self._test_batch(first, last).images)  # noqa: E731
+        images, sharpness, *seen = self._of_rows(count, "test images", look)
+        of_features = {}
+        if seen:
+            radii = measures.neighbour_radii(seen[0], *self._share(count))
+            kernel_sum = measures.self_kernel_sum(seen[0][slice(*self._share(count))], seen[0])
+            of_features = {
+                "features": seen[0],
+                "radii": parallel.rows_of_all(radii, self._processes),
+                "kernel_sum": self._summed(kernel_sum),
+                **({"classes": seen[1]} if len(seen) > 1 else {}),
+            }
+        reference = _Reference(sharpness.mean(), self._mean_distance(images), **of_features)
+        if self._processes.is_main:
+            tensors = {name: tensor for name, tensor in reference._asdict().items() if tensor is not None}
+            with contextlib.suppress(OSError):  # a cache that is shared read-only
+                write_atomically(file, save_tensors({name: tensor.cpu() for name, tensor in tensors.items()}))
+        return reference
+
+    def _measure_walks(self) -> None:
+        """Perceptual path length (Karras et al. 2019, eq. 2), in features of unrounded images."""
+        model, network = self._model, self._network
+        assert network is not None and network.of_intensities is not None
+        of_intensities, width = network.of_intensities, model.objective.latent_dim
+        key = torch.tensor([0, 0])  # as samples: on the CPU, whatever the device
+
+        def compute(first: int, last: int) -> tuple[Tensor]:
+            draws = normal(key, Stream.WALKS, first, last - first, 2 * width + 1)
+            starts, ends = draws[:, :width].numpy(), draws[:, width:-1].numpy()
+            parts = torch.special.ndtr(draws[:, -1:].double()).numpy()  # uniform in 0..1
+            walks = on_great_circles(starts, ends, np.concatenate([parts, parts + WALK_STEP], axis=1))
+            labels = self._labels(first, last)
+            twice = None if labels is None else labels.repeat_interleave(2)
+            intensities = model.objective.pixels(model.decode(torch.from_numpy(walks), twice))
+            here, there = of_intensities(intensities).double().unflatten(0, (-1, 2)).unbind(dim=1)
+            return ((here - there).square().sum(dim=1) / WALK_STEP**2,)
+
+        (lengths,) = self._of_rows(self._samples, "walks", compute)
+        self._values[self._full_name("path_length")] = float(lengths.mean())
+
+    def _measure_likelihood(self) -> None:
+        objective = self._model.objective
+        assert isinstance(objective, Vae)
+        images = torch.from_numpy(self._dataset.test.images[self._rows])
+        labels = torch.from_numpy(self._dataset.test.labels[self._rows])
+        bar = tqdm(
+            total=self._share(len(images))[1] - self._share(len(images))[0],
+            desc=f"nll of {self._nll_samples} samples",
+            unit="image",
+            leave=False,
+            disable=not self._processes.is_main or None,
+        )
+        nlls = []
+        with bar:
+            for row in range(*self._share(len(images))):
+                one = slice(row, row + 1)
+                batch = Batch(images[one].to(self._rng.device), labels[one], self._rng, row)
+                nlls.append(negative_log_likelihoods(objective, batch, self._nll_samples))
+                bar.update()
+        total = torch.cat(nlls).sum() if nlls else torch.zeros((), dtype=torch.float64, device=self._rng.device)
+        nll = float(self._summed(total)) / len(images)
+        self._values[self._full_name("nll")] = nll
+        self._pixels[self._full_name("nll")] = "binarized" if is_binarized(objective) else "real-valued"
+        if self._wants("bits_per_dimension"):
+            bits = measures.bits_per_dimension(nll, self._dataset.image_shape)
+            self._values[self._full_name("bits_per_dimension")] = bits
+
+
+def _check_options(run: Path, asked: list[str], samples: int, nll_samples: int, nll_images: int | None) -> None:
+    unknown = [name for name in asked if name not in METRICS]
+    if unknown:
+        raise ConfigError(f"unknown metrics {', '.join(unknown)}; there are {', '.join(METRICS)}")
+    if samples < LEAST_SAMPLES:
+        raise ConfigError(f"samples {samples} is less than {LEAST_SAMPLES}")
+    for name, value in (("nll_samples", nll_samples), ("nll_images", nll_images)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} {value} is less than 1")
+    if is_checkpoint(run):
+        raise CheckpointError(f"{run} is one checkpoint; name the run directory, whose newest one is evaluated")
+
+
+def _spread(count: int | None, available: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Places of `count` images spread over so many; None is all."""
+    count = available if count is None else min(count, available)
+    return np.arange(count) * available // count
+
+
+def _read_reference(file: Path) -> dict[str, Tensor] | None:
+    with contextlib.suppress(OSError, SafetensorError):
+        return load_tensors(file.read_bytes())
+    return None
+
+
+def _differ(before: dict[str, Any] | None, now: dict[str, Any] | None) -> bool:
+    """Whether both have features, of two networks."""
+    return before is not None and now is not None and before["digest"] != now["digest"]
+
+
+def _sides(dataset: Dataset) -> str:
+    return " x ".join(map(str, dataset.image_shape))
+
+
+def _readable(value: Value) -> str:
+    if isinstance(value, list):
+        return " ".join(f"{one:.3f}" for one in value)
+    return str(value) if isinstance(value, int) else f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}"
+
+
+def _send_to_wandb(run: Path, config: TrainConfig, evaluation: Evaluation, say: Callable[[str], None]) -> None:
+    """Put the metrics into the summary of the run on wandb, if it is there."""
+    mode = wandb_mode(config.wandb)
+    if mode == "disabled" or not (run / "wandb").is_dir():
+        return
+    tracked = WandbRun(mode, run, config, wandb_id_of(run), say)
+    tracked.summarize({f"evaluation/{name}": value for name, value in evaluation.metrics.items()})
+    tracked.finish(0)
+
+
+def _silent(_line: str) -> None:
+    pass

@@ -1,0 +1,67 @@
+"""-log p(x) of a VAE by importance sampling with many samples (Burda et al. 2016, eq. 8, as a bound of log p(x))."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gen_dist.losses import bernoulli_sums, importance_weighted_bound
+from gen_dist.objectives import Batch
+from gen_dist.objectives.vae import Vae
+from gen_dist.randomness import Stream
+from kernels import LOGVAR_RANGE, binarize, normal
+
+DECODED_PER_CHUNK = 1000
+"""Latents decoded at once: what they decode to stays in a processor's cache."""
+
+
+def is_binarized(objective: Vae) -> bool:
+    """Whether `negative_log_likelihoods` are of binarized pixels: wherever pixels are Bernoulli.
+
+    Cross-entropy with real-valued pixels is no likelihood.
+    """
+    return objective.likelihood == "bernoulli"
+
+
+def negative_log_likelihoods(objective: Vae, batch: Batch, samples: int) -> Tensor:
+    """The negative K-sample bound of each image, which nears -log p(x) from above as K grows: float64 [B], in nats.
+
+    The posterior is the proposal. An image's noise is keyed by its row alone, whatever the batch. Log-weights and the
+    logarithm of their mean are float64; sums over pixels are of float32 values.
+
+    Args:
+        objective: in eval mode.
+        batch: images of the test split; `first_row` is the place of the first.
+        samples: K.
+    """
+    if is_binarized(objective):
+        targets = binarize(batch.images, batch.rng, Stream.TEST_BINARIZATION, batch.first_row)
+    else:
+        targets = objective.targets(batch, Stream.TEST_BINARIZATION)
+    means, logvars = objective.networks["encoder"](targets).float().chunk(2, dim=1)
+    logvars = logvars.clamp(*LOGVAR_RANGE)
+    bounds = []
+    for row, (target, mean, logvar) in enumerate(zip(targets, means, logvars, strict=True)):
+        noise = normal(batch.rng, Stream.TEST_IMPORTANCE, batch.first_row + row, 1, samples * len(mean))
+        # One image after another: all that is decoded at once has one target.
+        weights = [
+            _log_weights(objective, target, mean, logvar, chunk)
+            for chunk in noise.view(samples, len(mean)).split(DECODED_PER_CHUNK)
+        ]
+        bounds.append(importance_weighted_bound(torch.cat(weights)[None]))
+    return -torch.cat(bounds)
+
+
+def _log_weights(objective: Vae, target: Tensor, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """log p(x, z_k) - log q(z_k given x) of the latents that noise [K, D] draws: float64 [K].
+
+    log p(z) - log q(z) is (|noise|^2 - |z|^2 + sum of logvar) / 2.
+    """
+    latents = torch.addcmul(mean, noise, torch.exp(0.5 * logvar))
+    decoded = objective.networks["decoder"](latents)
+    if objective.likelihood == "bernoulli":
+        log_likelihood = bernoulli_sums(decoded, target)
+    else:
+        log_likelihood = -objective.nll(decoded, target.expand_as(decoded), torch.float64)
+    prior_to_posterior = (noise * noise - latents * latents).sum(dim=1, dtype=torch.float64) + logvar.double().sum()
+    return log_likelihood + 0.5 * prior_to_posterior
