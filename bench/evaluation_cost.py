@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.conditions import conditions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+STAGES = ["whole", "reference", "samples", "diversity", "fid", "kid", "neighbours", "walks", "posterior", "likelihood"]
 
 
 def main(
@@ -40,42 +42,39 @@ def main(
         nll_images: test images for that; all of them if not given.
     """
     before = conditions()
-    rows: dict[str, dict[str, float]] = {}
+    print(f"| seconds of {samples:,} samples | {' | '.join(STAGES)} |\n|---|{'---|' * len(STAGES)}", flush=True)
     with tempfile.TemporaryDirectory() as directory:
         os.environ["GEN_DIST_CACHE"] = f"{directory}/cache"
-        for preset in tqdm(presets, desc="presets", unit="preset"):
+        for preset in tqdm(presets, desc="presets", unit="preset", leave=False):
             run = Path(directory) / preset
             options = ["--steps", 20, "--data", "mnist", "--data-root", data_root, "--run-dir", run]
             _python("launch/train.py", preset, *options)
             for file in Path(directory, "cache").glob("reference-*"):
                 file.unlink()
-            metrics = ["--metrics", *_all_but_likelihood()]
-            for label in (f"`{preset}`", f"`{preset}`, again"):
-                started = time.perf_counter()
-                _python("-m", "gen_dist.cli", "evaluate", run, "--samples", samples, *metrics)
-                rows[label] = {"whole": time.perf_counter() - started, **_seconds(run)}
+            quick = ["--samples", samples, "--metrics", *_all_but_likelihood()]
+            _print_row(f"`{preset}`", run, quick)
+            _print_row(f"`{preset}`, again", run, quick)
             if preset in nll:
                 images = [] if nll_images is None else ["--nll-images", nll_images]
-                started = time.perf_counter()
-                _python("-m", "gen_dist.cli", "evaluate", run, "--metrics", "nll", *images)
-                likelihood = _seconds(run)["likelihood"]
-                rows[f"`{preset}`, nll"] = {"whole": time.perf_counter() - started, "likelihood": likelihood}
-    stages = list(dict.fromkeys(stage for row in rows.values() for stage in row))
-    print(f"| seconds of {samples:,} samples | {' | '.join(stages)} |\n|---|{'---|' * len(stages)}")
-    for label, row in rows.items():
-        print(f"| {label} | {' | '.join(f'{row[stage]:.1f}' if stage in row else '' for stage in stages)} |")
+                _print_row(f"`{preset}`, nll", run, ["--metrics", "nll", *images])
     print("\n" + json.dumps(before))
+
+
+def _print_row(label: str, run: Path, options: Sequence[object]) -> None:
+    """Evaluate in a new process; its wall time and that of its stages."""
+    started = time.perf_counter()
+    (run / "evaluation.json").unlink(missing_ok=True)
+    _python("-m", "gen_dist.cli", "evaluate", run, *options)
+    seconds = {"whole": time.perf_counter() - started, **json.loads((run / "evaluation.json").read_text())["seconds"]}
+    print(
+        f"| {label} | {' | '.join(f'{seconds[name]:.1f}' if name in seconds else '' for name in STAGES)} |", flush=True
+    )
 
 
 def _all_but_likelihood() -> list[str]:
     from gen_dist.evaluation import METRICS
 
     return [name for name in METRICS if name not in ("nll", "bits_per_dimension")]
-
-
-def _seconds(run: Path) -> dict[str, float]:
-    found: dict[str, float] = json.loads((run / "evaluation.json").read_text())["seconds"]
-    return found
 
 
 def _python(*words: object) -> None:

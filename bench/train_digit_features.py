@@ -114,8 +114,8 @@ def _normalize_features(network: DigitNetwork, split: Split) -> None:
     hidden = network.trunk[-2]
     assert isinstance(hidden, torch.nn.Linear)
     for parameter in hidden.parameters():
-        parameter /= mean_square.sqrt()
-    network.head.weight *= mean_square.sqrt()
+        parameter.div_(mean_square.sqrt())
+    network.head.weight.mul_(mean_square.sqrt())
 
 
 def _distorted(intensities: Tensor) -> Tensor:

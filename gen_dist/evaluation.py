@@ -11,13 +11,15 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -65,6 +67,7 @@ METRICS = (*_FEATURES, *_PIXELS, *_CLASSES, *_WALKS, *_POSTERIOR, *_LIKELIHOOD)
 """All metrics, by the names that they are asked for; those of samples and of nll have counts behind their names."""
 
 Value = float | int | list[float]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +140,9 @@ def evaluate(
     """
     asked = list(METRICS if metrics is None else metrics)
     _check_options(run, asked, samples, nll_samples, nll_images)
-    checkpoint, config = read_checkpoint(run, announce)
-    processes = parallel.start_processes(dataclasses.replace(config, device=device))
+    processes = parallel.start_processes(TrainConfig(device=device))
     say = announce if processes.is_main else _silent
+    checkpoint, config = read_checkpoint(run, say)
     dataset = open_dataset(config.data, data_root or config.data_root, config.packing, say)
     if dataset.digest != checkpoint.facts["data_digest"]:
         raise UserError(
@@ -154,21 +157,43 @@ def evaluate(
             f"features digits are of 1 x 28 x 28 images, not of {_sides(dataset)}; use --features inception"
         )
     network = feature_network(chosen, processes.device, inception_weights) if needs_features and chosen else None
+    found = _Evaluator(model, dataset, processes, network, asked, samples, nll_samples, nll_images)
+    before = _in_main(lambda: read_evaluation(run), processes)
+
+    def write() -> Evaluation:
+        evaluation = found.result(checkpoint.step, before)
+        _in_main(lambda: _write(run, evaluation), processes)
+        return evaluation
+
     with evaluating(model.objective):
-        found = _Evaluator(model, dataset, processes, network, asked, samples, nll_samples, nll_images)
-        found.measure()
-    before = parallel.from_main(read_evaluation(run) if processes.is_main else None, processes)
-    evaluation = found.result(checkpoint.step, before)
-    error = None
-    if processes.is_main:
-        try:
-            write_atomically(run / EVALUATION_FILE, evaluation.to_json())
-        except OSError as raised:
-            error = UserError(f"{run / EVALUATION_FILE} cannot be written: {raised.strerror}")
-    parallel.raise_everywhere(error, processes)
+        found.measure_samples_and_posterior()
+        evaluation = write()
+        if found.wants(*_LIKELIHOOD):  # minutes: who does not wait for it has the others
+            found.measure_likelihood()
+            evaluation = write()
     if processes.is_main:
         _send_to_wandb(run, config, evaluation, say)
     return evaluation
+
+
+def _in_main(action: Callable[[], T], processes: Processes) -> T:
+    """What the main process alone does, and its result in all. An error of it is raised in all."""
+    result, error = None, None
+    if processes.is_main:
+        try:
+            result = action()
+        except UserError as raised:
+            error = raised
+    parallel.raise_everywhere(error, processes)
+    return parallel.from_main(result, processes)
+
+
+def _write(run: Path, evaluation: Evaluation) -> None:
+    file = run / EVALUATION_FILE
+    try:
+        write_atomically(file, evaluation.to_json())
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}; mend that first") from None
 
 
 def read_evaluation(run: Path) -> Evaluation | None:
@@ -244,24 +269,21 @@ class _Evaluator:
             self._full_name(name): reason for name in asked if (reason := self._why_not(name)) is not None
         }
 
-    def measure(self) -> None:
-        """Measure what is asked for and available, quick stages first."""
-        if self._wants(*_POSTERIOR):
-            with self._stage("posterior"):
-                self._measure_posterior()
-        if self._wants(*_FEATURES, *_PIXELS, *_CLASSES):
+    def measure_samples_and_posterior(self) -> None:
+        """Measure what is asked for and available, but for the likelihood."""
+        if self.wants(*_FEATURES, *_PIXELS, *_CLASSES):
             self._measure_samples()
-        if self._wants(*_WALKS):
+        if self.wants(*_WALKS):
             with self._stage("walks"):
                 self._measure_walks()
-        if self._wants(*_LIKELIHOOD):
-            with self._stage("likelihood"):
-                self._measure_likelihood()
+        if self.wants(*_POSTERIOR):
+            with self._stage("posterior"):
+                self._measure_posterior()
 
     def result(self, step: int, before: Evaluation | None) -> Evaluation:
         """The evaluation, added to one of the same checkpoint, data and features."""
         values = {name: value for name, value in self._values.items() if self._is_asked(name)}
-        features = None
+        features: dict[str, Any] | None = None
         if self._network is not None:
             features = {"name": self._network.name, "digest": self._network.digest}
             if self._accuracy is not None:
@@ -303,7 +325,8 @@ class _Evaluator:
         asked = {self._full_name(name) for name in self._asked}
         return full_name in asked or full_name.removesuffix("_data") in self._asked
 
-    def _wants(self, *names: str) -> bool:
+    def wants(self, *names: str) -> bool:
+        """Whether one of these metrics is asked for and not known to be unavailable."""
         return any(name in self._asked and self._full_name(name) not in self._unavailable for name in names)
 
     def _why_not(self, name: str) -> str | None:
@@ -313,7 +336,7 @@ class _Evaluator:
         if name in ("negative_elbo", *_LIKELIHOOD) and not isinstance(objective, Vae):
             reason = {
                 "autoencoder": "an autoencoder has no prior over its latents, so no likelihood",
-                "vae_gan": "the generator of a VAE-GAN gives images, not a likelihood of pixels",
+                "vae-gan": "the generator of a VAE-GAN gives images, not a likelihood of pixels",
             }
             return reason.get(kind, "a GAN has no likelihood")
         if name in ("reconstruction_error", "active_units") and not objective.encodes:
@@ -387,9 +410,9 @@ class _Evaluator:
 
         means, errors, *elbos = self._of_rows(len(self._dataset.test.images), "posterior", compute)
         self._values["reconstruction_error"] = float(errors.mean())
-        if self._wants("active_units"):
+        if self.wants("active_units"):
             self._values["active_units"] = measures.active_units(means)
-        if isinstance(objective, Vae) and self._wants("negative_elbo"):
+        if isinstance(objective, Vae) and self.wants("negative_elbo"):
             self._values["negative_elbo"] = float(elbos[0].mean())
             binarized = objective.config.dynamic_binarization
             self._pixels["negative_elbo"] = "binarized" if binarized else "real-valued"
@@ -402,15 +425,15 @@ class _Evaluator:
             found = self._of_rows(self._samples, "samples", lambda first, last: self._look(self._sampled(first, last)))
         images, sharpness, *seen = found
         data_sharpness, data_diversity = float(reference.sharpness), float(reference.diversity)
-        if self._wants("sharpness"):
+        if self.wants("sharpness"):
             self._values |= {self._full_name("sharpness"): float(sharpness.mean()), "sharpness_data": data_sharpness}
-        if self._wants("diversity"):
+        if self.wants("diversity"):
             with self._stage("diversity"):
                 diversity = float(self._mean_distance(images))
             self._values |= {self._full_name("diversity"): diversity, "diversity_data": data_diversity}
-        if self._wants(*_FEATURES):
+        if self.wants(*_FEATURES):
             self._compare(reference, seen[0])
-        if self._wants(*_CLASSES):
+        if self.wants(*_CLASSES):
             self._count_classes(reference, seen[1])
 
     def _check_classes(self, reference: _Reference) -> None:
@@ -449,11 +472,11 @@ class _Evaluator:
     def _compare(self, reference: _Reference, features: Tensor) -> None:
         assert reference.features is not None and reference.radii is not None and reference.kernel_sum is not None
         first, last = self._share(len(features))
-        if self._wants("fid"):
+        if self.wants("fid"):
             with self._stage("fid"):
                 moments = measures.moments(reference.features), measures.moments(features)
                 self._values[self._full_name("fid")] = measures.frechet_distance(*moments)
-        if self._wants("kid"):
+        if self.wants("kid"):
             with self._stage("kid"):
                 mine = features[first:last]
                 within = self._summed(measures.self_kernel_sum(mine, features))
@@ -461,7 +484,7 @@ class _Evaluator:
                 counts = len(reference.features), len(features)
                 distance = measures.squared_mmd(reference.kernel_sum, within, between, counts)
                 self._values[self._full_name("kid")] = distance
-        if self._wants("precision", "recall", "density", "coverage"):
+        if self.wants("precision", "recall", "density", "coverage"):
             with self._stage("neighbours"):
                 radii = parallel.rows_of_all(measures.neighbour_radii(features, first, last), self._processes)
                 real = slice(*self._share(len(reference.features)))
@@ -488,13 +511,16 @@ class _Evaluator:
         key = json.dumps([_REFERENCE_FORMAT, self._dataset.digest, "test", network, measures.NEIGHBOURS])
         name = f"reference-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
         file = cache_directory(self._model.config.packing) / name
-        kept = parallel.from_main(_read_reference(file) if self._processes.is_main else None, self._processes)
+        kept = _in_main(lambda: _read_reference(file), self._processes)
         device = self._processes.device
         if kept is not None:
             return _Reference(**{name: tensor.to(device) for name, tensor in kept.items()})
         count = len(self._dataset.test.images)
-        look = lambda first, last: self._look(self._test_batch(first, last).images)  # noqa: E731
-        images, sharpness, *seen = self._of_rows(count, "test images", look)
+
+        def compute(first: int, last: int) -> tuple[Tensor, ...]:
+            return self._look(self._test_batch(first, last).images)
+
+        images, sharpness, *seen = self._of_rows(count, "test images", compute)
         of_features = {}
         if seen:
             radii = measures.neighbour_radii(seen[0], *self._share(count))
@@ -533,30 +559,34 @@ class _Evaluator:
         (lengths,) = self._of_rows(self._samples, "walks", compute)
         self._values[self._full_name("path_length")] = float(lengths.mean())
 
+    def measure_likelihood(self) -> None:
+        """Measure the likelihood by importance sampling."""
+        with self._stage("likelihood"):
+            self._measure_likelihood()
+
     def _measure_likelihood(self) -> None:
         objective = self._model.objective
         assert isinstance(objective, Vae)
         images = torch.from_numpy(self._dataset.test.images[self._rows])
         labels = torch.from_numpy(self._dataset.test.labels[self._rows])
-        bar = tqdm(
-            total=self._share(len(images))[1] - self._share(len(images))[0],
+        # Minutes: shown in logs as well, now and then.
+        shown = tqdm(
+            range(*self._share(len(images))),
             desc=f"nll of {self._nll_samples} samples",
             unit="image",
+            mininterval=0.5 if sys.stderr.isatty() else 20.0,
             leave=False,
-            disable=not self._processes.is_main or None,
+            disable=not self._processes.is_main,
         )
-        nlls = []
-        with bar:
-            for row in range(*self._share(len(images))):
-                one = slice(row, row + 1)
-                batch = Batch(images[one].to(self._rng.device), labels[one], self._rng, row)
-                nlls.append(negative_log_likelihoods(objective, batch, self._nll_samples))
-                bar.update()
-        total = torch.cat(nlls).sum() if nlls else torch.zeros((), dtype=torch.float64, device=self._rng.device)
+        total = torch.zeros((), dtype=torch.float64, device=self._rng.device)
+        for row in shown:
+            one = slice(row, row + 1)
+            batch = Batch(images[one].to(self._rng.device), labels[one], self._rng, row)
+            total += negative_log_likelihoods(objective, batch, self._nll_samples)[0]
         nll = float(self._summed(total)) / len(images)
         self._values[self._full_name("nll")] = nll
         self._pixels[self._full_name("nll")] = "binarized" if is_binarized(objective) else "real-valued"
-        if self._wants("bits_per_dimension"):
+        if self.wants("bits_per_dimension"):
             bits = measures.bits_per_dimension(nll, self._dataset.image_shape)
             self._values[self._full_name("bits_per_dimension")] = bits
 
@@ -574,7 +604,7 @@ def _check_options(run: Path, asked: list[str], samples: int, nll_samples: int, 
         raise CheckpointError(f"{run} is one checkpoint; name the run directory, whose newest one is evaluated")
 
 
-def _spread(count: int | None, available: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _spread(count: int | None, available: int) -> NDArray[np.int64]:
     """Places of `count` images spread over so many; None is all."""
     count = available if count is None else min(count, available)
     return np.arange(count) * available // count

@@ -55,27 +55,29 @@ class _CrossEntropy(torch.autograd.Function):
         return logits.sigmoid().sub_(targets).mul_(gradient), None
 
 
-def bernoulli_sums(logits: Tensor, target: Tensor) -> Tensor:
-    """log p(x given z) of one binary image for many latents, without gradients; float64 [K], nats.
+def log_likelihoods_of_binary_image(logits: Tensor, target: Tensor) -> Tensor:
+    """log p(x given z) of independent Bernoulli pixels, of one binary image for many latents, without gradients.
 
-    The negative of `bernoulli_nll` but for rounding, at half its cost: -softplus((1 - 2 x) l) of each pixel has no
-    difference of large numbers, and eight pixels share one logarithm of the product of their 1 + exp(-|l|), which
-    is at most 256.
+    The negative of `bernoulli_nll` but for rounding, at a third of its cost. -softplus((1 - 2 x) l) of a pixel has no
+    difference of large numbers, and up to 16 pixels share one logarithm: of the product of their sigmoid(|l|), each in
+    0.5..1.
 
     Args:
         logits: float32 [K, ...], before the sigmoid.
         target: [...], each 0 or 1.
+
+    Returns:
+        float64 [K], nats; the sums over pixels are float32.
     """
-    pixels = target.numel()
     signed = logits.flatten(1) * (1.0 - 2.0 * target.flatten())
-    linear = signed.clamp(min=0.0).sum(dim=1, dtype=torch.float64)
-    factors = signed.abs_().neg_().exp_().add_(1.0)
-    for _ in range(3):
-        if pixels % 2:
+    linear = signed.clamp(min=0.0).sum(dim=1)
+    factors = signed.abs_().sigmoid_()
+    for _ in range(4):
+        half, rest = divmod(factors.shape[1], 2)
+        if rest:
             break
-        pixels //= 2
-        factors = factors[:, :pixels] * factors[:, pixels:]
-    return -(linear + factors.log_().sum(dim=1, dtype=torch.float64))
+        factors = factors[:, :half] * factors[:, half:]
+    return factors.log_().sum(dim=1).double() - linear.double()
 
 
 def gaussian_nll(means: Tensor, targets: Tensor, log_scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

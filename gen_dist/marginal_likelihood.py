@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gen_dist.losses import bernoulli_sums, importance_weighted_bound
+from gen_dist.losses import importance_weighted_bound, log_likelihoods_of_binary_image
 from gen_dist.objectives import Batch
 from gen_dist.objectives.vae import Vae
 from gen_dist.randomness import Stream
@@ -60,7 +60,7 @@ def _log_weights(objective: Vae, target: Tensor, mean: Tensor, logvar: Tensor, n
     latents = torch.addcmul(mean, noise, torch.exp(0.5 * logvar))
     decoded = objective.networks["decoder"](latents)
     if objective.likelihood == "bernoulli":
-        log_likelihood = bernoulli_sums(decoded, target)
+        log_likelihood = log_likelihoods_of_binary_image(decoded, target)
     else:
         log_likelihood = -objective.nll(decoded, target.expand_as(decoded), torch.float64)
     prior_to_posterior = (noise * noise - latents * latents).sum(dim=1, dtype=torch.float64) + logvar.double().sum()

@@ -51,7 +51,7 @@ class DigitNetwork(nn.Module):
 
     def forward(self, intensities: Tensor) -> DigitFeatures:
         """Of images float32 [B, 1, 28, 28] in 0..1."""
-        features: Tensor = self.trunk(intensities.contiguous(memory_format=torch.channels_last))
+        features: Tensor = self.trunk(intensities)
         return DigitFeatures(features, self.head(self.dropout(features)))
 
 
@@ -59,4 +59,6 @@ def load_digit_network(file: Path = WEIGHTS_FILE) -> DigitNetwork:
     """The network that comes with the package, in eval mode and float32."""
     network = DigitNetwork()
     network.load_state_dict({name: value.float() for name, value in load_file(file).items()}, strict=False)
-    return network.eval().requires_grad_(False)
+    # Of one channel, images are in both layouts at once: it is the weights that keep the maps pixel by pixel, in which
+    # CPUs pool faster: a third of the time of all goes.
+    return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
