@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gen_dist import checkpoint as checkpoints
@@ -27,24 +28,41 @@ def replay(run_path: Path, step: int, announce: Callable[[str], None] = print) -
         CheckpointError: the directory holds no run.
         ConfigError: the run has no such step.
     """
-    config_path = run_path / "config.json"
-    if not config_path.exists():
-        raise CheckpointError(f"{run_path} is no run directory: it has no config.json")
-    config = TrainConfig.from_json(config_path.read_text(errors="replace"), str(config_path))
+    config = config_of(run_path)
     if not 1 <= step <= config.steps:
         raise ConfigError(f"step {step} is not one of the run's steps 1 to {config.steps}")
-    found = checkpoints.load_newest(run_path, announce, at_most=step - 1)
-    processes = parallel.start_processes(config)
-    trainer = Trainer(config, open_dataset(config.data, config.data_root, config.packing, announce), processes)
-    try:
-        first = 0
-        if found:
-            trainer.load(found[0])
-            first = found[0].step
-        origin = f"the checkpoint of step {first}" if found else "the initial weights"
+    with trainer_at(run_path, config, step - 1, announce) as (trainer, first):
+        origin = f"the checkpoint of step {first}" if first else "the initial weights"
         announce(f"replaying from {origin}: {step - first} steps")
         for done in range(first, step):
             logs = trainer.run_step(done)
         return trainer.average_logs([logs])[0]
+
+
+def config_of(run_path: Path) -> TrainConfig:
+    """The config of a run.
+
+    Raises:
+        CheckpointError: the directory holds no run.
+        ConfigError: its config.json is none of this version.
+    """
+    config_path = run_path / "config.json"
+    if not config_path.exists():
+        raise CheckpointError(f"{run_path} is no run directory: it has no config.json")
+    return TrainConfig.from_json(config_path.read_text(errors="replace"), str(config_path))
+
+
+@contextlib.contextmanager
+def trainer_at(
+    run_path: Path, config: TrainConfig, at_most: int, announce: Callable[[str], None]
+) -> Iterator[tuple[Trainer, int]]:
+    """A trainer in one process and the step where it stands: the newest checkpoint up to `at_most`, or 0."""
+    found = checkpoints.load_newest(run_path, announce, at_most=at_most)
+    processes = parallel.start_processes(config)
+    trainer = Trainer(config, open_dataset(config.data, config.data_root, config.packing, announce), processes)
+    try:
+        if found:
+            trainer.load(found[0])
+        yield trainer, found[0].step if found else 0
     finally:
         trainer.close()

@@ -7,7 +7,7 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from gen_dist.optimizers import LightAdam, build_optimizer
 from gen_dist.parallel import Processes
 from gen_dist.score_bins import SCORE_EDGES
 from gen_dist.sync_batch_norm import synchronize
+
+Lap = Callable[[str], None]
+"""Takes the name of a part of a step when that part is done; a stopwatch, in step_times.py."""
 
 
 class Trainer:
@@ -76,17 +79,19 @@ class Trainer:
         """The objective to use: with averaged weights where an average is kept."""
         return self.objective if self.averaged is None else self.averaged
 
-    def run_step(self, step: int) -> dict[str, Tensor]:
+    def run_step(self, step: int, lap: Lap = lambda _part: None) -> dict[str, Tensor]:
         """One optimizer step of every phase whose turn it is; returns their logs, still on the device.
 
         Values are means [] over this rank's images, or [B], one for each; `average_logs` makes them global, where ranks
-        with more images weigh more.
+        with more images weigh more. `lap` is called as each part of the step is done: `data`; `PHASE/forward`,
+        `PHASE/backward`, `PHASE/optimizer`; `moving average`.
         """
         self._rng[1] = step
         micro_batches = [
             Batch(*self._batches.micro_batch(step, index), self._rng, first_row)
             for index, (first_row, _) in enumerate(self._micro_batches)
         ]
+        lap("data")
         logs: dict[str, Tensor] = {}
         learning_rate = learning_rate_at(self.config, step)
         for name, turn in self._turns.items():
@@ -94,7 +99,7 @@ class Trainer:
                 continue
             penalized = step % turn.phase.penalty_every == 0
             micro_batches = [batch._replace(penalized=penalized) for batch in micro_batches]
-            turn_logs, handed_on = turn.take(micro_batches, learning_rate)
+            turn_logs, handed_on = turn.take(micro_batches, learning_rate, _lap_of_phase(lap, name))
             micro_batches = [
                 batch._replace(handed_on={**batch.handed_on, **more})
                 for batch, more in zip(micro_batches, handed_on, strict=True)
@@ -103,6 +108,7 @@ class Trainer:
             logs |= {prefix + key: value for key, value in turn_logs.items()}
         if self.averaged is not None:
             _move_average(self.averaged, self.objective, self.config.optimization, step)
+            lap("moving average")
         return logs
 
     def average_logs(self, logs: list[dict[str, Tensor]]) -> list[dict[str, float | list[float]]]:
@@ -250,7 +256,7 @@ class _Turn:
             self._module = phase if self._common else parallel.averaging_gradients(phase, processes)
 
     def take(
-        self, micro_batches: list[Batch], learning_rate: float
+        self, micro_batches: list[Batch], learning_rate: float, lap: Lap
     ) -> tuple[dict[str, Tensor], list[Mapping[str, Tensor]]]:
         """Gradients over all micro-batches, then one optimizer step.
 
@@ -264,7 +270,9 @@ class _Turn:
                 last = index == len(micro_batches) - 1
                 with parallel.local_gradients(self._module, only=not last):
                     loss, log, more = self._forward(batch)
+                    lap("forward")
                     self.scaler.scale(loss if share == 1.0 else loss * share).backward()
+                    lap("backward")
                 logs.append(log)
                 handed_on.append(more)
         if self._common:
@@ -289,6 +297,7 @@ class _Turn:
             self._optimizer.zero_grad(set_to_none=True)
         if self._common:
             self._common.meet()  # before anyone reads the weights, all parts of them are updated
+        lap("optimizer")
         if len(logs) == 1:
             return logs[0], handed_on
         together: dict[str, Tensor] = {}
@@ -345,6 +354,10 @@ class _Turn:
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
         if scaler:  # a run may have begun in a precision without a scale
             self.scaler.load_state_dict(dict(scaler))
+
+
+def _lap_of_phase(lap: Lap, phase: str) -> Lap:
+    return lambda part: lap(f"{phase}/{part}")
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:

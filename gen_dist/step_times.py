@@ -1,0 +1,135 @@
+"""Where the time of a training step goes: steps of a run replayed with a stopwatch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gen_dist import parallel
+from gen_dist.checkpoint import checkpoint_paths
+from gen_dist.config import TrainConfig
+from gen_dist.replay import config_of, trainer_at
+
+WARM_UP_STEPS = 5
+MOST_STEPS = 200
+LEAST_STEPS = 10
+PATIENCE_SECONDS = 4.0
+"""Measuring ends after so long, or after MOST_STEPS, but not before LEAST_STEPS."""
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Mean wall time of the parts of a step."""
+
+    seconds: dict[str, float]
+    """Of each part, in the order in which they first came: `data`, `PHASE/forward`, `PHASE/backward`,
+    `PHASE/optimizer`, `moving average`, and `other`, the rest of the step. Phases and penalties that are not due at
+    each step count with their share of the steps."""
+    steps: int
+    """Steps that were measured."""
+    first_step: int
+    """The first of them, counted from 1."""
+    warm_up_steps: int
+    """Steps before it that do not count."""
+    images_per_step: int
+    threads: int
+    device: str
+    """What it ran on, such as `cpu`: of this machine, which may not be the one that trained."""
+
+    @property
+    def step_seconds(self) -> float:
+        """Mean wall time of a whole step."""
+        return sum(self.seconds.values())
+
+    @property
+    def images_per_second(self) -> float:
+        """Of the measured steps, with nothing recorded in between."""
+        return self.images_per_step / self.step_seconds
+
+    def method(self) -> str:
+        """How it was measured, in a sentence."""
+        last = self.first_step + self.steps - 1
+        return (
+            f"Mean wall time of steps {self.first_step:,} to {last:,}, replayed in one process on this machine "
+            f"({self.device}, {self.threads} {'thread' if self.threads == 1 else 'threads'}) with a stopwatch between "
+            f"their parts, after {self.warm_up_steps} that do not count."
+        )
+
+
+def measure_step_times(run_path: Path, announce: Callable[[str], None] = print) -> StepTimes:
+    """Replay steps of a run from a checkpoint before its newest, or from its start, and time their parts.
+
+    Nothing in the run directory is changed. On a GPU each part ends with a wait for the device, so that its time is its
+    own; what overlaps in training does not then.
+
+    Raises:
+        CheckpointError: the directory holds no run.
+        DataError: its data are not here.
+    """
+    config = config_of(run_path)
+    newest = max((int(path.name.removeprefix("step_")) for path in checkpoint_paths(run_path)), default=0)
+    with trainer_at(run_path, config, newest - WARM_UP_STEPS - LEAST_STEPS, announce) as (trainer, start):
+        warm_up_steps = min(WARM_UP_STEPS, (config.steps - start) // 2)
+        first = start + warm_up_steps
+        for step in range(start, first):
+            trainer.run_step(step)
+        rounds = _steps_a_round(config)
+        watch = _Stopwatch(trainer.processes.device)
+        step = first
+        while step < config.steps:
+            trainer.run_step(step, watch.lap)
+            watch.lap("other")
+            step += 1
+            done = step - first
+            enough = done >= MOST_STEPS or (done >= LEAST_STEPS and watch.total >= PATIENCE_SECONDS)
+            if enough and done % rounds == 0:
+                break
+        return StepTimes(
+            seconds={part: seconds / (step - first) for part, seconds in watch.seconds.items()},
+            steps=step - first,
+            first_step=first + 1,
+            warm_up_steps=warm_up_steps,
+            images_per_step=config.global_batch_size,
+            threads=torch.get_num_threads(),
+            device=_name(trainer.processes),
+        )
+
+
+class _Stopwatch:
+    """Books the time since the last lap, or since it was made, under the name of what was done in it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds: dict[str, float] = {}
+        self._last = self._now()
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+    def lap(self, part: str) -> None:
+        now = self._now()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
+        self._last = now
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def _steps_a_round(config: TrainConfig) -> int:
+    """Steps after which the same phases and penalties take their turns again: part of a round would miscount them."""
+    objective = config.objective
+    return math.lcm(getattr(objective, "generator_every", 1), getattr(objective, "penalty_every", 1))
+
+
+def _name(processes: parallel.Processes) -> str:
+    if processes.device.type == "cuda":
+        return torch.cuda.get_device_name(processes.device)
+    return "CPU"
