@@ -1,4 +1,4 @@
-"""Command lines: `launch/train.py PRESET ...` and `gen-dist sample | evaluate | export | presets | replay`."""
+"""Command lines: `launch/train.py PRESET ...` and `gen-dist COMMAND ...`."""
 
 from __future__ import annotations
 
@@ -160,7 +160,8 @@ def _exit_code_of(command: Callable[[], None]) -> int:
 
 def main() -> None:
     """Entry point of `gen-dist`."""
-    run_command(lambda: run_subcommand([sample, evaluate, export, presets, replay], sys.argv[1:], "gen-dist"))
+    functions = [sample, evaluate, compare, report, export, presets, replay]
+    run_command(lambda: run_subcommand(functions, sys.argv[1:], "gen-dist"))
 
 
 def run_subcommand(functions: Sequence[Callable[..., None]], words: Sequence[str], prog: str) -> None:
@@ -303,6 +304,80 @@ def replay(run: tyro.conf.Positional[Path], /, step: int) -> None:
     logs = replay_step(run, step)
     scalars = {name: value for name, value in logs.items() if isinstance(value, float)}  # the others are histograms
     print(f"step {step}  " + "  ".join(f"{name} {value:.6f}" for name, value in scalars.items()))
+
+
+def compare(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    out: Path = Path(),
+    evaluate: bool = True,
+) -> None:
+    """Tell which of some runs is better at what: a table, compare.png, compare.md and compare.json.
+
+    Runs of one config with different seeds are taken together.
+
+    Args:
+        runs: Two run directories or more, on the same data.
+        out: Directory to write to.
+        evaluate: Evaluate those runs first that have no evaluation of their newest checkpoint.
+    """
+    import json
+
+    from gen_dist.atomic_files import write_atomically
+    from gen_dist.comparison import comparison_of, markdown, read_runs, table_lines
+    from gen_dist.comparison_picture import save_comparison
+
+    if len(runs) < 2:
+        raise ConfigError("compare needs two runs or more, as in gen-dist compare runs/vae-mnist runs/dcgan-mnist")
+    comparison = comparison_of(read_runs(runs, _evaluate if evaluate else None))
+    print("\n".join(table_lines(comparison)))
+    files = [out / f"compare.{suffix}" for suffix in ("png", "md", "json")]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_comparison(files[0], comparison, _to_stderr)
+        write_atomically(files[1], markdown(comparison, files[0].name))
+        write_atomically(files[2], json.dumps(comparison.as_json(), indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written to: {error.strerror}") from None
+    print("\n".join(["", *map(str, files)]))
+
+
+def report(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    out: Path | None = None,
+    evaluate: bool = True,
+    step_times: bool = True,
+) -> None:
+    """Write one HTML file about a run, or about several with their comparison first. It needs nothing else.
+
+    Args:
+        runs: Run directories; several are to be on the same data.
+        out: HTML file to write. None is report.html in the first run.
+        evaluate: Evaluate those runs first that have no evaluation of their newest checkpoint.
+        step_times: Replay steps of each run for some seconds, to tell where their time goes.
+    """
+    from gen_dist.comparison import read_runs
+    from gen_dist.report import write_report
+    from gen_dist.step_times import measure_step_times
+
+    if not runs:
+        raise ConfigError("report needs a run, as in gen-dist report runs/vae-mnist")
+    path = out or runs[0] / "report.html"
+    read = read_runs(runs, _evaluate if evaluate else None)
+    write_report(path, read, [measure_step_times(run.path, _to_stderr) if step_times else None for run in read])
+    print(path)
+
+
+def _evaluate(run: Path) -> None:
+    from gen_dist.evaluation import evaluate
+
+    _to_stderr(f"evaluating {run}")
+    evaluate(run, announce=_to_stderr)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

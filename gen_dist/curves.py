@@ -40,12 +40,12 @@ _FIRST_PANELS = ("loss", "accuracy", "negative_elbo", "nll", "kl")
 _CHECK_PANELS = ("diversity_ratio", "classes_found", "class_variation", "label_accuracy")
 _LAST_PANELS = (*_CHECK_PANELS, "learning_rate", "images_per_second")
 _PERCENT_PANELS = frozenset({"accuracy", "label_accuracy"})
-_LOG_PANELS = frozenset({"gradient_norm"})
+LOG_PANELS = frozenset({"gradient_norm"})
 
 
 def has_curves(records: Sequence[Mapping[str, Any]]) -> bool:
     """Whether any record has a scalar."""
-    return bool(_curves(records))
+    return bool(curves_of(records))
 
 
 def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -60,7 +60,7 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ValueError: no record has a scalar.
     """
-    curves = _curves(records)
+    curves = curves_of(records)
     if not curves:
         raise ValueError("no record has a scalar to draw")
     columns = min(3, len(curves))
@@ -78,14 +78,14 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         }
         grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=spacing).ravel()
         for axes, (name, lines) in zip(grid, curves.items(), strict=False):
-            _draw_panel(axes, name, _unit(name, curves), lines)
+            _draw_panel(axes, name, unit_of(name, curves), lines)
             axes.set_xlim(0, 1.02 * max(record["step"] for record in records) or 1)
         for position, axes in enumerate(grid):
             axes.set_visible(position < len(curves))
         save_figure(path, figure)
 
 
-def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, NDArray[np.float64]]]:
+def curves_of(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, NDArray[np.float64]]]:
     """Panels by name; in each, lines [points, (step, value)] by their names. Lists have charts of their own."""
     points: dict[str, dict[str, list[tuple[float, float]]]] = {}
     keys = {key for record in records for key in record}
@@ -126,7 +126,7 @@ def _line_order(line: str) -> tuple[bool, int, str]:
     return line.startswith("test"), names.index(last) if last in names else len(names), line
 
 
-def _unit(name: str, curves: Mapping[str, Collection[str]]) -> str | None:
+def unit_of(name: str, curves: Mapping[str, Collection[str]]) -> str | None:
     """Unit of one of the panels. A loss is in nats where nll or kl, the terms of its sum, have a panel too."""
     if name == "loss":
         if _is_of_phases(curves[name]):
@@ -135,12 +135,17 @@ def _unit(name: str, curves: Mapping[str, Collection[str]]) -> str | None:
     return "nats per image" if name.startswith("negative_bound_k") else _UNITS.get(name)
 
 
+def spelled(name: str) -> str:
+    """The name of a panel as its title: `negative ELBO`."""
+    return " ".join(word.upper() if word in _ACRONYMS else word for word in name.split("_"))
+
+
 def _draw_panel(axes: Any, name: str, unit: str | None, lines: Mapping[str, NDArray[np.float64]]) -> None:
     everything = np.concatenate(list(lines.values()))
     in_percent = name in _PERCENT_PANELS
     for line, points in lines.items():
         finite = points[np.isfinite(points[:, 1])]
-        last = _last_value(finite[-1, 1], name) if len(finite) else "never finite"
+        last = readable_value(finite[-1, 1], name) if len(finite) else "never finite"
         is_test = line.startswith("test")
         axes.plot(
             *points.T,
@@ -152,20 +157,19 @@ def _draw_panel(axes: Any, name: str, unit: str | None, lines: Mapping[str, NDAr
             label=f"{line} {last}".strip(),
             zorder=3 if is_test else 2,
         )
-    spelled = " ".join(word.upper() if word in _ACRONYMS else word for word in name.split("_"))
-    axes.set_title(spelled)
+    axes.set_title(spelled(name))
     axes.set_xlabel("step")
-    axes.set_ylabel(unit or spelled)
+    axes.set_ylabel(unit or spelled(name))
     axes.grid(True)
     axes.yaxis.set_major_formatter(percent if in_percent else lambda value, _: f"{value:,.10g}")
-    if name in _LOG_PANELS and (limits := _log_limits(everything)):
+    if name in LOG_PANELS and (limits := log_limits_of(everything)):
         _log_axis(axes, limits)
     elif in_percent:
         axes.set_ylim(-0.02, 1.02)
     elif name in _LAST_PANELS:
         axes.set_ylim(0, 1.08 * np.max(everything[:, 1], initial=0, where=np.isfinite(everything[:, 1])) or 1)
     else:
-        axes.set_ylim(*_limits(everything))
+        axes.set_ylim(*limits_of(everything))
     if _is_of_phases(lines) and not in_percent:
         # Their lines leave no corner free: the legend gets room above them.
         rows = 1 + (len(lines) + 1) // 2
@@ -196,7 +200,8 @@ def _stretch_upwards(axes: Any, share: float) -> None:
         axes.set_ylim(low, high + share * (high - low))
 
 
-def _last_value(value: float, name: str) -> str:
+def readable_value(value: float, name: str) -> str:
+    """A value of one of the panels for the eye."""
     if name in _PERCENT_PANELS:
         return f"{value:.0%}"
     return f"{value:.0f}" if name == "classes_found" else readable_number(value)
@@ -213,16 +218,16 @@ def _log_axis(axes: Any, limits: tuple[float, float]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _log_limits(points: NDArray[np.float64]) -> tuple[float, float] | None:
+def log_limits_of(points: NDArray[np.float64]) -> tuple[float, float] | None:
     """Limits of a logarithmic axis; None where values differ too little for one."""
     positive = points[np.isfinite(points[:, 1]) & (points[:, 1] > 0)]
     if not len(positive):
         return None
-    low, high = _limits(np.column_stack([positive[:, 0], np.log10(positive[:, 1])]))
+    low, high = limits_of(np.column_stack([positive[:, 0], np.log10(positive[:, 1])]))
     return (10.0**low, 10.0**high) if high - low > np.log10(8) else None
 
 
-def _limits(points: NDArray[np.float64]) -> tuple[float, float]:
+def limits_of(points: NDArray[np.float64]) -> tuple[float, float]:
     """Limits of an axis from what comes after the first tenth of the steps, lone spikes left out."""
     points = points[np.isfinite(points[:, 1])]
     settled = points[points[:, 0] > 0.1 * points[:, 0].max(initial=0), 1]

@@ -40,7 +40,7 @@ def save_grid(path: Path, images: Images, columns: int = 8, captions: Sequence[s
     _check_images(images)
     columns = min(columns, len(images))
     _check_captions(captions, -(-len(images) // columns))
-    canvas = _mosaic(images, [2] * columns, 2, _scale(columns * images.shape[3]))
+    canvas = mosaic(images, [2] * columns, 2, _scale(columns * images.shape[3]))
     _save_canvas(path, canvas, captions=captions)
 
 
@@ -63,7 +63,7 @@ def save_reconstructions(path: Path, originals: Images, reconstructions: Images,
     pairs = min(pairs_per_row, len(originals))
     both = np.stack([originals, reconstructions], axis=1).reshape(-1, *originals.shape[1:])
     scale = _scale(2 * pairs * originals.shape[3])
-    canvas = _mosaic(both, [12, 1] * pairs, 6, scale)
+    canvas = mosaic(both, [12, 1] * pairs, 6, scale)
     _save_canvas(path, canvas, title="in each pair: the original on the left, its reconstruction on the right")
 
 
@@ -80,7 +80,7 @@ def save_manifold(path: Path, images: Images, columns: int, title: str | None = 
         ValueError: the array is no batch of images.
     """
     _check_images(images)
-    _save_canvas(path, _mosaic(images, [0] * columns, 0, _scale(columns * images.shape[3])), title=title)
+    _save_canvas(path, mosaic(images, [0] * columns, 0, _scale(columns * images.shape[3])), title=title)
 
 
 def save_strips(
@@ -100,7 +100,7 @@ def save_strips(
     """
     _check_images(images)
     _check_captions(captions, -(-len(images) // columns))
-    canvas = _mosaic(images, [0] * columns, 4, _scale(columns * images.shape[3]))
+    canvas = mosaic(images, [0] * columns, 4, _scale(columns * images.shape[3]))
     _save_canvas(path, canvas, title=title, captions=captions)
 
 
@@ -119,8 +119,8 @@ def _scale(width: int) -> int:
     return max(1, round(PLEASANT_WIDTH / width))
 
 
-def _mosaic(images: Images, gaps: Sequence[int], row_gap: int, scale: int) -> Images:
-    """Lay enlarged images out on paper: [height, width, C].
+def mosaic(images: Images, gaps: Sequence[int], row_gap: int, scale: int) -> Images:
+    """Lay images out on paper, enlarged `scale` times: [height, width, C].
 
     `gaps[i]` is the space in pixels before column i; the space before the first is dropped.
     """

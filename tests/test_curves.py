@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from gen_dist.charts import figure_of
-from gen_dist.curves import _curves as panels_of
 from gen_dist.curves import _draw_panel as draw_panel
-from gen_dist.curves import _limits as limits_of
-from gen_dist.curves import _unit as unit_of
-from gen_dist.curves import save_curves
+from gen_dist.curves import curves_of as panels_of
+from gen_dist.curves import limits_of, save_curves, unit_of
 from tests.digits import read_png
 
 

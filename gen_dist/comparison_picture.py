@@ -1,0 +1,119 @@
+"""Models side by side as one PNG file: samples, reconstructions, interpolations and figures, from the same latents."""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gen_dist import charts, latent_walks, pictures
+from gen_dist.comparison import Comparison, Group, readable_values
+from gen_dist.data import Dataset, open_dataset
+from gen_dist.errors import UserError
+from gen_dist.metric_guide import metric_of
+from gen_dist.model import GenerativeModel, load
+
+SIDE = 8
+"""Samples a row and a column."""
+PAIRS = 16
+WALKS = 4
+WALK_STEPS = 8
+COLUMN_INCHES = 3.6
+
+
+def save_comparison(path: Path, comparison: Comparison, announce: Callable[[str], None] = print) -> None:
+    """A column for each group, of its first run: the seeds of the latents and the test images are the same in all.
+
+    Raises:
+        UserError: a model or the data cannot be loaded.
+        OSError: the file cannot be written.
+    """
+    config = comparison.groups[0].runs[0].config
+    dataset = open_dataset(config.data, config.data_root, config.packing, announce)
+    columns = len(comparison.groups)
+    lines = [len(comparison.metrics)]
+    heights = [COLUMN_INCHES, COLUMN_INCHES / 2, COLUMN_INCHES / 2, 0.26 * lines[0] + 0.2]
+    width, height = COLUMN_INCHES * columns + 1.3, sum(heights) + 1.2
+    with charts.figure_of(width, height) as figure:
+        grid = figure.subplots(
+            4,
+            columns,
+            squeeze=False,
+            gridspec_kw={
+                "height_ratios": heights,
+                **{"left": 1.2 / width, "right": 1 - 0.1 / width, "bottom": 0.1 / height, "top": 1 - 0.4 / height},
+                **{"wspace": 0.06, "hspace": 0.06},
+            },
+        )
+        for column, group in enumerate(comparison.groups):
+            model = load(group.runs[0].path, announce=announce)
+            _draw(grid[0, column], functools.partial(_samples, model))
+            _draw(grid[1, column], functools.partial(_reconstructions, model, dataset))
+            _draw(grid[2, column], functools.partial(_walks, model))
+            grid[0, column].set_title(group.label, fontsize=11, fontweight="bold")
+            _write_figures(grid[3, column], group, comparison)
+        for row, name in enumerate(("samples", "originals\nand recon-\nstructions", "walks\nbetween\nlatents")):
+            grid[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
+        _write_names(grid[3, 0], comparison)
+        charts.save_figure(path, figure)
+
+
+def _draw(axes: Any, make: Callable[[], np.ndarray]) -> None:
+    """Show a mosaic, or in words why this model has none."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    try:
+        mosaic = make()
+    except UserError as error:
+        axes.text(0.5, 0.5, textwrap.fill(str(error), 36), ha="center", va="center", fontsize=8)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        return
+    axes.imshow(mosaic[:, :, 0] if mosaic.shape[2] == 1 else mosaic, cmap="gray", vmin=0, vmax=255)
+
+
+def _samples(model: GenerativeModel) -> np.ndarray:
+    return pictures.mosaic(model.sample(SIDE * SIDE).cpu().numpy(), [1] * SIDE, 1, 2)
+
+
+def _reconstructions(model: GenerativeModel, dataset: Dataset) -> np.ndarray:
+    places = np.arange(PAIRS) * len(dataset.test.images) // PAIRS
+    originals = dataset.test.images[places]
+    reconstructions = model.reconstruct(torch.from_numpy(originals)).cpu().numpy()
+    half = PAIRS // 2
+    rows = [originals[:half], reconstructions[:half], originals[half:], reconstructions[half:]]
+    return pictures.mosaic(np.concatenate(rows), [1] * half, 1, 2)
+
+
+def _walks(model: GenerativeModel) -> np.ndarray:
+    if not model.objective.generates:
+        raise UserError("no prior whose latents to walk between")
+    ends = model.prior_latents(2 * WALKS).cpu().numpy()
+    walks = torch.from_numpy(latent_walks.great_circles(ends[::2], ends[1::2], WALK_STEPS))
+    labels = torch.arange(WALKS).repeat_interleave(WALK_STEPS) % model.classes if model.conditional else None
+    return pictures.mosaic(model.images(walks, labels).cpu().numpy(), [0] * WALK_STEPS, 2, 2)
+
+
+def _write_figures(axes: Any, group: Group, comparison: Comparison) -> None:
+    axes.set_axis_off()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(len(comparison.metrics), 0)
+    for row, name in enumerate(comparison.metrics):
+        values = group.values(name)
+        text = readable_values(values, name) if values else textwrap.shorten(group.reason(name), 50, placeholder=" ...")
+        best = group is comparison.best(name)
+        style = {"fontweight": "bold"} if best else {} if values else {"fontsize": 6.5, "fontstyle": "italic"}
+        axes.text(0.5, row + 0.5, text, ha="center", va="center", **({"fontsize": 9} | style))
+
+
+def _write_names(axes: Any, comparison: Comparison) -> None:
+    for row, name in enumerate(comparison.metrics):
+        label = textwrap.fill(metric_of(name).label, 22)
+        axes.text(-0.02, row + 0.5, label, ha="right", va="center", fontsize=8)

@@ -1,0 +1,314 @@
+"""What stands in a report, gathered from run directories and filled into page.html."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from gen_dist.atomic_files import write_atomically
+from gen_dist.comparison import Comparison, Group, comparison_of, data_value, readable, readable_values, scalars
+from gen_dist.errors import ConfigError
+from gen_dist.metric_guide import SPEED, base_name, in_order, metric_of
+from gen_dist.presets import DESCRIPTIONS
+from gen_dist.progress import readable_time
+from gen_dist.report.panels import Panel, panels_of
+from gen_dist.run_record import RunRecord, changes_from_preset, config_fields
+from gen_dist.step_times import StepTimes
+
+MOST_FRAMES = 40
+"""Pictures of one kind over the steps; of more, so many spread evenly are shown."""
+_FAMILIES = {"autoencoder": "autoencoder", "vae": "variational autoencoder", "gan": "GAN", "vae-gan": "VAE-GAN"}
+_PLATES = {
+    "latent_manifold": "Decoded latents: the plane of a model with two, walks along principal directions of others",
+    "interpolations": "Walks between latents of the prior",
+    "latent_scatter": "Posterior means of test images, by class",
+    "class_shares": "Classes of the samples over the steps, told by nearest training images",
+    "scores": "How the discriminator scores real and generated images",
+}
+_HEADLINES = ("fid", "negative_elbo", "nll", "reconstruction_error")
+_PARTS = {"forward": "blue", "backward": "orange", "optimizer": "green"}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a series over the steps."""
+
+    label: str
+    source: str
+    """The picture as a data URI."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of a table: of metrics, config or environment."""
+
+    name: str
+    value: str
+    note: str = ""
+    changed: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the training step."""
+
+    name: str
+    milliseconds: float
+    share: float
+    """Of the step, 0..1."""
+    colour: str
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """What the report shows of one run."""
+
+    run: RunRecord
+    anchor: str
+    title: str
+    description: str
+    headline: Sequence[Fact]
+    metrics: Sequence[Fact]
+    missing: Sequence[Fact]
+    """Metrics that the model has not, each with the reason."""
+    panels: Sequence[Panel]
+    series: Mapping[str, Sequence[Frame]]
+    """`samples`, `reconstructions`: pictures over the steps."""
+    plates: Sequence[Frame]
+    parts: Sequence[Part]
+    step_times: StepTimes | None
+    changed: Sequence[Fact]
+    config: Sequence[Fact]
+    environment: Sequence[Fact]
+    commands: Sequence[tuple[str, str]]
+    """What each does, and the command."""
+
+
+def write_report(path: Path, runs: Sequence[RunRecord], step_times: Sequence[StepTimes | None]) -> None:
+    """Write the report of one run, or of several with their comparison first.
+
+    Args:
+        path: the HTML file.
+        runs: as `read_run` gives them; several are of the same data.
+        step_times: of each run, or None where they were not measured.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    comparison = comparison_of(runs) if len(runs) > 1 else None
+    try:
+        write_atomically(path, report_html(runs, step_times, comparison))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def report_html(
+    runs: Sequence[RunRecord], step_times: Sequence[StepTimes | None], comparison: Comparison | None
+) -> str:
+    """The whole page. It asks for nothing from elsewhere: pictures are data URIs, style and script stand in it."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    texts = files("gen_dist.report")
+    environment = Environment(
+        loader=PackageLoader("gen_dist.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages = [_page(run, times, place) for place, (run, times) in enumerate(zip(runs, step_times, strict=True))]
+    return environment.get_template("page.html").render(
+        title=pages[0].title if comparison is None else " and ".join(group.label for group in comparison.groups),
+        pages=pages,
+        comparison=None if comparison is None else _comparison(comparison, pages),
+        style=Markup((texts / "style.css").read_text(encoding="utf-8")),
+        script=Markup((texts / "script.js").read_text(encoding="utf-8")),
+    )
+
+
+def _comparison(comparison: Comparison, pages: Sequence[RunPage]) -> dict[str, Any]:
+    by_run = {id(page.run): page for page in pages}
+    rows = []
+    for name in comparison.metrics:
+        best, metric = comparison.best(name), metric_of(name)
+        cells = []
+        for group in comparison.groups:
+            values = group.values(name)
+            text = _value(name, values, group) if values else group.reason(name)
+            cells.append({"text": text, "has": bool(values), "best": group is best})
+        rows.append({"label": metric.label, "direction": metric.direction, "meaning": metric.meaning, "cells": cells})
+    pictures: dict[str, list[Frame | None]] = {
+        kind: [next(reversed(by_run[id(group.runs[0])].series.get(kind, [])), None) for group in comparison.groups]
+        for kind in ("samples", "reconstructions")
+    }
+    pictures["interpolations"] = [
+        Frame("", _data_uri(file)) if (file := group.runs[0].picture("interpolations")) else None
+        for group in comparison.groups
+    ]
+    return {
+        "labels": [group.label for group in comparison.groups],
+        "rows": rows,
+        "statements": comparison.statements,
+        "notes": comparison.notes,
+        "pictures": {kind: frames for kind, frames in pictures.items() if any(frames)},
+    }
+
+
+def _page(run: RunRecord, times: StepTimes | None, place: int) -> RunPage:
+    group = Group(run.config.preset, [run])
+    found = scalars(run)
+    shown = in_order([name for name in found if not name.endswith("_data") and base_name(name) not in SPEED])
+    metrics = [Fact(metric_of(name).label, _value(name, [found[name]], group), _explanation(name)) for name in shown]
+    missing = [
+        Fact(metric_of(name).label, reason)
+        for name, reason in (run.evaluation.unavailable if run.evaluation else {}).items()
+    ]
+    changes = changes_from_preset(run.config)
+    fields = config_fields(run.config)
+    return RunPage(
+        run=run,
+        anchor=f"run-{place + 1}",
+        title=run.config.preset,
+        description=_description(run),
+        headline=_headline(run, found, group),
+        metrics=metrics,
+        missing=missing,
+        panels=panels_of(run.metrics),
+        series={
+            kind: frames for kind in ("samples", "reconstructions") if (frames := _frames(run.pictures_by_step(kind)))
+        },
+        plates=[Frame(text, _data_uri(file)) for name, text in _PLATES.items() if (file := run.picture(name))],
+        parts=_parts(times),
+        step_times=times,
+        changed=[
+            Fact(name, _plain(after), f"preset: {_plain(before)}", changed=True)
+            for name, (before, after) in changes.items()
+        ],
+        config=[Fact(name, _plain(value), changed=name in changes) for name, value in fields.items()],
+        environment=_environment(run),
+        commands=_commands(run),
+    )
+
+
+def _description(run: RunRecord) -> str:
+    channels, height, width = run.state["image_shape"]
+    images = f"{height} x {width} {'grey' if channels == 1 else 'RGB'} images"
+    start = DESCRIPTIONS.get(run.config.preset, _FAMILIES[run.family])
+    return f"{start[0].upper()}{start[1:]}, trained on {run.config.data}: {images}, seed {run.config.seed}."
+
+
+def _headline(run: RunRecord, found: Mapping[str, float], group: Group) -> list[Fact]:
+    """The figures that stand at the top: what it reached, how long it took."""
+    best = [name for base in _HEADLINES for name in found if base_name(name) == base][:2]
+    facts = [Fact(metric_of(name).label, _value(name, [found[name]], group)) for name in best]
+    if not facts:
+        last = {key: value for record in run.metrics for key, value in record.items() if key.startswith("test/")}
+        facts = [
+            Fact(metric_of(name.removeprefix("test/")).label, readable(value))
+            for name, value in list(last.items())[:2]
+            if value is not None
+        ]
+    rate = run.images_per_second
+    progress = f"{run.step:,}" if run.finished else f"{run.step:,} of {run.config.steps:,}"
+    return [
+        *facts,
+        Fact("training time", _duration(run.training_seconds)),
+        *([Fact("images a second", f"{rate:,.0f}")] if rate else []),
+        Fact("steps" if run.finished else "steps so far", progress),
+        Fact("images seen", f"{run.images_seen:,}"),
+    ]
+
+
+def _value(name: str, values: Sequence[float], group: Group) -> str:
+    if base_name(name) == "training_seconds" and len(values) == 1:
+        return _duration(values[0])
+    text = readable_values(values, name)
+    reference = data_value(group, name) if metric_of(name).better == "data" else None
+    return f"{text} (data {readable(reference)})" if reference else text
+
+
+def _explanation(name: str) -> str:
+    metric = metric_of(name)
+    direction = f" {metric.direction[0].upper()}{metric.direction[1:]}." if metric.direction else ""
+    return metric.meaning + direction
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else readable_time(seconds)
+
+
+def _frames(pictures: Mapping[int, Path]) -> list[Frame]:
+    steps = list(pictures)
+    count = min(MOST_FRAMES, len(steps))
+    shown = [steps[round(place * (len(steps) - 1) / max(count - 1, 1))] for place in range(count)]
+    return [Frame(f"step {step:,}", _data_uri(pictures[step])) for step in shown]
+
+
+def _data_uri(picture: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode('ascii')}"
+
+
+def _parts(times: StepTimes | None) -> list[Part]:
+    if times is None:
+        return []
+    whole = times.step_seconds
+    several = len({name.split("/")[0] for name in times.seconds if "/" in name}) > 1
+    parts = []
+    for name, seconds in times.seconds.items():
+        phase, _, kind = name.rpartition("/")
+        label = f"{phase} {kind}" if several and phase else kind
+        parts.append(Part(label, 1e3 * seconds, seconds / whole if whole else 0.0, _PARTS.get(kind, "ink")))
+    return parts
+
+
+def _environment(run: RunRecord) -> list[Fact]:
+    told = run.environment
+    if told is None:
+        return []
+    versions = {name: version for name, version in (told.get("versions") or {}).items() if version}
+    cpu, git = told.get("cpu") or {}, told.get("git") or {}
+    gpus = [f"{gpu['name']}, {gpu['memory_gib']} GiB" for gpu in told.get("gpus", [])]
+    facts = {
+        "processor": f"{cpu.get('model')}, {cpu.get('physical_cores')} cores, {cpu.get('memory_gib')} GiB",
+        "GPUs": "; ".join(gpus) or "none",
+        "processes": f"{told.get('processes')}, of {told.get('torch_threads')} threads",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "platform": str(told.get("platform")),
+        "commit": f"{git['commit'][:12]}{', with changes that are in no commit' if git['dirty'] else ''}"
+        if git
+        else "",
+        "data digest": run.state["data_digest"],
+        "starts": "; ".join(
+            f"at step {start.get('from_step')}" for start in reversed([told, *told.get("earlier", [])])
+        ),
+    }
+    return [Fact(name, value) for name, value in facts.items() if value]
+
+
+def _commands(run: RunRecord) -> list[tuple[str, str]]:
+    path = shlex.quote(str(run.path))
+    again = f"{path}-again"
+    command = (run.environment or {}).get("command")
+    return [
+        *([("as it was started", shlex.join(["python", *command]))] if command else []),
+        ("the same run anew", f"python launch/train.py --config {path}/config.json --run-dir {again}"),
+        ("its evaluation", f"gen-dist evaluate {path}"),
+        ("new images from it", f"gen-dist sample {path} --count 64"),
+        ("one of its steps", f"gen-dist replay {path} --step {max(run.step, 1)}"),
+        ("this report", f"gen-dist report {path}"),
+    ]
+
+
+def _plain(value: Any) -> str:
+    """A value of the config as a command line has it."""
+    if value is None:
+        return "none"
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    return str(value)

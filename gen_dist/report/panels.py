@@ -1,0 +1,128 @@
+"""Curves as inline SVG: drawn here, so that they are there without a script, which adds values under the pointer."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gen_dist.curves import LOG_PANELS, curves_of, limits_of, log_limits_of, readable_value, spelled, unit_of
+
+WIDTH, HEIGHT = 360, 200
+LEFT, RIGHT, TOP, BOTTOM = 50, 8, 8, 22
+MOST_POINTS = 300
+"""Of one line; longer ones are thinned out evenly, and keep their ends."""
+_COLOURS = {
+    **dict.fromkeys(("train", "discriminator", "critic", "real"), "blue"),
+    **dict.fromkeys(("test", "generator", "fake"), "orange"),
+    "encoder": "green",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel."""
+
+    name: str
+    colour: str
+    """Name of one of the style sheet's colours."""
+    dashed: bool
+    last: str
+    """Its last finite value, readable."""
+    path: str
+    """Of the SVG; a value that is not finite leaves a gap."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure of metrics.jsonl over the steps."""
+
+    title: str
+    unit: str
+    lines: Sequence[Line]
+    x_ticks: Sequence[tuple[float, str]]
+    """Places in the drawing, and labels."""
+    y_ticks: Sequence[tuple[float, str]]
+    description: str
+    """What it shows, for those who do not see it."""
+    points: str
+    """JSON for the script: by line a list of [x, y, step, readable value]."""
+
+
+def panels_of(records: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """A panel for each figure of the objects of metrics.jsonl, as curves.png has them."""
+    curves = curves_of(records)
+    return [_panel(name, unit_of(name, curves) or "", lines) for name, lines in curves.items()]
+
+
+def _panel(name: str, unit: str, lines: Mapping[str, NDArray[np.float64]]) -> Panel:
+    everything = np.concatenate(list(lines.values()))
+    log_limits = log_limits_of(everything) if name in LOG_PANELS else None
+    low, high = log_limits or limits_of(everything)
+    last_step = float(everything[:, 0].max())
+
+    def place(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        x = LEFT + (WIDTH - LEFT - RIGHT) * points[:, 0] / max(last_step, 1.0)
+        values, bottom, top = points[:, 1], low, high
+        if log_limits:
+            values = np.log10(np.where(values > 0, values, np.nan))
+            bottom, top = math.log10(low), math.log10(high)
+        y = TOP + (HEIGHT - TOP - BOTTOM) * (top - values) / (top - bottom)
+        return np.column_stack([x, y.clip(TOP - 2 * HEIGHT, 3 * HEIGHT)])  # far outside is outside, and short
+
+    drawn, points, told = [], {}, []
+    for line, curve in lines.items():
+        thin = curve[np.unique(np.linspace(0, len(curve) - 1, MOST_POINTS).round().astype(int))]
+        finite = curve[np.isfinite(curve[:, 1])]
+        last = readable_value(finite[-1, 1], name) if len(finite) else "never finite"
+        places = place(thin)
+        dashed = line.startswith("test ")
+        drawn.append(Line(line, _COLOURS.get(line.split(" ")[-1], "ink"), dashed, last, _path(places)))
+        points[line] = [
+            [round(x, 1), round(y, 1), int(step), readable_value(value, name)]
+            for (x, y), (step, value) in zip(places.tolist(), thin.tolist(), strict=True)
+            if math.isfinite(y)
+        ]
+        if len(finite):
+            told.append(f"{line} from {readable_value(finite[0, 1], name)} to {last}".strip())
+    return Panel(
+        title=spelled(name),
+        unit=unit,
+        lines=drawn,
+        x_ticks=[(place(np.array([[tick, low]]))[0, 0], f"{tick:,.0f}") for tick in _ticks(0.0, last_step)],
+        y_ticks=[
+            (place(np.array([[0.0, tick]]))[0, 1], f"{tick:,.10g}")
+            for tick in (_log_ticks(low, high) if log_limits else _ticks(low, high))
+        ],
+        description=f"{spelled(name)} over {last_step:,.0f} steps: {'; '.join(told) or 'never finite'}",
+        points=json.dumps(points),
+    )
+
+
+def _path(places: NDArray[np.float64]) -> str:
+    words, down = [], False
+    for x, y in places.tolist():
+        if math.isfinite(y):
+            words.append(f"{'L' if down else 'M'}{x:.1f} {y:.1f}")
+        down = math.isfinite(y)
+    if len(words) == 1:
+        words.append(words[0].replace("M", "L"))  # a line of no length: its round cap is a dot
+    return "".join(words)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    from matplotlib.ticker import MaxNLocator
+
+    return [float(tick) for tick in MaxNLocator(nbins=4).tick_values(low, high) if low <= tick <= high]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    from matplotlib.ticker import LogLocator
+
+    ticks = LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 1e3 else (1.0,)).tick_values(low, high)
+    return [float(tick) for tick in ticks if low <= tick <= high]

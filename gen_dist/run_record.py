@@ -1,0 +1,186 @@
+"""What a run directory tells of its run, finished or not: read once, for tables, comparisons and reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gen_dist.checkpoint import checkpoint_paths
+from gen_dist.config import TrainConfig
+from gen_dist.errors import CheckpointError
+from gen_dist.presets import PRESETS
+from gen_dist.tracking import METRICS_FILE, read_metrics
+
+EVALUATION_FILE = "evaluation.json"
+_TELLS_NO_TWO_RUNS_APART = frozenset({"seed", "run_dir", "data_root", "wandb", "keep_checkpoints"})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the evaluator found of a run's newest checkpoint, from evaluation.json."""
+
+    metrics: Mapping[str, Any]
+    """By name, as in `fid_10k`: a number, or a list of them."""
+    unavailable: Mapping[str, str]
+    """Of metrics that this model has not: why, in one line."""
+    facts: Mapping[str, Any]
+    """All else that the file says: `checkpoint_step`, `split`, `features`, `seconds`, `environment`."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its directory tells of it."""
+
+    path: Path
+    config: TrainConfig
+    step: int
+    """Of the newest checkpoint."""
+    state: Mapping[str, Any]
+    """Facts of that checkpoint: `data_digest`, `image_shape`, `class_names`, `training_seconds`."""
+    metrics: Sequence[Mapping[str, Any]]
+    """The objects of metrics.jsonl; none where it is missing."""
+    summary: Mapping[str, Any] | None
+    """summary.json, which finished runs have."""
+    environment: Mapping[str, Any] | None
+    """environment.json."""
+    evaluation: Evaluation | None
+    """None where there is none of the newest checkpoint."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.config.steps
+
+    @property
+    def images_seen(self) -> int:
+        """Training images up to the newest checkpoint, repeats counted."""
+        return self.step * self.config.global_batch_size
+
+    @property
+    def training_seconds(self) -> float:
+        """Wall time of training up to the newest checkpoint, without tests, pictures and checkpoints."""
+        if self.summary and self.summary.get("steps") == self.step:
+            return float(self.summary["training_seconds"])
+        return float(self.state["training_seconds"])
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Mean over the training; None of a run that took no time."""
+        return self.images_seen / self.training_seconds if self.training_seconds else None
+
+    @property
+    def family(self) -> str:
+        """What it is: `autoencoder`, `vae`, `gan`, or `vae-gan`."""
+        kind = self.config.objective.kind
+        return kind if kind in ("autoencoder", "vae", "vae-gan") else "gan"
+
+    def picture(self, name: str) -> Path | None:
+        """One of the pictures that a finished run has, such as `interpolations`; None where it is missing."""
+        path = self.path / f"{name}.png"
+        return path if path.exists() else None
+
+    def pictures_by_step(self, kind: str) -> dict[int, Path]:
+        """`samples` or `reconstructions` by the step they were made at, in order."""
+        return {int(path.stem.removeprefix("step_")): path for path in sorted((self.path / kind).glob("step_*.png"))}
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run directory.
+
+    Raises:
+        CheckpointError: there is no run, it has no checkpoint yet, or one of its files is damaged.
+        ConfigError: its config.json is none of this version.
+    """
+    config_file = path / "config.json"
+    if not config_file.exists():
+        what = "is no run directory: it has no config.json" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {what}; train one with launch/train.py PRESET --run-dir {path}")
+    config = TrainConfig.from_json(config_file.read_text(errors="replace"), str(config_file))
+    newest = next(iter(checkpoint_paths(path)), None)
+    if newest is None:
+        raise CheckpointError(f"{path} has no checkpoint yet; go on with launch/train.py --config {config_file}")
+    state = _read(newest / "state.json")
+    if state is None:
+        raise CheckpointError(f"checkpoint {newest} is damaged: state.json is missing")
+    metrics_file = path / METRICS_FILE
+    return RunRecord(
+        path=path,
+        config=config,
+        step=state["step"],
+        state=state,
+        metrics=[record for record in read_metrics(metrics_file) if record["step"] <= state["step"]]
+        if metrics_file.exists()
+        else [],
+        summary=_read(path / "summary.json"),
+        environment=_read(path / "environment.json"),
+        evaluation=read_evaluation(path, state["step"]),
+    )
+
+
+def read_evaluation(path: Path, step: int) -> Evaluation | None:
+    """The evaluation of the checkpoint of a step; None where there is none, or one of another step.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    found = _read(path / EVALUATION_FILE)
+    if found is None or found["checkpoint_step"] != step:
+        return None
+    return Evaluation(found.pop("metrics"), found.pop("unavailable"), found)
+
+
+def config_fields(config: TrainConfig) -> dict[str, Any]:
+    """The config, flat: `optimization.betas` -> value; kinds of network and objective under their own names."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            flat |= {name if key == "kind" else f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def changes_from_preset(config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Fields in which a config differs from the preset that it names: (preset's value, its own); None is no field.
+
+    Empty where there is no such preset. The run directory, which always is another one, counts for nothing.
+    """
+    if config.preset not in PRESETS:
+        return {}
+    before, after = config_fields(PRESETS[config.preset]), config_fields(config)
+    return {
+        name: (before.get(name), after.get(name))
+        for name in dict.fromkeys([*after, *before])
+        if name != "run_dir" and before.get(name) != after.get(name)
+    }
+
+
+def decisive_fields(config: TrainConfig) -> dict[str, Any]:
+    """The config, flat, without the seed and what says only where things are kept."""
+    return {name: value for name, value in config_fields(config).items() if name not in _TELLS_NO_TWO_RUNS_APART}
+
+
+def group_by_config(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
+    """Runs that differ in nothing but the seed and where things are kept together, in the order given."""
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps([run.step, decisive_fields(run.config)]), []).append(run)
+    return list(groups.values())
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object from a file; None where there is no such file."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path} cannot be read: {reason}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no JSON object")
+    return found
