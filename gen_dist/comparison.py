@@ -39,9 +39,9 @@ class Group:
         run = self.runs[0]
         if run.evaluation is None:
             return f"not evaluated yet: gen-dist evaluate {run.path}"
-        unavailable = run.evaluation.unavailable
-        if metric in unavailable or base_name(metric) in unavailable:
-            return unavailable.get(metric) or unavailable[base_name(metric)]
+        reasons = {base_name(name): reason for name, reason in run.evaluation.unavailable.items()}
+        if base_name(metric) in reasons:
+            return reasons[base_name(metric)]
         return f"not evaluated yet: gen-dist evaluate {run.path} --metrics {base_name(metric)}"
 
 
@@ -75,11 +75,11 @@ class _Topic:
 _LIKELIHOOD = "only VAEs tell how likely an image is"
 _TOPICS = (
     _Topic("Fidelity", "fid", "draws what is nearest to real images", "gan", "GANs draw the more realistic images"),
-    _Topic("Sharpness", "sharpness", "is nearest to the data in sharpness", "gan", "GANs are sharp and VAEs blurry"),
+    _Topic("Sharpness", "sharpness", "is nearest to the data", "gan", "GANs are sharp and VAEs blurry"),
     _Topic("Variety", "recall", "covers most of the data", "vae", "VAEs cover the data and GANs miss some of it"),
     _Topic("Smoothness", "path_length", "has the smoothest latent space", "vae", "VAEs have the smoother latent space"),
     _Topic("Likelihood", "nll", "gives test images the highest likelihood", only_vae=_LIKELIHOOD),
-    _Topic("Likelihood", "negative_elbo", "gives test images the best bound on it", only_vae=_LIKELIHOOD),
+    _Topic("Likelihood, its bound", "negative_elbo", "gives test images the best bound on it", only_vae=_LIKELIHOOD),
     _Topic(
         "Reconstruction",
         "reconstruction_error",
@@ -342,8 +342,9 @@ def _pixel_model(group: Group, metric: str) -> str:
     run = group.runs[0]
     objective = run.config.objective
     told = run.evaluation.facts.get("pixels", {}) if run.evaluation else {}
+    of = metric.replace("bits_per_dimension", "nll")  # the same in another unit
     trained = "binarized" if getattr(objective, "dynamic_binarization", False) else "real-valued"
-    return f"{told.get(base_name(metric), trained)} pixels, {getattr(objective, 'likelihood', 'bernoulli')}"
+    return f"{told.get(of, trained)} pixels, {getattr(objective, 'likelihood', 'bernoulli')}"
 
 
 def _statements(groups: Sequence[Group], metrics: Sequence[str]) -> list[Statement]:
@@ -399,7 +400,7 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     notes = []
     single = [group.label for group in groups if len(group.runs) == 1]
     if single:
-        notes.append(f"One run each of {', '.join(single)}: another seed gives somewhat other figures.")
+        notes.append(f"One run of {', '.join(single)}: another seed gives somewhat other figures.")
     if unfinished := [run for group in groups for run in group.runs if not run.finished]:
         states = ", ".join(f"{run.path} is at step {run.step:,} of {run.config.steps:,}" for run in unfinished)
         notes.append(f"Not finished: {states}.")

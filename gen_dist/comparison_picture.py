@@ -24,6 +24,8 @@ PAIRS = 16
 WALKS = 4
 WALK_STEPS = 8
 COLUMN_INCHES = 3.6
+NAMES_INCHES = 2.2
+"""Left of the columns, for the names of rows."""
 
 
 def save_comparison(path: Path, comparison: Comparison, announce: Callable[[str], None] = print) -> None:
@@ -36,9 +38,8 @@ def save_comparison(path: Path, comparison: Comparison, announce: Callable[[str]
     config = comparison.groups[0].runs[0].config
     dataset = open_dataset(config.data, config.data_root, config.packing, announce)
     columns = len(comparison.groups)
-    lines = [len(comparison.metrics)]
-    heights = [COLUMN_INCHES, COLUMN_INCHES / 2, COLUMN_INCHES / 2, 0.26 * lines[0] + 0.2]
-    width, height = COLUMN_INCHES * columns + 1.3, sum(heights) + 1.2
+    heights = [COLUMN_INCHES, COLUMN_INCHES / 2, COLUMN_INCHES / 2, 0.26 * len(comparison.metrics) + 0.2]
+    width, height = COLUMN_INCHES * columns + NAMES_INCHES + 0.1, sum(heights) + 1.2
     with charts.figure_of(width, height) as figure:
         grid = figure.subplots(
             4,
@@ -46,7 +47,12 @@ def save_comparison(path: Path, comparison: Comparison, announce: Callable[[str]
             squeeze=False,
             gridspec_kw={
                 "height_ratios": heights,
-                **{"left": 1.2 / width, "right": 1 - 0.1 / width, "bottom": 0.1 / height, "top": 1 - 0.4 / height},
+                **{
+                    "left": NAMES_INCHES / width,
+                    "right": 1 - 0.1 / width,
+                    "bottom": 0.1 / height,
+                    "top": 1 - 0.4 / height,
+                },
                 **{"wspace": 0.06, "hspace": 0.06},
             },
         )
@@ -57,7 +63,7 @@ def save_comparison(path: Path, comparison: Comparison, announce: Callable[[str]
             _draw(grid[2, column], functools.partial(_walks, model))
             grid[0, column].set_title(group.label, fontsize=11, fontweight="bold")
             _write_figures(grid[3, column], group, comparison)
-        for row, name in enumerate(("samples", "originals\nand recon-\nstructions", "walks\nbetween\nlatents")):
+        for row, name in enumerate(("samples", "originals and\nreconstructions", "walks between\nlatents")):
             grid[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
         _write_names(grid[3, 0], comparison)
         charts.save_figure(path, figure)
@@ -84,6 +90,8 @@ def _samples(model: GenerativeModel) -> np.ndarray:
 
 
 def _reconstructions(model: GenerativeModel, dataset: Dataset) -> np.ndarray:
+    if not model.objective.encodes:
+        raise UserError("no encoder, so that it cannot reconstruct")
     places = np.arange(PAIRS) * len(dataset.test.images) // PAIRS
     originals = dataset.test.images[places]
     reconstructions = model.reconstruct(torch.from_numpy(originals)).cpu().numpy()
@@ -115,5 +123,4 @@ def _write_figures(axes: Any, group: Group, comparison: Comparison) -> None:
 
 def _write_names(axes: Any, comparison: Comparison) -> None:
     for row, name in enumerate(comparison.metrics):
-        label = textwrap.fill(metric_of(name).label, 22)
-        axes.text(-0.02, row + 0.5, label, ha="right", va="center", fontsize=8)
+        axes.text(-0.03, row + 0.5, metric_of(name).label, ha="right", va="center", fontsize=8)

@@ -40,7 +40,7 @@ _FIRST_PANELS = ("loss", "accuracy", "negative_elbo", "nll", "kl")
 _CHECK_PANELS = ("diversity_ratio", "classes_found", "class_variation", "label_accuracy")
 _LAST_PANELS = (*_CHECK_PANELS, "learning_rate", "images_per_second")
 _PERCENT_PANELS = frozenset({"accuracy", "label_accuracy"})
-LOG_PANELS = frozenset({"gradient_norm"})
+_LOG_PANELS = frozenset({"gradient_norm"})
 
 
 def has_curves(records: Sequence[Mapping[str, Any]]) -> bool:
@@ -162,14 +162,11 @@ def _draw_panel(axes: Any, name: str, unit: str | None, lines: Mapping[str, NDAr
     axes.set_ylabel(unit or spelled(name))
     axes.grid(True)
     axes.yaxis.set_major_formatter(percent if in_percent else lambda value, _: f"{value:,.10g}")
-    if name in LOG_PANELS and (limits := log_limits_of(everything)):
-        _log_axis(axes, limits)
-    elif in_percent:
-        axes.set_ylim(-0.02, 1.02)
-    elif name in _LAST_PANELS:
-        axes.set_ylim(0, 1.08 * np.max(everything[:, 1], initial=0, where=np.isfinite(everything[:, 1])) or 1)
+    low, high, logarithmic = axis_limits(name, everything)
+    if logarithmic:
+        _log_axis(axes, (low, high))
     else:
-        axes.set_ylim(*limits_of(everything))
+        axes.set_ylim(low, high)
     if _is_of_phases(lines) and not in_percent:
         # Their lines leave no corner free: the legend gets room above them.
         rows = 1 + (len(lines) + 1) // 2
@@ -218,7 +215,18 @@ def _log_axis(axes: Any, limits: tuple[float, float]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def log_limits_of(points: NDArray[np.float64]) -> tuple[float, float] | None:
+def axis_limits(name: str, points: NDArray[np.float64]) -> tuple[float, float, bool]:
+    """Ends of the vertical axis of a panel that shows these points [N, (step, value)], whether it is logarithmic."""
+    if name in _LOG_PANELS and (limits := _log_limits(points)):
+        return *limits, True
+    if name in _PERCENT_PANELS:
+        return -0.02, 1.02, False
+    if name in _LAST_PANELS:
+        return 0.0, 1.08 * np.max(points[:, 1], initial=0, where=np.isfinite(points[:, 1])) or 1.0, False
+    return *limits_of(points), False
+
+
+def _log_limits(points: NDArray[np.float64]) -> tuple[float, float] | None:
     """Limits of a logarithmic axis; None where values differ too little for one."""
     positive = points[np.isfinite(points[:, 1]) & (points[:, 1] > 0)]
     if not len(positive):

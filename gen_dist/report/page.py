@@ -14,7 +14,7 @@ from gen_dist.atomic_files import write_atomically
 from gen_dist.comparison import Comparison, Group, comparison_of, data_value, readable, readable_values, scalars
 from gen_dist.errors import ConfigError
 from gen_dist.metric_guide import SPEED, base_name, in_order, metric_of
-from gen_dist.presets import DESCRIPTIONS
+from gen_dist.presets import DESCRIPTIONS, PRESETS
 from gen_dist.progress import readable_time
 from gen_dist.report.panels import Panel, panels_of
 from gen_dist.run_record import RunRecord, changes_from_preset, config_fields
@@ -22,6 +22,7 @@ from gen_dist.step_times import StepTimes
 
 MOST_FRAMES = 40
 """Pictures of one kind over the steps; of more, so many spread evenly are shown."""
+MUCH_SLOWER = 1.5
 _FAMILIES = {"autoencoder": "autoencoder", "vae": "variational autoencoder", "gan": "GAN", "vae-gan": "VAE-GAN"}
 _PLATES = {
     "latent_manifold": "Decoded latents: the plane of a model with two, walks along principal directions of others",
@@ -82,6 +83,10 @@ class RunPage:
     plates: Sequence[Frame]
     parts: Sequence[Part]
     step_times: StepTimes | None
+    slower: str | None
+    """The run's own images a second where they are far more than those of the measured steps."""
+    is_preset: bool
+    """Whether its config names a preset of this version, to which it is compared."""
     changed: Sequence[Fact]
     config: Sequence[Fact]
     environment: Sequence[Fact]
@@ -157,6 +162,11 @@ def _comparison(comparison: Comparison, pages: Sequence[RunPage]) -> dict[str, A
         "statements": comparison.statements,
         "notes": comparison.notes,
         "pictures": {kind: frames for kind, frames in pictures.items() if any(frames)},
+        "why_none": {
+            "samples": [group.reason("fid") for group in comparison.groups],
+            "reconstructions": [group.reason("reconstruction_error") for group in comparison.groups],
+            "interpolations": ["made when a run finishes, of models that generate" for _ in comparison.groups],
+        },
     }
 
 
@@ -169,6 +179,7 @@ def _page(run: RunRecord, times: StepTimes | None, place: int) -> RunPage:
         Fact(metric_of(name).label, reason)
         for name, reason in (run.evaluation.unavailable if run.evaluation else {}).items()
     ]
+    rate = run.images_per_second
     changes = changes_from_preset(run.config)
     fields = config_fields(run.config)
     return RunPage(
@@ -186,6 +197,8 @@ def _page(run: RunRecord, times: StepTimes | None, place: int) -> RunPage:
         plates=[Frame(text, _data_uri(file)) for name, text in _PLATES.items() if (file := run.picture(name))],
         parts=_parts(times),
         step_times=times,
+        slower=f"{rate:,.0f}" if times and rate and rate > MUCH_SLOWER * times.images_per_second else None,
+        is_preset=run.config.preset in PRESETS,
         changed=[
             Fact(name, _plain(after), f"preset: {_plain(before)}", changed=True)
             for name, (before, after) in changes.items()

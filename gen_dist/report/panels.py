@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.curves import LOG_PANELS, curves_of, limits_of, log_limits_of, readable_value, spelled, unit_of
+from gen_dist.curves import axis_limits, curves_of, readable_value, spelled, unit_of
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 50, 8, 8, 22
@@ -62,14 +62,13 @@ def panels_of(records: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
 def _panel(name: str, unit: str, lines: Mapping[str, NDArray[np.float64]]) -> Panel:
     everything = np.concatenate(list(lines.values()))
-    log_limits = log_limits_of(everything) if name in LOG_PANELS else None
-    low, high = log_limits or limits_of(everything)
+    low, high, logarithmic = axis_limits(name, everything)
     last_step = float(everything[:, 0].max())
 
     def place(points: NDArray[np.float64]) -> NDArray[np.float64]:
         x = LEFT + (WIDTH - LEFT - RIGHT) * points[:, 0] / max(last_step, 1.0)
         values, bottom, top = points[:, 1], low, high
-        if log_limits:
+        if logarithmic:
             values = np.log10(np.where(values > 0, values, np.nan))
             bottom, top = math.log10(low), math.log10(high)
         y = TOP + (HEIGHT - TOP - BOTTOM) * (top - values) / (top - bottom)
@@ -96,8 +95,8 @@ def _panel(name: str, unit: str, lines: Mapping[str, NDArray[np.float64]]) -> Pa
         lines=drawn,
         x_ticks=[(place(np.array([[tick, low]]))[0, 0], f"{tick:,.0f}") for tick in _ticks(0.0, last_step)],
         y_ticks=[
-            (place(np.array([[0.0, tick]]))[0, 1], f"{tick:,.10g}")
-            for tick in (_log_ticks(low, high) if log_limits else _ticks(low, high))
+            (place(np.array([[0.0, tick]]))[0, 1], _tick_label(tick))
+            for tick in (_log_ticks(low, high) if logarithmic else _ticks(low, high))
         ],
         description=f"{spelled(name)} over {last_step:,.0f} steps: {'; '.join(told) or 'never finite'}",
         points=json.dumps(points),
@@ -119,6 +118,11 @@ def _ticks(low: float, high: float) -> list[float]:
     from matplotlib.ticker import MaxNLocator
 
     return [float(tick) for tick in MaxNLocator(nbins=4).tick_values(low, high) if low <= tick <= high]
+
+
+def _tick_label(tick: float) -> str:
+    label = f"{tick:,.10g}"
+    return label if len(label) <= 7 else f"{tick:.2e}"
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
