@@ -365,6 +365,8 @@ def report(
         raise ConfigError("report needs a run, as in gen-dist report runs/vae-mnist")
     path = out or runs[0] / "report.html"
     read = read_runs(runs, _evaluate if evaluate else None)
+    if step_times:
+        _to_stderr("replaying some steps to see where their time goes (--no-step-times leaves that out)")
     write_report(path, read, [measure_step_times(run.path, _to_stderr) if step_times else None for run in read])
     print(path)
 

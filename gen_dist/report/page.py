@@ -174,7 +174,9 @@ def _page(run: RunRecord, times: StepTimes | None, place: int) -> RunPage:
     group = Group(run.config.preset, [run])
     found = scalars(run)
     shown = in_order([name for name in found if not name.endswith("_data") and base_name(name) not in SPEED])
-    metrics = [Fact(metric_of(name).label, _value(name, [found[name]], group), _explanation(name)) for name in shown]
+    metrics = [
+        Fact(metric_of(name).label, _value(name, [found[name]], group), _explanation(name, run)) for name in shown
+    ]
     missing = [
         Fact(metric_of(name).label, reason)
         for name, reason in (run.evaluation.unavailable if run.evaluation else {}).items()
@@ -246,10 +248,11 @@ def _value(name: str, values: Sequence[float], group: Group) -> str:
     return f"{text} (data {readable(reference)})" if reference else text
 
 
-def _explanation(name: str) -> str:
+def _explanation(name: str, run: RunRecord) -> str:
     metric = metric_of(name)
-    direction = f" {metric.direction[0].upper()}{metric.direction[1:]}." if metric.direction else ""
-    return metric.meaning + direction
+    pixels = run.evaluation.facts.get("pixels", {}).get(name) if run.evaluation else None
+    sentences = [metric.meaning, f"{metric.direction[:1].upper()}{metric.direction[1:]}." if metric.direction else ""]
+    return " ".join(filter(None, [*sentences, f"Of {pixels} pixels." if pixels else ""]))
 
 
 def _duration(seconds: float) -> str:

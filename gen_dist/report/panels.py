@@ -37,6 +37,9 @@ class Line:
     path: str
     """Of the SVG; a value that is not finite leaves a gap."""
 
+    is_dot: bool
+    """Whether it is one point, which a thin line of no length would hide."""
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -81,7 +84,9 @@ def _panel(name: str, unit: str, lines: Mapping[str, NDArray[np.float64]]) -> Pa
         last = readable_value(finite[-1, 1], name) if len(finite) else "never finite"
         places = place(thin)
         dashed = line.startswith("test ")
-        drawn.append(Line(line, _COLOURS.get(line.split(" ")[-1], "ink"), dashed, last, _path(places)))
+        drawn.append(
+            Line(line, _COLOURS.get(line.split(" ")[-1], "ink"), dashed, last, _path(places), len(finite) == 1)
+        )
         points[line] = [
             [round(x, 1), round(y, 1), int(step), readable_value(value, name)]
             for (x, y), (step, value) in zip(places.tolist(), thin.tolist(), strict=True)
