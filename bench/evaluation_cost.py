@@ -64,7 +64,7 @@ def _print_row(label: str, run: Path, options: Sequence[object]) -> None:
     """Evaluate in a new process; its wall time and that of its stages."""
     started = time.perf_counter()
     (run / "evaluation.json").unlink(missing_ok=True)
-    _python("-m", "gen_dist.cli", "evaluate", run, *options)
+    _python("-m", "gen_dist.commands", "evaluate", run, *options)
     seconds = {"whole": time.perf_counter() - started, **json.loads((run / "evaluation.json").read_text())["seconds"]}
     print(
         f"| {label} | {' | '.join(f'{seconds[name]:.1f}' if name in seconds else '' for name in STAGES)} |", flush=True

@@ -286,7 +286,7 @@ def _refuse_other_data(runs: Sequence[RunRecord]) -> None:
 
 
 def _refuse_other_features(runs: Sequence[RunRecord]) -> None:
-    evaluated = [(run, run.evaluation.facts.get("features") or {}) for run in runs if run.evaluation]
+    evaluated = [(run, run.evaluation.features or {}) for run in runs if run.evaluation]
     for run, features in evaluated[1:]:
         if features.get("digest") != evaluated[0][1].get("digest"):
             raise ConfigError(
@@ -341,7 +341,7 @@ def _pixel_model(group: Group, metric: str) -> str:
     """What a likelihood is one of: as the evaluator tells, else as the model was trained."""
     run = group.runs[0]
     objective = run.config.objective
-    told = run.evaluation.facts.get("pixels", {}) if run.evaluation else {}
+    told = run.evaluation.pixels if run.evaluation else {}
     of = metric.replace("bits_per_dimension", "nll")  # the same in another unit
     trained = "binarized" if getattr(objective, "dynamic_binarization", False) else "real-valued"
     return f"{told.get(of, trained)} pixels, {getattr(objective, 'likelihood', 'bernoulli')}"

@@ -33,6 +33,7 @@ from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, cache_directory, image_indices, open_dataset
 from gen_dist.environment import environment
 from gen_dist.errors import CheckpointError, ConfigError, UserError
+from gen_dist.evaluation_record import Evaluation, Value, read_evaluation, write_evaluation
 from gen_dist.features import FeatureName, FeatureNetwork, feature_network, fits_digits
 from gen_dist.latent_walks import on_great_circles
 from gen_dist.marginal_likelihood import is_binarized, negative_log_likelihoods
@@ -47,8 +48,6 @@ from gen_dist.trainer import evaluating
 from gen_dist.wandb_run import WandbRun, wandb_mode
 from kernels import normal
 
-EVALUATION_FILE = "evaluation.json"
-FORMAT = 1
 ROWS_PER_BLOCK = 250
 LEAST_SAMPLES = 10
 LEAST_ACCURACY = 0.9
@@ -66,44 +65,7 @@ _LIKELIHOOD = ("nll", "bits_per_dimension")
 METRICS = (*_FEATURES, *_PIXELS, *_CLASSES, *_WALKS, *_POSTERIOR, *_LIKELIHOOD)
 """All metrics, by the names that they are asked for; those of samples and of nll have counts behind their names."""
 
-Value = float | int | list[float]
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` found of one checkpoint: the content of evaluation.json."""
-
-    checkpoint_step: int
-    preset: str
-    data: str
-    data_digest: str
-    split: str
-    """The split that likelihoods are of, and that samples are compared with."""
-    features: dict[str, Any] | None
-    """`name` and `digest` of the network, and `accuracy` on the split where it tells digits. None without features."""
-    pixels: dict[str, str]
-    """By metric, what pixels a likelihood is of: `binarized`, or `real-valued`. The two do not compare."""
-    metrics: dict[str, Value]
-    unavailable: dict[str, str]
-    """Metrics that were asked for and that the model or the data have not, and why."""
-    seconds: dict[str, float]
-    """By stage."""
-    environment: dict[str, Any]
-
-    def to_json(self) -> str:
-        """As JSON text."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
-
-    def lines(self) -> list[str]:
-        """A table for the terminal, and what there is not."""
-        width = max(map(len, (*self.metrics, *self.unavailable)), default=0)
-        values = {name: _readable(value) for name, value in self.metrics.items()}
-        return [
-            f"{self.preset} at step {self.checkpoint_step}, against the {self.split} split of {self.data}",
-            *(f"  {name:{width}}  {value}" for name, value in values.items()),
-            *(f"  {name:{width}}  none: {reason}" for name, reason in self.unavailable.items()),
-        ]
 
 
 def evaluate(
@@ -162,7 +124,7 @@ def evaluate(
 
     def write() -> Evaluation:
         evaluation = found.result(checkpoint.step, before)
-        _in_main(lambda: _write(run, evaluation), processes)
+        _in_main(lambda: write_evaluation(run, evaluation), processes)
         return evaluation
 
     with evaluating(model.objective):
@@ -186,34 +148,6 @@ def _in_main(action: Callable[[], T], processes: Processes) -> T:
             error = raised
     parallel.raise_everywhere(error, processes)
     return parallel.from_main(result, processes)
-
-
-def _write(run: Path, evaluation: Evaluation) -> None:
-    file = run / EVALUATION_FILE
-    try:
-        write_atomically(file, evaluation.to_json())
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}; mend that first") from None
-
-
-def read_evaluation(run: Path) -> Evaluation | None:
-    """The evaluation that stands in a run directory; None where there is none.
-
-    Raises:
-        UserError: it is damaged, or of a format that this version does not know.
-    """
-    file = run / EVALUATION_FILE
-    try:
-        content = json.loads(file.read_text())
-        if content.pop("format") != FORMAT:
-            raise UserError(f"{file} is of another format than {FORMAT}, which this version reads; remove it")
-        return Evaluation(**content)
-    except FileNotFoundError:
-        return None
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}; remove it") from None
 
 
 def short_count(count: int) -> str:
@@ -623,12 +557,6 @@ def _differ(before: dict[str, Any] | None, now: dict[str, Any] | None) -> bool:
 
 def _sides(dataset: Dataset) -> str:
     return " x ".join(map(str, dataset.image_shape))
-
-
-def _readable(value: Value) -> str:
-    if isinstance(value, list):
-        return " ".join(f"{one:.3f}" for one in value)
-    return str(value) if isinstance(value, int) else f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}"
 
 
 def _send_to_wandb(run: Path, config: TrainConfig, evaluation: Evaluation, say: Callable[[str], None]) -> None:

@@ -12,23 +12,11 @@ from typing import Any
 from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
+from gen_dist.evaluation_record import Evaluation, read_evaluation
 from gen_dist.presets import PRESETS
 from gen_dist.tracking import METRICS_FILE, read_metrics
 
-EVALUATION_FILE = "evaluation.json"
 _TELLS_NO_TWO_RUNS_APART = frozenset({"seed", "run_dir", "data_root", "wandb", "keep_checkpoints"})
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What the evaluator found of a run's newest checkpoint, from evaluation.json."""
-
-    metrics: Mapping[str, Any]
-    """By name, as in `fid_10k`: a number, or a list of them."""
-    unavailable: Mapping[str, str]
-    """Of metrics that this model has not: why, in one line."""
-    facts: Mapping[str, Any]
-    """All else that the file says: `checkpoint_step`, `split`, `features`, `seconds`, `environment`."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +95,7 @@ def read_run(path: Path) -> RunRecord:
     if state is None:
         raise CheckpointError(f"checkpoint {newest} is damaged: state.json is missing")
     metrics_file = path / METRICS_FILE
+    evaluation = read_evaluation(path)
     return RunRecord(
         path=path,
         config=config,
@@ -117,20 +106,8 @@ def read_run(path: Path) -> RunRecord:
         else [],
         summary=_read(path / "summary.json"),
         environment=_read(path / "environment.json"),
-        evaluation=read_evaluation(path, state["step"]),
+        evaluation=evaluation if evaluation and evaluation.checkpoint_step == state["step"] else None,
     )
-
-
-def read_evaluation(path: Path, step: int) -> Evaluation | None:
-    """The evaluation of the checkpoint of a step; None where there is none, or one of another step.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    found = _read(path / EVALUATION_FILE)
-    if found is None or found["checkpoint_step"] != step:
-        return None
-    return Evaluation(found.pop("metrics"), found.pop("unavailable"), found)
 
 
 def config_fields(config: TrainConfig) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.config import DataConfig
 from gen_dist.data import image_indices, open_dataset
 from gen_dist.errors import UserError
-from gen_dist.evaluation import METRICS, Evaluation, evaluate, read_evaluation
+from gen_dist.evaluation import METRICS, evaluate
+from gen_dist.evaluation_record import EVALUATION_FILE, Evaluation, read_evaluation
 from gen_dist.features import feature_network, inception
 from gen_dist.features.digits import CARD_FILE, WEIGHTS_FILE
 from gen_dist.model import GenerativeModel
@@ -129,14 +130,14 @@ def test_samples_of_another_count_begin_with_the_same_ones(runs: Path) -> None:
 def test_two_ranks_equal_one_whatever_their_shares(objective: str, runs: Path) -> None:
     """510 samples are three blocks, 1,000 test images four, and seven images of nll four and three."""
     run = _run_of(runs, objective)
-    for leftover in run.glob(evaluation.EVALUATION_FILE):
+    for leftover in run.glob(EVALUATION_FILE):
         leftover.unlink()
     one = _evaluate(run, samples=510)
-    (run / evaluation.EVALUATION_FILE).unlink()
+    (run / EVALUATION_FILE).unlink()
     words = ["--samples", 510, "--nll-samples", 30, "--nll-images", 7]
     cache = f"{os.environ['GEN_DIST_CACHE']} of two for {objective}"  # so that the two compute the reference as well
     done = subprocess.run(
-        [str(word) for word in (*TWO, "gen_dist.cli", "evaluate", run, *words)],
+        [str(word) for word in (*TWO, "gen_dist.commands", "evaluate", run, *words)],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "GEN_DIST_CACHE": cache},
         capture_output=True,
@@ -166,7 +167,7 @@ def test_metrics_of_one_checkpoint_add_up_and_those_of_another_start_anew(runs: 
     assert second.features == first.features
     train(small_config("vae", steps=6, data="mnist5k", run_dir=str(run), seed=5), say=_silent, fresh=True)
     assert read_evaluation(run) is None  # a fresh run removes what was found of the old one
-    file = run / evaluation.EVALUATION_FILE
+    file = run / EVALUATION_FILE
     file.write_text(first.to_json())
     third = _evaluate(run, "negative_elbo")
     assert set(third.metrics) == {"negative_elbo"}
@@ -208,7 +209,7 @@ def test_colour_images_without_inception_have_pixels_alone(runs: Path, tmp_path:
 
 
 def _gen_dist(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gen_dist.cli", *map(str, words)]
+    command = [sys.executable, "-m", "gen_dist.commands", *map(str, words)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), **more}
     return subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=120, cwd=REPOSITORY, env=environment

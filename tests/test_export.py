@@ -24,7 +24,7 @@ from torch import Tensor
 
 import gen_dist
 from gen_dist import checkpoint as checkpoints
-from gen_dist import cli
+from gen_dist import commands
 from gen_dist.config import DataConfig, ResnetConfig, TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.export import SUFFIXES, Format, export
@@ -302,7 +302,7 @@ def test_an_export_stands_by_default_in_the_directory_of_its_run(runs: Callable[
 def _error_of(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     monkeypatch.setattr(sys, "argv", ["gen-dist", "export", *words])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        commands.main()
     printed = capsys.readouterr()
     assert stop.value.code == 2
     assert printed.out == ""

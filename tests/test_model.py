@@ -156,7 +156,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def _gen_dist(*words: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gen_dist.cli", *map(str, words)]
+    command = [sys.executable, "-m", "gen_dist.commands", *map(str, words)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=cwd, env=environment)
 

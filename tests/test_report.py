@@ -88,7 +88,7 @@ def _evaluate(path: Path, metrics: dict[str, float], unavailable: dict[str, str]
     found = {
         **{"format": 1, "checkpoint_step": run.step, "preset": run.config.preset, "data": run.config.data},
         **{"data_digest": run.state["data_digest"], "split": "test", "features": {"name": "digits", "digest": digest}},
-        **{"metrics": metrics, "unavailable": unavailable, "seconds": {}, "environment": {}},
+        **{"metrics": metrics, "unavailable": unavailable, "pixels": {}, "seconds": {}, "environment": {}},
     }
     (path / "evaluation.json").write_text(json.dumps(found))
 
@@ -268,7 +268,7 @@ def test_runs_that_cannot_be_compared_are_refused_in_one_line(runs: dict[str, Pa
 
 @pytest.mark.parametrize(("words", "needed"), [(["compare", "a"], "two runs"), (["report"], "needs a run")])
 def test_commands_say_what_they_need(words: list[str], needed: str) -> None:
-    from gen_dist.cli import compare, report
+    from gen_dist.commands import compare, report
 
     with pytest.raises(ConfigError, match=needed):
         run_subcommand([compare, report], words, "gen-dist")
@@ -277,7 +277,7 @@ def test_commands_say_what_they_need(words: list[str], needed: str) -> None:
 def test_the_commands_write_their_files(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from gen_dist.cli import compare, report
+    from gen_dist.commands import compare, report
 
     words = [str(runs["vae"]), str(runs["gan"]), "--no-evaluate", "--out"]
     run_subcommand([compare, report], ["compare", *words, str(tmp_path / "out")], "gen-dist")

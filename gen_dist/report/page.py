@@ -250,7 +250,7 @@ def _value(name: str, values: Sequence[float], group: Group) -> str:
 
 def _explanation(name: str, run: RunRecord) -> str:
     metric = metric_of(name)
-    pixels = run.evaluation.facts.get("pixels", {}).get(name) if run.evaluation else None
+    pixels = run.evaluation.pixels.get(name) if run.evaluation else None
     sentences = [metric.meaning, f"{metric.direction[:1].upper()}{metric.direction[1:]}." if metric.direction else ""]
     return " ".join(filter(None, [*sentences, f"Of {pixels} pixels." if pixels else ""]))
 

@@ -1,0 +1,220 @@
+"""The commands of `gen-dist`: what there is to do with presets and with runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from gen_dist.cli import preset_lines, run_command, run_subcommand
+from gen_dist.errors import ConfigError
+
+
+def main() -> None:
+    """Entry point of `gen-dist`."""
+    functions: list[Callable[..., None]] = [sample, evaluate, compare, report, export, presets, replay]
+    run_command(lambda: run_subcommand(functions, sys.argv[1:], "gen-dist"))
+
+
+def sample(
+    run: tyro.conf.Positional[Path],
+    /,
+    count: int = 64,
+    out: Path = Path("samples.png"),
+    columns: int = 8,
+    labels: tuple[int, ...] = (),
+    seed: int = 0,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> None:
+    """Draw new images from a trained model into one picture.
+
+    Args:
+        run: Run directory, or one checkpoint in it.
+        count: Number of images.
+        out: PNG file to write.
+        columns: Images a row.
+        labels: Classes that a conditional model is to show, by number, in turn. All of them if none is named.
+        seed: Key of the latents: the same seed gives the same images.
+        device: Where to compute.
+    """
+    import torch
+
+    from gen_dist.model import load
+    from gen_dist.pictures import save_grid
+
+    if columns < 1:
+        raise ConfigError(f"columns {columns} is less than 1")
+    model = load(run, device=device)
+    asked = torch.tensor([labels[place % len(labels)] for place in range(count)]) if labels else None
+    images = model.sample(count, asked, seed)
+    try:
+        save_grid(out, images.cpu().numpy(), columns)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror}") from None
+    print(out)
+
+
+def evaluate(
+    run: tyro.conf.Positional[Path],
+    /,
+    metrics: tuple[str, ...] = (),
+    samples: int = 10_000,
+    nll_samples: int = 5000,
+    nll_images: int | None = None,
+    data_root: str | None = None,
+    features: Literal["digits", "inception"] | None = None,
+    inception_weights: Path | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> None:
+    """Measure a trained model against the test split, into evaluation.json of its run directory.
+
+    Args:
+        run: Run directory; its newest whole checkpoint is evaluated.
+        metrics: What to measure, such as fid kid nll. All that the model has if none is named.
+        samples: Images to draw, and walks through the latent space.
+        nll_samples: Importance samples of one image.
+        nll_images: Test images that nll is measured on, spread over the split. All of them if not given.
+        data_root: Directory with the torchvision data sets, if it has moved since the run.
+        features: Network whose features are compared; digits for 28 x 28 grey images if not given.
+        inception_weights: File of InceptionV3's weights; downloaded if not given.
+        device: Where to compute.
+    """
+    from gen_dist import evaluation
+
+    found = evaluation.evaluate(
+        run,
+        metrics or None,
+        samples=samples,
+        nll_samples=nll_samples,
+        nll_images=nll_images,
+        data_root=data_root,
+        device=device,
+        features=features,
+        inception_weights=inception_weights,
+        announce=_to_stderr,
+    )
+    if os.environ.get("RANK", "0") == "0":
+        print(*found.lines(), sep="\n")
+
+
+def compare(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    out: Path = Path(),
+    evaluate: bool = True,
+) -> None:
+    """Tell which of some runs is better at what: a table, compare.png, compare.md and compare.json.
+
+    Runs of one config with different seeds are taken together.
+
+    Args:
+        runs: Two run directories or more, on the same data.
+        out: Directory to write to.
+        evaluate: Evaluate those runs first that have no evaluation of their newest checkpoint.
+    """
+    import json
+
+    from gen_dist.atomic_files import write_atomically
+    from gen_dist.comparison import comparison_of, markdown, read_runs, table_lines
+    from gen_dist.comparison_picture import save_comparison
+
+    if len(runs) < 2:
+        raise ConfigError("compare needs two runs or more, as in gen-dist compare runs/vae-mnist runs/dcgan-mnist")
+    comparison = comparison_of(read_runs(runs, _evaluate if evaluate else None))
+    print("\n".join(table_lines(comparison)))
+    files = [out / f"compare.{suffix}" for suffix in ("png", "md", "json")]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_comparison(files[0], comparison, _to_stderr)
+        write_atomically(files[1], markdown(comparison, files[0].name))
+        write_atomically(files[2], json.dumps(comparison.as_json(), indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written to: {error.strerror}") from None
+    print("\n".join(["", *map(str, files)]))
+
+
+def report(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    out: Path | None = None,
+    evaluate: bool = True,
+    step_times: bool = True,
+) -> None:
+    """Write one HTML file about a run, or about several with their comparison first. It needs nothing else.
+
+    Args:
+        runs: Run directories; several are to be on the same data.
+        out: HTML file to write. None is report.html in the first run.
+        evaluate: Evaluate those runs first that have no evaluation of their newest checkpoint.
+        step_times: Replay steps of each run for some seconds, to tell where their time goes.
+    """
+    from gen_dist.comparison import read_runs
+    from gen_dist.report import write_report
+    from gen_dist.step_times import measure_step_times
+
+    if not runs:
+        raise ConfigError("report needs a run, as in gen-dist report runs/vae-mnist")
+    path = out or runs[0] / "report.html"
+    read = read_runs(runs, _evaluate if evaluate else None)
+    if step_times:
+        _to_stderr("replaying some steps to see where their time goes (--no-step-times leaves that out)")
+    write_report(path, read, [measure_step_times(run.path, _to_stderr) if step_times else None for run in read])
+    print(path)
+
+
+def export(
+    run: tyro.conf.Positional[Path],
+    /,
+    format: Literal["safetensors", "onnx", "torch-export"],
+    out: Path | None = None,
+    parts: tuple[Literal["decoder", "encoder"], ...] = (),
+) -> None:
+    """Write the decoder or generator of a trained model, and its encoder, for other programs to use.
+
+    Args:
+        run: Run directory, or one checkpoint in it.
+        format: Plain weights (safetensors), or whole programs for any number of images (onnx, torch-export).
+        out: Directory to write. None is export-FORMAT in the run directory.
+        parts: What to write. All that the model has if none is named.
+    """
+    from gen_dist.export import export as write_export
+
+    print(write_export(run, format, out, parts, _to_stderr))
+
+
+def presets() -> None:
+    """List the presets that launch/train.py knows."""
+    print(preset_lines())
+
+
+def replay(run: tyro.conf.Positional[Path], /, step: int) -> None:
+    """Run one step of a run again and print its losses; the run directory stays as it is.
+
+    Args:
+        run: Run directory.
+        step: Optimizer step, as in metrics.jsonl.
+    """
+    from gen_dist.replay import replay as replay_step
+
+    logs = replay_step(run, step)
+    scalars = {name: value for name, value in logs.items() if isinstance(value, float)}  # the others are histograms
+    print(f"step {step}  " + "  ".join(f"{name} {value:.6f}" for name, value in scalars.items()))
+
+
+def _evaluate(run: Path) -> None:
+    from gen_dist.evaluation import evaluate
+
+    _to_stderr(f"evaluating {run}")
+    evaluate(run, announce=_to_stderr)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
