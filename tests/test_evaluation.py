@@ -17,8 +17,9 @@ import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 import gen_dist
-from gen_dist import evaluation
+from gen_dist import commands, evaluation
 from gen_dist.checkpoint import checkpoint_paths
+from gen_dist.cli import run_command, run_subcommand
 from gen_dist.config import DataConfig
 from gen_dist.data import image_indices, open_dataset
 from gen_dist.errors import UserError
@@ -216,7 +217,9 @@ def _gen_dist(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_wrong_options_are_one_line_and_exit_code_2(runs: Path, tmp_path: Path) -> None:
+def test_wrong_options_are_one_line_and_exit_code_2(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = _run_of(runs, "vae")
     other = tmp_path / "weights.pth"
     other.write_bytes(b"other weights")
@@ -229,10 +232,14 @@ def test_wrong_options_are_one_line_and_exit_code_2(runs: Path, tmp_path: Path) 
         ((run, "--features", "inception", "--inception-weights", other), "not 6726825d...: these are not the weights"),
         ((run, "--features", "inception", "--inception-weights", tmp_path / "none.pth"), "cannot be read from"),
     ):
-        done = _gen_dist("evaluate", *words)
-        assert (done.returncode, done.stdout) == (2, ""), done.stderr
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-        assert message in done.stderr
+        command = ["evaluate", *map(str, words)]
+        capsys.readouterr()  # a training's, the first time
+        with pytest.raises(SystemExit) as ended:
+            run_command(lambda command=command: run_subcommand([commands.evaluate], command, "gen-dist"))  # type: ignore[misc]
+        said = capsys.readouterr()
+        assert (ended.value.code, said.out) == (2, ""), said.err
+        assert said.err.startswith("error: ") and said.err.count("\n") == 1
+        assert message in said.err
     assert checkpoint_paths(run)[0] == checkpoint
     assert not list(checkpoint.glob("evaluation*"))
 
