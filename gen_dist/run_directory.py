@@ -36,7 +36,7 @@ another kind of device, other draws of the same noise. Whether the packed data a
 _WRITTEN = (
     *("checkpoints", "samples", "reconstructions", "wandb", "config.json", "environment.json", "metrics.jsonl"),
     *("summary.json", "latent_manifold.png", "latent_scatter.png", "curves.png", WANDB_ID_FILE),
-    "evaluation.json",
+    *("interpolations.png", "class_shares.png", "scores.png", "evaluation.json", "report.html"),
 )
 """All that a run writes: what --fresh removes."""
 

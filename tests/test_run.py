@@ -24,7 +24,9 @@ from gen_dist import checkpoint as checkpoints
 from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.config import DataConfig, OptimizerConfig, TrainConfig
 from gen_dist.errors import ConfigError, UserError
+from gen_dist.evaluation_record import EVALUATION_FILE
 from gen_dist.run import DivergenceError, train
+from gen_dist.run_directory import remove_run
 from gen_dist.tracking import read_metrics
 from tests.conftest import REPOSITORY
 from tests.runs import assert_same_bits, small_config, write_config
@@ -324,6 +326,15 @@ def test_fresh_starts_over_and_keeps_what_is_not_the_runs(uninterrupted: Path, t
     assert not any("resuming" in line for line in said)
     assert (path / "my notes.txt").read_text() == "keep me"
     _assert_equals_uninterrupted(path, uninterrupted)
+
+
+def test_of_a_run_that_is_removed_nothing_is_left(uninterrupted: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(uninterrupted, path)
+    for name in ("scores.png", EVALUATION_FILE, "report.html"):  # of a GAN, of evaluating and of reporting
+        (path / name).touch()
+    remove_run(path)
+    assert {left.name for left in path.iterdir()} <= {".lock", ".holder"}
 
 
 @pytest.mark.parametrize(
