@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from gen_dist.errors import UserError
 
-SHA256_PREFIX = "6726825d"
-"""Of the weights of 2015-12-05, as their file name says."""
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""Of the weights of 2015-12-05. The whole of it: 32 bits, as their file name has, can be met by trying."""
 
 
 class Inception(nn.Module):
@@ -49,7 +49,7 @@ def load_inception(weights: Path | None) -> tuple[Inception, str]:
     if weights is None and not file.exists():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), SHA256_PREFIX)
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), SHA256)
         except (OSError, RuntimeError) as error:  # RuntimeError is another digest than the file's name says
             reason = " ".join(str(error).split())
             raise UserError(
@@ -64,9 +64,9 @@ def load_inception(weights: Path | None) -> tuple[Inception, str]:
             f"the weights of InceptionV3 cannot be read from {file}: {error.strerror}; they are at {URL_INCEPTION_V3}"
         ) from None
     # torch-fidelity unpickles the file: nothing but the known one may come that far. And other weights are another FID.
-    if not digest.startswith(SHA256_PREFIX):
+    if digest != SHA256:
         raise UserError(
-            f"{file} has the SHA-256 {digest[:8]}..., not {SHA256_PREFIX}...: these are not the weights of "
+            f"{file} has the SHA-256 {digest[:8]}..., not {SHA256[:8]}...: these are not the weights of "
             f"{URL_INCEPTION_V3}"
         )
     extractor = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(file))
