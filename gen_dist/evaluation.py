@@ -283,7 +283,7 @@ class _Evaluator:
             return "an autoencoder has no prior over its latents to draw samples from"
         if name in (*_FEATURES, *_WALKS) and self._network is None:
             return f"images are {_sides(self._dataset)}, the digit network takes 1 x 28 x 28; use --features inception"
-        if name in (*_FEATURES, *_PIXELS) and len(self._dataset.test.images) < LEAST_SAMPLES:
+        if name in (*_FEATURES, *_PIXELS, *_CLASSES) and len(self._dataset.test.images) < LEAST_SAMPLES:
             return f"the test split has {len(self._dataset.test.images)} images, fewer than {LEAST_SAMPLES}"
         if name in _WALKS and self._network is not None and self._network.of_intensities is None:
             return "InceptionV3 takes 8-bit images, in which a small step along a walk changes nothing"
