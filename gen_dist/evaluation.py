@@ -63,7 +63,8 @@ _CLASSES = ("classes", "class_shares", "class_variation", "label_accuracy")
 _WALKS = ("path_length",)
 _LIKELIHOOD = ("nll", "bits_per_dimension")
 METRICS = (*_FEATURES, *_PIXELS, *_CLASSES, *_WALKS, *_POSTERIOR, *_LIKELIHOOD)
-"""All metrics, by the names that they are asked for; those of samples and of nll have counts behind their names."""
+"""All metrics, by the names that they are asked for; those of samples and of nll have counts behind their names: `nll`
+is found as `nll_k5000` of all test images, as `nll_k5000_1k` of 1,000 of them."""
 
 T = TypeVar("T")
 
@@ -249,8 +250,9 @@ class _Evaluator:
         )
 
     def _full_name(self, name: str) -> str:
-        if name in _LIKELIHOOD:
-            return f"{name}_k{self._nll_samples}"
+        if name in _LIKELIHOOD:  # of fewer images it is another figure
+            of_part = len(self._rows) < len(self._dataset.test.images)
+            return f"{name}_k{self._nll_samples}{f'_{short_count(len(self._rows))}' if of_part else ''}"
         if name in (*_FEATURES, *_PIXELS, *_WALKS, "label_accuracy"):
             return f"{name}_{short_count(self._samples)}"
         return name
@@ -501,11 +503,10 @@ class _Evaluator:
     def _measure_likelihood(self) -> None:
         objective = self._model.objective
         assert isinstance(objective, Vae)
-        images = torch.from_numpy(self._dataset.test.images[self._rows])
-        labels = torch.from_numpy(self._dataset.test.labels[self._rows])
+        rows = self._rows.tolist()
         # Minutes: shown in logs as well, now and then.
         shown = tqdm(
-            range(*self._share(len(images))),
+            rows[slice(*self._share(len(rows)))],
             desc=f"nll of {self._nll_samples} samples",
             unit="image",
             mininterval=0.5 if sys.stderr.isatty() else 20.0,
@@ -514,10 +515,10 @@ class _Evaluator:
         )
         total = torch.zeros((), dtype=torch.float64, device=self._rng.device)
         for row in shown:
-            one = slice(row, row + 1)
-            batch = Batch(images[one].to(self._rng.device), labels[one], self._rng, row)
+            # By its place in the split: the same image has the same noise, whatever others are chosen.
+            batch = self._test_batch(row, row + 1)
             total += negative_log_likelihoods(objective, batch, self._nll_samples)[0]
-        nll = float(self._summed(total)) / len(images)
+        nll = float(self._summed(total)) / len(rows)
         self._values[self._full_name("nll")] = nll
         self._pixels[self._full_name("nll")] = "binarized" if is_binarized(objective) else "real-valued"
         if self.wants("bits_per_dimension"):

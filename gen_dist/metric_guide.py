@@ -8,7 +8,7 @@ from typing import Literal
 
 Better = Literal["less", "more", "data"]
 
-_COUNT = re.compile(r"_(k?)(\d+)(k?)$")
+_COUNT = re.compile(r"(?:_k(?P<latents>\d+))?(?:_(?P<images>\d+)(?P<thousands>k?))?$")
 
 
 @dataclass(frozen=True)
@@ -84,20 +84,23 @@ LIKELIHOODS = frozenset({"negative_elbo", "nll", "bits_per_dimension", "reconstr
 
 
 def base_name(name: str) -> str:
-    """A metric's name without its number of samples: `fid_10k` is of `fid`, `nll_k5000` of `nll`."""
+    """A metric's name without its counts: `fid_10k` is of `fid`, `nll_k5000` and `nll_k5000_1k` of `nll`."""
     return _COUNT.sub("", name)
 
 
 def metric_of(name: str) -> Metric:
-    """How to read a metric, its number of samples in its label; of an unknown one the name is all that is known."""
+    """How to read a metric, its counts in its label; of an unknown one the name is all that is known."""
     base = base_name(name)
     known = GUIDE.get(base, Metric(base.replace("_", " "), None, ""))
     count = _COUNT.search(name)
-    if not count:
-        return known
-    importance, number, thousands = count.groups()
-    size = int(number) * (1000 if thousands else 1)
-    return replace(known, label=f"{known.label}, {f'K = {size:,}' if importance else f'{size:,} samples'}")
+    latents, images, thousands = count.groups() if count else (None, None, None)
+    parts = [known.label]
+    if latents:
+        parts.append(f"K = {int(latents):,}")
+    if images:
+        size = int(images) * (1000 if thousands else 1)
+        parts.append(f"{size:,} {'images' if latents else 'samples'}")
+    return replace(known, label=", ".join(parts))
 
 
 def in_order(names: list[str]) -> list[str]:

@@ -21,13 +21,15 @@ from gen_dist import commands, evaluation
 from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.cli import run_command, run_subcommand
 from gen_dist.config import DataConfig
-from gen_dist.data import image_indices, open_dataset
+from gen_dist.data import Split, image_indices, open_dataset
 from gen_dist.errors import UserError
 from gen_dist.evaluation import METRICS, evaluate
 from gen_dist.evaluation_record import EVALUATION_FILE, Evaluation, read_evaluation
 from gen_dist.features import feature_network, inception
 from gen_dist.features.digits import CARD_FILE, WEIGHTS_FILE
+from gen_dist.marginal_likelihood import negative_log_likelihoods
 from gen_dist.model import GenerativeModel
+from gen_dist.objectives import Batch
 from gen_dist.run import train
 from tests.conftest import REPOSITORY
 from tests.runs import OBJECTIVES, each_of, small_config
@@ -78,11 +80,11 @@ def test_every_objective_has_the_metrics_that_it_can_and_says_why_not_the_others
     if config.kind in ("vae", "vae-gan"):
         expected.add("active_units")
     if config.kind == "vae":
-        expected |= {"negative_elbo", "nll_k30"}
+        expected |= {"negative_elbo", "nll_k30_7"}
     if config.kind == "vae" and config.likelihood == "bernoulli":
-        expected.add("bits_per_dimension_k30")
+        expected.add("bits_per_dimension_k30_7")
     assert set(found.metrics) == expected
-    plain = {name.removesuffix("_260").removesuffix("_k30") for name in (*found.metrics, *found.unavailable)}
+    plain = {name.removesuffix("_260").removesuffix("_k30_7") for name in (*found.metrics, *found.unavailable)}
     assert plain - OF_DATA == set(METRICS)
     assert all(reason and "\n" not in reason for reason in found.unavailable.values())
     numbers = [value for value in found.metrics.values() if not isinstance(value, list)]
@@ -98,6 +100,28 @@ def test_the_negative_elbo_is_that_of_the_training(runs: Path) -> None:
         trained = json.loads((run / "summary.json").read_text())["final"]["test/negative_elbo"]
         assert found.metrics["negative_elbo"] == pytest.approx(trained, rel=1e-5)
         assert found.pixels["negative_elbo"] == ("binarized" if "binarization" in objective else "real-valued")
+
+
+def test_a_likelihood_of_some_images_has_another_name_and_each_image_its_own_noise(runs: Path) -> None:
+    run = _run_of(runs, "vae, dynamic binarization")
+    objective, test = gen_dist.load(run).objective, open_dataset("mnist5k", "data", DataConfig(), _silent).test
+    found = _evaluate(run, "nll", nll_images=2).metrics["nll_k30_2"]
+    rng = torch.tensor([gen_dist.load(run).config.seed, 0])
+    with torch.no_grad():
+        expected = [
+            float(negative_log_likelihoods(objective, Batch(*_one(test, row), rng, row), 30)) for row in (0, 500)
+        ]
+    assert found == pytest.approx(sum(expected) / 2, rel=1e-6)
+    assert "nll_k30_2" in _evaluate(run, "nll", nll_images=3).metrics  # another one does not take its place
+
+
+def _one(split: Split, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(split.images[row : row + 1]), torch.from_numpy(split.labels[row : row + 1])
+
+
+def test_a_test_split_too_small_has_no_classes_either(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "LEAST_SAMPLES", 1001)
+    assert "fewer than 1001" in _evaluate(_run_of(runs, "gan"), "classes", samples=1001).unavailable["classes"]
 
 
 def test_the_frechet_distance_of_a_run_is_torch_fidelitys_of_its_samples(runs: Path) -> None:
@@ -202,7 +226,7 @@ def test_colour_images_without_inception_have_pixels_alone(runs: Path, tmp_path:
     packing = DataConfig(synthetic_images=256, image_size=32, channels=3)
     run = _run_of(runs, "vae", data="synthetic", packing=packing)
     found = _evaluate(run)
-    assert {"sharpness_260", "diversity_260", "negative_elbo", "nll_k30"} <= set(found.metrics)
+    assert {"sharpness_260", "diversity_260", "negative_elbo", "nll_k30_7"} <= set(found.metrics)
     assert "3 x 32 x 32" in found.unavailable["fid_260"]
     assert "--features inception" in found.unavailable["path_length_260"]
     with pytest.raises(UserError, match="not of 3 x 32 x 32; use --features inception"):

@@ -19,7 +19,7 @@ from gen_dist.comparison import comparison_of, markdown, read_runs, table_lines
 from gen_dist.comparison_picture import save_comparison
 from gen_dist.config import VaeConfig
 from gen_dist.errors import CheckpointError, ConfigError
-from gen_dist.metric_guide import metric_of
+from gen_dist.metric_guide import base_name, metric_of
 from gen_dist.report import write_report
 from gen_dist.run import train
 from gen_dist.run_record import read_run
@@ -290,6 +290,8 @@ def test_the_commands_write_their_files(
 def test_numbers_of_samples_are_part_of_a_label() -> None:
     assert metric_of("fid_10k").label == "FID, 10,000 samples"
     assert metric_of("nll_k5000").label == "negative log-likelihood, K = 5,000"
+    assert metric_of("nll_k5000_1k").label == "negative log-likelihood, K = 5,000, 1,000 images"
+    assert base_name("nll_k5000_1k") == base_name("nll") == "nll"
     assert metric_of("negative_elbo").label == "negative ELBO"
 
 
