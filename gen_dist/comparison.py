@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_dist.errors import ConfigError
-from gen_dist.metric_guide import LIKELIHOODS, base_name, in_order, metric_of
+from gen_dist.metric_guide import LIKELIHOODS, SPEED, base_name, in_order, metric_of
 from gen_dist.run_record import RunRecord, decisive_fields, group_by_config, read_run
 
 ABOUT_EQUAL = 0.02
@@ -327,14 +327,25 @@ def _ranked(groups: Sequence[Group], metric: str) -> list[Group]:
 def _apart(better: Group, worse: Group, metric: str) -> bool:
     """Whether runs of one group are all better than those of the other; of single runs, by more than a little."""
     if len(better.runs) == len(worse.runs) == 1:
+        if metric_of(metric).better == "data":  # of distances, for two may lie on either side: these are logarithms
+            return _score(worse, metric) - _score(better, metric) > ABOUT_EQUAL
         first, second = better.values(metric)[0], worse.values(metric)[0]
-        return abs(first - second) > ABOUT_EQUAL * max(abs(first), abs(second))
+        return abs(first - second) > ABOUT_EQUAL * max(abs(first), abs(second)) and _score(better, metric) < _score(
+            worse, metric
+        )
     worst = max(_score_of(value, better, metric) for value in better.values(metric))
     return worst < min(_score_of(value, worse, metric) for value in worse.values(metric))
 
 
 def _comparable(groups: Sequence[Group], metric: str) -> bool:
-    return base_name(metric) not in LIKELIHOODS or len({_pixel_model(group, metric) for group in groups}) == 1
+    return len({_condition(group, metric) for group in groups}) < 2
+
+
+def _condition(group: Group, metric: str) -> str:
+    """What groups have to have in common for a metric of theirs to compare; empty where that is nothing."""
+    if base_name(metric) in LIKELIHOODS:
+        return _pixel_model(group, metric)
+    return "; ".join(sorted({_machine(run) for run in group.runs})) if metric in SPEED and metric != "epochs" else ""
 
 
 def _pixel_model(group: Group, metric: str) -> str:
@@ -362,8 +373,8 @@ def _statement(topic: _Topic, metric: str, groups: Sequence[Group]) -> Statement
     figures = [readable_values(group.values(metric), metric) for group in ranked]
     of_each = [f"{figure} of {group.label}" for figure, group in zip(figures, ranked, strict=True)]
     if not _comparable(ranked, metric):
-        models = [f"{each} ({_pixel_model(group, metric)})" for each, group in zip(of_each, ranked, strict=True)]
-        text = f"{name} {', '.join(models)}: these do not compare."
+        told = [f"{each} ({_condition(group, metric)})" for each, group in zip(of_each, ranked, strict=True)]
+        text = f"{name} {', '.join(told)}: these do not compare."
     elif len(ranked) == 1:
         text = f"{ranked[0].label} has a {name} of {figures[0]}."
     elif _apart(ranked[0], ranked[1], metric):
@@ -391,6 +402,8 @@ def _textbook(topic: _Topic, metric: str, groups: Sequence[Group]) -> tuple[str 
     if not topic.textbook or not vaes or not gans:
         return None, None
     better, worse = (vaes[0], gans[0]) if topic.expected == "vae" else (gans[0], vaes[0])
+    if not _comparable([better, worse], metric):
+        return topic.textbook, None
     if _apart(better, worse, metric):
         return topic.textbook, _score(better, metric) < _score(worse, metric)
     return topic.textbook, False if _apart(worse, better, metric) else None

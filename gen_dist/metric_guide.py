@@ -79,7 +79,7 @@ GUIDE: dict[str, Metric] = {
 SPEED = ("training_seconds", "images_per_second", "epochs")
 """Those of them that the run itself tells, not the evaluator."""
 
-LIKELIHOODS = frozenset({"negative_elbo", "nll", "bits_per_dimension", "reconstruction_error"})
+LIKELIHOODS = frozenset({"negative_elbo", "nll", "bits_per_dimension"})
 """Those that compare only where the pixels are taken for the same: real-valued or binarized, Bernoulli or Gaussian."""
 
 

@@ -201,6 +201,38 @@ def test_likelihoods_of_other_pixels_are_not_compared(runs: dict[str, Path]) -> 
     assert comparison.best("negative_elbo") is None
 
 
+def test_errors_of_reconstruction_compare_whatever_pixels_were_learned(runs: dict[str, Path]) -> None:
+    vae = read_run(runs["vae"])
+    assert vae.evaluation
+    objective = VaeConfig(dynamic_binarization=True)
+    metrics = vae.evaluation.metrics | {"reconstruction_error": 40.0}
+    better = replace(
+        vae, config=replace(vae.config, objective=objective), evaluation=replace(vae.evaluation, metrics=metrics)
+    )
+    comparison = comparison_of([vae, better])
+    assert comparison.best("reconstruction_error") is comparison.groups[1]
+
+
+def test_figures_equally_far_from_the_data_on_either_side_are_no_difference(runs: dict[str, Path]) -> None:
+    vae, gan = read_runs([runs["vae"], runs["gan"]])
+    assert vae.evaluation and gan.evaluation
+    either = [
+        replace(run, evaluation=replace(run.evaluation, metrics={"sharpness_10k": value, "sharpness_data": 0.1}))
+        for run, value in ((vae, 0.05), (gan, 0.2))
+    ]
+    assert comparison_of(either).best("sharpness_10k") is None
+
+
+def test_times_of_different_machines_are_not_compared(runs: dict[str, Path]) -> None:
+    vae, gan = read_runs([runs["vae"], runs["gan"]])
+    comparison = comparison_of([vae, replace(gan, environment={"cpu": {"model": "another"}, "torch_threads": 1})])
+    for name in ("training_seconds", "images_per_second"):
+        said = next(one for one in comparison.statements if one.metrics == [name])
+        assert said.text.endswith("these do not compare.")
+        assert said.textbook and said.holds is None
+        assert comparison.best(name) is None
+
+
 def test_a_missing_metric_shows_its_reason(runs: dict[str, Path], tmp_path: Path) -> None:
     comparison = comparison_of(read_runs([runs["vae"], runs["gan"]]))
     assert "a GAN has no encoder" in "\n".join(table_lines(comparison))
