@@ -63,7 +63,10 @@ def read_evaluation(run: Path) -> Evaluation | None:
         content = json.loads(file.read_text())
         if content.pop("format") != FORMAT:
             raise UserError(f"{file} is of another format than {FORMAT}, which this version reads; remove it")
-        return Evaluation(**content)
+        evaluation = Evaluation(**content)
+        if not all(isinstance(getattr(evaluation, name), dict) for name in ("metrics", "unavailable", "pixels")):
+            raise ValueError("metrics, unavailable and pixels are to be objects")
+        return evaluation
     except FileNotFoundError:
         return None
     except UserError:

@@ -16,6 +16,7 @@ from gen_dist.evaluation_record import Evaluation, read_evaluation
 from gen_dist.presets import PRESETS
 from gen_dist.tracking import METRICS_FILE, read_metrics
 
+_STATE = ("step", "data_digest", "image_shape", "class_names", "training_seconds")
 _TELLS_NO_TWO_RUNS_APART = frozenset({"seed", "run_dir", "data_root", "wandb", "keep_checkpoints"})
 
 
@@ -73,7 +74,12 @@ class RunRecord:
 
     def pictures_by_step(self, kind: str) -> dict[int, Path]:
         """`samples` or `reconstructions` by the step they were made at, in order."""
-        return {int(path.stem.removeprefix("step_")): path for path in sorted((self.path / kind).glob("step_*.png"))}
+        found = {}
+        for path in (self.path / kind).glob("step_*.png"):
+            step = path.stem.removeprefix("step_")
+            if step.isascii() and step.isdecimal():  # others are a user's: copies, notes
+                found[int(step)] = path
+        return dict(sorted(found.items()))
 
 
 def read_run(path: Path) -> RunRecord:
@@ -91,7 +97,7 @@ def read_run(path: Path) -> RunRecord:
     newest = next(iter(checkpoint_paths(path)), None)
     if newest is None:
         raise CheckpointError(f"{path} has no checkpoint yet; go on with launch/train.py --config {config_file}")
-    state = _read(newest / "state.json")
+    state = _read(newest / "state.json", *_STATE)
     if state is None:
         raise CheckpointError(f"checkpoint {newest} is damaged: state.json is missing")
     metrics_file = path / METRICS_FILE
@@ -104,7 +110,7 @@ def read_run(path: Path) -> RunRecord:
         metrics=[record for record in read_metrics(metrics_file) if record["step"] <= state["step"]]
         if metrics_file.exists()
         else [],
-        summary=_read(path / "summary.json"),
+        summary=_read(path / "summary.json", "steps", "training_seconds", "epochs"),
         environment=_read(path / "environment.json"),
         evaluation=evaluation if evaluation and evaluation.checkpoint_step == state["step"] else None,
     )
@@ -149,8 +155,8 @@ def group_by_config(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
     return list(groups.values())
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file; None where there is no such file."""
+def _read(path: Path, *names: str) -> dict[str, Any] | None:
+    """A JSON object from a file, that has to have these names; None where there is no such file."""
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:
@@ -160,4 +166,6 @@ def _read(path: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} cannot be read: {reason}") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON object")
+    if missing := [name for name in names if name not in found]:
+        raise CheckpointError(f"{path} is damaged: it has no {missing[0]}")
     return found

@@ -325,7 +325,8 @@ def test_a_run_that_is_on_wandb_gets_its_metrics_there(runs: Path) -> None:
 
 def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
     assert read_evaluation(tmp_path) is None
-    for content in ("{", "[]", '{"format": 2}', '{"format": 1, "preset": "vae"}'):
+    fields = {name: None for name in Evaluation.__dataclass_fields__} | {"format": 1, "metrics": [1]}
+    for content in ("{", "[]", '{"format": 2}', '{"format": 1, "preset": "vae"}', json.dumps(fields)):
         (tmp_path / "evaluation.json").write_text(content)
         with pytest.raises(UserError, match=r"evaluation\.json"):
             read_evaluation(tmp_path)

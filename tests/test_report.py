@@ -245,6 +245,19 @@ def test_a_missing_metric_shows_its_reason(runs: dict[str, Path], tmp_path: Path
     assert unavailable["nll_k500"] == "a GAN gives no likelihood"  # whatever K it was asked for
 
 
+def test_a_users_copy_of_a_picture_is_no_step_and_a_damaged_record_is_named(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(runs["vae"], path)
+    pictures = read_run(path).pictures_by_step("samples")
+    (path / "samples/step_00000024 (copy).png").write_bytes(b"")
+    assert read_run(path).pictures_by_step("samples") == pictures
+    (path / "summary.json").write_text('{"steps": 24}')
+    with pytest.raises(CheckpointError, match=r"summary\.json is damaged: it has no training_seconds"):
+        read_run(path)
+
+
 def test_what_is_not_evaluated_is_evaluated_once(runs: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "new"
     shutil.copytree(runs["gan"], path)
