@@ -35,11 +35,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def whole_directory(path: Path) -> Iterator[Path]:
     """Within it, a directory to put files in; after it they stand at `path`, where what was there before makes way.
 
-    They are on disk (fsync) before they take their place. If an error leaves it, nothing has changed.
+    They are on disk (fsync) before they take their place. If an error leaves it, nothing has changed. A link at `path`
+    stays one: it is the directory that it leads to which makes way.
 
     Raises:
         OSError: the disk is full or cannot be written to, as far as that shows, before anything is put there.
     """
+    path = path.resolve()
     partial, replaced = (path.with_name(f".{path.name}.{state}") for state in ("partial", "replaced"))
     path.parent.mkdir(parents=True, exist_ok=True)
     if partial.exists():  # of a writer that was killed
@@ -56,6 +58,8 @@ def whole_directory(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
         sync(path.parent)
     except BaseException:
+        if replaced.exists() and not path.exists():
+            os.replace(replaced, path)
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(replaced, ignore_errors=True)

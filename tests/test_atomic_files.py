@@ -101,3 +101,31 @@ def test_a_full_disk_leaves_the_directory_that_was_there(tmp_path, monkeypatch):
         _write_directory(path, "second")
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
     assert [entry.name for entry in path.iterdir()] == ["first"]
+
+
+def test_a_directory_whose_successor_cannot_take_its_place_stays(tmp_path, monkeypatch):
+    path = tmp_path / "out"
+    _write_directory(path, "first")
+    replace = os.replace
+
+    def fail(source, target):
+        if str(source).endswith(".partial"):
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        _write_directory(path, "second")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert [entry.name for entry in path.iterdir()] == ["first"]
+
+
+def test_a_link_to_a_directory_stays_one(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.mkdir()
+    link.symlink_to(target)
+    for name in ("first", "second"):
+        _write_directory(link, name)
+        assert [entry.name for entry in target.iterdir()] == [name]
+    assert link.is_symlink()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "target"]
