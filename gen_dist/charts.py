@@ -247,6 +247,7 @@ def figure_of(width: float, height: float) -> Iterator[Any]:
         "legend.frameon": False,
         "legend.title_fontsize": 9,
         "text.color": INK_HEX,
+        "text.parse_math": False,  # names and paths are a user's: a dollar in one is a dollar
         "xtick.color": INK_HEX,
         "ytick.color": INK_HEX,
         "xtick.labelsize": 8,
