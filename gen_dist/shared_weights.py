@@ -196,13 +196,24 @@ def share_memory(size: int) -> Tensor | None:
 
 
 def _see_each_other() -> bool:
-    """Whether every process could tell that another has died: not from within another container."""
-    process_ids = torch.zeros(dist.get_world_size(), dtype=torch.int64)
-    process_ids[dist.get_rank()] = os.getpid()
-    dist.all_reduce(process_ids)
-    seeing = torch.tensor(float(all(map(is_alive, process_ids.tolist()))))
+    """Whether every process could tell that another has died: not from within another container.
+
+    There, one may well have the same process id as this one, so it is not enough that some process has it.
+    """
+    told = torch.zeros(dist.get_world_size(), 2, dtype=torch.int64)
+    told[dist.get_rank()] = torch.tensor([os.getpid(), _process_namespace()])
+    dist.all_reduce(told)
+    process_ids, namespaces = told.T.tolist()
+    seeing = torch.tensor(float(len(set(namespaces)) == 1 and all(map(is_alive, process_ids))))
     dist.all_reduce(seeing)
     return bool(seeing == dist.get_world_size())
+
+
+def _process_namespace() -> int:
+    """Number of the namespace of this process's ids, one for each container (Linux); 0 where that is not told."""
+    with contextlib.suppress(OSError):
+        return os.stat("/proc/self/ns/pid").st_ino
+    return 0
 
 
 class PeerDiedError(RuntimeError):
