@@ -37,6 +37,8 @@ class Group:
     def reason(self, metric: str) -> str:
         """Why it has no value of a metric, in one line."""
         run = self.runs[0]
+        if metric in SPEED:
+            return "told by runs that are finished" if metric == "epochs" else "not known of this run"
         if run.evaluation is None:
             return f"not evaluated yet: gen-dist evaluate {run.path}"
         reasons = {base_name(name): reason for name, reason in run.evaluation.unavailable.items()}

@@ -37,6 +37,7 @@ from gen_dist.evaluation_record import Evaluation, Value, read_evaluation, write
 from gen_dist.features import FeatureName, FeatureNetwork, feature_network, fits_digits
 from gen_dist.latent_walks import on_great_circles
 from gen_dist.marginal_likelihood import is_binarized, negative_log_likelihoods
+from gen_dist.metric_guide import base_name
 from gen_dist.model import GenerativeModel, is_checkpoint, model_of, read_checkpoint
 from gen_dist.objectives import Batch
 from gen_dist.objectives.base import unit_interval
@@ -84,7 +85,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the newest whole checkpoint of a run and write evaluation.json beside it. Call it in every process.
 
-    An evaluation of the same checkpoint, data and features is added to; others are replaced.
+    An evaluation of the same checkpoint and data is added to, and keeps of other features nothing that rests on them;
+    others are replaced.
 
     Args:
         run: run directory.
@@ -216,7 +218,7 @@ class _Evaluator:
                 self._measure_posterior()
 
     def result(self, step: int, before: Evaluation | None) -> Evaluation:
-        """The evaluation, added to one of the same checkpoint, data and features."""
+        """The evaluation, added to one of the same checkpoint and data."""
         values = {name: value for name, value in self._values.items() if self._is_asked(name)}
         features: dict[str, Any] | None = None
         if self._network is not None:
@@ -236,9 +238,10 @@ class _Evaluator:
             seconds=self._seconds,
             environment=environment(),
         )
-        same = before is not None and (before.checkpoint_step, before.data_digest) == (step, self._dataset.digest)
-        if before is None or not same or _differ(before.features, features):
+        if before is None or (before.checkpoint_step, before.data_digest) != (step, self._dataset.digest):
             return found
+        if _differ(before.features, features):
+            before = _without_features(before)
         all_values = before.metrics | values
         return dataclasses.replace(
             found,
@@ -554,6 +557,16 @@ def _read_reference(file: Path) -> dict[str, Tensor] | None:
 def _differ(before: dict[str, Any] | None, now: dict[str, Any] | None) -> bool:
     """Whether both have features, of two networks."""
     return before is not None and now is not None and before["digest"] != now["digest"]
+
+
+def _without_features(evaluation: Evaluation) -> Evaluation:
+    """What of it does not rest on features: likelihoods took minutes, and pixels are what they are."""
+    resting = {*_FEATURES, *_CLASSES, *_WALKS}
+    metrics, unavailable = (
+        {name: value for name, value in found.items() if base_name(name) not in resting}
+        for found in (evaluation.metrics, evaluation.unavailable)
+    )
+    return dataclasses.replace(evaluation, features=None, metrics=metrics, unavailable=unavailable)
 
 
 def _sides(dataset: Dataset) -> str:

@@ -199,6 +199,17 @@ def test_metrics_of_one_checkpoint_add_up_and_those_of_another_start_anew(runs: 
     assert third.checkpoint_step == 6
 
 
+def test_other_features_replace_what_rests_on_features_alone(runs: Path) -> None:
+    run = _run_of(runs, "vae", seed=6)
+    first = _evaluate(run, "negative_elbo", "sharpness", "fid", "classes")
+    assert first.features
+    other = replace(first, features=first.features | {"digest": "another"})
+    (run / EVALUATION_FILE).write_text(other.to_json())
+    second = _evaluate(run, "kid")
+    assert set(second.metrics) == {"negative_elbo", "sharpness_260", "sharpness_data", "kid_260"}
+    assert second.features == first.features
+
+
 def test_the_reference_is_computed_once_and_again_where_its_file_is_damaged(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
