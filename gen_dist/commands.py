@@ -124,11 +124,14 @@ def compare(
 
     if len(runs) < 2:
         raise ConfigError("compare needs two runs or more, as in gen-dist compare runs/vae-mnist runs/dcgan-mnist")
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # before what takes minutes
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written to: {error.strerror}") from None
     comparison = comparison_of(read_runs(runs, _evaluate if evaluate else None))
     print("\n".join(table_lines(comparison)))
     files = [out / f"compare.{suffix}" for suffix in ("png", "md", "json")]
     try:
-        out.mkdir(parents=True, exist_ok=True)
         save_comparison(files[0], comparison, _to_stderr)
         write_atomically(files[1], markdown(comparison, files[0].name))
         write_atomically(files[2], json.dumps(comparison.as_json(), indent=2) + "\n")
@@ -159,6 +162,8 @@ def report(
     if not runs:
         raise ConfigError("report needs a run, as in gen-dist report runs/vae-mnist")
     path = out or runs[0] / "report.html"
+    if out and not out.parent.is_dir():  # before what takes minutes
+        raise ConfigError(f"{out} cannot be written: there is no directory {out.parent}")
     read = read_runs(runs, _evaluate if evaluate else None)
     if step_times:
         _to_stderr("replaying some steps to see where their time goes (--no-step-times leaves that out)")

@@ -562,11 +562,12 @@ def _differ(before: dict[str, Any] | None, now: dict[str, Any] | None) -> bool:
 def _without_features(evaluation: Evaluation) -> Evaluation:
     """What of it does not rest on features: likelihoods took minutes, and pixels are what they are."""
     resting = {*_FEATURES, *_CLASSES, *_WALKS}
-    metrics, unavailable = (
-        {name: value for name, value in found.items() if base_name(name) not in resting}
-        for found in (evaluation.metrics, evaluation.unavailable)
+    return dataclasses.replace(
+        evaluation,
+        features=None,
+        metrics={name: value for name, value in evaluation.metrics.items() if base_name(name) not in resting},
+        unavailable={name: why for name, why in evaluation.unavailable.items() if base_name(name) not in resting},
     )
-    return dataclasses.replace(evaluation, features=None, metrics=metrics, unavailable=unavailable)
 
 
 def _sides(dataset: Dataset) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -71,7 +71,7 @@ def measure_step_times(run_path: Path, announce: Callable[[str], None] = print) 
         CheckpointError: the directory holds no run.
         DataError: its data are not here.
     """
-    config = config_of(run_path)
+    config = replace(config_of(run_path), device="auto")  # a GPU's run may be told of where there is none
     newest = max((int(path.name.removeprefix("step_")) for path in checkpoint_paths(run_path)), default=0)
     with trainer_at(run_path, config, newest - WARM_UP_STEPS - LEAST_STEPS, announce) as (trainer, start):
         warm_up_steps = min(WARM_UP_STEPS, (config.steps - start) // 2)
