@@ -108,22 +108,13 @@ def load(path: Path) -> tuple[Checkpoint, TrainConfig]:
         CheckpointError: it is damaged, or of a format that this version does not know. Names the file.
     """
     try:
-        sums = [line.split("  ", 1) for line in (path / SUMS).read_text().splitlines()]
-        # Other files are the system's: file managers and network file systems leave some in any directory.
-        written = {file.name for file in path.iterdir() if file.suffix in _SUFFIXES and not file.name.startswith(".")}
-        if any(len(line) != 2 for line in sums) or {line[-1] for line in sums} != written:
-            raise CheckpointError(f"checkpoint {path} is damaged: {SUMS} does not list the files that are there")
-        for digest, name in sums:
-            if _digest(path / name) != digest:
-                raise CheckpointError(f"checkpoint {path} is damaged: {name} has another digest than {SUMS} says")
+        names = _whole_files(path)
         facts = json.loads((path / "state.json").read_text())
         if facts.pop("format") != FORMAT:
             raise CheckpointError(f"checkpoint {path} is of another format than {FORMAT}, which this version reads")
         config = TrainConfig.from_json((path / "config.json").read_text(), str(path / "config.json"))
         tensors = {
-            Path(name).stem: safetensors.torch.load_file(path / name)
-            for _, name in sums
-            if name.endswith(".safetensors")
+            Path(name).stem: safetensors.torch.load_file(path / name) for name in names if name.endswith(".safetensors")
         }
         return Checkpoint(facts.pop("step"), tensors, facts), config
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -131,6 +122,28 @@ def load(path: Path) -> tuple[Checkpoint, TrainConfig]:
             raise
         what = f"{Path(error.filename).name} is missing" if isinstance(error, FileNotFoundError) else str(error)
         raise CheckpointError(f"checkpoint {path} is damaged: {what.splitlines()[0]}") from None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint directory holds the files that were written there, to the byte."""
+    try:
+        _whole_files(path)
+    except (OSError, CheckpointError):
+        return False
+    return True
+
+
+def _whole_files(path: Path) -> list[str]:
+    """Names of the files of a checkpoint, all of which have the digests that SUMS says."""
+    sums = [line.split("  ", 1) for line in (path / SUMS).read_text().splitlines()]
+    # Other files are the system's: file managers and network file systems leave some in any directory.
+    written = {file.name for file in path.iterdir() if file.suffix in _SUFFIXES and not file.name.startswith(".")}
+    if any(len(line) != 2 for line in sums) or {line[-1] for line in sums} != written:
+        raise CheckpointError(f"checkpoint {path} is damaged: {SUMS} does not list the files that are there")
+    for digest, name in sums:
+        if _digest(path / name) != digest:
+            raise CheckpointError(f"checkpoint {path} is damaged: {name} has another digest than {SUMS} says")
+    return [name for _, name in sums]
 
 
 def load_newest(

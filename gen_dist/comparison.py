@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -218,23 +219,28 @@ def table_lines(comparison: Comparison) -> list[str]:
 
 def markdown(comparison: Comparison, picture: str | None = None) -> str:
     """The comparison as a Markdown document; `picture` is a relative path of the picture to show."""
-    labels = [group.label for group in comparison.groups]
+    labels = [_escaped(group.label) for group in comparison.groups]
     lines = [f"# {' and '.join(labels) if len(labels) < 4 else f'{len(labels)} models'} compared", ""]
-    lines += [f"- {_statement_line(one)}" for one in comparison.statements]
+    lines += [f"- {_escaped(_statement_line(one))}" for one in comparison.statements]
     lines += ["", f"| metric | {' | '.join(labels)} | |", "|---" * (len(labels) + 2) + "|"]
     for name in comparison.metrics:
         best = comparison.best(name)
         cells = []
         for group in comparison.groups:
             values = group.values(name)
-            text = readable_values(values, name) if values else group.reason(name).replace("|", "/")
+            text = readable_values(values, name) if values else _escaped(group.reason(name))
             cells.append(f"**{text}**" if group is best else text)
         metric = metric_of(name)
         lines.append(f"| {metric.label} | {' | '.join(cells)} | {metric.direction} |")
-    lines += ["", *comparison.notes]
+    lines += ["", *map(_escaped, comparison.notes)]
     if picture:
         lines += ["", f"![samples, reconstructions, interpolations and metrics side by side]({picture})"]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _escaped(text: str) -> str:
+    """As text of a Markdown document: names come from files that others may have written."""
+    return html.escape(text, quote=False).replace("|", "\\|")
 
 
 def _statement_line(statement: Statement) -> str:

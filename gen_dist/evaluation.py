@@ -256,7 +256,7 @@ class _Evaluator:
         if name in _LIKELIHOOD:  # of fewer images it is another figure
             of_part = len(self._rows) < len(self._dataset.test.images)
             return f"{name}_k{self._nll_samples}{f'_{short_count(len(self._rows))}' if of_part else ''}"
-        if name in (*_FEATURES, *_PIXELS, *_WALKS, "label_accuracy"):
+        if name in (*_FEATURES, *_PIXELS, *_CLASSES, *_WALKS):
             return f"{name}_{short_count(self._samples)}"
         return name
 
@@ -437,9 +437,11 @@ class _Evaluator:
         assert reference.classes is not None
         shares, real = (np.bincount(found.cpu().numpy(), minlength=10) for found in (classes, reference.classes))
         shares, real = shares / shares.sum(), real / real.sum()
-        self._values["classes"] = int(((shares > 0) & (shares >= real / 4)).sum())
-        self._values["class_shares"] = shares.tolist()
-        self._values["class_variation"] = float(np.abs(shares - real).sum() / 2)
+        self._values |= {
+            self._full_name("classes"): int(((shares > 0) & (shares >= real / 4)).sum()),
+            self._full_name("class_shares"): shares.tolist(),
+            self._full_name("class_variation"): float(np.abs(shares - real).sum() / 2),
+        }
         labels = self._labels(0, self._samples)
         if labels is not None:
             self._values[self._full_name("label_accuracy")] = float((classes.cpu() == labels).double().mean())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gen_dist.checkpoint import checkpoint_paths
+from gen_dist.checkpoint import checkpoint_paths, is_whole
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
 from gen_dist.evaluation_record import Evaluation, read_evaluation
@@ -27,7 +27,7 @@ class RunRecord:
     path: Path
     config: TrainConfig
     step: int
-    """Of the newest checkpoint."""
+    """Of the newest whole checkpoint, which is what is evaluated."""
     state: Mapping[str, Any]
     """Facts of that checkpoint: `data_digest`, `image_shape`, `class_names`, `training_seconds`."""
     metrics: Sequence[Mapping[str, Any]]
@@ -94,9 +94,11 @@ def read_run(path: Path) -> RunRecord:
         what = "is no run directory: it has no config.json" if path.exists() else "does not exist"
         raise CheckpointError(f"{path} {what}; train one with launch/train.py PRESET --run-dir {path}")
     config = TrainConfig.from_json(config_file.read_text(errors="replace"), str(config_file))
-    newest = next(iter(checkpoint_paths(path)), None)
+    paths = checkpoint_paths(path)
+    newest = next(filter(is_whole, paths), None)
     if newest is None:
-        raise CheckpointError(f"{path} has no checkpoint yet; go on with launch/train.py --config {config_file}")
+        what = "has no checkpoint yet" if not paths else f"has no whole one among its {len(paths)} checkpoints"
+        raise CheckpointError(f"{path} {what}; go on with launch/train.py --config {config_file}")
     state = _read(newest / "state.json", *_STATE)
     if state is None:
         raise CheckpointError(f"checkpoint {newest} is damaged: state.json is missing")

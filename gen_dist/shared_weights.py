@@ -110,8 +110,14 @@ class SharedWeights:
                 time.sleep(0.001)
             if waited - looked > _LOOK_SECONDS:
                 looked = waited
-                if not all(map(is_alive, self._process_ids.tolist())) or waited > STEP_TIMEOUT.total_seconds():
-                    raise PeerDiedError("another process of this run has died, or did not come in half an hour")
+                self._look_after_others(waited)
+
+    def _look_after_others(self, waited: float) -> None:
+        missing = [rank for rank, held in enumerate(self._meetings) if held < self._held]
+        dead = [rank for rank in missing if not is_alive(int(self._process_ids[rank]))]
+        if dead or waited > STEP_TIMEOUT.total_seconds():
+            who = ", ".join(f"rank {rank} (process {self._process_ids[rank]})" for rank in dead or missing)
+            raise PeerDiedError(f"{who} of this run {'died' if dead else f'did not come in {waited:.0f} s'}")
 
     def state_of_all(self, state: Mapping[str, Tensor | None]) -> list[tuple[int, str, Tensor]]:
         """An optimizer's state of this part -> the index of each parameter, a name, and the state of that parameter.

@@ -57,9 +57,11 @@ class Trainer:
         self.objective.to(processes.device)
         self.averaged = _frozen_copy(self.objective) if config.optimization.ema_decay is not None else None
         phases = self.objective.phases()
-        trained = [name for phase in phases.values() for name in phase.trains]
-        # Weights have one place: those that two phases train cannot be moved by each.
-        shareable = len(set(trained)) == len(trained) and self.dtype != torch.float16
+        trained = [
+            p for phase in phases.values() for name in phase.trains for p in phase.objective.networks[name].parameters()
+        ]
+        # Weights have one place: those that two phases train, or two networks have, cannot be moved by each.
+        shareable = len(set(map(id, trained))) == len(trained) and self.dtype != torch.float16
         shares = [self._share * count / sum(rows) for count in rows]
         self._turns = {
             name: _Turn(phase, config, processes, self.dtype, shares, shareable) for name, phase in phases.items()
