@@ -123,4 +123,4 @@ def _write_figures(axes: Any, group: Group, comparison: Comparison) -> None:
 
 def _write_names(axes: Any, comparison: Comparison) -> None:
     for row, name in enumerate(comparison.metrics):
-        axes.text(-0.03, row + 0.5, metric_of(name).label, ha="right", va="center", fontsize=8)
+        axes.text(-0.03, row + 0.5, textwrap.fill(metric_of(name).label, 34), ha="right", va="center", fontsize=8)
