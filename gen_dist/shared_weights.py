@@ -104,10 +104,8 @@ class SharedWeights:
         looked = 0.0
         while self._meetings.min() < self._held:
             waited = time.monotonic() - started
-            if waited < _PATIENCE_SECONDS:
-                os.sched_yield()  # the core is lent, if others want it: who sleeps is woken late on busy cores
-            else:
-                time.sleep(0.001)
+            # At first without giving the core away: who has slept, or yielded, gets it back late.
+            time.sleep(0.0 if waited < _PATIENCE_SECONDS else 0.001)
             if waited - looked > _LOOK_SECONDS:
                 looked = waited
                 self._look_after_others(waited)
