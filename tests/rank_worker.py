@@ -15,7 +15,7 @@ from gen_dist.config import MlpConfig, TrainConfig
 from gen_dist.data import Split
 from gen_dist.trainer import Trainer
 from tests.runs import WITH_BATCH_STATISTICS, all_tensors, make_trainer, run_steps, small_config
-from tests.two_players import STEPS, state_norms, two_players, watched_collectives
+from tests.two_players import STEPS, state_norms, two_players, watched_buckets, watched_collectives
 
 LARGE_LAYER = small_config("vae", network=MlpConfig(hidden_sizes=(400,)), steps=3)
 """Its layers of 784 x 400 are larger than the first bucket of DistributedDataParallel by default, 1 MiB."""
@@ -43,7 +43,8 @@ def _spread(tensors: list[torch.Tensor], processes: parallel.Processes) -> float
 
 
 def parameter_spread(trainer: Trainer) -> float:
-    return _spread(list(trainer.objective.parameters()), trainer.processes)
+    """Of the weights, which ranks of one host have in common, and of their average, of which each has its own."""
+    return _spread([*trainer.objective.parameters(), *trainer.best_objective.parameters()], trainer.processes)
 
 
 def _reduced_by_steps(config: TrainConfig) -> tuple[Trainer, list[dict[str, Any]], dict[str, list[int]]]:
@@ -96,6 +97,12 @@ def main() -> None:
         }
         trainer.close()
     results["reduced by large layers"] = _reduced_by_steps(LARGE_LAYER)[2]
+    with watched_buckets() as buckets:
+        large, players = make_trainer(LARGE_LAYER), two_players(accumulation=2)
+        run_steps(large, 0, LARGE_LAYER.steps)
+        run_steps(players, 0, STEPS)
+        results["buckets"] = {name: list(sizes) for name, sizes in buckets.items()}
+        results["parameter spread through gloo"] = parameter_spread(players)
     results["without shared memory"] = _without_shared_memory()
     results["local statistics"] = _evaluated_with_local_statistics(out.parent / LOCAL_STATISTICS)
     with watched_collectives() as reduced:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch import nn
 
 from gen_dist.checkpoint import checkpoint_paths, load
 from gen_dist.tracking import read_metrics
@@ -132,6 +133,21 @@ def test_on_cpus_all_gradients_of_a_turn_go_at_once_however_large(two_ranks: dic
     everything = sum(p.numel() for p in networks.parameters())
     assert everything * 4 > 2 * 2**20
     assert two_ranks["reduced by large layers"] == {"MaximizeElbo": [everything] * LARGE_LAYER.steps, "other": []}
+
+
+def test_where_no_weights_are_in_common_gradients_go_in_one_bucket_a_turn(two_ranks: dict[str, Any]) -> None:
+    """As between hosts: of what the phase trains, and of nothing else."""
+    sizes = {name: _count(network) for name, network in two_players().objective.networks.items()}
+    assert two_ranks["buckets"] == {
+        "MaximizeElbo": [_count(make_trainer(LARGE_LAYER).objective.networks)] * LARGE_LAYER.steps,
+        "DiscriminatorPhase": [sizes["discriminator"]] * STEPS,
+        "GeneratorPhase": [sizes["generator"]] * (STEPS // GENERATOR_EVERY),
+    }
+    assert abs(two_ranks["parameter spread through gloo"]) < 1e-9
+
+
+def _count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def test_a_run_on_weights_in_common_equals_one_whose_gradients_go_through_gloo(two_ranks: dict[str, Any]) -> None:

@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.functional import softplus
 
+from gen_dist import parallel
 from gen_dist.config import OptimizerConfig
 from gen_dist.objectives import Batch, Objective, Phase, TurnResult
 from gen_dist.randomness import Stream
@@ -121,5 +124,29 @@ def watched_collectives() -> Iterator[dict[str, list[int]]]:
         mock.patch.object(_Turn, "take", taking),
         mock.patch.object(SharedWeights, "average_gradients", averaging),
         mock.patch.object(dist, "all_reduce", counting),
+    ):
+        yield reduced
+
+
+@contextlib.contextmanager
+def watched_buckets() -> Iterator[dict[str, list[int]]]:
+    """Within it, no weights are in common; numbers of elements in what DistributedDataParallel reduces, by phase."""
+    reduced: dict[str, list[int]] = {}
+    averaging_gradients = parallel.averaging_gradients
+
+    def averaging_and_counting(phase: nn.Module, processes: parallel.Processes) -> nn.Module:
+        sent = reduced.setdefault(type(phase).__name__, [])
+
+        def count(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+            sent.append(sum(parameter.numel() for parameter in bucket.parameters()))
+            return allreduce_hook(dist.distributed_c10d._get_default_group(), bucket)
+
+        module = averaging_gradients(phase, processes)
+        module.register_comm_hook(None, count)  # type: ignore[operator]
+        return module
+
+    with (
+        mock.patch.object(parallel, "averaging_gradients", averaging_and_counting),
+        mock.patch.object(parallel, "share_weights", lambda _parameters: None),
     ):
         yield reduced
