@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gen_dist.config import OptimizerConfig
+
+_Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+"""Parameters, and of each the average of its gradients, of their squares, and the number of updates."""
 
 
 def build_optimizer(
@@ -36,30 +41,32 @@ class LightAdam(torch.optim.Adam):
 
     Collecting parameters and state into lists, hooks and profiler marks cost as much at each step as the update of a
     small net. Here the lists are made once; `load_state_dict` makes new state, and so new lists.
+
+    torch keeps its compiler away from the other methods, and imports it for that, which takes more of the start of a
+    run than anything but torch itself. So they are called without that guard; nothing here is ever compiled.
     """
 
     def __init__(self, parameters: list[nn.Parameter], **options: Any) -> None:
         super().__init__(parameters, fused=True, **options)
-        self._lists: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None
+        self._lists: _Lists | None = None
 
     def update(self) -> None:
         """One step with the gradients that there are, which are gone afterwards."""
         group = self.param_groups[0]
         parameters = group["params"]
         gradients = [parameter.grad for parameter in parameters]
-        if self._lists is None or any(gradient is None for gradient in gradients):
-            self.step()  # makes the state, and passes over parameters without a gradient
-            if all(parameter in self.state for parameter in parameters):
-                states = [self.state[parameter] for parameter in parameters]
-                first, second, steps = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
-                self._lists = first, second, steps
+        if any(gradient is None for gradient in gradients):
+            gradients = [gradient for gradient in gradients if gradient is not None]
+            lists = self._collect()
         else:
-            first, second, steps = self._lists
+            lists = self._lists = self._lists or self._collect()
+        updated, first, second, steps = lists
+        if updated:
             beta1, beta2 = group["betas"]
             torch._foreach_add_(steps, 1.0)
             kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
             kernel(
-                parameters,
+                updated,
                 gradients,
                 first,
                 second,
@@ -76,7 +83,28 @@ class LightAdam(torch.optim.Adam):
         for parameter in parameters:
             parameter.grad = None
 
+    def _collect(self) -> _Lists:
+        """The parameters that have gradients and their state, which is made where there is none yet."""
+        lists: _Lists = ([], [], [], [])
+        updated, first, second, steps = lists
+        self._init_group(self.param_groups[0], updated, [], first, second, [], steps)
+        return lists
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's."""
+        _unguarded(torch.optim.Optimizer.add_param_group)(self, param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's."""
+        state: dict[str, Any] = _unguarded(torch.optim.Optimizer.state_dict)(self)
+        return state
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of another; as torch's."""
-        super().load_state_dict(state_dict)
+        _unguarded(torch.optim.Optimizer.load_state_dict)(self, state_dict)
         self._lists = None
+
+
+def _unguarded(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of torch's optimizers without the guard that imports torch's compiler."""
+    return inspect.unwrap(method)

@@ -1,6 +1,8 @@
 """LightAdam against torch's own Adam."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -57,3 +59,21 @@ def test_a_parameter_without_a_gradient_stays_as_it_is() -> None:
     after = list(ours.parameters())
     assert torch.equal(before[0], after[0])
     assert not torch.equal(before[1], after[1])
+
+
+def test_training_does_not_import_the_compiler() -> None:
+    """It takes seconds: half of the start of a run."""
+    program = """
+import sys, torch
+from gen_dist.config import OptimizerConfig
+from gen_dist.optimizers import build_optimizer
+
+net = torch.nn.Linear(3, 2)
+optimizer = build_optimizer(list(net.parameters()), OptimizerConfig(), 0.01)
+for _ in range(2):
+    net(torch.ones(4, 3)).sum().backward()
+    optimizer.update()
+optimizer.load_state_dict(optimizer.state_dict())
+assert not {"torch._dynamo", "torch._inductor"} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
