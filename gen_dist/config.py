@@ -167,6 +167,9 @@ class AutoencoderConfig:
         _check_choices(self)
 
 
+GradientEstimator = Literal["total", "path"]
+
+
 @dataclass(frozen=True)
 class VaeConfig:
     """Variational autoencoder: loss = nll + beta * kl, the negative ELBO at beta 1 (Kingma & Welling 2014, eq. 10)."""
@@ -182,6 +185,9 @@ class VaeConfig:
     """Steps over which the KL weight rises linearly from 0 to beta. 0 starts at beta."""
     importance_samples: int = 1
     """Latent samples K per image. K > 1 trains the importance-weighted bound (Burda et al. 2016, eq. 8)."""
+    gradient: GradientEstimator = "total"
+    """Of the encoder: `total`, or `path`, through the latents alone: of less variance, as it leaves out a term that is
+    zero on average (Roeder et al. 2017); for K > 1 doubly reparameterized (Tucker et al. 2019)."""
     dynamic_binarization: bool = False
     """Draw each pixel from Bernoulli(intensity) anew at every use, so that the likelihood is one of binary data."""
 

@@ -52,6 +52,8 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
     "vae, fixed Gaussian scale": (VaeConfig(likelihood="gaussian", gaussian_scale=0.3), SMALL_MLP),
     "vae, dynamic binarization": (VaeConfig(dynamic_binarization=True), SMALL_MLP),
     "iwae": (VaeConfig(importance_samples=4, dynamic_binarization=True), SMALL_MLP),
+    "vae, path gradient": (VaeConfig(gradient="path", beta=2.0), SMALL_MLP),
+    "iwae, path gradient": (VaeConfig(importance_samples=3, gradient="path"), SMALL_MLP),
     "gan": (GanConfig(), SMALL_MLP),
     "gan, least squares, augmented": (
         GanConfig(loss="least_squares", augmentation=ALL_AUGMENTATIONS, instance_noise=0.3),

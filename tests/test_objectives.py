@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
@@ -101,11 +102,39 @@ class _Reference:
         terms = {name: term.mean() for name, term in self.elbo_terms().items()}
         if self._objective.importance_samples > 1:
             loss = -self.bound(self._objective.importance_samples).mean()
+            if self._objective.gradient == "path":
+                loss = loss.detach() + self._doubly_reparameterized(self._objective.importance_samples)
             return loss, {"loss": loss, "kl": terms["kl"]}
         warmup_steps = self._objective.kl_warmup_steps
         weight = self._objective.beta * (min(1.0, self._step / warmup_steps) if warmup_steps else 1.0)
-        loss = terms["nll"] + weight * terms["kl"]
+        kl = terms["kl"] if self._objective.gradient == "total" else self._path_kl().mean()
+        loss = terms["nll"] + weight * kl
         return loss, {"loss": loss, **terms}
+
+    def _path_kl(self) -> Tensor:
+        """log q(z given x) - log p(z) of the sample, q's parameters held fixed, Roeder et al. 2017, alg. 1: [B]."""
+        posterior = self._posterior()
+        latents = posterior.base_dist.loc + posterior.base_dist.scale * self._noise(Stream.LATENTS, 1)[0]
+        fixed = Independent(Normal(posterior.base_dist.loc.detach(), posterior.base_dist.scale.detach()), 1)
+        return fixed.log_prob(latents) - Independent(Normal(torch.zeros_like(latents), 1.0), 1).log_prob(latents)
+
+    def _doubly_reparameterized(self, samples: int) -> Tensor:
+        """Zero, with the gradient of Tucker et al. 2019: eq. 8 for the encoder, w_k grad log w_k for the decoder."""
+        posterior, encoder, decoder = self._posterior(), [], []
+        fixed = Independent(Normal(posterior.base_dist.loc.detach(), posterior.base_dist.scale.detach()), 1)
+        network = self._networks["decoder"]
+        frozen = {name: parameter.detach() for name, parameter in network.named_parameters()}
+        prior = Independent(Normal(torch.zeros(self._latent_dim).double(), 1.0), 1)
+        for noise in self._noise(Stream.LATENTS, samples):
+            latents = posterior.base_dist.loc + posterior.base_dist.scale * noise
+            decoder.append(self._log_likelihood(latents.detach()))
+            logits = torch.func.functional_call(network, frozen, (latents.float(),)).double()
+            nll = F.binary_cross_entropy_with_logits(logits, self.targets, reduction="none").sum(dim=(1, 2, 3))
+            encoder.append(prior.log_prob(latents) - fixed.log_prob(latents) - nll)
+        weights = torch.stack(encoder).detach().softmax(0)
+        surrogate = weights.square() * torch.stack(encoder) + weights * torch.stack(decoder)
+        surrogate = -surrogate.sum(0).mean()
+        return surrogate - surrogate.detach()
 
     def evaluation(self) -> dict[str, Tensor]:
         """What `evaluate` has to return: [B] each. The ELBO has no beta and no warm-up."""
@@ -160,6 +189,27 @@ def test_the_loss_of_a_phase_its_logs_and_its_gradients_are_those_of_the_paper(
     for parameter, ours, theirs in zip(parameters, found, expected, strict=True):
         assert theirs.abs().max() > 0
         assert (ours - theirs).norm() <= 1e-4 * theirs.norm(), parameter
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_path_gradient_is_the_total_one_on_average(samples: int) -> None:
+    trainer = _trainer("vae", objective=VaeConfig(importance_samples=samples))
+    images = torch.from_numpy(trainer.dataset.train.images[30:38])
+    (phase,) = trainer.objective.phases().values()
+    bias = trainer.objective.networks["encoder"].head.bias
+    draws: dict[str, Tensor] = {}
+    for gradient in ("total", "path"):
+        trainer.objective.config = replace(trainer.objective.config, gradient=gradient)
+        found = []
+        for step in range(1500):
+            loss, *_ = phase(Batch(images, torch.zeros(8, dtype=torch.int64), torch.tensor([SEED, step]), FIRST_ROW))
+            found.append(torch.autograd.grad(loss, bias)[0].double())
+        draws[gradient] = torch.stack(found)
+    total, path = draws["total"], draws["path"]
+    errors = (total - path).std(0) / math.sqrt(len(total))
+    assert ((total - path).mean(0).abs() <= 4.5 * errors + 1e-6).all()
+    assert not torch.equal(total, path)
+    assert total.mean(0).norm() > 5 * errors.norm()  # something that could have differed
 
 
 @every_objective

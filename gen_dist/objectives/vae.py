@@ -1,6 +1,7 @@
 """Variational autoencoders: VAE, beta-VAE and importance-weighted VAE, with Bernoulli or Gaussian likelihood."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,17 @@ from gen_dist.losses import (
 from gen_dist.objectives.base import Batch, EncoderDecoder, Phase, TurnResult, unit_interval
 from gen_dist.randomness import Stream
 from kernels import LOGVAR_RANGE, binarize, reparameterize_kl
+
+
+class ImportanceSamples(NamedTuple):
+    """K latent samples of each of B images."""
+
+    log_weights: Tensor
+    """log p(x, z_k) - log q(z_k given x): float64 [B, K], nats."""
+    latents: Tensor
+    """[B * K, latents], those of an image together."""
+    kl_nats: Tensor
+    """KL of the posterior from the prior, [B]."""
 
 
 class Vae(EncoderDecoder):
@@ -53,16 +65,33 @@ class Vae(EncoderDecoder):
         latents, kl_nats = reparameterize_kl(parameters, batch.rng, stream, batch.first_row)
         return self.nll(self.networks["decoder"](latents), targets), kl_nats
 
-    def log_weights(self, targets: Tensor, batch: Batch, stream: Stream, samples: int) -> tuple[Tensor, Tensor]:
-        """log p(x, z_k) - log q(z_k given x) of K latent samples, float64 [B, K], and the KL, [B]; in nats."""
+    def nll_and_path_kl(self, targets: Tensor, batch: Batch, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, the KL once as log q - log p of the sample, whose gradient is through the latents alone, and once
+        as it is, without a gradient; [B] each."""
+        parameters = self.networks["encoder"](targets).float()
+        latents, kl_nats = reparameterize_kl(parameters, batch.rng, stream, batch.first_row)
+        nll = self.nll(self.networks["decoder"](latents), targets)
+        return nll, -self._log_prior_to_posterior(latents, parameters.detach()), kl_nats.detach()
+
+    def log_weights(self, targets: Tensor, batch: Batch, stream: Stream, samples: int) -> ImportanceSamples:
+        """K latent samples an image and their importance weights.
+
+        With the configured gradient `path`, the weights have gradients through the latents alone.
+        """
         # Latents rounded to half precision would not be draws of the density that is divided out.
         parameters = self.networks["encoder"](targets).float()
         latents, kl_nats = reparameterize_kl(parameters, batch.rng, stream, batch.first_row, samples=samples)
-        mean, logvar = parameters.double().repeat_interleave(samples, dim=0).chunk(2, dim=1)
         nll = self.nll(self.networks["decoder"](latents), targets.repeat_interleave(samples, dim=0), torch.float64)
-        latents, logvar = latents.double(), logvar.clamp(*LOGVAR_RANGE)  # as the latents were drawn
-        log_weights = standard_normal_log_density(latents) - normal_log_density(latents, mean, logvar) - nll
-        return log_weights.view(-1, samples), kl_nats
+        density = parameters.detach() if self.config.gradient == "path" else parameters
+        density = density.double().repeat_interleave(samples, dim=0)
+        log_weights = self._log_prior_to_posterior(latents.double(), density) - nll
+        return ImportanceSamples(log_weights.view(-1, samples), latents, kl_nats)
+
+    def _log_prior_to_posterior(self, latents: Tensor, parameters: Tensor) -> Tensor:
+        """log p(z) - log q(z given x), [B], of latents [B, L] and the encoder's output [B, 2 L]."""
+        mean, logvar = parameters.chunk(2, dim=1)
+        logvar = logvar.clamp(*LOGVAR_RANGE)  # as the latents were drawn
+        return standard_normal_log_density(latents) - normal_log_density(latents, mean, logvar)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = self.networks["encoder"](unit_interval(images)).float().chunk(2, dim=1)
@@ -74,8 +103,8 @@ class Vae(EncoderDecoder):
         metrics = {"negative_elbo": nll + kl_nats, "nll": nll, "kl": kl_nats}
         samples = self.config.importance_samples
         if samples > 1:
-            log_weights, _ = self.log_weights(targets, batch, Stream.TEST_IMPORTANCE, samples)
-            metrics[f"negative_bound_k{samples}"] = -importance_weighted_bound(log_weights)
+            drawn = self.log_weights(targets, batch, Stream.TEST_IMPORTANCE, samples)
+            metrics[f"negative_bound_k{samples}"] = -importance_weighted_bound(drawn.log_weights)
         return metrics
 
 
@@ -99,12 +128,17 @@ class MaximizeElbo(Phase):
     def forward(self, batch: Batch) -> TurnResult:
         config = self.objective.config
         targets = self.objective.targets(batch, Stream.BINARIZATION)
-        nll, kl = (term.mean() for term in self.objective.nll_and_kl(targets, batch, Stream.LATENTS))
+        if config.gradient == "path":
+            terms = self.objective.nll_and_path_kl(targets, batch, Stream.LATENTS)
+            nll, trained_kl, kl = (term.mean() for term in terms)
+        else:
+            nll, kl = (term.mean() for term in self.objective.nll_and_kl(targets, batch, Stream.LATENTS))
+            trained_kl = kl
         weight: float | Tensor = config.beta
         if config.kl_warmup_steps:
             # From the step on the device: a Python number that changes each step would recompile the phase.
             weight = config.beta * (batch.rng[1] / config.kl_warmup_steps).clamp(max=1.0)
-        loss = nll + weight * kl
+        loss = nll + weight * trained_kl
         return TurnResult(loss, {"loss": loss.detach(), "nll": nll.detach(), "kl": kl.detach()})
 
 
@@ -116,6 +150,10 @@ class MaximizeImportanceWeightedBound(Phase):
     def forward(self, batch: Batch) -> TurnResult:
         targets = self.objective.targets(batch, Stream.BINARIZATION)
         samples = self.objective.config.importance_samples
-        log_weights, kl_nats = self.objective.log_weights(targets, batch, Stream.LATENTS, samples)
-        loss = -importance_weighted_bound(log_weights).mean().float()
-        return TurnResult(loss, {"loss": loss.detach(), "kl": kl_nats.mean().detach()})
+        drawn = self.objective.log_weights(targets, batch, Stream.LATENTS, samples)
+        if self.objective.config.gradient == "path" and drawn.latents.requires_grad:
+            # The decoder's gradient weighs the samples by their normalized weights, the encoder's by their squares.
+            weights = drawn.log_weights.detach().softmax(dim=1).float().view(-1, 1)
+            drawn.latents.register_hook(weights.mul)
+        loss = -importance_weighted_bound(drawn.log_weights).mean().float()
+        return TurnResult(loss, {"loss": loss.detach(), "kl": drawn.kl_nats.mean().detach()})
