@@ -24,15 +24,19 @@ def laplacian_variances(images: Tensor) -> Tensor:
     return (around - 4.0 * middle).flatten(1).var(dim=1, unbiased=False)
 
 
-def pixel_points(images: Tensor) -> Tensor:
-    """Images uint8 [N, C, H, W] as points float32 [N, P], whose distances are roots of mean squared differences.
+def pixel_points(images: Tensor, largest_side: int = LARGEST_SIDE) -> Tensor:
+    """Images as points float32 [N, P], whose distances are roots of mean squared differences.
 
     Intensities are in 0..1, and so are distances.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        largest_side: sides of larger images are reduced to it.
     """
     intensities = images.to(torch.float32) / 255.0
     height, width = images.shape[2:]
-    if max(height, width) > LARGEST_SIDE:
-        sides = (min(height, LARGEST_SIDE), min(width, LARGEST_SIDE))
+    if max(height, width) > largest_side:
+        sides = (min(height, largest_side), min(width, largest_side))
         intensities = functional.adaptive_avg_pool2d(intensities, sides)
     points = intensities.flatten(1)
     return points / points.shape[1] ** 0.5
