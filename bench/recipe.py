@@ -5,6 +5,7 @@ of cross-entropy and KL as loss, and a pass over the test set after each epoch. 
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,20 +61,31 @@ class Recipe:
     def epoch(self) -> Epoch:
         """Train on every image once, then test."""
         start = time.perf_counter()
+        self.train_epoch()
+        test_negative_elbo = self.test()
+        return Epoch(time.perf_counter() - start, test_negative_elbo)
+
+    def train_epoch(self, after_step: Callable[[float], None] = lambda _loss: None) -> None:
+        """Train on every image once; `after_step` takes the loss of each batch, a mean over its images."""
         self.model.train()
         train_loss = 0.0
         for images, _ in self.train_loader:
             self.optimizer.zero_grad()
             loss = self._negative_elbo(images)
             loss.backward()
-            train_loss += loss.item()
+            nats = loss.item()
+            train_loss += nats
             self.optimizer.step()
+            after_step(nats / len(images))
+
+    def test(self) -> float:
+        """Negative ELBO of the test images, nats an image."""
         self.model.eval()
         test_loss = 0.0
         with torch.no_grad():
             for images, _ in self.test_loader:
                 test_loss += self._negative_elbo(images).item()
-        return Epoch(time.perf_counter() - start, test_loss / self.test_images)
+        return test_loss / self.test_images
 
     def _negative_elbo(self, images: Tensor) -> Tensor:
         """Sum over the images, in nats."""

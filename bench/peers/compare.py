@@ -1,0 +1,292 @@
+"""Images per second of `vae-mnist` beside those of other projects: `python bench/peers/compare.py --data-root DIR`.
+
+Each trains the same VAE on full MNIST in a process of its own, as its users run it, on the same number of threads.
+First each trains for an epoch and has to come to the same training loss and the same test negative ELBO as the plain
+loop. Then they take turns: one does a block of steps while the others wait at a gate and use no processor. Ratios are
+of blocks of one round.
+
+A block of ours is as many steps as its preset has between two evaluations, and all that a run does by default is in it,
+in the loop of `gen_dist.run.train`: log lines, tests on 10,000 images, sample checks, pictures, checkpoints. Of the
+others only training counts, with the logging that they do by default: they have no tests between epochs here.
+
+pythae and Lightning come with `pip install -c constraints.txt -e '.[bench]'`.
+"""
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import tyro
+from tqdm import tqdm
+
+# Packages import from the repository root wherever this runs, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from bench.conditions import conditions
+from bench.peers import BATCH_SIZE
+from bench.peers.gen_dist_run import cycle_steps
+from gen_dist.cli import run_command
+from gen_dist.config import DataConfig
+from gen_dist.data import open_dataset
+from gen_dist.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+EPOCH_STEPS = 469
+SETTLE_SECONDS = 0.05
+"""Before a block: OpenMP's threads of the one before spin for a while."""
+INSTALL = "pip install -c constraints.txt -e '.[bench]'"
+
+Name = Literal["plain", "pythae", "lightning", "limit"]
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who is measured."""
+
+    label: str
+    module: str
+    """In bench/peers/: it has `train`."""
+    block_steps: int
+    needs: str | None = None
+    """A package that comes with the extra."""
+    bar: float | None = None
+    """Images per second of ours to its own, at least."""
+    learns: bool = True
+
+
+PEERS = {
+    OURS: Peer("gen_dist, whole run", "gen_dist_run", cycle_steps()),
+    "plain": Peer("PyTorch's examples", "plain_loop", 100, bar=5.0),
+    "pythae": Peer("pythae", "pythae_training", 100, needs="pythae", bar=2.5),
+    "lightning": Peer("Lightning", "lightning_training", 100, needs="lightning", bar=5.0),
+    "limit": Peer("matrix products alone", "arithmetic", 400, bar=0.75, learns=False),
+}
+MEMORY_BAR = 1.5
+"""Peak resident memory of ours to that of the plain loop, at most."""
+
+
+def main(
+    data_root: Path,
+    peers: tuple[Name, ...] = ("plain", "pythae", "lightning", "limit"),
+    rounds: int = 15,
+    threads: int | None = None,
+    learn_steps: int = EPOCH_STEPS,
+    block_steps: int | None = None,
+    tolerance: float = 0.015,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Check that all learn the same, measure them, print the figures and, as the last line, all of them in JSON.
+
+    Args:
+        data_root: directory with torchvision's MNIST; a missing one is downloaded to there.
+        peers: what to measure beside ours.
+        rounds: blocks of each.
+        threads: of each process. None takes $GEN_DIST_THREADS, else as many as there are cores.
+        learn_steps: steps after which losses are compared.
+        block_steps: steps of a block. None takes as many as each needs for a few seconds.
+        tolerance: relative difference of losses that is allowed.
+        seed: key of weights, images and noise of each.
+        out: file for the JSON as well.
+    """
+    for name, value in {"rounds": rounds, "learn_steps": learn_steps, "block_steps": block_steps or 1}.items():
+        if value < 1:
+            raise ConfigError(f"{name} {value} is less than 1")
+    threads = threads or threads_by_default()
+    before = conditions() | {"threads": threads}
+    chosen = installed((OURS, *dict.fromkeys(peers)))
+    steps = {name: block_steps or PEERS[name].block_steps for name in chosen}
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        # Packed once here, so that missing or damaged files are told of in one line.
+        open_dataset("mnist", str(data_root), DataConfig(cache_dir=f"{directory}/packed"), lambda _line: None)
+        processes = {}
+        for name in tqdm(chosen, desc="starting", leave=False):
+            processes[name] = stack.enter_context(process_of(name, data_root, Path(directory), seed, threads))
+        learned = {}
+        for name in tqdm([name for name in chosen if PEERS[name].learns], desc="learning", leave=False):
+            learned[name] = processes[name].block(learn_steps, test=True)
+        print_learned(learned, learn_steps)
+        refuse_differences(learned, tolerance)
+        blocks = take_turns(processes, steps, rounds)
+    figures = summarize(blocks, steps)
+    print_report(figures, threads)
+    facts = {"rounds": rounds, "block_steps": steps, "learned": learned, "conditions": before}
+    text = json.dumps({"figures": figures, **facts, "blocks": blocks})
+    if out is not None:
+        out.write_text(text + "\n")
+    print(text)
+
+
+def threads_by_default() -> int:
+    """As gen_dist chooses them, so that all have the same."""
+    asked = os.environ.get("GEN_DIST_THREADS", "")
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(asked) if asked.isdecimal() else min(allowed, psutil.cpu_count(logical=False) or allowed)
+
+
+def installed(names: Sequence[str]) -> list[str]:
+    """Those whose packages are here; the others are named with what installs them."""
+    found = []
+    for name in names:
+        needs = PEERS[name].needs
+        if needs is not None and importlib.util.find_spec(needs) is None:
+            print(f"{PEERS[name].label} is not measured, for {needs} is not installed: {INSTALL}", file=sys.stderr)
+        else:
+            found.append(name)
+    return found
+
+
+class Process:
+    """One peer, waiting at its gate but for the blocks that it is told to do."""
+
+    def __init__(self, name: str, popen: subprocess.Popen[str], log: Path) -> None:
+        self._name = name
+        self._popen = popen
+        self._log = log
+        self._answer()  # the first step is done
+
+    def block(self, steps: int, test: bool = False) -> dict[str, float]:
+        """Do some steps; what gate.py answers."""
+        assert self._popen.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the answer tells
+            self._popen.stdin.write(json.dumps({"steps": steps, "test": test}) + "\n")
+            self._popen.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, float]:
+        assert self._popen.stdout is not None
+        line = self._popen.stdout.readline()
+        if not line:
+            code = self._popen.wait()
+            said = self._log.read_text(errors="replace").strip().splitlines() or ["no word"]
+            errors = [line for line in said if re.match(r"[\w.]*(Error|Exception)\b", line)]  # not its progress bar
+            sys.exit(f"{PEERS[self._name].label} ended with exit code {code}: {(errors or said)[-1]}")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+
+@contextlib.contextmanager
+def process_of(name: str, data_root: Path, directory: Path, seed: int, threads: int) -> Iterator[Process]:
+    """A peer in a new interpreter, with a directory of its own, ended when the context is."""
+    home = directory / name
+    home.mkdir()
+    module = PEERS[name].module
+    words = [sys.executable, "-m", "bench.peers.process", module, str(data_root.resolve()), str(home), str(seed)]
+    variables = os.environ | {"OMP_NUM_THREADS": str(threads), "GEN_DIST_THREADS": str(threads)}
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    log = home / "log.txt"
+    with log.open("w") as errors:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        # In its own directory: some peers write to where they are.
+        popen = subprocess.Popen(words, cwd=home, env=variables, text=True, **pipes)  # type: ignore[call-overload]
+    try:
+        yield Process(name, popen, log)
+    finally:
+        popen.kill()
+        popen.wait()
+
+
+def refuse_differences(learned: Mapping[str, Mapping[str, float]], tolerance: float) -> None:
+    """Stop unless all came to about the same losses as the first of the others, or as ours where there is none."""
+    reference = "plain" if "plain" in learned else OURS
+    for name, answer in learned.items():
+        for key in ("loss", "test_negative_elbo"):
+            value, wanted = answer[key], learned[reference][key]
+            if not abs(value - wanted) <= tolerance * wanted:
+                sys.exit(
+                    f"{PEERS[name].label} does not learn the same: {key.replace('_', ' ')} {value:.2f} nats, but "
+                    f"{wanted:.2f} of {PEERS[reference].label} (tolerance {tolerance:.1%}); their speeds do not compare"
+                )
+
+
+def take_turns(
+    processes: Mapping[str, Process], steps: Mapping[str, int], rounds: int
+) -> dict[str, list[dict[str, float]]]:
+    """A block of each a round. Every other round is in the opposite order: nobody always follows the same one."""
+    blocks: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
+    for turn in tqdm(range(rounds), desc="measuring", leave=False):
+        for name in list(processes)[:: -1 if turn % 2 else 1]:
+            time.sleep(SETTLE_SECONDS)
+            blocks[name].append(processes[name].block(steps[name]))
+    return blocks
+
+
+def summarize(blocks: Mapping[str, Sequence[Mapping[str, float]]], steps: Mapping[str, int]) -> dict[str, Any]:
+    """Of each: images per second, ratio of ours to it by rounds, peak memory. Of ours also what its steps alone do."""
+    rates = {
+        name: [steps[name] * BATCH_SIZE / block["seconds"] for block in measured] for name, measured in blocks.items()
+    }
+    figures: dict[str, Any] = {}
+    for name, values in rates.items():
+        figures[name] = {
+            "images_per_second": spread(values),
+            "ratio": spread([ours / theirs for ours, theirs in zip(rates[OURS], values, strict=True)]),
+            "peak_mib": blocks[name][-1]["peak_mib"],
+        }
+    # The clock of the steps runs on from block to block.
+    clock = [block["step_seconds"] for block in blocks[OURS]]
+    in_steps = [now - then for then, now in itertools.pairwise(clock)]
+    shares = [1.0 - seconds / block["seconds"] for seconds, block in zip(in_steps, blocks[OURS][1:], strict=True)]
+    figures[OURS]["outside_steps"] = spread(shares) if shares else None
+    if "plain" in figures and figures[OURS]["peak_mib"] is not None:
+        figures["memory_ratio"] = figures[OURS]["peak_mib"] / figures["plain"]["peak_mib"]
+    return figures
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """20th, 50th and 80th percentile and number of some values."""
+    low, middle, high = np.percentile(values, (20, 50, 80)).tolist()
+    return {"p20": low, "median": middle, "p80": high, "n": len(values)}
+
+
+def print_learned(learned: Mapping[str, Mapping[str, float]], steps: int) -> None:
+    """What each came to before the measurement."""
+    print(f"{f'after {steps} steps, nats an image':28}{'training loss':>16}{'test negative ELBO':>20}{'threads':>9}")
+    for name, answer in learned.items():
+        figures = f"{answer['loss']:16.2f}{answer['test_negative_elbo']:20.2f}{answer['threads']:9}"
+        print(f"{PEERS[name].label:28}{figures}")
+
+
+def print_report(figures: Mapping[str, Any], threads: int) -> None:
+    """The figures for people."""
+    print(
+        f"\n{f'batch {BATCH_SIZE}, {threads} threads':28}{'images/s':>10}{'p20':>9}{'p80':>9}{'n':>4}{'ms a step':>11}"
+        f"{'ours to it':>12}{'p20':>7}{'p80':>7}{'peak MiB':>10}  bar"
+    )
+    for name, peer in PEERS.items():
+        if name not in figures:
+            continue
+        rate, ratio = figures[name]["images_per_second"], figures[name]["ratio"]
+        memory = figures[name]["peak_mib"]
+        bar = "" if peer.bar is None else f"  {peer.bar:g} {'met' if ratio['median'] >= peer.bar else 'missed'}"
+        print(
+            f"{peer.label:28}{rate['median']:10,.0f}{rate['p20']:9,.0f}{rate['p80']:9,.0f}{rate['n']:4}"
+            f"{1000 * BATCH_SIZE / rate['median']:11.2f}{ratio['median']:12.2f}{ratio['p20']:7.2f}{ratio['p80']:7.2f}"
+            f"{'' if memory is None else f'{memory:,.0f}':>10}{bar}"
+        )
+    if share := figures[OURS]["outside_steps"]:
+        print(
+            f"of ours, {share['median']:.1%} ({share['p20']:.1%} to {share['p80']:.1%}) is outside the steps: "
+            "log lines, tests, sample checks, pictures, checkpoints"
+        )
+    if (ratio := figures.get("memory_ratio")) is not None:
+        verdict = "met" if ratio <= MEMORY_BAR else "missed"
+        print(f"peak memory of ours to that of the plain loop: {ratio:.2f}; bar: at most {MEMORY_BAR} {verdict}")
+
+
+if __name__ == "__main__":
+    run_command(lambda: tyro.cli(main))

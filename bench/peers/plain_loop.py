@@ -1,0 +1,22 @@
+"""The loop that PyTorch's own examples have: torchvision's images one by one through a loader, torch's defaults."""
+
+from pathlib import Path
+
+from bench.peers.gate import Gate
+from bench.recipe import Recipe
+
+
+def train(data_root: Path, directory: Path, seed: int, gate: Gate) -> None:
+    """Train until the gate ends the process."""
+    recipe = Recipe(data_root, seed)
+
+    def after_step(loss: float) -> None:
+        gate.passed(loss, test)
+
+    def test() -> float:
+        negative_elbo = recipe.test()
+        recipe.model.train()
+        return negative_elbo
+
+    while True:
+        recipe.train_epoch(after_step)
