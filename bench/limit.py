@@ -203,6 +203,8 @@ def main(
     """
     if rounds < 1:
         raise ConfigError(f"rounds {rounds} is less than 1")
+    if not presets:
+        raise ConfigError("name at least one preset, such as vae-mnist")
     configs = [config_of(preset, data, data_root, batch_size, seed) for preset in presets]
     before = conditions()
     reports = {}

@@ -1,8 +1,9 @@
 """Where a training waits between blocks of steps, until it is told to go on.
 
 Commands and answers are lines of JSON. A command has the number of `steps` of the block and whether to `test` after it.
-The answer has the block's `seconds`, the `loss` of its last steps, the memory that the process had at most, and, if
-asked for, the test negative ELBO. Waiting is a blocking read: it takes no time of the processor.
+The answer has the block's `seconds`, those of the processor over all threads, the `loss` of its last steps, the memory
+that the process had at most, and, if asked for, the test negative ELBO. Waiting is a blocking read: it takes no time of
+the processor.
 """
 
 import json
@@ -29,7 +30,7 @@ class Gate:
         self._steps_left = 1  # the first step is for what is made at first use
         self._test_is_due = False
         self._losses: deque[float | Tensor] = deque(maxlen=LOSSES)
-        self._started = time.perf_counter()
+        self._started, self._started_cpu = time.perf_counter(), time.process_time()
 
     def passed(self, loss: float | Tensor, test: Callable[[], float], **more: float) -> None:
         """A step is done, with this loss in nats an image. At the end of a block: answer, and wait for the next.
@@ -41,9 +42,9 @@ class Gate:
         self._steps_left -= 1
         if self._steps_left:
             return
-        seconds = time.perf_counter() - self._started
         answer = {
-            "seconds": seconds,
+            "seconds": time.perf_counter() - self._started,
+            "cpu_seconds": time.process_time() - self._started_cpu,
             "loss": sum(map(float, self._losses)) / len(self._losses),
             "peak_mib": peak_memory_mib(),
             "threads": torch.get_num_threads(),
@@ -58,7 +59,7 @@ class Gate:
         command = json.loads(line)
         self._steps_left, self._test_is_due = command["steps"], command["test"]
         self._losses.clear()
-        self._started = time.perf_counter()
+        self._started, self._started_cpu = time.perf_counter(), time.process_time()
 
 
 def peak_memory_mib() -> float | None:
