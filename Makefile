@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all check format bench gpu clean
+.PHONY: help setup train test test-all check format bench peers gpu clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -40,6 +40,12 @@ format: setup  ## Sort imports and format
 
 bench: setup  ## Run the benchmarks
 	$(BIN)/python -m pytest bench
+
+DATA_ROOT ?= data
+
+peers: setup  ## Compare speed with pythae, Lightning and the plain loop, on MNIST in DATA_ROOT
+	$(BIN)/pip install -c constraints.txt -e '.[bench]'
+	$(BIN)/python bench/peers/compare.py --data-root $(DATA_ROOT)
 
 gpu: setup  ## On a machine with a GPU: its tests and benchmarks, into gpu-report.md
 	$(BIN)/python bench/gpu_report.py
