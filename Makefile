@@ -3,10 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all check format bench peers gpu clean
+.PHONY: help setup train test test-all check format bench bench-compare bench-history peers gpu clean
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
 
 setup: $(VENV)/.dev  ## Build the environment in .venv; every target below does so first when needed
 
@@ -38,8 +38,23 @@ format: setup  ## Sort imports and format
 	$(BIN)/ruff check --fix --select I
 	$(BIN)/ruff format
 
+# Commit to compare to, and options such as --only step-vae-mnist.
+BASE ?= HEAD
+OPTIONS ?=
+# By default pytest would put bench/ itself on the path, where kernels.py would hide the package of that name.
+BENCH_PYTEST := --import-mode importlib bench
+
 bench: setup  ## Run the benchmarks
-	$(BIN)/python -m pytest bench
+	$(BIN)/python -m pytest $(BENCH_PYTEST)
+
+bench-compare: setup  ## Compare the speed of this tree to a commit: make bench-compare BASE=main
+	$(BIN)/python bench/gate.py compare --base $(BASE) $(OPTIONS)
+
+bench-history: setup  ## Run the benchmarks, add them to bench/history.jsonl, plot it into bench/history.html
+	@mkdir -p .benchmarks
+	$(BIN)/python -m pytest $(BENCH_PYTEST) --benchmark-json .benchmarks/last.json
+	$(BIN)/python bench/history.py add .benchmarks/last.json
+	$(BIN)/python bench/history.py page
 
 DATA_ROOT ?= data
 
