@@ -125,7 +125,7 @@ def prepare(one: Measured, both: Mapping[str, Worker]) -> None:
     found = {}
     for tree, worker in both.items():
         try:
-            found[tree] = worker.call("prepare", one.name)
+            found[tree] = worker.call("prepare", one.name, bool(one.outputs))
         except BenchmarkError as error:
             if tree == "A":
                 one.incomparable = str(error)
@@ -133,14 +133,15 @@ def prepare(one: Measured, both: Mapping[str, Worker]) -> None:
                 one.broken = str(error)
     if len(found) == len(both):
         one.images = {tree: facts["images"] for tree, facts in found.items()}
-        one.outputs = {tree: facts["outputs"] for tree, facts in found.items()}
-        one.differences = one.differences or differences_of(one.outputs["A"], one.outputs["B"])
+        if not one.outputs:  # those of later processes would be the same
+            one.outputs = {tree: facts["outputs"] for tree, facts in found.items()}
+            one.differences = differences_of(one.outputs["A"], one.outputs["B"])
 
 
 def turns_of(one: Measured, both: Mapping[str, Worker], pair: int, effort: Effort) -> None:
     """Warm both up, then time their blocks in turns. Both do the same operations, and only one works at a time."""
     benchmark = BENCHMARKS[one.name]
-    turns = 1 if benchmark.starts else effort.turns
+    turns = 1
     next_number = dict.fromkeys(both, 0)
     seconds: dict[str, list[float]] = {tree: [] for tree in both}
 
@@ -154,6 +155,7 @@ def turns_of(one: Measured, both: Mapping[str, Worker], pair: int, effort: Effor
         else:
             warm_up = {tree: [block(tree, benchmark.at_once) for _ in range(2)] for tree in both}
             one.count = one.count or operations_of_block(min(warm_up["A"]), benchmark.at_once, effort.block_seconds)
+            turns = turns_of_process(effort, min(warm_up["A"]) * one.count)
             for tree in both:
                 block(tree, one.count)
         log_ratios = []
@@ -174,6 +176,11 @@ def turns_of(one: Measured, both: Mapping[str, Worker], pair: int, effort: Effor
 def operations_of_block(seconds: float, at_once: int, block_seconds: float) -> int:
     """As many operations as take about `block_seconds`: a multiple of `at_once`."""
     return at_once * max(1, round(block_seconds / (seconds * at_once)))
+
+
+def turns_of_process(effort: Effort, block_seconds: float) -> int:
+    """Fewer turns, but two, where not even the shortest block is as short as it should be."""
+    return min(effort.turns, max(2, round(effort.turns * effort.block_seconds / block_seconds)))
 
 
 def log_images(one: Measured) -> float:
@@ -220,9 +227,11 @@ def blocks_alone(one: Measured, worker: Worker, effort: Effort) -> None:
         first, number = number, number + count
         return float(worker.call("block", one.name, first, count))
 
+    turns = 1
     try:
-        found = worker.call("prepare", one.name)
-        one.images["B"], one.outputs["B"] = found["images"], found["outputs"]
+        found = worker.call("prepare", one.name, "B" in one.outputs)
+        one.images["B"] = found["images"]
+        one.outputs.setdefault("B", found["outputs"])
         if "A" in one.outputs:
             one.differences = differences_of(one.outputs["A"], one.outputs["B"])
         if benchmark.starts:
@@ -231,7 +240,8 @@ def blocks_alone(one: Measured, worker: Worker, effort: Effort) -> None:
             warm_up = min(block(benchmark.at_once) for _ in range(2))
             one.count = one.count or operations_of_block(warm_up, benchmark.at_once, effort.block_seconds)
             block(one.count)
-        one.seconds["B"].append([block(one.count) for _ in range(1 if benchmark.starts else 2 * effort.turns)])
+            turns = 2 * turns_of_process(effort, warm_up * one.count)
+        one.seconds["B"].append([block(one.count) for _ in range(turns)])
     except BenchmarkError as error:
         one.broken = str(error)
 

@@ -85,7 +85,7 @@ class Worker:
         work = directory / "work"
         work.mkdir(parents=True)
         self._errors = directory / "stderr"
-        variables = os.environ | {"GEN_DIST_CACHE": str(directory / "packed"), "WANDB_MODE": "disabled"}
+        variables = os.environ | {"WANDB_MODE": "disabled"}
         with self._errors.open("w") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", str(WORKER), str(tree), str(work)],
@@ -158,7 +158,8 @@ def workers(
     with contextlib.ExitStack() as stack:
         started = {}
         for name, tree in trees.items():
-            worker = Worker(tree, directory / name, environments.get(name, {}))
+            packed = {"GEN_DIST_CACHE": str(directory.parent / f"packed-{name}")}  # once, for all pairs
+            worker = Worker(tree, directory / name, {**packed, **environments.get(name, {})})
             stack.callback(worker.close)
             worker.begin("facts")
             started[name] = worker

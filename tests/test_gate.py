@@ -20,7 +20,7 @@ import pytest
 
 from bench import gate, gate_processes
 from bench.conditions import fingerprint
-from bench.gate_measure import Measured, alike, differences_of, operations_of_block
+from bench.gate_measure import Effort, Measured, alike, differences_of, operations_of_block, turns_of_process
 from bench.gate_statistics import (
     LOOKS,
     Interval,
@@ -157,6 +157,12 @@ def test_outputs_are_equal_to_their_tolerance_and_digests_exactly() -> None:
 def test_a_block_is_of_whole_rounds() -> None:
     assert operations_of_block(1e-3, 16, 0.15) == 144
     assert operations_of_block(1.0, 4, 0.15) == 4
+
+
+def test_long_blocks_have_fewer_turns() -> None:
+    effort = Effort(turns=8, block_seconds=0.15, looks=LOOKS)
+    assert [turns_of_process(effort, seconds) for seconds in (0.1, 0.15, 0.3, 5.0)] == [8, 8, 4, 2]
+    assert turns_of_process(Effort(1, 0.15, LOOKS), 0.1) == 1
 
 
 def measured(name: str, verdict: Verdict | None, **more: Any) -> Measured:
