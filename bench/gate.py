@@ -35,8 +35,16 @@ from bench.gate_measure import (
     threads_here,
 )
 from bench.gate_processes import REPOSITORY, checked_out, commit_of, temporary_directory
-from bench.gate_statistics import LOOKS, Interval, Verdict, confidence_of_look, interval_between, verdict_of
-from bench.gate_worker import BENCHMARKS, SLOWDOWN
+from bench.gate_statistics import (
+    LEAST_PAIRS,
+    LOOKS,
+    Interval,
+    Verdict,
+    confidence_of_look,
+    interval_between,
+    verdict_of,
+)
+from bench.gate_worker import BENCHMARKS, CONTROL, SLOWDOWN
 from gen_dist.atomic_files import write_atomically
 from gen_dist.cli import run_command, run_subcommand
 from gen_dist.errors import ConfigError
@@ -101,9 +109,9 @@ def store(
         only: Benchmarks to measure. All of them if none is named.
         turns: Twice as many blocks are measured in each process.
         block_seconds: Length of a block, of those benchmarks that are not a start of a process.
-        processes: Fresh processes, at least 2.
+        processes: Fresh processes, at least 3.
     """
-    names, effort = chosen(only), effort_of(turns, block_seconds, processes)
+    names, effort = [*chosen(only), CONTROL], effort_of(turns, block_seconds, processes)
     writable(file)
     before = conditions()
     with temporary_directory() as directory:
@@ -138,7 +146,10 @@ def against(
     allow_noisy: bool = False,
     out: Path | None = None,
 ) -> None:
-    """Compare the present tree to stored figures of this machine. Not in turns, so the machine's moods count as ours.
+    """Compare the present tree to stored figures of this machine. Not in turns, so the machine's moods may count as ours.
+
+    Work that has nothing to do with the project is measured with it: where that is not as fast as it was, nothing is
+    said of the rest.
 
     Args:
         file: What `store` wrote.
@@ -146,13 +157,14 @@ def against(
         threshold: Per cent of more time that is a regression.
         turns: Twice as many blocks are measured in each process.
         block_seconds: Length of a block, of those benchmarks that are not a start of a process.
-        processes: Fresh processes, at least 2.
+        processes: Fresh processes, at least 3.
         outputs_may_differ: What the two compute may differ: the change means to alter it.
         allow_noisy: Exit code 0 also where the machine is too noisy to tell.
         out: File for everything that was measured, JSON.
     """
     stored = read_stored(file)
-    names, effort = chosen(only or tuple(stored["benchmarks"])), effort_of(turns, block_seconds, processes)
+    kept = tuple(name for name in stored["benchmarks"] if name in BENCHMARKS and name != CONTROL)
+    names, effort = [*chosen(only or kept), CONTROL], effort_of(turns, block_seconds, processes)
     check_threshold(threshold)
     before = conditions()
     with temporary_directory() as directory:
@@ -170,6 +182,7 @@ def against(
         base, present = (logs_of_processes(one, tree) for tree in "AB")
         found = interval_between(base, present, confidence_of_look(1))
         one.interval, one.verdict = found, verdict_of(found, threshold)
+    doubt_if_machine_changed(measured, threshold)
     report(measured, threshold, outputs_may_differ)
     before |= {"base_commit": stored["conditions"]["git_commit"], "base": stored["conditions"], "in_turns": False}
     finish(measured, before, threshold, outputs_may_differ, allow_noisy, out)
@@ -237,12 +250,26 @@ def prove(
 PASSING: tuple[Verdict, ...] = ("faster", "no slower", "at the threshold")
 
 
+def doubt_if_machine_changed(measured: Sequence[Measured], threshold: float) -> None:
+    """Where the machine itself is not as fast as it was, or cannot be told to be, the others' times tell nothing."""
+    control = next(one for one in measured if one.name == CONTROL)
+    limit, found = 1 + threshold / 100, control.interval
+    if found is not None and 1 / limit <= found.low and found.high <= limit:
+        return
+    for one in measured:
+        if one.verdict is not None:
+            one.verdict = "too noisy"
+    told = "cannot be compared" if found is None else f"takes {interval_words(found)} times as long"
+    print(f"What has nothing to do with the project ({CONTROL}) {told} now: the stored figures are of no use here.")
+
+
 def chosen(only: Sequence[str]) -> list[str]:
     """The benchmarks of these names, or all."""
-    unknown = [name for name in only if name not in BENCHMARKS]
+    known = [name for name in BENCHMARKS if name != CONTROL]
+    unknown = [name for name in only if name not in known]
     if unknown:
-        raise ConfigError(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
-    return [name for name in BENCHMARKS if not only or name in only]
+        raise ConfigError(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(known)}")
+    return [name for name in known if not only or name in only]
 
 
 def effort_of(turns: int, block_seconds: float, most_pairs: int) -> Effort:
@@ -251,8 +278,8 @@ def effort_of(turns: int, block_seconds: float, most_pairs: int) -> Effort:
         raise ConfigError(
             f"turns {turns} of blocks of {block_seconds} s measure nothing; they are at least 1 and above 0"
         )
-    if most_pairs < 2:
-        raise ConfigError(f"{most_pairs} fresh processes have no spread; it takes at least 2")
+    if most_pairs < LEAST_PAIRS:
+        raise ConfigError(f"{most_pairs} fresh processes show no spread to rely on; it takes at least {LEAST_PAIRS}")
     return Effort(turns, block_seconds, [*(look for look in LOOKS if look < most_pairs), most_pairs])
 
 

@@ -17,6 +17,8 @@ LOOKS = (4, 6, 8, 12)
 """Pairs of processes after which there is a look at whether it is decided; after the last there is no more to come."""
 CONFIDENCE = 0.95
 """That no interval of any look misses the truth; each of the looks gets an equal part of the rest (Bonferroni)."""
+LEAST_PAIRS = 3
+"""Of two the bootstrap has no tails to widen: its intervals would be narrower than Student's."""
 RESAMPLES = 4000
 
 Verdict = Literal["slower", "faster", "no slower", "at the threshold", "too noisy"]

@@ -175,6 +175,24 @@ def starting(words: tuple[str, ...], place: Place) -> Operation:
     return Operation(start, None, outputs)
 
 
+def machine(place: Place) -> Operation:
+    """Matrix products, a pass over memory and Python's own work: nothing of the project, so no change of it shows."""
+    import torch
+
+    left, right = torch.ones(192, 784), torch.ones(784, 400)
+    large = torch.zeros(2**20)
+
+    def work(_number: int) -> int:
+        for _ in range(4):
+            torch.relu(left @ right)
+        large.add_(1.0)
+        return sum(number & 3 for number in range(20_000))
+
+    return Operation(work)
+
+
+CONTROL = "machine"
+"""The benchmark that tells whether the machine is as fast as it was when figures were stored."""
 # Noise is drawn for 16 steps at once, where that is much of a step.
 _PRESETS = {"vae-mnist": 16, "iwae-mnist": 16, "vae-conv-mnist": 2, "dcgan-mnist": 4, "r3gan-mnist": 4}
 BENCHMARKS: dict[str, Benchmark] = {
@@ -186,6 +204,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "keyed-noise": Benchmark(noise, 16),
     "checkpoint": Benchmark(checkpoint),
     "evaluate": Benchmark(evaluation),
+    CONTROL: Benchmark(machine),
     "start-help": Benchmark(functools.partial(starting, ("--help",)), starts=True),
     "start-one-step": Benchmark(functools.partial(starting, ("vae-mnist", "--steps", "1")), starts=True),
 }

@@ -22,6 +22,7 @@ from bench import gate, gate_processes
 from bench.conditions import fingerprint
 from bench.gate_measure import Effort, Measured, alike, differences_of, operations_of_block, turns_of_process
 from bench.gate_statistics import (
+    LEAST_PAIRS,
     LOOKS,
     Interval,
     Verdict,
@@ -32,6 +33,7 @@ from bench.gate_statistics import (
     turn_log_ratio,
     verdict_of,
 )
+from bench.gate_worker import CONTROL
 from gen_dist.cli import run_subcommand
 from gen_dist.errors import ConfigError
 from tests.children import end_with_parent
@@ -97,7 +99,7 @@ def test_a_machine_too_noisy_to_tell_is_said_to_be_so(ratio: float) -> None:
     assert found.get("slower", 0.0) <= 0.1
 
 
-@pytest.mark.parametrize("pairs", LOOKS)
+@pytest.mark.parametrize("pairs", [LEAST_PAIRS, *LOOKS])
 def test_intervals_hold_the_truth_as_often_as_they_say(pairs: int) -> None:
     rng = np.random.default_rng(3)
     held = 0
@@ -211,7 +213,7 @@ def test_exit_codes(
         (["compare", "--base", "HEAD", "--only", "sorting"], "no benchmark is called sorting"),
         (["compare", "--base", "HEAD", "--threshold", "0"], "threshold 0.0"),
         (["compare", "--base", "HEAD", "--turns", "0"], "turns 0"),
-        (["compare", "--base", "HEAD", "--most-pairs", "1"], "at least 2"),
+        (["compare", "--base", "HEAD", "--most-pairs", "2"], "at least 3"),
         (["compare"], "--base"),
         (["store", "missing/figures.json"], "its directory is missing"),
         (["against", "missing.json"], "missing.json cannot be read"),
@@ -235,6 +237,16 @@ def test_stored_figures_of_another_machine_are_refused(tmp_path: Path, monkeypat
     monkeypatch.setattr(gate, "threads_here", lambda _directory: 2)
     with pytest.raises(ConfigError, match=r"There, 2 cores, 2 threads.*here: Here, 2 cores, 2 threads"):
         gate.against(stored)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "doubted"), [(0.97, 1.03, False), (1.06, 1.2, True), (0.8, 0.9, True), (0.9, 1.1, True)]
+)
+def test_stored_figures_are_doubted_where_the_machine_itself_changed(low: float, high: float, doubted: bool) -> None:
+    one, control = measured("a", "slower"), measured(CONTROL, "no slower")
+    control.interval = Interval(math.sqrt(low * high), low, high, 6)
+    gate.doubt_if_machine_changed([one, control], THRESHOLD)
+    assert one.verdict == ("too noisy" if doubted else "slower")
 
 
 def test_load_and_commit_are_no_part_of_a_fingerprint() -> None:
@@ -284,7 +296,7 @@ def start_gate(clone: Path, temporary: Path, *words: str) -> subprocess.Popen[st
     )
 
 
-LITTLE = ["--turns", "1", "--block-seconds", "0.02", "--most-pairs", "2", "--allow-noisy", "--threshold", "1000"]
+LITTLE = ["--turns", "1", "--block-seconds", "0.02", "--most-pairs", "3", "--allow-noisy", "--threshold", "1000"]
 
 
 def assert_nothing_is_left(clone: Path, temporary: Path) -> None:
@@ -300,7 +312,7 @@ def test_a_tree_as_it_lies_is_compared_to_a_commit_and_other_outputs_fail(clone:
     last = json.loads(output.splitlines()[-1])
     assert last["conditions"]["git_commit"].endswith("+")
     assert last["conditions"]["base_commit"] == git(clone, "rev-parse", "old").strip()
-    assert last["ratios"]["keyed-noise"]["pairs"] == 2
+    assert last["ratios"]["keyed-noise"]["pairs"] == 3
     assert_nothing_is_left(clone, tmp_path / "tmp")
 
 
