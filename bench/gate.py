@@ -146,7 +146,7 @@ def against(
     allow_noisy: bool = False,
     out: Path | None = None,
 ) -> None:
-    """Compare the present tree to stored figures of this machine. Not in turns, so the machine's moods may count as ours.
+    """Compare the present tree to stored figures of this machine. Not in turns: its moods may count as ours.
 
     Work that has nothing to do with the project is measured with it: where that is not as fast as it was, nothing is
     said of the rest.
@@ -259,7 +259,7 @@ def doubt_if_machine_changed(measured: Sequence[Measured], threshold: float) -> 
     for one in measured:
         if one.verdict is not None:
             one.verdict = "too noisy"
-    told = "cannot be compared" if found is None else f"takes {interval_words(found)} times as long"
+    told = "cannot be compared" if found is None else f"takes {interval_words(found).strip()} times as long"
     print(f"What has nothing to do with the project ({CONTROL}) {told} now: the stored figures are of no use here.")
 
 

@@ -316,6 +316,7 @@ def test_a_tree_as_it_lies_is_compared_to_a_commit_and_other_outputs_fail(clone:
     assert_nothing_is_left(clone, tmp_path / "tmp")
 
 
+@pytest.mark.slow
 def test_an_old_tree_that_lacks_something_is_no_failure(clone: Path, tmp_path: Path) -> None:
     words = ["--only", "keyed-noise", "gather-batch", "--outputs-may-differ", *LITTLE]
     process = start_gate(clone, tmp_path / "tmp", "compare", "--base", "old", *words)
