@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gen_dist.atomic_files import write_atomically
+from gen_dist.importing import quick_import_of
 from gen_dist.latent_walks import principal_directions
 from gen_dist.score_bins import SCORE_EDGES
 
@@ -229,8 +230,9 @@ def percent(share: float, _place: int | None = None) -> str:
 @contextmanager
 def figure_of(width: float, height: float) -> Iterator[Any]:
     """A matplotlib figure of so many inches in our style, whatever the user's own style; no pyplot, no state."""
-    import matplotlib
-    from matplotlib.figure import Figure
+    with quick_import_of("matplotlib.figure"):
+        import matplotlib
+        from matplotlib.figure import Figure
 
     style: dict[Any, Any] = {
         "axes.edgecolor": "#b0b0b0",
