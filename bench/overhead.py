@@ -2,8 +2,8 @@
 
 Recording is all that a run does beside its steps: lines of the log, the progress bar, evaluations, checks of samples,
 pictures, checkpoints, and the charts and the summary at its end. Runs with the preset's own intervals take turns with
-runs whose intervals lie beyond their end, each in a new process. A stopwatch inside both books the parts of recording by
-name; a part within another counts once, in the inner one. It tells what is left in the second kind, for a last
+runs whose intervals lie beyond their end, each in a new process. A stopwatch inside both books the parts of recording
+by name; a part within another counts once, in the inner one. It tells what is left in the second kind, for a last
 evaluation, pictures, checkpoint and charts come at the end of any run, and what each part costs in the first.
 
 Three figures come out of it:

@@ -157,12 +157,12 @@ class Member:
         self._next_step: dict[int, int] = {}
         self._reductions: dict[str, list[tuple[int, float]]] = {}
 
-    def prepare(self, options: dict[str, Any], cache: str) -> None:
+    def prepare(self, options: dict[str, Any], cache: str, rows_of_presets: Mapping[str, Sequence[int]] = ROWS) -> None:
         """Make a trainer for each preset and number of images, of this process alone and of both, and warm them up.
 
         They have different seeds, for noise that one trainer drew is kept and would serve another.
         """
-        for preset, rows_of_process in ROWS.items():
+        for preset, rows_of_process in rows_of_presets.items():
             for rows in rows_of_process:
                 # The schedule of the learning rate must not come to its end: past it the rate is negative.
                 config = replace(get_preset(preset), **options, global_batch_size=rows, steps=10**6)

@@ -1,136 +1,156 @@
-"""Time of the whole training step for every preset of digits, and of its parts, on the embedded ones and the CPU.
+"""Whole training steps of every family of presets and what their phases take: `python -m pytest bench/test_step.py`.
 
-The parts are timed right after a whole step each: what they need has then left the caches, as it has in training, and
-they cost several times what a tight loop would show.
+Data, noise, forward, backward, optimizer and moving average, on the embedded digits, eager or compiled (`--compiled`),
+in each precision that the device has arithmetic for.
 """
 
 import itertools
 import math
-from dataclasses import replace
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.conditions import conditions
-from gen_dist import checkpoint as checkpoints
+from bench.measured import Measurement, milliseconds, preset_on
 from gen_dist import parallel
-from gen_dist.checkpoint import Checkpoint
-from gen_dist.config import DataConfig
-from gen_dist.data import Dataset, TrainBatches, open_dataset
-from gen_dist.presets import PRESETS, get_preset
-from gen_dist.randomness import Stream
+from gen_dist.config import DataConfig, Precision, TrainConfig, VaeConfig
+from gen_dist.data import Dataset, open_dataset
 from gen_dist.trainer import Trainer
-from kernels import binarize, normal
 
-# Normals are drawn for sixteen steps at once: a round of a whole step's benchmark is as many, so its median is fair.
+# Normals are drawn for sixteen steps at once: a round is as many, or a multiple, so that its time is fair.
 STEPS_OF_A_ROUND = 16
-TIMED_ROUNDS = 13
-WARMUP_STEPS = 20
-TIMED_DRAWS = 400
-TIMED_CHECKPOINTS = 20
-ROWS, PIXELS, LATENT_DIM = 192, (1, 28, 28), 20  # of `vae-mnist`
+WATCHED_ROUNDS = 1
 
 
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The embedded digits, packed once for all benchmarks."""
-    packing = DataConfig(cache_dir=str(tmp_path_factory.mktemp("packed")))
-    return open_dataset("mnist5k", "data", packing, lambda _line: None)
+@dataclass(frozen=True)
+class Family:
+    """A preset that stands for its kind."""
+
+    preset: str
+    rounds: int = 9
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Of the preset's config."""
+    changes_on_cpu: dict[str, Any] = field(default_factory=dict)
+    """More of them, for nets that were made for GPUs."""
+    steps: int = STEPS_OF_A_ROUND
+    """Steps of a round, at least."""
 
 
-@pytest.mark.parametrize("preset", [name for name, config in PRESETS.items() if config.data == "mnist5k"])
-def test_whole_step(preset: str, digits: Dataset, benchmark: BenchmarkFixture) -> None:
-    """Data, noise, forward, backward, optimizer and moving average of one preset."""
-    trainer = _trainer(preset, digits)
+FAMILIES = {
+    "autoencoder": Family("ae-mnist"),
+    "vae": Family("vae-mnist"),
+    "vae-conv": Family("vae-conv-mnist", rounds=5),
+    "vae-2d": Family("vae-2d-mnist"),
+    "iwae-k5": Family(
+        "iwae-mnist", rounds=5, changes={"objective": VaeConfig(dynamic_binarization=True, importance_samples=5)}
+    ),
+    "gan": Family("gan-mnist"),
+    "cgan": Family("cgan-mnist", rounds=5),
+    "dcgan": Family("dcgan-mnist", rounds=5),
+    "wgan-gp": Family("wgan-gp-mnist", rounds=3),
+    "sngan": Family("sngan-cifar10", rounds=3, changes_on_cpu={"global_batch_size": 4}, steps=1),
+    "r3gan": Family("r3gan-mnist", rounds=5),
+    "vae-gan": Family("vae-gan-mnist", rounds=3),
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_step(
+    measurement: Measurement,
+    family: str,
+    mode: str,
+    precision: Precision,
+    digits: Dataset,
+    cache: DataConfig,
+    device: torch.device,
+) -> None:
+    """One step after another, then some more with a stopwatch between their parts."""
+    if (reason := why_without(precision, device)) is not None:
+        pytest.skip(reason)
+    config = config_of(FAMILIES[family], device, compiled=mode == "compiled", precision=precision)
+    trainer = Trainer(config, digits_or_colours(config, digits, cache), parallel.start_processes(config))
     steps = itertools.count()
     logs: list[dict[str, torch.Tensor]] = []
-    benchmark.pedantic(
+    iterations = steps_of_a_round(config, FAMILIES[family].steps)
+    measurement.time(
         lambda: logs.append(trainer.run_step(next(steps))),
-        rounds=TIMED_ROUNDS,
-        iterations=STEPS_OF_A_ROUND,
-        warmup_rounds=3,
+        rounds=FAMILIES[family].rounds,
+        iterations=iterations,
+        images=config.global_batch_size,
     )
-    benchmark.extra_info.update(conditions())
-    _note_rate(benchmark, trainer.config.global_batch_size, "median")
     rows = trainer.average_logs(logs)
     assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
-
-
-def test_gathering_a_batch(digits: Dataset, benchmark: BenchmarkFixture) -> None:
-    """The keyed order, and images and labels gathered from memory."""
-    batches = TrainBatches(
-        digits.train,
-        seed=1,
-        global_batch_size=ROWS,
-        micro_batches=[(0, ROWS)],
-        device=torch.device("cpu"),
-        resident_budget_bytes=2**31,
+    measurement.note(
+        preset=config.preset,
+        precision=precision,
+        global_batch_size=config.global_batch_size,
+        parts_ms=times_of_parts(trainer, steps, WATCHED_ROUNDS * iterations),
     )
-    _after_steps(benchmark, digits, lambda rng: batches.micro_batch(int(rng[1]), 0))
+    # A step's share of what its matrix products and convolutions alone would take goes here as `fraction_of_limit`,
+    # measured in the same session; the table has a column for it.
+    trainer.close()
 
 
-def test_drawing_normals(digits: Dataset, benchmark: BenchmarkFixture) -> None:
-    """Noise of one step: 192 x 20 standard normals. Look at the mean: one draw in sixteen makes those of 16 steps."""
-    _after_steps(benchmark, digits, lambda rng: normal(rng, Stream.PRIOR, 0, ROWS, LATENT_DIM))
+def config_of(family: Family, device: torch.device, *, compiled: bool, precision: Precision) -> TrainConfig:
+    """The preset as it is timed: past its last step the learning rate would be negative, so there is none."""
+    config = replace(preset_on(family.preset, device), steps=10**6, compile=compiled, precision=precision)
+    return replace(config, **family.changes, **(family.changes_on_cpu if device.type == "cpu" else {}))
 
 
-def test_binarizing(digits: Dataset, benchmark: BenchmarkFixture) -> None:
-    """One batch of 192 digits."""
-    images = torch.from_numpy(digits.train.images[:ROWS].copy())
-    assert images.shape == (ROWS, *PIXELS)
-    _after_steps(benchmark, digits, lambda rng: binarize(images, rng, Stream.BINARIZATION, 0))
+def digits_or_colours(config: TrainConfig, digits: Dataset, cache: DataConfig) -> Dataset:
+    """The embedded digits, or shapes in colour for a preset that learns such: a step takes as long with these."""
+    if config.data == "mnist5k":
+        return digits
+    colours = replace(cache, channels=3, image_size=config.packing.image_size or 32, synthetic_images=512)
+    return open_dataset("synthetic", "data", colours, lambda _line: None)
 
 
-def test_saving_a_checkpoint(digits: Dataset, benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    """Tensors, digests, syncing to disk, and removing the oldest."""
-    trainer = _trainer("vae-mnist", digits)
-    trainer.run_step(0)  # before it the optimizer has no state
-    steps = itertools.count()
-    benchmark.pedantic(
-        lambda: checkpoints.save(tmp_path, _checkpoint(trainer, next(steps)), trainer.config, keep=2),
-        rounds=TIMED_CHECKPOINTS,
-        warmup_rounds=3,
-    )
-    benchmark.extra_info.update(conditions())
+def steps_of_a_round(config: TrainConfig, least: int) -> int:
+    """Whole turns of phases and penalties that are not due at each step."""
+    objective = config.objective
+    turn = math.lcm(getattr(objective, "generator_every", 1), getattr(objective, "penalty_every", 1))
+    return turn * math.ceil(least / turn)
 
 
-def test_loading_a_checkpoint(digits: Dataset, benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    """Checking digests, reading, and copying into networks and optimizer."""
-    trainer = _trainer("vae-mnist", digits)
-    trainer.run_step(0)
-    path = checkpoints.save(tmp_path, _checkpoint(trainer, 1), trainer.config, keep=2)
-    benchmark.pedantic(lambda: trainer.load(checkpoints.load(path)[0]), rounds=TIMED_CHECKPOINTS, warmup_rounds=3)
-    benchmark.extra_info.update(conditions())
+def why_without(precision: Precision, device: torch.device) -> str | None:
+    """Why a precision is not timed on a device; None where it is."""
+    if device.type == "cuda":
+        if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            return "this GPU has no bf16 arithmetic"
+        return None
+    if precision == "fp16":
+        return "fp16 is for GPUs"
+    if precision == "bf16" and not cpu_has_bf16():
+        return "this processor has no bf16 arithmetic (avx512_bf16, amx_bf16), so that torch emulates it, slowly"
+    return None
 
 
-def _trainer(preset: str, dataset: Dataset) -> Trainer:
-    config = replace(get_preset(preset), device="cpu")
-    return Trainer(config, dataset, parallel.start_processes(config))
+def cpu_has_bf16() -> bool:
+    """Whether the processor tells of instructions for bf16; where it tells nothing, it has none."""
+    told = Path("/proc/cpuinfo")
+    flags = told.read_text().split() if told.exists() else []
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 
-def _checkpoint(trainer: Trainer, step: int) -> Checkpoint:
-    facts = {"data_digest": trainer.dataset.digest, "loss_scales": trainer.loss_scales()}
-    return Checkpoint(step, trainer.tensors(), facts)
+def times_of_parts(trainer: Trainer, steps: "itertools.count[int]", count: int) -> dict[str, dict[str, float]]:
+    """Percentiles of what each part takes in the steps that have it, and their number; a GPU is waited for."""
+    seconds: dict[str, list[float]] = {}
+    last = 0.0
 
+    def lap(part: str) -> None:
+        nonlocal last
+        if trainer.processes.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        seconds.setdefault(part, []).append(now - last)
+        last = now
 
-def _after_steps(benchmark: BenchmarkFixture, dataset: Dataset, part: Any) -> None:
-    """Time `part(rng)`, each time after a whole step of `vae-mnist`; rng int64 [2] is (seed, step)."""
-    trainer = _trainer("vae-mnist", dataset)
-    steps = itertools.count()
-
-    def setup() -> tuple[tuple[torch.Tensor], dict[str, Any]]:
-        step = next(steps)
-        trainer.run_step(step)
-        return (torch.tensor([1, step]),), {}
-
-    benchmark.pedantic(part, setup=setup, rounds=TIMED_DRAWS, warmup_rounds=WARMUP_STEPS)
-    benchmark.extra_info.update(conditions())
-    _note_rate(benchmark, ROWS, "mean")
-
-
-def _note_rate(benchmark: BenchmarkFixture, images: int, of: str) -> None:
-    if benchmark.stats is not None:  # None under --benchmark-disable
-        benchmark.extra_info["images_per_second"] = round(images / getattr(benchmark.stats.stats, of))
+    for _ in range(count):
+        last = time.perf_counter()
+        trainer.run_step(next(steps), lap)
+    return {part: milliseconds(times) | {"steps": len(times)} for part, times in seconds.items()}
