@@ -64,12 +64,18 @@ class Measurement:
             warmup_rounds=warmup_rounds,
         )
         peak = self._memory.peak_bytes()
-        if self._benchmark.stats is None:  # under --benchmark-disable nothing was timed
+        if not self.timed:  # under --benchmark-disable
             return
+        assert self._benchmark.stats is not None
         statistics = self._benchmark.stats.stats
         self.note(**milliseconds(statistics.data), rounds=len(statistics.data), peak_memory_bytes=peak)
         if images is not None:
             self.note(images_per_second=images / getattr(statistics, of))
+
+    @property
+    def timed(self) -> bool:
+        """Whether there are times: not before `time`, and not where a benchmark only has to run once."""
+        return self._benchmark.stats is not None
 
     def note(self, **facts: Any) -> None:
         """Put facts beside the times."""

@@ -6,11 +6,13 @@ runs whose intervals lie beyond their end, each in a new process. A stopwatch in
 by name; a part within another counts once, in the inner one. It tells what is left in the second kind, for a last
 evaluation, pictures, checkpoint and charts come at the end of any run, and what each part costs in the first.
 
-Three figures come out of it:
+Four figures come out of it:
 
 - by stopwatch: time booked to recording, of the time from the first step to the end of the run;
 - by difference: wall time of the one run less that of the other and what recording was left in it. It has in it what no
-  stopwatch sees, such as steps that are slower after an evaluation has emptied the caches;
+  stopwatch sees, such as steps that are slower after an evaluation has emptied the caches, or beside a thread that
+  writes a checkpoint: the stopwatch books what the thread of the steps does, and no other;
+- at intervals: the first without what is recorded after the last step, which is a run's result and due at any interval;
 - of the whole preset: where `--steps` cuts runs short, what the medians of the parts and of a step make of a run of the
   preset's own number of steps, for the end of a run weighs more in a short one.
 """
@@ -25,6 +27,7 @@ import os
 import pkgutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -71,6 +74,10 @@ EVERY = {
 """The interval of each part that has one; the bar moves at every step, and the others come once."""
 BEGUN = "gen_dist.run:_Run._loop"
 """What begins with the first step: what is before it is start-up, bench/test_startup.py's."""
+RECORD = "gen_dist.run:_Run._record"
+"""What is called whenever something is due, at last after the last step."""
+WITHOUT_WAITING = "progress bar"
+"""It moves at every step. To wait for a GPU there would keep one step from being prepared while another is computed."""
 
 
 @dataclass
@@ -82,6 +89,8 @@ class Booked:
     start_seconds: float = 0.0
     """Wall time of `train` before the first step."""
     steps: int = 0
+    last_seconds: float = 0.0
+    """Of recording, after the last step."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     conditions: dict[str, Any] = field(default_factory=dict)
@@ -193,19 +202,26 @@ def booked_run(config: TrainConfig) -> Booked:
 def booking(booked: Booked) -> Iterator[None]:
     """Within it, the time of each part of recording is booked, without that of parts within it."""
     made = time.perf_counter()
+    thread_of_steps = threading.get_ident()
+    last_step_done = False
     inner = [0.0]  # seconds of the parts within each one that is being done, the outermost first
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            wait_for_device()  # what it still works at are steps
+            if threading.get_ident() != thread_of_steps:
+                return function(*args, **kwargs)
+            if part != WITHOUT_WAITING:
+                wait_for_device()  # what it still works at are steps
             start = time.perf_counter()
             inner.append(0.0)
             try:
                 return function(*args, **kwargs)
             finally:
                 seconds = time.perf_counter() - start
-                booked.seconds[part] += seconds - inner.pop()
+                own = seconds - inner.pop()
+                booked.seconds[part] += own
+                booked.last_seconds += own if last_step_done else 0.0
                 booked.calls[part] += 1
                 inner[-1] += seconds
 
@@ -219,9 +235,19 @@ def booking(booked: Booked) -> Iterator[None]:
 
         return call
 
+    def noticing_the_end(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(run: Any, *args: Any) -> Any:
+            nonlocal last_step_done
+            last_step_done = run.step == run.config.steps
+            return function(run, *args)
+
+        return call
+
     with contextlib.ExitStack() as stack:
         for part, place in PARTS.items():
             stack.enter_context(replaced(place, functools.partial(timed, part)))
+        stack.enter_context(replaced(RECORD, noticing_the_end))
         stack.enter_context(replaced(BEGUN, begun))
         yield
 
@@ -266,6 +292,7 @@ def summarize(config: TrainConfig, pairs: Sequence[Pair]) -> dict[str, Any]:
         "step_seconds": step,
         "step_seconds_with_nothing_due": spread([run.step_seconds for _, run in pairs]),
         "share_by_stopwatch": spread([run.recording_seconds / run.run_seconds for run in usual]),
+        "share_at_intervals": spread([(run.recording_seconds - run.last_seconds) / run.run_seconds for run in usual]),
         "share_by_difference": spread(by_difference),
         "parts": parts,
         "of_whole_preset": {
@@ -305,7 +332,7 @@ def print_report(preset: str, config: TrainConfig, found: Mapping[str, Any]) -> 
     for name in ("step_seconds", "step_seconds_with_nothing_due"):
         scaled = {key: value if key == "n" else 1e3 * value for key, value in found[name].items()}
         print_figure(f"{name.replace('_seconds', '').replace('_', ' ')}, ms", scaled, "10.3f")
-    for name in ("share_by_stopwatch", "share_by_difference"):
+    for name in ("share_by_stopwatch", "share_at_intervals", "share_by_difference"):
         print_figure(f"recording's {name.replace('_', ' ')} (bar: {BAR:.0%})", found[name], "10.2%")
     whole = found["of_whole_preset"]
     steps = whole["steps"]
