@@ -50,8 +50,7 @@ def test_startup(measurement: Measurement, command: str, cache: DataConfig, digi
             cwd=REPOSITORY,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
         )
         assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.limit import fraction_of_limit
 from bench.measured import Measurement, milliseconds, preset_on
 from gen_dist import parallel
 from gen_dist.config import DataConfig, Precision, TrainConfig, VaeConfig
@@ -37,6 +38,9 @@ class Family:
     """More of them, for nets that were made for GPUs."""
     steps: int = STEPS_OF_A_ROUND
     """Steps of a round, at least."""
+    limit_rounds: int = 3
+    """Turns that steps and their limit take, eager. 0 where sixteen steps and whole turns of all phases make a block
+    too long: `bench/limit.py PRESET` takes its time."""
 
 
 FAMILIES = {
@@ -50,8 +54,8 @@ FAMILIES = {
     "gan": Family("gan-mnist"),
     "cgan": Family("cgan-mnist", rounds=5),
     "dcgan": Family("dcgan-mnist", rounds=5),
-    "wgan-gp": Family("wgan-gp-mnist", rounds=3),
-    "sngan": Family("sngan-cifar10", rounds=3, changes_on_cpu={"global_batch_size": 4}, steps=1),
+    "wgan-gp": Family("wgan-gp-mnist", rounds=3, limit_rounds=0),
+    "sngan": Family("sngan-cifar10", rounds=3, changes_on_cpu={"global_batch_size": 4}, steps=1, limit_rounds=0),
     "r3gan": Family("r3gan-mnist", rounds=5),
     "vae-gan": Family("vae-gan-mnist", rounds=3),
 }
@@ -69,7 +73,7 @@ def test_whole_step(
     cache: DataConfig,
     device: torch.device,
 ) -> None:
-    """One step after another, then some more with a stopwatch between their parts."""
+    """One step after another; then some with a stopwatch between their parts, and some in turns with their limit."""
     if (reason := why_without(precision, device)) is not None:
         pytest.skip(reason)
     config = config_of(FAMILIES[family], device, compiled=mode == "compiled", precision=precision)
@@ -88,8 +92,9 @@ def test_whole_step(
     measurement.note(preset=config.preset, precision=precision, global_batch_size=config.global_batch_size)
     if measurement.timed:
         measurement.note(parts_ms=times_of_parts(trainer, steps, WATCHED_ROUNDS * iterations))
-    # A step's share of what its matrix products and convolutions alone would take goes here as `fraction_of_limit`,
-    # measured in the same session; the table has a column for it.
+        if mode == "eager" and FAMILIES[family].limit_rounds:
+            figures = fraction_of_limit(trainer, rounds=FAMILIES[family].limit_rounds).figures()
+            measurement.note(fraction_of_limit=figures["fraction"]["median"], limit=figures)
     trainer.close()
 
 
