@@ -14,7 +14,7 @@ from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, open_dataset
 from gen_dist.presets import get_preset
 
-COLUMNS = ("images/s", "ms p20", "p50", "p80", "rounds", "peak MiB", "of limit")
+COLUMNS = ("images/s", "ms p20", "p50", "p80", "n", "peak MiB", "of limit")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -99,7 +99,7 @@ def cells(facts: Mapping[str, Any]) -> list[str]:
     return [
         "" if rate is None else f"{rate:,.0f}",
         *(f"{facts[key]:.3f}" for key in ("p20_ms", "p50_ms", "p80_ms")),
-        str(facts["rounds"]),
+        str(facts["n"]),
         "" if peak is None else f"{peak / 2**20:,.1f}",
         "" if fraction is None else f"{fraction:.2f}",
     ]

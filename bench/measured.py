@@ -21,7 +21,7 @@ from gen_dist.presets import get_preset
 class Measurement:
     """One benchmark: times calls, and notes in `extra_info` what the file of `--benchmark-json` and the table show.
 
-    - `p20_ms`, `p50_ms`, `p80_ms`, `rounds`: of a call, over the rounds;
+    - `p20_ms`, `p50_ms`, `p80_ms`, `n`: of a call, over the rounds, and their number;
     - `images_per_second`: where calls take images, at the median;
     - `peak_memory_bytes`: see PeakMemory;
     - `device`, and the conditions of bench/conditions.py.
@@ -68,7 +68,7 @@ class Measurement:
             return
         assert self._benchmark.stats is not None
         statistics = self._benchmark.stats.stats
-        self.note(**milliseconds(statistics.data), rounds=len(statistics.data), peak_memory_bytes=peak)
+        self.note(**milliseconds(statistics.data), n=len(statistics.data), peak_memory_bytes=peak)
         if images is not None:
             self.note(images_per_second=images / getattr(statistics, of))
 
