@@ -41,18 +41,16 @@ format: setup  ## Sort imports and format
 # Commit to compare to, and options such as --only step-vae-mnist.
 BASE ?= HEAD
 OPTIONS ?=
-# By default pytest would put bench/ itself on the path, where kernels.py would hide the package of that name.
-BENCH_PYTEST := --import-mode importlib bench
 
 bench: setup  ## Run the benchmarks
-	$(BIN)/python -m pytest $(BENCH_PYTEST)
+	$(BIN)/python -m pytest bench
 
 bench-compare: setup  ## Compare the speed of this tree to a commit: make bench-compare BASE=main
 	$(BIN)/python bench/gate.py compare --base $(BASE) $(OPTIONS)
 
 bench-history: setup  ## Run the benchmarks, add them to bench/history.jsonl, plot it into bench/history.html
 	@mkdir -p .benchmarks
-	$(BIN)/python -m pytest $(BENCH_PYTEST) --benchmark-json .benchmarks/last.json
+	$(BIN)/python -m pytest bench --benchmark-json .benchmarks/last.json
 	$(BIN)/python bench/history.py add .benchmarks/last.json
 	$(BIN)/python bench/history.py page
 
