@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gen_dist.atomic_files import write_atomically
-from gen_dist.importing import quick_import_of
+from gen_dist.importing import quick_import
 from gen_dist.latent_walks import principal_directions
 from gen_dist.score_bins import SCORE_EDGES
 
@@ -230,7 +230,7 @@ def percent(share: float, _place: int | None = None) -> str:
 @contextmanager
 def figure_of(width: float, height: float) -> Iterator[Any]:
     """A matplotlib figure of so many inches in our style, whatever the user's own style; no pyplot, no state."""
-    with quick_import_of("matplotlib.figure"):
+    with quick_import():
         import matplotlib
         from matplotlib.figure import Figure
 

@@ -186,8 +186,9 @@ class VaeConfig:
     importance_samples: int = 1
     """Latent samples K per image. K > 1 trains the importance-weighted bound (Burda et al. 2016, eq. 8)."""
     gradient: GradientEstimator = "total"
-    """Of the encoder: `total`, or `path`, through the latents alone: of less variance, as it leaves out a term that is
-    zero on average (Roeder et al. 2017); for K > 1 doubly reparameterized (Tucker et al. 2019)."""
+    """Of the encoder: `total`, or `path`, through the latents alone, without a term that is zero on average: of more
+    variance at first, of less once the encoder is near the posterior (Roeder et al. 2017; K > 1: Tucker et al. 2019).
+    The loss then has the KL of the sample, not its mean."""
     dynamic_binarization: bool = False
     """Draw each pixel from Bernoulli(intensity) anew at every use, so that the likelihood is one of binary data."""
 

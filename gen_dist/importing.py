@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import sys
 from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quick_import_of(module: str) -> Iterator[None]:
-    """Within it, unless the module is there already, nothing is collected, and what is made is never looked at again.
-
-    Modules, classes and functions stay as long as the process does. Looking through them finds nothing, at imports and
-    later in the training loop.
-    """
-    if module in sys.modules or not gc.isenabled():
-        yield
-        return
+def quick_import() -> Iterator[None]:
+    """Within it nothing is collected: modules, classes and functions stay, and looking through them finds nothing."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
-        gc.enable()
+        if was_enabled:
+            gc.enable()

@@ -22,13 +22,13 @@ from gen_dist.errors import ConfigError
 # Three epochs of 60,000 images. Tuned on full MNIST for the least time to a test negative ELBO of 105.6: a high rate
 # that falls to 0, a shorter memory of squared gradients than Adam's usual one, for they change fast in so short a run,
 # and the largest batch that needs no more images. The test split is a sixth of an epoch's images: looking at it in
-# between, and not at the end alone, would cost more than all else that a run records.
+# between, and not at the end alone, would cost more than all else that so short a run records.
 _MNIST = TrainConfig(
     steps=940,
     global_batch_size=192,
     learning_rate=1e-2,
     checkpoint_every=470,
-    sample_every=235,
+    sample_every=470,
     evaluate_every=940,
     optimization=OptimizerConfig(betas=(0.9, 0.98), warmup_steps=80, decay="linear"),
 )

@@ -7,13 +7,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gen_dist.cli import NoOptions, parse_train, resume_command, run_command
-from gen_dist.importing import quick_import_of
+from gen_dist.importing import quick_import
 
 
 def main() -> None:
     """Parse the command line, train, and say where the results are."""
     config, fresh, _ = parse_train(sys.argv[1:], "launch/train.py", NoOptions())
-    with quick_import_of("torch"):
+    with quick_import():
         from gen_dist import parallel, run  # torch takes seconds: --help and mistyped options need not wait for it
 
     parallel.stop_with_launcher()
