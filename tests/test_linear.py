@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kernels import Linear
-from kernels.linear import LEAST_WEIGHTS, _OneDnnLinear, onednn_linear
+from kernels.linear import LEAST_WEIGHTS, _OneDnnLinear, mkl_is_slow, onednn_linear
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
@@ -68,6 +68,19 @@ def test_the_fast_path_is_taken_where_it_is_one(case: str, monkeypatch: pytest.M
     with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
         result = layer(x)
     assert (type(result.grad_fn).__name__ == "_OneDnnLinearBackward") == (case == "large")
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "slow"),
+    [
+        ("vendor_id : AuthenticAMD\nflags : fma avx2 avx512f avx512vl", True),
+        ("vendor_id : AuthenticAMD\nflags : fma avx2", False),
+        ("vendor_id : GenuineIntel\nflags : fma avx2 avx512f avx512vl", False),
+        ("", False),
+    ],
+)
+def test_mkl_is_slow_on_amds_processors_with_wide_vectors(cpuinfo: str, slow: bool) -> None:
+    assert mkl_is_slow(cpuinfo) == slow
 
 
 def test_a_penalty_on_gradients_has_the_right_gradient() -> None:
