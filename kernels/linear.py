@@ -2,7 +2,7 @@
 
 torch gives float32 matrix products to MKL, which leaves the 512-bit vectors of AMD's processors alone. oneDNN, which
 torch brings as well, does not: there forward and both gradients of a layer of 784 x 400 take half the time in it. On
-AMD's processors without such vectors MKL is the faster one: whole steps of VAEs take 1.1 to 1.2 times as long in oneDNN.
+AMD's processors without such vectors MKL is faster: whole steps of VAEs take 1.1 to 1.2 times as long in oneDNN.
 """
 
 import functools
