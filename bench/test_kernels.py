@@ -2,11 +2,13 @@
 
 Both give the same values, which is checked before anything is timed; draws have other values, and no backward pass. In
 a tight loop all of it is in the caches, as it is not in a step: compare ours with its twin, and look at the times
-inside a step in the files beside. bench/kernels.py counts bytes and launches of the latent step on GPUs.
+inside a step in the files beside. Each draw of ours is of another step, as in training: of the same one it would
+be looked up. bench/kernels.py counts bytes and launches of the latent step on GPUs.
 """
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -23,6 +25,9 @@ from kernels.convolution import pixel_by_pixel
 ROWS, LATENT_DIM, PIXELS = 192, 20, 784  # of `vae-mnist`
 GAN_ROWS = 64  # of `dcgan-mnist` and `dcgan-64`
 ROUNDS = 15
+WARMUP_ROUNDS = 2
+# Normals are drawn for sixteen steps at once: a round is as many, so that its time is fair.
+DRAWS_OF_A_ROUND = 16
 
 Function = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 
@@ -39,33 +44,46 @@ class Case:
     """Of a round."""
 
 
+def steps_of_draws(device: torch.device) -> Iterator[Tensor]:
+    """Keys (seed, step) of one step after another, int64 [2]; made before, for a step does not make them either."""
+    calls = 1 + (WARMUP_ROUNDS + ROUNDS) * DRAWS_OF_A_ROUND
+    return itertools.cycle(torch.tensor([[0, step] for step in range(calls)], device=device).unbind())
+
+
 def latent_step(device: torch.device) -> Case:
     """Reparameterization and KL divergence; the noise is keyed in ours, of torch's generator in the twin."""
-    rng = torch.tensor([0, 0], device=device)
+    rngs = steps_of_draws(device)
     return Case(
-        lambda parameters: reparameterize_kl(parameters, rng, 1, 0),
+        lambda parameters: reparameterize_kl(parameters, next(rngs), 1, 0),
         plain,
         torch.randn(ROWS, 2 * LATENT_DIM, device=device),
         is_draw=True,
+        calls=DRAWS_OF_A_ROUND,
     )
 
 
 def drawing_normals(device: torch.device) -> Case:
     """Standard normals of one step."""
-    rng = torch.tensor([0, 0], device=device)
-    like = torch.empty(ROWS, LATENT_DIM, device=device)
-    return Case(lambda like: normal(rng, 1, 0, *like.shape), torch.randn_like, like, is_draw=True)
+    rngs = steps_of_draws(device)
+    return Case(
+        lambda like: normal(next(rngs), 1, 0, *like.shape),
+        torch.randn_like,
+        torch.empty(ROWS, LATENT_DIM, device=device),
+        is_draw=True,
+        calls=DRAWS_OF_A_ROUND,
+    )
 
 
 def binarizing(device: torch.device) -> Case:
     """A Bernoulli draw for each pixel of a batch."""
-    rng = torch.tensor([0, 0], device=device)
+    rngs = steps_of_draws(device)
     images = torch.randint(0, 256, (ROWS, 1, 28, 28), dtype=torch.uint8, device=device)
     return Case(
-        lambda images: binarize(images, rng, 1, 0),
+        lambda images: binarize(images, next(rngs), 1, 0),
         lambda images: torch.bernoulli(images.float().div_(255.0)),
         images,
         is_draw=True,
+        calls=DRAWS_OF_A_ROUND,
     )
 
 
@@ -145,7 +163,7 @@ def test_kernel(measurement: Measurement, case: str, direction: str, version: st
         differentiated = [inputs, *(function.parameters() if isinstance(function, nn.Module) else ())]
         gradients = [torch.randn_like(output) for output in outputs]
         call = functools.partial(torch.autograd.grad, outputs, differentiated, gradients, retain_graph=True)
-    measurement.time(call, rounds=ROUNDS, iterations=made.calls, warmup_rounds=2, images=len(inputs))
+    measurement.time(call, rounds=ROUNDS, iterations=made.calls, warmup_rounds=WARMUP_ROUNDS, images=len(inputs))
 
 
 def compiled(function: Function) -> Function:

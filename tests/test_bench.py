@@ -1,3 +1,4 @@
+import itertools
 import json
 import subprocess
 import sys
@@ -6,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.overhead import PARTS, Booked, booking, summarize, with_nothing_due
+from bench.test_kernels import CASES, as_tuple
 from gen_dist.presets import get_preset
 from gen_dist.run import train
 from tests.children import end_with_parent
@@ -51,6 +54,15 @@ def test_a_benchmark_notes_what_it_was_measured_under(tmp_path: Path):
     if sys.platform == "linux":
         assert facts["peak_memory_bytes"] > 2**20
     assert "test_whole_step[vae-2d-eager-float32]" in done.stdout
+
+
+@pytest.mark.parametrize("case", ["reparameterize_kl", "normal", "binarize"])
+def test_no_timed_draw_is_looked_up(case: str):
+    """One step's draws are kept: those of the same step again would cost nothing, and of sixteen, all in the first."""
+    made = CASES[case](torch.device("cpu"))
+    draws = [as_tuple(made.ours(made.inputs))[0].clone() for _ in range(3)]
+    assert not any(torch.equal(one, next_one) for one, next_one in itertools.pairwise(draws))
+    assert made.calls == 16
 
 
 def test_overhead_books_all_that_is_recorded_and_no_more(tmp_path: Path):
