@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from bench import temporary
 from gen_dist.errors import ConfigError
 
 WORKER = Path(__file__).resolve().parent / "gate_worker.py"
@@ -22,20 +21,9 @@ class BenchmarkError(Exception):
     """A benchmark, or a worker, that failed in its tree: the message is the reason."""
 
 
-@contextlib.contextmanager
-def temporary_directory() -> Iterator[Path]:
-    """Within it, a directory that is gone afterwards, though the process is asked to end before (SIGTERM, SIGHUP)."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        with tempfile.TemporaryDirectory(prefix="gen_dist-gate-", ignore_cleanup_errors=True) as directory:
-            yield Path(directory)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def temporary_directory() -> contextlib.AbstractContextManager[Path]:
+    """Of the gate: see bench/temporary.py."""
+    return temporary.temporary_directory("gen_dist-gate-")
 
 
 def commit_of(ref: str) -> str:

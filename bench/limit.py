@@ -12,7 +12,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,8 +32,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.conditions import conditions
+from bench.out_file import check_out, print_and_write
+from bench.spread import spread
+from bench.temporary import temporary_directory
 from gen_dist import parallel
-from gen_dist.cli import run_command
+from gen_dist.cli import call_parsed, run_command
 from gen_dist.config import TrainConfig
 from gen_dist.data import open_dataset
 from gen_dist.errors import ConfigError
@@ -205,6 +207,7 @@ def main(
         raise ConfigError(f"rounds {rounds} is less than 1")
     if not presets:
         raise ConfigError("name at least one preset, such as vae-mnist")
+    check_out(out)
     configs = [config_of(preset, data, data_root, batch_size, seed) for preset in presets]
     before = conditions()
     reports = {}
@@ -227,9 +230,7 @@ def main(
             "where": where,
         }
     text = json.dumps({"presets": reports, "conditions": conditions() | {"load_average": before["load_average"]}})
-    if out is not None:
-        out.write_text(text + "\n")
-    print(text)
+    print_and_write(text, out)
 
 
 def config_of(preset: str, data: str | None, data_root: str, batch_size: int | None, seed: int) -> TrainConfig:
@@ -246,9 +247,9 @@ def config_of(preset: str, data: str | None, data_root: str, batch_size: int | N
 @contextlib.contextmanager
 def trainer_of(config: TrainConfig) -> Iterator[Trainer]:
     """The trainer of a config; its data are packed into a directory that is removed afterwards."""
-    with tempfile.TemporaryDirectory() as cache:
+    with temporary_directory() as cache:
         processes = parallel.start_processes(config)
-        packing = replace(config.packing, cache_dir=config.packing.cache_dir or cache)
+        packing = replace(config.packing, cache_dir=config.packing.cache_dir or str(cache))
         dataset = open_dataset(config.data, config.data_root, packing, lambda _line: None)
         trainer = Trainer(config, dataset, processes)
         try:
@@ -459,12 +460,6 @@ def fraction_of_limit(
     return Fraction(step_rates, limit_rates)
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """20th, 50th and 80th percentile and number of some values."""
-    low, middle, high = np.percentile(values, (20, 50, 80)).tolist()
-    return {"p20": low, "median": middle, "p80": high, "n": len(values)}
-
-
 def limit_ms(limit: Limit, figures: Mapping[str, Mapping[str, float]]) -> float:
     """Milliseconds of the limit of a step, in the median."""
     return 1000 * limit.images / figures["limit"]["median"]
@@ -607,4 +602,4 @@ def print_kinds(where: Mapping[str, Any], step_seconds: float, products_ms: floa
 
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(main))
+    run_command(lambda: call_parsed(main, sys.argv[1:], "bench/limit.py"))

@@ -26,7 +26,6 @@ import multiprocessing
 import os
 import pkgutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,15 +35,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
-import tyro
 from tqdm import tqdm
 
 # Packages import from the repository root wherever this runs, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.conditions import conditions
-from gen_dist.cli import run_command
+from bench.out_file import check_out, print_and_write
+from bench.spread import spread
+from bench.temporary import temporary_directory
+from gen_dist.cli import call_parsed, run_command
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.presets import get_preset
@@ -134,11 +134,14 @@ def main(
     """
     if rounds < 1:
         raise ConfigError(f"rounds {rounds} is less than 1")
+    if not presets:
+        raise ConfigError("name at least one preset, such as --presets vae-mnist")
+    check_out(out)
     before = conditions()
     if data_root is not None:
         data = "mnist"
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["GEN_DIST_CACHE"] = cache  # new processes have it too: only the first run packs the images
+    with temporary_directory() as cache:
+        os.environ["GEN_DIST_CACHE"] = str(cache)  # new processes have it too: only the first run packs the images
         configs = {
             name: replace(get_preset(name), data=data, data_root=str(data_root or "data"), device=device)  # type: ignore[arg-type]
             for name in presets
@@ -156,9 +159,7 @@ def main(
     ran = pairs[presets[0]][0][0].conditions | {"load_average": before["load_average"]}
     runs = {name: [[asdict(run) for run in pair] for pair in pairs[name]] for name in presets}
     text = json.dumps({"figures": figures, "conditions": ran, "data": data, "runs": runs})
-    if out is not None:
-        out.write_text(text + "\n")
-    print(text)
+    print_and_write(text, out)
 
 
 def pair_of(config: TrainConfig, turn: int, done: Callable[[], object]) -> Pair:
@@ -180,7 +181,12 @@ def with_nothing_due(config: TrainConfig) -> TrainConfig:
 def run_in_new_process(config: TrainConfig) -> Booked:
     """A whole run under the stopwatch, in a fresh interpreter."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(booked_run, config).result()
+        try:
+            return process.submit(booked_run, config).result()
+        except SystemExit:  # this process is asked to end, and would wait for the rest of the run
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
 
 
 def booked_run(config: TrainConfig) -> Booked:
@@ -188,7 +194,7 @@ def booked_run(config: TrainConfig) -> Booked:
     from gen_dist.run import train
 
     booked = Booked(steps=config.steps)
-    with tempfile.TemporaryDirectory() as directory, booking(booked):
+    with temporary_directory() as directory, booking(booked):
         supervised = replace(config, run_dir=f"{directory}/run")
         with contextlib.redirect_stderr(io.StringIO()):  # a log file's lines; a terminal's bar would count the screen
             start = time.perf_counter()
@@ -317,12 +323,6 @@ def seconds_of_preset(config: TrainConfig, parts: Mapping[str, Any]) -> dict[str
     return seconds
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """20th, 50th and 80th percentile of some values, and how many they are."""
-    low, middle, high = np.percentile(values, (20, 50, 80)).tolist()
-    return {"p20": low, "median": middle, "p80": high, "n": len(values)}
-
-
 def print_report(preset: str, config: TrainConfig, found: Mapping[str, Any]) -> None:
     """The figures of one preset for people."""
     print(f"\n{preset}, {config.steps} steps of {config.global_batch_size} images")
@@ -351,4 +351,4 @@ def print_figure(label: str, figure: Mapping[str, float], form: str) -> None:
 
 
 if __name__ == "__main__":
-    run_command(functools.partial(tyro.cli, main))
+    run_command(lambda: call_parsed(main, sys.argv[1:], "bench/overhead.py"))

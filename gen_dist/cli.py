@@ -158,6 +158,17 @@ def _exit_code_of(command: Callable[[], None]) -> int:
     return 0
 
 
+def call_parsed(function: Callable[..., None], words: Sequence[str], prog: str) -> None:
+    """Call a function, its arguments parsed from words of the command line.
+
+    Raises:
+        ConfigError: an unknown option, or a value that cannot be.
+        SystemExit: after printing help.
+    """
+    # Parsing gives the call to make: made within, what the function itself prints would count as a parsing error.
+    _with_short_errors(lambda: tyro.cli(_deferred(function), args=words, prog=prog))()
+
+
 def run_subcommand(functions: Sequence[Callable[..., None]], words: Sequence[str], prog: str) -> None:
     """Run the function that the first word names, its arguments parsed from the others.
 

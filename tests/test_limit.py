@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import flop_registry
 from bench.limit import KINDS, config_of, fraction_of_limit, kinds_of_steps, limit_of, plain_layers, record, trainer_of
 from gen_dist.config import DcganConfig, MlpConfig, TrainConfig
 from gen_dist.trainer import Trainer
+from tests.children import ended_by_sigterm
 from tests.conftest import REPOSITORY
 
 
@@ -128,10 +130,22 @@ def test_command_prints_limit_share_and_where_the_rest_goes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["no-such-preset"], "unknown preset"), (["vae-mnist", "--rounds", "0"], "rounds 0")]
+    ("words", "said"),
+    [
+        (["no-such-preset"], "unknown preset"),
+        (["vae-mnist", "--rounds", "0"], "rounds 0"),
+        (["vae-mnist", "--rounds", "x"], "--rounds"),
+        (["vae-mnist", "--out", "/no/such/directory/out.json"], "directory is missing"),
+    ],
 )
 def test_wrong_input_ends_with_one_line_and_code_2(words: list[str], said: str) -> None:
     done = subprocess.run([sys.executable, "bench/limit.py", *words], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert said in done.stderr
+
+
+def test_nothing_stays_of_a_measurement_that_is_asked_to_end(tmp_path: Path) -> None:
+    words = ["bench/limit.py", "vae-mnist", "--rounds", "1000"]
+    assert ended_by_sigterm(words, tmp_path) == 143
+    assert list(tmp_path.glob("gen_dist-*")) == []
