@@ -92,7 +92,7 @@ def start_processes(config: TrainConfig) -> Processes:
         )
     if on_cpu:
         device = torch.device("cpu")
-        torch.set_num_threads(_threads(state.num_processes))
+        torch.set_num_threads(threads_by_default(state.num_processes))
         _keep_freed_memory()
     else:
         device = torch.device("cuda", state.local_process_index)
@@ -107,11 +107,14 @@ def _compute_alike_every_time() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def _threads(world_size: int) -> int:
+def threads_by_default(world_size: int) -> int:
     """CPU threads for this process: its share of the physical cores it may run on.
 
     Launchers set OMP_NUM_THREADS=1 for safety, which halves the speed on two cores; a number that a user set by
     GEN_DIST_THREADS wins.
+
+    Raises:
+        ConfigError: that is no number of threads.
     """
     if asked := os.environ.get("GEN_DIST_THREADS"):
         if not asked.isdecimal() or int(asked) < 1:

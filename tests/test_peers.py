@@ -1,4 +1,4 @@
-"""bench/peers/: all compute the same, all wait at the gate, and those that learn something else are not timed."""
+"""bench/peers/: all compute the same, all wait at the turnstile, and those that learn something else are not timed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from bench.limit import trainer_of
 from bench.peers import BATCH_SIZE
 from bench.peers import compare as comparison
 from bench.peers.compare import PEERS, refuse_differences, summarize
-from bench.peers.gate import Gate, peak_memory_mib
-from bench.peers.gen_dist_run import config_of
+from bench.peers.gen_dist_run import config_of, cycle_steps
+from bench.peers.turnstile import Turnstile, peak_memory_mib
 from bench.recipe import Recipe
+from gen_dist.presets import get_preset
 from kernels import normal
+from tests.children import ended_by_sigterm
 from tests.conftest import REPOSITORY
 from tests.digits import digits
 
@@ -78,12 +80,12 @@ def load(theirs: dict[str, torch.nn.Parameter], ours: dict[str, Tensor]) -> None
                 theirs[f"{name}.{part}"].copy_(half)
 
 
-def test_gate_answers_after_the_first_step_and_after_each_block() -> None:
+def test_turnstile_answers_after_the_first_step_and_after_each_block() -> None:
     commands = io.StringIO('{"steps": 3, "test": true}\n{"steps": 2, "test": false}\n')
     answers = io.StringIO()
-    gate = Gate(commands, answers)
+    turnstile = Turnstile(commands, answers)
     for step in range(5):  # the last block is not done
-        gate.passed(torch.tensor(float(step)), lambda: 7.0, extra=step)
+        turnstile.passed(torch.tensor(float(step)), lambda: 7.0, extra=step)
     first, second = map(json.loads, answers.getvalue().splitlines())
     assert (first["loss"], second["loss"]) == (0.0, 2.0)  # of the steps 1 to 3
     assert ("test_negative_elbo" in first, second["test_negative_elbo"]) == (False, 7.0)
@@ -94,11 +96,29 @@ def test_gate_answers_after_the_first_step_and_after_each_block() -> None:
 def test_peak_memory_is_of_this_process() -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("the system does not tell")
-    before = peak_memory_mib()
-    held = np.ones(2**28 // 8)
-    after = peak_memory_mib()
-    assert before is not None and after is not None
-    assert held.nbytes / 2**20 * 0.5 < after  # it may have had more than that before
+    held = np.ones(2**29 // 8)  # here, so that this process has more than the new one ever will
+    words = [sys.executable, "-c", PEAKS]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    base, highest = map(float, done.stdout.split())
+    here = peak_memory_mib()
+    assert here is not None and here > held.nbytes / 2**20
+    assert base < here
+    assert 0.9 * 256 < highest - base < 1.1 * 256  # though it is given back
+
+
+PEAKS = """
+import numpy as np
+from bench.peers.turnstile import peak_memory_mib
+print(peak_memory_mib())
+np.ones(2**28 // 8)
+print(peak_memory_mib())
+"""
+
+
+def test_a_cycle_of_ours_ends_with_all_that_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = replace(get_preset("vae-mnist"), evaluate_every=6, sample_every=4, checkpoint_every=3)
+    monkeypatch.setattr("bench.peers.gen_dist_run.get_preset", lambda _name: preset)
+    assert cycle_steps() == 12
 
 
 def test_who_learns_something_else_is_named_with_both_values() -> None:
@@ -155,6 +175,9 @@ def test_each_peer_is_measured_beside_ours(peer: str, data_root: Path, tmp_path:
         (["--data-root", "MISSING", "--rounds", "0"], "rounds 0"),
         (["--data-root", "DAMAGED"], "is no idx file"),
         (["--data-root", "MISSING", "--threads", "0"], "threads 0"),
+        (["--data-root", "MISSING", "--rounds", "x"], "--rounds"),
+        (["--data-root", "MISSING", "--out", "MISSING/out.json"], "directory is missing"),
+        ([], "--data-root"),
     ],
 )
 def test_wrong_input_ends_with_one_line_and_code_2(words: list[str], said: str, tmp_path: Path) -> None:
@@ -168,6 +191,22 @@ def test_wrong_input_ends_with_one_line_and_code_2(words: list[str], said: str, 
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert said in done.stderr
+
+
+@pytest.mark.parametrize("asked", ["0", "abc"])
+def test_threads_of_the_environment_are_refused_as_a_run_refuses_them(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEN_DIST_THREADS", asked)
+    done = compare("--data-root", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr == f"error: GEN_DIST_THREADS is {asked!r}; it takes a whole number of at least 1\n"
+
+
+def test_nothing_stays_of_a_comparison_that_is_asked_to_end(data_root: Path, tmp_path: Path) -> None:
+    words = ["bench/peers/compare.py", "--data-root", str(data_root), "--peers", "plain"]
+    assert ended_by_sigterm(words, tmp_path) == 143
+    assert list(tmp_path.glob("gen_dist-*")) == []
 
 
 def compare(*words: str) -> subprocess.CompletedProcess[str]:

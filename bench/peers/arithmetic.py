@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from bench.limit import limit_of, trainer_of
-from bench.peers.gate import Gate
 from bench.peers.gen_dist_run import config_of
+from bench.peers.turnstile import Turnstile
 
 
-def train(data_root: Path, directory: Path, seed: int, gate: Gate) -> None:
-    """Multiply until the gate ends the process."""
+def train(data_root: Path, directory: Path, seed: int, turnstile: Turnstile) -> None:
+    """Multiply until the turnstile ends the process."""
     with trainer_of(config_of(data_root, directory, seed)) as trainer:
         limit = limit_of(trainer)
         while True:
             limit.seconds(1)
-            gate.passed(float("nan"), lambda: float("nan"))
+            turnstile.passed(float("nan"), lambda: float("nan"))

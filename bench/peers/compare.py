@@ -2,8 +2,8 @@
 
 Each trains the same VAE on full MNIST in a process of its own, as its users run it, on the same number of threads.
 First each trains for an epoch and has to come to the same training loss and the same test negative ELBO as the plain
-loop. Then they take turns: one does a block of steps while the others wait at a gate and use no processor. Ratios are
-of blocks of one round.
+loop. Then they take turns: one does a block of steps while the others wait at a turnstile and use no processor. Ratios
+are of blocks of one round.
 
 A block of ours is as many steps as its preset has between two evaluations, and all that a run does by default is in it,
 in the loop of `gen_dist.run.train`: log lines, tests on 10,000 images, sample checks, pictures, checkpoints. Of the
@@ -20,28 +20,28 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import psutil
-import tyro
 from tqdm import tqdm
 
 # Packages import from the repository root wherever this runs, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from bench.conditions import conditions
+from bench.out_file import check_out, print_and_write
 from bench.peers import BATCH_SIZE
 from bench.peers.gen_dist_run import cycle_steps
-from gen_dist.cli import run_command
+from bench.spread import spread
+from bench.temporary import temporary_directory
+from gen_dist.cli import call_parsed, run_command
 from gen_dist.config import DataConfig
 from gen_dist.data import open_dataset
 from gen_dist.errors import ConfigError
+from gen_dist.parallel import threads_by_default
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 EPOCH_STEPS = 469
@@ -112,16 +112,17 @@ def main(
         raise ConfigError(f"threads {threads} is less than 1")
     if not tolerance > 0:
         raise ConfigError(f"tolerance {tolerance} is not positive")
-    threads = threads or threads_by_default()
+    check_out(out)
+    threads = threads or threads_by_default(1)
     before = conditions() | {"threads": threads}
     chosen = installed((OURS, *dict.fromkeys(peers)))
     steps = {name: block_steps or PEERS[name].block_steps for name in chosen}
-    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+    with temporary_directory() as directory, contextlib.ExitStack() as stack:
         # Packed once here, so that missing or damaged files are told of in one line.
         open_dataset("mnist", str(data_root), DataConfig(cache_dir=f"{directory}/packed"), lambda _line: None)
         processes = {}
         for name in tqdm(chosen, desc="starting", leave=False):
-            processes[name] = stack.enter_context(process_of(name, data_root, Path(directory), seed, threads))
+            processes[name] = stack.enter_context(process_of(name, data_root, directory, seed, threads))
         learned = {}
         for name in tqdm([name for name in chosen if PEERS[name].learns], desc="learning", leave=False):
             learned[name] = processes[name].block(learn_steps, test=True)
@@ -132,16 +133,7 @@ def main(
     print_report(figures, threads)
     facts = {"rounds": rounds, "block_steps": steps, "learned": learned, "conditions": before}
     text = json.dumps({"figures": figures, **facts, "blocks": blocks})
-    if out is not None:
-        out.write_text(text + "\n")
-    print(text)
-
-
-def threads_by_default() -> int:
-    """As gen_dist chooses them, so that all have the same."""
-    asked = os.environ.get("GEN_DIST_THREADS", "")
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(asked) if asked.isdecimal() else min(allowed, psutil.cpu_count(logical=False) or allowed)
+    print_and_write(text, out)
 
 
 def installed(names: Sequence[str]) -> list[str]:
@@ -157,7 +149,7 @@ def installed(names: Sequence[str]) -> list[str]:
 
 
 class Process:
-    """One peer, waiting at its gate but for the blocks that it is told to do."""
+    """One peer, waiting at its turnstile but for the blocks that it is told to do."""
 
     def __init__(self, name: str, popen: subprocess.Popen[str], log: Path) -> None:
         self._name = name
@@ -166,7 +158,7 @@ class Process:
         self._answer()  # the first step is done
 
     def block(self, steps: int, test: bool = False) -> dict[str, float]:
-        """Do some steps; what gate.py answers."""
+        """Do some steps; what turnstile.py answers."""
         assert self._popen.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the answer tells
             self._popen.stdin.write(json.dumps({"steps": steps, "test": test}) + "\n")
@@ -254,12 +246,6 @@ def summarize(blocks: Mapping[str, Sequence[Mapping[str, float]]], steps: Mappin
     return figures
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """20th, 50th and 80th percentile and number of some values."""
-    low, middle, high = np.percentile(values, (20, 50, 80)).tolist()
-    return {"p20": low, "median": middle, "p80": high, "n": len(values)}
-
-
 def print_learned(learned: Mapping[str, Mapping[str, float]], steps: int) -> None:
     """What each came to before the measurement."""
     print(f"{f'after {steps} steps, nats an image':28}{'training loss':>16}{'test negative ELBO':>20}{'threads':>9}")
@@ -296,4 +282,4 @@ def print_report(figures: Mapping[str, Any], threads: int) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(main))
+    run_command(lambda: call_parsed(main, sys.argv[1:], "bench/peers/compare.py"))

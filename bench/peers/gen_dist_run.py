@@ -1,10 +1,11 @@
 """A whole run of `vae-mnist`, at the batch and with the optimizer of the others, in a run directory of its own.
 
 All that a run does by default is in it: log lines, tests, sample checks, pictures and checkpoints, at the intervals of
-the preset. The gate is passed as `Trainer.run_step` returns; nothing else of the run knows of it. Only its start is
-another: at torch's initial biases, as the others, and not at the mean image, from where it would be ahead of them.
+the preset. The turnstile is passed as `Trainer.run_step` returns; nothing else of the run knows of it. Only its start
+is another: at torch's initial biases, as the others, and not at the mean image, from where it would be ahead of them.
 """
 
+import math
 import os
 import time
 from dataclasses import replace
@@ -15,7 +16,7 @@ from unittest import mock
 from torch import Tensor
 
 from bench.peers import BATCH_SIZE, ENDLESS, LEARNING_RATE
-from bench.peers.gate import Gate
+from bench.peers.turnstile import Turnstile
 from gen_dist.config import OptimizerConfig, TrainConfig
 from gen_dist.objectives.vae import Vae
 from gen_dist.presets import get_preset
@@ -43,24 +44,24 @@ def config_of(data_root: Path, directory: Path, seed: int, steps: int = ENDLESS)
 def cycle_steps() -> int:
     """Steps after which a run has done everything once that it does between steps."""
     preset = get_preset("vae-mnist")
-    return max(preset.evaluate_every, preset.sample_every, preset.checkpoint_every)
+    return math.lcm(preset.evaluate_every, preset.sample_every, preset.checkpoint_every)
 
 
-def train(data_root: Path, directory: Path, seed: int, gate: Gate) -> None:
-    """Train until the gate ends the process."""
+def train(data_root: Path, directory: Path, seed: int, turnstile: Turnstile) -> None:
+    """Train until the turnstile ends the process."""
     os.environ["GEN_DIST_CACHE"] = str(directory / "packed")
     step_seconds = 0.0
     run_step = Trainer.run_step
 
-    def gated(trainer: Trainer, *args: Any, **more: Any) -> dict[str, Tensor]:
+    def through_turnstile(trainer: Trainer, *args: Any, **more: Any) -> dict[str, Tensor]:
         nonlocal step_seconds
         start = time.perf_counter()
         logs = run_step(trainer, *args, **more)
         step_seconds += time.perf_counter() - start
-        gate.passed(
+        turnstile.passed(
             logs["loss"], lambda: trainer.evaluate(trainer.dataset.test)["negative_elbo"], step_seconds=step_seconds
         )
         return logs
 
-    with mock.patch.object(Trainer, "run_step", gated), mock.patch.object(Vae, "start_at", lambda *_: None):
+    with mock.patch.object(Trainer, "run_step", through_turnstile), mock.patch.object(Vae, "start_at", lambda *_: None):
         train_run(config_of(data_root, directory, seed))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from bench.peers import BATCH_SIZE, ENDLESS, LEARNING_RATE
-from bench.peers.gate import Gate
+from bench.peers.turnstile import Turnstile
 from bench.recipe import Vae
 
 
@@ -44,15 +44,15 @@ class VaeModule(lightning.LightningModule):
 
 
 class _AfterEachStep(lightning.Callback):
-    def __init__(self, test: DataLoader[Any], gate: Gate) -> None:
+    def __init__(self, test: DataLoader[Any], turnstile: Turnstile) -> None:
         self._test = test
-        self._gate = gate
+        self._turnstile = turnstile
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """A step of the optimizer is done."""
-        self._gate.passed(outputs["loss"], lambda: self._negative_elbo(pl_module))
+        self._turnstile.passed(outputs["loss"], lambda: self._negative_elbo(pl_module))
 
     def _negative_elbo(self, module: Any) -> float:
         module.eval()
@@ -62,13 +62,13 @@ class _AfterEachStep(lightning.Callback):
         return sum(loss for loss, _ in losses) / sum(count for _, count in losses)
 
 
-def train(data_root: Path, directory: Path, seed: int, gate: Gate) -> None:
-    """Train until the gate ends the process."""
+def train(data_root: Path, directory: Path, seed: int, turnstile: Turnstile) -> None:
+    """Train until the turnstile ends the process."""
     lightning.seed_everything(seed)
     to_tensor = transforms.ToTensor()
     images = datasets.MNIST(data_root, train=True, download=True, transform=to_tensor)
     test = DataLoader(datasets.MNIST(data_root, train=False, transform=to_tensor), batch_size=BATCH_SIZE)
     trainer = lightning.Trainer(
-        max_epochs=ENDLESS, accelerator="cpu", default_root_dir=directory, callbacks=[_AfterEachStep(test, gate)]
+        max_epochs=ENDLESS, accelerator="cpu", default_root_dir=directory, callbacks=[_AfterEachStep(test, turnstile)]
     )
     trainer.fit(VaeModule(), DataLoader(images, batch_size=BATCH_SIZE, shuffle=True))

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from bench.peers.gate import Gate
+from bench.peers.turnstile import Turnstile
 from bench.recipe import Recipe
 
 
-def train(data_root: Path, directory: Path, seed: int, gate: Gate) -> None:
-    """Train until the gate ends the process."""
+def train(data_root: Path, directory: Path, seed: int, turnstile: Turnstile) -> None:
+    """Train until the turnstile ends the process."""
     recipe = Recipe(data_root, seed)
 
     def after_step(loss: float) -> None:
-        gate.passed(loss, test)
+        turnstile.passed(loss, test)
 
     def test() -> float:
         negative_elbo = recipe.test()

@@ -1,7 +1,7 @@
 """The process of one peer: `python -m bench.peers.process MODULE DATA_ROOT DIRECTORY SEED`, started by compare.py.
 
-It takes commands from standard input and answers on standard output (see gate.py); what the peer itself prints goes to
-standard error.
+It takes commands from standard input and answers on standard output (see turnstile.py); what the peer itself prints
+goes to standard error.
 """
 
 import importlib
@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from bench.peers.gate import Gate
+from bench.peers.turnstile import Turnstile
 
 
 def main(module: str, data_root: str, directory: str, seed: str) -> None:
@@ -18,7 +18,7 @@ def main(module: str, data_root: str, directory: str, seed: str) -> None:
     os.dup2(2, 1)
     commands = os.fdopen(os.dup(0), encoding="utf-8")
     peer = importlib.import_module(f"bench.peers.{module}")
-    peer.train(Path(data_root), Path(directory), int(seed), Gate(commands, answers))
+    peer.train(Path(data_root), Path(directory), int(seed), Turnstile(commands, answers))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision import datasets
 
 from bench.peers import BATCH_SIZE, ENDLESS, HIDDEN, LATENT_DIM, LEARNING_RATE, PIXELS
-from bench.peers.gate import Gate
+from bench.peers.turnstile import Turnstile
 
 SHAPE = (1, 28, 28)
 TESTED_AT_ONCE = 1000
@@ -63,18 +63,18 @@ class _LastLoss:
 
 
 class _AfterEachStep(TrainingCallback):
-    """Goes through the gate."""
+    """Goes through the turnstile."""
 
-    def __init__(self, model: VAE, test: Tensor, gate: Gate) -> None:
+    def __init__(self, model: VAE, test: Tensor, turnstile: Turnstile) -> None:
         self._model = model
         self._test = test
-        self._gate = gate
+        self._turnstile = turnstile
         self._loss = _LastLoss()
         model.register_forward_hook(self._loss)
 
     def on_train_step_end(self, training_config: BaseTrainerConfig, **_more: Any) -> None:
         """A step of the optimizer is done."""
-        self._gate.passed(self._loss.value, self._negative_elbo)
+        self._turnstile.passed(self._loss.value, self._negative_elbo)
 
     def _negative_elbo(self) -> float:
         self._model.eval()
@@ -86,8 +86,8 @@ class _AfterEachStep(TrainingCallback):
         return sum(sums) / len(self._test)
 
 
-def train(data_root: Path, directory: Path, seed: int, gate: Gate) -> None:
-    """Train until the gate ends the process."""
+def train(data_root: Path, directory: Path, seed: int, turnstile: Turnstile) -> None:
+    """Train until the turnstile ends the process."""
     torch.manual_seed(seed)
     images, test = (
         datasets.MNIST(data_root, train=train, download=True).data[:, None] / 255.0 for train in (True, False)
@@ -104,4 +104,4 @@ def train(data_root: Path, directory: Path, seed: int, gate: Gate) -> None:
         no_cuda=True,
     )
     pipeline = TrainingPipeline(model=model, training_config=training)
-    pipeline(train_data=images, callbacks=[_AfterEachStep(model, test, gate)])
+    pipeline(train_data=images, callbacks=[_AfterEachStep(model, test, turnstile)])

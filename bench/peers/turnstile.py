@@ -21,7 +21,7 @@ LOSSES = 100
 """Steps at the end of a block whose mean loss is told."""
 
 
-class Gate:
+class Turnstile:
     """Passed after every step of a training."""
 
     def __init__(self, commands: TextIO, answers: TextIO) -> None:
