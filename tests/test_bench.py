@@ -1,5 +1,6 @@
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,7 +24,11 @@ from tests.conftest import REPOSITORY
 
 def run_benchmarks(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *words]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, preexec_fn=end_with_parent)
+    # Within a worker of xdist, its variables would switch measuring off.
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, preexec_fn=end_with_parent
+    )
 
 
 QUICK = "not whole_step and not startup and not two_processes"
