@@ -214,6 +214,10 @@ def prove(
     """
     names, effort = chosen((benchmark,)), effort_of(turns, block_seconds, LOOKS[-1])
     check_threshold(threshold)
+    if min(slowed, unchanged) < 0 or slowed + unchanged < 1:
+        raise ConfigError(f"{slowed} tries with a slowdown and {unchanged} without prove nothing; name some")
+    if not 0 < slowdown < math.inf:
+        raise ConfigError(f"slowdown {slowdown} is not above 0 per cent")
     before, commit = conditions(), commit_of("HEAD")
     wrong_outputs = 0
     right: dict[str, list[bool]] = {"slowed": [], "unchanged": []}
@@ -360,6 +364,8 @@ def finish(
     print(json.dumps({"ratios": brief, "conditions": dict(found)}), flush=True)
     if failed:
         sys.exit(FAILED)
+    if not passed and not noisy:
+        raise ConfigError("nothing could be compared, so nothing is known; name another commit")
     if noisy and not allow_noisy:
         sys.exit(NOISY)
 

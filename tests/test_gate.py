@@ -215,6 +215,8 @@ def test_exit_codes(
         (["compare", "--base", "HEAD", "--turns", "0"], "turns 0"),
         (["compare", "--base", "HEAD", "--most-pairs", "2"], "at least 3"),
         (["compare"], "--base"),
+        (["prove", "--slowed", "0", "--unchanged", "0"], "prove nothing"),
+        (["prove", "--slowdown", "nan"], "slowdown nan"),
         (["store", "missing/figures.json"], "its directory is missing"),
         (["against", "missing.json"], "missing.json cannot be read"),
         (["against", "README.md"], "is not what"),
