@@ -181,7 +181,7 @@ def against(
             continue
         base, present = (logs_of_processes(one, tree) for tree in "AB")
         found = interval_between(base, present, confidence_of_look(1))
-        one.interval, one.verdict = found, verdict_of(found, threshold)
+        one.interval, one.verdict = found, verdict_of(found, threshold, last=True)
     doubt_if_machine_changed(measured, threshold)
     report(measured, threshold, outputs_may_differ)
     before |= {"base_commit": stored["conditions"]["git_commit"], "base": stored["conditions"], "in_turns": False}

@@ -93,7 +93,7 @@ def measure(
         for one in still:
             if one.is_open:
                 one.interval = interval_of(one.log_ratios, confidence)
-                one.verdict = verdict_of(one.interval, threshold)
+                one.verdict = verdict_of(one.interval, threshold, last=look == effort.looks[-1])
     return facts, measured
 
 

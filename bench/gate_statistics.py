@@ -2,7 +2,7 @@
 
 What is independent of what decides how an interval is made. Blocks of one pair of processes share its luck: where its
 memory lies, which core it got, which other program began meanwhile. So a pair of processes gives one figure, the median
-of its turns, and intervals are drawn from pairs as wholes.
+of its turns, and intervals are of those figures.
 """
 
 import math
@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.stats import t
 
 LOOKS = (4, 6, 8, 12)
 """Pairs of processes after which there is a look at whether it is decided; after the last there is no more to come."""
 CONFIDENCE = 0.95
 """That no interval of any look misses the truth; each of the looks gets an equal part of the rest (Bonferroni)."""
 LEAST_PAIRS = 3
-"""Of two the bootstrap has no tails to widen: its intervals would be narrower than Student's."""
-RESAMPLES = 4000
+"""Of two, an interval reaches 51 standard errors to either side, and decides nothing."""
 
 Verdict = Literal["slower", "faster", "no slower", "at the threshold", "too noisy"]
 
@@ -50,30 +49,30 @@ def order_of_turn(pair: int, turn: int, short: bool) -> str:
 def interval_of(pairs: Sequence[Sequence[float]], confidence: float) -> Interval:
     """Interval of the ratio from log ratios by pair of processes and turn.
 
-    The figure is the mean over pairs of the median of a pair's turns. Its interval is a bootstrap over whole pairs,
-    widened by what it lacks where they are few: sqrt(n / (n - 1)) and Student's t (Hesterberg 2015, section 4.4).
+    The figure is the mean over pairs of the median of a pair's turns; its interval is Student's (1908). A bootstrap of
+    so few pairs is too narrow, also where it is widened for that.
     """
     medians = np.array([np.median(turns) for turns in pairs])
-    count, middle = len(medians), float(medians.mean())
-    drawn = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
-    return _interval(medians[drawn].mean(axis=1), middle, count, count, confidence)
+    count = len(medians)
+    return _interval(float(medians.mean()), medians.var(ddof=1) / count, count - 1, count, confidence)
 
 
 def interval_between(base: Sequence[float], present: Sequence[float], confidence: float) -> Interval:
-    """The same where the two were measured apart: log seconds of each one's processes, none paired with another's."""
+    """The same where the two were measured apart: log seconds of each one's processes, none paired with another's.
+
+    The two may spread differently: Welch 1947.
+    """
     ours, theirs = np.asarray(present), np.asarray(base)
-    rng = np.random.default_rng(0)
-    means = [values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1) for values in (ours, theirs)]
-    fewest = min(len(ours), len(theirs))
-    return _interval(means[0] - means[1], float(ours.mean() - theirs.mean()), fewest, fewest, confidence)
+    parts = [(values.var(ddof=1) / len(values), len(values) - 1) for values in (ours, theirs)]
+    variance = sum(part for part, _ in parts)
+    degrees = variance**2 / sum(part**2 / of for part, of in parts) if variance else 1.0
+    return _interval(float(ours.mean() - theirs.mean()), variance, degrees, min(len(ours), len(theirs)), confidence)
 
 
-def _interval(means: np.ndarray, middle: float, count: int, pairs: int, confidence: float) -> Interval:
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, (tail, 1 - tail))
-    widening = math.sqrt(count / (count - 1)) * t.ppf(1 - tail, count - 1) / norm.ppf(1 - tail)
-    bounds = (middle - (middle - low) * widening, middle + (high - middle) * widening)
-    return Interval(math.exp(middle), math.exp(bounds[0]), math.exp(bounds[1]), pairs)
+def _interval(middle: float, variance: float, degrees: float, pairs: int, confidence: float) -> Interval:
+    """Around a mean of logs; the variance is the mean's own."""
+    half = float(t.ppf((1 + confidence) / 2, degrees)) * math.sqrt(variance)
+    return Interval(math.exp(middle), math.exp(middle - half), math.exp(middle + half), pairs)
 
 
 def confidence_of_look(looks: int) -> float:
@@ -81,19 +80,20 @@ def confidence_of_look(looks: int) -> float:
     return 1 - (1 - CONFIDENCE) / looks
 
 
-def verdict_of(interval: Interval, threshold_percent: float) -> Verdict:
+def verdict_of(interval: Interval, threshold_percent: float, last: bool) -> Verdict:
     """What an interval shows of a threshold.
 
     `slower` and `no slower` have the whole interval on one side of it, however wide. One that reaches over it says
-    nothing, unless it is so narrow, half the threshold to either side, that the truth is near the threshold itself.
+    nothing, unless it is so narrow, a quarter of the threshold to either side, that the truth is near the threshold
+    itself; and that only at the last look, for until then more pairs may put it on one side.
     """
     limit = 1 + threshold_percent / 100
     if interval.low > limit:
         return "slower"
     if interval.high <= limit:
         return "faster" if interval.high < 1 / limit else "no slower"
-    width = math.log(interval.high / interval.low) / 2
-    return "at the threshold" if width <= math.log(limit) / 2 else "too noisy"
+    half = math.log(interval.high / interval.low) / 2
+    return "at the threshold" if last and half <= math.log(limit) / 4 else "too noisy"
 
 
 def decided(verdict: Verdict) -> bool:
