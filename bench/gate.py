@@ -177,7 +177,7 @@ def against(
         print("Not measured in turns: what has changed on the machine since then counts as a change of the code.")
         _, measured = measure_alone(names, effort, directory, stored["benchmarks"])
     for one in measured:
-        if one.broken or one.incomparable:
+        if one.given_up:
             continue
         base, present = (logs_of_processes(one, tree) for tree in "AB")
         found = interval_between(base, present, confidence_of_look(1))
@@ -234,8 +234,8 @@ def prove(
             here = directory / f"try-{number}"
             slow = {"B": {SLOWDOWN: str(slowdown / 100)}} if kind == "slowed" else {}
             facts, (one,) = measure(trees, names, threshold, effort, here, slow)
-            if one.broken or one.incomparable or one.interval is None or one.verdict is None:
-                raise ConfigError(f"{benchmark} cannot be measured: {one.broken or one.incomparable}")
+            if one.interval is None or one.verdict is None:
+                raise ConfigError(f"{benchmark} cannot be measured: {one.given_up}")
             right[kind].append(one.verdict == "slower" if kind == "slowed" else one.verdict in PASSING)
             wrong_outputs += bool(one.differences)
             tries.append({"kind": kind, **asdict(one)})
@@ -299,6 +299,8 @@ def report(measured: Sequence[Measured], threshold: float, outputs_may_differ: b
     for one in measured:
         if one.broken:
             print(f"{one.name:20} fails in the present tree: {one.broken}")
+        elif one.broken_in_base:
+            print(f"{one.name:20} fails in the base: {one.broken_in_base}")
         elif one.incomparable:
             print(f"{one.name:20} cannot be compared: {one.incomparable}")
         elif one.interval is not None:
@@ -350,11 +352,11 @@ def finish(
     failed = [
         one.name
         for one in measured
-        if one.broken or one.verdict == "slower" or (one.differences and not outputs_may_differ)
+        if one.broken or one.broken_in_base or one.verdict == "slower" or (one.differences and not outputs_may_differ)
     ]
     noisy = [one.name for one in measured if one.verdict == "too noisy" and one.name not in failed]
     passed = [one.name for one in measured if one.verdict in PASSING and one.name not in failed]
-    incomparable = [one.name for one in measured if one.incomparable and not one.broken]
+    incomparable = [one.name for one in measured if one.incomparable and one.name not in failed]
     groups = {"failed": failed, "too noisy to tell": noisy, "passed": passed, "not comparable": incomparable}
     print("; ".join(f"{word}: {', '.join(names)}" for word, names in groups.items() if names))
     whole = {"conditions": dict(found), "threshold_percent": threshold, "benchmarks": [asdict(one) for one in measured]}
@@ -364,7 +366,7 @@ def finish(
     print(json.dumps({"ratios": brief, "conditions": dict(found)}), flush=True)
     if failed:
         sys.exit(FAILED)
-    if not passed and not noisy:
+    if {*passed, *noisy} <= {CONTROL}:
         raise ConfigError("nothing could be compared, so nothing is known; name another commit")
     if noisy and not allow_noisy:
         sys.exit(NOISY)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bench.gate_processes import REPOSITORY, BenchmarkError, Worker, workers
+from bench.gate_processes import REPOSITORY, BenchmarkError, DiedError, LackError, Worker, workers
 from bench.gate_statistics import (
     Interval,
     Verdict,
@@ -48,14 +48,20 @@ class Measured:
     """Why it cannot be compared: the base lacks something."""
     broken: str | None = None
     """Why it fails in the present tree."""
+    broken_in_base: str | None = None
+    """Why it fails in the base, which does not lack anything."""
     differences: list[str] = field(default_factory=list)
     """Of the outputs, for people."""
 
     @property
+    def given_up(self) -> str | None:
+        """Why it is measured no further, where there is a reason."""
+        return self.broken or self.broken_in_base or self.incomparable
+
+    @property
     def is_open(self) -> bool:
         """Whether more pairs of processes may decide it."""
-        given_up = self.incomparable or self.broken
-        return not given_up and (self.verdict is None or not decided(self.verdict))
+        return not self.given_up and (self.verdict is None or not decided(self.verdict))
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ def measure_pair(
                 advance()
             return facts["B"]
     except BenchmarkError as error:
-        raise ConfigError(f"a tree cannot be measured at all: {error}") from None
+        raise ConfigError(f"a tree cannot be measured: {error}") from None
 
 
 def prepare(one: Measured, both: Mapping[str, Worker]) -> None:
@@ -127,15 +133,29 @@ def prepare(one: Measured, both: Mapping[str, Worker]) -> None:
         try:
             found[tree] = worker.call("prepare", one.name, bool(one.outputs))
         except BenchmarkError as error:
-            if tree == "A":
-                one.incomparable = str(error)
-            else:
-                one.broken = str(error)
+            note_failure(one, tree, error)
     if len(found) == len(both):
         one.images = {tree: facts["images"] for tree, facts in found.items()}
         if not one.outputs:  # those of later processes would be the same
             one.outputs = {tree: facts["outputs"] for tree, facts in found.items()}
             one.differences = differences_of(one.outputs["A"], one.outputs["B"])
+
+
+def note_failure(one: Measured, tree: str, error: BenchmarkError) -> None:
+    """Whose failure it is, and that nothing is known of the benchmark: earlier pairs do not count either.
+
+    Raises:
+        DiedError: the process has died; it is to do the benchmarks that come next, too.
+    """
+    if isinstance(error, DiedError):
+        raise DiedError(f"{one.name} in {tree}: {error}") from None
+    one.interval = one.verdict = None
+    if tree == "B":
+        one.broken = str(error)
+    elif isinstance(error, LackError):
+        one.incomparable = str(error)
+    else:
+        one.broken_in_base = str(error)
 
 
 def turns_of(one: Measured, both: Mapping[str, Worker], pair: int, effort: Effort) -> None:
@@ -145,7 +165,11 @@ def turns_of(one: Measured, both: Mapping[str, Worker], pair: int, effort: Effor
     next_number = dict.fromkeys(both, 0)
     seconds: dict[str, list[float]] = {tree: [] for tree in both}
 
+    working = "A"
+
     def block(tree: str, count: int) -> float:
+        nonlocal working
+        working = tree
         first, next_number[tree] = next_number[tree], next_number[tree] + count
         return float(both[tree].call("block", one.name, first, count))
 
@@ -166,7 +190,7 @@ def turns_of(one: Measured, both: Mapping[str, Worker], pair: int, effort: Effor
                 seconds[tree].append(value)
             log_ratios.append(turn_log_ratio(order, times_of_turn) + log_images(one))
     except BenchmarkError as error:
-        one.broken = str(error)
+        note_failure(one, working, error)
         return
     one.log_ratios.append(log_ratios)
     for tree, values in seconds.items():
@@ -213,7 +237,7 @@ def measure_alone(
                             blocks_alone(one, alone["B"], effort)
                         advance()
             except BenchmarkError as error:
-                raise ConfigError(f"the present tree cannot be measured at all: {error}") from None
+                raise ConfigError(f"the present tree cannot be measured: {error}") from None
     return facts, measured
 
 
@@ -243,7 +267,7 @@ def blocks_alone(one: Measured, worker: Worker, effort: Effort) -> None:
             turns = 2 * turns_of_process(effort, warm_up * one.count)
         one.seconds["B"].append([block(one.count) for _ in range(turns)])
     except BenchmarkError as error:
-        one.broken = str(error)
+        note_failure(one, "B", error)
 
 
 def logs_of_processes(one: Measured, tree: str) -> list[float]:

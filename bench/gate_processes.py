@@ -21,6 +21,14 @@ class BenchmarkError(Exception):
     """A benchmark, or a worker, that failed in its tree: the message is the reason."""
 
 
+class LackError(BenchmarkError):
+    """What the benchmark asks for is not there, as in a tree that is older than it."""
+
+
+class DiedError(BenchmarkError):
+    """The process is gone, and what else it was to measure cannot be."""
+
+
 def temporary_directory() -> contextlib.AbstractContextManager[Path]:
     """Of the gate: see bench/temporary.py."""
     return temporary.temporary_directory("gen_dist-gate-")
@@ -93,21 +101,23 @@ class Worker:
             self._process.stdin.write(json.dumps([method, *arguments]) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise BenchmarkError(self._last_words()) from None
+            raise DiedError(self._last_words()) from None
 
     def result(self) -> Any:
         """The answer to the command that was sent.
 
         Raises:
-            BenchmarkError: the command failed, or the process has died.
+            LackError: the tree lacks what the command needs.
+            DiedError: the process has died.
+            BenchmarkError: the command failed otherwise.
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise BenchmarkError(self._last_words())
+            raise DiedError(self._last_words())
         answer = json.loads(line)
         if "error" in answer:
-            raise BenchmarkError(answer["error"])
+            raise (LackError if answer["lacks"] else BenchmarkError)(answer["error"])
         return answer["result"]
 
     def call(self, method: str, *arguments: object) -> Any:

@@ -25,6 +25,13 @@ CHECKED_STEPS = 4
 """Whose losses both trees have to agree on. Later ones would show rounding, which training amplifies."""
 ROWS, LATENT_DIM = 192, 20  # of `vae-mnist`
 
+
+class RefusedError(Exception):
+    """A command does not know the words that it was given."""
+
+
+LACKS = (ImportError, AttributeError, TypeError, KeyError, NameError, FileNotFoundError, RefusedError)
+"""Errors by which an old tree shows that it has something not yet."""
 Outputs = dict[str, float | str]
 
 
@@ -164,7 +171,8 @@ def starting(words: tuple[str, ...], place: Place) -> Operation:
             command, cwd=place.tree, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise RuntimeError(f"{' '.join(command[1:])} ended with {done.returncode}: {_last_line(done.stderr)}")
+            kind = RefusedError if done.returncode == 2 else RuntimeError
+            raise kind(f"{' '.join(command[1:])} ended with {done.returncode}: {_last_line(done.stderr)}")
 
     outputs: Outputs = {}
     if not place.again:
@@ -294,6 +302,12 @@ class Worker:
         return seconds / count
 
 
+def is_lack(error: Exception) -> bool:
+    """Whether an error is of what is not there, or takes other arguments, rather than of what fails."""
+    # A preset that is not there is a ConfigError, which an old tree may have elsewhere, if at all.
+    return isinstance(error, LACKS) or type(error).__name__ == "ConfigError"
+
+
 def serve(tree: Path, directory: Path, commands: TextIO, answers: TextIO) -> None:
     """Answer commands until there are no more: who sends them has ended then."""
     worker = Worker(Place(tree, directory, again=False), float(os.environ.get(SLOWDOWN, "0")))
@@ -303,7 +317,7 @@ def serve(tree: Path, directory: Path, commands: TextIO, answers: TextIO) -> Non
             answer = {"result": getattr(worker, method)(*arguments)}
         except Exception as error:  # an old tree may lack anything; whose fault it is, the gate decides
             reason = " ".join(str(error).split())
-            answer = {"error": f"{type(error).__name__}: {reason}"[:400]}
+            answer = {"error": f"{type(error).__name__}: {reason}"[:400], "lacks": is_lack(error)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -20,7 +20,17 @@ import pytest
 
 from bench import gate, gate_processes
 from bench.conditions import fingerprint
-from bench.gate_measure import Effort, Measured, alike, differences_of, operations_of_block, turns_of_process
+from bench.gate_measure import (
+    Effort,
+    Measured,
+    alike,
+    differences_of,
+    operations_of_block,
+    prepare,
+    turns_of,
+    turns_of_process,
+)
+from bench.gate_processes import BenchmarkError, DiedError, LackError
 from bench.gate_statistics import (
     LEAST_PAIRS,
     LOOKS,
@@ -33,7 +43,7 @@ from bench.gate_statistics import (
     turn_log_ratio,
     verdict_of,
 )
-from bench.gate_worker import CONTROL
+from bench.gate_worker import CONTROL, RefusedError, is_lack
 from gen_dist.cli import run_subcommand
 from gen_dist.errors import ConfigError
 from tests.children import end_with_parent
@@ -221,6 +231,7 @@ def measured(name: str, verdict: Verdict | None, **more: Any) -> Measured:
         ([measured("a", "no slower", differences=["loss was 1.0, is 2.0"])], {}, 1),
         ([measured("a", "no slower", differences=["loss was 1.0, is 2.0"])], {"outputs_may_differ": True}, 0),
         ([measured("a", "slower", differences=["loss was 1.0, is 2.0"])], {"outputs_may_differ": True}, 1),
+        ([measured("a", "no slower"), measured("b", None, broken_in_base="RuntimeError: x")], {}, 1),
         ([measured("a", None, broken="KeyError: 'x'")], {"allow_noisy": True, "outputs_may_differ": True}, 1),
     ],
 )
@@ -238,6 +249,63 @@ def test_exit_codes(
     output = capsys.readouterr().out
     assert all(one.incomparable in output for one in found if one.incomparable)
     assert all(difference in output for one in found for difference in one.differences)
+
+
+@pytest.mark.parametrize("others", [[], [measured(CONTROL, "no slower")]])
+def test_nothing_compared_is_an_error(others: list[Measured]) -> None:
+    found = [measured("a", None, incomparable="no such preset"), *others]
+    with pytest.raises(ConfigError, match="nothing could be compared"):
+        gate.finish(found, {}, THRESHOLD, outputs_may_differ=False, allow_noisy=True, out=None)
+
+
+class FailingWorker:
+    """Does blocks, of a second each, until it fails with an error at some call; without one it never fails."""
+
+    def __init__(self, error: BenchmarkError | None, call: int) -> None:
+        self._error, self._calls = error, call
+
+    def call(self, method: str, *_arguments: object) -> Any:
+        self._calls -= 1
+        if self._error is not None and self._calls < 0:
+            raise self._error
+        return {"images": 1, "outputs": {}} if method == "prepare" else 1.0
+
+
+@pytest.mark.parametrize("call", [0, 1, 5], ids=["prepare", "warm-up", "turns"])
+@pytest.mark.parametrize(
+    ("tree", "error", "noted"),
+    [
+        ("A", LackError("x"), "incomparable"),
+        ("A", BenchmarkError("x"), "broken_in_base"),
+        ("B", LackError("x"), "broken"),
+        ("B", BenchmarkError("x"), "broken"),
+        ("A", DiedError("x"), None),
+        ("B", DiedError("x"), None),
+    ],
+)
+def test_a_failure_is_of_the_tree_whose_it_is(tree: str, error: BenchmarkError, noted: str | None, call: int) -> None:
+    one = measured("step-vae-mnist", "too noisy")
+    both: Any = {name: FailingWorker(error if name == tree else None, call) for name in "AB"}
+
+    def do() -> None:
+        prepare(one, both)
+        if one.is_open:
+            turns_of(one, both, 0, Effort(8, 0.15, LOOKS))
+
+    if noted is None:
+        with pytest.raises(DiedError, match=f"step-vae-mnist in {tree}: x"):
+            do()
+        return
+    do()
+    reasons = {name: getattr(one, name) for name in ("incomparable", "broken", "broken_in_base")}
+    assert reasons == dict.fromkeys(reasons) | {noted: "x"}
+    assert (one.verdict, one.interval) == (None, None)
+
+
+def test_an_old_tree_lacks_names_and_words_and_nothing_else() -> None:
+    lacks = [ModuleNotFoundError(), AttributeError(), TypeError(), KeyError("x"), ConfigError(), RefusedError()]
+    assert all(map(is_lack, lacks))
+    assert not any(map(is_lack, [RuntimeError(), AssertionError(), ValueError(), MemoryError(), PermissionError()]))
 
 
 @pytest.mark.parametrize(
