@@ -45,6 +45,7 @@ from bench.gate_statistics import (
     verdict_of,
 )
 from bench.gate_worker import BENCHMARKS, CONTROL, SLOWDOWN
+from bench.out_file import check_out
 from gen_dist.atomic_files import write_atomically
 from gen_dist.cli import run_command, run_subcommand
 from gen_dist.errors import ConfigError
@@ -84,6 +85,7 @@ def compare(
     names = chosen(only)
     effort = effort_of(turns, block_seconds, most_pairs)
     check_threshold(threshold)
+    check_out(out)
     commit = commit_of(base)
     before = conditions()
     with temporary_directory() as directory, checked_out(commit, directory / "base") as tree:
@@ -112,7 +114,7 @@ def store(
         processes: Fresh processes, at least 3.
     """
     names, effort = [*chosen(only), CONTROL], effort_of(turns, block_seconds, processes)
-    writable(file)
+    check_out(file)
     before = conditions()
     with temporary_directory() as directory:
         facts, measured = measure_alone(names, effort, directory, {})
@@ -129,7 +131,7 @@ def store(
         for one in measured
         if not one.broken
     }
-    write(file, {"conditions": before, "turns": turns, "benchmarks": kept})
+    write(file, {"conditions": before, "benchmarks": kept})
     if any(one.broken for one in measured):
         sys.exit(FAILED)
 
@@ -166,6 +168,7 @@ def against(
     kept = tuple(name for name in stored["benchmarks"] if name in BENCHMARKS and name != CONTROL)
     names, effort = [*chosen(only or kept), CONTROL], effort_of(turns, block_seconds, processes)
     check_threshold(threshold)
+    check_out(out)
     before = conditions()
     with temporary_directory() as directory:
         before |= {"threads": threads_here(directory / "facts")}
@@ -218,6 +221,7 @@ def prove(
         raise ConfigError(f"{slowed} tries with a slowdown and {unchanged} without prove nothing; name some")
     if not 0 < slowdown < math.inf:
         raise ConfigError(f"slowdown {slowdown} is not above 0 per cent")
+    check_out(out)
     before, commit = conditions(), commit_of("HEAD")
     wrong_outputs = 0
     right: dict[str, list[bool]] = {"slowed": [], "unchanged": []}
@@ -243,7 +247,7 @@ def prove(
     before |= {"threads": facts["threads"]}
     for kind, word in (("slowed", f"slowed by {slowdown:g} %: caught"), ("unchanged", "unchanged: passed")):
         print(f"{word} in {sum(right[kind])} of {len(right[kind])} tries")
-    print(json.dumps({"right": {kind: sum(tell) for kind, tell in right.items()}, "conditions": before}))
+    print(json.dumps({"right": {kind: sum(tell) for kind, tell in right.items()}, "conditions": before}), flush=True)
     if out is not None:
         write(out, {"conditions": before, "tries": tries})
     enough = all(sum(tell) >= BARS[kind] * len(tell) for kind, tell in right.items())
@@ -305,7 +309,8 @@ def report(measured: Sequence[Measured], threshold: float, outputs_may_differ: b
             print(f"{one.name:20} cannot be compared: {one.incomparable}")
         elif one.interval is not None:
             spread = "".join(f"{times(one, tree):>29}" for tree in "AB")
-            print(f"{one.name:20}{spread}   {interval_words(one.interval)}{one.interval.pairs:6}  {verdict_words(one)}")
+            verdict = verdict_words(one, threshold)
+            print(f"{one.name:20}{spread}   {interval_words(one.interval)}{one.interval.pairs:6}  {verdict}")
         shown = one.differences[:DIFFERENCES_SHOWN]
         more = len(one.differences) - len(shown)
         if shown:
@@ -317,12 +322,12 @@ def report(measured: Sequence[Measured], threshold: float, outputs_may_differ: b
     )
 
 
-def verdict_words(one: Measured) -> str:
+def verdict_words(one: Measured, threshold: float) -> str:
     """The verdict for people."""
     words = {
         "slower": "SLOWER",
         "faster": "faster",
-        "no slower": "no slower",
+        "no slower": f"less than {threshold:g} % slower",
         "at the threshold": "at the threshold: passes",
         "too noisy": "too noisy to tell",
     }
@@ -360,10 +365,10 @@ def finish(
     groups = {"failed": failed, "too noisy to tell": noisy, "passed": passed, "not comparable": incomparable}
     print("; ".join(f"{word}: {', '.join(names)}" for word, names in groups.items() if names))
     whole = {"conditions": dict(found), "threshold_percent": threshold, "benchmarks": [asdict(one) for one in measured]}
-    if out is not None:
-        write(out, whole)
     brief = {one.name: one.interval and asdict(one.interval) | {"verdict": one.verdict} for one in measured}
     print(json.dumps({"ratios": brief, "conditions": dict(found)}), flush=True)
+    if out is not None:
+        write(out, whole)
     if failed:
         sys.exit(FAILED)
     if {*passed, *noisy} <= {CONTROL}:
@@ -375,12 +380,6 @@ def finish(
 def short(commit: str | None) -> str:
     """A commit for people, with the `+` of what is not committed."""
     return "of no commit" if commit is None else commit[:12] + "+" * commit.endswith("+")
-
-
-def writable(file: Path) -> None:
-    """Refuse what could not be written, before minutes of measuring."""
-    if not file.resolve().parent.is_dir():
-        raise ConfigError(f"{file} cannot be written: its directory is missing")
 
 
 def write(file: Path, content: Mapping[str, Any]) -> None:

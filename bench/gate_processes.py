@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,15 +57,19 @@ def checked_out(commit: str, path: Path) -> Iterator[Path]:
         ConfigError: git cannot make one.
     """
     try:
-        _git("worktree", "add", "--quiet", "--detach", str(path), commit)
-    except subprocess.CalledProcessError as error:
-        reason = " ".join(error.stderr.split())
-        raise ConfigError(f"{commit} cannot be checked out at {path}: {reason}") from None
-    try:
+        try:
+            _git("worktree", "add", "--quiet", "--detach", str(path), commit)
+        except subprocess.CalledProcessError as error:
+            reason = " ".join(error.stderr.split())
+            raise ConfigError(f"{commit} cannot be checked out at {path}: {reason}") from None
         yield path
     finally:
-        with contextlib.suppress(subprocess.CalledProcessError):
-            _git("worktree", "remove", "--force", str(path))
+        # One that was stopped while it was made is locked, which takes the second --force, and may lack its .git:
+        # as such it is refused, but not once it is missing. (Pruning all that are missing would also take others'.)
+        for _ in range(2):
+            with contextlib.suppress(subprocess.CalledProcessError):
+                _git("worktree", "remove", "--force", "--force", str(path))
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _git(*words: str) -> str:

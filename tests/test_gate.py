@@ -320,6 +320,8 @@ def test_an_old_tree_lacks_names_and_words_and_nothing_else() -> None:
         (["compare"], "--base"),
         (["prove", "--slowed", "0", "--unchanged", "0"], "prove nothing"),
         (["prove", "--slowdown", "nan"], "slowdown nan"),
+        (["compare", "--base", "HEAD", "--out", "missing/found.json"], "its directory is missing"),
+        (["prove", "--out", "."], "it is a directory"),
         (["store", "missing/figures.json"], "its directory is missing"),
         (["against", "missing.json"], "missing.json cannot be read"),
         (["against", "README.md"], "is not what"),
@@ -332,6 +334,24 @@ def test_wrong_input_is_one_line(words: list[str], mentioned: str, monkeypatch: 
         run_subcommand([gate.compare, gate.store, gate.against, gate.prove], words, "bench/gate.py")
     assert mentioned in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_against_refuses_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    stored = tmp_path / "stored.json"
+    stored.write_text(json.dumps({"conditions": {"cpu": "Here", "git_commit": None}, "benchmarks": {}}))
+    with pytest.raises(ConfigError, match="it is a directory"):
+        gate.against(stored, out=tmp_path)
+
+
+def test_figures_are_printed_though_they_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="cannot be written"):
+        gate.finish([measured("a", "no slower")], {}, THRESHOLD, False, False, out=tmp_path / "missing/found.json")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["ratios"]["a"]["ratio"] == 1.0
+
+
+def test_the_report_says_what_passing_means(capsys: pytest.CaptureFixture[str]) -> None:
+    gate.report([measured("a", "no slower")], THRESHOLD, outputs_may_differ=False)
+    assert "less than 5 % slower" in capsys.readouterr().out
 
 
 def test_stored_figures_of_another_machine_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,6 +482,32 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it has not begun"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("half_made", [False, True])
+def test_a_checkout_that_is_stopped_leaves_nothing(
+    half_made: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository, tree, run = tmp_path / "repository", tmp_path / "tree", gate_processes._git
+    subprocess.run(["git", "init", "--quiet", str(repository)], check=True)
+    git(repository, "commit", "--quiet", "--allow-empty", "--message", "first")
+    monkeypatch.setattr(gate_processes, "REPOSITORY", repository)
+
+    def stopped(*words: str) -> str:
+        done = run(*words)
+        if words[1] == "add":
+            if half_made:  # as git leaves it that is killed meanwhile
+                (tree / ".git").unlink()
+                (repository / ".git/worktrees/tree/locked").write_text("initializing")
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(gate_processes, "_git", stopped)
+    with pytest.raises(KeyboardInterrupt), gate_processes.checked_out("HEAD", tree):
+        pass
+    assert not tree.exists()
+    assert len(git(repository, "worktree", "list").splitlines()) == 1
+    assert not (repository / ".git/worktrees/tree").exists()
 
 
 def test_a_worker_that_runs_other_code_is_found(tmp_path: Path) -> None:
