@@ -50,6 +50,7 @@ bench-compare: setup  ## Compare the speed of this tree to a commit: make bench-
 
 bench-history: setup  ## Run the benchmarks, add them to bench/history.jsonl, plot it into bench/history.html
 	@mkdir -p .benchmarks
+	$(BIN)/python bench/history.py check
 	$(BIN)/python -m pytest bench --benchmark-json .benchmarks/last.json
 	$(BIN)/python bench/history.py add .benchmarks/last.json
 	$(BIN)/python bench/history.py page

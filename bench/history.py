@@ -1,7 +1,8 @@
 """The history of speed: `make bench-history`, or `python bench/history.py --help`.
 
-`add` appends what `pytest bench --benchmark-json FILE` measured to bench/history.jsonl, a line for each benchmark with
-its commit and conditions. `page` plots all of it over the commits, into one HTML file.
+`check` refuses a checkout whose figures `add` would refuse. `add` appends what `pytest bench --benchmark-json FILE`
+measured to bench/history.jsonl, a line for each benchmark with its commit and conditions. `page` plots all of it over
+the commits, into one HTML file.
 
 Lines of different days were not measured in turns: the machine's moods are in them. Whether a change made something
 slower, the gate decides (`make bench-compare`); the history shows how it came to be what it is.
@@ -28,7 +29,8 @@ from gen_dist.cli import run_command, run_subcommand
 from gen_dist.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-HISTORY = REPOSITORY / "bench" / "history.jsonl"
+HISTORY_NAME = "bench/history.jsonl"
+HISTORY = REPOSITORY / HISTORY_NAME
 _FIGURES = ("images_per_second", "peak_memory_bytes", "p20_ms", "p50_ms", "p80_ms", "n")
 """Of a benchmark's extra_info; what else is in it are conditions."""
 
@@ -66,6 +68,17 @@ class Record:
         return self.benchmark, self.commit, self.measured, self.machine
 
 
+def check() -> None:
+    """Refuse a checkout with changes that are in no commit, before minutes of measuring. The history may have some."""
+    if git("rev-parse", "--verify", "HEAD") is None:
+        raise ConfigError(f"{REPOSITORY} is no git checkout with a commit: figures would be of none; measure in one")
+    changes = [file for file in changed_files() if file != HISTORY_NAME]
+    if changes:
+        raise ConfigError(
+            f"{len(changes)} changes are in no commit ({changes[0]}): commit them, so that figures have a commit"
+        )
+
+
 def add(file: tyro.conf.Positional[Path], /, history: Path = HISTORY, dirty: bool = False) -> None:
     """Append the results in a file of pytest-benchmark's to the history.
 
@@ -84,12 +97,15 @@ def add(file: tyro.conf.Positional[Path], /, history: Path = HISTORY, dirty: boo
     known = {record.key for record in read_history(history)} if history.exists() else set()
     fresh = [record for record in new if record.key not in known]
     try:
-        with history.open("a", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(asdict(record)) + "\n" for record in fresh)
+        before = history.read_text(encoding="utf-8") if history.exists() else ""
+        if before and not before.endswith("\n"):
+            before += "\n"
+        if fresh:
+            write_atomically(history, before + "".join(json.dumps(asdict(record)) + "\n" for record in fresh))
     except OSError as error:
         raise ConfigError(f"{history} cannot be written: {error.strerror}") from None
-    there = f", {len(new) - len(fresh)} were there already" if len(fresh) < len(new) else ""
-    print(f"{history}: {len(fresh)} lines more{there}")
+    again = f", {len(new) - len(fresh)} were there already" if len(fresh) < len(new) else ""
+    print(f"{history}: {len(fresh)} lines more{again}")
 
 
 def page(history: Path = HISTORY, out: Path = REPOSITORY / "bench" / "history.html") -> None:
@@ -128,30 +144,41 @@ def read_results(file: Path) -> dict[str, Any]:
 
 def records_of(results: Mapping[str, Any], file: str) -> list[Record]:
     """A record for each benchmark of pytest-benchmark's JSON."""
-    whole = results.get("commit_info") or {}
+    whole = table(results.get("commit_info"))
     described: dict[str, tuple[str, str]] = {}
     records = []
-    for result in results["benchmarks"]:
-        told = result.get("extra_info") or {}
+    for each in results["benchmarks"]:
+        result = table(each)
+        told = table(result.get("extra_info"))
         commit = told.get("git_commit") or whole.get("id")
         if not isinstance(commit, str):
             raise ConfigError(f"{file} does not tell of which commit it is; measure in a git checkout")
         if whole.get("dirty") and not commit.endswith("+"):
             commit += "+"
+        if commit.endswith("+") and commit[:-1] == only_the_history_differs_from():
+            commit = commit[:-1]
         if commit not in described:
-            described[commit] = described_commit(commit.rstrip("+")) or ("", whole.get("time") or "")
+            described[commit] = described_commit(commit.rstrip("+")) or ("", str(whole.get("time") or ""))
         subject, date = described[commit]
         try:
             name = result["fullname"].removeprefix("bench/")
-            figures = figures_of(told, result.get("stats") or {})
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise ConfigError(f"{file} has a benchmark without a name or times: {str(result)[:80]}") from None
+            figures = figures_of(told, table(result.get("stats")))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            raise ConfigError(f"{file} has a benchmark without a name or times: {str(each)[:80]}") from None
         conditions = {
             key: value for key, value in told.items() if key not in (*_FIGURES, "git_commit") and is_plain(value)
         }
         measured = str(results.get("datetime") or "")
-        records.append(Record(name, commit, subject, date, measured, **figures, conditions=conditions))
+        record = Record(name, commit, subject, date, measured, **figures, conditions=conditions)
+        if not is_sound(record):
+            raise ConfigError(f"{file} has a benchmark whose times are none: {name[:80]}, {record.p50_ms} ms")
+        records.append(record)
     return records
+
+
+def table(value: Any) -> Mapping[str, Any]:
+    """A JSON object, or an empty one in place of what is none."""
+    return value if isinstance(value, dict) else {}
 
 
 def figures_of(told: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,14 +204,32 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float)
 
 
-def described_commit(commit: str) -> tuple[str, str] | None:
-    """Subject and date of a commit, or None where this checkout does not know it."""
-    command = ["git", "-C", str(REPOSITORY), "show", "--no-patch", "--format=%s%n%cI", commit, "--"]
+def git(*words: str) -> str | None:
+    """What git prints of this checkout, or None where it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return subprocess.run(
+            ["git", "-C", str(REPOSITORY), *words], capture_output=True, text=True, check=True
+        ).stdout.removesuffix("\n")
     except (OSError, subprocess.CalledProcessError):
         return None
-    subject, date = done.stdout.strip().rsplit("\n", 1)
+
+
+def changed_files() -> list[str]:
+    """Tracked files of this checkout that differ from the commit it stands on."""
+    return (git("diff", "--name-only", "--no-renames", "HEAD", "--") or "").splitlines()
+
+
+def only_the_history_differs_from() -> str | None:
+    """The commit that this checkout stands on, if it has changes, and in the history alone: `add` made them itself."""
+    return git("rev-parse", "HEAD") if changed_files() == [HISTORY_NAME] else None
+
+
+def described_commit(commit: str) -> tuple[str, str] | None:
+    """Subject and date of a commit, or None where this checkout does not know it."""
+    told = git("show", "--no-patch", "--format=%cI%n%s", commit, "--")
+    if told is None:
+        return None
+    date, _, subject = told.partition("\n")
     return subject, date
 
 
@@ -194,6 +239,8 @@ def read_history(history: Path) -> list[Record]:
         lines = history.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ConfigError(f"{history} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{history} cannot be read: it is no UTF-8 text") from None
     records = []
     for place, line in enumerate(lines, start=1):
         try:
@@ -208,7 +255,10 @@ def read_history(history: Path) -> list[Record]:
 def is_sound(record: Record) -> bool:
     """Whether the fields of a record that was read are of their kinds."""
     words: Sequence[Any] = (record.benchmark, record.commit, record.subject, record.commit_date, record.measured)
-    numbers: Sequence[Any] = (record.p20_ms, record.p80_ms, record.images_per_second, record.peak_memory_bytes)
+    numbers: Sequence[Any] = (
+        *(record.p20_ms, record.p80_ms, record.n),
+        *(record.images_per_second, record.peak_memory_bytes),
+    )
     return (
         all(isinstance(word, str) for word in words)
         and number(record.p50_ms) is not None
@@ -220,7 +270,7 @@ def is_sound(record: Record) -> bool:
 
 def main() -> None:
     """Run the command that the command line names."""
-    run_command(lambda: run_subcommand([add, page], sys.argv[1:], "bench/history.py"))
+    run_command(lambda: run_subcommand([check, add, page], sys.argv[1:], "bench/history.py"))
 
 
 if __name__ == "__main__":

@@ -144,6 +144,12 @@ def test_figures_of_no_commit_are_taken_only_when_told(told_by: str, tmp_path: P
         ('{"benchmarks": []}', "has no benchmark in it"),
         ('{"benchmarks": [{"fullname": "a"}]}', "does not tell of which commit"),
         (json.dumps(results({"fullname": "a"})), "without a name or times"),
+        ('{"benchmarks": [1]}', "does not tell of which commit"),
+        (json.dumps(results(result()) | {"benchmarks": [1]}), "without a name or times: 1"),
+        (json.dumps(results({"extra_info": [1]}) | {"commit_info": "abc"}), "does not tell of which commit"),
+        (json.dumps(results({"fullname": "a", "stats": [1]})), "without a name or times"),
+        (json.dumps(results(result(p50_ms=0))), "whose times are none"),
+        (json.dumps(results(result(n=float("inf")))), "without a name or times"),
     ],
 )
 def test_results_that_are_none_are_one_line(content: str | None, mentioned: str, tmp_path: Path) -> None:
@@ -173,6 +179,62 @@ def test_a_damaged_history_is_one_line(line: str, mentioned: str, tmp_path: Path
     assert not (tmp_path / "history.html").exists()
 
 
+def test_a_history_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "history.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="no UTF-8 text"):
+        history.read_history(tmp_path / "history.jsonl")
+
+
+def test_what_is_added_is_a_line_of_its_own_and_comes_back(tmp_path: Path) -> None:
+    lines = tmp_path / "history.jsonl"
+    lines.write_text(json.dumps(asdict(record("a" * 40))))  # without a newline, as some editors leave it
+    odd = results(result()) | {"datetime": 3, "commit_info": {"time": 5}}
+    history.add(write(tmp_path / "b.json", odd), history=lines)
+    assert [one.commit for one in history.read_history(lines)] == ["a" * 40, COMMIT]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["b.json", "history.jsonl"]
+
+
+def checkout(path: Path, subject: str = "first") -> Path:
+    """A repository of one commit, with a history and code."""
+    (path / "bench").mkdir(parents=True)
+    for name in (history.HISTORY_NAME, "code.py"):
+        (path / name).write_text("")
+    names = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    message = ["--quiet", "--allow-empty-message", "--message", subject]
+    for words in (["init", "--quiet"], ["add", "."], [*names, "commit", *message]):
+        subprocess.run(["git", "-C", str(path), *words], check=True)
+    return path
+
+
+def test_a_commit_without_a_subject_has_its_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "REPOSITORY", checkout(tmp_path / "here", subject=""))
+    subject, date = history.described_commit("HEAD") or (None, "")
+    assert subject == ""
+    assert re.match(r"\d{4}-\d\d-\d\dT", date)
+
+
+def test_a_tree_that_is_no_checkout_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "REPOSITORY", tmp_path)
+    with pytest.raises(ConfigError, match="no git checkout"):
+        history.check()
+
+
+def test_changes_are_refused_first_but_for_the_historys_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = checkout(tmp_path / "here")
+    monkeypatch.setattr(history, "REPOSITORY", here)
+    head = history.git("rev-parse", "HEAD")
+    measured = results(result(git_commit=f"{head}+"), dirty=True)
+    history.check()
+    assert history.records_of(measured, "b.json")[0].commit == f"{head}+"  # nothing here explains it
+    (here / history.HISTORY_NAME).write_text("a line\n")
+    history.check()
+    assert history.records_of(measured, "b.json")[0].commit == head
+    (here / "code.py").write_text("pass\n")
+    with pytest.raises(ConfigError, match=r"1 changes are in no commit \(code\.py\)"):
+        history.check()
+    assert history.records_of(measured, "b.json")[0].commit == f"{head}+"
+
+
 def test_machines_are_never_joined_by_a_line() -> None:
     records = [one for one in some_records() if "vae" in one.benchmark]
     panel = panel_of(records[0].benchmark, records, commits_of(records), machines_of(records))
@@ -188,6 +250,11 @@ def test_a_dirty_commit_comes_after_the_one_it_stands_on() -> None:
     dates = ["2026-02-02T00:00:00+00:00", "2026-02-01T00:00:00+00:00"]
     records = [record("b", commit_date=dates[0]), record("a+", commit_date=dates[1]), record("a", commit_date=dates[1])]
     assert commits_of(records) == ["a", "a+", "b"]
+
+
+def test_commits_of_several_time_zones_are_in_the_order_of_time() -> None:
+    dates = {"b": "2026-02-01T09:00:00-05:00", "a": "2026-02-01T12:00:00Z", "c": "2026-02-01T23:00:00+02:00", "": ""}
+    assert commits_of([record(commit, commit_date=date) for commit, date in dates.items()]) == ["", "a", "b", "c"]
 
 
 def test_noise_does_not_fill_a_drawing() -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,16 @@ def machines_of(records: Sequence[Record]) -> dict[str, Machine]:
 def commits_of(records: Sequence[Record]) -> list[str]:
     """All commits by their dates; what is in no commit comes right after the one it stands on."""
     dates = {record.commit: record.commit_date for record in records}
-    return sorted(dates, key=lambda commit: (dates[commit], commit.endswith("+")))
+    return sorted(dates, key=lambda commit: (moment_of(dates[commit]), commit.endswith("+")))
+
+
+def moment_of(date: str) -> datetime:
+    """A date of git's, which is of the committer's time zone. What is none comes first."""
+    try:
+        moment = datetime.fromisoformat(date)
+    except ValueError:
+        return datetime.min.replace(tzinfo=UTC)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def panel_of(name: str, records: Sequence[Record], commits: Sequence[str], machines: Mapping[str, Machine]) -> Panel:
