@@ -519,3 +519,13 @@ def test_a_worker_that_runs_other_code_is_found(tmp_path: Path) -> None:
             worker.facts()
     finally:
         worker.close()
+
+
+def test_a_worker_that_was_killed_is_known_to_be_dead(tmp_path: Path) -> None:
+    worker = gate_processes.Worker(REPOSITORY, tmp_path / "worker", {})
+    try:
+        os.kill(worker._process.pid, signal.SIGKILL)
+        with pytest.raises(DiedError, match="its process died: it said nothing"):
+            worker.call("prepare", "keyed-noise", False)
+    finally:
+        worker.close()
