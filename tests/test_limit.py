@@ -13,7 +13,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from bench.limit import KINDS, config_of, fraction_of_limit, kinds_of_steps, limit_of, plain_layers, record, trainer_of
+from bench.limit import config_of, fraction_of_limit, limit_of, trainer_of
+from bench.products import plain_layers, record
+from bench.step_profile import KINDS, kinds_of_steps
 from gen_dist.config import DcganConfig, MlpConfig, TrainConfig
 from gen_dist.trainer import Trainer
 from tests.children import ended_by_sigterm
