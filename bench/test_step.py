@@ -49,7 +49,9 @@ FAMILIES = {
     "vae-conv": Family("vae-conv-mnist", rounds=5),
     "vae-2d": Family("vae-2d-mnist"),
     "iwae-k5": Family(
-        "iwae-mnist", rounds=5, changes={"objective": VaeConfig(dynamic_binarization=True, importance_samples=5)}
+        "iwae-mnist",
+        rounds=5,
+        changes={"objective": VaeConfig(dynamic_binarization=True, gradient="path", importance_samples=5)},
     ),
     "gan": Family("gan-mnist"),
     "cgan": Family("cgan-mnist", rounds=5),
