@@ -17,8 +17,8 @@ from bench.history import Record
 from bench.history_page.draw import HEIGHT, band_of, commits_of, history_html, limits_of, machines_of, panel_of
 from gen_dist.cli import run_subcommand
 from gen_dist.errors import ConfigError
+from tests.browser import chromium, opening
 from tests.conftest import REPOSITORY
-from tests.test_report import CHROMIUM, CHROMIUM_OPTIONS
 
 CONDITIONS = {"cpu": "Some CPU", "physical_cores": 2, "threads": 2, "load_average": 0.3, "torch": "2.14.1"}
 COMMIT = "c" * 40
@@ -294,32 +294,16 @@ def test_one_figure_alone_is_a_page() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as session:
-        yield session.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture
 def opened(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    """Opens the page at a width in pixels and a colour scheme; at the end nothing was complained of or asked for."""
     file = tmp_path / "history.html"
     file.write_text(history_html(some_records()))
-    complaints: list[str] = []
-    requests: list[str] = []
-
-    def open_at(width: int = 1280, scheme: str = "light") -> Any:
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(file.as_uri())
-        return page
-
-    yield open_at
-    assert complaints == []
-    assert all(url == file.as_uri() or url.startswith("data:") for url in requests)
+    with opening(browser, file) as open_at:
+        yield open_at
 
 
 def test_figures_are_read_at_the_pointer_and_by_arrow_keys(opened: Any) -> None:

@@ -62,7 +62,7 @@ def test_a_parameter_without_a_gradient_stays_as_it_is() -> None:
 
 
 def test_training_does_not_import_the_compiler() -> None:
-    """It takes seconds: half of the start of a run."""
+    """It takes seconds of the start of a run."""
     program = """
 import sys, torch
 from gen_dist.config import OptimizerConfig

@@ -26,13 +26,9 @@ from gen_dist.report import write_report
 from gen_dist.run import train
 from gen_dist.run_record import read_run
 from gen_dist.step_times import measure_step_times
+from tests.browser import chromium, opening
 from tests.runs import small_config
 
-CHROMIUM = shutil.which("chromium")
-CHROMIUM_OPTIONS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 OF_SAMPLES = {"fid_10k": 20.0, "sharpness_10k": 0.08, "sharpness_data": 0.13, "path_length_10k": 1.3}
 OF_VAE = {**OF_SAMPLES, "negative_elbo": 111.0, "nll_k500": 98.0, "reconstruction_error": 86.0}
 OF_GAN = {**OF_SAMPLES, "fid_10k": 12.0, "sharpness_10k": 0.14, "path_length_10k": 2.6}
@@ -347,11 +343,8 @@ def test_numbers_of_samples_are_part_of_a_label() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as session:
-        yield session.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -363,25 +356,8 @@ def page_file(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def opened(browser: Any, page_file: Path) -> Iterator[Any]:
-    """Opens the report at a width in pixels and a colour scheme; at the end nothing was complained of or asked for."""
-    complaints: list[str] = []
-    requests: list[str] = []
-    pages: list[Any] = []
-
-    def open_at(width: int = 1280, scheme: str = "light") -> Any:
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(page_file.as_uri())
-        pages.append(page)
-        return page
-
-    yield open_at
-    for page in pages:
-        page.close()
-    assert complaints == []
-    assert all(url == page_file.as_uri() or url.startswith("data:") for url in requests)
+    with opening(browser, page_file) as open_at:
+        yield open_at
 
 
 def test_the_slider_moves_the_picture_by_keyboard(opened: Any) -> None:
