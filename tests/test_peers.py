@@ -173,7 +173,7 @@ def test_each_peer_is_measured_beside_ours(peer: str, data_root: Path, tmp_path:
     ("words", "said"),
     [
         (["--data-root", "MISSING", "--rounds", "0"], "rounds 0"),
-        (["--data-root", "DAMAGED"], "is no idx file"),
+        (["--data-root", "DAMAGED", "--peers", "plain"], "is no idx file"),
         (["--data-root", "MISSING", "--threads", "0"], "threads 0"),
         (["--data-root", "MISSING", "--rounds", "x"], "--rounds"),
         (["--data-root", "MISSING", "--out", "MISSING/out.json"], "directory is missing"),
@@ -186,7 +186,7 @@ def test_wrong_input_ends_with_one_line_and_code_2(words: list[str], said: str, 
     for split in ("train", "t10k"):
         for content in ("images-idx3", "labels-idx1"):
             (raw / f"{split}-{content}-ubyte").write_bytes(b"no idx file")
-    words = [word if word.startswith("-") or word.isdigit() else str(tmp_path / word) for word in words]
+    words = [str(tmp_path / word) if word.startswith(("DAMAGED", "MISSING")) else word for word in words]
     done = compare(*words)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
