@@ -163,6 +163,8 @@ def _draw_panel(axes: Any, name: str, unit: str | None, lines: Mapping[str, NDAr
     axes.grid(True)
     axes.yaxis.set_major_formatter(percent if in_percent else lambda value, _: f"{value:,.10g}")
     low, high, logarithmic = axis_limits(name, everything)
+    # Ticks are a third of the drawing time, and a small panel needs few.
+    axes.locator_params(nbins=5)
     if logarithmic:
         _log_axis(axes, (low, high))
     else:

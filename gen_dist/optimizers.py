@@ -49,6 +49,8 @@ class LightAdam(torch.optim.Adam):
     def __init__(self, parameters: list[nn.Parameter], **options: Any) -> None:
         super().__init__(parameters, fused=True, **options)
         self._lists: _Lists | None = None
+        self._counts: Tensor | None = None
+        """The numbers of updates of all parameters: one vector, so that one operation counts an update of them all."""
 
     def update(self) -> None:
         """One step with the gradients that there are, which are gone afterwards."""
@@ -58,12 +60,16 @@ class LightAdam(torch.optim.Adam):
         if any(gradient is None for gradient in gradients):
             gradients = [gradient for gradient in gradients if gradient is not None]
             lists = self._collect()
+            if gradients:
+                torch._foreach_add_(lists[3], 1.0)
         else:
-            lists = self._lists = self._lists or self._collect()
+            if self._lists is None or self._counts is None:
+                self._lists, self._counts = self._collect_with_counts()
+            lists = self._lists
+            self._counts.add_(1.0)
         updated, first, second, steps = lists
         if updated:
             beta1, beta2 = group["betas"]
-            torch._foreach_add_(steps, 1.0)
             kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
             kernel(
                 updated,
@@ -90,6 +96,15 @@ class LightAdam(torch.optim.Adam):
         self._init_group(self.param_groups[0], updated, [], first, second, [], steps)
         return lists
 
+    def _collect_with_counts(self) -> tuple[_Lists, Tensor]:
+        """The same of all parameters, and their numbers of updates, moved to one vector."""
+        updated, first, second, steps = self._collect()
+        counts = torch.stack(steps)
+        steps = list(counts.unbind())
+        for parameter, count in zip(updated, steps, strict=True):
+            self.state[parameter]["step"] = count
+        return (updated, first, second, steps), counts
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's."""
         _unguarded(torch.optim.Optimizer.add_param_group)(self, param_group)
@@ -102,7 +117,7 @@ class LightAdam(torch.optim.Adam):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of another; as torch's."""
         _unguarded(torch.optim.Optimizer.load_state_dict)(self, state_dict)
-        self._lists = None
+        self._lists = self._counts = None
 
 
 def _unguarded(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -27,9 +27,9 @@ class StepTimes:
     """Mean wall time of the parts of a step."""
 
     seconds: dict[str, float]
-    """Of each part, in the order in which they first came: `data`, `PHASE/forward`, `PHASE/backward`,
-    `PHASE/optimizer`, `moving average`, and `other`, the rest of the step. Phases and penalties that are not due at
-    each step count with their share of the steps."""
+    """Of each part, in the order in which they first came: `data`, `PHASE/forward` and `PHASE/backward`, or
+    `PHASE/gradients` where one graph is compiled of both, `PHASE/optimizer`, `moving average`, and `other`, the rest of
+    the step. Phases and penalties that are not due at each step count with their share of the steps."""
     steps: int
     """Steps that were measured."""
     first_step: int

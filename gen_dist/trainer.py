@@ -24,6 +24,7 @@ from gen_dist.optimizers import LightAdam, build_optimizer
 from gen_dist.parallel import Processes
 from gen_dist.score_bins import SCORE_EDGES
 from gen_dist.sync_batch_norm import synchronize
+from gen_dist.whole_phase import WholePhase
 
 Lap = Callable[[str], None]
 """Takes the name of a part of a step when that part is done; a stopwatch, in step_times.py."""
@@ -86,7 +87,7 @@ class Trainer:
 
         Values are means [] over this rank's images, or [B], one for each; `average_logs` makes them global, where ranks
         with more images weigh more. `lap` is called as each part of the step is done: `data`; `PHASE/forward`,
-        `PHASE/backward`, `PHASE/optimizer`; `moving average`.
+        `PHASE/backward`, or where one graph is compiled of both `PHASE/gradients`; `PHASE/optimizer`; `moving average`.
         """
         self._rng[1] = step
         micro_batches = [
@@ -252,10 +253,14 @@ class _Turn:
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=dtype == torch.float16)
         phase.train()
         self._spectrally_normalized = spectrally_normalized(phase)
+        alone = self._common is not None or processes.world_size == 1
+        self._whole = None
+        if config.compile and alone and not self.scaler.is_enabled():
+            self._whole = WholePhase(phase, self._parameters)
         with self._freezing():
-            if config.compile:
+            if config.compile and self._whole is None:
                 phase.compile()
-            self._module = phase if self._common else parallel.averaging_gradients(phase, processes)
+            self._module = phase if alone else parallel.averaging_gradients(phase, processes)
 
     def take(
         self, micro_batches: list[Batch], learning_rate: float, lap: Lap
@@ -269,12 +274,18 @@ class _Turn:
         iterate_spectral_norms(self._spectrally_normalized)
         with self._freezing():
             for index, (batch, share) in enumerate(zip(micro_batches, self._shares, strict=True)):
-                last = index == len(micro_batches) - 1
-                with parallel.local_gradients(self._module, only=not last):
-                    loss, log, more = self._forward(batch)
-                    lap("forward")
-                    self.scaler.scale(loss if share == 1.0 else loss * share).backward()
-                    lap("backward")
+                if self._whole:
+                    with self._computing():
+                        log, more = self._whole.add_gradients(batch, share)
+                    lap("gradients")
+                else:
+                    last = index == len(micro_batches) - 1
+                    with parallel.local_gradients(self._module, only=not last):
+                        with self._computing():
+                            loss, log, more = TurnResult(*self._module(batch))
+                        lap("forward")
+                        self.scaler.scale(loss if share == 1.0 else loss * share).backward()
+                        lap("backward")
                 logs.append(log)
                 handed_on.append(more)
         if self._common:
@@ -312,10 +323,12 @@ class _Turn:
                 together[key] = torch.stack(weighted).sum() / sum(self._shares)
         return together, handed_on
 
-    def _forward(self, batch: Batch) -> TurnResult:
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Within it, autocast to the configured precision; what cannot be compiled is the user's to mend."""
         try:
             with self._autocast():
-                return TurnResult(*self._module(batch))
+                yield
         except torch._dynamo.exc.BackendCompilerFailed as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"torch.compile failed: {reason}; mend that, or leave out --compile") from error

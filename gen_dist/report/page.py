@@ -32,7 +32,7 @@ _PLATES = {
     "scores": "How the discriminator scores real and generated images",
 }
 _HEADLINES = ("fid", "negative_elbo", "nll", "reconstruction_error")
-_PARTS = {"forward": "blue", "backward": "orange", "optimizer": "green"}
+_PARTS = {"forward": "blue", "backward": "orange", "gradients": "orange", "optimizer": "green"}
 
 
 @dataclass(frozen=True)
