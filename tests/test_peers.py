@@ -135,10 +135,12 @@ def test_ratios_are_of_the_blocks_of_one_round() -> None:
     shared = {"cpu_seconds": 1.0, "peak_mib": 100.0}
     blocks = {
         "ours": [{"seconds": each, "step_seconds": clock, **shared} for each, clock in ((1.0, 0.9), (2.0, 2.7))],
+        "compiled": [{"seconds": each, "step_seconds": each, **shared} for each in (0.5, 1.0)],
         "plain": [{"seconds": each, **shared} for each in (4.0, 8.0)],
     }
-    figures = summarize(blocks, {"ours": 200, "plain": 100})
+    figures = summarize(blocks, {"ours": 200, "compiled": 200, "plain": 100})
     assert figures["plain"]["ratio"] == {"p20": 8.0, "median": 8.0, "p80": 8.0, "n": 2}
+    assert figures["plain"]["compiled_ratio"]["median"] == 16.0
     assert figures["ours"]["images_per_second"]["median"] == pytest.approx(0.75 * 200 * BATCH_SIZE)
     assert figures["ours"]["outside_steps"]["median"] == pytest.approx(0.1)
     assert figures["memory_ratio"] == 1.0
@@ -153,7 +155,7 @@ def test_a_peer_that_is_not_installed_is_named_with_what_installs_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("peer", ["plain", "pythae", "lightning", "limit"])
+@pytest.mark.parametrize("peer", ["compiled", "plain", "pythae", "lightning", "limit"])
 def test_each_peer_is_measured_beside_ours(peer: str, data_root: Path, tmp_path: Path) -> None:
     needs = PEERS[peer].needs
     if needs is not None and importlib.util.find_spec(needs) is None:

@@ -24,7 +24,9 @@ from gen_dist.run import train as train_run
 from gen_dist.trainer import Trainer
 
 
-def config_of(data_root: Path, directory: Path, seed: int, steps: int = ENDLESS) -> TrainConfig:
+def config_of(
+    data_root: Path, directory: Path, seed: int, steps: int = ENDLESS, *, compiled: bool = False
+) -> TrainConfig:
     """The config of the run: Adam at torch's defaults and a constant rate."""
     return replace(
         get_preset("vae-mnist"),
@@ -37,6 +39,7 @@ def config_of(data_root: Path, directory: Path, seed: int, steps: int = ENDLESS)
         seed=seed,
         device="cpu",
         precision="float32",
+        compile=compiled,
         run_dir=str(directory / "run"),
     )
 
@@ -47,7 +50,7 @@ def cycle_steps() -> int:
     return math.lcm(preset.evaluate_every, preset.sample_every, preset.checkpoint_every)
 
 
-def train(data_root: Path, directory: Path, seed: int, turnstile: Turnstile) -> None:
+def train(data_root: Path, directory: Path, seed: int, turnstile: Turnstile, *, compiled: bool = False) -> None:
     """Train until the turnstile ends the process."""
     os.environ["GEN_DIST_CACHE"] = str(directory / "packed")
     step_seconds = 0.0
@@ -64,4 +67,4 @@ def train(data_root: Path, directory: Path, seed: int, turnstile: Turnstile) -> 
         return logs
 
     with mock.patch.object(Trainer, "run_step", through_turnstile), mock.patch.object(Vae, "start_at", lambda *_: None):
-        train_run(config_of(data_root, directory, seed))
+        train_run(config_of(data_root, directory, seed, compiled=compiled))
