@@ -1,4 +1,4 @@
-"""Real digits, and codes in place of the posterior means of a model, for tests of pictures."""
+"""Real digits, as files of MNIST too, and codes in place of the posterior means of a model."""
 
 from __future__ import annotations
 
@@ -20,6 +20,21 @@ def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     rows = rows[np.random.default_rng(0).permutation(len(rows))[:1000]]
     return rows[:, :784].reshape(-1, 1, 28, 28), rows[:, 784].astype(np.int64)
+
+
+def mnist_files(root: Path) -> None:
+    """A thousand digits as files of the MNIST database in a data root: 800 to train with, 200 to test with."""
+    raw = root / "MNIST/raw"
+    raw.mkdir(parents=True)
+    images, labels = digits()
+    for split, part in (("train", slice(800)), ("t10k", slice(800, None))):
+        _write_idx(raw / f"{split}-images-idx3-ubyte", images[part, 0])
+        _write_idx(raw / f"{split}-labels-idx1-ubyte", labels[part].astype(np.uint8))
+
+
+def _write_idx(path: Path, values: NDArray[np.uint8]) -> None:
+    header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
+    path.write_bytes(header + values.tobytes())
 
 
 def codes(images: NDArray[np.uint8], count: int) -> NDArray[np.float32]:

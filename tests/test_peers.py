@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.limit import trainer_of
@@ -27,25 +26,15 @@ from gen_dist.presets import get_preset
 from kernels import normal
 from tests.children import ended_by_sigterm
 from tests.conftest import REPOSITORY
-from tests.digits import digits
+from tests.digits import mnist_files
 
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A thousand digits as files of the MNIST database."""
     root = tmp_path_factory.mktemp("data")
-    raw = root / "MNIST/raw"
-    raw.mkdir(parents=True)
-    images, labels = digits()
-    for split, part in (("train", slice(800)), ("t10k", slice(800, None))):
-        write_idx(raw / f"{split}-images-idx3-ubyte", images[part, 0])
-        write_idx(raw / f"{split}-labels-idx1-ubyte", labels[part].astype(np.uint8))
+    mnist_files(root)
     return root
-
-
-def write_idx(path: Path, values: NDArray[np.uint8]) -> None:
-    header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
-    path.write_bytes(header + values.tobytes())
 
 
 def test_plain_loop_and_ours_find_one_loss_and_one_step_from_the_same_weights(
