@@ -24,7 +24,7 @@ from gen_dist.optimizers import LightAdam, build_optimizer
 from gen_dist.parallel import Processes
 from gen_dist.score_bins import SCORE_EDGES
 from gen_dist.sync_batch_norm import synchronize
-from gen_dist.whole_phase import WholePhase
+from gen_dist.whole_phase import WholePhase, gradients_can_be_traced
 
 Lap = Callable[[str], None]
 """Takes the name of a part of a step when that part is done; a stopwatch, in step_times.py."""
@@ -253,14 +253,14 @@ class _Turn:
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=dtype == torch.float16)
         phase.train()
         self._spectrally_normalized = spectrally_normalized(phase)
-        alone = self._common is not None or processes.world_size == 1
         self._whole = None
-        if config.compile and alone and not self.scaler.is_enabled():
+        own_gradients = (self._common or processes.world_size == 1) and not self.scaler.is_enabled()
+        if config.compile and own_gradients and gradients_can_be_traced():
             self._whole = WholePhase(phase, self._parameters)
         with self._freezing():
             if config.compile and self._whole is None:
                 phase.compile()
-            self._module = phase if alone else parallel.averaging_gradients(phase, processes)
+            self._module = phase if self._common else parallel.averaging_gradients(phase, processes)
 
     def take(
         self, micro_batches: list[Batch], learning_rate: float, lap: Lap

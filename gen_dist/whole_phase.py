@@ -10,25 +10,30 @@ from torch import Tensor, nn
 from gen_dist.objectives import Batch, Phase, TurnResult
 
 
+def gradients_can_be_traced() -> bool:
+    """Whether this torch makes `torch.autograd.grad` part of a graph; versions before 2.11 may not. Imports Dynamo."""
+    return hasattr(torch._dynamo.config, "trace_autograd_ops")
+
+
 class WholePhase:
     """A phase and the gradients of its loss as one function, which torch.compile makes one graph of.
 
     Of a forward alone it makes two graphs, with all that backward needs written to memory between them and read again,
-    and autograd's own work around the second. Only where nobody else has a part in backward: gradients that
-    DistributedDataParallel averages, or that a scaler scales, come from `backward`.
+    and autograd's own work around the second. Only where the gradients are nobody else's: those that
+    DistributedDataParallel averages, or that a scaler scales, come from `backward`. (`backward` within a graph would be
+    silently wrong.)
     """
 
     def __init__(self, phase: Phase, parameters: Sequence[nn.Parameter]) -> None:
         """`parameters` are what the phase trains."""
         self._phase = phase
         self._parameters = list(parameters)
-        # Else the graph would end before `torch.autograd.grad`. (`backward` within a graph is silently wrong.)
-        torch._dynamo.config.trace_autograd_ops = True
         self._compiled = torch.compile(self._turn)
 
     def add_gradients(self, batch: Batch, weight: float) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
         """Add the gradients of `weight` times the loss to the parameters' `grad`; the logs, and what is handed on."""
-        logs, handed_on, gradients = self._compiled(batch)
+        with torch._dynamo.config.patch(trace_autograd_ops=True):
+            logs, handed_on, gradients = self._compiled(batch)
         seen: set[int] = set()
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             if gradient is None:  # the parameter has no part in the loss
@@ -48,5 +53,7 @@ class WholePhase:
 
     def _turn(self, batch: Batch) -> tuple[dict[str, Tensor], Mapping[str, Tensor], tuple[Tensor | None, ...]]:
         loss, logs, handed_on = TurnResult(*self._phase(batch))
-        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        # `backward`, too, is called outside of autocast: else gradients of what is computed in float32 would not be.
+        with torch.autocast(batch.images.device.type, enabled=False):
+            gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         return logs, handed_on, gradients

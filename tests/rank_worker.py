@@ -116,6 +116,9 @@ def main() -> None:
         "parameter_spread": parameter_spread(players),
         "reduced": reduced_in_steps,
     }
+    compiled = two_players(accumulation=2, compile=True)
+    steps = [compiled.run_step(step) for step in range(STEPS)]
+    results["compiled players"] = {"logs": compiled.average_logs(steps), "state": state_norms(compiled)}
     processes = players.processes
     if processes.is_main:
         results["world_size"] = processes.world_size

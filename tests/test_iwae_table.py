@@ -1,6 +1,7 @@
 """bench/iwae_table.py: runs beside the table of the IWAE paper."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,13 +20,12 @@ from tests.conftest import REPOSITORY
 from tests.digits import mnist_files, read_png
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
     """A short run with five samples, not evaluated."""
-    directory = tmp_path_factory.mktemp("run")
-    mnist_files(directory)
-    train(config_of(directory))
-    return directory / "run"
+    mnist_files(tmp_path)
+    train(config_of(tmp_path))
+    return tmp_path / "run"
 
 
 def config_of(directory: Path) -> TrainConfig:
@@ -35,6 +35,7 @@ def config_of(directory: Path) -> TrainConfig:
         data_root=str(directory),
         steps=8,
         evaluate_every=4,
+        checkpoint_every=4,
         network=MlpConfig(hidden_sizes=(8,), latent_dim=2),
         objective=VaeConfig(dynamic_binarization=True, gradient="path", importance_samples=5),
         run_dir=str(directory / "run"),
@@ -68,7 +69,11 @@ def test_rows_are_the_runs_own_beside_the_papers(run: Path, tmp_path: Path) -> N
 
 def test_what_is_no_such_run_is_told_in_one_line(run: Path, tmp_path: Path) -> None:
     train(replace(get_preset("vae-mnist"), data="synthetic", steps=1, run_dir=str(tmp_path / "other")))
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(run, unfinished)
+    shutil.rmtree(unfinished / "checkpoints/step_00000008")
     for words, said in (
+        ([str(unfinished)], "is at step 4 of 8; go on with it first"),
         ([str(tmp_path / "other")], "a run of vae-mnist on synthetic"),
         ([str(tmp_path / "none")], "does not exist"),
         ([str(run), "--picture", str(tmp_path / "none/bounds.png")], "directory is missing"),

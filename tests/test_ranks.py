@@ -185,6 +185,12 @@ def test_two_phases_on_two_ranks_equal_one_rank(two_ranks: dict[str, Any]) -> No
     assert abs(result["parameter_spread"]) < 1e-9
 
 
+def test_compiled_turns_of_two_processes_equal_eager_ones_of_one(two_ranks: dict[str, Any]) -> None:
+    alone, result = two_players(), two_ranks["compiled players"]
+    _assert_same_game(result["logs"], all_logs(alone))
+    assert result["state"] == pytest.approx(state_norms(alone), rel=1e-5)
+
+
 def test_turns_of_micro_batches_reduce_gradients_once_a_turn(two_ranks: dict[str, Any]) -> None:
     networks = two_players().objective.networks
     sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}

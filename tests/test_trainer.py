@@ -92,7 +92,10 @@ def test_a_compiled_phase_is_compiled_once_and_keeps_its_names() -> None:
     names = set(make_trainer(small_config("beta-vae with warm-up")).tensors()["networks"])
     run_steps(trainer, 0, 2)
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    run_steps(trainer, 2, 8)
+    run_steps(trainer, 2, 7)
+    laps: list[str] = []
+    trainer.run_step(7, laps.append)
+    assert laps == ["data", *["vae/gradients"] * 2, "vae/optimizer", "moving average"]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
     assert set(trainer.tensors()["networks"]) == names
 

@@ -1,5 +1,7 @@
 """Forward and backward as one compiled graph, against autograd's own gradients."""
 
+from unittest import mock
+
 import torch
 from torch import Tensor, nn
 
@@ -39,18 +41,69 @@ def autograds(phase: Sums, weights: list[float]) -> list[Tensor | None]:
     return found
 
 
-def test_gradients_are_autograds_and_each_has_memory_of_its_own() -> None:
+def test_gradients_are_autograds_of_one_graph() -> None:
     phase = Sums()
     weights = [1.0, 0.5]
     expected = autograds(phase, weights)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     whole = WholePhase(phase, list(phase.parameters()))
     for seed, weight in enumerate(weights):
         logs, handed_on = whole.add_gradients(batch_of(seed), weight)
         assert set(logs) == {"loss"}
         torch.testing.assert_close(handed_on["images"], batch_of(seed).images / 255.0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
     found = [parameter.grad for parameter in phase.parameters()]
     torch.testing.assert_close([one for one in found if one is not None], [one for one in expected if one is not None])
     assert [one is None for one in found] == [one is None for one in expected] == [False] * 6 + [True] * 2
-    having = [(parameter, parameter.grad) for parameter in phase.parameters() if parameter.grad is not None]
-    assert all(gradient.stride() == parameter.stride() for parameter, gradient in having)
-    assert len({gradient.data_ptr() for _, gradient in having}) == len(having)
+
+
+def test_a_gradient_is_laid_out_as_its_parameter_and_in_memory_of_its_own() -> None:
+    """Whatever a compiler hands over: here one tensor for two biases, and a weight's in rows where it is in pixels."""
+    phase = Sums()
+    layers = dict(phase.named_parameters())
+    trained = [layers[f"objective.networks.{name}"] for name in ("first.bias", "second.bias", "maps.weight")]
+    whole = WholePhase(phase, trained)
+    values, rows = torch.arange(3.0), torch.randn(4, 3, 3, 3)
+
+    def compiled(_batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[Tensor, ...]]:
+        shared = values.clone()
+        return {}, {}, (shared, shared, rows.clone())
+
+    with mock.patch.object(whole, "_compiled", compiled):
+        for _ in range(2):
+            whole.add_gradients(batch_of(0), 1.0)
+    for parameter, gradient in zip(trained, (values, values, rows), strict=True):
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride()
+        torch.testing.assert_close(parameter.grad, 2 * gradient)
+
+
+def test_gradients_of_what_is_computed_in_float32_stay_so_in_bf16() -> None:
+    """As those of a gradient penalty: autocast ends before backward."""
+    phase = Wide()
+    whole = WholePhase(phase, list(phase.parameters()))
+    # The same operations, as they come.
+    with torch.autocast("cpu", torch.bfloat16), mock.patch.object(whole, "_compiled", whole._turn):
+        loss = phase(batch_of(0)).loss
+        whole.add_gradients(batch_of(0), 1.0)
+    (expected,) = torch.autograd.grad(loss, list(phase.parameters()))
+    (found,) = [parameter.grad for parameter in phase.parameters()]
+    assert found is not None
+    assert torch.equal(found, expected)
+
+
+class Wide(Phase):
+    """A product that autocast is kept away from."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        objective = Objective()
+        objective.networks = nn.ModuleDict({"net": nn.Linear(108, 64, bias=False)})
+        super().__init__(objective)
+
+    def forward(self, batch: Batch) -> TurnResult:
+        with torch.autocast("cpu", enabled=False):
+            loss = self.objective.networks["net"](batch.images.flatten(1) / 255.0).square().mean()
+        return TurnResult(loss, {"loss": loss.detach()})
