@@ -417,8 +417,13 @@ def start_gate(clone: Path, temporary: Path, *words: str) -> subprocess.Popen[st
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=end_with_parent,
+        preexec_fn=_as_in_a_terminal,
     )
+
+
+def _as_in_a_terminal() -> None:
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells have what they start in the background ignore it
 
 
 LITTLE = ["--turns", "1", "--block-seconds", "0.02", "--most-pairs", "3", "--allow-noisy", "--threshold", "1000"]
