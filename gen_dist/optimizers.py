@@ -48,9 +48,9 @@ class LightAdam(torch.optim.Adam):
 
     def __init__(self, parameters: list[nn.Parameter], **options: Any) -> None:
         super().__init__(parameters, fused=True, **options)
-        self._lists: _Lists | None = None
-        self._counts: Tensor | None = None
-        """The numbers of updates of all parameters: one vector, so that one operation counts an update of them all."""
+        self._of_all: tuple[_Lists, Tensor] | None = None
+        """The lists where every parameter has a gradient, and all numbers of updates in them as one vector, so that one
+        operation counts an update of them all."""
 
     def update(self) -> None:
         """One step with the gradients that there are, which are gone afterwards."""
@@ -63,10 +63,8 @@ class LightAdam(torch.optim.Adam):
             if gradients:
                 torch._foreach_add_(lists[3], 1.0)
         else:
-            if self._lists is None or self._counts is None:
-                self._lists, self._counts = self._collect_with_counts()
-            lists = self._lists
-            self._counts.add_(1.0)
+            lists, counts = self._of_all = self._of_all or self._collect_all()
+            counts.add_(1.0)
         updated, first, second, steps = lists
         if updated:
             beta1, beta2 = group["betas"]
@@ -96,8 +94,8 @@ class LightAdam(torch.optim.Adam):
         self._init_group(self.param_groups[0], updated, [], first, second, [], steps)
         return lists
 
-    def _collect_with_counts(self) -> tuple[_Lists, Tensor]:
-        """The same of all parameters, and their numbers of updates, moved to one vector."""
+    def _collect_all(self) -> tuple[_Lists, Tensor]:
+        """The same where all have gradients, and their numbers of updates, moved to one vector."""
         updated, first, second, steps = self._collect()
         counts = torch.stack(steps)
         steps = list(counts.unbind())
@@ -117,7 +115,7 @@ class LightAdam(torch.optim.Adam):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of another; as torch's."""
         _unguarded(torch.optim.Optimizer.load_state_dict)(self, state_dict)
-        self._lists = self._counts = None
+        self._of_all = None
 
 
 def _unguarded(method: Callable[..., Any]) -> Callable[..., Any]:
