@@ -379,7 +379,7 @@ class TrainConfig:
     """Arithmetic of the networks; losses are float32. `auto` is what `accelerate launch --mixed_precision` says, else
     bf16 on GPUs that have it, else float32."""
     compile: bool = False
-    """Compile each phase with torch.compile: a start that is slower by up to a minute or two, for faster steps."""
+    """Compile each phase with torch.compile: steps take less time, and the start takes more, seconds to minutes."""
     sync_batch_norm: bool = False
     """Batch statistics over the images of all processes, so that their number does not change the run. Otherwise each
     process normalizes its own images, as the papers have it."""

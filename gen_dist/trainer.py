@@ -274,18 +274,7 @@ class _Turn:
         iterate_spectral_norms(self._spectrally_normalized)
         with self._freezing():
             for index, (batch, share) in enumerate(zip(micro_batches, self._shares, strict=True)):
-                if self._whole:
-                    with self._computing():
-                        log, more = self._whole.add_gradients(batch, share)
-                    lap("gradients")
-                else:
-                    last = index == len(micro_batches) - 1
-                    with parallel.local_gradients(self._module, only=not last):
-                        with self._computing():
-                            loss, log, more = TurnResult(*self._module(batch))
-                        lap("forward")
-                        self.scaler.scale(loss if share == 1.0 else loss * share).backward()
-                        lap("backward")
+                log, more = self._add_gradients(batch, share, lap, last=index == len(micro_batches) - 1)
                 logs.append(log)
                 handed_on.append(more)
         if self._common:
@@ -322,6 +311,23 @@ class _Turn:
                 weighted = [one * share for one, share in zip(values, self._shares, strict=True)]
                 together[key] = torch.stack(weighted).sum() / sum(self._shares)
         return together, handed_on
+
+    def _add_gradients(
+        self, batch: Batch, share: float, lap: Lap, *, last: bool
+    ) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
+        """Add the gradients of a micro-batch to those of the turn; its logs, and what it hands on."""
+        if self._whole:
+            with self._computing():
+                log, handed_on = self._whole.add_gradients(batch, share)
+            lap("gradients")
+            return log, handed_on
+        with parallel.local_gradients(self._module, only=not last):
+            with self._computing():
+                loss, log, handed_on = TurnResult(*self._module(batch))
+            lap("forward")
+            self.scaler.scale(loss if share == 1.0 else loss * share).backward()
+            lap("backward")
+        return log, handed_on
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:

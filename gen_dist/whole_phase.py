@@ -29,10 +29,12 @@ class WholePhase:
         self._phase = phase
         self._parameters = list(parameters)
         self._compiled = torch.compile(self._turn)
+        # Asked at each call, for any may be traced; made once, for making it costs more than using it.
+        self._tracing_gradients = torch._dynamo.config.patch(trace_autograd_ops=True)
 
     def add_gradients(self, batch: Batch, weight: float) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
         """Add the gradients of `weight` times the loss to the parameters' `grad`; the logs, and what is handed on."""
-        with torch._dynamo.config.patch(trace_autograd_ops=True):
+        with self._tracing_gradients:
             logs, handed_on, gradients = self._compiled(batch)
         seen: set[int] = set()
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
