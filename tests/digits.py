@@ -25,16 +25,17 @@ def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 def mnist_files(root: Path) -> None:
     """A thousand digits as files of the MNIST database in a data root: 800 to train with, 200 to test with."""
     raw = root / "MNIST/raw"
-    raw.mkdir(parents=True)
     images, labels = digits()
     for split, part in (("train", slice(800)), ("t10k", slice(800, None))):
-        _write_idx(raw / f"{split}-images-idx3-ubyte", images[part, 0])
-        _write_idx(raw / f"{split}-labels-idx1-ubyte", labels[part].astype(np.uint8))
+        write_idx(raw / f"{split}-images-idx3-ubyte", images[part, 0])
+        write_idx(raw / f"{split}-labels-idx1-ubyte", labels[part].astype(np.uint8))
 
 
-def _write_idx(path: Path, values: NDArray[np.uint8]) -> None:
-    header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
-    path.write_bytes(header + values.tobytes())
+def write_idx(path: Path, values: NDArray[np.uint8]) -> None:
+    """A file of the MNIST database, compressed where its name says so."""
+    content = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes() + values.tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
 
 
 def codes(images: NDArray[np.uint8], count: int) -> NDArray[np.float32]:

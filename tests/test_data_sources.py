@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import json
@@ -20,6 +19,7 @@ from PIL import Image
 
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, open_dataset
+from tests.digits import write_idx
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -334,13 +334,6 @@ def test_synthetic_images_are_a_function_of_their_position(open_source: Callable
     assert (many.train.images == 0).mean() > 0.5
     coloured = open_source("synthetic", synthetic_images=10, channels=3, image_size=40)
     assert coloured.image_shape == (3, 40, 40)
-
-
-def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = header + array.tobytes()
-    path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
 
 
 def write_mnist(raw: Path, suffix: str = "") -> None:
