@@ -5,6 +5,7 @@ found, and the paper's figures for as many importance samples. The picture has t
 epochs.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.out_file import check_out
-from gen_dist.charts import INK_HEX, figure_of, save_figure
+from gen_dist.charts import CLASS_COLOURS, INK_HEX, figure_of, save_figure
 from gen_dist.cli import call_parsed, run_command
 from gen_dist.errors import UserError
 from gen_dist.run_record import RunRecord, read_run
@@ -25,7 +26,6 @@ from gen_dist.run_record import RunRecord, read_run
 PAPER_NLL = {1: 86.76, 5: 85.54, 50: 84.78}
 """Nats, of 5,000 samples: one stochastic layer, by importance samples, after 3,280 epochs (Table 1 there)."""
 PAPER_ACTIVE_UNITS = {1: 19, 5: 22, 50: 25}
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito
 _SKIPPED_SHARE = 0.05
 """Of the epochs: the picture's vertical axis need not hold what comes before."""
 
@@ -116,7 +116,7 @@ def save_bounds(path: Path, runs: Sequence[RunRecord]) -> None:
     with figure_of(width, height) as figure:
         axes = figure.add_axes((0.75 / width, 0.6 / height, 6.2 / width, 3.4 / height))
         shown = []
-        for run, colour in zip(runs, _COLOURS * len(runs), strict=False):
+        for run, colour in zip(runs, itertools.cycle(CLASS_COLOURS), strict=False):
             row = row_of(run)
             for style, (label, points) in zip(("-", "--"), bounds_of(run).items(), strict=False):
                 axes.plot(*zip(*points, strict=True), style, color=colour, linewidth=1.4, label=label)
