@@ -255,6 +255,7 @@ class _Turn:
         self._spectrally_normalized = spectrally_normalized(phase)
         self._whole = None
         own_gradients = (self._common or processes.world_size == 1) and not self.scaler.is_enabled()
+        phase.hands_on_graphs = bool(own_gradients) and not config.compile and len(shares) == 1
         if config.compile and own_gradients and gradients_can_be_traced():
             self._whole = WholePhase(phase, self._parameters)
         with self._freezing():

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from kernels.wanted import wanted_gradients
+
 # Measured on two Zen 3 cores at batches of 64 and 128.
 WEIGHTS_OF_A_PRODUCT = 2**19
 """The gradient of so many weights is faster as a matrix product."""
@@ -93,7 +95,7 @@ class _Halving(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         maps, weight = ctx.saved_tensors
-        wants_maps, wants_weight, wants_bias = ctx.needs_input_grad
+        wants_maps, wants_weight, wants_bias = wanted_gradients(ctx)
         gradient = pixel_by_pixel(gradient)
         return (
             double(gradient, weight) if wants_maps else None,
@@ -118,7 +120,7 @@ class _Doubling(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         maps, weight = ctx.saved_tensors
-        wants_maps, wants_weight, wants_bias = ctx.needs_input_grad
+        wants_maps, wants_weight, wants_bias = wanted_gradients(ctx)
         gradient = pixel_by_pixel(gradient)
         return (
             F.conv2d(gradient, weight, stride=2, padding=1) if wants_maps else None,

@@ -41,7 +41,7 @@ class TurnResult(NamedTuple):
     logs: dict[str, Tensor]
     """What is logged, detached: means [] over the images; or a value for each image, [B], to make a histogram of."""
     handed_on: Mapping[str, Tensor] = {}  # a default of a named tuple, and nobody writes to it
-    """Detached, for the phases after it in the same step."""
+    """For the phases after it in the same step: detached, but for what a phase that `hands_on_graphs` says of it."""
 
 
 class Phase(nn.Module):
@@ -59,6 +59,9 @@ class Phase(nn.Module):
     """Its batches are `penalized` at steps divisible by this (lazy regularization: Karras et al. 2020, appendix B)."""
     logs_gradient_norm: bool = False
     """The norm of its gradients is logged, clipped or not."""
+    hands_on_graphs: bool = False
+    """What it hands on may have a graph for a later phase to go backward through: the trainer says so, where turns are
+    neither compiled nor split into micro-batches, and nobody else averages or scales their gradients."""
 
     def __init__(self, objective: "Objective") -> None:
         super().__init__()

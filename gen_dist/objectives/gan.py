@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gen_dist.config import GanConfig, NetworkConfig
 from gen_dist.losses import fake_loss, real_loss
-from gen_dist.objectives.adversarial import Adversarial, DiscriminatorPhase, GeneratorLossPhase, told_right
+from gen_dist.objectives.adversarial import JUDGED, Adversarial, DiscriminatorPhase, GeneratorLossPhase, told_right
 from gen_dist.objectives.base import Batch, Phase, TurnResult
 
 
@@ -31,7 +31,10 @@ class GanDiscriminatorPhase(DiscriminatorPhase):
     def forward(self, batch: Batch) -> TurnResult:
         game, loss_name = self.objective, self.objective.config.loss
         real, fake = self.as_seen(*self.real_and_fake(batch), batch)
-        real_scores, fake_scores = game.scores_of_both(real, fake, batch.labels)
+        if JUDGED in batch.handed_on:
+            real_scores, fake_scores = game.scores(real, batch.labels), batch.handed_on[JUDGED]
+        else:
+            real_scores, fake_scores = game.scores_of_both(real, fake, batch.labels)
         loss = (real_loss(loss_name, real_scores) + fake_loss(loss_name, fake_scores)).mean()
         threshold = 0.5 if loss_name == "least_squares" else 0.0  # half-way between its two targets
         return TurnResult(loss, {"loss": loss.detach(), **told_right(real_scores, fake_scores, threshold)})
