@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.conditions import conditions
 from bench.dcgan_loop import PlainLoop
+from bench.spread import spread
 from gen_dist import parallel
 from gen_dist.data import TrainBatches, open_dataset
 from gen_dist.objectives.adversarial import signed_unit
@@ -179,10 +180,7 @@ def difference_of_losses(trainer: Trainer, other: ProcessPoolExecutor) -> float:
 def summarize(rates: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """20th, 50th and 80th percentile and number of each figure; the ratio's median is that of the medians."""
     measured = {**rates, "ratio": [our / their for our, their in zip(rates["ours"], rates["loop"], strict=True)]}
-    figures: dict[str, dict[str, float]] = {}
-    for name, values in measured.items():
-        low, middle, high = np.percentile(values, (20, 50, 80)).tolist()
-        figures[name] = {"p20": low, "median": middle, "p80": high, "n": len(values)}
+    figures = {name: spread(values) for name, values in measured.items()}
     figures["ratio"]["median"] = figures["ours"]["median"] / figures["loop"]["median"]
     return figures
 
@@ -193,8 +191,8 @@ def print_report(figures: dict[str, Any], steps: int) -> None:
     labels = {"loop": "the plain loop", "ours": PRESET, "ratio": "ratio: of medians; spread, of rounds"}
     for name, label in labels.items():
         figure = figures[name]
-        spread = "".join(f"{figure[key]:9.2f}" for key in ("p20", "median", "p80"))
-        print(f"{label:36}{spread}{figure['n']:5}")
+        columns = "".join(f"{figure[key]:9.2f}" for key in ("p20", "median", "p80"))
+        print(f"{label:36}{columns}{figure['n']:5}")
     print(f"bar: at least {BAR} times the plain loop")
 
 

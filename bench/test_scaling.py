@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from bench.measured import Measurement
-from bench.scaling import BLOCK_STEPS, MODES, Mode, both, seconds_of_step, summary, two_processes
+from bench.scaling_processes import BLOCK_STEPS, MODES, Mode, both, seconds_of_step, two_processes
+from bench.spread import spread
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset
 
@@ -48,7 +49,7 @@ def test_two_processes(
         threads=1,
         processes=2,
         steps_of_a_block=BLOCK_STEPS,
-        joined_to_alone=summary((2 * alone / joined).tolist()),
-        joined_to_at_once=summary((at_once / joined).tolist()),
+        joined_to_alone=spread((2 * alone / joined).tolist()),
+        joined_to_at_once=spread((at_once / joined).tolist()),
         peak_memory_bytes=None,  # it is not this process that works
     )
