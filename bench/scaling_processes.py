@@ -1,4 +1,4 @@
-"""Two processes of one thread each, joined by gloo as launchers join them, that do blocks of steps on command."""
+"""The two processes of bench/scaling.py, which do blocks of steps on command, and what starts and commands them."""
 
 import contextlib
 import multiprocessing

@@ -67,6 +67,9 @@ class Trainer:
         self._turns = {
             name: _Turn(phase, config, processes, self.dtype, shares, shareable) for name, phase in phases.items()
         }
+        hands_on_graphs = all(turn.hands_on_graphs for turn in self._turns.values())
+        for phase in phases.values():
+            phase.hands_on_graphs = hands_on_graphs
         self._rng = torch.tensor([config.seed, 0], dtype=torch.int64, device=processes.device)
         self._batches = TrainBatches(
             dataset.train,
@@ -88,6 +91,7 @@ class Trainer:
         Values are means [] over this rank's images, or [B], one for each; `average_logs` makes them global, where ranks
         with more images weigh more. `lap` is called as each part of the step is done: `data`; `PHASE/forward`,
         `PHASE/backward`, or where one graph is compiled of both `PHASE/gradients`; `PHASE/optimizer`; `moving average`.
+        (Gradients that a loss is made of, as of a penalty, are part of `forward`.)
         """
         self._rng[1] = step
         micro_batches = [
@@ -254,8 +258,10 @@ class _Turn:
         phase.train()
         self._spectrally_normalized = spectrally_normalized(phase)
         self._whole = None
-        own_gradients = (self._common or processes.world_size == 1) and not self.scaler.is_enabled()
-        phase.hands_on_graphs = bool(own_gradients) and not config.compile and len(shares) == 1
+        own_gradients = bool(self._common or processes.world_size == 1) and not self.scaler.is_enabled()
+        self.hands_on_graphs = own_gradients and not config.compile and shares == [1.0]
+        """Whether its backward is autograd's own, unscaled and unweighted, of all images at once. (Graphs of many
+        micro-batches would all have to be kept until the next turn.)"""
         if config.compile and own_gradients and gradients_can_be_traced():
             self._whole = WholePhase(phase, self._parameters)
         with self._freezing():
@@ -326,7 +332,9 @@ class _Turn:
             with self._computing():
                 loss, log, handed_on = TurnResult(*self._module(batch))
             lap("forward")
-            self.scaler.scale(loss if share == 1.0 else loss * share).backward()
+            # A graph that was handed on may lead to more than this turn trains.
+            wanted = self._parameters if self.phase.hands_on_graphs else None
+            self.scaler.scale(loss if share == 1.0 else loss * share).backward(inputs=wanted)
             lap("backward")
         return log, handed_on
 

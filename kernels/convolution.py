@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from kernels.wanted import wanted_gradients
 
@@ -88,13 +87,13 @@ class _Halving(torch.autograd.Function):
         return F.conv2d(maps, weight, bias, stride=2, padding=1)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
         """Apart from `forward`, so that torch.func takes gradients."""
-        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        maps, weight = ctx.saved_tensors
+        maps, weight, _ = ctx.saved_tensors
         wants_maps, wants_weight, wants_bias = wanted_gradients(ctx)
         gradient = pixel_by_pixel(gradient)
         return (
@@ -113,13 +112,13 @@ class _Doubling(torch.autograd.Function):
         return doubled if bias is None else doubled + bias[:, None, None]
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
         """As in `_Halving`."""
-        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        maps, weight = ctx.saved_tensors
+        maps, weight, _ = ctx.saved_tensors
         wants_maps, wants_weight, wants_bias = wanted_gradients(ctx)
         gradient = pixel_by_pixel(gradient)
         return (

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from kernels.wanted import wanted_gradients
 
@@ -64,13 +63,13 @@ class _OneDnnLinear(torch.autograd.Function):
         return onednn_linear(inputs, weight, bias)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
         """Apart from `forward`, so that torch.func takes gradients."""
-        ctx.save_for_backward(*inputs[:2])
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        inputs, weight = ctx.saved_tensors
+        inputs, weight, _ = ctx.saved_tensors
         wants_inputs, wants_weight, wants_bias = wanted_gradients(ctx)
         return (
             _OneDnnLinear.apply(gradient, weight.t(), None) if wants_inputs else None,

@@ -4,12 +4,13 @@ from typing import Any
 
 
 def wanted_gradients(ctx: Any) -> tuple[bool, bool, bool]:
-    """Of inputs, weight and bias, of which the first two were saved: not of what was frozen since the forward pass.
+    """Whether gradients of inputs, weight and bias, all of which were saved, are still wanted.
 
-    torch's own layers ask the engine which gradients this very pass is for; functions in Python are only told which
-    there were at the forward pass.
+    Those of leaves that were frozen since the forward pass are not. For torch's own layers the engine leaves out what a
+    pass through `autograd.grad`, or `backward` with `inputs`, is not for; functions in Python are only told what
+    required a gradient at the forward pass.
     """
-    inputs, weight = ctx.saved_tensors
-    wants_inputs, wants_weight, wants_bias = ctx.needs_input_grad
-    trained = weight.requires_grad
-    return wants_inputs and inputs.requires_grad, wants_weight and trained, wants_bias and trained
+    return tuple(  # type: ignore[return-value]
+        wanted and (tensor is None or tensor.requires_grad)
+        for wanted, tensor in zip(ctx.needs_input_grad, ctx.saved_tensors, strict=True)
+    )

@@ -96,7 +96,7 @@ def test_two_ranks_equal_one_rank(ranks_of: dict[str, Any], objective: str) -> N
 @pytest.mark.timeout(580)
 @pytest.mark.parametrize("processes", [4, 5], ids=["four", "five, of unlike shares"])
 def test_more_ranks_equal_one_rank(processes: int, tmp_path: Path) -> None:
-    objectives = list(OBJECTIVES) if processes == 4 else ["vae", "dcgan", "wgan-gp, lazy", "r3gan"]
+    objectives = list(OBJECTIVES) if processes == 4 else ["vae", "dcgan", "conditional dcgan", "wgan-gp, lazy", "r3gan"]
     launch = [*LAUNCH, REPOSITORY / "launch/configs/cpu_4_processes.yaml", "--num_processes", processes]
     _run(*launch, REPOSITORY / "tests/rank_worker.py", tmp_path / "results.json", *objectives, timeout=500)
     found = json.loads((tmp_path / "results.json").read_text())

@@ -17,7 +17,6 @@ from gen_dist.augmentation import add_noise, augment
 from gen_dist.config import Augmentation, Conditioning, GanLoss, NetworkConfig
 from gen_dist.errors import ConfigError
 from gen_dist.losses import generator_loss
-from gen_dist.networks import spectrally_normalized
 from gen_dist.networks.players import Discriminator, Generator
 from gen_dist.objectives.base import Batch, Objective, Phase, TurnResult
 from gen_dist.randomness import Stream
@@ -51,8 +50,6 @@ GENERATOR_STREAMS = Streams(
 )
 GENERATED = "generated"
 """What the generator's turn hands on: its images, float32 [B, C, H, W]."""
-JUDGED = "judged"
-"""And where it can, their scores [B], with the graph to the discriminator's weights."""
 
 
 class Adversarial(Objective):
@@ -126,18 +123,6 @@ class Adversarial(Objective):
         real_scores, fake_scores = self.scores(torch.cat([real, fake]), torch.cat([labels, labels])).chunk(2)
         return real_scores, fake_scores
 
-    @property
-    def can_judge_once(self) -> bool:
-        """Whether scores of generated images, in the generator's turn, serve the discriminator's as well.
-
-        They do where it judges them apart from real ones: else one pass over both is faster than two. And where nothing
-        comes between: no noise is drawn anew, and no power iteration moves the weights.
-        """
-        discriminator = self.networks["discriminator"]
-        assert isinstance(discriminator, Discriminator)
-        changes = self.augmentation or self.instance_noise or spectrally_normalized(discriminator)
-        return discriminator.mixes_images and not changes
-
     def refuse_batch_norm(self) -> None:
         """Raise ConfigError if a score depends on other images: its gradient's penalty would not be one image's."""
         discriminator = self.networks["discriminator"]
@@ -167,34 +152,13 @@ class GeneratorLossPhase(GeneratorPhase):
     def __init__(self, objective: Adversarial, loss: GanLoss, every: int = 1) -> None:
         super().__init__(objective, every)
         self.loss = loss
-        self._judges_once = objective.can_judge_once
 
     def forward(self, batch: Batch) -> TurnResult:
         game = self.objective
         generated = game.generate(batch, GENERATOR_STREAMS.latents)
-        if self.hands_on_graphs and self._judges_once:
-            return self._judged_once(generated, batch)
         scores = game.scores(game.as_seen(generated, batch, GENERATOR_STREAMS.fake), batch.labels)
         loss = generator_loss(self.loss, scores).mean()
         return TurnResult(loss, {"loss": loss.detach()}, {GENERATED: generated.detach()})
-
-    def _judged_once(self, generated: Tensor, batch: Batch) -> TurnResult:
-        """The same, with scores that the discriminator, too, can go backward from, so that it has not to judge again.
-
-        Two graphs meet in the images: the generator's ends there, and the discriminator's begins.
-        """
-        game = self.objective
-        seen = generated.detach().requires_grad_()
-        discriminator = game.networks["discriminator"].requires_grad_(True)
-        scores = game.scores(seen, batch.labels)
-        discriminator.requires_grad_(False)  # as the trainer had it: no gradient of a weight is due in this turn
-        loss = generator_loss(self.loss, scores).mean()
-        with torch.autocast(seen.device.type, enabled=False):  # as `backward` is called
-            (slopes,) = torch.autograd.grad(loss, seen, retain_graph=True)
-        seen.requires_grad_(False)
-        value = loss.detach()
-        with_gradient = value + ((generated - seen) * slopes).sum()  # zero, whose gradient is the loss's
-        return TurnResult(with_gradient, {"loss": value}, {GENERATED: seen, JUDGED: scores})
 
 
 class DiscriminatorPhase(Phase):

@@ -41,7 +41,7 @@ class TurnResult(NamedTuple):
     logs: dict[str, Tensor]
     """What is logged, detached: means [] over the images; or a value for each image, [B], to make a histogram of."""
     handed_on: Mapping[str, Tensor] = {}  # a default of a named tuple, and nobody writes to it
-    """For the phases after it in the same step: detached, but for what a phase that `hands_on_graphs` says of it."""
+    """For the phases after it in the same step. Detached, unless the phase `hands_on_graphs`."""
 
 
 class Phase(nn.Module):
@@ -60,8 +60,7 @@ class Phase(nn.Module):
     logs_gradient_norm: bool = False
     """The norm of its gradients is logged, clipped or not."""
     hands_on_graphs: bool = False
-    """What it hands on may have a graph for a later phase to go backward through: the trainer says so, where turns are
-    neither compiled nor split into micro-batches, and nobody else averages or scales their gradients."""
+    """What it hands on may have a graph, for a later phase to go backward through. The trainer says so."""
 
     def __init__(self, objective: "Objective") -> None:
         super().__init__()

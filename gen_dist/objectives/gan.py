@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from gen_dist.config import GanConfig, NetworkConfig
-from gen_dist.losses import fake_loss, real_loss
-from gen_dist.objectives.adversarial import JUDGED, Adversarial, DiscriminatorPhase, GeneratorLossPhase, told_right
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from gen_dist.config import GanConfig, GanLoss, NetworkConfig
+from gen_dist.losses import fake_loss, generator_loss, real_loss
+from gen_dist.networks import spectrally_normalized
+from gen_dist.networks.players import Discriminator
+from gen_dist.objectives.adversarial import (
+    GENERATED,
+    GENERATOR_STREAMS,
+    Adversarial,
+    DiscriminatorPhase,
+    GeneratorLossPhase,
+    told_right,
+)
 from gen_dist.objectives.base import Batch, Phase, TurnResult
+
+JUDGED = "judged"
+"""What the generator's turn may hand on: scores [B] of its images, with a graph to the discriminator's weights."""
 
 
 class Gan(Adversarial):
@@ -19,8 +37,65 @@ class Gan(Adversarial):
 
     def phases(self) -> dict[str, Phase]:
         config = self.config
-        generator = GeneratorLossPhase(self, config.loss, config.generator_every)
+        generator = GanGeneratorPhase(self, config.loss, config.generator_every)
         return {"generator": generator, "discriminator": GanDiscriminatorPhase(self)}
+
+    def images_can_be_judged_once(self) -> bool:
+        """Whether the discriminator would find the same scores of the generator's images in both turns of a step.
+
+        It would unless something comes between: noise that is drawn anew, or a power iteration that moves its weights.
+        Asked only of batch normalization, with which it judges them apart from real images: without, one pass over both
+        in its own turn is faster than a pass in each.
+        """
+        discriminator = self.networks["discriminator"]
+        assert isinstance(discriminator, Discriminator)
+        changes = self.augmentation or self.instance_noise or spectrally_normalized(discriminator)
+        return discriminator.mixes_images and not changes
+
+
+class GanGeneratorPhase(GeneratorLossPhase):
+    """The generator's turn, whose scores of its images are the discriminator's, too, where that can be."""
+
+    objective: Gan
+
+    def __init__(self, objective: Gan, loss: GanLoss, every: int) -> None:
+        super().__init__(objective, loss, every)
+        self._judges_once = objective.images_can_be_judged_once()
+
+    def forward(self, batch: Batch) -> TurnResult:
+        return self._judged_once(batch) if self.hands_on_graphs and self._judges_once else super().forward(batch)
+
+    def _judged_once(self, batch: Batch) -> TurnResult:
+        """The same loss and gradient, by two graphs that meet in the images.
+
+        The generator's ends there. The discriminator's begins there, is gone backward through once for the images'
+        gradient, here, and once more in its own turn, for its weights'.
+        """
+        game = self.objective
+        generated = game.generate(batch, GENERATOR_STREAMS.latents)
+        seen = generated.detach().requires_grad_()
+        with _recording(list(game.networks["discriminator"].parameters())):
+            scores = game.scores(seen, batch.labels)
+        loss = generator_loss(self.loss, scores).mean()
+        with torch.autocast(seen.device.type, enabled=False):  # `backward` is called outside of it as well
+            (slopes,) = torch.autograd.grad(loss, seen, retain_graph=True)
+        seen.requires_grad_(False)
+        value = loss.detach()
+        zero = ((generated - seen) * slopes).sum()  # its gradient in the generator is the loss's
+        return TurnResult(value + zero, {"loss": value}, {GENERATED: seen, JUDGED: scores})
+
+
+@contextlib.contextmanager
+def _recording(frozen: Sequence[Tensor]) -> Iterator[None]:
+    """Within it, a graph is recorded to parameters that have no part in this turn."""
+    assert not any(parameter.requires_grad for parameter in frozen)
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 class GanDiscriminatorPhase(DiscriminatorPhase):
