@@ -8,7 +8,6 @@ shared by rows. The reference of all that compares samples with data is the test
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import sys
@@ -19,7 +18,6 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -32,13 +30,21 @@ from gen_dist.atomic_files import write_atomically
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, cache_directory, image_indices, open_dataset
 from gen_dist.environment import environment
-from gen_dist.errors import CheckpointError, ConfigError, UserError
-from gen_dist.evaluation_record import Evaluation, Value, read_evaluation, write_evaluation
+from gen_dist.errors import UserError
+from gen_dist.evaluation_plan import METRICS, OF_LIKELIHOOD, OF_PIXELS, OF_POSTERIOR, MetricPlan, check_options, sides
+from gen_dist.evaluation_record import (
+    OF_CLASSES,
+    OF_FEATURES,
+    OF_WALKS,
+    Evaluation,
+    Value,
+    read_evaluation,
+    write_evaluation,
+)
 from gen_dist.features import FeatureName, FeatureNetwork, feature_network, fits_digits
 from gen_dist.latent_walks import on_great_circles
 from gen_dist.marginal_likelihood import is_binarized, negative_log_likelihoods
-from gen_dist.metric_guide import base_name
-from gen_dist.model import GenerativeModel, is_checkpoint, model_of, read_checkpoint
+from gen_dist.model import GenerativeModel, model_of, read_checkpoint
 from gen_dist.objectives import Batch
 from gen_dist.objectives.base import unit_interval
 from gen_dist.objectives.vae import Vae
@@ -50,22 +56,11 @@ from gen_dist.wandb_run import WandbRun, wandb_mode
 from kernels import normal
 
 ROWS_PER_BLOCK = 250
-LEAST_SAMPLES = 10
 LEAST_ACCURACY = 0.9
 """Share of the test images whose digit the network has to tell, or else what it says of samples tells nothing."""
 WALK_STEP = 1e-4
 """Of the way between two latents (Karras et al. 2019, section 4.1)."""
 _REFERENCE_FORMAT = 1
-
-_POSTERIOR = ("negative_elbo", "reconstruction_error", "active_units")
-_FEATURES = ("fid", "kid", "precision", "recall", "density", "coverage")
-_PIXELS = ("sharpness", "diversity")
-_CLASSES = ("classes", "class_shares", "class_variation", "label_accuracy")
-_WALKS = ("path_length",)
-_LIKELIHOOD = ("nll", "bits_per_dimension")
-METRICS = (*_FEATURES, *_PIXELS, *_CLASSES, *_WALKS, *_POSTERIOR, *_LIKELIHOOD)
-"""All metrics, by the names that they are asked for; those of samples and of nll have counts behind their names: `nll`
-is found as `nll_k5000` of all test images, as `nll_k5000_1k` of 1,000 of them."""
 
 T = TypeVar("T")
 
@@ -104,7 +99,7 @@ def evaluate(
         UserError: no run or no checkpoint, other data than it was trained on, or options that cannot be.
     """
     asked = list(METRICS if metrics is None else metrics)
-    _check_options(run, asked, samples, nll_samples, nll_images)
+    check_options(run, asked, samples, nll_samples, nll_images)
     processes = parallel.start_processes(TrainConfig(device=device))
     say = announce if processes.is_main else _silent
     checkpoint, config = read_checkpoint(run, say)
@@ -115,14 +110,13 @@ def evaluate(
             "back, or name their directory by --data-root"
         )
     model = model_of(checkpoint, config, processes.device)
-    needs_features = bool({*asked} & {*_FEATURES, *_CLASSES, *_WALKS}) and model.objective.generates
+    needs_features = bool({*asked} & {*OF_FEATURES, *OF_CLASSES, *OF_WALKS}) and model.objective.generates
     chosen = features or ("digits" if fits_digits(dataset.image_shape) else None)
     if features == "digits" and not fits_digits(dataset.image_shape):
-        raise UserError(
-            f"features digits are of 1 x 28 x 28 images, not of {_sides(dataset)}; use --features inception"
-        )
+        raise UserError(f"features digits are of 1 x 28 x 28 images, not of {sides(dataset)}; use --features inception")
     network = feature_network(chosen, processes.device, inception_weights) if needs_features and chosen else None
-    found = _Evaluator(model, dataset, processes, network, asked, samples, nll_samples, nll_images)
+    plan = MetricPlan(model, dataset, network, asked, samples, nll_samples, nll_images)
+    found = _Evaluator(model, dataset, processes, network, plan)
     before = _in_main(lambda: read_evaluation(run), processes)
 
     def write() -> Evaluation:
@@ -133,7 +127,7 @@ def evaluate(
     with evaluating(model.objective):
         found.measure_samples_and_posterior()
         evaluation = write()
-        if found.wants(*_LIKELIHOOD):  # minutes: who does not wait for it has the others
+        if plan.wants(*OF_LIKELIHOOD):  # minutes: who does not wait for it has the others
             found.measure_likelihood()
             evaluation = write()
     if processes.is_main:
@@ -151,11 +145,6 @@ def _in_main(action: Callable[[], T], processes: Processes) -> T:
             error = raised
     parallel.raise_everywhere(error, processes)
     return parallel.from_main(result, processes)
-
-
-def short_count(count: int) -> str:
-    """A count as names of metrics have it: 10k, 2500."""
-    return f"{count // 1000}k" if count % 1000 == 0 else str(count)
 
 
 class _Reference(NamedTuple):
@@ -184,48 +173,39 @@ class _Evaluator:
         dataset: Dataset,
         processes: Processes,
         network: FeatureNetwork | None,
-        asked: list[str],
-        samples: int,
-        nll_samples: int,
-        nll_images: int | None,
+        plan: MetricPlan,
     ) -> None:
         self._model = model
         self._dataset = dataset
         self._processes = processes
         self._network = network
-        self._asked = asked
-        self._samples = samples
-        self._nll_samples = nll_samples
-        self._rows = _spread(nll_images, len(dataset.test.images))
+        self._plan = plan
         self._rng = torch.tensor([model.config.seed, 0], dtype=torch.int64, device=processes.device)
         self._accuracy: float | None = None
         self._values: dict[str, Value] = {}
         self._seconds: dict[str, float] = {}
         self._pixels: dict[str, str] = {}
-        self._unavailable = {
-            self._full_name(name): reason for name in asked if (reason := self._why_not(name)) is not None
-        }
 
     def measure_samples_and_posterior(self) -> None:
         """Measure what is asked for and available, but for the likelihood."""
-        if self.wants(*_FEATURES, *_PIXELS, *_CLASSES):
+        if self._plan.wants(*OF_FEATURES, *OF_PIXELS, *OF_CLASSES):
             self._measure_samples()
-        if self.wants(*_WALKS):
+        if self._plan.wants(*OF_WALKS):
             with self._stage("walks"):
                 self._measure_walks()
-        if self.wants(*_POSTERIOR):
+        if self._plan.wants(*OF_POSTERIOR):
             with self._stage("posterior"):
                 self._measure_posterior()
 
     def result(self, step: int, before: Evaluation | None) -> Evaluation:
         """The evaluation, added to one of the same checkpoint and data."""
-        values = {name: value for name, value in self._values.items() if self._is_asked(name)}
+        values = {name: value for name, value in self._values.items() if self._plan.is_asked(name)}
         features: dict[str, Any] | None = None
         if self._network is not None:
             features = {"name": self._network.name, "digest": self._network.digest}
             if self._accuracy is not None:
                 features["accuracy"] = self._accuracy
-        found = Evaluation(
+        return Evaluation(
             checkpoint_step=step,
             preset=self._model.config.preset,
             data=self._model.config.data,
@@ -234,69 +214,14 @@ class _Evaluator:
             features=features,
             pixels=self._pixels,
             metrics=values,
-            unavailable=self._unavailable,
+            unavailable=self._plan.unavailable,
             seconds=self._seconds,
             environment=environment(),
-        )
-        if before is None or (before.checkpoint_step, before.data_digest) != (step, self._dataset.digest):
-            return found
-        if _differ(before.features, features):
-            before = _without_features(before)
-        all_values = before.metrics | values
-        return dataclasses.replace(
-            found,
-            features=features or before.features,
-            pixels=before.pixels | self._pixels,
-            metrics=all_values,
-            unavailable={k: v for k, v in (before.unavailable | self._unavailable).items() if k not in all_values},
-            seconds=before.seconds | self._seconds,
-        )
+        ).added_to(before)
 
-    def _full_name(self, name: str) -> str:
-        if name in _LIKELIHOOD:  # of fewer images it is another figure
-            of_part = len(self._rows) < len(self._dataset.test.images)
-            return f"{name}_k{self._nll_samples}{f'_{short_count(len(self._rows))}' if of_part else ''}"
-        if name in (*_FEATURES, *_PIXELS, *_CLASSES, *_WALKS):
-            return f"{name}_{short_count(self._samples)}"
-        return name
-
-    def _is_asked(self, full_name: str) -> bool:
-        asked = {self._full_name(name) for name in self._asked}
-        return full_name in asked or full_name.removesuffix("_data") in self._asked
-
-    def wants(self, *names: str) -> bool:
-        """Whether one of these metrics is asked for and not known to be unavailable."""
-        return any(name in self._asked and self._full_name(name) not in self._unavailable for name in names)
-
-    def _why_not(self, name: str) -> str | None:
-        """Why the model or the data do not have a metric, as far as that is known before measuring."""
-        objective = self._model.objective
-        kind = self._model.config.objective.kind
-        if name in ("negative_elbo", *_LIKELIHOOD) and not isinstance(objective, Vae):
-            reason = {
-                "autoencoder": "an autoencoder has no prior over its latents, so no likelihood",
-                "vae-gan": "the generator of a VAE-GAN gives images, not a likelihood of pixels",
-            }
-            return reason.get(kind, "a GAN has no likelihood")
-        if name in ("reconstruction_error", "active_units") and not objective.encodes:
-            return "a GAN has no encoder"
-        if name == "active_units" and kind == "autoencoder":
-            return "an autoencoder has codes on no given scale, not a posterior"
-        if name == "bits_per_dimension" and isinstance(objective, Vae) and not is_binarized(objective):
-            return "a Gaussian density of 8-bit pixels is no probability of them"
-        if name in (*_FEATURES, *_PIXELS, *_CLASSES, *_WALKS) and not objective.generates:
-            return "an autoencoder has no prior over its latents to draw samples from"
-        if name in (*_FEATURES, *_WALKS) and self._network is None:
-            return f"images are {_sides(self._dataset)}, the digit network takes 1 x 28 x 28; use --features inception"
-        if name in (*_FEATURES, *_PIXELS, *_CLASSES) and len(self._dataset.test.images) < LEAST_SAMPLES:
-            return f"the test split has {len(self._dataset.test.images)} images, fewer than {LEAST_SAMPLES}"
-        if name in _WALKS and self._network is not None and self._network.of_intensities is None:
-            return "InceptionV3 takes 8-bit images, in which a small step along a walk changes nothing"
-        if name in _CLASSES and (self._network is None or self._network.name != "digits"):
-            return "classes are told by the digit network, which serves images of 1 x 28 x 28"
-        if name == "label_accuracy" and not self._model.conditional:
-            return "the model is not conditional on classes"
-        return None
+    def _found(self, **values: Value) -> None:
+        """Note metrics, by the names that they are asked for."""
+        self._values |= {self._plan.full_name(name): value for name, value in values.items()}
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -348,11 +273,11 @@ class _Evaluator:
             return means, errors, (nll + kl).double()
 
         means, errors, *elbos = self._of_rows(len(self._dataset.test.images), "posterior", compute)
-        self._values["reconstruction_error"] = float(errors.mean())
-        if self.wants("active_units"):
-            self._values["active_units"] = measures.active_units(means)
-        if isinstance(objective, Vae) and self.wants("negative_elbo"):
-            self._values["negative_elbo"] = float(elbos[0].mean())
+        self._found(reconstruction_error=float(errors.mean()))
+        if self._plan.wants("active_units"):
+            self._found(active_units=measures.active_units(means))
+        if isinstance(objective, Vae) and self._plan.wants("negative_elbo"):
+            self._found(negative_elbo=float(elbos[0].mean()))
             binarized = objective.config.dynamic_binarization
             self._pixels["negative_elbo"] = "binarized" if binarized else "real-valued"
 
@@ -361,18 +286,19 @@ class _Evaluator:
             reference = self._reference()
         self._check_classes(reference)
         with self._stage("samples"):
-            found = self._of_rows(self._samples, "samples", lambda first, last: self._look(self._sampled(first, last)))
-        images, sharpness, *seen = found
+            images, sharpness, *seen = self._of_rows(
+                self._plan.samples, "samples", lambda first, last: self._look(self._sampled(first, last))
+            )
         data_sharpness, data_diversity = float(reference.sharpness), float(reference.diversity)
-        if self.wants("sharpness"):
-            self._values |= {self._full_name("sharpness"): float(sharpness.mean()), "sharpness_data": data_sharpness}
-        if self.wants("diversity"):
+        if self._plan.wants("sharpness"):
+            self._found(sharpness=float(sharpness.mean()), sharpness_data=data_sharpness)
+        if self._plan.wants("diversity"):
             with self._stage("diversity"):
                 diversity = float(self._mean_distance(images))
-            self._values |= {self._full_name("diversity"): diversity, "diversity_data": data_diversity}
-        if self.wants(*_FEATURES):
+            self._found(diversity=diversity, diversity_data=data_diversity)
+        if self._plan.wants(*OF_FEATURES):
             self._compare(reference, seen[0])
-        if self.wants(*_CLASSES):
+        if self._plan.wants(*OF_CLASSES):
             self._count_classes(reference, seen[1])
 
     def _check_classes(self, reference: _Reference) -> None:
@@ -383,8 +309,7 @@ class _Evaluator:
         self._accuracy = float((reference.classes == labels).double().mean())
         if self._accuracy < LEAST_ACCURACY:
             reason = f"the digit network is right for {self._accuracy:.0%} of the test images: they are no digits"
-            for name in set(_CLASSES) & set(self._asked):
-                self._unavailable.setdefault(self._full_name(name), reason)
+            self._plan.give_up(OF_CLASSES, reason)
 
     def _look(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images uint8 [B, C, H, W] themselves, sharpness float64 [B], features and classes where there are any."""
@@ -411,19 +336,19 @@ class _Evaluator:
     def _compare(self, reference: _Reference, features: Tensor) -> None:
         assert reference.features is not None and reference.radii is not None and reference.kernel_sum is not None
         first, last = self._share(len(features))
-        if self.wants("fid"):
+        if self._plan.wants("fid"):
             with self._stage("fid"):
                 moments = measures.moments(reference.features), measures.moments(features)
-                self._values[self._full_name("fid")] = measures.frechet_distance(*moments)
-        if self.wants("kid"):
+                self._found(fid=measures.frechet_distance(*moments))
+        if self._plan.wants("kid"):
             with self._stage("kid"):
                 mine = features[first:last]
                 within = self._summed(measures.self_kernel_sum(mine, features))
                 between = self._summed(measures.kernel_sum(mine, reference.features))
                 counts = len(reference.features), len(features)
                 distance = measures.squared_mmd(reference.kernel_sum, within, between, counts)
-                self._values[self._full_name("kid")] = distance
-        if self.wants("precision", "recall", "density", "coverage"):
+                self._found(kid=distance)
+        if self._plan.wants("precision", "recall", "density", "coverage"):
             with self._stage("neighbours"):
                 radii = parallel.rows_of_all(measures.neighbour_radii(features, first, last), self._processes)
                 real = slice(*self._share(len(reference.features)))
@@ -431,20 +356,20 @@ class _Evaluator:
                 counted = measures.ball_counts(*mine_of_real, features, radii)
                 counted = measures.BallCounts(*(self._summed(value) for value in counted))
                 four = counted.metrics(len(reference.features))
-                self._values |= {self._full_name(name): value for name, value in four.items()}
+                self._found(**four)
 
     def _count_classes(self, reference: _Reference, classes: Tensor) -> None:
         assert reference.classes is not None
         shares, real = (np.bincount(found.cpu().numpy(), minlength=10) for found in (classes, reference.classes))
         shares, real = shares / shares.sum(), real / real.sum()
-        self._values |= {
-            self._full_name("classes"): int(((shares > 0) & (shares >= real / 4)).sum()),
-            self._full_name("class_shares"): shares.tolist(),
-            self._full_name("class_variation"): float(np.abs(shares - real).sum() / 2),
-        }
-        labels = self._labels(0, self._samples)
+        self._found(
+            classes=int(((shares > 0) & (shares >= real / 4)).sum()),
+            class_shares=shares.tolist(),
+            class_variation=float(np.abs(shares - real).sum() / 2),
+        )
+        labels = self._labels(0, self._plan.samples)
         if labels is not None:
-            self._values[self._full_name("label_accuracy")] = float((classes.cpu() == labels).double().mean())
+            self._found(label_accuracy=float((classes.cpu() == labels).double().mean()))
 
     def _reference(self) -> _Reference:
         """Of the test split; from the cache of the main process, where it is kept once computed."""
@@ -497,8 +422,8 @@ class _Evaluator:
             here, there = of_intensities(intensities).double().unflatten(0, (-1, 2)).unbind(dim=1)
             return ((here - there).square().sum(dim=1) / WALK_STEP**2,)
 
-        (lengths,) = self._of_rows(self._samples, "walks", compute)
-        self._values[self._full_name("path_length")] = float(lengths.mean())
+        (lengths,) = self._of_rows(self._plan.samples, "walks", compute)
+        self._found(path_length=float(lengths.mean()))
 
     def measure_likelihood(self) -> None:
         """Measure the likelihood by importance sampling."""
@@ -508,11 +433,11 @@ class _Evaluator:
     def _measure_likelihood(self) -> None:
         objective = self._model.objective
         assert isinstance(objective, Vae)
-        rows = self._rows.tolist()
+        rows = self._plan.nll_rows.tolist()
         # Minutes: shown in logs as well, now and then.
         shown = tqdm(
             rows[slice(*self._share(len(rows)))],
-            desc=f"nll of {self._nll_samples} samples",
+            desc=f"nll of {self._plan.nll_samples} samples",
             unit="image",
             mininterval=0.5 if sys.stderr.isatty() else 20.0,
             leave=False,
@@ -522,58 +447,19 @@ class _Evaluator:
         for row in shown:
             # By its place in the split: the same image has the same noise, whatever others are chosen.
             batch = self._test_batch(row, row + 1)
-            total += negative_log_likelihoods(objective, batch, self._nll_samples)[0]
+            total += negative_log_likelihoods(objective, batch, self._plan.nll_samples)[0]
         nll = float(self._summed(total)) / len(rows)
-        self._values[self._full_name("nll")] = nll
-        self._pixels[self._full_name("nll")] = "binarized" if is_binarized(objective) else "real-valued"
-        if self.wants("bits_per_dimension"):
+        self._found(nll=nll)
+        self._pixels[self._plan.full_name("nll")] = "binarized" if is_binarized(objective) else "real-valued"
+        if self._plan.wants("bits_per_dimension"):
             bits = measures.bits_per_dimension(nll, self._dataset.image_shape)
-            self._values[self._full_name("bits_per_dimension")] = bits
-
-
-def _check_options(run: Path, asked: list[str], samples: int, nll_samples: int, nll_images: int | None) -> None:
-    unknown = [name for name in asked if name not in METRICS]
-    if unknown:
-        raise ConfigError(f"unknown metrics {', '.join(unknown)}; there are {', '.join(METRICS)}")
-    if samples < LEAST_SAMPLES:
-        raise ConfigError(f"samples {samples} is less than {LEAST_SAMPLES}")
-    for name, value in (("nll_samples", nll_samples), ("nll_images", nll_images)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} {value} is less than 1")
-    if is_checkpoint(run):
-        raise CheckpointError(f"{run} is one checkpoint; name the run directory, whose newest one is evaluated")
-
-
-def _spread(count: int | None, available: int) -> NDArray[np.int64]:
-    """Places of `count` images spread over so many; None is all."""
-    count = available if count is None else min(count, available)
-    return np.arange(count) * available // count
+            self._found(bits_per_dimension=bits)
 
 
 def _read_reference(file: Path) -> dict[str, Tensor] | None:
     with contextlib.suppress(OSError, SafetensorError):
         return load_tensors(file.read_bytes())
     return None
-
-
-def _differ(before: dict[str, Any] | None, now: dict[str, Any] | None) -> bool:
-    """Whether both have features, of two networks."""
-    return before is not None and now is not None and before["digest"] != now["digest"]
-
-
-def _without_features(evaluation: Evaluation) -> Evaluation:
-    """What of it does not rest on features: likelihoods took minutes, and pixels are what they are."""
-    resting = {*_FEATURES, *_CLASSES, *_WALKS}
-    return dataclasses.replace(
-        evaluation,
-        features=None,
-        metrics={name: value for name, value in evaluation.metrics.items() if base_name(name) not in resting},
-        unavailable={name: why for name, why in evaluation.unavailable.items() if base_name(name) not in resting},
-    )
-
-
-def _sides(dataset: Dataset) -> str:
-    return " x ".join(map(str, dataset.image_shape))
 
 
 def _send_to_wandb(run: Path, config: TrainConfig, evaluation: Evaluation, say: Callable[[str], None]) -> None:

@@ -9,9 +9,15 @@ from typing import Any
 
 from gen_dist.atomic_files import write_atomically
 from gen_dist.errors import UserError
+from gen_dist.metric_guide import base_name
 
 EVALUATION_FILE = "evaluation.json"
 FORMAT = 1
+
+OF_FEATURES = ("fid", "kid", "precision", "recall", "density", "coverage")
+OF_CLASSES = ("classes", "class_shares", "class_variation", "label_accuracy")
+OF_WALKS = ("path_length",)
+"""Metrics that rest on the features of some network."""
 
 Value = float | int | list[float]
 
@@ -36,6 +42,37 @@ class Evaluation:
     seconds: dict[str, float]
     """By stage."""
     environment: dict[str, Any]
+
+    def added_to(self, before: Evaluation | None) -> Evaluation:
+        """This one and what is still true of an earlier one, which is nothing of another checkpoint or other data.
+
+        Of other features nothing is kept that rests on them.
+        """
+        if before is None:
+            return self
+        if (before.checkpoint_step, before.data_digest) != (self.checkpoint_step, self.data_digest):
+            return self
+        if before.features and self.features and before.features["digest"] != self.features["digest"]:
+            before = before._without_features()
+        metrics = before.metrics | self.metrics
+        return dataclasses.replace(
+            self,
+            features=self.features or before.features,
+            pixels=before.pixels | self.pixels,
+            metrics=metrics,
+            unavailable={k: v for k, v in (before.unavailable | self.unavailable).items() if k not in metrics},
+            seconds=before.seconds | self.seconds,
+        )
+
+    def _without_features(self) -> Evaluation:
+        """What of it does not rest on features: likelihoods took minutes, and pixels are what they are."""
+        resting = {*OF_FEATURES, *OF_CLASSES, *OF_WALKS}
+        return dataclasses.replace(
+            self,
+            features=None,
+            metrics={name: value for name, value in self.metrics.items() if base_name(name) not in resting},
+            unavailable={name: why for name, why in self.unavailable.items() if base_name(name) not in resting},
+        )
 
     def to_json(self) -> str:
         """As JSON text."""

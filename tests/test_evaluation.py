@@ -17,13 +17,14 @@ import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 import gen_dist
-from gen_dist import commands, evaluation
+from gen_dist import commands, evaluation, evaluation_plan
 from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.cli import run_command, run_subcommand
 from gen_dist.config import DataConfig
 from gen_dist.data import Split, image_indices, open_dataset
 from gen_dist.errors import UserError
-from gen_dist.evaluation import METRICS, evaluate
+from gen_dist.evaluation import evaluate
+from gen_dist.evaluation_plan import METRICS
 from gen_dist.evaluation_record import EVALUATION_FILE, Evaluation, read_evaluation
 from gen_dist.features import feature_network, inception
 from gen_dist.features.digits import CARD_FILE, WEIGHTS_FILE
@@ -122,7 +123,7 @@ def _one(split: Split, row: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_a_test_split_too_small_has_no_classes_either(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "LEAST_SAMPLES", 1001)
+    monkeypatch.setattr(evaluation_plan, "LEAST_SAMPLES", 1001)
     assert "fewer than 1001" in _evaluate(_run_of(runs, "gan"), "classes", samples=1001).unavailable["classes_1001"]
 
 
