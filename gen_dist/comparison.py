@@ -79,7 +79,13 @@ _LIKELIHOOD = "only VAEs tell how likely an image is"
 _TOPICS = (
     _Topic("Fidelity", "fid", "draws what is nearest to real images", "gan", "GANs draw the more realistic images"),
     _Topic("Sharpness", "sharpness", "is nearest to the data", "gan", "GANs are sharp and VAEs blurry"),
-    _Topic("Variety", "recall", "covers most of the data", "vae", "VAEs cover the data and GANs miss some of it"),
+    _Topic(
+        "Variety",
+        "recall",
+        "covers the largest part of the data",
+        "vae",
+        "VAEs cover the data and GANs miss some of it",
+    ),
     _Topic("Smoothness", "path_length", "has the smoothest latent space", "vae", "VAEs have the smoother latent space"),
     _Topic("Likelihood", "nll", "gives test images the highest likelihood", only_vae=_LIKELIHOOD),
     _Topic("Likelihood, its bound", "negative_elbo", "gives test images the best bound on it", only_vae=_LIKELIHOOD),
@@ -194,7 +200,7 @@ def readable(value: float) -> str:
     """A metric for the eye: 12,479, 105.41, 0.0815, 17."""
     if abs(value) >= 1000 or value == round(value):
         return f"{value:,.0f}"
-    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:#.3g}"
 
 
 def table_lines(comparison: Comparison) -> list[str]:
@@ -394,8 +400,26 @@ def _statement(topic: _Topic, metric: str, groups: Sequence[Group]) -> Statement
     text += "".join(
         f" {group.label} has none: {group.reason(metric).rstrip('.')}." for group in groups if group not in ranked
     )
+    if _comparable(ranked, metric):
+        text += _also(metric, ranked)
     textbook, holds = _textbook(topic, metric, groups)
     return Statement(topic.title, text, [metric], textbook, holds)
+
+
+def _also(metric: str, ranked: Sequence[Group]) -> str:
+    """What a reader would be misled without: how much was done in a time, and a second measure that says otherwise."""
+    if metric == "training_seconds":
+        epochs = {group.label: group.values("epochs") for group in ranked}
+        told = [f"{readable_values(values, 'epochs')} epochs of {label}" for label, values in epochs.items() if values]
+        return f" That was for {', '.join(told)}." if told else ""
+    if base_name(metric) != "fid" or not ranked:
+        return ""
+    kid = metric.replace("fid", "kid")  # of as many samples
+    others = _ranked(ranked, kid)
+    if len(others) < 2 or others[0] is ranked[0] or not _apart(others[0], others[1], kid):
+        return ""
+    figures = [f"{readable_values(one.values(kid), kid)} of {one.label}" for one in others]
+    return f" {metric_of('kid').label}, of the same features, says otherwise: {', '.join(figures)}."
 
 
 def _textbook(topic: _Topic, metric: str, groups: Sequence[Group]) -> tuple[str | None, bool | None]:
@@ -421,7 +445,7 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     notes = []
     single = [group.label for group in groups if len(group.runs) == 1]
     if single:
-        notes.append(f"One run of {', '.join(single)}: another seed gives somewhat other figures.")
+        notes.append(f"One run each of {' and '.join(single)}: another seed gives somewhat other figures.")
     if unfinished := [run for group in groups for run in group.runs if not run.finished]:
         states = ", ".join(f"{run.path} is at step {run.step:,} of {run.config.steps:,}" for run in unfinished)
         notes.append(f"Not finished: {states}.")

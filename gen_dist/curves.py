@@ -26,6 +26,8 @@ _COLOURS = {
 _OTHER_COLOUR = "#4d4d4d"
 
 _ACRONYMS = frozenset({"nll", "kl", "elbo", "iwae", "fid", "kid"})
+_TITLES = {"nll": "NLL given the latents"}
+"""Where a name alone would say too much: what importance samples estimate is the NLL as such."""
 _UNITS = {
     **dict.fromkeys(("nll", "kl", "negative_elbo"), "nats per image"),
     "reconstruction_error": "per image",  # nats or a squared error: the objective's choice
@@ -137,7 +139,7 @@ def unit_of(name: str, curves: Mapping[str, Collection[str]]) -> str | None:
 
 def spelled(name: str) -> str:
     """The name of a panel as its title: `negative ELBO`."""
-    return " ".join(word.upper() if word in _ACRONYMS else word for word in name.split("_"))
+    return _TITLES.get(name) or " ".join(word.upper() if word in _ACRONYMS else word for word in name.split("_"))
 
 
 def _draw_panel(axes: Any, name: str, unit: str | None, lines: Mapping[str, NDArray[np.float64]]) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from gen_dist.checkpoint import SUMS
 from gen_dist.cli import run_subcommand
-from gen_dist.comparison import comparison_of, markdown, read_runs, table_lines
+from gen_dist.comparison import comparison_of, markdown, read_runs, readable, scalars, table_lines
 from gen_dist.comparison_picture import save_comparison
 from gen_dist.config import VaeConfig
 from gen_dist.errors import CheckpointError, ConfigError
@@ -125,7 +125,7 @@ def test_a_report_has_every_picture_and_figure_of_its_run(runs: dict[str, Path],
     assert all(f'alt="{kind}, step {step}"' in html for kind in kinds for step in (8, 16, 24))
     assert html.count("<img") == html.count("alt=") == 6 + 4  # manifold, interpolations, scatter, class shares
     assert "111 nats" in html
-    assert "(data 0.13)" in html
+    assert "(data 0.130)" in html
     assert "backward" in html
     assert "--run-dir" in html
     assert 'data-points="{' in html
@@ -162,7 +162,7 @@ def test_words_rest_on_the_figures(runs: dict[str, Path]) -> None:
     comparison = comparison_of(read_runs([runs["vae"], runs["gan"]]))
     said = {one.metrics[0]: one for one in comparison.statements}
     assert said["fid_10k"].text == "gan-mnist draws what is nearest to real images: FID 12 against 20 of vae-mnist."
-    assert said["sharpness_10k"].text.startswith("gan-mnist is nearest to the data: sharpness 0.14 against")
+    assert said["sharpness_10k"].text.startswith("gan-mnist is nearest to the data: sharpness 0.140 against")
     assert said["path_length_10k"].text.startswith("vae-mnist has the smoothest latent space")
     assert said["negative_elbo"].text.endswith("gan-mnist has none: a GAN gives no likelihood.")
     assert all(said[name].holds for name in ("fid_10k", "sharpness_10k", "path_length_10k", "negative_elbo"))
@@ -177,6 +177,27 @@ def test_figures_turned_round_turn_the_words_round(runs: dict[str, Path]) -> Non
     assert [said[name].holds for name in ("fid_10k", "sharpness_10k", "path_length_10k", "negative_elbo")] == [
         False
     ] * 4
+
+
+def test_a_time_is_told_with_what_was_done_in_it(runs: dict[str, Path]) -> None:
+    comparison = comparison_of(read_runs([runs["vae"], runs["gan"]]))
+    said = next(one.text for one in comparison.statements if one.metrics == ["training_seconds"])
+    epochs = readable(scalars(read_run(runs["vae"]))["epochs"])
+    assert said.count(f"{epochs} epochs of") == 2
+
+
+def test_a_second_measure_of_fidelity_is_told_where_it_says_otherwise(runs: dict[str, Path]) -> None:
+    vae, gan = read_runs([runs["vae"], runs["gan"]])
+    words = []
+    for kid_of_vae in (0.9, 0.3):
+        with_kid = []
+        for run, kid in ((vae, kid_of_vae), (gan, 0.6)):
+            assert run.evaluation
+            metrics = run.evaluation.metrics | {"kid_10k": kid}
+            with_kid.append(replace(run, evaluation=replace(run.evaluation, metrics=metrics)))
+        words.append(next(one.text for one in comparison_of(with_kid).statements if one.metrics == ["fid_10k"]))
+    assert words[0].endswith("FID 12 against 20 of vae-mnist.")
+    assert words[1].endswith(" KID, of the same features, says otherwise: 0.300 of vae-mnist, 0.600 of gan-mnist.")
 
 
 def test_near_figures_are_no_difference(runs: dict[str, Path]) -> None:

@@ -25,7 +25,7 @@ MOST_FRAMES = 40
 MUCH_SLOWER = 1.5
 _FAMILIES = {"autoencoder": "autoencoder", "vae": "variational autoencoder", "gan": "GAN", "vae-gan": "VAE-GAN"}
 _PLATES = {
-    "latent_manifold": "Decoded latents: the plane of a model with two, walks along principal directions of others",
+    "latent_manifold": "Decoded latents: {manifold}",
     "interpolations": "Walks between latents of the prior",
     "latent_scatter": "Posterior means of test images, by class",
     "class_shares": "Classes of the samples over the steps, told by nearest training images",
@@ -196,7 +196,11 @@ def _page(run: RunRecord, times: StepTimes | None, place: int) -> RunPage:
         series={
             kind: frames for kind in ("samples", "reconstructions") if (frames := _frames(run.pictures_by_step(kind)))
         },
-        plates=[Frame(text, _data_uri(file)) for name, text in _PLATES.items() if (file := run.picture(name))],
+        plates=[
+            Frame(text.format(manifold=_manifold(run)), _data_uri(file))
+            for name, text in _PLATES.items()
+            if (file := run.picture(name))
+        ],
         parts=_parts(times),
         step_times=times,
         slower=f"{rate:,.0f}" if times and rate and rate > MUCH_SLOWER * times.images_per_second else None,
@@ -209,6 +213,12 @@ def _page(run: RunRecord, times: StepTimes | None, place: int) -> RunPage:
         environment=_environment(run),
         commands=_commands(run),
     )
+
+
+def _manifold(run: RunRecord) -> str:
+    """What the picture of decoded latents shows of them, as the gallery draws it."""
+    of_two = run.config.network.latent_dim == 2
+    return "the plane of the two" if of_two else "walks along the principal directions of the posterior means"
 
 
 def _description(run: RunRecord) -> str:
