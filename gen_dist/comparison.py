@@ -12,6 +12,7 @@ from typing import Any
 
 from gen_dist.errors import ConfigError
 from gen_dist.metric_guide import LIKELIHOODS, SPEED, base_name, in_order, metric_of
+from gen_dist.presets import PRESETS
 from gen_dist.run_record import RunRecord, decisive_fields, group_by_config, read_run
 
 ABOUT_EQUAL = 0.02
@@ -446,6 +447,11 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     single = [group.label for group in groups if len(group.runs) == 1]
     if single:
         notes.append(f"One run each of {' and '.join(single)}: another seed gives somewhat other figures.")
+    for group in groups:
+        config = group.runs[0].config
+        of_preset = PRESETS[config.preset].steps if config.preset in PRESETS else config.steps
+        if config.steps < of_preset:
+            notes.append(f"{group.label} was to do {config.steps:,} steps; its preset does {of_preset:,}.")
     if unfinished := [run for group in groups for run in group.runs if not run.finished]:
         states = ", ".join(f"{run.path} is at step {run.step:,} of {run.config.steps:,}" for run in unfinished)
         notes.append(f"Not finished: {states}.")

@@ -186,6 +186,18 @@ def test_a_time_is_told_with_what_was_done_in_it(runs: dict[str, Path]) -> None:
     assert said.count(f"{epochs} epochs of") == 2
 
 
+def test_fewer_steps_than_the_presets_are_told(runs: dict[str, Path]) -> None:
+    vae, gan = read_runs([runs["vae"], runs["gan"]])
+    notes = comparison_of([vae, replace(gan, config=replace(gan.config, steps=10_000))]).notes
+    assert "vae-mnist was to do 24 steps; its preset does 940." in notes
+    assert not any(note.startswith("gan-mnist was") for note in notes)
+
+
+def test_a_page_of_several_runs_has_its_own_command(runs: dict[str, Path], tmp_path: Path) -> None:
+    html = _report(tmp_path / "report.html", "vae", "gan", runs=runs)
+    assert f"This page again: <code>gen-dist report {runs['vae']} {runs['gan']}</code>" in html
+
+
 def test_a_second_measure_of_fidelity_is_told_where_it_says_otherwise(runs: dict[str, Path]) -> None:
     vae, gan = read_runs([runs["vae"], runs["gan"]])
     words = []

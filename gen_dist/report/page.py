@@ -128,9 +128,11 @@ def report_html(
         lstrip_blocks=True,
     )
     pages = [_page(run, times, place) for place, (run, times) in enumerate(zip(runs, step_times, strict=True))]
+    command = shlex.join(["gen-dist", "report", *(str(run.path) for run in runs)])
     return environment.get_template("page.html").render(
         title=pages[0].title if comparison is None else " and ".join(group.label for group in comparison.groups),
         pages=pages,
+        command=command,
         comparison=None if comparison is None else _comparison(comparison, pages),
         style=Markup((texts / "style.css").read_text(encoding="utf-8")),
         script=Markup((texts / "script.js").read_text(encoding="utf-8")),
@@ -327,7 +329,7 @@ def _commands(run: RunRecord) -> list[tuple[str, str]]:
         ("its evaluation", f"gen-dist evaluate {path}"),
         ("new images from it", f"gen-dist sample {path} --count 64"),
         ("one of its steps", f"gen-dist replay {path} --step {max(run.step, 1)}"),
-        ("this report", f"gen-dist report {path}"),
+        ("a report of it", f"gen-dist report {path}"),
     ]
 
 
