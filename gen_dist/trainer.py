@@ -332,8 +332,9 @@ class _Turn:
             with self._computing():
                 loss, log, handed_on = TurnResult(*self._module(batch))
             lap("forward")
-            # A graph that was handed on may lead to more than this turn trains.
-            wanted = self._parameters if self.phase.hands_on_graphs else None
+            # A graph that was handed on leads to more than this turn trains; to say so costs a little.
+            has_graphs = any(value.requires_grad for value in batch.handed_on.values())
+            wanted = self._parameters if has_graphs else None
             self.scaler.scale(loss if share == 1.0 else loss * share).backward(inputs=wanted)
             lap("backward")
         return log, handed_on
