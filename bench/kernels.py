@@ -1,7 +1,8 @@
 """The latent step's bytes, time and launches beside eager PyTorch's and Inductor's: `python bench/kernels.py --help`.
 
 All take the same encoder output and give latents and KL divergence; the rivals draw with torch's generator. Outputs and
-gradients are checked before anything is timed, and the contestants take turns.
+gradients are checked before anything is timed, and the contestants take turns. On a GPU it is the device's time: each
+is recorded as a CUDA graph, for the host would take longer to launch them than the device to compute.
 """
 
 import functools
@@ -61,7 +62,9 @@ def main(device: Literal["auto", "cpu", "cuda"] = "auto", rounds: int = 50, larg
     torch._functorch.config.donated_buffer = False  # a backward pass is timed many times
     print(byte_table())
     bandwidth = copy_bandwidth(where)
-    print(f"\ncopying moves {bandwidth / 1e9:.1f} GB/s here; `of copy` is bytes moved / time, as a share of that\n")
+    nothing = idle_seconds(where)
+    print(f"\ncopying moves {bandwidth / 1e9:.1f} GB/s here; `of copy` is bytes moved / time, as a share of that;")
+    print(f"what does next to nothing takes {nothing * 1e6:.1f} us, timed in the same way\n")
     print("| encoder output | dtype | pass | contestant | median us | p20 | p80 | launches | of copy |")
     print("|---|---|---|---|---|---|---|---|---|")
     for shape in SHAPES + (LARGE_SHAPES if large else ()):
@@ -83,6 +86,7 @@ def plain(parameters: Tensor) -> tuple[Tensor, Tensor]:
 
 def contestants(rng: Tensor) -> dict[str, LatentStep]:
     """Ours and its rivals by name. On CPUs ours draws with NumPy, and the kernel's twin runs beside it."""
+    torch._dynamo.reset()  # else the shapes before count towards its limit, after which it runs what is not compiled
     steps: dict[str, LatentStep] = {
         "eager": plain,
         "Inductor": torch.compile(plain, dynamic=False),
@@ -190,7 +194,8 @@ def timed_rows(
     steps = contestants(rng)
     outputs = {}
     for contestant, step in steps.items():
-        outputs[contestant] = step(parameters)
+        with _on_stream_of_recordings(device):  # where backward then runs as well
+            outputs[contestant] = step(parameters)
         check(contestant, outputs[contestant], parameters)
     check_ours(outputs["ours"], parameters, rng)
     latents, kl_nats = outputs["ours"]
@@ -209,7 +214,7 @@ def timed_rows(
         for contestant, seconds in times.items():
             low, median, high = np.percentile(seconds, (20, 50, 80))
             share = moved[label] * parameters.numel() * parameters.element_size() / median / bandwidth
-            launches = count_launches(calls[contestant]) if device.type == "cuda" else None
+            launches = count_launches(calls[contestant], device) if device.type == "cuda" else None
             yield (
                 f"| {' x '.join(map(str, shape))} | {name} | {label} | {contestant} | {median * 1e6:.1f} | "
                 f"{low * 1e6:.1f} | {high * 1e6:.1f} | {'-' if launches is None else launches} | {share:.0%} |"
@@ -251,16 +256,57 @@ def in_turns(calls: dict[str, Callable[[], Any]], device: torch.device, rounds: 
     """Seconds of each call, one of each in turn, its inputs out of the caches before it."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     flushed = torch.empty(FLUSHED_BYTES // 4, device=device)
-    for call in calls.values():
+    ready = {name: recorded(call, device) for name, call in calls.items()}
+    for call in ready.values():
         for _ in range(WARMUP):
             call()
     for _ in range(rounds):
-        for name, call in calls.items():
-            flushed.zero_()
+        for name, call in ready.items():
+            flushed.zero_()  # takes a GPU longer than the host takes to launch what follows
             with timing(device) as elapsed:
                 call()
             seconds[name].append(elapsed())
     return seconds
+
+
+def recorded(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+    """What a call has a GPU do, as one launch; on a CPU the call itself."""
+    if device.type != "cuda":
+        return call
+    with _on_stream_of_recordings(device) as stream:
+        for _ in range(3):
+            call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        results = call()
+
+    def replay(_kept: Any = results) -> None:
+        graph.replay()
+
+    return replay
+
+
+@contextmanager
+def _on_stream_of_recordings(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
+    """Within it, a GPU's work is for the stream that is recorded; before and after, it waits for all other."""
+    if device.type != "cuda":
+        yield None
+        return
+    torch.cuda.synchronize()
+    with torch.cuda.stream(_stream_of_recordings()):
+        yield _stream_of_recordings()
+    torch.cuda.synchronize()
+
+
+@functools.cache
+def _stream_of_recordings() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
+
+
+def idle_seconds(device: torch.device) -> float:
+    """What of a time is not the call's own: the median of the times of a call that writes one number."""
+    number = torch.zeros((), device=device)
+    return float(np.median(in_turns({"nothing": number.zero_}, device, 20)["nothing"]))
 
 
 @contextmanager
@@ -290,13 +336,14 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * source.nbytes / float(np.median(seconds))
 
 
-def count_launches(call: Callable[[], Any]) -> int:
+def count_launches(call: Callable[[], Any], device: torch.device) -> int:
     """Kernels that a call starts on the GPU."""
-    call()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with _on_stream_of_recordings(device):
         call()
         torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            call()
+            torch.cuda.synchronize()
     return sum(event.device_type.name == "CUDA" for event in profile.events())
 
 

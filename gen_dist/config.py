@@ -380,6 +380,8 @@ class TrainConfig:
     bf16 on GPUs that have it, else float32."""
     compile: bool = False
     """Compile each phase with torch.compile: steps take less time, and the start takes more, seconds to minutes."""
+    cuda_graphs: bool = True
+    """On one GPU, record the device's work of a step and replay it as one launch; not in fp16."""
     sync_batch_norm: bool = False
     """Batch statistics over the images of all processes, so that their number does not change the run. Otherwise each
     process normalizes its own images, as the papers have it."""

@@ -45,6 +45,9 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, logits: Tensor, targets: Tensor) -> Tensor:
         ctx.save_for_backward(logits, targets)
+        # Of what is done in place here, torch.compile of 2.11 made gradients that were wrong without a word.
+        if torch.compiler.is_compiling():
+            return torch.addcmul(logits.relu(), logits, targets, value=-1.0) - logits.abs().sigmoid().log()
         log_sigmoid = logits.abs().sigmoid_().log_()
         return torch.addcmul(logits.relu(), logits, targets, value=-1.0).sub_(log_sigmoid)
 
@@ -52,6 +55,8 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         logits, targets = ctx.saved_tensors
+        if torch.compiler.is_compiling():
+            return (logits.sigmoid() - targets) * gradient, None
         return logits.sigmoid().sub_(targets).mul_(gradient), None
 
 

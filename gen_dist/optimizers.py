@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,9 +48,9 @@ class LightAdam(torch.optim.Adam):
 
     def __init__(self, parameters: list[nn.Parameter], **options: Any) -> None:
         super().__init__(parameters, fused=True, **options)
-        self._of_all: tuple[_Lists, Tensor] | None = None
-        """The lists where every parameter has a gradient, and all numbers of updates in them as one vector, so that one
-        operation counts an update of them all."""
+        self._of_all: tuple[_Lists, Tensor, int] | None = None
+        """The lists where every parameter has a gradient; all numbers of updates in them as one vector, so that one
+        operation counts an update of them all; and the size of the pieces that the lists are cut in, see piece_size."""
 
     def update(self) -> None:
         """One step with the gradients that there are, which are gone afterwards."""
@@ -63,8 +63,9 @@ class LightAdam(torch.optim.Adam):
             if gradients:
                 torch._foreach_add_(lists[3], 1.0)
         else:
-            lists, counts = self._of_all = self._of_all or self._collect_all()
+            lists, counts, size = self._of_all = self._of_all or self._collect_all()
             counts.add_(1.0)
+            gradients = [piece for gradient in gradients for piece in _pieces(gradient.contiguous(), size)]
         updated, first, second, steps = lists
         if updated:
             beta1, beta2 = group["betas"]
@@ -94,14 +95,19 @@ class LightAdam(torch.optim.Adam):
         self._init_group(self.param_groups[0], updated, [], first, second, [], steps)
         return lists
 
-    def _collect_all(self) -> tuple[_Lists, Tensor]:
-        """The same where all have gradients, and their numbers of updates, moved to one vector."""
+    def _collect_all(self) -> tuple[_Lists, Tensor, int]:
+        """The same where all have gradients; the numbers of updates, moved to one vector; what the lists are cut in."""
         updated, first, second, steps = self._collect()
         counts = torch.stack(steps)
         steps = list(counts.unbind())
         for parameter, count in zip(updated, steps, strict=True):
             self.state[parameter]["step"] = count
-        return (updated, first, second, steps), counts
+        size = piece_size(updated)
+        steps = [step for step, of in zip(steps, updated, strict=True) for _ in _pieces(of, size)]
+        updated, first, second = (
+            [piece for of in tensors for piece in _pieces(of.detach(), size)] for tensors in (updated, first, second)
+        )
+        return (updated, first, second, steps), counts, size
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's."""
@@ -116,6 +122,30 @@ class LightAdam(torch.optim.Adam):
         """Take the state of another; as torch's."""
         _unguarded(torch.optim.Optimizer.load_state_dict)(self, state_dict)
         self._of_all = None
+
+
+LARGEST_PIECE = 2**16
+SMALLEST_PIECE = 2**13
+PIECES = 256
+"""About twice the multiprocessors of a large GPU."""
+
+
+def piece_size(parameters: Sequence[Tensor]) -> int:
+    """Elements of the pieces that an update takes parameters in; 0 where it takes them whole.
+
+    On GPUs torch's kernel gives 2^16 elements to each block. Small nets are few such blocks, and most of the device
+    has nothing to do: an update of `vae-mnist` took a third of the whole step's time on an H200.
+    """
+    if parameters[0].device.type != "cuda" or not all(parameter.is_contiguous() for parameter in parameters):
+        return 0
+    wanted = sum(parameter.numel() for parameter in parameters) // PIECES
+    size = max(SMALLEST_PIECE, 1 << (wanted - 1).bit_length() if wanted else 0)
+    return size if size < LARGEST_PIECE else 0
+
+
+def _pieces(tensor: Tensor, size: int) -> Sequence[Tensor]:
+    """A contiguous tensor in pieces of a size, the last of them smaller; itself, if it is no larger, or for size 0."""
+    return tensor.view(-1).split(size) if 0 < size < tensor.numel() else (tensor,)
 
 
 def _unguarded(method: Callable[..., Any]) -> Callable[..., Any]:

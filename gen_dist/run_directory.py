@@ -27,7 +27,7 @@ HOLDER_FILE = ".holder"
 _BEGUN = "begun"
 
 _FREE_FIELDS = {
-    *("preset", "data_root", "packing", "run_dir", "accumulation", "precision", "compile", "device"),
+    *("preset", "data_root", "packing", "run_dir", "accumulation", "precision", "compile", "cuda_graphs", "device"),
     *("checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_every", "wandb"),
 }
 """Config fields that may change when a run goes on: they do not decide what a step computes, but for rounding and, on

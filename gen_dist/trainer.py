@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gen_dist import parallel
 from gen_dist.checkpoint import Checkpoint
-from gen_dist.config import OptimizerConfig, TrainConfig
+from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.networks import iterate_spectral_norms, spectrally_normalized
@@ -23,11 +22,18 @@ from gen_dist.objectives import Batch, Objective, Phase, TurnResult, build_objec
 from gen_dist.optimizers import LightAdam, build_optimizer
 from gen_dist.parallel import Processes
 from gen_dist.score_bins import SCORE_EDGES
+from gen_dist.step_graphs import CudaRecorder, StepGraphs
 from gen_dist.sync_batch_norm import synchronize
 from gen_dist.whole_phase import WholePhase, gradients_can_be_traced
 
 Lap = Callable[[str], None]
 """Takes the name of a part of a step when that part is done; a stopwatch, in step_times.py."""
+Due = dict[str, bool]
+"""The phases whose turn it is, in their order, each with whether its penalty is due."""
+
+
+def _no_lap(_part: str) -> None:
+    pass
 
 
 class Trainer:
@@ -70,7 +76,9 @@ class Trainer:
         hands_on_graphs = all(turn.hands_on_graphs for turn in self._turns.values())
         for phase in phases.values():
             phase.hands_on_graphs = hands_on_graphs
-        self._rng = torch.tensor([config.seed, 0], dtype=torch.int64, device=processes.device)
+        self._numbers = StepNumbers(config, processes.device, in_tensors=processes.device.type == "cuda")
+        recordable = _can_be_recorded(config, processes, self.dtype)
+        self._graphs = StepGraphs(CudaRecorder(processes.device)) if recordable else None
         self._batches = TrainBatches(
             dataset.train,
             seed=config.seed,
@@ -85,28 +93,39 @@ class Trainer:
         """The objective to use: with averaged weights where an average is kept."""
         return self.objective if self.averaged is None else self.averaged
 
-    def run_step(self, step: int, lap: Lap = lambda _part: None) -> dict[str, Tensor]:
+    def run_step(self, step: int, lap: Lap | None = None) -> dict[str, Tensor]:
         """One optimizer step of every phase whose turn it is; returns their logs, still on the device.
 
         Values are means [] over this rank's images, or [B], one for each; `average_logs` makes them global, where ranks
         with more images weigh more. `lap` is called as each part of the step is done: `data`; `PHASE/forward`,
         `PHASE/backward`, or where one graph is compiled of both `PHASE/gradients`; `PHASE/optimizer`; `moving average`.
-        (Gradients that a loss is made of, as of a penalty, are part of `forward`.)
+        (Gradients that a loss is made of, as of a penalty, are part of `forward`.) A CUDA graph has no parts: with
+        `lap` there is none.
         """
-        self._rng[1] = step
+        self._numbers.write(step)
         micro_batches = [
-            Batch(*self._batches.micro_batch(step, index), self._rng, first_row)
+            Batch(*self._batches.micro_batch(step, index), self._numbers.rng, first_row)
             for index, (first_row, _) in enumerate(self._micro_batches)
         ]
+        due = {
+            name: step % turn.phase.penalty_every == 0
+            for name, turn in self._turns.items()
+            if step % turn.phase.every == 0
+        }
+        if self._graphs and lap is None:
+            return self._graphs.run(tuple(due.items()), micro_batches, lambda batches: self._take_turns(batches, due))
+        lap = lap or _no_lap
         lap("data")
+        return self._take_turns(micro_batches, due, lap)
+
+    def _take_turns(self, micro_batches: list[Batch], due: Due, lap: Lap = _no_lap) -> dict[str, Tensor]:
+        """All that a step does once it has its images. What tells one step from the next stands in tensors by now,
+        wherever this may be recorded."""
         logs: dict[str, Tensor] = {}
-        learning_rate = learning_rate_at(self.config, step)
-        for name, turn in self._turns.items():
-            if step % turn.phase.every:
-                continue
-            penalized = step % turn.phase.penalty_every == 0
+        for name, penalized in due.items():
+            turn = self._turns[name]
             micro_batches = [batch._replace(penalized=penalized) for batch in micro_batches]
-            turn_logs, handed_on = turn.take(micro_batches, learning_rate, _lap_of_phase(lap, name))
+            turn_logs, handed_on = turn.take(micro_batches, self._numbers.learning_rate, _lap_of_phase(lap, name))
             micro_batches = [
                 batch._replace(handed_on={**batch.handed_on, **more})
                 for batch, more in zip(micro_batches, handed_on, strict=True)
@@ -114,7 +133,7 @@ class Trainer:
             prefix = f"{name}/" if len(self._turns) > 1 else ""
             logs |= {prefix + key: value for key, value in turn_logs.items()}
         if self.averaged is not None:
-            _move_average(self.averaged, self.objective, self.config.optimization, step)
+            _move_average(self.averaged, self.objective, self._numbers.newest_weight)
             lap("moving average")
         return logs
 
@@ -205,6 +224,8 @@ class Trainer:
             self.objective.networks.load_state_dict(dict(checkpoint.tensors["networks"]))
             if self.averaged is not None:
                 self.averaged.networks.load_state_dict(dict(checkpoint.tensors["averaged"]))
+            if self._graphs:
+                self._graphs.forget()
             for name, turn in self._turns.items():
                 turn.load(checkpoint.tensors[f"optimizer-{name}"], checkpoint.facts["loss_scales"][name])
         except (KeyError, RuntimeError) as error:
@@ -214,6 +235,40 @@ class Trainer:
     def close(self) -> None:
         """Stop the thread that gathers batches."""
         self._batches.close()
+
+
+class StepNumbers:
+    """What a step has of its number: the key of its noise, the learning rate, and how far the average moves.
+
+    On a GPU all are tensors, recorded or not: so there is one arithmetic of a step, and its bits are the same.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device, *, in_tensors: bool) -> None:
+        self._config = config
+        self.rng = torch.tensor([config.seed, 0], dtype=torch.int64, device=device)
+        self._step = self.rng[1]  # a view: assigning to an item copies from the host, and waits for the device
+        self.learning_rate: float | Tensor = torch.zeros((), device=device) if in_tensors else 0.0
+        self.newest_weight: float | Tensor = torch.zeros((), device=device) if in_tensors else 0.0
+
+    def write(self, step: int) -> None:
+        """Make them those of a step, counted from 0."""
+        self._step.fill_(step)
+        self.learning_rate = _written(self.learning_rate, learning_rate_at(self._config, step))
+        if self._config.optimization.ema_decay is not None:
+            self.newest_weight = _written(
+                self.newest_weight, newest_weight_at(self._config.optimization.ema_decay, step)
+            )
+
+
+def _written(number: float | Tensor, value: float) -> float | Tensor:
+    """The value; in the same tensor, where it stands in one."""
+    return number.fill_(value) if isinstance(number, Tensor) else value
+
+
+def _can_be_recorded(config: TrainConfig, processes: Processes, dtype: torch.dtype) -> bool:
+    """Whether steps are CUDA graphs. Scaled gradients are looked at by the host; those of several processes travel."""
+    on_one_gpu = processes.device.type == "cuda" and processes.world_size == 1
+    return config.cuda_graphs and on_one_gpu and dtype != torch.float16
 
 
 class _Turn:
@@ -270,7 +325,7 @@ class _Turn:
             self._module = phase if self._common else parallel.averaging_gradients(phase, processes)
 
     def take(
-        self, micro_batches: list[Batch], learning_rate: float, lap: Lap
+        self, micro_batches: list[Batch], learning_rate: float | Tensor, lap: Lap
     ) -> tuple[dict[str, Tensor], list[Mapping[str, Tensor]]]:
         """Gradients over all micro-batches, then one optimizer step.
 
@@ -388,7 +443,7 @@ class _Turn:
 
 
 def _lap_of_phase(lap: Lap, phase: str) -> Lap:
-    return lambda part: lap(f"{phase}/{part}")
+    return lap if lap is _no_lap else lambda part: lap(f"{phase}/{part}")
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
@@ -409,6 +464,14 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
             return config.learning_rate * (1.0 - progress)
         case "cosine":
             return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def newest_weight_at(ema_decay: float, step: int) -> float:
+    """How far a step, counted from 0, moves the average of the weights towards the newest ones.
+
+    The decay starts low and rises to the configured one, so that the random initial weights do not linger.
+    """
+    return 1.0 - min(ema_decay, (1 + step) / (10 + step))
 
 
 @contextlib.contextmanager
@@ -466,22 +529,24 @@ def _frozen_copy(objective: Objective) -> Objective:
     return averaged.requires_grad_(False).eval()
 
 
-def _move_average(averaged: Objective, objective: Objective, config: OptimizerConfig, step: int) -> None:
-    """averaged += (1 - decay) * (objective - averaged), of weights and of the statistics of batch normalization.
+def _move_average(averaged: Objective, objective: Objective, newest_weight: float | Tensor) -> None:
+    """averaged += newest_weight * (objective - averaged), of weights and of the statistics of batch normalization.
 
     Averaged weights give other activations than the newest ones, so their statistics are averaged as well. Other
     buffers are copied: the singular vectors of a spectral norm are not to be averaged.
-
-    The decay starts low and rises to the configured one, so that the random initial weights do not linger.
     """
-    assert config.ema_decay is not None
-    decay = min(config.ema_decay, (1 + step) / (10 + step))
-    average = get_ema_multi_avg_fn(decay)
-    mine, theirs = (list(networks.parameters()) for networks in (averaged.networks, objective.networks))
+    mine: list[Tensor] = list(averaged.networks.parameters())
+    theirs: list[Tensor] = list(objective.networks.parameters())
     for (name, buffer), newest in zip(averaged.networks.named_buffers(), objective.networks.buffers(), strict=True):
         if name.endswith(("running_mean", "running_var")):
-            mine.append(buffer)  # type: ignore[arg-type]
-            theirs.append(newest)  # type: ignore[arg-type]
+            mine.append(buffer)
+            theirs.append(newest)
         else:
             buffer.copy_(newest)
-    average(mine, theirs, None)
+    with torch.no_grad():
+        if isinstance(newest_weight, Tensor):
+            differences = list(torch._foreach_sub(theirs, mine))
+            torch._foreach_mul_(differences, newest_weight)
+            torch._foreach_add_(mine, differences)
+        else:
+            torch._foreach_lerp_(mine, theirs, newest_weight)

@@ -37,7 +37,7 @@ def normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> T
     if rng.device.type == "cpu":
         draw = normal_operator if torch.compiler.is_compiling() else _host_normal
     elif runs_triton(rng.device):
-        draw = normal_operator if torch.compiler.is_compiling() else _triton_normal
+        draw = normal_operator  # eager, too: within torch.func.grad tensors have no memory that a kernel could be given
     else:
         draw = device_normal
     return draw(rng, stream, first_row, rows, width)
@@ -55,9 +55,10 @@ def binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor
     Returns:
         float32 of the shape of `images`, each 0.0 or 1.0.
     """
-    if rng.device.type != "cpu":
-        return device_binarize(images, rng, stream, first_row)
-    draw = binarize_operator if torch.compiler.is_compiling() else _host_binarize
+    if rng.device.type == "cpu":
+        draw = binarize_operator if torch.compiler.is_compiling() else _host_binarize
+    else:
+        draw = binarize_operator if runs_triton(rng.device) else device_binarize
     return draw(images, rng, stream, first_row)
 
 
@@ -231,7 +232,14 @@ def _host_binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> 
     return torch.from_numpy(ones).float().view(images.shape)
 
 
-binarize_operator = torch.library.custom_op("gen_dist::binarize", _host_binarize, mutates_args=())
+@torch.library.custom_op("gen_dist::binarize", mutates_args=())
+def binarize_operator(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
+    """`binarize` as compiled code calls it."""
+    if runs_triton(rng.device):
+        from kernels import triton_noise  # see _triton_normal
+
+        return triton_noise.binarize(images, rng, stream, first_row)
+    return _host_binarize(images, rng, stream, first_row)
 
 
 @binarize_operator.register_fake

@@ -1,4 +1,4 @@
-"""The device noise in Triton: Philox words, standard normals of a tile, and the kernel behind `normal`.
+"""The device noise in Triton: Philox words, standard normals of a tile, and the kernels behind `normal` and `binarize`.
 
 The specification stands in kernels/noise.py. Every draw is a function of its counter, so a tile of any shape anywhere
 gives the same bits, and a backward pass draws again what the forward pass drew.
@@ -236,3 +236,74 @@ def normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> T
         launch = normal_launch(stream, first_row, rows, width, warp_size=warp_size_of(rng.device))
         launch(normals_ptr=normals, rng_ptr=rng)
     return normals
+
+
+@triton.jit
+def halves_tile(rng_ptr, row, first_block, stream, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Random 16-bit numbers of a tile, uint32 [ROWS, COLUMNS]: low, then high halves of the words of its counters.
+
+    Eight neighbours are drawn by one thread. The arguments are those of `noise_tile`, but that a counter has eight.
+    """
+    seed = tl.load(rng_ptr).to(tl.uint64, bitcast=True)
+    step = tl.load(rng_ptr + 1).to(tl.uint32)
+    shape: tl.constexpr = (ROWS, COLUMNS // 8)
+    group = tl.arange(0, COLUMNS // 8) + first_block
+    w0, w1, w2, w3 = philox_4x32_10(
+        tl.broadcast_to(group.to(tl.uint32)[None, :], shape),
+        tl.broadcast_to(row.to(tl.uint32)[:, None], shape),
+        tl.full(shape, 0, tl.uint32) + stream.to(tl.uint32),
+        tl.full(shape, 0, tl.uint32) + step,
+        seed.to(tl.uint32),
+        (seed >> 32).to(tl.uint32),
+    )
+    even = tl.join(tl.join(w0 & 0xFFFF, w2 & 0xFFFF), tl.join(w1 & 0xFFFF, w3 & 0xFFFF))
+    odd = tl.join(tl.join(w0 >> 16, w2 >> 16), tl.join(w1 >> 16, w3 >> 16))
+    return tl.reshape(tl.join(even, odd), (ROWS, COLUMNS))
+
+
+@triton.jit(do_not_specialize=["rows", "first_row", "noise_stream"])
+def binarize_kernel(
+    binary_ptr,
+    images_ptr,
+    rng_ptr,
+    rows,
+    first_row,
+    noise_stream,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """Write 1.0 with the probability intensity / 255, else 0.0, for uint8 [rows, WIDTH]; a program writes one tile."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    first_column = tl.program_id(1) * COLUMNS
+    column = first_column + tl.arange(0, COLUMNS)
+    inside = (row < rows)[:, None] & (column < WIDTH)[None, :]
+    offset = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    intensity = tl.load(images_ptr + offset, mask=inside, other=0).to(tl.uint32)
+    halves = halves_tile(rng_ptr, row + first_row, first_column // VECTOR, noise_stream, ROWS, COLUMNS)
+    ones = tl.minimum(halves, 65534) < intensity * 257
+    tl.store(binary_ptr + offset, ones.to(tl.float32), mask=inside)
+
+
+def binarize_launch(stream: int, first_row: int, rows: int, width: int, *, warp_size: int = 32) -> Launch:
+    """The launch of `binarize_kernel` for uint8 [rows, width], neither of them 0. Pointers: binary, images, rng."""
+    tile = tile_of(width, torch.uint16, warp_size)  # eight draws a thread, of 16 bits each
+    return Launch(
+        kernel=binarize_kernel,
+        grid=tile.grid(rows, width),
+        integers={"rows": rows, "first_row": first_row, "noise_stream": stream},
+        constants={"WIDTH": width, **tile.constants()},
+        num_warps=tile.num_warps,
+    )
+
+
+def binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
+    """`kernels.binarize` by the kernel, on the device of `rng`."""
+    images = images.contiguous()
+    binary = torch.empty_like(images, dtype=torch.float32)
+    if binary.numel():
+        rows, width = len(images), images[0].numel()
+        launch = binarize_launch(stream, first_row, rows, width, warp_size=warp_size_of(rng.device))
+        launch(binary_ptr=binary, images_ptr=images, rng_ptr=rng)
+    return binary

@@ -35,7 +35,8 @@ _FIXED = {
     "objective.dynamic_binarization": "metrics of binary and of real-valued pixels do not compare",
     "steps": "early stopping needs the same steps for all",
     **dict.fromkeys(
-        ("accumulation", "compile", "device", "precision"), "it says how, not what is computed; set it for all trials"
+        ("accumulation", "compile", "cuda_graphs", "device", "precision"),
+        "it says how, not what is computed; set it for all trials",
     ),
     **dict.fromkeys(
         ("checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_every", "wandb"),

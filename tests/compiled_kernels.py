@@ -268,6 +268,13 @@ def normal_call(rng: Tensor, stream: int, first_row: int, rows: int, width: int,
     return Call(launch, {"rng_ptr": rng}, {"normals_ptr": torch.empty(rows, width)})
 
 
+def binarize_call(images: Tensor, rng: Tensor, stream: int, first_row: int, target: str) -> Call:
+    """The kernel that draws the pixels of images uint8 [rows, width]."""
+    launch = triton_noise.binarize_launch(stream, first_row, *images.shape, warp_size=warp_size_of(target))
+    binary = torch.empty(images.shape)
+    return Call(launch, {"images_ptr": images, "rng_ptr": rng}, {"binary_ptr": binary})
+
+
 # ---------------------------------------------------------------------------------------------------------- reference
 
 

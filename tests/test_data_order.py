@@ -88,6 +88,15 @@ def test_batches_are_the_images_of_the_order(split: Split, budget: int) -> None:
     gathered.close()
 
 
+def test_indices_that_are_cut_on_the_device_are_those_of_the_order(split: Split) -> None:
+    """As a GPU has them; some batches straddle two epochs, or stand in one that is over."""
+    resident = batches(split, 2**30, [(8, 5), (13, 3)])
+    for place in ((0, 0), (2, 1), (3, 0), (3, 1), (24, 1), (6, 0), (2, 1)):
+        assert np.array_equal(resident._indices_on_device(place).numpy(), resident._indices(place))
+    whole = batches(split, 2**30, [(0, 100)])
+    assert np.array_equal(whole._indices_on_device((1, 0)).numpy(), whole._indices((1, 0)))
+
+
 def test_mapped_batches_follow_a_jump_in_step(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     mapped, resident = batches(split, 0, [(0, 4), (4, 4)]), batches(split, 2**30, [(0, 4), (4, 4)])
     gather = mapped.gather

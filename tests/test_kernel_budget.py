@@ -13,7 +13,16 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is made for Linux alone")
 
-from tests.compiled_kernels import Call, Case, Inputs, backward_call, forward_call, normal_call, warp_size_of
+from tests.compiled_kernels import (
+    Call,
+    Case,
+    Inputs,
+    backward_call,
+    binarize_call,
+    forward_call,
+    normal_call,
+    warp_size_of,
+)
 from tests.kernel_compiler import TARGETS, Usage, amd_usage, cuda_usage, ptxas_usage
 
 KERNELS = {"forward": forward_call, "backward": backward_call}
@@ -133,6 +142,16 @@ def test_normal_kernel_stays_within_its_budget(target: str) -> None:
     assert usage.registers <= 40
     check_memory(usage, target, narrow_loads=2, narrow_stores=0)
     assert instructions_an_element(call, usage, target) <= 50
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_binarize_kernel_stays_within_its_budget(target: str) -> None:
+    images = torch.zeros(8, 1024, dtype=torch.uint8)
+    call = binarize_call(images, torch.tensor([1, 2]), 3, 4, target)
+    usage = usage_of(call, target)
+    assert usage.registers <= 40
+    check_memory(usage, target, narrow_loads=3, narrow_stores=0)
+    assert instructions_an_element(call, usage, target) <= 30
 
 
 def test_two_ways_to_count_registers_agree() -> None:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import normal, reparameterize_kl
+from kernels import binarize, normal, reparameterize_kl
 from kernels.latent import twin_backward, twin_forward
-from kernels.noise import device_normal
+from kernels.noise import device_binarize, device_normal
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,6 +55,15 @@ def test_normals_equal_their_definition_and_those_of_a_shard_the_wholes() -> Non
     drawn = normal(_rng(), STREAM, FIRST_ROW, 300, 37)
     torch.testing.assert_close(drawn, device_normal(_rng(), STREAM, FIRST_ROW, 300, 37), rtol=0, atol=2e-6)
     assert torch.equal(normal(_rng(), STREAM, FIRST_ROW + 100, 50, 37), drawn[100:150])
+
+
+@pytest.mark.parametrize("shape", [(300, 1, 28, 28), (7, 3, 5, 3), (3, 2000)])
+def test_pixels_are_drawn_as_they_are_defined(shape: tuple[int, ...]) -> None:
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda", generator=torch.Generator("cuda"))
+    drawn = binarize(images, _rng(), STREAM, FIRST_ROW)
+    assert torch.equal(drawn, device_binarize(images, _rng(), STREAM, FIRST_ROW))
+    if len(shape) == 4:
+        assert torch.equal(binarize(images.to(memory_format=torch.channels_last), _rng(), STREAM, FIRST_ROW), drawn)
 
 
 def test_two_shards_of_rows_have_the_bits_of_the_whole() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import threading
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gen_dist.data.order import image_indices
+from gen_dist.data.order import epoch_order, image_indices, spans
 from gen_dist.data.packed import Split
 from gen_dist.errors import DataError
 
@@ -67,6 +68,7 @@ class TrainBatches:
         self._device = torch.device("cuda", torch.cuda.current_device()) if bare_cuda else device
         self._split = split
         self._prefetcher: _Prefetcher | None = None
+        self._order_on_device = functools.lru_cache(maxsize=2)(self._upload_order)  # two where a batch straddles
         if split.images.nbytes + split.labels.nbytes <= resident_budget_bytes:
             # On the CPU `copy` reads the map into memory once, so that no page fault stalls a step.
             self._images = torch.from_numpy(split.images).to(self._device, copy=True)
@@ -89,8 +91,8 @@ class TrainBatches:
         if self._prefetcher is not None:
             images, labels = self._prefetcher.take((step, index))
             return self._to_device(images), self._to_device(labels)
-        indices = torch.from_numpy(self._indices((step, index)))
-        indices = self._to_device(indices.pin_memory() if self._pinned else indices)
+        place = step, index
+        indices = self._indices_on_device(place) if self._pinned else torch.from_numpy(self._indices(place))
         return self._images.index_select(0, indices), self._labels.index_select(0, indices)
 
     def close(self) -> None:
@@ -117,6 +119,18 @@ class TrainBatches:
         np.take(self._split.images, indices, axis=0, out=images.numpy(), mode="clip")
         np.take(self._split.labels, indices, axis=0, out=labels.numpy(), mode="clip")
         return images, labels
+
+    def _indices_on_device(self, place: Place) -> Tensor:
+        """The same, cut from the orders of whole epochs there: a step copies nothing from the host."""
+        step, index = place
+        first_row, rows = self._micro_batches[index]
+        wanted = spans(self._count, step * self._global_batch_size + first_row, rows)
+        parts = [self._order_on_device(epoch)[span] for epoch, span in wanted]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _upload_order(self, epoch: int) -> Tensor:
+        order = torch.tensor(epoch_order(self._count, self._seed, epoch))
+        return self._to_device(order.pin_memory() if self._pinned else order)
 
     def _indices(self, place: Place) -> NDArray[np.int64]:
         step, index = place

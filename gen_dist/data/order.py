@@ -21,15 +21,23 @@ def image_indices(
     Returns:
         int64 [rows], each in 0 .. count - 1.
     """
-    position = step * global_batch_size + first_row
-    end = position + rows
-    parts = []
-    while position < end:
-        epoch, start = divmod(position, count)
-        part = _permutation(count, seed, epoch)[start : start + end - position]
-        parts.append(part)
-        position += len(part)
+    parts = [
+        epoch_order(count, seed, epoch)[span]
+        for epoch, span in spans(count, step * global_batch_size + first_row, rows)
+    ]
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def spans(count: int, first: int, rows: int) -> list[tuple[int, slice]]:
+    """Where `rows` images from position `first` of a run stand: in which epochs, and where in the order of each."""
+    found = []
+    end = first + rows
+    while first < end:
+        epoch, start = divmod(first, count)
+        stop = min(start + end - first, count)
+        found.append((epoch, slice(start, stop)))
+        first += stop - start
+    return found
 
 
 def held_out_order(count: int) -> NDArray[np.int64]:
@@ -38,7 +46,8 @@ def held_out_order(count: int) -> NDArray[np.int64]:
 
 
 @functools.lru_cache(maxsize=2)  # a batch that straddles two epochs needs both
-def _permutation(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Positions in the split of the images of an epoch, in their order: int64 [count], not to be written to."""
     return _keyed_permutation(count, seed, Stream.ORDER, epoch)
 
 

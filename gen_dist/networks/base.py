@@ -38,12 +38,19 @@ class Decoder(nn.Module):
 
 
 def channels_last(maps: Tensor) -> Tensor:
-    """The same feature maps, on CPUs laid out pixel by pixel, as what is done with them then is.
+    """The same feature maps in the layout that is fastest, as what is done with them then is.
 
-    There that is faster, by up to a third in residual networks. Weights stay as they are, as optimizers know one layout
-    only; and compiled code chooses for itself.
+    Pixel by pixel on CPUs, by up to a third in residual networks, and on GPUs in half precision, whose matrix units
+    take such maps; channel by channel on GPUs in float32. Weights stay as they are, as optimizers know one layout only;
+    and compiled code chooses for itself, from the layout that everything has by default: of maps that a view gave
+    another one, it would foretell strides that cuDNN's gradients do not have.
     """
-    return maps if maps.device.type != "cpu" or torch.compiler.is_compiling() else pixel_by_pixel(maps)
+    kind = maps.device.type
+    if torch.compiler.is_compiling():
+        return maps.contiguous() if kind == "cuda" else maps
+    if kind == "cuda":
+        return pixel_by_pixel(maps) if torch.is_autocast_enabled("cuda") else maps.contiguous()
+    return pixel_by_pixel(maps) if kind == "cpu" else maps
 
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
