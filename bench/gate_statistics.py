@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import t
 
-LOOKS = (4, 6, 8, 12)
+LOOKS = (4, 6, 8, 12, 24)
 """Pairs of processes after which there is a look at whether it is decided; after the last there is no more to come."""
 CONFIDENCE = 0.95
 """That no interval of any look misses the truth; each of the looks gets an equal part of the rest (Bonferroni)."""

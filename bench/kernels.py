@@ -72,6 +72,7 @@ def main(device: Literal["auto", "cpu", "cuda"] = "auto", rounds: int = 50, larg
             for row in timed_rows(shape, name, dtype, where, rounds, bandwidth):
                 print(row, flush=True)
     gpu = torch.cuda.get_device_name() if where.type == "cuda" else None
+    print()
     print(json.dumps(before | {"gpu": gpu, "cuda": torch.version.cuda, "rounds": rounds}))
 
 

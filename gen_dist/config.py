@@ -381,7 +381,8 @@ class TrainConfig:
     compile: bool = False
     """Compile each phase with torch.compile: steps take less time, and the start takes more, seconds to minutes."""
     cuda_graphs: bool = True
-    """On one GPU, record the device's work of a step and replay it as one launch; not in fp16."""
+    """On one GPU, record the device's work of a step and replay it as one launch; not in fp16. Memory that a step takes
+    is then kept for the next one, and evaluation takes its own."""
     sync_batch_norm: bool = False
     """Batch statistics over the images of all processes, so that their number does not change the run. Otherwise each
     process normalizes its own images, as the papers have it."""

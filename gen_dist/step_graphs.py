@@ -62,13 +62,15 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         """See Recorder."""
-        graph = torch.cuda.CUDAGraph()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             # The thread that gathers batches allocates memory meanwhile, which is no error of this one.
             with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 result = work()
         except RuntimeError:
-            # Else torch's generator takes every draw from now on for one of the recording, and refuses it.
+            # Ending the recording failed as well, so that torch stays on its stream, and its generator takes every draw
+            # from now on for one of the recording.
+            torch.cuda.set_stream(before)
             generator = torch.cuda.default_generators[self._stream.device.index]
             with contextlib.suppress(RuntimeError):
                 generator.graphsafe_set_state(generator.clone_state())
@@ -82,8 +84,9 @@ class StepGraphs:
     A kind of step is whatever decides which operations there are, such as the phases that are due.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self, make_recorder: Callable[[], Recorder]) -> None:
+        self._make_recorder = make_recorder
+        self._recorder = make_recorder()
         self._recorded: dict[Hashable, _StepGraph] = {}
         self._seen: Counter[Hashable] = Counter()
 
@@ -105,6 +108,7 @@ class StepGraphs:
         """Record anew: tensors of the state may have other addresses from now on."""
         self._recorded.clear()
         self._seen.clear()
+        self._recorder = self._make_recorder()  # memory that recordings shared goes with the last of them
 
 
 class _StepGraph:
@@ -116,8 +120,11 @@ class _StepGraph:
         ]
         try:
             self._logs, self._replay = recorder.record(lambda: _StackedLogs(work(list(self._micro_batches))))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            # What the work did stands behind the end of the recording, which fails for it.
+            reason = " ".join(str(error.__context__ or error).split("\n")[0].split())
             raise ConfigError(
                 f"a step of this objective cannot be recorded as a CUDA graph: {reason}; use --no-cuda-graphs"
             ) from error

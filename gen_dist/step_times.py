@@ -54,10 +54,11 @@ class StepTimes:
     def method(self) -> str:
         """How it was measured, in a sentence."""
         last = self.first_step + self.steps - 1
+        launched = " They are launched kernel by kernel, which CUDA graphs save a run that has them."
         return (
             f"Mean wall time of steps {self.first_step:,} to {last:,}, replayed in one process on this machine "
             f"({self.device}, {self.threads} {'thread' if self.threads == 1 else 'threads'}) with a stopwatch between "
-            f"their parts, after {self.warm_up_steps} that do not count."
+            f"their parts, after {self.warm_up_steps} that do not count.{'' if self.device == 'CPU' else launched}"
         )
 
 
@@ -71,7 +72,8 @@ def measure_step_times(run_path: Path, announce: Callable[[str], None] = print) 
         CheckpointError: the directory holds no run.
         DataError: its data are not here.
     """
-    config = replace(config_of(run_path), device="auto")  # a GPU's run may be told of where there is none
+    # A GPU's run may be told of where there is none; and a CUDA graph has no parts.
+    config = replace(config_of(run_path), device="auto", cuda_graphs=False)
     newest = max((int(path.name.removeprefix("step_")) for path in checkpoint_paths(run_path)), default=0)
     with trainer_at(run_path, config, newest - WARM_UP_STEPS - LEAST_STEPS, announce) as (trainer, start):
         warm_up_steps = min(WARM_UP_STEPS, (config.steps - start) // 2)

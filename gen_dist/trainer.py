@@ -78,7 +78,7 @@ class Trainer:
             phase.hands_on_graphs = hands_on_graphs
         self._numbers = StepNumbers(config, processes.device, in_tensors=processes.device.type == "cuda")
         recordable = _can_be_recorded(config, processes, self.dtype)
-        self._graphs = StepGraphs(CudaRecorder(processes.device)) if recordable else None
+        self._graphs = StepGraphs(functools.partial(CudaRecorder, processes.device)) if recordable else None
         self._batches = TrainBatches(
             dataset.train,
             seed=config.seed,

@@ -37,7 +37,7 @@ def normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> T
     if rng.device.type == "cpu":
         draw = normal_operator if torch.compiler.is_compiling() else _host_normal
     elif runs_triton(rng.device):
-        draw = normal_operator  # eager, too: within torch.func.grad tensors have no memory that a kernel could be given
+        draw = normal_operator if _is_transformed() else _triton_normal
     else:
         draw = device_normal
     return draw(rng, stream, first_row, rows, width)
@@ -57,9 +57,19 @@ def binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor
     """
     if rng.device.type == "cpu":
         draw = binarize_operator if torch.compiler.is_compiling() else _host_binarize
+    elif runs_triton(rng.device):
+        draw = binarize_operator if _is_transformed() else _triton_binarize
     else:
-        draw = binarize_operator if runs_triton(rng.device) else device_binarize
+        draw = device_binarize
     return draw(images, rng, stream, first_row)
+
+
+def _is_transformed() -> bool:
+    """Whether this code is compiled, or differentiated by torch.func: its tensors have no memory for a kernel then.
+
+    Other code calls none of the operators, whose first call imports torch's compiler, which takes seconds.
+    """
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _host_normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
@@ -75,6 +85,12 @@ def runs_triton(device: torch.device) -> bool:
     return device.type == "cuda" and _TRITON_IS_INSTALLED
 
 
+def _triton_binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
+    from kernels import triton_noise  # there is no Triton on macOS and Windows
+
+    return triton_noise.binarize(images, rng, stream, first_row)
+
+
 def _triton_normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
     from kernels import triton_noise  # there is no Triton on macOS and Windows
 
@@ -83,7 +99,7 @@ def _triton_normal(rng: Tensor, stream: int, first_row: int, rows: int, width: i
 
 @torch.library.custom_op("gen_dist::normal", mutates_args=())
 def normal_operator(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
-    """`normal` as compiled code calls it. Its result is its own: compiled code may reuse the memory."""
+    """`normal` as code calls it that is transformed. Its result is its own: compiled code may reuse the memory."""
     if runs_triton(rng.device):
         return _triton_normal(rng, stream, first_row, rows, width)
     return _host_normal(rng, stream, first_row, rows, width).clone()
@@ -234,11 +250,9 @@ def _host_binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> 
 
 @torch.library.custom_op("gen_dist::binarize", mutates_args=())
 def binarize_operator(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
-    """`binarize` as compiled code calls it."""
+    """`binarize` as code calls it that is transformed."""
     if runs_triton(rng.device):
-        from kernels import triton_noise  # see _triton_normal
-
-        return triton_noise.binarize(images, rng, stream, first_row)
+        return _triton_binarize(images, rng, stream, first_row)
     return _host_binarize(images, rng, stream, first_row)
 
 

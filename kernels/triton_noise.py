@@ -149,6 +149,14 @@ def four_normals(block, row, stream, step, k0, k1):
 
 
 @triton.jit
+def key_and_step(rng_ptr):
+    """Low and high half of the seed, and the step, uint32 each, from int64 [2] = (seed, step)."""
+    seed = tl.load(rng_ptr).to(tl.uint64, bitcast=True)
+    step = tl.load(rng_ptr + 1).to(tl.uint32)
+    return seed.to(tl.uint32), (seed >> 32).to(tl.uint32), step
+
+
+@triton.jit
 def noise_tile(
     rng_ptr,
     row,
@@ -171,10 +179,7 @@ def noise_tile(
         COLUMNS: columns of the tile, a multiple of VECTOR.
         VECTOR: 4 or 8.
     """
-    seed = tl.load(rng_ptr).to(tl.uint64, bitcast=True)
-    step = tl.load(rng_ptr + 1).to(tl.uint32)
-    k0 = seed.to(tl.uint32)
-    k1 = (seed >> 32).to(tl.uint32)
+    k0, k1, step = key_and_step(rng_ptr)
     shape: tl.constexpr = (ROWS, COLUMNS // VECTOR)
     group = tl.arange(0, COLUMNS // VECTOR) * (VECTOR // 4) + first_block
     block = tl.broadcast_to(group.to(tl.uint32)[None, :], shape)
@@ -193,6 +198,17 @@ def noise_tile(
     return tl.reshape(noise, (ROWS, COLUMNS))
 
 
+@triton.jit
+def place_of_tile(rows, first_row, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A program's tile of [rows, WIDTH]: its first column, global rows [ROWS], and of its elements, [ROWS, COLUMNS],
+    where they are in memory and whether they are there at all."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    first_column = tl.program_id(1) * COLUMNS
+    column = first_column + tl.arange(0, COLUMNS)
+    inside = (row < rows)[:, None] & (column < WIDTH)[None, :]
+    return first_column, row + first_row, row.to(tl.int64)[:, None] * WIDTH + column[None, :], inside
+
+
 @triton.jit(do_not_specialize=["rows", "first_row", "noise_stream"])
 def normal_kernel(
     normals_ptr,
@@ -209,12 +225,9 @@ def normal_kernel(
 
     The stream of the noise is `noise_stream`, since Triton keeps `stream` for that of the launch.
     """
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    first_column = tl.program_id(1) * COLUMNS
-    column = first_column + tl.arange(0, COLUMNS)
-    noise = noise_tile(rng_ptr, row + first_row, first_column // 4, noise_stream, ROWS, COLUMNS, VECTOR)
-    inside = (row < rows)[:, None] & (column < WIDTH)[None, :]
-    tl.store(normals_ptr + (row.to(tl.int64)[:, None] * WIDTH + column[None, :]), noise, mask=inside)
+    first_column, row, offset, inside = place_of_tile(rows, first_row, WIDTH, ROWS, COLUMNS)
+    noise = noise_tile(rng_ptr, row, first_column // 4, noise_stream, ROWS, COLUMNS, VECTOR)
+    tl.store(normals_ptr + offset, noise, mask=inside)
 
 
 def normal_launch(stream: int, first_row: int, rows: int, width: int, *, warp_size: int = 32) -> Launch:
@@ -244,8 +257,7 @@ def halves_tile(rng_ptr, row, first_block, stream, ROWS: tl.constexpr, COLUMNS: 
 
     Eight neighbours are drawn by one thread. The arguments are those of `noise_tile`, but that a counter has eight.
     """
-    seed = tl.load(rng_ptr).to(tl.uint64, bitcast=True)
-    step = tl.load(rng_ptr + 1).to(tl.uint32)
+    k0, k1, step = key_and_step(rng_ptr)
     shape: tl.constexpr = (ROWS, COLUMNS // 8)
     group = tl.arange(0, COLUMNS // 8) + first_block
     w0, w1, w2, w3 = philox_4x32_10(
@@ -253,8 +265,8 @@ def halves_tile(rng_ptr, row, first_block, stream, ROWS: tl.constexpr, COLUMNS: 
         tl.broadcast_to(row.to(tl.uint32)[:, None], shape),
         tl.full(shape, 0, tl.uint32) + stream.to(tl.uint32),
         tl.full(shape, 0, tl.uint32) + step,
-        seed.to(tl.uint32),
-        (seed >> 32).to(tl.uint32),
+        k0,
+        k1,
     )
     even = tl.join(tl.join(w0 & 0xFFFF, w2 & 0xFFFF), tl.join(w1 & 0xFFFF, w3 & 0xFFFF))
     odd = tl.join(tl.join(w0 >> 16, w2 >> 16), tl.join(w1 >> 16, w3 >> 16))
@@ -275,13 +287,9 @@ def binarize_kernel(
     VECTOR: tl.constexpr,
 ):
     """Write 1.0 with the probability intensity / 255, else 0.0, for uint8 [rows, WIDTH]; a program writes one tile."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    first_column = tl.program_id(1) * COLUMNS
-    column = first_column + tl.arange(0, COLUMNS)
-    inside = (row < rows)[:, None] & (column < WIDTH)[None, :]
-    offset = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    first_column, row, offset, inside = place_of_tile(rows, first_row, WIDTH, ROWS, COLUMNS)
     intensity = tl.load(images_ptr + offset, mask=inside, other=0).to(tl.uint32)
-    halves = halves_tile(rng_ptr, row + first_row, first_column // VECTOR, noise_stream, ROWS, COLUMNS)
+    halves = halves_tile(rng_ptr, row, first_column // VECTOR, noise_stream, ROWS, COLUMNS)
     ones = tl.minimum(halves, 65534) < intensity * 257
     tl.store(binary_ptr + offset, ones.to(tl.float32), mask=inside)
 

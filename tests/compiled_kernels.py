@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels import triton_latent, triton_noise
 from kernels.latent import LOGVAR_RANGE, empty_latents, twin_forward
-from kernels.noise import device_normal
+from kernels.noise import device_binarize, device_normal
 from tests.kernel_compiler import REPOSITORY, TARGETS, Compiled, Launch, compile_launch
 from tests.ptx_executor import Trace, execute
 from tests.ptx_program import Program, parse
@@ -450,6 +450,17 @@ def check_backward(
     assert (call.outputs["prior_gradient_ptr"] is None) == (expected.prior is None)
     if expected.prior is not None and expected.prior_scale is not None:
         assert_close(call.output("prior_gradient_ptr"), expected.prior, expected.prior_scale, GRADIENT_ERROR)
+
+
+def check_binarize(
+    rng: Tensor, first_row: int, rows: int, width: int, target: str, directory: Path = REPOSITORY
+) -> None:
+    """The kernel draws the pixels that the definition does."""
+    images = torch.randint(0, 256, (rows, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(width))
+    images[:, :5] = torch.tensor([0, 255, 128, 0, 0])  # never, always, half of the time
+    call = binarize_call(images, rng, 3, first_row, target)
+    call.run(target, directory)
+    assert torch.equal(call.output("binary_ptr"), device_binarize(images, rng, 3, first_row))
 
 
 def check_normal(rng: Tensor, first_row: int, rows: int, width: int, target: str, directory: Path = REPOSITORY) -> None:

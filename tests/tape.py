@@ -19,7 +19,8 @@ T = TypeVar("T")
 class TapeRecorder:
     """Keeps operations with their arguments. Numbers among them stay what they were; tensors are those same tensors.
 
-    Recording does the work, as the CPU cannot do otherwise; so what it writes to is put back afterwards.
+    Recording does the work, as the CPU cannot do otherwise; so what it writes to is put back afterwards. Memory is not
+    as a graph has it: all tensors of a recording live on.
     """
 
     def warm_up(self, work: Callable[[], T]) -> T:
@@ -33,6 +34,14 @@ class TapeRecorder:
         return result, tape.replay
 
 
+_WAITING = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten.lift_fresh.default,
+}
+
+
 class _Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +53,7 @@ class _Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        assert func is not torch.ops.aten._local_scalar_dense.default, "the host reads a number from the device"
+        assert func not in _WAITING, f"the host waits for the device, or copies to it: {func}"
         # The schema of batch normalization does not tell of the statistics that it moves.
         if func._schema.is_mutable or "batch_norm" in func.__name__:
             for tensor in given:

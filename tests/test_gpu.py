@@ -8,16 +8,14 @@ import pytest
 import torch
 
 from gen_dist import checkpoint as checkpoints
-from gen_dist import parallel
 from gen_dist.checkpoint import checkpoint_paths
-from gen_dist.config import TrainConfig
+from gen_dist.config import OptimizerConfig, TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.model import load
 from gen_dist.objectives import Batch, TurnResult
 from gen_dist.objectives.vae import MaximizeElbo
 from gen_dist.run import train
-from gen_dist.trainer import Trainer
-from tests.runs import OBJECTIVES, assert_same_bits, run_steps, small_config, small_dataset
+from tests.runs import OBJECTIVES, all_tensors, assert_same_bits, make_trainer, run_steps, small_config
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,7 +32,13 @@ def _config(objective: str, **changes: object) -> TrainConfig:
 
 
 def _losses(config: TrainConfig) -> list[float]:
-    return run_steps(Trainer(config, small_dataset(config), parallel.start_processes(config)), 0, config.steps)
+    return run_steps(make_trainer(config), 0, config.steps)
+
+
+def _assert_recorded_steps_are_the_steps(config: TrainConfig) -> None:
+    recorded, launched = make_trainer(config), make_trainer(dataclasses.replace(config, cuda_graphs=False))
+    assert run_steps(recorded, 0, config.steps) == run_steps(launched, 0, config.steps)
+    assert_same_bits(all_tensors(recorded), all_tensors(launched))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -48,13 +52,31 @@ def test_a_run_gives_the_same_bits_each_time_compiled_or_not(objective: str) -> 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_recorded_step_has_the_bits_of_one_launched_kernel_by_kernel(objective: str, precision: str) -> None:
-    config = _config(objective, steps=16, precision=precision)
-    assert _losses(config) == _losses(dataclasses.replace(config, cuda_graphs=False))
+    _assert_recorded_steps_are_the_steps(_config(objective, steps=16, precision=precision))
 
 
-def test_micro_batches_are_recorded_together() -> None:
-    config = _config("gan", steps=8, accumulation=3)
-    assert _losses(config) == _losses(dataclasses.replace(config, cuda_graphs=False))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accumulation": 3},
+        {"optimization": OptimizerConfig(optimizer="sgd", warmup_steps=9, clip_norm=0.1)},
+        {"optimization": OptimizerConfig(optimizer="adamw", decay="linear", ema_decay=0.9)},
+    ],
+    ids=str,
+)
+def test_whatever_else_a_step_does_is_recorded(changes: dict[str, object]) -> None:
+    _assert_recorded_steps_are_the_steps(_config("gan", steps=8, **changes))
+
+
+def test_a_loaded_state_is_recorded_anew() -> None:
+    config = _config("vae", steps=20)
+    trainer = make_trainer(config)
+    run_steps(trainer, 0, 6)
+    facts = {"data_digest": trainer.dataset.digest, "loss_scales": trainer.loss_scales()}
+    saved = {group: {k: v.clone() for k, v in named.items()} for group, named in trainer.tensors().items()}
+    losses = run_steps(trainer, 6, 12)
+    trainer.load(checkpoints.Checkpoint(6, saved, facts))
+    assert run_steps(trainer, 6, 12) == losses
 
 
 def test_a_step_that_waits_for_its_results_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,8 +88,10 @@ def test_a_step_that_waits_for_its_results_cannot_be_recorded(monkeypatch: pytes
         return result
 
     monkeypatch.setattr(MaximizeElbo, "forward", waiting)
+    stream = torch.cuda.current_stream()
     with pytest.raises(ConfigError, match="--no-cuda-graphs"):
         _losses(_config("vae", steps=4))
+    assert torch.cuda.current_stream() == stream
     # It has done no harm: the same process goes on without, and draws with torch's generator.
     assert torch.randn(3, device="cuda").isfinite().all()
     assert len(_losses(_config("vae", steps=4, cuda_graphs=False))) == 4

@@ -19,7 +19,9 @@ from kernels.philox import device_words
 from tests.compiled_kernels import (
     Case,
     Inputs,
+    binarize_call,
     check_backward,
+    check_binarize,
     check_forward,
     check_normal,
     forward_call,
@@ -60,6 +62,17 @@ def smallest_word() -> int:
     return int(words.argmin())
 
 
+def binarize_rarest(directory: Path) -> None:
+    """The largest half would leave out a white pixel, and the smallest draw a black one."""
+    first = device_words(RNG, 3, 0, 2**18, 1).flatten() & 0xFFFF
+    for row, intensity in ((int(first.argmax()), 255), (int(first.argmin()), 0)):
+        assert first[row] == intensity * 257
+        images = torch.full((1, 8), intensity, dtype=torch.uint8)
+        call = binarize_call(images, RNG, 3, row, TARGET)
+        call.run(TARGET, directory)
+        assert call.output("binary_ptr").tolist() == [[intensity / 255] * 8]
+
+
 SAMPLES = Case((3, 2 * 18), samples=2)  # 18: the last block of a sample is half used
 WIDE = Case((2, 2 * 1030), torch.bfloat16)  # two programs a row, two blocks a thread
 PRIOR = Case((3, 2 * 16), prior=True)
@@ -69,6 +82,8 @@ BEYOND = (80.0, -80.0, 20.5, -30.5, 0.0)
 CHECKS: dict[str, Callable[[Path], None]] = {
     "normal": lambda directory: check_normal(RNG, 9, 5, 23, TARGET, directory),
     "normal, smallest word": lambda directory: check_normal(RNG, smallest_word(), 1, 4, TARGET, directory),
+    "binarize": lambda directory: check_binarize(RNG, 9, 2, 1030, TARGET, directory),
+    "binarize, rarest": binarize_rarest,
     "forward": lambda directory: forward(Inputs.of(SAMPLES), directory),
     "forward, wide": lambda directory: forward(Inputs.of(WIDE), directory),
     "forward, prior": lambda directory: forward(Inputs.of(PRIOR), directory),
@@ -95,6 +110,7 @@ QUICK_MUTATIONS = [
     (NOISE, "angle_word << 2", "angle_word << 1", "normal"),
     (NOISE, "0.02086007222533226", "0.02096007222533226", "normal"),
     (NOISE, "column < WIDTH", "column <= WIDTH", "normal"),
+    (NOISE, "intensity * 257", "intensity * 256", "binarize"),
     (
         LATENT,
         "row + first_row, first_block, noise_stream, ROWS, COLUMNS, VECTOR)\n        target",
@@ -139,6 +155,13 @@ MUTATIONS = [
     (NOISE, "row < rows", "row <= rows", "normal"),
     (NOISE, "row + first_row", "row - first_row", "normal"),
     (NOISE, "first_column // 4, noise_stream", "first_column // 4, rows", "normal"),
+    (NOISE, "first_column // VECTOR", "first_column // 4", "binarize"),
+    (NOISE, "w1 & 0xFFFF", "w1 & 0x7FFF", "binarize"),
+    (NOISE, "w2 >> 16", "w2 >> 17", "binarize"),
+    (NOISE, "tl.join(even, odd)", "tl.join(odd, even)", "binarize"),
+    (NOISE, "tl.join(w0 >> 16, w2 >> 16)", "tl.join(w2 >> 16, w0 >> 16)", "binarize"),
+    (NOISE, "65534", "65535", "binarize, rarest"),
+    (NOISE, "< intensity", "<= intensity", "binarize, rarest"),
     (LATENT, "[:, None] * (2 * LATENTS)", "[:, None] * LATENTS", "forward"),
     (LATENT, "(2 * RUN)", "RUN", "forward, pixels"),
     (LATENT, "tl.clamp(logvar, LOW, HIGH,", "tl.clamp(logvar, LOW + 1.0, HIGH,", "forward, clamped below"),

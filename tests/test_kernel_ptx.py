@@ -13,7 +13,6 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is made for Linux alone")
 
-from kernels.noise import device_binarize
 from kernels.philox import device_words
 from kernels.triton_noise import Launch
 from tests.compiled_kernels import (
@@ -21,8 +20,8 @@ from tests.compiled_kernels import (
     Case,
     Inputs,
     backward_call,
-    binarize_call,
     check_backward,
+    check_binarize,
     check_forward,
     check_normal,
     forward_call,
@@ -147,11 +146,7 @@ def test_normal_kernel_equals_its_definition(rows: int, width: int, target: str)
     ("rows", "width", "target"), [(3, 7, "sm_80"), (130, 20, "sm_90"), (2, 1030, "sm_90"), (3, 784, "sm_100")]
 )
 def test_binarize_kernel_equals_its_definition(rows: int, width: int, target: str) -> None:
-    images = torch.randint(0, 256, (rows, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(width))
-    images[:, :3] = torch.tensor([0, 255, 128])  # never, always, half of the time
-    call = binarize_call(images, RNG, 3, 9, target)
-    call.run(target)
-    assert torch.equal(call.output("binary_ptr"), device_binarize(images, RNG, 3, 9))
+    check_binarize(RNG, 9, rows, width, target)
 
 
 def test_normal_kernel_equals_its_definition_at_the_rarest_words() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import functools
 import threading
 from collections.abc import Sequence
 
@@ -68,7 +67,7 @@ class TrainBatches:
         self._device = torch.device("cuda", torch.cuda.current_device()) if bare_cuda else device
         self._split = split
         self._prefetcher: _Prefetcher | None = None
-        self._order_on_device = functools.lru_cache(maxsize=2)(self._upload_order)  # two where a batch straddles
+        self._orders: dict[int, Tensor] = {}
         if split.images.nbytes + split.labels.nbytes <= resident_budget_bytes:
             # On the CPU `copy` reads the map into memory once, so that no page fault stalls a step.
             self._images = torch.from_numpy(split.images).to(self._device, copy=True)
@@ -128,9 +127,13 @@ class TrainBatches:
         parts = [self._order_on_device(epoch)[span] for epoch, span in wanted]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _upload_order(self, epoch: int) -> Tensor:
-        order = torch.tensor(epoch_order(self._count, self._seed, epoch))
-        return self._to_device(order.pin_memory() if self._pinned else order)
+    def _order_on_device(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            order = torch.tensor(epoch_order(self._count, self._seed, epoch))
+            for old in list(self._orders)[:-1]:  # two are kept: a batch may straddle epochs
+                del self._orders[old]
+            self._orders[epoch] = self._to_device(order.pin_memory() if self._pinned else order)
+        return self._orders[epoch]
 
     def _indices(self, place: Place) -> NDArray[np.int64]:
         step, index = place

@@ -49,6 +49,10 @@ class Phase(nn.Module):
 
     It holds the objective with all its networks, and names those it trains (all, unless it says otherwise); the
     trainer freezes the rest. So it can be wrapped by DistributedDataParallel and compiled as one thing.
+
+    On a GPU, Python runs for the first steps of a kind alone, and what they had the device do is replayed from then on.
+    So whatever changes from step to step has to come from `batch.rng`, (seed, step), or other tensors; and the host may
+    neither wait for results, as `item` and boolean masks do, nor copy to the device.
     """
 
     trains: Sequence[str]
