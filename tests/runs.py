@@ -81,6 +81,14 @@ COSTLY = frozenset({"conditional dcgan", "sngan", "sngan, projection", "wgan-gp"
 """Their steps are long; what the others have in common with them stands for them in `make test`."""
 
 
+UNLIKE_THE_REST: list[dict[str, object]] = [
+    {"accumulation": 3},
+    {"optimization": OptimizerConfig(optimizer="sgd", warmup_steps=9, clip_norm=0.1)},
+    {"optimization": OptimizerConfig(optimizer="adamw", decay="linear", ema_decay=0.9)},
+]
+"""Changes of a config, for what a step may have beside its objective."""
+
+
 def each_of(names: Iterable[str], costly: Collection[str] = COSTLY) -> pytest.MarkDecorator:
     """A test of each of these objectives, of the costly ones in `make test-all` alone."""
     marks = {True: (pytest.mark.slow,), False: ()}

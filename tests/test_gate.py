@@ -105,9 +105,10 @@ def test_what_is_just_at_the_threshold_is_seldom_called_slower() -> None:
 
 @pytest.mark.parametrize("ratio", [1.0, 1.10])
 def test_a_machine_too_noisy_to_tell_is_said_to_be_so(ratio: float) -> None:
-    found = shares(ratio, 0.4)
+    found = shares(ratio, 0.25)
     assert found["too noisy"] >= 0.8
-    assert found.get("slower", 0.0) <= 0.1
+    # What it says all the same is seldom wrong.
+    assert found.get("slower" if ratio == 1.0 else "no slower", 0.0) <= 0.05
 
 
 def test_a_regression_somewhat_beyond_the_threshold_seldom_passes() -> None:

@@ -9,13 +9,13 @@ import torch
 
 from gen_dist import checkpoint as checkpoints
 from gen_dist.checkpoint import checkpoint_paths
-from gen_dist.config import OptimizerConfig, TrainConfig
+from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.model import load
 from gen_dist.objectives import Batch, TurnResult
 from gen_dist.objectives.vae import MaximizeElbo
 from gen_dist.run import train
-from tests.runs import OBJECTIVES, all_tensors, assert_same_bits, make_trainer, run_steps, small_config
+from tests.runs import OBJECTIVES, UNLIKE_THE_REST, all_tensors, assert_same_bits, make_trainer, run_steps, small_config
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,15 +55,7 @@ def test_a_recorded_step_has_the_bits_of_one_launched_kernel_by_kernel(objective
     _assert_recorded_steps_are_the_steps(_config(objective, steps=16, precision=precision))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"accumulation": 3},
-        {"optimization": OptimizerConfig(optimizer="sgd", warmup_steps=9, clip_norm=0.1)},
-        {"optimization": OptimizerConfig(optimizer="adamw", decay="linear", ema_decay=0.9)},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("changes", UNLIKE_THE_REST, ids=str)
 def test_whatever_else_a_step_does_is_recorded(changes: dict[str, object]) -> None:
     _assert_recorded_steps_are_the_steps(_config("gan", steps=8, **changes))
 

@@ -7,11 +7,20 @@ import pytest
 import torch
 
 from gen_dist.checkpoint import Checkpoint
-from gen_dist.config import OptimizerConfig, TrainConfig
+from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.step_graphs import WARM_UP_STEPS, Recorder, StepGraphs
 from gen_dist.trainer import StepNumbers, Trainer
-from tests.runs import OBJECTIVES, all_tensors, assert_same_bits, each_of, make_trainer, run_steps, small_config
+from tests.runs import (
+    OBJECTIVES,
+    UNLIKE_THE_REST,
+    all_tensors,
+    assert_same_bits,
+    each_of,
+    make_trainer,
+    run_steps,
+    small_config,
+)
 from tests.tape import TapeRecorder, device_noise_on_cpu
 
 T = TypeVar("T")
@@ -61,15 +70,7 @@ def test_replayed_steps_are_the_steps(objective: str) -> None:
     assert recorder.replayed == STEPS - WARM_UP_STEPS * recorder.recorded > recorder.recorded
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"accumulation": 2},
-        {"optimization": OptimizerConfig(optimizer="sgd", warmup_steps=9, clip_norm=0.1)},
-        {"optimization": OptimizerConfig(optimizer="adamw", decay="linear", ema_decay=0.9)},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("changes", UNLIKE_THE_REST, ids=str)
 def test_whatever_else_a_step_does(changes: dict[str, object]) -> None:
     _assert_the_same(small_config("gan", steps=STEPS, **changes), steps=6)
 

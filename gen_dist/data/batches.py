@@ -120,7 +120,7 @@ class TrainBatches:
         return images, labels
 
     def _indices_on_device(self, place: Place) -> Tensor:
-        """The same, cut from the orders of whole epochs there: a step copies nothing from the host."""
+        """What `_indices` gives, cut from the orders of whole epochs there: a step copies nothing from the host."""
         step, index = place
         first_row, rows = self._micro_batches[index]
         wanted = spans(self._count, step * self._global_batch_size + first_row, rows)
