@@ -232,9 +232,14 @@ def normal_kernel(
 
 def normal_launch(stream: int, first_row: int, rows: int, width: int, *, warp_size: int = 32) -> Launch:
     """The launch of `normal_kernel` for float32 [rows, width], neither of them 0. Pointers: normals, rng."""
-    tile = tile_of(width, torch.float32, warp_size)
+    return _launch_of_tiles(normal_kernel, tile_of(width, torch.float32, warp_size), stream, first_row, rows, width)
+
+
+def _launch_of_tiles(
+    kernel: triton.JITFunction, tile: Tile, stream: int, first_row: int, rows: int, width: int
+) -> Launch:
     return Launch(
-        kernel=normal_kernel,
+        kernel=kernel,
         grid=tile.grid(rows, width),
         integers={"rows": rows, "first_row": first_row, "noise_stream": stream},
         constants={"WIDTH": width, **tile.constants()},
@@ -297,13 +302,7 @@ def binarize_kernel(
 def binarize_launch(stream: int, first_row: int, rows: int, width: int, *, warp_size: int = 32) -> Launch:
     """The launch of `binarize_kernel` for uint8 [rows, width], neither of them 0. Pointers: binary, images, rng."""
     tile = tile_of(width, torch.uint16, warp_size)  # eight draws a thread, of 16 bits each
-    return Launch(
-        kernel=binarize_kernel,
-        grid=tile.grid(rows, width),
-        integers={"rows": rows, "first_row": first_row, "noise_stream": stream},
-        constants={"WIDTH": width, **tile.constants()},
-        num_warps=tile.num_warps,
-    )
+    return _launch_of_tiles(binarize_kernel, tile, stream, first_row, rows, width)
 
 
 def binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
