@@ -162,8 +162,9 @@ def workers(
         started = {}
         for name, tree in trees.items():
             packed = {"GEN_DIST_CACHE": str(directory.parent / f"packed-{name}")}  # once, for all pairs
-            worker = Worker(tree, directory / name, {**packed, **environments.get(name, {})})
-            stack.callback(worker.close)
+            with temporary.uninterrupted():
+                worker = Worker(tree, directory / name, {**packed, **environments.get(name, {})})
+                stack.callback(worker.close)
             worker.begin("facts")
             started[name] = worker
         yield started, {name: worker.facts() for name, worker in started.items()}

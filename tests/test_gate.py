@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from bench import gate, gate_processes
+from bench import gate, gate_processes, temporary
 from bench.conditions import fingerprint
 from bench.gate_measure import (
     Effort,
@@ -488,6 +488,26 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it has not begun"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_worker_is_ended_though_the_gate_is_stopped_while_it_starts(
+    number: int, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[str]] = []
+
+    class Stopped(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            signal.raise_signal(number)
+
+    with temporary.temporary_directory(), pytest.raises(error):
+        monkeypatch.setattr(subprocess, "Popen", Stopped)
+        with gate_processes.workers({"A": REPOSITORY, "B": REPOSITORY}, tmp_path / "gate", {}):
+            pytest.fail("it was not stopped")
+    monkeypatch.undo()
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
 
 
 @pytest.mark.parametrize("half_made", [False, True])
