@@ -178,6 +178,11 @@ def _gpu_has_bf16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Autocast to a dtype; nothing for float32."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
 def averaging_gradients(phase: nn.Module, processes: Processes) -> nn.Module:
     """The phase with the gradients of what it trains averaged over the processes in backward.
 

@@ -27,9 +27,10 @@ from gen_dist.model import GenerativeModel
 from gen_dist.progress import brief_checks
 from gen_dist.run_directory import Holding, hold, record_start, remove_leftovers, wandb_id_of
 from gen_dist.sample_checks import SampleChecks
+from gen_dist.step_numbers import learning_rate_at
 from gen_dist.stopping import stop_signals
 from gen_dist.tracking import METRICS_FILE, Tracker, read_metrics
-from gen_dist.trainer import Trainer, learning_rate_at
+from gen_dist.trainer import Trainer
 
 T = TypeVar("T")
 

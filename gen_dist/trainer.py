@@ -1,39 +1,31 @@
-"""The training step: for each phase freeze, forward, backward, average gradients, step; then move the average."""
+"""The training step: a turn for each phase, then the average moves; and what else is done with a run's weights."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gen_dist import parallel
 from gen_dist.checkpoint import Checkpoint
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches
 from gen_dist.errors import CheckpointError, ConfigError
-from gen_dist.networks import iterate_spectral_norms, spectrally_normalized
-from gen_dist.objectives import Batch, Objective, Phase, TurnResult, build_objective
-from gen_dist.optimizers import LightAdam, build_optimizer
+from gen_dist.moving_average import MovingAverage
+from gen_dist.objectives import Batch, Objective, build_objective
 from gen_dist.parallel import Processes
 from gen_dist.score_bins import SCORE_EDGES
 from gen_dist.step_graphs import CudaRecorder, StepGraphs
+from gen_dist.step_numbers import StepNumbers
 from gen_dist.sync_batch_norm import synchronize
-from gen_dist.whole_phase import WholePhase, gradients_can_be_traced
+from gen_dist.turn import Lap, Turn, no_lap
 
-Lap = Callable[[str], None]
-"""Takes the name of a part of a step when that part is done; a stopwatch, in step_times.py."""
 Due = dict[str, bool]
 """The phases whose turn it is, in their order, each with whether its penalty is due."""
-
-
-def _no_lap(_part: str) -> None:
-    pass
 
 
 class Trainer:
@@ -62,7 +54,7 @@ class Trainer:
             synchronize(self.objective)
         self.objective.start_at(_mean_image(dataset.train))
         self.objective.to(processes.device)
-        self.averaged = _frozen_copy(self.objective) if config.optimization.ema_decay is not None else None
+        self._average = MovingAverage(self.objective) if config.optimization.ema_decay is not None else None
         phases = self.objective.phases()
         trained = [
             p for phase in phases.values() for name in phase.trains for p in phase.objective.networks[name].parameters()
@@ -71,7 +63,7 @@ class Trainer:
         shareable = len(set(map(id, trained))) == len(trained) and self.dtype != torch.float16
         shares = [self._share * count / sum(rows) for count in rows]
         self._turns = {
-            name: _Turn(phase, config, processes, self.dtype, shares, shareable) for name, phase in phases.items()
+            name: Turn(phase, config, processes, self.dtype, shares, shareable) for name, phase in phases.items()
         }
         hands_on_graphs = all(turn.hands_on_graphs for turn in self._turns.values())
         for phase in phases.values():
@@ -87,6 +79,11 @@ class Trainer:
             device=processes.device,
             resident_budget_bytes=config.packing.resident_budget_mib * 2**20,
         )
+
+    @property
+    def averaged(self) -> Objective | None:
+        """The objective with averaged weights, where an average is kept."""
+        return self._average.objective if self._average else None
 
     @property
     def best_objective(self) -> Objective:
@@ -114,11 +111,11 @@ class Trainer:
         }
         if self._graphs and lap is None:
             return self._graphs.run(tuple(due.items()), micro_batches, lambda batches: self._take_turns(batches, due))
-        lap = lap or _no_lap
+        lap = lap or no_lap
         lap("data")
         return self._take_turns(micro_batches, due, lap)
 
-    def _take_turns(self, micro_batches: list[Batch], due: Due, lap: Lap = _no_lap) -> dict[str, Tensor]:
+    def _take_turns(self, micro_batches: list[Batch], due: Due, lap: Lap = no_lap) -> dict[str, Tensor]:
         """All that a step does once it has its images. What tells one step from the next stands in tensors by now,
         wherever this may be recorded."""
         logs: dict[str, Tensor] = {}
@@ -132,8 +129,8 @@ class Trainer:
             ]
             prefix = f"{name}/" if len(self._turns) > 1 else ""
             logs |= {prefix + key: value for key, value in turn_logs.items()}
-        if self.averaged is not None:
-            _move_average(self.averaged, self.objective, self._numbers.newest_weight)
+        if self._average:
+            self._average.move(self._numbers.newest_weight)
             lap("moving average")
         return logs
 
@@ -175,7 +172,7 @@ class Trainer:
         # Statistics of normalization layers differ over the ranks; those of rank 0 are the run's, as it saves them.
         parallel.copy_from_main(list(self.best_objective.buffers()), self.processes)
         sums: dict[str, Tensor] = {}
-        with evaluating(self.best_objective) as objective, autocast(self.processes.device, self.dtype):
+        with evaluating(self.best_objective) as objective, parallel.autocast(self.processes.device, self.dtype):
             for start in range(first, last, images_per_batch):
                 chosen = slice(start, min(start + images_per_batch, last))
                 images = torch.from_numpy(split.images[chosen]).to(self.processes.device)
@@ -237,241 +234,14 @@ class Trainer:
         self._batches.close()
 
 
-class StepNumbers:
-    """What a step has of its number: the key of its noise, the learning rate, and how far the average moves.
-
-    On a GPU all are tensors, recorded or not: so there is one arithmetic of a step, and its bits are the same.
-    """
-
-    def __init__(self, config: TrainConfig, device: torch.device, *, in_tensors: bool) -> None:
-        self._config = config
-        self.rng = torch.tensor([config.seed, 0], dtype=torch.int64, device=device)
-        self._step = self.rng[1]  # a view: assigning to an item copies from the host, and waits for the device
-        self.learning_rate: float | Tensor = torch.zeros((), device=device) if in_tensors else 0.0
-        self.newest_weight: float | Tensor = torch.zeros((), device=device) if in_tensors else 0.0
-
-    def write(self, step: int) -> None:
-        """Make them those of a step, counted from 0."""
-        self._step.fill_(step)
-        self.learning_rate = _written(self.learning_rate, learning_rate_at(self._config, step))
-        if self._config.optimization.ema_decay is not None:
-            self.newest_weight = _written(
-                self.newest_weight, newest_weight_at(self._config.optimization.ema_decay, step)
-            )
-
-
-def _written(number: float | Tensor, value: float) -> float | Tensor:
-    """The value; in the same tensor, where it stands in one."""
-    return number.fill_(value) if isinstance(number, Tensor) else value
-
-
 def _can_be_recorded(config: TrainConfig, processes: Processes, dtype: torch.dtype) -> bool:
     """Whether steps are CUDA graphs. Scaled gradients are looked at by the host; those of several processes travel."""
     on_one_gpu = processes.device.type == "cuda" and processes.world_size == 1
     return config.cuda_graphs and on_one_gpu and dtype != torch.float16
 
 
-class _Turn:
-    """What one phase needs for its turn: the wrapped phase, its optimizer, its gradient scaler."""
-
-    def __init__(
-        self,
-        phase: Phase,
-        config: TrainConfig,
-        processes: Processes,
-        dtype: torch.dtype,
-        shares: list[float],
-        shareable: bool,
-    ) -> None:
-        """Wrap the phase, and make its optimizer.
-
-        `shares` weigh the micro-batches' losses, so that gradients averaged over the ranks are of the mean image.
-        `shareable` weights may be moved to memory that processes have in common.
-        """
-        self.phase = phase
-        self._shares = shares
-        self._clip_norm = config.optimization.clip_norm
-        self._autocast = functools.partial(autocast, processes.device, dtype)
-        networks = phase.objective.networks
-        trained = {
-            name: parameter
-            for network in phase.trains
-            for name, parameter in networks[network].named_parameters(prefix=network)
-            if parameter.requires_grad
-        }
-        self._names = list(trained)
-        self._parameters = list(trained.values())
-        self._frozen = [
-            p for p in networks.parameters() if p.requires_grad and all(p is not q for q in self._parameters)
-        ]
-        self._common = parallel.weights_in_common(self._parameters, processes) if shareable else None
-        self._updated = self._parameters if self._common is None else [self._common.part]
-        """What this process's optimizer updates: everything, or its part of what is in common."""
-        self._optimizer = build_optimizer(self._updated, config.optimization, config.learning_rate)
-        # One scaler per optimizer: a shared one would grow twice as fast and skip steps for the other's overflow.
-        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=dtype == torch.float16)
-        phase.train()
-        self._spectrally_normalized = spectrally_normalized(phase)
-        self._whole = None
-        own_gradients = bool(self._common or processes.world_size == 1) and not self.scaler.is_enabled()
-        self.hands_on_graphs = own_gradients and not config.compile and shares == [1.0]
-        """Whether its backward is autograd's own, unscaled and unweighted, of all images at once. (Graphs of many
-        micro-batches would all have to be kept until the next turn.)"""
-        if config.compile and own_gradients and gradients_can_be_traced():
-            self._whole = WholePhase(phase, self._parameters)
-        with self._freezing():
-            if config.compile and self._whole is None:
-                phase.compile()
-            self._module = phase if self._common else parallel.averaging_gradients(phase, processes)
-
-    def take(
-        self, micro_batches: list[Batch], learning_rate: float | Tensor, lap: Lap
-    ) -> tuple[dict[str, Tensor], list[Mapping[str, Tensor]]]:
-        """Gradients over all micro-batches, then one optimizer step.
-
-        Returns the mean of the logs, and what the phase hands on of each micro-batch.
-        """
-        logs: list[dict[str, Tensor]] = []
-        handed_on: list[Mapping[str, Tensor]] = []
-        iterate_spectral_norms(self._spectrally_normalized)
-        with self._freezing():
-            for index, (batch, share) in enumerate(zip(micro_batches, self._shares, strict=True)):
-                log, more = self._add_gradients(batch, share, lap, last=index == len(micro_batches) - 1)
-                logs.append(log)
-                handed_on.append(more)
-        if self._common:
-            self._common.average_gradients()
-        self.scaler.unscale_(self._optimizer)
-        if self._clip_norm is not None or self.phase.logs_gradient_norm:
-            if self._common:
-                norm = self._common.gradient_norm()
-            else:
-                norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-            if self._clip_norm is not None:
-                nn.utils.clip_grads_with_norm_(self._updated, self._clip_norm, norm)
-            if not self.scaler.is_enabled():  # there it is infinite now and then, as the scale is found by overflows
-                for log in logs:
-                    log["gradient_norm"] = norm.detach()
-        self._optimizer.param_groups[0]["lr"] = learning_rate
-        if isinstance(self._optimizer, LightAdam) and not self.scaler.is_enabled():
-            self._optimizer.update()
-        else:
-            self.scaler.step(self._optimizer)
-            self.scaler.update()
-            self._optimizer.zero_grad(set_to_none=True)
-        if self._common:
-            self._common.meet()  # before anyone reads the weights, all parts of them are updated
-        lap("optimizer")
-        if len(logs) == 1:
-            return logs[0], handed_on
-        together: dict[str, Tensor] = {}
-        for key, value in logs[0].items():
-            values = [log[key] for log in logs]
-            if value.ndim:
-                together[key] = torch.cat(values)
-            else:
-                weighted = [one * share for one, share in zip(values, self._shares, strict=True)]
-                together[key] = torch.stack(weighted).sum() / sum(self._shares)
-        return together, handed_on
-
-    def _add_gradients(
-        self, batch: Batch, share: float, lap: Lap, *, last: bool
-    ) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
-        """Add the gradients of a micro-batch to those of the turn; its logs, and what it hands on."""
-        if self._whole:
-            with self._computing():
-                log, handed_on = self._whole.add_gradients(batch, share)
-            lap("gradients")
-            return log, handed_on
-        with parallel.local_gradients(self._module, only=not last):
-            with self._computing():
-                loss, log, handed_on = TurnResult(*self._module(batch))
-            lap("forward")
-            # A graph that was handed on leads to more than this turn trains; to say so costs a little.
-            has_graphs = any(value.requires_grad for value in batch.handed_on.values())
-            wanted = self._parameters if has_graphs else None
-            self.scaler.scale(loss if share == 1.0 else loss * share).backward(inputs=wanted)
-            lap("backward")
-        return log, handed_on
-
-    @contextlib.contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Within it, autocast to the configured precision; what cannot be compiled is the user's to mend."""
-        try:
-            with self._autocast():
-                yield
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"torch.compile failed: {reason}; mend that, or leave out --compile") from error
-
-    @contextlib.contextmanager
-    def _freezing(self) -> Iterator[None]:
-        """Within it, nothing but what this phase trains requires gradients."""
-        for parameter in self._frozen:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in self._frozen:
-                parameter.requires_grad_(True)
-
-    def optimizer_tensors(self) -> dict[str, Tensor]:
-        """State of the optimizer as `parameter name:state name` -> tensor. All processes have to call it together."""
-        known = self._optimizer.state
-        if self._common:
-            state = self._common.state_of_all(known.get(self._common.part, {}))
-        else:
-            state = [
-                (index, key, value)
-                for index, parameter in enumerate(self._parameters)
-                for key, value in known.get(parameter, {}).items()
-                if value is not None
-            ]
-        return {f"{self._names[index]}:{key}": value for index, key, value in state}
-
-    def load(self, tensors: Mapping[str, Tensor], scaler: Mapping[str, float]) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for full_name, value in tensors.items():
-            name, key = full_name.rsplit(":", 1)
-            state.setdefault(self._names.index(name), {})[key] = value
-        if self._common and state:
-            state = {0: self._common.state_of_part(state)}
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
-        if scaler:  # a run may have begun in a precision without a scale
-            self.scaler.load_state_dict(dict(scaler))
-
-
 def _lap_of_phase(lap: Lap, phase: str) -> Lap:
-    return lap if lap is _no_lap else lambda part: lap(f"{phase}/{part}")
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """Autocast to a dtype; nothing for float32."""
-    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-
-
-def learning_rate_at(config: TrainConfig, step: int) -> float:
-    """Learning rate of a step, counted from 0: linear warm-up, then constant, or linear or cosine decay to 0."""
-    optimization = config.optimization
-    if step < optimization.warmup_steps:
-        return config.learning_rate * (step + 1) / optimization.warmup_steps
-    progress = (step - optimization.warmup_steps) / max(1, config.steps - optimization.warmup_steps)
-    match optimization.decay:
-        case "constant":
-            return config.learning_rate
-        case "linear":
-            return config.learning_rate * (1.0 - progress)
-        case "cosine":
-            return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def newest_weight_at(ema_decay: float, step: int) -> float:
-    """How far a step, counted from 0, moves the average of the weights towards the newest ones.
-
-    The decay starts low and rises to the configured one, so that the random initial weights do not linger.
-    """
-    return 1.0 - min(ema_decay, (1 + step) / (10 + step))
+    return lap if lap is no_lap else lambda part: lap(f"{phase}/{part}")
 
 
 @contextlib.contextmanager
@@ -522,31 +292,3 @@ def _with_histograms(logs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         for row, shares in zip(having, counts / values.shape[1], strict=True):
             row[name] = shares
     return rows
-
-
-def _frozen_copy(objective: Objective) -> Objective:
-    averaged = copy.deepcopy(objective)
-    return averaged.requires_grad_(False).eval()
-
-
-def _move_average(averaged: Objective, objective: Objective, newest_weight: float | Tensor) -> None:
-    """averaged += newest_weight * (objective - averaged), of weights and of the statistics of batch normalization.
-
-    Averaged weights give other activations than the newest ones, so their statistics are averaged as well. Other
-    buffers are copied: the singular vectors of a spectral norm are not to be averaged.
-    """
-    mine: list[Tensor] = list(averaged.networks.parameters())
-    theirs: list[Tensor] = list(objective.networks.parameters())
-    for (name, buffer), newest in zip(averaged.networks.named_buffers(), objective.networks.buffers(), strict=True):
-        if name.endswith(("running_mean", "running_var")):
-            mine.append(buffer)
-            theirs.append(newest)
-        else:
-            buffer.copy_(newest)
-    with torch.no_grad():
-        if isinstance(newest_weight, Tensor):
-            differences = list(torch._foreach_sub(theirs, mine))
-            torch._foreach_mul_(differences, newest_weight)
-            torch._foreach_add_(mine, differences)
-        else:
-            torch._foreach_lerp_(mine, theirs, newest_weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import re
 from collections import Counter
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-from gen_dist.config import ConvConfig, DcganConfig, MlpConfig, NetworkConfig, ResnetConfig
+from gen_dist.config import Activation, ConvConfig, DcganConfig, MlpConfig, NetworkConfig, ResnetConfig
 from gen_dist.errors import ConfigError
 from gen_dist.networks import Decoder, Encoder, build_decoder, build_encoder
 
@@ -141,6 +142,32 @@ def test_penalties_of_gradients_have_gradients_themselves(name: str) -> None:
     for single, double in zip(*gradients, strict=True):
         assert float(double.abs().sum()) > 0
         torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=1e-4 * float(double.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", *(name for name in SMALL if "dcgan" in name)])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_activations_in_place_compute_the_same(name: str, activation: Activation) -> None:
+    config = SMALL[name]
+    if isinstance(config, (MlpConfig, ConvConfig)):
+        config = dataclasses.replace(config, activation=activation)
+    for network, inputs in zip(make(config, outputs=1), (some_images(), torch.randn(4, 5)), strict=True):
+        found = []
+        for in_place in (True, False):
+            twin, seen = copy.deepcopy(network), inputs.clone().requires_grad_()
+            for module in (activations := [m for m in twin.modules() if isinstance(m, (nn.ReLU, nn.LeakyReLU))]):
+                assert module.inplace
+                module.inplace = in_place
+            assert activations
+            outputs = twin(seen * 1.0)
+            (slopes,) = torch.autograd.grad(outputs.sin().sum(), seen, create_graph=True)
+            parameters = list(twin.parameters())
+            gradients = torch.autograd.grad(outputs.sin().sum(), parameters, retain_graph=True)
+            of_penalty = torch.autograd.grad(slopes.square().sum(), parameters, allow_unused=True)
+            found.append(([outputs, slopes, *gradients], of_penalty))
+        (fast, fast_of_penalty), (slow, slow_of_penalty) = found
+        assert all(map(torch.equal, fast, slow))
+        # Through batch normalization, autograd adds up what a penalty's gradient has in another order.
+        torch.testing.assert_close(fast_of_penalty, slow_of_penalty)
 
 
 @pytest.mark.parametrize("name", ["dcgan", "sngan, two blocks and norms", "r3gan"])

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from gen_dist.checkpoint import Checkpoint
-from gen_dist.config import OptimizerConfig, TrainConfig
+from gen_dist.config import OptimizerConfig, ResnetConfig, TrainConfig
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.objectives import Objective, build_objective
-from gen_dist.trainer import Trainer, learning_rate_at
+from gen_dist.step_numbers import learning_rate_at
+from gen_dist.trainer import Trainer
 from tests.runs import (
     ADVERSARIAL,
     OBJECTIVES,
@@ -147,6 +148,26 @@ def test_the_average_of_the_weights_follows_its_definition() -> None:
         decay = min(0.99, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * trainer.tensors()["networks"][name]
     torch.testing.assert_close(trainer.tensors()["averaged"][name], average)
+
+
+def test_statistics_are_averaged_as_weights_are_and_other_buffers_copied() -> None:
+    network = ResnetConfig(feature_maps=(4, 6), latent_dim=5, generator_norm="batch", spectral_norm=True)
+    trainer = make_trainer(small_config("gan", network=network))
+    before = {name: value.clone() for name, value in trainer.tensors()["networks"].items()}
+    for _ in range(3):
+        trainer.run_step(0)  # whose weight of the newest is 0.9
+        before = {name: 0.1 * value + 0.9 * trainer.tensors()["networks"][name] for name, value in before.items()}
+    kinds, moved = set(), set()
+    for name, value in trainer.tensors()["averaged"].items():
+        newest = trainer.tensors()["networks"][name]
+        kind = name.rsplit(".", 1)[1]
+        is_copied = kind in ("num_batches_tracked", "_u", "_v")
+        torch.testing.assert_close(value, newest if is_copied else before[name], rtol=1e-4, atol=1e-6)
+        kinds.add(kind)
+        if not torch.equal(value, newest):
+            moved.add(kind)
+    assert kinds >= {"num_batches_tracked", "_u", "_v"}
+    assert moved >= {"running_mean", "running_var", "bias"}
 
 
 @pytest.mark.parametrize("objective", ["autoencoder", "vae", "vae, convolutional", "vae, learned Gaussian scale"])

@@ -16,7 +16,8 @@ from gen_dist.config import OptimizerConfig
 from gen_dist.objectives import Batch, Objective, Phase, TurnResult
 from gen_dist.randomness import Stream
 from gen_dist.shared_weights import SharedWeights
-from gen_dist.trainer import Trainer, _Turn
+from gen_dist.trainer import Trainer
+from gen_dist.turn import Turn
 from kernels import normal
 from tests.runs import make_trainer, small_config
 
@@ -102,9 +103,9 @@ def watched_collectives() -> Iterator[dict[str, list[int]]]:
     """
     reduced: dict[str, list[int]] = {"other": []}
     whose = ["other"]
-    take, average, all_reduce = _Turn.take, SharedWeights.average_gradients, dist.all_reduce
+    take, average, all_reduce = Turn.take, SharedWeights.average_gradients, dist.all_reduce
 
-    def taking(turn: _Turn, *arguments: Any) -> Any:
+    def taking(turn: Turn, *arguments: Any) -> Any:
         whose.append(type(turn.phase).__name__)
         reduced.setdefault(whose[-1], [])
         try:
@@ -121,7 +122,7 @@ def watched_collectives() -> Iterator[dict[str, list[int]]]:
         return all_reduce(values, *arguments, **options)
 
     with (
-        mock.patch.object(_Turn, "take", taking),
+        mock.patch.object(Turn, "take", taking),
         mock.patch.object(SharedWeights, "average_gradients", averaging),
         mock.patch.object(dist, "all_reduce", counting),
     ):

@@ -64,7 +64,7 @@ class DcganEncoder(Encoder):
             layers.append(HalvingConvolution(inputs, count, bias=norm == "none"))
             if level:
                 layers.append(norm_layer(norm, count))
-            layers.append(nn.LeakyReLU(0.2))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
             inputs = count
         self.convolutions = nn.Sequential(*layers)
         self.feature_count = inputs * math.prod(last_sides)
@@ -93,7 +93,7 @@ class DcganDecoder(Decoder):
         for before, after in zip(reversed(channels), (*reversed(channels[:-1]), image_shape[0]), strict=True):
             layers += [
                 norm_layer(norm, before),
-                nn.ReLU(),
+                nn.ReLU(inplace=True),
                 DoublingConvolution(before, after, bias=bias),
             ]
         self.convolutions = nn.Sequential(*layers)

@@ -11,10 +11,12 @@ from gen_dist.config import Activation, MlpConfig
 from gen_dist.networks.base import Decoder, Encoder, set_bias
 from kernels import Linear
 
+# In place where the gradient is found from what comes out: what goes in is a layer's own output, which no one else
+# reads, so it need not be kept beside it.
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
+    "relu": functools.partial(nn.ReLU, inplace=True),
     "tanh": nn.Tanh,
-    "leaky_relu": functools.partial(nn.LeakyReLU, 0.2),
+    "leaky_relu": functools.partial(nn.LeakyReLU, 0.2, inplace=True),
     "silu": nn.SiLU,
 }
 
