@@ -28,9 +28,12 @@ WORKERS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def ratio(above: Sequence[float], below: Sequence[float], factor: float) -> dict[str, float]:
-    """Of the medians of two measurements in the same rounds; its percentiles are of the rounds' ratios."""
-    rounds = [factor * up / down for up, down in zip(above, below, strict=True)]
-    return spread(rounds) | {"median": factor * float(np.median(above) / np.median(below))}
+    """Of two measurements, in each round, whose blocks are seconds apart.
+
+    Not of their medians: a shared machine has fast minutes and slow ones, and the median of the one may be of a fast
+    minute where that of the other is of a slow one. (Once it was below four fifths of the rounds' ratios.)
+    """
+    return spread([factor * up / down for up, down in zip(above, below, strict=True)])
 
 
 def report(
@@ -168,7 +171,7 @@ def draw(path: Path, reports: Mapping[str, Any], forecasts: Mapping[str, Any], n
                 axes.errorbar(
                     [2],
                     [value["median"]],
-                    yerr=np.maximum(bars, 0),
+                    yerr=bars,
                     color=colours[kind],
                     marker="o" if kind == "weak" else "s",
                     linestyle="none",

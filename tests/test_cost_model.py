@@ -16,6 +16,7 @@ from bench.cost_model import (
     strong_speedup,
     weak_speedup,
 )
+from bench.scaling_report import ratio
 
 NETWORK = Network(latency_seconds=1e-3, bytes_per_second=1e6)
 
@@ -75,3 +76,8 @@ def test_constants_are_found_again_from_times() -> None:
     for workers in (2, 4):
         network = fit_network({n: all_reduce_seconds(n, workers, NETWORK) for n in (4, 4096, 2**20)}, workers)
         assert (network.latency_seconds, network.bytes_per_second) == pytest.approx((1e-3, 1e6))
+
+
+def test_ratios_are_of_rounds_so_that_a_machine_that_slows_down_does_not_count() -> None:
+    alone, joined = [1.0, 1.0, 2.0, 2.0, 1.0], [1.0, 1.0, 2.0, 2.0, 2.0]  # the last in the one as it slows down
+    assert ratio(alone, joined, 2.0) == pytest.approx({"p20": 1.8, "median": 2.0, "p80": 2.0, "n": 5})
