@@ -28,10 +28,10 @@ WORKERS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def ratio(above: Sequence[float], below: Sequence[float], factor: float) -> dict[str, float]:
-    """Of two measurements, in each round, whose blocks are seconds apart.
+    """The spread over the rounds of the ratio of two measurements, whose blocks in a round are seconds apart.
 
-    Not of their medians: a shared machine has fast minutes and slow ones, and the median of the one may be of a fast
-    minute where that of the other is of a slow one. (Once it was below four fifths of the rounds' ratios.)
+    Not the ratio of their medians: a shared machine has fast minutes and slow ones, and one median may be of a fast
+    minute where the other is of a slow one. (Once that ratio was below those of four fifths of the rounds.)
     """
     return spread([factor * up / down for up, down in zip(above, below, strict=True)])
 

@@ -1,4 +1,4 @@
-"""What the benchmarks' commands make for a while, and leave nothing of when they are asked to end."""
+"""Directories and processes of the benchmarks' commands that are gone when these end, though they are asked to."""
 
 import contextlib
 import signal
@@ -8,7 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-ASKING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+_ASKING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+_held: list[int] | None = None
+"""Within `uninterrupted`, the signals that came."""
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    if _held is not None:
+        _held.append(number)
+    elif number == signal.SIGINT:
+        raise KeyboardInterrupt
+    else:
+        sys.exit(128 + number)
 
 
 @contextlib.contextmanager
@@ -17,11 +28,10 @@ def temporary_directory(prefix: str = "gen_dist-bench-") -> Iterator[Path]:
 
     For the main thread alone: in others Python takes no handlers of signals.
     """
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in ASKING}
+    asking = list(_ASKING)
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _leave):  # not where it is ignored
+        asking.append(signal.SIGINT)
+    before = {number: signal.signal(number, _leave) for number in asking}
     try:
         with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as directory:
             yield Path(directory)
@@ -32,18 +42,17 @@ def temporary_directory(prefix: str = "gen_dist-bench-") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Within it, what asks the process to end, or Ctrl-C, is not heeded yet; at its end it is.
+    """Within it, in a `temporary_directory`, what asks the process to end is not heeded yet; at its end it is.
 
-    For what must not be made and then forgotten, as a process that is started but has no name yet.
+    For what must not be made and then forgotten, as a process that is started but has no name yet. It is not for long,
+    and not within another.
     """
-    came: list[int] = []
-    # One that is ignored stays so: what is started within inherits that, and would not inherit a handler.
-    numbers = [number for number in [signal.SIGINT, *ASKING] if callable(signal.getsignal(number))]
-    before = {number: signal.signal(number, lambda number, _frame: came.append(number)) for number in numbers}
+    global _held
+    held: list[int] = []
+    _held = held
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
+        _held = None
+        if held:
+            _leave(held[0], None)

@@ -1,4 +1,4 @@
-"""What a step has of its number."""
+"""What changes from step to step: the key of the noise, the learning rate, the weight of the average."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gen_dist.config import TrainConfig
 
 
 class StepNumbers:
-    """What a step has of its number: the key of its noise, the learning rate, and how far the average moves.
+    """The key of a step's noise, its learning rate, and how far it moves the average: functions of its number alone.
 
     On a GPU all are tensors, recorded or not: so there is one arithmetic of a step, and its bits are the same.
     """

@@ -79,5 +79,5 @@ def test_constants_are_found_again_from_times() -> None:
 
 
 def test_ratios_are_of_rounds_so_that_a_machine_that_slows_down_does_not_count() -> None:
-    alone, joined = [1.0, 1.0, 2.0, 2.0, 1.0], [1.0, 1.0, 2.0, 2.0, 2.0]  # the last in the one as it slows down
+    alone, joined = [1.0, 1.0, 2.0, 2.0, 1.0], [1.0, 1.0, 2.0, 2.0, 2.0]  # it slows down within the last round
     assert ratio(alone, joined, 2.0) == pytest.approx({"p20": 1.8, "median": 2.0, "p80": 2.0, "n": 5})

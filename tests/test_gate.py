@@ -502,11 +502,16 @@ def test_a_worker_is_ended_though_the_gate_is_stopped_while_it_starts(
             started.append(self)
             signal.raise_signal(number)
 
-    with temporary.temporary_directory(), pytest.raises(error):
-        monkeypatch.setattr(subprocess, "Popen", Stopped)
-        with gate_processes.workers({"A": REPOSITORY, "B": REPOSITORY}, tmp_path / "gate", {}):
-            pytest.fail("it was not stopped")
-    monkeypatch.undo()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # may be ignored, as in the background
+    monkeypatch.setattr(subprocess, "Popen", Stopped)
+    trees = {"A": REPOSITORY, "B": REPOSITORY}
+    with (
+        temporary.temporary_directory(),
+        pytest.raises(error),
+        gate_processes.workers(trees, tmp_path / "gate", {}),
+    ):
+        pytest.fail("it was not stopped")
+    assert signal.signal(signal.SIGINT, before) == signal.default_int_handler
     assert [process.returncode for process in started] == [-signal.SIGKILL]
 
 

@@ -171,7 +171,7 @@ def test_of_two_processes_those_with_weights_in_common_and_as_many_images_hand_g
     with (
         mock.patch.object(parallel, "weights_in_common", return_value=mock.MagicMock() if common else None),
         mock.patch.object(parallel, "averaging_gradients", side_effect=lambda phase, _processes: phase),
-        mock.patch("gen_dist.trainer.build_optimizer"),
+        mock.patch("gen_dist.turn.build_optimizer"),
     ):
         trainer = Trainer(config, small_dataset(config), two)
     assert _may_hand_on_graphs(trainer) == (common and rows == 24)

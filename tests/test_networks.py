@@ -154,11 +154,12 @@ def test_activations_in_place_compute_the_same(name: str, activation: Activation
         found = []
         for in_place in (True, False):
             twin, seen = copy.deepcopy(network), inputs.clone().requires_grad_()
-            for module in (activations := [m for m in twin.modules() if isinstance(m, (nn.ReLU, nn.LeakyReLU))]):
+            activations = [module for module in twin.modules() if isinstance(module, (nn.ReLU, nn.LeakyReLU))]
+            assert activations
+            for module in activations:
                 assert module.inplace
                 module.inplace = in_place
-            assert activations
-            outputs = twin(seen * 1.0)
+            outputs = twin(seen)  # a leaf: autograd refuses to have it written to
             (slopes,) = torch.autograd.grad(outputs.sin().sum(), seen, create_graph=True)
             parameters = list(twin.parameters())
             gradients = torch.autograd.grad(outputs.sin().sum(), parameters, retain_graph=True)

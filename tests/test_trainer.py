@@ -154,8 +154,9 @@ def test_statistics_are_averaged_as_weights_are_and_other_buffers_copied() -> No
     network = ResnetConfig(feature_maps=(4, 6), latent_dim=5, generator_norm="batch", spectral_norm=True)
     trainer = make_trainer(small_config("gan", network=network))
     before = {name: value.clone() for name, value in trainer.tensors()["networks"].items()}
-    for _ in range(3):
+    for _ in range(4):
         trainer.run_step(0)  # whose weight of the newest is 0.9
+        trainer.load(_checkpoint_of(trainer, 1))
         before = {name: 0.1 * value + 0.9 * trainer.tensors()["networks"][name] for name, value in before.items()}
     kinds, moved = set(), set()
     for name, value in trainer.tensors()["averaged"].items():

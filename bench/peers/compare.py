@@ -37,7 +37,7 @@ from bench.out_file import check_out, print_and_write
 from bench.peers import BATCH_SIZE
 from bench.peers.gen_dist_run import cycle_steps
 from bench.spread import spread
-from bench.temporary import temporary_directory
+from bench.temporary import temporary_directory, uninterrupted
 from gen_dist.cli import call_parsed, run_command
 from gen_dist.config import DataConfig
 from gen_dist.data import open_dataset
@@ -191,15 +191,14 @@ def process_of(name: str, data_root: Path, directory: Path, seed: int, threads: 
     variables = os.environ | {"OMP_NUM_THREADS": str(threads), "GEN_DIST_THREADS": str(threads)}
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
     log = home / "log.txt"
-    with log.open("w") as errors:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-        # In its own directory: some peers write to where they are.
-        popen = subprocess.Popen(words, cwd=home, env=variables, text=True, **pipes)  # type: ignore[call-overload]
-    try:
+    with contextlib.ExitStack() as stack:
+        with uninterrupted(), log.open("w") as errors:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+            # In its own directory: some peers write to where they are.
+            popen = subprocess.Popen(words, cwd=home, env=variables, text=True, **pipes)  # type: ignore[call-overload]
+            stack.callback(popen.wait)
+            stack.callback(popen.kill)
         yield Process(name, popen, log)
-    finally:
-        popen.kill()
-        popen.wait()
 
 
 def refuse_differences(learned: Mapping[str, Mapping[str, float]], tolerance: float) -> None:

@@ -64,7 +64,7 @@ class DcganEncoder(Encoder):
             layers.append(HalvingConvolution(inputs, count, bias=norm == "none"))
             if level:
                 layers.append(norm_layer(norm, count))
-            layers.append(nn.LeakyReLU(0.2, inplace=True))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))  # no one else reads what goes in
             inputs = count
         self.convolutions = nn.Sequential(*layers)
         self.feature_count = inputs * math.prod(last_sides)

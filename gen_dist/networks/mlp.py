@@ -11,8 +11,8 @@ from gen_dist.config import Activation, MlpConfig
 from gen_dist.networks.base import Decoder, Encoder, set_bias
 from kernels import Linear
 
-# In place where the gradient is found from what comes out: what goes in is a layer's own output, which no one else
-# reads, so it need not be kept beside it.
+# ReLUs work in place: what goes in is the output of the layer before, which no one else reads and no gradient needs, so
+# it need not be kept beside what comes out.
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "relu": functools.partial(nn.ReLU, inplace=True),
     "tanh": nn.Tanh,

@@ -159,7 +159,7 @@ class _SnganBlock(nn.Module):
         elif resampling == "double":
             residual, shortcut = [resample, *residual], [*shortcut, resample]
         if not first:  # images are no activations: they enter as they are
-            residual = [norm_layer(norm, inputs), nn.ReLU(), *residual]
+            residual = [norm_layer(norm, inputs), nn.ReLU(), *residual]  # not in place: the shortcut has the same maps
         self.residual = nn.Sequential(*residual)
         self.shortcut = nn.Sequential(*shortcut)
 
