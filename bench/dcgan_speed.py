@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.conditions import conditions
 from bench.dcgan_loop import PlainLoop
-from bench.spread import spread
+from bench.spread import spread, spread_of_ratios
 from gen_dist import parallel
 from gen_dist.data import TrainBatches, open_dataset
 from gen_dist.objectives.adversarial import signed_unit
@@ -178,17 +178,15 @@ def difference_of_losses(trainer: Trainer, other: ProcessPoolExecutor) -> float:
 
 
 def summarize(rates: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """20th, 50th and 80th percentile and number of each figure; the ratio's median is that of the medians."""
-    measured = {**rates, "ratio": [our / their for our, their in zip(rates["ours"], rates["loop"], strict=True)]}
-    figures = {name: spread(values) for name, values in measured.items()}
-    figures["ratio"]["median"] = figures["ours"]["median"] / figures["loop"]["median"]
-    return figures
+    """20th, 50th and 80th percentile and number of each figure, and of their ratio by rounds."""
+    figures = {name: spread(values) for name, values in rates.items()}
+    return {**figures, "ratio": spread_of_ratios(rates["ours"], rates["loop"])}
 
 
 def print_report(figures: dict[str, Any], steps: int) -> None:
     """The figures for people."""
     print(f"{'images per second':36}{'p20':>9}{'median':>9}{'p80':>9}{'n':>5}   (n: blocks of {steps} steps)")
-    labels = {"loop": "the plain loop", "ours": PRESET, "ratio": "ratio: of medians; spread, of rounds"}
+    labels = {"loop": "the plain loop", "ours": PRESET, "ratio": "ratio, by rounds"}
     for name, label in labels.items():
         figure = figures[name]
         columns = "".join(f"{figure[key]:9.2f}" for key in ("p20", "median", "p80"))

@@ -17,7 +17,7 @@ from bench.cost_model import (
     weak_speedup,
 )
 from bench.scaling_processes import BLOCK_STEPS, MODES, ROWS, Mode
-from bench.spread import spread
+from bench.spread import spread, spread_of_ratios
 from gen_dist.charts import figure_of, save_figure
 from gen_dist.config import TrainConfig
 from gen_dist.presets import get_preset
@@ -25,15 +25,6 @@ from gen_dist.presets import get_preset
 BAR = 1.8
 """Images per second of two processes to those of one, at least."""
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
-
-
-def ratio(above: Sequence[float], below: Sequence[float], factor: float) -> dict[str, float]:
-    """The spread over the rounds of the ratio of two measurements, whose blocks in a round are seconds apart.
-
-    Not the ratio of their medians: a shared machine has fast minutes and slow ones, and one median may be of a fast
-    minute where the other is of a slow one. (Once that ratio was below those of four fifths of the rounds.)
-    """
-    return spread([factor * up / down for up, down in zip(above, below, strict=True)])
 
 
 def report(
@@ -51,9 +42,9 @@ def report(
     for rows, by_mode in times.items():
         measured = float(np.median(by_mode["joined"]))
         by_rows[rows] = {
-            "joined_to_alone": ratio(by_mode["alone"], by_mode["joined"], 2.0),
-            "at_once_to_alone": ratio(by_mode["alone"], by_mode["at once"], 2.0),
-            "joined_to_at_once": ratio(by_mode["at once"], by_mode["joined"], 1.0),
+            "joined_to_alone": spread_of_ratios(by_mode["alone"], by_mode["joined"], 2.0),
+            "at_once_to_alone": spread_of_ratios(by_mode["alone"], by_mode["at once"], 2.0),
+            "joined_to_at_once": spread_of_ratios(by_mode["at once"], by_mode["joined"]),
             "joined_step_seconds": measured,
         }
         for mode, constants in compute.items():
@@ -67,7 +58,7 @@ def report(
         "rows": main_rows,
         "images_per_second": {mode: spread([images[mode] / seconds for seconds in main_times[mode]]) for mode in MODES},
         "by_rows": by_rows,
-        "strong_on_two": ratio(times[whole]["alone"], times[whole // 2]["joined"], 1.0),
+        "strong_on_two": spread_of_ratios(times[whole]["alone"], times[whole // 2]["joined"]),
         "compute": compute,
         "reductions": reductions,
     }

@@ -16,7 +16,7 @@ from bench.cost_model import (
     strong_speedup,
     weak_speedup,
 )
-from bench.scaling_report import ratio
+from bench.spread import spread_of_ratios
 
 NETWORK = Network(latency_seconds=1e-3, bytes_per_second=1e6)
 
@@ -80,4 +80,4 @@ def test_constants_are_found_again_from_times() -> None:
 
 def test_ratios_are_of_rounds_so_that_a_machine_that_slows_down_does_not_count() -> None:
     alone, joined = [1.0, 1.0, 2.0, 2.0, 1.0], [1.0, 1.0, 2.0, 2.0, 2.0]  # it slows down within the last round
-    assert ratio(alone, joined, 2.0) == pytest.approx({"p20": 1.8, "median": 2.0, "p80": 2.0, "n": 5})
+    assert spread_of_ratios(alone, joined, 2.0) == pytest.approx({"p20": 1.8, "median": 2.0, "p80": 2.0, "n": 5})

@@ -36,7 +36,7 @@ from bench.conditions import conditions
 from bench.out_file import check_out, print_and_write
 from bench.peers import BATCH_SIZE
 from bench.peers.gen_dist_run import cycle_steps
-from bench.spread import spread
+from bench.spread import spread, spread_of_ratios
 from bench.temporary import temporary_directory, uninterrupted
 from gen_dist.cli import call_parsed, run_command
 from gen_dist.config import DataConfig
@@ -250,11 +250,6 @@ def summarize(blocks: Mapping[str, Sequence[Mapping[str, float]]], steps: Mappin
     if "plain" in figures and figures[OURS]["peak_mib"] is not None:
         figures["memory_ratio"] = figures[OURS]["peak_mib"] / figures["plain"]["peak_mib"]
     return figures
-
-
-def spread_of_ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """Of one to the other, round by round."""
-    return spread([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
 def print_learned(learned: Mapping[str, Mapping[str, float]], steps: int) -> None:
