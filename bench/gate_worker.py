@@ -6,6 +6,7 @@ project is the tree's own (`python -P`, with the tree as PYTHONPATH). Commands a
 
 import functools
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -109,8 +110,9 @@ def noise(place: Place) -> Operation:
     import torch
 
     from gen_dist.randomness import Stream
-    from kernels import binarize, normal
 
+    kernels = module_of("gen_dist.kernels", "kernels")
+    binarize, normal = kernels.binarize, kernels.normal
     images = torch.from_numpy(_digits().train.images[:ROWS].copy())
 
     def draw(step: int) -> list[torch.Tensor]:
@@ -129,18 +131,15 @@ def checkpoint(place: Place) -> Operation:
     """Save a checkpoint, digests and fsync with it, and load it again."""
     import torch
 
-    from gen_dist import checkpoint as checkpoints
-    from gen_dist.checkpoint import Checkpoint
-
+    checkpoints = module_of("gen_dist.records.checkpoint", "gen_dist.checkpoint")
     trainer = _trainer("vae-mnist")
     trainer.run_step(0)  # before it the optimizer has no state
 
-    def save_and_load(number: int) -> Checkpoint:
+    def save_and_load(number: int) -> Any:
         facts = {"data_digest": trainer.dataset.digest, "loss_scales": trainer.loss_scales()}
-        path = checkpoints.save(
-            place.directory, Checkpoint(1 + number, trainer.tensors(), facts), trainer.config, keep=2
-        )
-        loaded: Checkpoint = checkpoints.load(path)[0]
+        state = checkpoints.Checkpoint(1 + number, trainer.tensors(), facts)
+        path = checkpoints.save(place.directory, state, trainer.config, keep=2)
+        loaded = checkpoints.load(path)[0]
         trainer.load(loaded)
         return loaded
 
@@ -219,6 +218,22 @@ BENCHMARKS: dict[str, Benchmark] = {
 """All that the gate can compare, by name."""
 
 
+def module_of(*names: str) -> Any:
+    """The first of these modules that the tree has: a module's name today, then the names it had in older trees.
+
+    Raises:
+        ModuleNotFoundError: the tree has none of them.
+    """
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            # A missing dependency of the module is an error of its own; a missing parent is another layout.
+            if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+                raise
+    raise ModuleNotFoundError(f"no module named {' or '.join(names)}", name=names[0])
+
+
 @functools.cache
 def _digits() -> Any:
     from gen_dist.config import DataConfig
@@ -230,13 +245,13 @@ def _digits() -> Any:
 def _trainer(preset: str) -> Any:
     from dataclasses import replace
 
-    from gen_dist import parallel
     from gen_dist.presets import get_preset
-    from gen_dist.trainer import Trainer
 
+    trainer = module_of("gen_dist.training.trainer", "gen_dist.trainer")
+    processes = module_of("gen_dist.parallel.processes", "gen_dist.parallel")
     # The schedule of the learning rate must not come to its end: past it the rate is negative.
     config = replace(get_preset(preset), device="cpu", steps=10**6)
-    return Trainer(config, _digits(), parallel.start_processes(config))
+    return trainer.Trainer(config, _digits(), processes.start_processes(config))
 
 
 def _digest(tensor: Any) -> str:
@@ -260,11 +275,10 @@ class Worker:
         import torch
 
         import gen_dist
-        import kernels
-        from gen_dist import parallel
         from gen_dist.config import TrainConfig
 
-        parallel.start_processes(TrainConfig(device="cpu"))
+        kernels = module_of("gen_dist.kernels", "kernels")
+        module_of("gen_dist.parallel.processes", "gen_dist.parallel").start_processes(TrainConfig(device="cpu"))
         return {
             "packages": [str(gen_dist.__file__), str(kernels.__file__)],
             "threads": torch.get_num_threads(),

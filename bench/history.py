@@ -161,7 +161,7 @@ def records_of(results: Mapping[str, Any], file: str) -> list[Record]:
             described[commit] = described_commit(commit.rstrip("+")) or ("", str(whole.get("time") or ""))
         subject, date = described[commit]
         try:
-            name = result["fullname"].removeprefix("bench/")
+            name = result["fullname"].removeprefix("bench/").removeprefix("suite/")
             figures = figures_of(told, table(result.get("stats")))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise ConfigError(f"{file} has a benchmark without a name or times: {str(each)[:80]}") from None
