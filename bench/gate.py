@@ -46,9 +46,9 @@ from bench.gate_statistics import (
 )
 from bench.gate_worker import BENCHMARKS, CONTROL, SLOWDOWN
 from bench.out_file import check_out
-from gen_dist.atomic_files import write_atomically
 from gen_dist.cli import run_command, run_subcommand
 from gen_dist.errors import ConfigError
+from gen_dist.files import write_atomically
 
 DIFFERENCES_SHOWN = 6
 STORED_PROCESSES = 6

@@ -24,9 +24,9 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.conditions import fingerprint
-from gen_dist.atomic_files import write_atomically
 from gen_dist.cli import run_command, run_subcommand
 from gen_dist.errors import ConfigError
+from gen_dist.files import write_atomically
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HISTORY_NAME = "bench/history.jsonl"

@@ -38,7 +38,7 @@ _DRAWS = (
     "kernels.latent.normal",
     "gen_dist.objectives.vae.binarize",
     "gen_dist.objectives.adversarial.normal",
-    "gen_dist.augmentation.normal",
+    "gen_dist.objectives.augmentation.normal",
 )
 """Functions that draw, under the names by which the step calls them."""
 KINDS = ("products", "loss", "noise", "other operations", "Python between")

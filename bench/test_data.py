@@ -13,7 +13,7 @@ from PIL import Image
 from bench.measured import Measurement
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, Split, TrainBatches, open_dataset
-from gen_dist.data.packed import open_packed
+from gen_dist.data.cache import open_packed
 from gen_dist.data.packing import Block
 
 DIGITS = 60_000

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bench.kernels import plain
 from bench.measured import Measurement
-from gen_dist.losses import bernoulli_nll
+from gen_dist.objectives.losses import bernoulli_nll
 from kernels import DoublingConvolution, HalvingConvolution, Linear, binarize, normal, reparameterize_kl
 from kernels.convolution import pixel_by_pixel
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.atomic_files import write_atomically
+from gen_dist.files import write_atomically
 from gen_dist.importing import quick_import
 from gen_dist.latent_walks import principal_directions
 from gen_dist.score_bins import SCORE_EDGES

@@ -26,9 +26,9 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from gen_dist.atomic_files import sync
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
+from gen_dist.files import sync
 
 FORMAT = 2
 _NAME = re.compile(r"step_\d{8,}")

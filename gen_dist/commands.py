@@ -118,9 +118,9 @@ def compare(
     """
     import json
 
-    from gen_dist.atomic_files import write_atomically
     from gen_dist.comparison import comparison_of, markdown, read_runs, table_lines
     from gen_dist.comparison_picture import save_comparison
+    from gen_dist.files import write_atomically
 
     if len(runs) < 2:
         raise ConfigError("compare needs two runs or more, as in gen-dist compare runs/vae-mnist runs/dcgan-mnist")

@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from gen_dist import metrics as measures
 from gen_dist import parallel
-from gen_dist.atomic_files import write_atomically
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, cache_directory, image_indices, open_dataset
 from gen_dist.environment import environment
@@ -42,6 +41,7 @@ from gen_dist.evaluation_record import (
     write_evaluation,
 )
 from gen_dist.features import FeatureName, FeatureNetwork, feature_network, fits_digits
+from gen_dist.files import write_atomically
 from gen_dist.latent_walks import on_great_circles
 from gen_dist.marginal_likelihood import is_binarized, negative_log_likelihoods
 from gen_dist.model import GenerativeModel, model_of, read_checkpoint

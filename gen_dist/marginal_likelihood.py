@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gen_dist.losses import importance_weighted_bound, log_likelihoods_of_binary_image
 from gen_dist.objectives import Batch
+from gen_dist.objectives.losses import importance_weighted_bound, log_likelihoods_of_binary_image
 from gen_dist.objectives.vae import Vae
 from gen_dist.randomness import Stream
 from kernels import LOGVAR_RANGE, binarize, normal

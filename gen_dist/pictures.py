@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from gen_dist.atomic_files import write_atomically
+from gen_dist.files import write_atomically
 
 Images = NDArray[np.uint8]
 

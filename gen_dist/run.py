@@ -17,11 +17,11 @@ from torch import Tensor
 
 from gen_dist import checkpoint as checkpoints
 from gen_dist import parallel
-from gen_dist.atomic_files import write_atomically
 from gen_dist.checkpoint import Checkpoint
 from gen_dist.config import TrainConfig
 from gen_dist.data import open_dataset
 from gen_dist.errors import CheckpointError, ConfigError, UserError
+from gen_dist.files import write_atomically
 from gen_dist.gallery import Gallery
 from gen_dist.model import GenerativeModel
 from gen_dist.progress import brief_checks

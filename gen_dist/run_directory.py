@@ -15,10 +15,10 @@ from filelock import FileLock, Timeout
 
 from gen_dist import checkpoint as checkpoints
 from gen_dist import parallel
-from gen_dist.atomic_files import write_atomically
 from gen_dist.config import TrainConfig
 from gen_dist.environment import environment
 from gen_dist.errors import CheckpointError, ConfigError, TakenOverError, UserError
+from gen_dist.files import write_atomically
 from gen_dist.parallel import Processes
 from gen_dist.wandb_run import wandb_mode
 

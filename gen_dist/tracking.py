@@ -19,9 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from gen_dist.atomic_files import write_atomically
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
+from gen_dist.files import write_atomically
 from gen_dist.progress import Display, brief_checks, brief_losses, readable_time
 from gen_dist.wandb_run import WandbRun, wandb_mode
 

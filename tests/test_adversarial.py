@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-from gen_dist import losses
-from gen_dist.augmentation import add_noise, augment
 from gen_dist.config import (
     AutoencoderConfig,
     GanConfig,
@@ -38,8 +36,9 @@ from gen_dist.data.order import image_indices
 from gen_dist.errors import ConfigError
 from gen_dist.networks.players import Discriminator, Generator
 from gen_dist.networks.resnet import ResnetDecoder
-from gen_dist.objectives import Batch, Phase, build_objective
+from gen_dist.objectives import Batch, Phase, build_objective, losses
 from gen_dist.objectives.adversarial import DISCRIMINATOR_STREAMS, Adversarial, signed_unit
+from gen_dist.objectives.augmentation import add_noise, augment
 from gen_dist.randomness import Stream
 from gen_dist.score_bins import SCORE_EDGES
 from gen_dist.trainer import Trainer

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from gen_dist.atomic_files import sync, whole_directory, write_atomically
+from gen_dist.files import sync, whole_directory, write_atomically
 
 
 def test_writing_atomically_replaces_whole_files(tmp_path):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gen_dist.augmentation import DRAWS, add_noise, augment
 from gen_dist.config import Augmentation
+from gen_dist.objectives.augmentation import DRAWS, add_noise, augment
 from gen_dist.randomness import Stream
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -207,7 +207,7 @@ def test_compiled_as_one_graph_it_is_the_same_and_new_steps_compile_nothing() ->
 
 
 def test_one_image_takes_as_many_draws_whatever_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    import gen_dist.augmentation as module
+    import gen_dist.objectives.augmentation as module
 
     widths = []
 
@@ -223,7 +223,7 @@ def test_one_image_takes_as_many_draws_whatever_is_done(monkeypatch: pytest.Monk
 
 def test_the_ends_of_the_draws_stay_in_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CDF of 6.8 rounds to 1 in float32: one more than the last integer, if it were not clamped."""
-    import gen_dist.augmentation as module
+    import gen_dist.objectives.augmentation as module
 
     for end in (-6.8, 6.8):
 

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from gen_dist.config import DataConfig
-from gen_dist.data import Dataset, open_dataset, packed
+from gen_dist.data import Dataset, open_dataset
+from gen_dist.data import cache as packed
 from gen_dist.errors import DataError
 
 ROOT = Path(__file__).parent.parent

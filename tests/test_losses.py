@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Bernoulli, Normal
 from torch.nn.functional import logsigmoid
 
-from gen_dist.losses import (
+from gen_dist.objectives.losses import (
     bernoulli_nll,
     gaussian_nll,
     importance_weighted_bound,

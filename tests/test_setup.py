@@ -62,7 +62,7 @@ def test_foreign_kernels_is_one_clear_error(name: str, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("module", ["gen_dist.data.packed", "kernels", "launch.train", "bench", "tests.test_setup"])
+@pytest.mark.parametrize("module", ["gen_dist.data.cache", "kernels", "launch.train", "bench", "tests.test_setup"])
 def test_a_warning_that_our_own_code_causes_is_an_error(module: str) -> None:
     with pytest.raises(UserWarning, match="careless"):
         warnings.warn_explicit("careless", UserWarning, f"{module}.py", 1, module)
@@ -83,9 +83,9 @@ def test_import_layers_hold() -> None:
     [
         ("kernels/noise.py", "import gen_dist.errors", "launch and bench stand on gen_dist, gen_dist on kernels"),
         ("gen_dist/run.py", "import launch.train", "launch and bench stand on gen_dist, gen_dist on kernels"),
-        ("gen_dist/losses.py", "import tests.test_setup", "Nothing imports tests"),
-        ("gen_dist/losses.py", "import gen_dist.parallel", "The layers of gen_dist"),
-        ("gen_dist/networks/mlp.py", "import gen_dist.losses", "The layers of gen_dist"),
+        ("gen_dist/objectives/losses.py", "import tests.test_setup", "Nothing imports tests"),
+        ("gen_dist/objectives/losses.py", "import gen_dist.parallel", "The layers of gen_dist"),
+        ("gen_dist/networks/mlp.py", "import gen_dist.objectives.losses", "The layers of gen_dist"),
         ("gen_dist/unheard_of.py", "import math", "The layers of gen_dist"),
         ("gen_dist/presets.py", "import torch", "A config is made without torch"),
         ("gen_dist/trainer.py", "import accelerate", "Only gen_dist.parallel and joining know Accelerate"),

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gen_dist.data.cache import Split
 from gen_dist.data.order import epoch_order, image_indices, spans
-from gen_dist.data.packed import Split
 from gen_dist.errors import DataError
 
 _PREFETCHED_MICRO_BATCHES = 4

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gen_dist.config import DataConfig
-from gen_dist.data.images import Encoded, UnreadableImage, decode_image, image_warnings_as_intended
+from gen_dist.data.decoding import Encoded, UnreadableImage, decode_image, image_warnings_as_intended
 from gen_dist.data.order import held_out_order
 from gen_dist.errors import DataError
 

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from gen_dist.config import AutoencoderConfig, NetworkConfig
-from gen_dist.losses import bernoulli_nll, squared_error
 from gen_dist.objectives.base import Batch, EncoderDecoder, Phase, TurnResult, unit_interval
+from gen_dist.objectives.losses import bernoulli_nll, squared_error
 
 
 class Autoencoder(EncoderDecoder):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from gen_dist.config import GanConfig, GanLoss, NetworkConfig
-from gen_dist.losses import fake_loss, generator_loss, real_loss
 from gen_dist.networks import spectrally_normalized
 from gen_dist.networks.players import Discriminator
 from gen_dist.objectives.adversarial import (
@@ -21,6 +20,7 @@ from gen_dist.objectives.adversarial import (
     told_right,
 )
 from gen_dist.objectives.base import Batch, Phase, TurnResult
+from gen_dist.objectives.losses import fake_loss, generator_loss, real_loss
 
 JUDGED = "judged"
 """What the generator's turn may hand on: scores [B] of its images, with a graph to the discriminator's weights."""

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from gen_dist.config import NetworkConfig, R3ganConfig, ResnetConfig
-from gen_dist.losses import relativistic_loss, zero_centred_penalty
 from gen_dist.objectives.adversarial import (
     GENERATED,
     GENERATOR_STREAMS,
@@ -18,6 +17,7 @@ from gen_dist.objectives.adversarial import (
     slopes_and_scores,
 )
 from gen_dist.objectives.base import Batch, Phase, TurnResult
+from gen_dist.objectives.losses import relativistic_loss, zero_centred_penalty
 
 
 class R3gan(Adversarial):

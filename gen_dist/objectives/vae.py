@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from gen_dist.config import NetworkConfig, VaeConfig
-from gen_dist.losses import (
+from gen_dist.objectives.base import Batch, EncoderDecoder, Phase, TurnResult, unit_interval
+from gen_dist.objectives.losses import (
     bernoulli_nll,
     gaussian_nll,
     importance_weighted_bound,
     normal_log_density,
     standard_normal_log_density,
 )
-from gen_dist.objectives.base import Batch, EncoderDecoder, Phase, TurnResult, unit_interval
 from gen_dist.randomness import Stream
 from kernels import LOGVAR_RANGE, binarize, reparameterize_kl
 

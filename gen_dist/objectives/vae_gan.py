@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from gen_dist.config import NetworkConfig, VaeGanConfig
-from gen_dist.losses import fake_loss, generator_loss, real_loss, squared_error
 from gen_dist.networks import build_encoder
 from gen_dist.networks.players import Discriminator
 from gen_dist.objectives.adversarial import (
@@ -18,6 +17,7 @@ from gen_dist.objectives.adversarial import (
     told_right,
 )
 from gen_dist.objectives.base import Batch, Phase, TurnResult, unit_interval
+from gen_dist.objectives.losses import fake_loss, generator_loss, real_loss, squared_error
 from gen_dist.randomness import Stream
 from kernels import reparameterize_kl
 

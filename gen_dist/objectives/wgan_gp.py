@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from gen_dist.augmentation import uniform
 from gen_dist.config import NetworkConfig, WganGpConfig
-from gen_dist.losses import fake_loss, one_centred_penalty, real_loss
 from gen_dist.objectives.adversarial import (
     Adversarial,
     DiscriminatorPhase,
@@ -12,7 +10,9 @@ from gen_dist.objectives.adversarial import (
     pairs_told_right,
     slopes_and_scores,
 )
+from gen_dist.objectives.augmentation import uniform
 from gen_dist.objectives.base import Batch, Phase, TurnResult
+from gen_dist.objectives.losses import fake_loss, one_centred_penalty, real_loss
 from gen_dist.randomness import Stream
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gen_dist.config import DataConfig
-from gen_dist.data.builtin import Mnist5k, Synthetic
-from gen_dist.data.folder import Folder
-from gen_dist.data.packed import Dataset, expand_home, open_packed
+from gen_dist.data.cache import Dataset, expand_home, open_packed
 from gen_dist.data.packing import Source
-from gen_dist.data.parquet import Parquet
-from gen_dist.data.torchvision_sets import TORCHVISION_SETS
+from gen_dist.data.sources.embedded import Mnist5k, Synthetic
+from gen_dist.data.sources.folder import Folder
+from gen_dist.data.sources.parquet import Parquet
+from gen_dist.data.sources.torchvision_sets import TORCHVISION_SETS
 from gen_dist.errors import DataError
 
 _PATH_SOURCES: dict[str, Callable[[Path], Source]] = {"folder": Folder, "parquet": Parquet}

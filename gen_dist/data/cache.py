@@ -18,10 +18,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from gen_dist.atomic_files import sync
 from gen_dist.config import DataConfig
 from gen_dist.data.packing import SPLITS, Source, SplitName, cache_errors, images_file, labels_file, pack
 from gen_dist.errors import DataError
+from gen_dist.files import sync
 
 # Part of the key: raise it when packing changes, and no cache of before is used again.
 _FORMAT = 1
