@@ -9,9 +9,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.measured import Measurement
-from gen_dist import parallel
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, open_dataset
+from gen_dist.parallel.processes import start_processes
 from gen_dist.presets import get_preset
 
 COLUMNS = ("images/s", "ms p20", "p50", "p80", "n", "peak MiB", "of limit")
@@ -50,7 +50,7 @@ class _NoParameters:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where networks and kernels run, with the threads that a run would have."""
     config = replace(get_preset("vae-mnist"), device=request.config.getoption("--device"))
-    return parallel.start_processes(config).device
+    return start_processes(config).device
 
 
 @pytest.fixture(scope="session")

@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.conditions import conditions
 from bench.dcgan_loop import PlainLoop
 from bench.spread import spread, spread_of_ratios
-from gen_dist import parallel
 from gen_dist.data import TrainBatches, open_dataset
 from gen_dist.objectives.adversarial import signed_unit
+from gen_dist.parallel.processes import start_processes
 from gen_dist.presets import get_preset
 from gen_dist.randomness import Stream
 from gen_dist.trainer import Trainer
@@ -106,7 +106,7 @@ def ours(data: str, data_root: str, seed: int, cache: str) -> tuple[Trainer, Tra
     """The trainer of the preset on the CPU, and the batches of images that it takes."""
     config = replace(get_preset(PRESET), data=data, data_root=data_root, seed=seed, device="cpu", precision="float32")
     config = replace(config, packing=replace(config.packing, channels=3, cache_dir=cache))
-    processes = parallel.start_processes(config)
+    processes = start_processes(config)
     dataset = open_dataset(data, data_root, config.packing)
     batches = TrainBatches(
         dataset.train,

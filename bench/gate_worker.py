@@ -248,7 +248,7 @@ def _trainer(preset: str) -> Any:
     from gen_dist.presets import get_preset
 
     trainer = module_of("gen_dist.training.trainer", "gen_dist.trainer")
-    processes = module_of("gen_dist.parallel.processes", "gen_dist.parallel")
+    processes = module_of("gen_dist.parallel.processes.processes", "gen_dist.parallel.processes")
     # The schedule of the learning rate must not come to its end: past it the rate is negative.
     config = replace(get_preset(preset), device="cpu", steps=10**6)
     return trainer.Trainer(config, _digits(), processes.start_processes(config))
@@ -278,7 +278,9 @@ class Worker:
         from gen_dist.config import TrainConfig
 
         kernels = module_of("gen_dist.kernels", "kernels")
-        module_of("gen_dist.parallel.processes", "gen_dist.parallel").start_processes(TrainConfig(device="cpu"))
+        module_of("gen_dist.parallel.processes.processes", "gen_dist.parallel.processes").start_processes(
+            TrainConfig(device="cpu")
+        )
         return {
             "packages": [str(gen_dist.__file__), str(kernels.__file__)],
             "threads": torch.get_num_threads(),

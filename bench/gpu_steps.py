@@ -22,11 +22,11 @@ from bench.conditions import conditions
 from bench.measured import preset_on
 from bench.out_file import check_out, print_and_write
 from bench.spread import spread
-from gen_dist import parallel
 from gen_dist.cli import run_command
 from gen_dist.config import DataConfig, TrainConfig
 from gen_dist.data import Dataset, open_dataset
 from gen_dist.errors import ConfigError
+from gen_dist.parallel.processes import start_processes
 from gen_dist.presets import PRESETS
 from gen_dist.trainer import Trainer
 
@@ -126,7 +126,7 @@ def contestant(config: TrainConfig, dataset: Dataset) -> _Contestant:
     """A trainer that has taken its first steps."""
     start = time.perf_counter()
     config = replace(config, steps=10**6)  # past its last step the learning rate would be negative
-    trainer = Trainer(config, dataset, parallel.start_processes(config))
+    trainer = Trainer(config, dataset, start_processes(config))
     steps = itertools.count()
     for step in itertools.islice(steps, WARM_UP_STEPS):
         trainer.run_step(step)

@@ -30,11 +30,11 @@ from bench.products import Product, plain_layers, record
 from bench.spread import spread
 from bench.step_profile import BLOCK_STEPS, LARGEST_SHOWN, WARMUP_STEPS, kinds_of_steps, print_kinds, step_by_kind
 from bench.temporary import temporary_directory
-from gen_dist import parallel
 from gen_dist.cli import call_parsed, run_command
 from gen_dist.config import TrainConfig
 from gen_dist.data import open_dataset
 from gen_dist.errors import ConfigError
+from gen_dist.parallel.processes import start_processes
 from gen_dist.presets import get_preset
 from gen_dist.trainer import Trainer
 
@@ -193,7 +193,7 @@ def config_of(preset: str, data: str | None, data_root: str, batch_size: int | N
 def trainer_of(config: TrainConfig) -> Iterator[Trainer]:
     """The trainer of a config; its data are packed into a directory that is removed afterwards."""
     with temporary_directory() as cache:
-        processes = parallel.start_processes(config)
+        processes = start_processes(config)
         packing = replace(config.packing, cache_dir=config.packing.cache_dir or str(cache))
         dataset = open_dataset(config.data, config.data_root, packing, lambda _line: None)
         trainer = Trainer(config, dataset, processes)

@@ -26,8 +26,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.conditions import conditions
-from gen_dist import parallel
 from gen_dist.data import open_dataset
+from gen_dist.parallel.processes import start_processes
 from gen_dist.presets import get_preset
 from gen_dist.trainer import Trainer
 
@@ -87,7 +87,7 @@ def main(blocks: int = 10, data: str = "mnist5k", data_root: str = "data", seed:
     for name in PRESETS:
         steps = WARMUP_STEPS + blocks * BLOCK_STEPS
         config = replace(get_preset(name), data=data, data_root=data_root, seed=seed, steps=steps, device="cpu")
-        processes = parallel.start_processes(config)
+        processes = start_processes(config)
         trainers[name] = Trainer(config, open_dataset(data, data_root, config.packing), processes)
         timed_steps(trainers[name], range(WARMUP_STEPS), keyed=True)
     keyed: dict[str, list[NDArray[np.float64]]] = {name: [] for name in PRESETS}

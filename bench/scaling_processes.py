@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from gen_dist import parallel
 from gen_dist.data import open_dataset
+from gen_dist.parallel.collectives import sum_over_processes
+from gen_dist.parallel.processes import Processes, end_process, start_processes
 from gen_dist.presets import get_preset
 from gen_dist.trainer import Trainer
 
@@ -49,9 +50,9 @@ class Member:
                 # The schedule of the learning rate must not come to its end: past it the rate is negative.
                 config = replace(get_preset(preset), **options, global_batch_size=rows, steps=10**6)
                 config = replace(config, packing=replace(config.packing, cache_dir=cache))
-                processes = parallel.start_processes(config)
+                processes = start_processes(config)
                 dataset = open_dataset(config.data, config.data_root, config.packing)
-                by_itself = parallel.Processes(0, 0, 1, processes.device)
+                by_itself = Processes(0, 0, 1, processes.device)
                 self._alone[preset, rows] = Trainer(config, dataset, by_itself)
                 config = replace(config, global_batch_size=2 * rows, seed=config.seed + 1)
                 self._joined[preset, rows] = Trainer(config, dataset, processes)
@@ -70,7 +71,7 @@ class Member:
         # One number is left out, so that each block draws its own noise anew.
         self._next_step[id(trainer)] = first + BLOCK_STEPS + 1
         if together:
-            parallel.sum_over_processes(torch.zeros(1))
+            sum_over_processes(torch.zeros(1))
         start = time.perf_counter()
         logs = [trainer.run_step(step) for step in range(first, first + BLOCK_STEPS)]
         seconds = time.perf_counter() - start
@@ -83,7 +84,7 @@ class Member:
         seconds = []
         for _ in range(REDUCTIONS_OF_A_BLOCK + 1):
             start = time.perf_counter()
-            parallel.sum_over_processes(values)
+            sum_over_processes(values)
             seconds.append(time.perf_counter() - start)
         return float(np.median(seconds[1:]))  # in the first one waits for the other's command
 
@@ -164,7 +165,7 @@ def serve(connection: Connection, rank: int) -> None:
     while (command := connection.recv()) is not None:
         method, arguments = command
         connection.send(getattr(member, method)(*arguments))
-    parallel.end_process(0)
+    end_process(0)
 
 
 def seconds_of_step(members: Sequence[Handle], turn: int, preset: str, rows: int, mode: Mode) -> float:

@@ -8,9 +8,9 @@ import torch
 
 from bench.measured import Measurement, preset_on
 from gen_dist import checkpoint as checkpoints
-from gen_dist import parallel
 from gen_dist.checkpoint import Checkpoint
 from gen_dist.data import Dataset
+from gen_dist.parallel.processes import start_processes
 from gen_dist.trainer import Trainer
 
 PRESETS = ("vae-mnist", "dcgan-mnist")
@@ -40,7 +40,7 @@ def test_loading(measurement: Measurement, preset: str, digits: Dataset, device:
 def trained(preset: str, digits: Dataset, device: torch.device) -> Trainer:
     """A trainer after one step: before it the optimizers have no state."""
     config = preset_on(preset, device)
-    trainer = Trainer(config, digits, parallel.start_processes(config))
+    trainer = Trainer(config, digits, start_processes(config))
     trainer.run_step(0)
     return trainer
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from bench.measured import Measurement, preset_on
-from gen_dist import metrics, parallel
+from gen_dist import metrics
 from gen_dist.data import Dataset
 from gen_dist.features import feature_network
 from gen_dist.marginal_likelihood import negative_log_likelihoods
 from gen_dist.objectives import Batch
 from gen_dist.objectives.vae import Vae
+from gen_dist.parallel.processes import start_processes
 from gen_dist.trainer import Trainer, evaluating
 
 SAMPLES = 2000
@@ -39,7 +40,7 @@ def features(digits: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
 def trainer(digits: Dataset, device: torch.device) -> Trainer:
     """Of `vae-mnist`, untrained: what a figure costs does not depend on how good it is."""
     config = preset_on("vae-mnist", device)
-    return Trainer(config, digits, parallel.start_processes(config))
+    return Trainer(config, digits, start_processes(config))
 
 
 def test_features(measurement: Measurement, digits: Dataset, device: torch.device) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from bench.measured import Measurement, preset_on
-from gen_dist import parallel
 from gen_dist.data import Dataset
+from gen_dist.parallel.processes import start_processes
 from gen_dist.randomness import Stream
 from gen_dist.trainer import Trainer
 from kernels import binarize, normal
@@ -29,7 +29,7 @@ AfterSteps = Callable[..., None]
 def after_steps(measurement: Measurement, digits: Dataset, device: torch.device) -> AfterSteps:
     """Times `part(rng)`, each time after a whole step; rng int64 [2] is (seed, step)."""
     config = preset_on(PRESET, device)
-    trainer = Trainer(config, digits, parallel.start_processes(config))
+    trainer = Trainer(config, digits, start_processes(config))
     steps = itertools.count()
 
     def setup() -> tuple[tuple[torch.Tensor], dict[str, object]]:

@@ -16,9 +16,9 @@ import torch
 
 from bench.limit import fraction_of_limit
 from bench.measured import Measurement, milliseconds, preset_on
-from gen_dist import parallel
 from gen_dist.config import DataConfig, Precision, TrainConfig, VaeConfig
 from gen_dist.data import Dataset, open_dataset
+from gen_dist.parallel.processes import start_processes
 from gen_dist.trainer import Trainer
 
 # Normals are drawn for sixteen steps at once: a round is as many, or a multiple, so that its time is fair.
@@ -79,7 +79,7 @@ def test_whole_step(
     if (reason := why_without(precision, device)) is not None:
         pytest.skip(reason)
     config = config_of(FAMILIES[family], device, compiled=mode == "compiled", precision=precision)
-    trainer = Trainer(config, digits_or_colours(config, digits, cache), parallel.start_processes(config))
+    trainer = Trainer(config, digits_or_colours(config, digits, cache), start_processes(config))
     steps = itertools.count()
     logs: list[dict[str, torch.Tensor]] = []
     iterations = steps_of_a_round(config, FAMILIES[family].steps)

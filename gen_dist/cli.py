@@ -136,7 +136,7 @@ def run_command(command: Callable[[], None]) -> NoReturn:
     """Run a command and end the process; a user's error gives one line on standard error and exit code 2."""
     exit_code = _exit_code_of(command)
     # Who joined other processes has loaded this module; the rest need not wait for torch.
-    if parallel := sys.modules.get("gen_dist.parallel"):
+    if parallel := sys.modules.get("gen_dist.parallel.processes"):
         parallel.end_process(exit_code)
     sys.exit(exit_code)
 

@@ -25,7 +25,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gen_dist import metrics as measures
-from gen_dist import parallel
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, cache_directory, image_indices, open_dataset
 from gen_dist.environment import environment
@@ -48,7 +47,8 @@ from gen_dist.model import GenerativeModel, model_of, read_checkpoint
 from gen_dist.objectives import Batch
 from gen_dist.objectives.base import unit_interval
 from gen_dist.objectives.vae import Vae
-from gen_dist.parallel import Processes
+from gen_dist.parallel.collectives import from_main, raise_everywhere, rows_of_all, sum_over_processes
+from gen_dist.parallel.processes import Processes, start_processes
 from gen_dist.randomness import Stream
 from gen_dist.run_directory import wandb_id_of
 from gen_dist.trainer import evaluating
@@ -100,7 +100,7 @@ def evaluate(
     """
     asked = list(METRICS if metrics is None else metrics)
     check_options(run, asked, samples, nll_samples, nll_images)
-    processes = parallel.start_processes(TrainConfig(device=device))
+    processes = start_processes(TrainConfig(device=device))
     say = announce if processes.is_main else _silent
     checkpoint, config = read_checkpoint(run, say)
     dataset = open_dataset(config.data, data_root or config.data_root, config.packing, say)
@@ -143,8 +143,8 @@ def _in_main(action: Callable[[], T], processes: Processes) -> T:
             result = action()
         except UserError as raised:
             error = raised
-    parallel.raise_everywhere(error, processes)
-    return parallel.from_main(result, processes)
+    raise_everywhere(error, processes)
+    return from_main(result, processes)
 
 
 class _Reference(NamedTuple):
@@ -241,7 +241,7 @@ class _Evaluator:
             tuple(rows[:0] for rows in compute(0, 1))
         ]  # more processes than blocks: the shapes alone
         columns = (torch.cat(column) for column in zip(*parts, strict=True))
-        return [parallel.rows_of_all(column, self._processes) for column in columns]
+        return [rows_of_all(column, self._processes) for column in columns]
 
     def _share(self, count: int) -> tuple[int, int]:
         """First and last but one of this process's share of `count` things."""
@@ -249,7 +249,7 @@ class _Evaluator:
         return -(-count * rank // world_size), -(-count * (rank + 1) // world_size)
 
     def _summed(self, value: Tensor) -> Tensor:
-        return parallel.sum_over_processes(value)
+        return sum_over_processes(value)
 
     def _test_batch(self, first: int, last: int) -> Batch:
         test = self._dataset.test
@@ -350,7 +350,7 @@ class _Evaluator:
                 self._found(kid=distance)
         if self._plan.wants("precision", "recall", "density", "coverage"):
             with self._stage("neighbours"):
-                radii = parallel.rows_of_all(measures.neighbour_radii(features, first, last), self._processes)
+                radii = rows_of_all(measures.neighbour_radii(features, first, last), self._processes)
                 real = slice(*self._share(len(reference.features)))
                 mine_of_real = reference.features[real], reference.radii[real]
                 counted = measures.ball_counts(*mine_of_real, features, radii)
@@ -393,7 +393,7 @@ class _Evaluator:
             kernel_sum = measures.self_kernel_sum(seen[0][slice(*self._share(count))], seen[0])
             of_features = {
                 "features": seen[0],
-                "radii": parallel.rows_of_all(radii, self._processes),
+                "radii": rows_of_all(radii, self._processes),
                 "kernel_sum": self._summed(kernel_sum),
                 **({"classes": seen[1]} if len(seen) > 1 else {}),
             }

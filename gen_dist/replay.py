@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gen_dist import checkpoint as checkpoints
-from gen_dist import parallel
 from gen_dist.config import TrainConfig
 from gen_dist.data import open_dataset
 from gen_dist.errors import CheckpointError, ConfigError
+from gen_dist.parallel.processes import start_processes
 from gen_dist.trainer import Trainer
 
 
@@ -58,7 +58,7 @@ def trainer_at(
 ) -> Iterator[tuple[Trainer, int]]:
     """A trainer in one process and the step where it stands: the newest checkpoint up to `at_most`, or 0."""
     found = checkpoints.load_newest(run_path, announce, at_most=at_most)
-    processes = parallel.start_processes(config)
+    processes = start_processes(config)
     trainer = Trainer(config, open_dataset(config.data, config.data_root, config.packing, announce), processes)
     try:
         if found:

@@ -16,7 +16,6 @@ from typing import Any, TextIO, TypeVar
 from torch import Tensor
 
 from gen_dist import checkpoint as checkpoints
-from gen_dist import parallel
 from gen_dist.checkpoint import Checkpoint
 from gen_dist.config import TrainConfig
 from gen_dist.data import open_dataset
@@ -24,6 +23,8 @@ from gen_dist.errors import CheckpointError, ConfigError, UserError
 from gen_dist.files import write_atomically
 from gen_dist.gallery import Gallery
 from gen_dist.model import GenerativeModel
+from gen_dist.parallel.collectives import StopVote, from_main, raise_everywhere
+from gen_dist.parallel.processes import start_processes
 from gen_dist.progress import brief_checks
 from gen_dist.run_directory import Holding, hold, record_start, remove_leftovers, wandb_id_of
 from gen_dist.sample_checks import SampleChecks
@@ -117,7 +118,7 @@ def train(
     Raises:
         UserError: config, data or run directory cannot be used, the disk is full, or the loss diverged.
     """
-    processes = parallel.start_processes(config)
+    processes = start_processes(config)
     screen = supervisor.screen if supervisor else None
     announce = say or (lambda line: print(line, file=screen or sys.stderr, flush=True))
     if not processes.is_main:
@@ -183,7 +184,7 @@ class _Run:
 
     def _loop(self, tracker: Tracker | None, stop: threading.Event) -> None:
         config, trainer = self.config, self.trainer
-        vote = parallel.StopVote(self.processes)
+        vote = StopVote(self.processes)
         stopping = False
         while self.step < config.steps and not stopping:
             self._on_device.append(trainer.run_step(self.step))
@@ -239,13 +240,13 @@ class _Run:
             except OSError as raised:
                 reason = raised.strerror or raised
                 error = CheckpointError(f"cannot write to {self.path}: {reason}; mend that, then run the same command")
-        parallel.raise_everywhere(error, self.processes)
+        raise_everywhere(error, self.processes)
         return result
 
     def _resume(self) -> None:
         found = checkpoints.load_newest(self.path, self.announce)
         step = found[0].step if found else 0
-        newest = parallel.from_main(step, self.processes)
+        newest = from_main(step, self.processes)
         if step != newest:
             raise CheckpointError(
                 f"rank {self.processes.rank} sees step {step} in {self.path}, but rank 0 sees step {newest}; "
@@ -341,7 +342,7 @@ class _Run:
 
     def _finish(self) -> Outcome:
         ended = self._in_main(self._write_end)
-        metrics, made = parallel.from_main(ended, self.processes)
+        metrics, made = from_main(ended, self.processes)
         finished = self.step == self.config.steps
         return Outcome(self.path, self.step, finished, metrics, made, self.processes.is_main)
 

@@ -14,12 +14,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gen_dist import checkpoint as checkpoints
-from gen_dist import parallel
 from gen_dist.config import TrainConfig
 from gen_dist.environment import environment
 from gen_dist.errors import CheckpointError, ConfigError, TakenOverError, UserError
 from gen_dist.files import write_atomically
-from gen_dist.parallel import Processes
+from gen_dist.parallel.collectives import from_main, raise_everywhere
+from gen_dist.parallel.processes import Processes
 from gen_dist.wandb_run import wandb_mode
 
 WANDB_ID_FILE = "wandb-id"
@@ -108,8 +108,8 @@ def hold(
                 holding = _take(path, config, fresh, holder, lock)
             except UserError as raised:
                 error = raised
-        parallel.raise_everywhere(error, processes)
-        fresh = parallel.from_main(holding.fresh if holding else None, processes) or False
+        raise_everywhere(error, processes)
+        fresh = from_main(holding.fresh if holding else None, processes) or False
         yield holding or Holding(path, fresh, "")
     finally:
         lock.release()

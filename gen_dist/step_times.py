@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from gen_dist import parallel
 from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.config import TrainConfig
+from gen_dist.parallel.processes import Processes
 from gen_dist.replay import config_of, trainer_at
 
 WARM_UP_STEPS = 5
@@ -131,7 +131,7 @@ def _steps_a_round(config: TrainConfig) -> int:
     return math.lcm(getattr(objective, "generator_every", 1), getattr(objective, "penalty_every", 1))
 
 
-def _name(processes: parallel.Processes) -> str:
+def _name(processes: Processes) -> str:
     if processes.device.type == "cuda":
         return torch.cuda.get_device_name(processes.device)
     return "CPU"

@@ -10,18 +10,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gen_dist import parallel
 from gen_dist.checkpoint import Checkpoint
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.moving_average import MovingAverage
 from gen_dist.objectives import Batch, Objective, build_objective
-from gen_dist.parallel import Processes
+from gen_dist.parallel.collectives import copy_from_main, from_main, sum_over_processes
+from gen_dist.parallel.processes import Processes
+from gen_dist.parallel.sync_batch_norm import synchronize
 from gen_dist.score_bins import SCORE_EDGES
 from gen_dist.step_graphs import CudaRecorder, StepGraphs
 from gen_dist.step_numbers import StepNumbers
-from gen_dist.sync_batch_norm import synchronize
+from gen_dist.training.precision import autocast, resolve_precision
 from gen_dist.turn import Lap, Turn, no_lap
 
 Due = dict[str, bool]
@@ -41,7 +42,7 @@ class Trainer:
         self.config = config
         self.dataset = dataset
         self.processes = processes
-        self.dtype = parallel.resolve_precision(config.precision, processes.device)
+        self.dtype = resolve_precision(config.precision, processes.device)
         self._micro_batches = _rows_of_rank(config, processes)
         rows = [rows for _, rows in self._micro_batches]
         self._share = sum(rows) * processes.world_size / config.global_batch_size
@@ -145,7 +146,7 @@ class Trainer:
         flat = torch.cat([value.float().reshape(-1) for row in rows for value in row.values()]).double().cpu()
         if self.processes.world_size > 1:
             moved = flat.to(self.processes.device)
-            flat = (parallel.sum_over_processes(moved * self._share) / self.processes.world_size).cpu()
+            flat = (sum_over_processes(moved * self._share) / self.processes.world_size).cpu()
         numbers = iter(flat.tolist())
         return [
             {
@@ -170,20 +171,20 @@ class Trainer:
         first, last = -(-count * rank // world_size), -(-count * (rank + 1) // world_size)
         rng = torch.tensor([self.config.seed, 0], dtype=torch.int64, device=self.processes.device)
         # Statistics of normalization layers differ over the ranks; those of rank 0 are the run's, as it saves them.
-        parallel.copy_from_main(list(self.best_objective.buffers()), self.processes)
+        copy_from_main(list(self.best_objective.buffers()), self.processes)
         sums: dict[str, Tensor] = {}
-        with evaluating(self.best_objective) as objective, parallel.autocast(self.processes.device, self.dtype):
+        with evaluating(self.best_objective) as objective, autocast(self.processes.device, self.dtype):
             for start in range(first, last, images_per_batch):
                 chosen = slice(start, min(start + images_per_batch, last))
                 images = torch.from_numpy(split.images[chosen]).to(self.processes.device)
                 labels = torch.from_numpy(split.labels[chosen]).to(self.processes.device)
                 for key, value in objective.evaluate(Batch(images, labels, rng, start)).items():
                     sums[key] = sums.get(key, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
-        names = parallel.from_main(list(sums), self.processes)
+        names = from_main(list(sums), self.processes)
         if not names:
             return {}
         totals = torch.stack([sums.get(name, torch.zeros((), dtype=torch.float64)) for name in names])
-        totals = parallel.sum_over_processes(totals.to(self.processes.device)).cpu() / count
+        totals = sum_over_processes(totals.to(self.processes.device)).cpu() / count
         return dict(zip(names, totals.tolist(), strict=True))
 
     def broken_networks(self) -> list[str]:

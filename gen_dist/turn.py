@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from gen_dist import parallel
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.networks import iterate_spectral_norms, spectrally_normalized
 from gen_dist.objectives import Batch, Phase, TurnResult
 from gen_dist.optimizers import LightAdam, build_optimizer
-from gen_dist.parallel import Processes
+from gen_dist.parallel.gradients import averaging_gradients, local_gradients, weights_in_common
+from gen_dist.parallel.processes import Processes
+from gen_dist.training.precision import autocast
 from gen_dist.whole_phase import WholePhase, gradients_can_be_traced
 
 Lap = Callable[[str], None]
@@ -46,7 +47,7 @@ class Turn:
         self.phase = phase
         self._shares = shares
         self._clip_norm = config.optimization.clip_norm
-        self._autocast = functools.partial(parallel.autocast, processes.device, dtype)
+        self._autocast = functools.partial(autocast, processes.device, dtype)
         networks = phase.objective.networks
         trained = {
             name: parameter
@@ -59,7 +60,7 @@ class Turn:
         self._frozen = [
             p for p in networks.parameters() if p.requires_grad and all(p is not q for q in self._parameters)
         ]
-        self._common = parallel.weights_in_common(self._parameters, processes) if shareable else None
+        self._common = weights_in_common(self._parameters, processes) if shareable else None
         self._updated = self._parameters if self._common is None else [self._common.part]
         """What this process's optimizer updates: everything, or its part of what is in common."""
         self._optimizer = build_optimizer(self._updated, config.optimization, config.learning_rate)
@@ -77,7 +78,7 @@ class Turn:
         with self._freezing():
             if config.compile and self._whole is None:
                 phase.compile()
-            self._module = phase if self._common else parallel.averaging_gradients(phase, processes)
+            self._module = phase if self._common else averaging_gradients(phase, processes)
 
     def take(
         self, micro_batches: list[Batch], learning_rate: float | Tensor, lap: Lap
@@ -138,7 +139,7 @@ class Turn:
                 log, handed_on = self._whole.add_gradients(batch, share)
             lap("gradients")
             return log, handed_on
-        with parallel.local_gradients(self._module, only=not last):
+        with local_gradients(self._module, only=not last):
             with self._computing():
                 loss, log, handed_on = TurnResult(*self._module(batch))
             lap("forward")

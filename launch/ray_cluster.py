@@ -22,7 +22,7 @@ import tyro
 
 from gen_dist.cli import run_command, run_subcommand
 from gen_dist.errors import ConfigError, UserError
-from gen_dist.interfaces import interface_of, own_address_towards
+from gen_dist.parallel.network_interfaces import interface_of, own_address_towards
 from launch.ray_access import (
     DASHBOARD_PORT,
     GCS_PORT,

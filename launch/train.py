@@ -13,10 +13,11 @@ from gen_dist.importing import quick_import
 def main() -> None:
     """Parse the command line, train, and say where the results are."""
     config, fresh, _ = parse_train(sys.argv[1:], "launch/train.py", NoOptions())
-    with quick_import():
-        from gen_dist import parallel, run  # torch takes seconds: --help and mistyped options need not wait for it
+    with quick_import():  # torch takes seconds: --help and mistyped options need not wait for it
+        from gen_dist import run
+        from gen_dist.parallel.processes import stop_with_launcher
 
-    parallel.stop_with_launcher()
+    stop_with_launcher()
     outcome = run.train(config, fresh=fresh)
     if outcome.is_main:
         print(*outcome.report(resume_command()), sep="\n", flush=True)

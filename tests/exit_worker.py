@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gen_dist import parallel
+from gen_dist.parallel.processes import end_process
 
 PAIRS = 5
 EXIT_CODE = 7
@@ -40,7 +40,7 @@ def _train_and_leave(rank: int, directory: Path, end: str) -> None:
     atexit.register((directory / f"{rank} left").touch)
     print(f"rank {rank} leaves")  # not flushed
     if end == "as the product":
-        parallel.end_process(EXIT_CODE)
+        end_process(EXIT_CODE)
     sys.exit(EXIT_CODE)
 
 

@@ -10,9 +10,10 @@ from unittest import mock
 import torch
 from safetensors.torch import save_file
 
-from gen_dist import parallel
 from gen_dist.config import MlpConfig, TrainConfig
 from gen_dist.data import Split
+from gen_dist.parallel.collectives import sum_over_processes
+from gen_dist.parallel.processes import Processes, end_process
 from gen_dist.trainer import Trainer
 from tests.runs import WITH_BATCH_STATISTICS, all_tensors, make_trainer, run_steps, small_config
 from tests.two_players import STEPS, state_norms, two_players, watched_buckets, watched_collectives
@@ -35,11 +36,11 @@ def config_of_ranks(objective: str) -> TrainConfig:
     return small_config(objective, sync_batch_norm=objective in WITH_BATCH_STATISTICS)
 
 
-def _spread(tensors: list[torch.Tensor], processes: parallel.Processes) -> float:
+def _spread(tensors: list[torch.Tensor], processes: Processes) -> float:
     """Variance over the ranks of the sum of all numbers."""
     checksum = torch.stack([tensor.detach().double().sum() for tensor in tensors]).sum()
-    mean = parallel.sum_over_processes(checksum.clone()) / processes.world_size
-    return float(parallel.sum_over_processes((checksum - mean) ** 2) / processes.world_size)
+    mean = sum_over_processes(checksum.clone()) / processes.world_size
+    return float(sum_over_processes((checksum - mean) ** 2) / processes.world_size)
 
 
 def parameter_spread(trainer: Trainer) -> float:
@@ -74,7 +75,7 @@ def _without_shared_memory() -> dict[str, Any]:
     """Whether memory can be shared here, and how far a run whose weights are in it is from one through gloo."""
     runs, shared = [], True
     for in_common in (False, True):
-        with nullcontext() if in_common else mock.patch.object(parallel, "share_weights", lambda _parameters: None):
+        with nullcontext() if in_common else mock.patch("gen_dist.parallel.gradients.share_weights", lambda _: None):
             trainer = make_trainer(small_config("vae"))
         run_steps(trainer, 0, 10)
         runs.append(all_tensors(trainer))
@@ -124,7 +125,7 @@ def main() -> None:
         results["world_size"] = processes.world_size
         results["threads"] = torch.get_num_threads()
         out.write_text(json.dumps(results))
-    parallel.end_process(0)
+    end_process(0)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from gen_dist import parallel
 from gen_dist.config import (
     Augmentation,
     AutoencoderConfig,
@@ -31,6 +30,7 @@ from gen_dist.config import (
     WganGpConfig,
 )
 from gen_dist.data import Dataset, open_dataset
+from gen_dist.parallel.processes import start_processes
 from gen_dist.trainer import Trainer
 
 SMALL_MLP = MlpConfig(hidden_sizes=(32,), latent_dim=5)
@@ -123,7 +123,7 @@ def small_dataset(config: TrainConfig) -> Dataset:
 
 
 def make_trainer(config: TrainConfig) -> Trainer:
-    return Trainer(config, small_dataset(config), parallel.start_processes(config))
+    return Trainer(config, small_dataset(config), start_processes(config))
 
 
 def run_steps(trainer: Trainer, first: int, last: int) -> list[float]:

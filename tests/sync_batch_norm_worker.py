@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gen_dist import parallel
 from gen_dist.config import TrainConfig
-from gen_dist.sync_batch_norm import synchronize
+from gen_dist.parallel.processes import end_process, start_processes
+from gen_dist.parallel.sync_batch_norm import synchronize
 
 ROWS = 8
 ROWS_OF_FIRST = 5
@@ -49,7 +49,7 @@ def run_case(module: nn.Module, layer: nn.Module, inputs: Tensor, factors: Tenso
 
 
 def main() -> None:
-    processes = parallel.start_processes(TrainConfig(device="cpu"))
+    processes = start_processes(TrainConfig(device="cpu"))
     assert processes.world_size == 2
     own = slice(0, ROWS_OF_FIRST) if processes.is_main else slice(ROWS_OF_FIRST, None)
     results: dict[str, Tensor] = {}
@@ -61,7 +61,7 @@ def main() -> None:
         found = run_case(module, layer, inputs[:, own], factors[:, own])
         results |= {f"{name}: {key}": value.contiguous() for key, value in found.items()}
     save_file(results, Path(sys.argv[1]) / f"{processes.rank}.safetensors")
-    parallel.end_process(0)
+    end_process(0)
 
 
 if __name__ == "__main__":

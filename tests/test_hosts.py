@@ -15,9 +15,9 @@ import pytest
 import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
 
-from gen_dist import parallel
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
+from gen_dist.parallel.processes import start_processes
 from gen_dist.run import train
 from gen_dist.tracking import read_metrics
 from tests.conftest import REPOSITORY
@@ -167,7 +167,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
         for name, value in {"WORLD_SIZE": "2", **given, **environment}.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(ConfigError) as caught:
-            parallel.start_processes(_config(device="cpu"))
+            start_processes(_config(device="cpu"))
         return str(caught.value)
 
     yield error_of
@@ -234,7 +234,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     with pytest.raises(ConfigError, match="this host was given 8 processes but has 2 GPUs"):
-        parallel.start_processes(_config())
+        start_processes(_config())
 
 
 def test_a_user_sees_one_line_and_exit_code_2(

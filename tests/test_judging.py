@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gen_dist import parallel
 from gen_dist.config import DcganConfig, GanConfig, NetworkConfig, TrainConfig
 from gen_dist.objectives.gan import JUDGED, Gan
+from gen_dist.parallel.processes import Processes
 from gen_dist.trainer import Trainer
 from kernels.convolution import _Doubling, _Halving
 from kernels.linear import _OneDnnLinear
@@ -167,10 +167,10 @@ def test_of_two_processes_those_with_weights_in_common_and_as_many_images_hand_g
 ) -> None:
     """An image's gradient goes over all processes where batch normalization does, and so before any share weighs it."""
     config = _config(GanConfig(), global_batch_size=rows)
-    two = parallel.Processes(0, 0, 2, torch.device("cpu"))
+    two = Processes(0, 0, 2, torch.device("cpu"))
     with (
-        mock.patch.object(parallel, "weights_in_common", return_value=mock.MagicMock() if common else None),
-        mock.patch.object(parallel, "averaging_gradients", side_effect=lambda phase, _processes: phase),
+        mock.patch("gen_dist.turn.weights_in_common", return_value=mock.MagicMock() if common else None),
+        mock.patch("gen_dist.turn.averaging_gradients", side_effect=lambda phase, _processes: phase),
         mock.patch("gen_dist.turn.build_optimizer"),
     ):
         trainer = Trainer(config, small_dataset(config), two)

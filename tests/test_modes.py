@@ -7,12 +7,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from gen_dist import parallel
 from gen_dist.config import MlpConfig, OptimizerConfig, R3ganConfig, TrainConfig
 from gen_dist.data import Dataset, Split
 from gen_dist.model import GenerativeModel
 from gen_dist.networks.mlp import MlpDecoder, MlpEncoder
 from gen_dist.networks.players import Discriminator, Generator
+from gen_dist.parallel.processes import start_processes
 from gen_dist.trainer import Trainer
 
 MODES = 25
@@ -82,7 +82,7 @@ def test_pairing_covers_every_mode_of_a_ring(seed: int) -> None:
     )
     train = images_of_modes(20_000, seed=0)
     dataset = Dataset(train, images_of_modes(1000, seed=1), tuple(map(str, range(MODES))), digest="modes")
-    trainer = Trainer(config, dataset, parallel.start_processes(config))
+    trainer = Trainer(config, dataset, start_processes(config))
     _let_modes_be_told_apart(trainer)
     for step in range(config.steps):
         trainer.run_step(step)

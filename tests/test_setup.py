@@ -84,11 +84,11 @@ def test_import_layers_hold() -> None:
         ("kernels/noise.py", "import gen_dist.errors", "launch and bench stand on gen_dist, gen_dist on kernels"),
         ("gen_dist/run.py", "import launch.train", "launch and bench stand on gen_dist, gen_dist on kernels"),
         ("gen_dist/objectives/losses.py", "import tests.test_setup", "Nothing imports tests"),
-        ("gen_dist/objectives/losses.py", "import gen_dist.parallel", "The layers of gen_dist"),
+        ("gen_dist/objectives/losses.py", "import gen_dist.parallel.processes", "The layers of gen_dist"),
         ("gen_dist/networks/mlp.py", "import gen_dist.objectives.losses", "The layers of gen_dist"),
         ("gen_dist/unheard_of.py", "import math", "The layers of gen_dist"),
         ("gen_dist/presets.py", "import torch", "A config is made without torch"),
-        ("gen_dist/trainer.py", "import accelerate", "Only gen_dist.parallel and joining know Accelerate"),
+        ("gen_dist/trainer.py", "import accelerate", "Only gen_dist.parallel.processes and joining know Accelerate"),
     ],
 )
 def test_import_across_layers_is_refused(file: str, line: str, broken: str, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_import_across_layers_is_refused(file: str, line: str, broken: str, tmp_
     ("file", "text", "refused"),
     [
         ("gen_dist/trainer.py", "import torch.distributed as dist\n\ndist.barrier()\n", True),
-        ("gen_dist/parallel.py", "import torch.distributed as dist\n\ndist.barrier()\n", False),
+        ("gen_dist/parallel/processes.py", "import torch.distributed as dist\n\ndist.barrier()\n", False),
         ("gen_dist/checkpoint.py", "import torch\n\ntorch.load('weights')\n", True),
     ],
 )

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gen_dist import parallel
 from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, TakenOverError
+from gen_dist.parallel.processes import start_processes
 from gen_dist.run import Supervisor, train
 from gen_dist.run_directory import hold
 from gen_dist.tracking import read_metrics
@@ -69,7 +69,7 @@ def test_a_fresh_run_that_was_killed_before_it_removed_anything_is_still_fresh(t
     path = tmp_path / "run"
     old, new = _config(path, seed=1), _config(path)
     _train(old, _supervisor("old", []))
-    processes = parallel.start_processes(new)
+    processes = start_processes(new)
     with hold(path, new, processes, True, "new") as holding:
         assert holding.fresh  # and is killed here
     with hold(path, new, processes, True, "new") as holding:
@@ -83,7 +83,7 @@ def test_a_fresh_run_that_was_killed_before_it_removed_anything_is_still_fresh(t
 
 def test_the_same_launch_takes_a_directory_over_and_what_was_cut_off_may_write_no_more(tmp_path: Path) -> None:
     config = _config(tmp_path)
-    processes = parallel.start_processes(config)
+    processes = start_processes(config)
     with hold(tmp_path, config, processes, False, "launch") as cut_off:
         cut_off.begin()
         cut_off.assert_held()
@@ -102,7 +102,7 @@ def test_the_same_launch_takes_a_directory_over_and_what_was_cut_off_may_write_n
 
 def test_a_cut_off_run_writes_no_checkpoint_after_it_was_taken_over(tmp_path: Path) -> None:
     config = _config(tmp_path / "run")
-    processes = parallel.start_processes(config)
+    processes = start_processes(config)
     successors = []
 
     def taken_over(step: int, metrics: object, saved: Path | None) -> None:

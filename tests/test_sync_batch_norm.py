@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gen_dist.sync_batch_norm import SyncBatchNorm, synchronize
+from gen_dist.parallel.sync_batch_norm import SyncBatchNorm, synchronize
 from tests.conftest import REPOSITORY
 from tests.sync_batch_norm_worker import CASES, STEPS, make_case, run_case
 

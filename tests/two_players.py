@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.functional import softplus
 
-from gen_dist import parallel
 from gen_dist.config import OptimizerConfig
 from gen_dist.objectives import Batch, Objective, Phase, TurnResult
+from gen_dist.parallel.gradients import averaging_gradients
+from gen_dist.parallel.processes import Processes
+from gen_dist.parallel.shared_weights import SharedWeights
 from gen_dist.randomness import Stream
-from gen_dist.shared_weights import SharedWeights
 from gen_dist.trainer import Trainer
 from gen_dist.turn import Turn
 from kernels import normal
@@ -133,9 +134,8 @@ def watched_collectives() -> Iterator[dict[str, list[int]]]:
 def watched_buckets() -> Iterator[dict[str, list[int]]]:
     """Within it, no weights are in common; numbers of elements in what DistributedDataParallel reduces, by phase."""
     reduced: dict[str, list[int]] = {}
-    averaging_gradients = parallel.averaging_gradients
 
-    def averaging_and_counting(phase: nn.Module, processes: parallel.Processes) -> nn.Module:
+    def averaging_and_counting(phase: nn.Module, processes: Processes) -> nn.Module:
         sent = reduced.setdefault(type(phase).__name__, [])
 
         def count(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
@@ -147,7 +147,7 @@ def watched_buckets() -> Iterator[dict[str, list[int]]]:
         return module
 
     with (
-        mock.patch.object(parallel, "averaging_gradients", averaging_and_counting),
-        mock.patch.object(parallel, "share_weights", lambda _parameters: None),
+        mock.patch("gen_dist.turn.averaging_gradients", averaging_and_counting),
+        mock.patch("gen_dist.parallel.gradients.share_weights", lambda _parameters: None),
     ):
         yield reduced

@@ -42,7 +42,7 @@ from gen_dist.cli import call_parsed, run_command
 from gen_dist.config import DataConfig
 from gen_dist.data import open_dataset
 from gen_dist.errors import ConfigError
-from gen_dist.parallel import threads_by_default
+from gen_dist.parallel.processes import threads_by_default
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 EPOCH_STEPS = 469

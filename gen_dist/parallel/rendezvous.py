@@ -12,7 +12,7 @@ from accelerate import PartialState
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from gen_dist.errors import ConfigError
-from gen_dist.interfaces import interface_of, own_address_towards
+from gen_dist.parallel.network_interfaces import interface_of, own_address_towards
 
 JOIN_SECONDS = 300
 """How long processes wait for each other at the start, unless GEN_DIST_JOIN_SECONDS says otherwise."""

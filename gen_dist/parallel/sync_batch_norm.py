@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gen_dist import parallel
+from gen_dist.parallel.collectives import differentiable_sum
 
 
 def synchronize(module: nn.Module) -> nn.Module:
@@ -75,7 +75,7 @@ def _global_statistics(centred: Tensor, centre: Tensor, pixels: tuple[int, ...])
     # Back at zero, which all processes share. float64 has the digits for it, so one exchange of sums is enough.
     own_square = own_square + 2.0 * centre * own_sum + count * centre**2
     own_count = torch.full((1,), float(count), dtype=torch.float64, device=centred.device)
-    sums = parallel.differentiable_sum(torch.cat([own_sum + count * centre, own_square, own_count]))
+    sums = differentiable_sum(torch.cat([own_sum + count * centre, own_square, own_count]))
     total = sums[-1].detach()
     mean, mean_square = (sums[:-1] / total).chunk(2)
     return mean, (mean_square - mean**2).clamp(min=0.0), total

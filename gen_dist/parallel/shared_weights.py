@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gen_dist.joining import STEP_TIMEOUT
+from gen_dist.parallel.rendezvous import STEP_TIMEOUT
 
 _SHARED_BYTES = 2**30
 _LINE_FLOATS = 16

@@ -1,0 +1,1 @@
+"""Processes that train together. The only room that knows torch.distributed and Accelerate."""

@@ -1,0 +1,145 @@
+"""This process among those that train together: how they are joined, their devices and threads, how they end."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import os
+import platform
+import signal
+import sys
+from dataclasses import dataclass
+from typing import NoReturn
+
+import psutil
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+
+from gen_dist.config import TrainConfig
+from gen_dist.errors import ConfigError
+from gen_dist.parallel.rendezvous import join, number_from
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+
+def stop_with_launcher() -> None:
+    """Have the operating system send SIGTERM to this process when the launcher that started it dies (Linux).
+
+    Accelerate's launcher of one process passes no signal on: its child would train on, unseen.
+    """
+    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def start_processes(config: TrainConfig) -> Processes:
+    """Join the processes that the launcher started, and choose this one's device and number of threads.
+
+    Raises:
+        ConfigError: no GPU where one was asked for, or not all processes that were launched could join.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda was asked for, but torch sees no GPU here; use --device cpu or auto")
+    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    launched, here = number_from("WORLD_SIZE", 1), number_from("LOCAL_WORLD_SIZE", 1)
+    if not on_cpu and here > torch.cuda.device_count():
+        raise ConfigError(
+            f"this host was given {here} processes but has {torch.cuda.device_count()} GPUs; give it as many with "
+            "--num_processes, which counts those of all hosts"
+        )
+    if launched > 1 and not dist.is_initialized():
+        join(on_cpu, launched)
+    # Without cpu=True, Accelerate leaves processes on a machine without GPUs unconnected: each would train alone.
+    state = PartialState(cpu=on_cpu)
+    if state.num_processes != launched:
+        raise ConfigError(
+            f"{launched} processes were launched but {state.num_processes} joined; "
+            "launch with one of the files in launch/configs"
+        )
+    joined_on_cpu = state.device.type == "cpu"  # Accelerate's state is one for the life of a process
+    if state.num_processes > 1 and joined_on_cpu != on_cpu:
+        raise ConfigError(
+            f"these processes were joined for {state.device.type} and cannot change; launch new ones for --device "
+            f"{'cpu' if on_cpu else 'cuda'}"
+        )
+    if on_cpu:
+        device = torch.device("cpu")
+        torch.set_num_threads(threads_by_default(state.num_processes))
+        _keep_freed_memory()
+    else:
+        device = torch.device("cuda", state.local_process_index)
+        torch.cuda.set_device(device)
+        _compute_alike_every_time()
+    return Processes(state.process_index, state.local_process_index, state.num_processes, device)
+
+
+def _compute_alike_every_time() -> None:
+    """Have cuDNN take algorithms that give the same bits each time, and float32 mean float32, not TF32."""
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def threads_by_default(world_size: int) -> int:
+    """CPU threads for this process: its share of the physical cores it may run on.
+
+    Launchers set OMP_NUM_THREADS=1 for safety, which halves the speed on two cores; a number that a user set by
+    GEN_DIST_THREADS wins.
+
+    Raises:
+        ConfigError: that is no number of threads.
+    """
+    if asked := os.environ.get("GEN_DIST_THREADS"):
+        if not asked.isdecimal() or int(asked) < 1:
+            raise ConfigError(f"GEN_DIST_THREADS is {asked!r}; it takes a whole number of at least 1")
+        return int(asked)
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep freed memory for the next step (glibc).
+
+    By default it gives large blocks back to the system, which hands them out again zeroed page by page, every step: a
+    tenth of the step of a small net.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_TOP_PAD, 2**26)
+
+
+def end_process(exit_code: int) -> NoReturn:
+    """End this process: as Python does, or, where it was joined with others, without taking the interpreter apart.
+
+    Gloo's threads let go of the tensors of a collective after its waiter has woken, and need Python's lock for that.
+    One that asks for the lock while the interpreter is taken apart aborts the process ("terminate called without an
+    active exception"). The threads cannot be ended before: DistributedDataParallel keeps its group of processes alive
+    for ever. So a joined process runs its exit handlers, flushes what it printed and leaves.
+    """
+    if not dist.is_initialized():
+        sys.exit(exit_code)
+    dist.destroy_process_group()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # its reader has gone, or it is closed
+            stream.flush()
+    os._exit(exit_code)

@@ -1,0 +1,1 @@
+"""From a batch to moved weights, and the loop over steps."""

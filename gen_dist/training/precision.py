@@ -1,0 +1,38 @@
+"""The dtype of the networks' arithmetic."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import torch
+
+from gen_dist.config import Precision
+from gen_dist.errors import ConfigError
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of the networks' arithmetic: what was asked for, else what Accelerate was launched with, else the best.
+
+    Raises:
+        ConfigError: bf16 or fp16 on a GPU without it.
+    """
+    if precision == "auto":
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if launched in ("bf16", "fp16"):
+            precision = "bf16" if launched == "bf16" else "fp16"
+        else:
+            precision = "bf16" if _gpu_has_bf16(device) else "float32"
+    if precision == "bf16" and device.type == "cuda" and not _gpu_has_bf16(device):
+        raise ConfigError("precision bf16 was asked for, but this GPU lacks it; use --precision fp16 or float32")
+    return {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _gpu_has_bf16(device: torch.device) -> bool:
+    """Whether this is a GPU with bf16 arithmetic of its own; older ones emulate it, slower than float32."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Autocast to a dtype; nothing for float32."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
