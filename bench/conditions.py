@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from gen_dist.environment import environment
+from gen_dist.records.environment import environment
 
 
 def conditions() -> dict[str, Any]:

@@ -131,7 +131,7 @@ def checkpoint(place: Place) -> Operation:
     """Save a checkpoint, digests and fsync with it, and load it again."""
     import torch
 
-    checkpoints = module_of("gen_dist.records.checkpoint", "gen_dist.checkpoint")
+    checkpoints = module_of("gen_dist.records.checkpoint", "gen_dist.records.checkpoint")
     trainer = _trainer("vae-mnist")
     trainer.run_step(0)  # before it the optimizer has no state
 

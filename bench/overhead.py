@@ -53,10 +53,10 @@ BAR = 0.03
 """Share of a run that recording takes, at most."""
 
 PARTS = {
-    "progress bar": "gen_dist.tracking:Tracker.advance",
+    "progress bar": "gen_dist.records.tracker:Tracker.advance",
     "logs to the host": "gen_dist.run:_Run._collect",
     "means of the logs": "gen_dist.run:_Run._training_means",
-    "line of the log": "gen_dist.tracking:Tracker.log",
+    "line of the log": "gen_dist.records.tracker:Tracker.log",
     "evaluation on the test split": "gen_dist.trainer:Trainer.evaluate",
     "checks of samples": "gen_dist.sample_checks:SampleChecks.measure",
     "pictures": "gen_dist.gallery:Gallery.at_step",

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from bench.measured import Measurement, preset_on
-from gen_dist import checkpoint as checkpoints
-from gen_dist.checkpoint import Checkpoint
 from gen_dist.data import Dataset
 from gen_dist.parallel.processes import start_processes
+from gen_dist.records import checkpoint as checkpoints
+from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.trainer import Trainer
 
 PRESETS = ("vae-mnist", "dcgan-mnist")

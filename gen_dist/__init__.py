@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gen_dist.model import load
+    from gen_dist.inference.model import load
     from gen_dist.run import train
 
 __all__ = ["__version__", "load", "train"]
 __version__ = "0.1.0"
 
-_HOME_OF = {"load": "gen_dist.model", "train": "gen_dist.run"}
+_HOME_OF = {"load": "gen_dist.inference.model", "train": "gen_dist.run"}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from gen_dist.files import write_atomically
 from gen_dist.importing import quick_import
-from gen_dist.latent_walks import principal_directions
-from gen_dist.score_bins import SCORE_EDGES
+from gen_dist.inference.latent_walks import principal_directions
+from gen_dist.records.score_bins import SCORE_EDGES
 
 INK_HEX = "#464646"
 

@@ -43,7 +43,7 @@ def sample(
     """
     import torch
 
-    from gen_dist.model import load
+    from gen_dist.inference.model import load
     from gen_dist.pictures import save_grid
 
     if columns < 1:
@@ -186,7 +186,7 @@ def export(
         out: Directory to write. None is export-FORMAT in the run directory.
         parts: What to write. All that the model has if none is named.
     """
-    from gen_dist.export import export as write_export
+    from gen_dist.inference.export import export as write_export
 
     print(write_export(run, format, out, parts, _to_stderr))
 

@@ -27,7 +27,6 @@ from tqdm import tqdm
 from gen_dist import metrics as measures
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, cache_directory, image_indices, open_dataset
-from gen_dist.environment import environment
 from gen_dist.errors import UserError
 from gen_dist.evaluation_plan import METRICS, OF_LIKELIHOOD, OF_PIXELS, OF_POSTERIOR, MetricPlan, check_options, sides
 from gen_dist.evaluation_record import (
@@ -41,18 +40,19 @@ from gen_dist.evaluation_record import (
 )
 from gen_dist.features import FeatureName, FeatureNetwork, feature_network, fits_digits
 from gen_dist.files import write_atomically
-from gen_dist.latent_walks import on_great_circles
+from gen_dist.inference.latent_walks import on_great_circles
+from gen_dist.inference.model import GenerativeModel, model_of, read_checkpoint
 from gen_dist.marginal_likelihood import is_binarized, negative_log_likelihoods
-from gen_dist.model import GenerativeModel, model_of, read_checkpoint
 from gen_dist.objectives import Batch
 from gen_dist.objectives.base import unit_interval
 from gen_dist.objectives.vae import Vae
 from gen_dist.parallel.collectives import from_main, raise_everywhere, rows_of_all, sum_over_processes
 from gen_dist.parallel.processes import Processes, start_processes
 from gen_dist.randomness import Stream
-from gen_dist.run_directory import wandb_id_of
+from gen_dist.records.environment import environment
+from gen_dist.records.run_directory import wandb_id_of
+from gen_dist.records.wandb_run import WandbRun, wandb_mode
 from gen_dist.trainer import evaluating
-from gen_dist.wandb_run import WandbRun, wandb_mode
 from kernels import normal
 
 ROWS_PER_BLOCK = 250

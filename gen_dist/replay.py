@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gen_dist import checkpoint as checkpoints
 from gen_dist.config import TrainConfig
 from gen_dist.data import open_dataset
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.parallel.processes import start_processes
+from gen_dist.records import checkpoint as checkpoints
 from gen_dist.trainer import Trainer
 
 

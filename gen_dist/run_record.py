@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gen_dist.checkpoint import checkpoint_paths, is_whole
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
 from gen_dist.evaluation_record import Evaluation, read_evaluation
 from gen_dist.presets import PRESETS
-from gen_dist.tracking import METRICS_FILE, read_metrics
+from gen_dist.records.checkpoint import checkpoint_paths, is_whole
+from gen_dist.records.tracker import METRICS_FILE, read_metrics
 
 _STATE = ("step", "data_digest", "image_shape", "class_names", "training_seconds")
 _TELLS_NO_TWO_RUNS_APART = frozenset({"seed", "run_dir", "data_root", "wandb", "keep_checkpoints"})

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.config import TrainConfig
 from gen_dist.parallel.processes import Processes
+from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.replay import config_of, trainer_at
 
 WARM_UP_STEPS = 5

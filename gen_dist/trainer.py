@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gen_dist.checkpoint import Checkpoint
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches
 from gen_dist.errors import CheckpointError, ConfigError
@@ -19,7 +18,8 @@ from gen_dist.objectives import Batch, Objective, build_objective
 from gen_dist.parallel.collectives import copy_from_main, from_main, sum_over_processes
 from gen_dist.parallel.processes import Processes
 from gen_dist.parallel.sync_batch_norm import synchronize
-from gen_dist.score_bins import SCORE_EDGES
+from gen_dist.records.checkpoint import Checkpoint
+from gen_dist.records.score_bins import SCORE_EDGES
 from gen_dist.step_graphs import CudaRecorder, StepGraphs
 from gen_dist.step_numbers import StepNumbers
 from gen_dist.training.precision import autocast, resolve_precision

@@ -60,7 +60,7 @@ def place_of(config: TrainConfig, storage: str | None) -> str:
         return str(Path(storage).expanduser().absolute() / config.run_path.name)
     base, mark, query = storage.partition("?")
     place = f"{base.rstrip('/')}/{config.run_path.name}{mark}{query}"
-    from gen_dist.mirror import file_system_of
+    from gen_dist.records.mirror import file_system_of
 
     file_system_of(place)
     return place

@@ -162,7 +162,7 @@ def _kept(task: Task, is_main: bool) -> Iterator[tuple[Path, Callable[[Path | No
     if "://" not in place:
         yield Path(place), as_ray_sees_it
         return
-    from gen_dist.mirror import Mirror
+    from gen_dist.records.mirror import Mirror
 
     # Under one name for all starts of a launch: a worker that Ray kills removes nothing.
     own = f"gen_dist-{task.name}-{ray.train.get_context().get_world_rank()}"

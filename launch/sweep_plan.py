@@ -118,7 +118,7 @@ def _sweep_path(config: TrainConfig, storage: str | None) -> Path:
 def _refuse_other_configs(sweep: Sweep) -> None:
     started = [trial for trial in sweep.trials if (trial.path / "config.json").exists()]
     if started:
-        from gen_dist.run_directory import refuse_other_config  # it loads torch
+        from gen_dist.records.run_directory import refuse_other_config  # it loads torch
 
         for trial in started:
             refuse_other_config(trial.path, trial.config)
@@ -126,7 +126,7 @@ def _refuse_other_configs(sweep: Sweep) -> None:
 
 def _remove(path: Path) -> None:
     """Remove what an earlier sweep wrote, and nothing else."""
-    from gen_dist.run_directory import remove_run
+    from gen_dist.records.run_directory import remove_run
 
     for run in path.glob("trial_*"):
         remove_run(run)

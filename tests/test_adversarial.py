@@ -40,7 +40,7 @@ from gen_dist.objectives import Batch, Phase, build_objective, losses
 from gen_dist.objectives.adversarial import DISCRIMINATOR_STREAMS, Adversarial, signed_unit
 from gen_dist.objectives.augmentation import add_noise, augment
 from gen_dist.randomness import Stream
-from gen_dist.score_bins import SCORE_EDGES
+from gen_dist.records.score_bins import SCORE_EDGES
 from gen_dist.trainer import Trainer
 from kernels.noise import host_normal
 from tests.runs import (

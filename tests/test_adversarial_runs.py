@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from gen_dist import checkpoint as checkpoints
-from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.config import OptimizerConfig, TrainConfig
 from gen_dist.objectives import Batch, TurnResult
 from gen_dist.objectives.adversarial import GeneratorLossPhase
 from gen_dist.objectives.gan import GanDiscriminatorPhase
+from gen_dist.records import checkpoint as checkpoints
+from gen_dist.records.checkpoint import checkpoint_paths
+from gen_dist.records.score_bins import SCORE_EDGES
+from gen_dist.records.tracker import read_metrics
 from gen_dist.run import DivergenceError, Outcome, train
-from gen_dist.score_bins import SCORE_EDGES
-from gen_dist.tracking import read_metrics
 from tests.digits import read_png
 from tests.runs import assert_same_bits, small_config
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from gen_dist.environment import environment
+from gen_dist.records.environment import environment
 
 
 def test_the_environment_names_versions_hardware_and_command_and_no_secret(monkeypatch):
@@ -34,7 +34,7 @@ def test_the_commit_is_that_of_the_checkout_and_changes_make_it_dirty(tmp_path, 
     module = tmp_path / "checkout/gen_dist/environment.py"
     module.parent.mkdir(parents=True)
     module.write_text("")
-    monkeypatch.setattr("gen_dist.environment.__file__", str(module))
+    monkeypatch.setattr("gen_dist.records.environment.__file__", str(module))
     assert environment()["git"] is None
 
     def git(*arguments: str) -> str:
@@ -43,7 +43,7 @@ def test_the_commit_is_that_of_the_checkout_and_changes_make_it_dirty(tmp_path, 
 
     git("init", "-q")
     assert environment()["git"] is None  # an installed copy inside a repository that does not track it
-    git("add", "gen_dist/environment.py")
+    git("add", "gen_dist/records/environment.py")
     git("commit", "-q", "-m", "a commit")
     (module.parent / "untracked").write_text("")
     assert environment()["git"] == {"commit": git("rev-parse", "HEAD"), "dirty": False}

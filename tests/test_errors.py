@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.cli import run_command
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, DataError, UserError
+from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.run import train
 from tests.conftest import REPOSITORY
 from tests.runs import OBJECTIVES, small_config, write_config

@@ -18,7 +18,6 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 import gen_dist
 from gen_dist import commands, evaluation, evaluation_plan
-from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.cli import run_command, run_subcommand
 from gen_dist.config import DataConfig
 from gen_dist.data import Split, image_indices, open_dataset
@@ -28,10 +27,11 @@ from gen_dist.evaluation_plan import METRICS
 from gen_dist.evaluation_record import EVALUATION_FILE, Evaluation, read_evaluation
 from gen_dist.features import feature_network, inception
 from gen_dist.features.digits import CARD_FILE, WEIGHTS_FILE
+from gen_dist.inference.model import GenerativeModel
 from gen_dist.marginal_likelihood import negative_log_likelihoods
-from gen_dist.model import GenerativeModel
 from gen_dist.objectives import Batch
 from gen_dist.objectives.vae import Vae
+from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.run import train
 from tests.conftest import REPOSITORY
 from tests.runs import OBJECTIVES, each_of, small_config

@@ -23,12 +23,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import gen_dist
-from gen_dist import checkpoint as checkpoints
 from gen_dist import commands
 from gen_dist.config import DataConfig, ResnetConfig, TrainConfig
 from gen_dist.errors import ConfigError
-from gen_dist.export import SUFFIXES, Format, export
+from gen_dist.inference.export import SUFFIXES, Format, export
 from gen_dist.presets import PRESETS
+from gen_dist.records import checkpoint as checkpoints
 from gen_dist.run import train
 from tests.conftest import REPOSITORY
 from tests.runs import OBJECTIVES, each_of, small_config

@@ -13,7 +13,7 @@ from torch import Tensor
 from gen_dist import gallery as module
 from gen_dist.data import Dataset, Split
 from gen_dist.gallery import Gallery
-from gen_dist.model import GenerativeModel
+from gen_dist.inference.model import GenerativeModel
 from gen_dist.objectives import build_objective
 from tests.digits import read_png
 from tests.runs import small_config, small_dataset

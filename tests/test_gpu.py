@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from gen_dist import checkpoint as checkpoints
-from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
-from gen_dist.model import load
+from gen_dist.inference.model import load
 from gen_dist.objectives import Batch, TurnResult
 from gen_dist.objectives.vae import MaximizeElbo
+from gen_dist.records import checkpoint as checkpoints
+from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.run import train
 from tests.runs import OBJECTIVES, UNLIKE_THE_REST, all_tensors, assert_same_bits, make_trainer, run_steps, small_config
 

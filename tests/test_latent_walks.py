@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gen_dist import latent_walks
+from gen_dist.inference import latent_walks
 from tests.digits import codes, digits
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gen_dist.errors import CheckpointError, TakenOverError
-from gen_dist.mirror import Mirror
+from gen_dist.records.mirror import Mirror
 
 
 def _write(directory: Path, *places: str) -> None:

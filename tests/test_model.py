@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 import gen_dist
-from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.errors import CheckpointError, UserError
-from gen_dist.model import GenerativeModel
+from gen_dist.inference.model import GenerativeModel
 from gen_dist.pictures import save_grid
 from gen_dist.presets import PRESETS
+from gen_dist.records.checkpoint import checkpoint_paths
+from gen_dist.records.tracker import read_metrics
 from gen_dist.run import train
-from gen_dist.tracking import read_metrics
 from gen_dist.trainer import Trainer
 from tests.conftest import REPOSITORY
 from tests.runs import ADVERSARIAL, OBJECTIVES, each_of, make_trainer, run_steps, small_config

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gen_dist.config import MlpConfig, OptimizerConfig, R3ganConfig, TrainConfig
 from gen_dist.data import Dataset, Split
-from gen_dist.model import GenerativeModel
+from gen_dist.inference.model import GenerativeModel
 from gen_dist.networks.mlp import MlpDecoder, MlpEncoder
 from gen_dist.networks.players import Discriminator, Generator
 from gen_dist.parallel.processes import start_processes

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gen_dist import checkpoint as checkpoints
-from gen_dist.checkpoint import Checkpoint, checkpoint_paths
 from gen_dist.config import OptimizerConfig, TrainConfig
+from gen_dist.records import checkpoint as checkpoints
+from gen_dist.records.checkpoint import Checkpoint, checkpoint_paths
 from gen_dist.run import train
 from gen_dist.trainer import Trainer
 from tests.runs import OBJECTIVES, assert_same_bits, each_of, make_trainer, small_config

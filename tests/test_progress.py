@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import pytest
 
 from gen_dist.config import TrainConfig
-from gen_dist.progress import brief_checks, brief_losses, readable_number
-from gen_dist.tracking import Tracker, read_metrics
+from gen_dist.records.display import brief_checks, brief_losses, readable_number
+from gen_dist.records.tracker import Tracker, read_metrics
 from tests.conftest import REPOSITORY
 from tests.trackers import make_tracker
 
@@ -149,7 +149,7 @@ def test_a_stream_that_is_gone_does_not_stop_the_run(tmp_path, monkeypatch, kind
 ON_A_TERMINAL = """
 import sys, time, pathlib
 from gen_dist.config import TrainConfig
-from gen_dist.tracking import Tracker
+from gen_dist.records.tracker import Tracker
 with Tracker(pathlib.Path(sys.argv[1]), TrainConfig(steps=40), start_step=10, images_per_step=128, wandb_id="a") as run:
     for step in range(11, 41):
         time.sleep(0.03)
@@ -203,7 +203,7 @@ def test_a_terminal_gets_one_live_bar_that_moves_between_logs_and_fits(tmp_path,
 GAN_ON_A_TERMINAL = f"""
 import sys, pathlib, time
 from gen_dist.config import TrainConfig
-from gen_dist.tracking import Tracker
+from gen_dist.records.tracker import Tracker
 with Tracker(pathlib.Path(sys.argv[1]), TrainConfig(steps=20), start_step=0, images_per_step=128, wandb_id="a") as run:
     run.advance(1)
     run.log(10, {CHECKS})

@@ -16,8 +16,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import nn
 
-from gen_dist.checkpoint import checkpoint_paths, load
-from gen_dist.tracking import read_metrics
+from gen_dist.records.checkpoint import checkpoint_paths, load
+from gen_dist.records.tracker import read_metrics
 from tests.conftest import REPOSITORY
 from tests.rank_worker import LARGE_LAYER, LOCAL_STATISTICS, config_of_ranks, evaluations_of_uneven_splits
 from tests.runs import COSTLY, OBJECTIVES, close_losses, each_of, losses_of, make_trainer, small_config, write_config

@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gen_dist.checkpoint import checkpoint_paths, load
 from gen_dist.config import TrainConfig
-from gen_dist.tracking import read_metrics
+from gen_dist.records.checkpoint import checkpoint_paths, load
+from gen_dist.records.tracker import read_metrics
 from tests.children import end_with_parent
 from tests.conftest import REPOSITORY
 from tests.runs import OBJECTIVES, close_losses, losses_of, make_trainer, run_steps, small_config, write_config

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from gen_dist.checkpoint import checkpoint_paths
-from gen_dist.tracking import read_metrics
+from gen_dist.records.checkpoint import checkpoint_paths
+from gen_dist.records.tracker import read_metrics
 from tests.conftest import REPOSITORY
 from tests.network_hosts import Host, two_hosts
 from tests.runs import make_trainer, run_steps, small_config, write_config

@@ -20,14 +20,14 @@ import pytest
 import torch
 from PIL import Image
 
-from gen_dist import checkpoint as checkpoints
-from gen_dist.checkpoint import checkpoint_paths
 from gen_dist.config import DataConfig, OptimizerConfig, TrainConfig
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.evaluation_record import EVALUATION_FILE
+from gen_dist.records import checkpoint as checkpoints
+from gen_dist.records.checkpoint import checkpoint_paths
+from gen_dist.records.run_directory import remove_run
+from gen_dist.records.tracker import read_metrics
 from gen_dist.run import DivergenceError, train
-from gen_dist.run_directory import remove_run
-from gen_dist.tracking import read_metrics
 from tests.conftest import REPOSITORY
 from tests.runs import assert_same_bits, small_config, write_config
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, Split, open_dataset
-from gen_dist.model import GenerativeModel
+from gen_dist.inference.model import GenerativeModel
 from gen_dist.objectives import build_objective
 from gen_dist.sample_checks import SampleChecks
 from tests.runs import small_config, small_dataset

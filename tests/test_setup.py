@@ -40,8 +40,8 @@ def test_import_is_light(module: str, tmp_path: Path) -> None:
 
 def test_public_names_come_from_their_modules(tmp_path: Path) -> None:
     code = (
-        "import gen_dist, gen_dist.model, gen_dist.run\n"
-        "assert gen_dist.load is gen_dist.model.load and gen_dist.train is gen_dist.run.train\n"
+        "import gen_dist, gen_dist.inference.model, gen_dist.run\n"
+        "assert gen_dist.load is gen_dist.inference.model.load and gen_dist.train is gen_dist.run.train\n"
         "gen_dist.absent"
     )
     result = run([sys.executable, "-c", code], tmp_path, ROOT)
@@ -107,7 +107,7 @@ def test_import_across_layers_is_refused(file: str, line: str, broken: str, tmp_
     [
         ("gen_dist/trainer.py", "import torch.distributed as dist\n\ndist.barrier()\n", True),
         ("gen_dist/parallel/processes.py", "import torch.distributed as dist\n\ndist.barrier()\n", False),
-        ("gen_dist/checkpoint.py", "import torch\n\ntorch.load('weights')\n", True),
+        ("gen_dist/records/checkpoint.py", "import torch\n\ntorch.load('weights')\n", True),
     ],
 )
 def test_banned_names_are_refused(file: str, text: str, refused: bool) -> None:

@@ -6,9 +6,9 @@ from typing import TypeVar
 import pytest
 import torch
 
-from gen_dist.checkpoint import Checkpoint
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
+from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.step_graphs import WARM_UP_STEPS, Recorder, StepGraphs
 from gen_dist.step_numbers import StepNumbers
 from gen_dist.trainer import Trainer

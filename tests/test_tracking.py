@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gen_dist.errors import CheckpointError
-from gen_dist.tracking import read_metrics
+from gen_dist.records.tracker import read_metrics
 from tests.conftest import REPOSITORY
 from tests.trackers import make_tracker
 
@@ -136,7 +136,7 @@ def test_a_missing_file_is_one_line(tmp_path):
 
 def test_a_killed_process_loses_no_line_that_it_logged(tmp_path):
     code = (
-        "import sys, io, pathlib; from gen_dist.tracking import Tracker; from gen_dist.config import TrainConfig\n"
+        "import sys, io, pathlib; from gen_dist.records.tracker import Tracker; from gen_dist.config import TrainConfig\n"
         f"run = Tracker(pathlib.Path({str(tmp_path)!r}), TrainConfig(), start_step=0, images_per_step=1, wandb_id='a',"
         " stream=io.StringIO())\n"
         "for step in range(1, 10**9):\n"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from gen_dist.errors import ConfigError
-from gen_dist.tracking import read_metrics
-from gen_dist.wandb_run import wandb_mode
+from gen_dist.records.tracker import read_metrics
+from gen_dist.records.wandb_run import wandb_mode
 from tests.conftest import REPOSITORY
 from tests.trackers import make_tracker
 
@@ -28,7 +28,7 @@ def no_wandb_from_outside(monkeypatch, tmp_path):
 WITHOUT_WANDB = """
 import sys, pathlib
 from gen_dist.config import TrainConfig
-from gen_dist.tracking import Tracker
+from gen_dist.records.tracker import Tracker
 with Tracker(pathlib.Path(sys.argv[1]), TrainConfig(), start_step=0, images_per_step=128, wandb_id="a") as run:
     run.advance(1)
     run.log(1, {"train/loss": 107.9, "test/loss": 109.0})
@@ -60,9 +60,9 @@ import numpy as np
 from gen_dist.config import TrainConfig
 from gen_dist.errors import UserError
 from gen_dist.pictures import save_grid
-from gen_dist.tracking import Tracker
-import gen_dist.wandb_run
-gen_dist.wandb_run.WANDB_INIT_SECONDS = 2.0
+from gen_dist.records.tracker import Tracker
+import gen_dist.records.wandb_run
+gen_dist.records.wandb_run.WANDB_INIT_SECONDS = 2.0
 path, mode, start = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 try:
     config = TrainConfig(steps=200, wandb=mode)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_dist.config import TrainConfig
-from gen_dist.tracking import Tracker
+from gen_dist.records.tracker import Tracker
 
 
 def make_tracker(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.history import Record
-from gen_dist.progress import readable_number
+from gen_dist.records.display import readable_number
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 22

@@ -15,7 +15,7 @@ from gen_dist.errors import ConfigError
 from gen_dist.files import write_atomically
 from gen_dist.metric_guide import SPEED, base_name, in_order, metric_of
 from gen_dist.presets import DESCRIPTIONS, PRESETS
-from gen_dist.progress import readable_time
+from gen_dist.records.display import readable_time
 from gen_dist.report.panels import Panel, panels_of
 from gen_dist.run_record import RunRecord, changes_from_preset, config_fields
 from gen_dist.step_times import StepTimes

@@ -25,12 +25,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gen_dist.checkpoint import Checkpoint
 from gen_dist.errors import ConfigError, UserError
-from gen_dist.export_card import Part, Port, card
 from gen_dist.files import whole_directory
-from gen_dist.model import GenerativeModel, is_checkpoint, model_of, read_checkpoint
+from gen_dist.inference.model import GenerativeModel, is_checkpoint, model_of, read_checkpoint
+from gen_dist.inference.model_card import Part, Port, card
 from gen_dist.objectives import Objective
+from gen_dist.records.checkpoint import Checkpoint
 
 Format = Literal["safetensors", "onnx", "torch-export"]
 PartName = Literal["decoder", "encoder"]

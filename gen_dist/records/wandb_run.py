@@ -14,7 +14,7 @@ import numpy as np
 
 from gen_dist.config import TrainConfig, WandbMode
 from gen_dist.errors import ConfigError
-from gen_dist.score_bins import SCORE_EDGES
+from gen_dist.records.score_bins import SCORE_EDGES
 
 # Longer waits cannot help a run that must not stop for wandb; what was not sent stays on disk for `wandb sync`.
 WANDB_INIT_SECONDS = 30.0

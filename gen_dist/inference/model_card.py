@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gen_dist.checkpoint import Checkpoint
-from gen_dist.model import GenerativeModel
+from gen_dist.inference.model import GenerativeModel
+from gen_dist.records.checkpoint import Checkpoint
 
 
 class Port(NamedTuple):

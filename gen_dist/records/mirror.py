@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pyarrow.fs
 
-from gen_dist.checkpoint import SUMS
 from gen_dist.errors import CheckpointError, TakenOverError
-from gen_dist.run_directory import HOLDER_FILE
+from gen_dist.records.checkpoint import SUMS
+from gen_dist.records.run_directory import HOLDER_FILE
 
 _WRITER_FILE = ".writer"
 

@@ -13,14 +13,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gen_dist import checkpoint as checkpoints
 from gen_dist.config import TrainConfig
-from gen_dist.environment import environment
 from gen_dist.errors import CheckpointError, ConfigError, TakenOverError, UserError
 from gen_dist.files import write_atomically
 from gen_dist.parallel.collectives import from_main, raise_everywhere
 from gen_dist.parallel.processes import Processes
-from gen_dist.wandb_run import wandb_mode
+from gen_dist.records import checkpoint as checkpoints
+from gen_dist.records.environment import environment
+from gen_dist.records.wandb_run import wandb_mode
 
 WANDB_ID_FILE = "wandb-id"
 HOLDER_FILE = ".holder"

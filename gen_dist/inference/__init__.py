@@ -1,0 +1,1 @@
+"""A trained model in use: sampling, encoding, decoding, walks between latents, exports."""

@@ -1,0 +1,1 @@
+"""What a run leaves on disk, on the screen and with trackers."""
