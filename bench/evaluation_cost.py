@@ -72,7 +72,7 @@ def _print_row(label: str, run: Path, options: Sequence[object]) -> None:
 
 
 def _all_but_likelihood() -> list[str]:
-    from gen_dist.evaluation_plan import METRICS
+    from gen_dist.evaluation.plan import METRICS
 
     return [name for name in METRICS if name not in ("nll", "bits_per_dimension")]
 

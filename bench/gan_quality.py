@@ -23,8 +23,8 @@ import gen_dist
 from bench.conditions import conditions
 from gen_dist.config import DataConfig
 from gen_dist.data import open_dataset
-from gen_dist.features import FeatureNetwork, feature_network
-from gen_dist.pictures import save_grid
+from gen_dist.evaluation.features import FeatureNetwork, feature_network
+from gen_dist.pictures.grids import save_grid
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLES = 10_000

@@ -58,10 +58,10 @@ PARTS = {
     "means of the logs": "gen_dist.run:_Run._training_means",
     "line of the log": "gen_dist.records.tracker:Tracker.log",
     "evaluation on the test split": "gen_dist.trainer:Trainer.evaluate",
-    "checks of samples": "gen_dist.sample_checks:SampleChecks.measure",
-    "pictures": "gen_dist.gallery:Gallery.at_step",
+    "checks of samples": "gen_dist.evaluation.sample_checks:SampleChecks.measure",
+    "pictures": "gen_dist.pictures.gallery:Gallery.at_step",
     "checkpoint": "gen_dist.run:_Run._save",
-    "charts at the end": "gen_dist.gallery:Gallery.at_end",
+    "charts at the end": "gen_dist.pictures.gallery:Gallery.at_end",
     "summary at the end": "gen_dist.run:_Run._write_end",
 }
 """Parts of recording, and the function that does each."""

@@ -18,8 +18,8 @@ from bench.cost_model import (
 )
 from bench.scaling_processes import BLOCK_STEPS, MODES, ROWS, Mode
 from bench.spread import spread, spread_of_ratios
-from gen_dist.charts import figure_of, save_figure
 from gen_dist.config import TrainConfig
+from gen_dist.pictures.charts import figure_of, save_figure
 from gen_dist.presets import get_preset
 
 BAR = 1.8

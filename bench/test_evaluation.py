@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from bench.measured import Measurement, preset_on
-from gen_dist import metrics
 from gen_dist.data import Dataset
-from gen_dist.features import feature_network
-from gen_dist.marginal_likelihood import negative_log_likelihoods
+from gen_dist.evaluation import metrics
+from gen_dist.evaluation.features import feature_network
+from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
 from gen_dist.objectives import Batch
 from gen_dist.objectives.vae import Vae
 from gen_dist.parallel.processes import start_processes

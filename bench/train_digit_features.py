@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.conditions import conditions
 from gen_dist.config import DataConfig
 from gen_dist.data import Split, image_indices, open_dataset
-from gen_dist.features.digits import CARD_FILE, WEIGHTS_FILE, DigitNetwork, load_digit_network
+from gen_dist.evaluation.features.digits import CARD_FILE, WEIGHTS_FILE, DigitNetwork, load_digit_network
 from gen_dist.files import write_atomically
 
 BATCH_SIZE = 128

@@ -44,7 +44,7 @@ def sample(
     import torch
 
     from gen_dist.inference.model import load
-    from gen_dist.pictures import save_grid
+    from gen_dist.pictures.grids import save_grid
 
     if columns < 1:
         raise ConfigError(f"columns {columns} is less than 1")
@@ -83,7 +83,7 @@ def evaluate(
         inception_weights: File of InceptionV3's weights; downloaded if not given.
         device: Where to compute.
     """
-    from gen_dist import evaluation
+    from gen_dist.evaluation import evaluator as evaluation
 
     found = evaluation.evaluate(
         run,
@@ -211,7 +211,7 @@ def replay(run: tyro.conf.Positional[Path], /, step: int) -> None:
 
 
 def _evaluate(run: Path) -> None:
-    from gen_dist.evaluation import evaluate
+    from gen_dist.evaluation.evaluator import evaluate
 
     _to_stderr(f"evaluating {run}")
     evaluate(run, announce=_to_stderr)

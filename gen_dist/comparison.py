@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_dist.errors import ConfigError
-from gen_dist.metric_guide import LIKELIHOODS, SPEED, base_name, in_order, metric_of
+from gen_dist.evaluation.guide import LIKELIHOODS, SPEED, base_name, in_order, metric_of
 from gen_dist.presets import PRESETS
 from gen_dist.run_record import RunRecord, decisive_fields, group_by_config, read_run
 

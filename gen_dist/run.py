@@ -18,17 +18,17 @@ from torch import Tensor
 from gen_dist.config import TrainConfig
 from gen_dist.data import open_dataset
 from gen_dist.errors import CheckpointError, ConfigError, UserError
+from gen_dist.evaluation.sample_checks import SampleChecks
 from gen_dist.files import write_atomically
-from gen_dist.gallery import Gallery
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.parallel.collectives import StopVote, from_main, raise_everywhere
 from gen_dist.parallel.processes import start_processes
+from gen_dist.pictures.gallery import Gallery
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.display import brief_checks
 from gen_dist.records.run_directory import Holding, hold, record_start, remove_leftovers, wandb_id_of
 from gen_dist.records.tracker import METRICS_FILE, Tracker, read_metrics
-from gen_dist.sample_checks import SampleChecks
 from gen_dist.step_numbers import learning_rate_at
 from gen_dist.stopping import stop_signals
 from gen_dist.trainer import Trainer

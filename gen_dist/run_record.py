@@ -11,7 +11,7 @@ from typing import Any
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
-from gen_dist.evaluation_record import Evaluation, read_evaluation
+from gen_dist.evaluation.record import Evaluation, read_evaluation
 from gen_dist.presets import PRESETS
 from gen_dist.records.checkpoint import checkpoint_paths, is_whole
 from gen_dist.records.tracker import METRICS_FILE, read_metrics

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gen_dist.charts import INK_HEX, figure_of, save_figure
+from gen_dist.pictures.charts import INK_HEX, figure_of, save_figure
 from launch.sweep_results import Metric, Sweep, Trial, readable_metric
 from launch.sweep_space import Searched, Value, readable
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gen_dist import charts
+from gen_dist.pictures import charts
 from tests.conftest import REPOSITORY
 from tests.digits import codes, digits, read_png
 
@@ -140,7 +140,7 @@ def test_records_without_both_scores_make_no_chart(tmp_path):
 
 def test_importing_pictures_charts_and_tracking_stays_light():
     code = (
-        "import sys, gen_dist.pictures, gen_dist.charts, gen_dist.curves, gen_dist.records.tracker; "
+        "import sys, gen_dist.pictures.grids, gen_dist.pictures.charts, gen_dist.pictures.curves, gen_dist.records.tracker; "
         "print([m for m in ('matplotlib', 'wandb', 'tqdm', 'torchvision', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
@@ -149,7 +149,7 @@ def test_importing_pictures_charts_and_tracking_stays_light():
 
 def test_no_picture_touches_pyplot(tmp_path):
     code = (
-        "import sys, pathlib, gen_dist.curves as p; "
+        "import sys, pathlib, gen_dist.pictures.curves as p; "
         f"p.save_curves(pathlib.Path({str(tmp_path / 'curves.png')!r}), [{{'step': 1, 'train/loss': 1.0}}]); "
         "print('matplotlib.pyplot' in sys.modules)"
     )

@@ -17,18 +17,20 @@ import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 import gen_dist
-from gen_dist import commands, evaluation, evaluation_plan
+from gen_dist import commands
 from gen_dist.cli import run_command, run_subcommand
 from gen_dist.config import DataConfig
 from gen_dist.data import Split, image_indices, open_dataset
 from gen_dist.errors import UserError
-from gen_dist.evaluation import evaluate
-from gen_dist.evaluation_plan import METRICS
-from gen_dist.evaluation_record import EVALUATION_FILE, Evaluation, read_evaluation
-from gen_dist.features import feature_network, inception
-from gen_dist.features.digits import CARD_FILE, WEIGHTS_FILE
+from gen_dist.evaluation import evaluator as evaluation
+from gen_dist.evaluation import plan as evaluation_plan
+from gen_dist.evaluation.evaluator import evaluate
+from gen_dist.evaluation.features import feature_network, inception
+from gen_dist.evaluation.features.digits import CARD_FILE, WEIGHTS_FILE
+from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
+from gen_dist.evaluation.plan import METRICS
+from gen_dist.evaluation.record import EVALUATION_FILE, Evaluation, read_evaluation
 from gen_dist.inference.model import GenerativeModel
-from gen_dist.marginal_likelihood import negative_log_likelihoods
 from gen_dist.objectives import Batch
 from gen_dist.objectives.vae import Vae
 from gen_dist.records.checkpoint import checkpoint_paths

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gen_dist import gallery as module
 from gen_dist.data import Dataset, Split
-from gen_dist.gallery import Gallery
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.objectives import build_objective
+from gen_dist.pictures import gallery as module
+from gen_dist.pictures.gallery import Gallery
 from tests.digits import read_png
 from tests.runs import small_config, small_dataset
 

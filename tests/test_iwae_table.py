@@ -13,7 +13,7 @@ from bench.iwae_table import bounds_of, row_of
 from gen_dist import train
 from gen_dist.config import MlpConfig, TrainConfig, VaeConfig
 from gen_dist.errors import UserError
-from gen_dist.evaluation import evaluate
+from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.presets import get_preset
 from gen_dist.run_record import read_run
 from tests.conftest import REPOSITORY

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, MultivariateNormal, Normal
 
 from gen_dist.config import MlpConfig, VaeConfig
-from gen_dist.marginal_likelihood import negative_log_likelihoods
+from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
 from gen_dist.objectives import Batch
 from gen_dist.objectives.vae import Vae
 from gen_dist.randomness import Stream

@@ -18,7 +18,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kernel_mmd
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from gen_dist import metrics
+from gen_dist.evaluation import metrics
 from tests.digits import codes, digits
 
 REAL, FAKE = 400, 300

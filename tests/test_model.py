@@ -15,7 +15,7 @@ from PIL import Image
 import gen_dist
 from gen_dist.errors import CheckpointError, UserError
 from gen_dist.inference.model import GenerativeModel
-from gen_dist.pictures import save_grid
+from gen_dist.pictures.grids import save_grid
 from gen_dist.presets import PRESETS
 from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.tracker import read_metrics

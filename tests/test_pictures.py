@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gen_dist import pictures
+from gen_dist.pictures import grids as pictures
 from tests.digits import digits as read_digits
 from tests.digits import read_png
 

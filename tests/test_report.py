@@ -20,7 +20,7 @@ from gen_dist.comparison import comparison_of, markdown, read_runs, readable, sc
 from gen_dist.comparison_picture import save_comparison
 from gen_dist.config import VaeConfig
 from gen_dist.errors import CheckpointError, ConfigError
-from gen_dist.metric_guide import base_name, metric_of
+from gen_dist.evaluation.guide import base_name, metric_of
 from gen_dist.records.checkpoint import SUMS
 from gen_dist.report import write_report
 from gen_dist.run import train

@@ -22,7 +22,7 @@ from PIL import Image
 
 from gen_dist.config import DataConfig, OptimizerConfig, TrainConfig
 from gen_dist.errors import ConfigError, UserError
-from gen_dist.evaluation_record import EVALUATION_FILE
+from gen_dist.evaluation.record import EVALUATION_FILE
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.run_directory import remove_run

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, Split, open_dataset
+from gen_dist.evaluation.sample_checks import SampleChecks
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.objectives import build_objective
-from gen_dist.sample_checks import SampleChecks
 from tests.runs import small_config, small_dataset
 
 CLASS_CHECKS = {"samples/class_shares", "samples/classes_found", "samples/class_variation"}

@@ -20,9 +20,9 @@ from PIL import Image
 from gen_dist.cli import NoOptions, parse_train
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, UserError
+from gen_dist.evaluation.sample_checks import SampleChecks
 from gen_dist.presets import PRESETS, get_preset
 from gen_dist.records.tracker import read_metrics
-from gen_dist.sample_checks import SampleChecks
 from launch.sweep_halving import Halving, grace_period_of
 from launch.sweep_plan import SweepOptions, best_command, command_source, conclude, plan_sweep
 from launch.sweep_plot import save_plot

@@ -59,7 +59,7 @@ import os, signal, sys, pathlib
 import numpy as np
 from gen_dist.config import TrainConfig
 from gen_dist.errors import UserError
-from gen_dist.pictures import save_grid
+from gen_dist.pictures.grids import save_grid
 from gen_dist.records.tracker import Tracker
 import gen_dist.records.wandb_run
 gen_dist.records.wandb_run.WANDB_INIT_SECONDS = 2.0

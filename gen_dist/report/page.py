@@ -12,8 +12,8 @@ from typing import Any
 
 from gen_dist.comparison import Comparison, Group, comparison_of, data_value, readable, readable_values, scalars
 from gen_dist.errors import ConfigError
+from gen_dist.evaluation.guide import SPEED, base_name, in_order, metric_of
 from gen_dist.files import write_atomically
-from gen_dist.metric_guide import SPEED, base_name, in_order, metric_of
 from gen_dist.presets import DESCRIPTIONS, PRESETS
 from gen_dist.records.display import readable_time
 from gen_dist.report.panels import Panel, panels_of

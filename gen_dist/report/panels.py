@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.curves import axis_limits, curves_of, readable_value, spelled, unit_of
+from gen_dist.pictures.curves import axis_limits, curves_of, readable_value, spelled, unit_of
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 50, 8, 8, 22

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from gen_dist import charts, pictures
-from gen_dist.curves import has_curves, save_curves
 from gen_dist.data import Dataset
 from gen_dist.inference import latent_walks
 from gen_dist.inference.model import GenerativeModel
+from gen_dist.pictures import charts
+from gen_dist.pictures import grids as pictures
+from gen_dist.pictures.curves import has_curves, save_curves
 
 GRID_IMAGES = 64
 GRID_CLASSES = 20

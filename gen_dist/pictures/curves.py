@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.charts import FAKE_COLOUR, REAL_COLOUR, figure_of, percent, save_figure
+from gen_dist.pictures.charts import FAKE_COLOUR, REAL_COLOUR, figure_of, percent, save_figure
 from gen_dist.records.display import readable_number
 
 # Okabe and Ito. Lines of training and test share a panel, so do those of phases, and those of real and fake images.

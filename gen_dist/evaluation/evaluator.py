@@ -24,12 +24,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from tqdm import tqdm
 
-from gen_dist import metrics as measures
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, cache_directory, image_indices, open_dataset
 from gen_dist.errors import UserError
-from gen_dist.evaluation_plan import METRICS, OF_LIKELIHOOD, OF_PIXELS, OF_POSTERIOR, MetricPlan, check_options, sides
-from gen_dist.evaluation_record import (
+from gen_dist.evaluation import metrics as measures
+from gen_dist.evaluation.features import FeatureName, FeatureNetwork, feature_network, fits_digits
+from gen_dist.evaluation.marginal_likelihood import is_binarized, negative_log_likelihoods
+from gen_dist.evaluation.plan import METRICS, OF_LIKELIHOOD, OF_PIXELS, OF_POSTERIOR, MetricPlan, check_options, sides
+from gen_dist.evaluation.record import (
     OF_CLASSES,
     OF_FEATURES,
     OF_WALKS,
@@ -38,11 +40,9 @@ from gen_dist.evaluation_record import (
     read_evaluation,
     write_evaluation,
 )
-from gen_dist.features import FeatureName, FeatureNetwork, feature_network, fits_digits
 from gen_dist.files import write_atomically
 from gen_dist.inference.latent_walks import on_great_circles
 from gen_dist.inference.model import GenerativeModel, model_of, read_checkpoint
-from gen_dist.marginal_likelihood import is_binarized, negative_log_likelihoods
 from gen_dist.objectives import Batch
 from gen_dist.objectives.base import unit_interval
 from gen_dist.objectives.vae import Vae

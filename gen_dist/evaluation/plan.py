@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from gen_dist.data import Dataset
 from gen_dist.errors import CheckpointError, ConfigError
-from gen_dist.evaluation_record import OF_CLASSES, OF_FEATURES, OF_WALKS
-from gen_dist.features import FeatureNetwork
+from gen_dist.evaluation.features import FeatureNetwork
+from gen_dist.evaluation.marginal_likelihood import is_binarized
+from gen_dist.evaluation.record import OF_CLASSES, OF_FEATURES, OF_WALKS
 from gen_dist.inference.model import GenerativeModel, is_checkpoint
-from gen_dist.marginal_likelihood import is_binarized
 from gen_dist.objectives.vae import Vae
 
 LEAST_SAMPLES = 10

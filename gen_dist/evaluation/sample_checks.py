@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gen_dist.data import Dataset, Split
+from gen_dist.evaluation.metrics import LARGEST_SIDE, pair_distance_sum, pixel_points
 from gen_dist.inference.model import GenerativeModel
-from gen_dist.metrics import LARGEST_SIDE, pair_distance_sum, pixel_points
 
 SAMPLES = 500
 SAMPLES_PER_CLASS = 20

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gen_dist.features.digits import IMAGE_SHAPE, WEIGHTS_FILE, load_digit_network
-from gen_dist.features.inception import load_inception
+from gen_dist.evaluation.features.digits import IMAGE_SHAPE, WEIGHTS_FILE, load_digit_network
+from gen_dist.evaluation.features.inception import load_inception
 
 FeatureName = Literal["digits", "inception"]
 

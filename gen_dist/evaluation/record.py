@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gen_dist.errors import UserError
+from gen_dist.evaluation.guide import base_name
 from gen_dist.files import write_atomically
-from gen_dist.metric_guide import base_name
 
 EVALUATION_FILE = "evaluation.json"
 FORMAT = 1

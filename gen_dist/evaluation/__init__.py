@@ -1,0 +1,1 @@
+"""How good a trained model is, in numbers; the same for both families."""
