@@ -34,7 +34,7 @@ from gen_dist.objectives.adversarial import signed_unit
 from gen_dist.parallel.processes import start_processes
 from gen_dist.presets import get_preset
 from gen_dist.randomness import Stream
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 from kernels import normal
 
 PRESET = "dcgan-64"

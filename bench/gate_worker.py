@@ -247,7 +247,7 @@ def _trainer(preset: str) -> Any:
 
     from gen_dist.presets import get_preset
 
-    trainer = module_of("gen_dist.training.trainer", "gen_dist.trainer")
+    trainer = module_of("gen_dist.training.trainer", "gen_dist.training.trainer")
     processes = module_of("gen_dist.parallel.processes.processes", "gen_dist.parallel.processes")
     # The schedule of the learning rate must not come to its end: past it the rate is negative.
     config = replace(get_preset(preset), device="cpu", steps=10**6)

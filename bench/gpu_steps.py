@@ -28,7 +28,7 @@ from gen_dist.data import Dataset, open_dataset
 from gen_dist.errors import ConfigError
 from gen_dist.parallel.processes import start_processes
 from gen_dist.presets import PRESETS
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 
 Way = Literal["bf16", "kernel by kernel", "float32", "compiled"]
 WAYS: dict[Way, dict[str, Any]] = {

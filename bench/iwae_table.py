@@ -21,7 +21,7 @@ from bench.out_file import check_out
 from gen_dist.cli import call_parsed, run_command
 from gen_dist.errors import UserError
 from gen_dist.pictures.charts import CLASS_COLOURS, INK_HEX, figure_of, save_figure
-from gen_dist.run_record import RunRecord, read_run
+from gen_dist.reports.run_record import RunRecord, read_run
 
 PAPER_NLL = {1: 86.76, 5: 85.54, 50: 84.78}
 """Nats, of 5,000 samples: one stochastic layer, by importance samples, after 3,280 epochs (Table 1 there)."""

@@ -36,7 +36,7 @@ from gen_dist.data import open_dataset
 from gen_dist.errors import ConfigError
 from gen_dist.parallel.processes import start_processes
 from gen_dist.presets import get_preset
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 
 BLOCK_SECONDS = 0.15
 """A block is as many times sixteen steps as take so long, at least."""

@@ -29,7 +29,7 @@ from bench.conditions import conditions
 from gen_dist.data import open_dataset
 from gen_dist.parallel.processes import start_processes
 from gen_dist.presets import get_preset
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 
 PRESETS = ("vae-mnist", "iwae-mnist")
 

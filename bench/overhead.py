@@ -54,15 +54,15 @@ BAR = 0.03
 
 PARTS = {
     "progress bar": "gen_dist.records.tracker:Tracker.advance",
-    "logs to the host": "gen_dist.run:_Run._collect",
-    "means of the logs": "gen_dist.run:_Run._training_means",
+    "logs to the host": "gen_dist.training.run:_Run._collect",
+    "means of the logs": "gen_dist.training.run:_Run._training_means",
     "line of the log": "gen_dist.records.tracker:Tracker.log",
-    "evaluation on the test split": "gen_dist.trainer:Trainer.evaluate",
+    "evaluation on the test split": "gen_dist.training.trainer:Trainer.evaluate",
     "checks of samples": "gen_dist.evaluation.sample_checks:SampleChecks.measure",
     "pictures": "gen_dist.pictures.gallery:Gallery.at_step",
-    "checkpoint": "gen_dist.run:_Run._save",
+    "checkpoint": "gen_dist.training.run:_Run._save",
     "charts at the end": "gen_dist.pictures.gallery:Gallery.at_end",
-    "summary at the end": "gen_dist.run:_Run._write_end",
+    "summary at the end": "gen_dist.training.run:_Run._write_end",
 }
 """Parts of recording, and the function that does each."""
 EVERY = {
@@ -72,9 +72,9 @@ EVERY = {
     "checkpoint": "checkpoint_every",
 }
 """The interval of each part that has one; the bar moves at every step, and the others come once."""
-BEGUN = "gen_dist.run:_Run._loop"
+BEGUN = "gen_dist.training.run:_Run._loop"
 """What begins with the first step: what is before it is start-up, bench/test_startup.py's."""
-RECORD = "gen_dist.run:_Run._record"
+RECORD = "gen_dist.training.run:_Run._record"
 """What is called whenever something is due, at last after the last step."""
 WITHOUT_WAITING = "progress bar"
 """It moves at every step. To wait for a GPU there would keep one step from being prepared while another is computed."""
@@ -191,7 +191,7 @@ def run_in_new_process(config: TrainConfig) -> Booked:
 
 def booked_run(config: TrainConfig) -> Booked:
     """A whole run under the stopwatch, in a directory that is removed afterwards."""
-    from gen_dist.run import train
+    from gen_dist.training.run import train
 
     booked = Booked(steps=config.steps)
     with temporary_directory() as directory, booking(booked):

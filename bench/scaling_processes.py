@@ -18,7 +18,7 @@ from gen_dist.data import open_dataset
 from gen_dist.parallel.collectives import sum_over_processes
 from gen_dist.parallel.processes import Processes, end_process, start_processes
 from gen_dist.presets import get_preset
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 
 ROWS = {"vae-mnist": (512, 192, 96, 12), "dcgan-mnist": (64, 32, 16, 4)}
 """Images of one process in a step, by preset: the first is what is compared. The preset's batch and half of it are

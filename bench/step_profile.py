@@ -11,7 +11,7 @@ from unittest import mock
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 
 WARMUP_STEPS = 17
 """Noise is drawn for step 0, then for sixteen steps at once: blocks begin and end where such rounds do."""

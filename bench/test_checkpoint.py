@@ -11,7 +11,7 @@ from gen_dist.data import Dataset
 from gen_dist.parallel.processes import start_processes
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 
 PRESETS = ("vae-mnist", "dcgan-mnist")
 ROUNDS = 20

@@ -15,9 +15,10 @@ from gen_dist.evaluation import metrics
 from gen_dist.evaluation.features import feature_network
 from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
 from gen_dist.objectives import Batch
+from gen_dist.objectives.evaluating import evaluating
 from gen_dist.objectives.vae import Vae
 from gen_dist.parallel.processes import start_processes
-from gen_dist.trainer import Trainer, evaluating
+from gen_dist.training.trainer import Trainer
 
 SAMPLES = 2000
 ROUNDS = 5

@@ -14,7 +14,7 @@ from bench.measured import Measurement, preset_on
 from gen_dist.data import Dataset
 from gen_dist.parallel.processes import start_processes
 from gen_dist.randomness import Stream
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 from kernels import binarize, normal
 
 DRAWS = 200

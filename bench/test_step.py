@@ -19,7 +19,7 @@ from bench.measured import Measurement, milliseconds, preset_on
 from gen_dist.config import DataConfig, Precision, TrainConfig, VaeConfig
 from gen_dist.data import Dataset, open_dataset
 from gen_dist.parallel.processes import start_processes
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 
 # Normals are drawn for sixteen steps at once: a round is as many, or a multiple, so that its time is fair.
 STEPS_OF_A_ROUND = 16

@@ -102,7 +102,7 @@ def run_of_ours(data_root: Path, steps: int | None, seed: int) -> Ours:
 def train_ours(data_root: Path, steps: int | None, seed: int) -> Ours:
     """Train `vae-mnist` in this process, in directories that are removed afterwards."""
     from gen_dist.presets import get_preset
-    from gen_dist.run import train
+    from gen_dist.training.run import train
 
     with tempfile.TemporaryDirectory() as directory:
         os.environ["GEN_DIST_CACHE"] = f"{directory}/packed"

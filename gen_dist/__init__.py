@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gen_dist.inference.model import load
-    from gen_dist.run import train
+    from gen_dist.training.run import train
 
 __all__ = ["__version__", "load", "train"]
 __version__ = "0.1.0"
 
-_HOME_OF = {"load": "gen_dist.inference.model", "train": "gen_dist.run"}
+_HOME_OF = {"load": "gen_dist.inference.model", "train": "gen_dist.training.run"}
 
 
 def __getattr__(name: str) -> Any:

@@ -118,9 +118,9 @@ def compare(
     """
     import json
 
-    from gen_dist.comparison import comparison_of, markdown, read_runs, table_lines
-    from gen_dist.comparison_picture import save_comparison
     from gen_dist.files import write_atomically
+    from gen_dist.reports.comparison import comparison_of, markdown, read_runs, table_lines
+    from gen_dist.reports.comparison_picture import save_comparison
 
     if len(runs) < 2:
         raise ConfigError("compare needs two runs or more, as in gen-dist compare runs/vae-mnist runs/dcgan-mnist")
@@ -155,9 +155,9 @@ def report(
         evaluate: Evaluate those runs first that have no evaluation of their newest checkpoint.
         step_times: Replay steps of each run for some seconds, to tell where their time goes.
     """
-    from gen_dist.comparison import read_runs
-    from gen_dist.report import write_report
-    from gen_dist.step_times import measure_step_times
+    from gen_dist.reports import write_report
+    from gen_dist.reports.comparison import read_runs
+    from gen_dist.training.step_times import measure_step_times
 
     if not runs:
         raise ConfigError("report needs a run, as in gen-dist report runs/vae-mnist")
@@ -203,7 +203,7 @@ def replay(run: tyro.conf.Positional[Path], /, step: int) -> None:
         run: Run directory.
         step: Optimizer step, as in metrics.jsonl.
     """
-    from gen_dist.replay import replay as replay_step
+    from gen_dist.training.replay import replay as replay_step
 
     logs = replay_step(run, step)
     scalars = {name: value for name, value in logs.items() if isinstance(value, float)}  # the others are histograms

@@ -23,8 +23,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from gen_dist.cli import resume_command
 from gen_dist.errors import TakenOverError, UserError
-from gen_dist.run import DivergenceError
-from gen_dist.stopping import stop_signals
+from gen_dist.training.run import DivergenceError
+from gen_dist.training.stopping import stop_signals
 from launch.ray_desk import Desk, brief
 from launch.ray_options import WorkerOptions
 from launch.ray_watch import LOOK_SECONDS
@@ -283,7 +283,7 @@ def run_trial(plan: Plan, index: int) -> None:
 
 def _train_here(plan: Plan, trial: Trial) -> None:
     """Train in this process."""
-    from gen_dist import run
+    from gen_dist.training import run
 
     os.environ["GEN_DIST_THREADS"] = str(plan.options.cpus_per_worker)
     report = _Reports(plan.metric, trial.config.steps)

@@ -14,7 +14,7 @@ import ray.train
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, UserError
-from gen_dist.stopping import stop_signals
+from gen_dist.training.stopping import stop_signals
 from launch.ray_desk import Desk, Watch, brief
 from launch.ray_options import WorkerOptions
 from launch.ray_workers import Task, trainer

@@ -95,7 +95,7 @@ def _forget_reports(place: str) -> None:
 
 def work(settings: dict[Any, Any]) -> list[str]:
     """One worker's share of a run, from the newest checkpoint. Returns what to tell the user at the end."""
-    from gen_dist import run
+    from gen_dist.training import run
 
     task: Task = settings["task"]
     context = ray.train.get_context()

@@ -14,8 +14,8 @@ def main() -> None:
     """Parse the command line, train, and say where the results are."""
     config, fresh, _ = parse_train(sys.argv[1:], "launch/train.py", NoOptions())
     with quick_import():  # torch takes seconds: --help and mistyped options need not wait for it
-        from gen_dist import run
         from gen_dist.parallel.processes import stop_with_launcher
+        from gen_dist.training import run
 
     stop_with_launcher()
     outcome = run.train(config, fresh=fresh)

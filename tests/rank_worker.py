@@ -14,7 +14,7 @@ from gen_dist.config import MlpConfig, TrainConfig
 from gen_dist.data import Split
 from gen_dist.parallel.collectives import sum_over_processes
 from gen_dist.parallel.processes import Processes, end_process
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 from tests.runs import WITH_BATCH_STATISTICS, all_tensors, make_trainer, run_steps, small_config
 from tests.two_players import STEPS, state_norms, two_players, watched_buckets, watched_collectives
 

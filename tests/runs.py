@@ -31,7 +31,7 @@ from gen_dist.config import (
 )
 from gen_dist.data import Dataset, open_dataset
 from gen_dist.parallel.processes import start_processes
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 
 SMALL_MLP = MlpConfig(hidden_sizes=(32,), latent_dim=5)
 SMALL_CONV = ConvConfig(feature_maps=(4, 8), hidden_size=16, latent_dim=5)

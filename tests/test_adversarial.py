@@ -41,7 +41,7 @@ from gen_dist.objectives.adversarial import DISCRIMINATOR_STREAMS, Adversarial, 
 from gen_dist.objectives.augmentation import add_noise, augment
 from gen_dist.randomness import Stream
 from gen_dist.records.score_bins import SCORE_EDGES
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 from kernels.noise import host_normal
 from tests.runs import (
     ADVERSARIAL,

@@ -17,7 +17,7 @@ from bench.test_kernels import CASES, as_tuple
 from bench.test_step import why_without
 from gen_dist.errors import ConfigError
 from gen_dist.presets import get_preset
-from gen_dist.run import train
+from gen_dist.training.run import train
 from tests.children import end_with_parent, ended_by_sigterm
 from tests.conftest import REPOSITORY
 

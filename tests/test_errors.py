@@ -24,7 +24,7 @@ from gen_dist.cli import run_command
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, DataError, UserError
 from gen_dist.records.checkpoint import checkpoint_paths
-from gen_dist.run import train
+from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
 from tests.runs import OBJECTIVES, small_config, write_config
 

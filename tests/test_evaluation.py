@@ -34,7 +34,7 @@ from gen_dist.inference.model import GenerativeModel
 from gen_dist.objectives import Batch
 from gen_dist.objectives.vae import Vae
 from gen_dist.records.checkpoint import checkpoint_paths
-from gen_dist.run import train
+from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
 from tests.runs import OBJECTIVES, each_of, small_config
 

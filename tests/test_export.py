@@ -29,7 +29,7 @@ from gen_dist.errors import ConfigError
 from gen_dist.inference.export import SUFFIXES, Format, export
 from gen_dist.presets import PRESETS
 from gen_dist.records import checkpoint as checkpoints
-from gen_dist.run import train
+from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
 from tests.runs import OBJECTIVES, each_of, small_config
 

@@ -14,7 +14,7 @@ from gen_dist.objectives import Batch, TurnResult
 from gen_dist.objectives.vae import MaximizeElbo
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import checkpoint_paths
-from gen_dist.run import train
+from gen_dist.training.run import train
 from tests.runs import OBJECTIVES, UNLIKE_THE_REST, all_tensors, assert_same_bits, make_trainer, run_steps, small_config
 
 pytestmark = [

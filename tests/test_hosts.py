@@ -19,7 +19,7 @@ from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.parallel.processes import start_processes
 from gen_dist.records.tracker import read_metrics
-from gen_dist.run import train
+from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
 from tests.network_hosts import Host, two_hosts
 from tests.runs import close_losses, losses_of, small_config, write_config

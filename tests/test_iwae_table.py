@@ -15,7 +15,7 @@ from gen_dist.config import MlpConfig, TrainConfig, VaeConfig
 from gen_dist.errors import UserError
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.presets import get_preset
-from gen_dist.run_record import read_run
+from gen_dist.reports.run_record import read_run
 from tests.conftest import REPOSITORY
 from tests.digits import mnist_files, read_png
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from gen_dist.config import DcganConfig, GanConfig, NetworkConfig, TrainConfig
 from gen_dist.objectives.gan import JUDGED, Gan
 from gen_dist.parallel.processes import Processes
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 from kernels.convolution import _Doubling, _Halving
 from kernels.linear import _OneDnnLinear
 from tests.flops import TorchsCount
@@ -169,9 +169,9 @@ def test_of_two_processes_those_with_weights_in_common_and_as_many_images_hand_g
     config = _config(GanConfig(), global_batch_size=rows)
     two = Processes(0, 0, 2, torch.device("cpu"))
     with (
-        mock.patch("gen_dist.turn.weights_in_common", return_value=mock.MagicMock() if common else None),
-        mock.patch("gen_dist.turn.averaging_gradients", side_effect=lambda phase, _processes: phase),
-        mock.patch("gen_dist.turn.build_optimizer"),
+        mock.patch("gen_dist.training.turn.weights_in_common", return_value=mock.MagicMock() if common else None),
+        mock.patch("gen_dist.training.turn.averaging_gradients", side_effect=lambda phase, _processes: phase),
+        mock.patch("gen_dist.training.turn.build_optimizer"),
     ):
         trainer = Trainer(config, small_dataset(config), two)
     assert _may_hand_on_graphs(trainer) == (common and rows == 24)

@@ -14,7 +14,7 @@ from bench.limit import config_of, fraction_of_limit, limit_of, trainer_of
 from bench.products import plain_layers, record
 from bench.step_profile import KINDS, kinds_of_steps
 from gen_dist.config import DcganConfig, MlpConfig, TrainConfig
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 from tests.children import ended_by_sigterm
 from tests.conftest import REPOSITORY
 from tests.flops import TorchsCount

@@ -19,8 +19,8 @@ from gen_dist.pictures.grids import save_grid
 from gen_dist.presets import PRESETS
 from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.tracker import read_metrics
-from gen_dist.run import train
-from gen_dist.trainer import Trainer
+from gen_dist.training.run import train
+from gen_dist.training.trainer import Trainer
 from tests.conftest import REPOSITORY
 from tests.runs import ADVERSARIAL, OBJECTIVES, each_of, make_trainer, run_steps, small_config
 

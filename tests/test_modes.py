@@ -13,7 +13,7 @@ from gen_dist.inference.model import GenerativeModel
 from gen_dist.networks.mlp import MlpDecoder, MlpEncoder
 from gen_dist.networks.players import Discriminator, Generator
 from gen_dist.parallel.processes import start_processes
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 
 MODES = 25
 DEVIATION = 3.0

@@ -16,7 +16,7 @@ from gen_dist.config import AutoencoderConfig, GradientEstimator, ObjectiveConfi
 from gen_dist.data.order import image_indices
 from gen_dist.objectives import Batch
 from gen_dist.randomness import Stream
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 from kernels import binarize
 from kernels.noise import host_normal
 from tests.runs import ADVERSARIAL, OBJECTIVES, make_trainer, run_steps, small_config

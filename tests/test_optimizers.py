@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from gen_dist import optimizers
 from gen_dist.config import OptimizerConfig
-from gen_dist.optimizers import LARGEST_PIECE, SMALLEST_PIECE, LightAdam, build_optimizer, piece_size
+from gen_dist.training import optimizers
+from gen_dist.training.optimizers import LARGEST_PIECE, SMALLEST_PIECE, LightAdam, build_optimizer, piece_size
 
 
 def _nets() -> tuple[nn.Module, nn.Module]:
@@ -90,7 +90,7 @@ def test_training_does_not_import_the_compiler() -> None:
     program = """
 import sys, torch
 from gen_dist.config import OptimizerConfig
-from gen_dist.optimizers import build_optimizer
+from gen_dist.training.optimizers import build_optimizer
 
 net = torch.nn.Linear(3, 2)
 optimizer = build_optimizer(list(net.parameters()), OptimizerConfig(), 0.01)

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gen_dist.config import OptimizerConfig, TrainConfig
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint, checkpoint_paths
-from gen_dist.run import train
-from gen_dist.trainer import Trainer
+from gen_dist.training.run import train
+from gen_dist.training.trainer import Trainer
 from tests.runs import OBJECTIVES, assert_same_bits, each_of, make_trainer, small_config
 
 TO_NUMBERS = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__")

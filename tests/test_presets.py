@@ -9,7 +9,7 @@ from PIL import Image
 
 from gen_dist.config import DataConfig, GanConfig, R3ganConfig, VaeGanConfig, WganGpConfig
 from gen_dist.presets import DESCRIPTIONS, PRESETS, get_preset
-from gen_dist.run import train
+from gen_dist.training.run import train
 
 
 def _quiet(_line: str) -> None:

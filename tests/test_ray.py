@@ -456,6 +456,6 @@ def test_storage_that_is_full_or_read_only_gives_one_line_and_keeps_what_was_sav
 
 def test_ray_is_not_needed_to_train_without_it() -> None:
     """`launch/train.py` neither imports Ray nor waits for it."""
-    code = "import sys; import launch.ray_options, gen_dist.run; print('ray' in sys.modules)"
+    code = "import sys; import launch.ray_options, gen_dist.training.run; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -9,7 +9,7 @@ import pytest
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
-from gen_dist.run import train
+from gen_dist.training.run import train
 from tests.runs import small_config
 
 

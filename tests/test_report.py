@@ -16,16 +16,16 @@ import pytest
 from PIL import Image
 
 from gen_dist.cli import run_subcommand
-from gen_dist.comparison import comparison_of, markdown, read_runs, readable, scalars, table_lines
-from gen_dist.comparison_picture import save_comparison
 from gen_dist.config import VaeConfig
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.evaluation.guide import base_name, metric_of
 from gen_dist.records.checkpoint import SUMS
-from gen_dist.report import write_report
-from gen_dist.run import train
-from gen_dist.run_record import read_run
-from gen_dist.step_times import measure_step_times
+from gen_dist.reports import write_report
+from gen_dist.reports.comparison import comparison_of, markdown, read_runs, readable, scalars, table_lines
+from gen_dist.reports.comparison_picture import save_comparison
+from gen_dist.reports.run_record import read_run
+from gen_dist.training.run import train
+from gen_dist.training.step_times import measure_step_times
 from tests.browser import chromium, opening
 from tests.runs import small_config
 

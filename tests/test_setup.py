@@ -40,8 +40,8 @@ def test_import_is_light(module: str, tmp_path: Path) -> None:
 
 def test_public_names_come_from_their_modules(tmp_path: Path) -> None:
     code = (
-        "import gen_dist, gen_dist.inference.model, gen_dist.run\n"
-        "assert gen_dist.load is gen_dist.inference.model.load and gen_dist.train is gen_dist.run.train\n"
+        "import gen_dist, gen_dist.inference.model, gen_dist.training.run\n"
+        "assert gen_dist.load is gen_dist.inference.model.load and gen_dist.train is gen_dist.training.run.train\n"
         "gen_dist.absent"
     )
     result = run([sys.executable, "-c", code], tmp_path, ROOT)
@@ -82,13 +82,17 @@ def test_import_layers_hold() -> None:
     ("file", "line", "broken"),
     [
         ("kernels/noise.py", "import gen_dist.errors", "launch and bench stand on gen_dist, gen_dist on kernels"),
-        ("gen_dist/run.py", "import launch.train", "launch and bench stand on gen_dist, gen_dist on kernels"),
+        ("gen_dist/training/run.py", "import launch.train", "launch and bench stand on gen_dist, gen_dist on kernels"),
         ("gen_dist/objectives/losses.py", "import tests.test_setup", "Nothing imports tests"),
         ("gen_dist/objectives/losses.py", "import gen_dist.parallel.processes", "The layers of gen_dist"),
         ("gen_dist/networks/mlp.py", "import gen_dist.objectives.losses", "The layers of gen_dist"),
         ("gen_dist/unheard_of.py", "import math", "The layers of gen_dist"),
         ("gen_dist/presets.py", "import torch", "A config is made without torch"),
-        ("gen_dist/trainer.py", "import accelerate", "Only gen_dist.parallel.processes and joining know Accelerate"),
+        (
+            "gen_dist/training/trainer.py",
+            "import accelerate",
+            "Only gen_dist.parallel.processes and joining know Accelerate",
+        ),
     ],
 )
 def test_import_across_layers_is_refused(file: str, line: str, broken: str, tmp_path: Path) -> None:
@@ -105,7 +109,7 @@ def test_import_across_layers_is_refused(file: str, line: str, broken: str, tmp_
 @pytest.mark.parametrize(
     ("file", "text", "refused"),
     [
-        ("gen_dist/trainer.py", "import torch.distributed as dist\n\ndist.barrier()\n", True),
+        ("gen_dist/training/trainer.py", "import torch.distributed as dist\n\ndist.barrier()\n", True),
         ("gen_dist/parallel/processes.py", "import torch.distributed as dist\n\ndist.barrier()\n", False),
         ("gen_dist/records/checkpoint.py", "import torch\n\ntorch.load('weights')\n", True),
     ],

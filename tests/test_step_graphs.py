@@ -9,9 +9,9 @@ import torch
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.records.checkpoint import Checkpoint
-from gen_dist.step_graphs import WARM_UP_STEPS, Recorder, StepGraphs
-from gen_dist.step_numbers import StepNumbers
-from gen_dist.trainer import Trainer
+from gen_dist.training.cuda_graphs import WARM_UP_STEPS, Recorder, StepGraphs
+from gen_dist.training.schedule import StepNumbers
+from gen_dist.training.trainer import Trainer
 from tests.runs import (
     OBJECTIVES,
     UNLIKE_THE_REST,

@@ -136,7 +136,8 @@ def test_a_missing_file_is_one_line(tmp_path):
 
 def test_a_killed_process_loses_no_line_that_it_logged(tmp_path):
     code = (
-        "import sys, io, pathlib; from gen_dist.records.tracker import Tracker; from gen_dist.config import TrainConfig\n"
+        "import sys, io, pathlib; from gen_dist.config import TrainConfig\n"
+        "from gen_dist.records.tracker import Tracker\n"
         f"run = Tracker(pathlib.Path({str(tmp_path)!r}), TrainConfig(), start_step=0, images_per_step=1, wandb_id='a',"
         " stream=io.StringIO())\n"
         "for step in range(1, 10**9):\n"

@@ -9,8 +9,8 @@ from gen_dist.config import OptimizerConfig, ResnetConfig, TrainConfig
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.objectives import Objective, build_objective
 from gen_dist.records.checkpoint import Checkpoint
-from gen_dist.step_numbers import learning_rate_at
-from gen_dist.trainer import Trainer
+from gen_dist.training.schedule import learning_rate_at
+from gen_dist.training.trainer import Trainer
 from tests.runs import (
     ADVERSARIAL,
     OBJECTIVES,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gen_dist.objectives import Batch, Objective, Phase, TurnResult
-from gen_dist.whole_phase import WholePhase
+from gen_dist.training.compiled_phase import WholePhase
 
 
 class Sums(Phase):

@@ -17,8 +17,8 @@ from gen_dist.parallel.gradients import averaging_gradients
 from gen_dist.parallel.processes import Processes
 from gen_dist.parallel.shared_weights import SharedWeights
 from gen_dist.randomness import Stream
-from gen_dist.trainer import Trainer
-from gen_dist.turn import Turn
+from gen_dist.training.trainer import Trainer
+from gen_dist.training.turn import Turn
 from kernels import normal
 from tests.runs import make_trainer, small_config
 
@@ -77,7 +77,7 @@ def two_players(**changes: Any) -> Trainer:
     # Not Adam, to which gradients twice as large are the same.
     optimization = OptimizerConfig(optimizer="sgd", betas=(0.9, 0.999), ema_decay=0.9)
     config = small_config("vae", steps=STEPS, optimization=optimization, learning_rate=0.05, **changes)
-    with mock.patch("gen_dist.trainer.build_objective", lambda _config, _shape, _classes: TwoPlayers()):
+    with mock.patch("gen_dist.training.trainer.build_objective", lambda _config, _shape, _classes: TwoPlayers()):
         return make_trainer(config)
 
 
@@ -147,7 +147,7 @@ def watched_buckets() -> Iterator[dict[str, list[int]]]:
         return module
 
     with (
-        mock.patch("gen_dist.turn.averaging_gradients", averaging_and_counting),
+        mock.patch("gen_dist.training.turn.averaging_gradients", averaging_and_counting),
         mock.patch("gen_dist.parallel.gradients.share_weights", lambda _parameters: None),
     ):
         yield reduced

@@ -96,7 +96,7 @@ def history_html(records: Sequence[Record]) -> str:
         commits=len(commits),
         figures=len(records),
         conditions=conditions_of,
-        style=Markup((files("gen_dist.report") / "style.css").read_text(encoding="utf-8")),
+        style=Markup((files("gen_dist.reports") / "style.css").read_text(encoding="utf-8")),
         script=Markup((here / "script.js").read_text(encoding="utf-8")),
     )
 

@@ -6,7 +6,7 @@ loop. Then they take turns: one does a block of steps while the others wait at a
 are of blocks of one round.
 
 A block of ours is as many steps as its preset has between two evaluations, and all that a run does by default is in it,
-in the loop of `gen_dist.run.train`: log lines, tests on 10,000 images, sample checks, pictures, checkpoints. Of the
+in the loop of `gen_dist.train`: log lines, tests on 10,000 images, sample checks, pictures, checkpoints. Of the
 others only training counts, with the logging that they do by default: they have no tests between epochs here. Ours runs
 twice, as it is and with `--compile`, whose compiling is done before the first block.
 

@@ -20,8 +20,8 @@ from bench.peers.turnstile import Turnstile
 from gen_dist.config import OptimizerConfig, TrainConfig
 from gen_dist.objectives.vae import Vae
 from gen_dist.presets import get_preset
-from gen_dist.run import train as train_run
-from gen_dist.trainer import Trainer
+from gen_dist.training.run import train as train_run
+from gen_dist.training.trainer import Trainer
 
 
 def config_of(

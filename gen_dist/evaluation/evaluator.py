@@ -45,6 +45,7 @@ from gen_dist.inference.latent_walks import on_great_circles
 from gen_dist.inference.model import GenerativeModel, model_of, read_checkpoint
 from gen_dist.objectives import Batch
 from gen_dist.objectives.base import unit_interval
+from gen_dist.objectives.evaluating import evaluating
 from gen_dist.objectives.vae import Vae
 from gen_dist.parallel.collectives import from_main, raise_everywhere, rows_of_all, sum_over_processes
 from gen_dist.parallel.processes import Processes, start_processes
@@ -52,7 +53,6 @@ from gen_dist.randomness import Stream
 from gen_dist.records.environment import environment
 from gen_dist.records.run_directory import wandb_id_of
 from gen_dist.records.wandb_run import WandbRun, wandb_mode
-from gen_dist.trainer import evaluating
 from kernels import normal
 
 ROWS_PER_BLOCK = 250

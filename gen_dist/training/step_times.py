@@ -13,7 +13,7 @@ import torch
 from gen_dist.config import TrainConfig
 from gen_dist.parallel.processes import Processes
 from gen_dist.records.checkpoint import checkpoint_paths
-from gen_dist.replay import config_of, trainer_at
+from gen_dist.training.replay import config_of, trainer_at
 
 WARM_UP_STEPS = 5
 MOST_STEPS = 200

@@ -11,7 +11,7 @@ from gen_dist.data import open_dataset
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.parallel.processes import start_processes
 from gen_dist.records import checkpoint as checkpoints
-from gen_dist.trainer import Trainer
+from gen_dist.training.trainer import Trainer
 
 
 def replay(run_path: Path, step: int, announce: Callable[[str], None] = print) -> dict[str, float | list[float]]:

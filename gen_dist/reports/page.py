@@ -10,15 +10,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from gen_dist.comparison import Comparison, Group, comparison_of, data_value, readable, readable_values, scalars
 from gen_dist.errors import ConfigError
 from gen_dist.evaluation.guide import SPEED, base_name, in_order, metric_of
 from gen_dist.files import write_atomically
 from gen_dist.presets import DESCRIPTIONS, PRESETS
 from gen_dist.records.display import readable_time
-from gen_dist.report.panels import Panel, panels_of
-from gen_dist.run_record import RunRecord, changes_from_preset, config_fields
-from gen_dist.step_times import StepTimes
+from gen_dist.reports.comparison import Comparison, Group, comparison_of, data_value, readable, readable_values, scalars
+from gen_dist.reports.panels import Panel, panels_of
+from gen_dist.reports.run_record import RunRecord, changes_from_preset, config_fields
+from gen_dist.training.step_times import StepTimes
 
 MOST_FRAMES = 40
 """Pictures of one kind over the steps; of more, so many spread evenly are shown."""
@@ -119,9 +119,9 @@ def report_html(
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    texts = files("gen_dist.report")
+    texts = files("gen_dist.reports")
     environment = Environment(
-        loader=PackageLoader("gen_dist.report", "."),
+        loader=PackageLoader("gen_dist.reports", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

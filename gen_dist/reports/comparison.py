@@ -13,7 +13,7 @@ from typing import Any
 from gen_dist.errors import ConfigError
 from gen_dist.evaluation.guide import LIKELIHOODS, SPEED, base_name, in_order, metric_of
 from gen_dist.presets import PRESETS
-from gen_dist.run_record import RunRecord, decisive_fields, group_by_config, read_run
+from gen_dist.reports.run_record import RunRecord, decisive_fields, group_by_config, read_run
 
 ABOUT_EQUAL = 0.02
 """Of single runs, values that differ by less than this part of the larger one are told to be about the same."""

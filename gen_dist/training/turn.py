@@ -13,11 +13,11 @@ from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.networks import iterate_spectral_norms, spectrally_normalized
 from gen_dist.objectives import Batch, Phase, TurnResult
-from gen_dist.optimizers import LightAdam, build_optimizer
 from gen_dist.parallel.gradients import averaging_gradients, local_gradients, weights_in_common
 from gen_dist.parallel.processes import Processes
+from gen_dist.training.compiled_phase import WholePhase, gradients_can_be_traced
+from gen_dist.training.optimizers import LightAdam, build_optimizer
 from gen_dist.training.precision import autocast
-from gen_dist.whole_phase import WholePhase, gradients_can_be_traced
 
 Lap = Callable[[str], None]
 """Takes the name of a part of a step when that part is done; a stopwatch, in step_times.py."""

@@ -29,9 +29,9 @@ from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.display import brief_checks
 from gen_dist.records.run_directory import Holding, hold, record_start, remove_leftovers, wandb_id_of
 from gen_dist.records.tracker import METRICS_FILE, Tracker, read_metrics
-from gen_dist.step_numbers import learning_rate_at
-from gen_dist.stopping import stop_signals
-from gen_dist.trainer import Trainer
+from gen_dist.training.schedule import learning_rate_at
+from gen_dist.training.stopping import stop_signals
+from gen_dist.training.trainer import Trainer
 
 T = TypeVar("T")
 

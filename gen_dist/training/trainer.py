@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -13,17 +11,18 @@ from torch import Tensor
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches
 from gen_dist.errors import CheckpointError, ConfigError
-from gen_dist.moving_average import MovingAverage
 from gen_dist.objectives import Batch, Objective, build_objective
+from gen_dist.objectives.evaluating import evaluating
 from gen_dist.parallel.collectives import copy_from_main, from_main, sum_over_processes
 from gen_dist.parallel.processes import Processes
 from gen_dist.parallel.sync_batch_norm import synchronize
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.score_bins import SCORE_EDGES
-from gen_dist.step_graphs import CudaRecorder, StepGraphs
-from gen_dist.step_numbers import StepNumbers
+from gen_dist.training.cuda_graphs import CudaRecorder, StepGraphs
+from gen_dist.training.moving_average import MovingAverage
 from gen_dist.training.precision import autocast, resolve_precision
-from gen_dist.turn import Lap, Turn, no_lap
+from gen_dist.training.schedule import StepNumbers
+from gen_dist.training.turn import Lap, Turn, no_lap
 
 Due = dict[str, bool]
 """The phases whose turn it is, in their order, each with whether its penalty is due."""
@@ -243,18 +242,6 @@ def _can_be_recorded(config: TrainConfig, processes: Processes, dtype: torch.dty
 
 def _lap_of_phase(lap: Lap, phase: str) -> Lap:
     return lap if lap is no_lap else lambda part: lap(f"{phase}/{part}")
-
-
-@contextlib.contextmanager
-def evaluating(objective: Objective) -> Iterator[Objective]:
-    """Within it, the objective is in eval mode and draws no graph."""
-    was_training = objective.training
-    objective.eval()
-    try:
-        with torch.no_grad():
-            yield objective
-    finally:
-        objective.train(was_training)
 
 
 def _mean_image(split: Split) -> Tensor:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from gen_dist.comparison import Comparison, Group, readable_values
 from gen_dist.data import Dataset, open_dataset
 from gen_dist.errors import UserError
 from gen_dist.evaluation.guide import metric_of
@@ -19,6 +18,7 @@ from gen_dist.inference import latent_walks
 from gen_dist.inference.model import GenerativeModel, load
 from gen_dist.pictures import charts
 from gen_dist.pictures import grids as pictures
+from gen_dist.reports.comparison import Comparison, Group, readable_values
 
 SIDE = 8
 """Samples a row and a column."""
