@@ -30,12 +30,12 @@ from bench.conditions import conditions
 from bench.dcgan_loop import PlainLoop
 from bench.spread import spread, spread_of_ratios
 from gen_dist.data import TrainBatches, open_dataset
+from gen_dist.kernels import normal
 from gen_dist.objectives.adversarial import signed_unit
 from gen_dist.parallel.processes import start_processes
 from gen_dist.presets import get_preset
 from gen_dist.randomness import Stream
 from gen_dist.training.trainer import Trainer
-from kernels import normal
 
 PRESET = "dcgan-64"
 BAR = 1.4

@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.conditions import conditions
 from gen_dist.cli import run_command
 from gen_dist.errors import ConfigError
-from kernels import reparameterize_kl
-from kernels.latent import reparameterize_kl_operator, twin_backward, twin_forward
+from gen_dist.kernels import reparameterize_kl
+from gen_dist.kernels.latent import reparameterize_kl_operator, twin_backward, twin_forward
 
 LatentStep = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Encoder output [B, 2C, ...] to latents [B, C, ...] and KL [B]."""

@@ -67,7 +67,7 @@ class HiddenState:
 _HIDDEN = HiddenState()
 DRAWS: dict[str, tuple[str, Callable[..., Any]]] = {
     "data order": ("gen_dist.data.batches.image_indices", _HIDDEN.order),
-    "noise": ("kernels.latent.normal", _HIDDEN.normal),
+    "noise": ("gen_dist.kernels.latent.normal", _HIDDEN.normal),
     "binarization": ("gen_dist.objectives.vae.binarize", _HIDDEN.binarize),
 }
 """The functions that draw, under the names by which the step calls them, and what hidden state has in their place."""

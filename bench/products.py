@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import pixel_by_pixel
-from kernels.convolution import double, weight_gradient
-from kernels.linear import onednn_linear
+from gen_dist.kernels import pixel_by_pixel
+from gen_dist.kernels.convolution import double, weight_gradient
+from gen_dist.kernels.linear import onednn_linear
 
 Way = Callable[[], object]
 
@@ -43,8 +43,8 @@ class Product:
 def plain_layers() -> Iterator[None]:
     """Within it, layers compute as torch's do: their products and convolutions are then seen as what they are."""
     with (
-        mock.patch("kernels.linear.onednn_is_faster", lambda: False),
-        mock.patch("kernels.convolution.products_are_faster", lambda *_: False),
+        mock.patch("gen_dist.kernels.linear.onednn_is_faster", lambda: False),
+        mock.patch("gen_dist.kernels.convolution.products_are_faster", lambda *_: False),
     ):
         yield
 

@@ -35,7 +35,7 @@ _ARITHMETIC = (
 """What the profiler calls matrix products and convolutions; all that they call in turn belongs to them."""
 _LOSSES = ("_CrossEntropy", "_CrossEntropyBackward")
 _DRAWS = (
-    "kernels.latent.normal",
+    "gen_dist.kernels.latent.normal",
     "gen_dist.objectives.vae.binarize",
     "gen_dist.objectives.adversarial.normal",
     "gen_dist.objectives.augmentation.normal",

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from bench.kernels import plain
 from bench.measured import Measurement
+from gen_dist.kernels import DoublingConvolution, HalvingConvolution, Linear, binarize, normal, reparameterize_kl
+from gen_dist.kernels.convolution import pixel_by_pixel
 from gen_dist.objectives.losses import bernoulli_nll
-from kernels import DoublingConvolution, HalvingConvolution, Linear, binarize, normal, reparameterize_kl
-from kernels.convolution import pixel_by_pixel
 
 ROWS, LATENT_DIM, PIXELS = 192, 20, 784  # of `vae-mnist`
 GAN_ROWS = 64  # of `dcgan-mnist` and `dcgan-64`

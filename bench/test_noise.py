@@ -12,10 +12,10 @@ import torch
 
 from bench.measured import Measurement, preset_on
 from gen_dist.data import Dataset
+from gen_dist.kernels import binarize, normal
 from gen_dist.parallel.processes import start_processes
 from gen_dist.randomness import Stream
 from gen_dist.training.trainer import Trainer
-from kernels import binarize, normal
 
 DRAWS = 200
 WARMUP_STEPS = 16

@@ -1,9 +1,9 @@
 """The training step's random draws and heaviest arithmetic behind plain functions. Imports nothing of gen_dist."""
 
-from kernels.convolution import DoublingConvolution, HalvingConvolution, pixel_by_pixel
-from kernels.latent import LOGVAR_RANGE, reparameterize_kl
-from kernels.linear import Linear
-from kernels.noise import binarize, normal
+from .convolution import DoublingConvolution, HalvingConvolution, pixel_by_pixel
+from .latent import LOGVAR_RANGE, reparameterize_kl
+from .linear import Linear
+from .noise import binarize, normal
 
 __all__ = [
     "LOGVAR_RANGE",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.noise import device_normal, normal, runs_triton
+from .noise import device_normal, normal, runs_triton
 
 LOGVAR_RANGE = (-30.0, 20.0)
 """Log-variances are clamped to this range, so that one wild activation does not end a run. NaN passes through."""
@@ -200,7 +200,7 @@ def reparameterize_kl_operator(
     """
     parameters, prior = _dense(parameters), _like(prior, parameters)
     if runs_triton(parameters.device) and parameters.dtype != torch.float64:
-        from kernels import triton_latent  # there is no Triton on macOS and Windows
+        from . import triton_latent  # there is no Triton on macOS and Windows
 
         return triton_latent.forward(parameters, prior, rng, stream, first_row, samples, deterministic)
     return twin_forward(parameters, prior, rng, stream, first_row, samples, deterministic)
@@ -222,7 +222,7 @@ def reparameterize_kl_backward_operator(
     parameters = _dense(parameters)
     prior, latents_gradient = _like(prior, parameters), _like(latents_gradient, parameters)
     if runs_triton(parameters.device) and parameters.dtype != torch.float64:
-        from kernels import triton_latent
+        from . import triton_latent
 
         backward = triton_latent.backward
     else:

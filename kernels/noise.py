@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.philox import device_words, host_words
+from .philox import device_words, host_words
 
 
 def normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
@@ -86,13 +86,13 @@ def runs_triton(device: torch.device) -> bool:
 
 
 def _triton_binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
-    from kernels import triton_noise  # there is no Triton on macOS and Windows
+    from . import triton_noise  # there is no Triton on macOS and Windows
 
     return triton_noise.binarize(images, rng, stream, first_row)
 
 
 def _triton_normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
-    from kernels import triton_noise  # there is no Triton on macOS and Windows
+    from . import triton_noise  # there is no Triton on macOS and Windows
 
     return triton_noise.normal(rng, stream, first_row, rows, width)
 

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.latent import LOGVAR_RANGE, empty_latents, latents_per_sample, run_of_means
-from kernels.triton_noise import Launch, Tile, noise_tile, tile_of, warp_size_of
+from .latent import LOGVAR_RANGE, empty_latents, latents_per_sample, run_of_means
+from .triton_noise import Launch, Tile, noise_tile, tile_of, warp_size_of
 
 
 @triton.jit

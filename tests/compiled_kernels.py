@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels import triton_latent, triton_noise
-from kernels.latent import LOGVAR_RANGE, empty_latents, twin_forward
-from kernels.noise import device_binarize, device_normal
+from gen_dist.kernels import triton_latent, triton_noise
+from gen_dist.kernels.latent import LOGVAR_RANGE, empty_latents, twin_forward
+from gen_dist.kernels.noise import device_binarize, device_normal
 from tests.kernel_compiler import REPOSITORY, TARGETS, Compiled, Launch, compile_launch
 from tests.ptx_executor import Trace, execute
 from tests.ptx_program import Program, parse

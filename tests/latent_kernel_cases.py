@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import latent, triton_latent, triton_noise
-from kernels.latent import LOGVAR_RANGE, memory_format_of, twin_backward, twin_forward
-from kernels.noise import device_normal
-from kernels.philox import device_words, philox_4x32_10
+from gen_dist.kernels import latent, triton_latent, triton_noise
+from gen_dist.kernels.latent import LOGVAR_RANGE, memory_format_of, twin_backward, twin_forward
+from gen_dist.kernels.noise import device_normal
+from gen_dist.kernels.philox import device_words, philox_4x32_10
 from tests.interpreter import round_bfloat16_to_nearest
 from tests.philox_answers import PHILOX_4X32_10_ANSWERS
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from kernels import noise
+from gen_dist.kernels import noise
 
 T = TypeVar("T")
 

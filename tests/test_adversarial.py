@@ -34,6 +34,7 @@ from gen_dist.config import (
 )
 from gen_dist.data.order import image_indices
 from gen_dist.errors import ConfigError
+from gen_dist.kernels.noise import host_normal
 from gen_dist.networks.players import Discriminator, Generator
 from gen_dist.networks.resnet import ResnetDecoder
 from gen_dist.objectives import Batch, Phase, build_objective, losses
@@ -42,7 +43,6 @@ from gen_dist.objectives.augmentation import add_noise, augment
 from gen_dist.randomness import Stream
 from gen_dist.records.score_bins import SCORE_EDGES
 from gen_dist.training.trainer import Trainer
-from kernels.noise import host_normal
 from tests.runs import (
     ADVERSARIAL,
     ALL_AUGMENTATIONS,

@@ -7,8 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import DoublingConvolution, HalvingConvolution
-from kernels.convolution import IMAGE_CHANNELS, WEIGHTS_OF_A_PRODUCT, _Doubling, _Halving, double, weight_gradient
+from gen_dist.kernels import DoublingConvolution, HalvingConvolution
+from gen_dist.kernels.convolution import (
+    IMAGE_CHANNELS,
+    WEIGHTS_OF_A_PRODUCT,
+    _Doubling,
+    _Halving,
+    double,
+    weight_gradient,
+)
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -33,8 +40,8 @@ def _leaves(layer: str, shape: tuple[int, ...], layout: torch.memory_format) -> 
 @pytest.fixture
 def few_weights_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small layers take the ways of large ones."""
-    monkeypatch.setattr("kernels.convolution.WEIGHTS_OF_A_PRODUCT", 100)
-    monkeypatch.setattr("kernels.convolution.IMAGE_CHANNELS", 1000)
+    monkeypatch.setattr("gen_dist.kernels.convolution.WEIGHTS_OF_A_PRODUCT", 100)
+    monkeypatch.setattr("gen_dist.kernels.convolution.IMAGE_CHANNELS", 1000)
 
 
 @pytest.mark.parametrize("products", ["all", "chosen"])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy import stats
 
-from kernels import normal
-from kernels.noise import device_binarize, device_box_muller, device_normal, device_threshold, runs_triton
-from kernels.philox import device_words, philox_4x32_10
+from gen_dist.kernels import normal
+from gen_dist.kernels.noise import device_binarize, device_box_muller, device_normal, device_threshold, runs_triton
+from gen_dist.kernels.philox import device_words, philox_4x32_10
 from tests.conftest import REPOSITORY
 
 RNG = torch.tensor([7, 3])
@@ -147,7 +147,7 @@ def test_kernels_work_without_triton() -> None:
     program = (
         "import sys; sys.modules['triton'] = None\n"
         "import torch, kernels\n"
-        "from kernels.noise import runs_triton\n"
+        "from gen_dist.kernels.noise import runs_triton\n"
         "assert not runs_triton(torch.device('cuda'))\n"
         "parameters, rng = torch.zeros(3, 8, device='meta'), torch.zeros(2, dtype=torch.int64, device='meta')\n"
         "assert kernels.reparameterize_kl(parameters, rng, 0, 0)[0].shape == (3, 4)\n"

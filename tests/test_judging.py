@@ -14,11 +14,11 @@ import torch
 from torch.nn import functional as F
 
 from gen_dist.config import DcganConfig, GanConfig, NetworkConfig, TrainConfig
+from gen_dist.kernels.convolution import _Doubling, _Halving
+from gen_dist.kernels.linear import _OneDnnLinear
 from gen_dist.objectives.gan import JUDGED, Gan
 from gen_dist.parallel.processes import Processes
 from gen_dist.training.trainer import Trainer
-from kernels.convolution import _Doubling, _Halving
-from kernels.linear import _OneDnnLinear
 from tests.flops import TorchsCount
 from tests.runs import SMALL_DCGAN, SMALL_SNGAN, UNMIXED_DCGAN, make_trainer, small_config, small_dataset
 

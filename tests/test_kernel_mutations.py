@@ -15,7 +15,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is made for Linux alone")
 
-from kernels.philox import device_words
+from gen_dist.kernels.philox import device_words
 from tests.compiled_kernels import (
     Case,
     Inputs,

@@ -13,8 +13,8 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is made for Linux alone")
 
-from kernels.philox import device_words
-from kernels.triton_noise import Launch
+from gen_dist.kernels.philox import device_words
+from gen_dist.kernels.triton_noise import Launch
 from tests.compiled_kernels import (
     QUICK_CASES,
     Case,

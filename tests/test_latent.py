@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from kernels import normal, reparameterize_kl
-from kernels.latent import LOGVAR_RANGE, _LatentsKl, plain_latents_kl
+from gen_dist.kernels import normal, reparameterize_kl
+from gen_dist.kernels.latent import LOGVAR_RANGE, _LatentsKl, plain_latents_kl
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

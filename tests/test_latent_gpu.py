@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import binarize, normal, reparameterize_kl
-from kernels.latent import twin_backward, twin_forward
-from kernels.noise import device_binarize, device_normal
+from gen_dist.kernels import binarize, normal, reparameterize_kl
+from gen_dist.kernels.latent import twin_backward, twin_forward
+from gen_dist.kernels.noise import device_binarize, device_normal
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from kernels import triton_latent, triton_noise
+from gen_dist.kernels import triton_latent, triton_noise
 
 RNG = torch.tensor([7, 3])
 

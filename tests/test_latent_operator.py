@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 
-from kernels import normal, reparameterize_kl
-from kernels.latent import (
+from gen_dist.kernels import normal, reparameterize_kl
+from gen_dist.kernels.latent import (
     plain_latents_kl,
     reparameterize_kl_backward_operator,
     reparameterize_kl_operator,
     twin_backward,
     twin_forward,
 )
-from kernels.noise import device_normal
+from gen_dist.kernels.noise import device_normal
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

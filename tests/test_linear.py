@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from kernels import Linear
-from kernels.linear import LEAST_WEIGHTS, _OneDnnLinear, mkl_is_slow, onednn_linear
+from gen_dist.kernels import Linear
+from gen_dist.kernels.linear import LEAST_WEIGHTS, _OneDnnLinear, mkl_is_slow, onednn_linear
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
@@ -60,7 +60,7 @@ def test_a_linear_layer_starts_as_torchs_does_and_keeps_its_names() -> None:
 
 @pytest.mark.parametrize("case", ["large", "small", "half precision", "autocast", "another maker"])
 def test_the_fast_path_is_taken_where_it_is_one(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kernels.linear.onednn_is_faster", lambda: case != "another maker")
+    monkeypatch.setattr("gen_dist.kernels.linear.onednn_is_faster", lambda: case != "another maker")
     layer = Linear(LEAST_WEIGHTS // 64, 32 if case == "small" else 64)
     x = _random(4, layer.in_features)
     if case == "half precision":

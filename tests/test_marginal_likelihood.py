@@ -11,10 +11,10 @@ from torch.distributions import Bernoulli, MultivariateNormal, Normal
 
 from gen_dist.config import MlpConfig, VaeConfig
 from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
+from gen_dist.kernels import binarize, normal
 from gen_dist.objectives import Batch
 from gen_dist.objectives.vae import Vae
 from gen_dist.randomness import Stream
-from kernels import binarize, normal
 from tests.digits import digits
 
 RNG = torch.tensor([3, 0])

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from kernels import binarize, normal
-from kernels.noise import (
+from gen_dist.kernels import binarize, normal
+from gen_dist.kernels.noise import (
     TIE_BYTES,
     binarize_operator,
     device_box_muller,
@@ -19,7 +19,7 @@ from kernels.noise import (
     host_threshold,
     normal_operator,
 )
-from kernels.philox import device_words, host_words, philox_4x32_10
+from gen_dist.kernels.philox import device_words, host_words, philox_4x32_10
 from tests.philox_answers import PHILOX_4X32_10_ANSWERS
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")

@@ -14,11 +14,11 @@ from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from gen_dist.config import AutoencoderConfig, GradientEstimator, ObjectiveConfig, VaeConfig
 from gen_dist.data.order import image_indices
+from gen_dist.kernels import binarize
+from gen_dist.kernels.noise import host_normal
 from gen_dist.objectives import Batch
 from gen_dist.randomness import Stream
 from gen_dist.training.trainer import Trainer
-from kernels import binarize
-from kernels.noise import host_normal
 from tests.runs import ADVERSARIAL, OBJECTIVES, make_trainer, run_steps, small_config
 
 SEED = 11

@@ -22,8 +22,8 @@ from bench.peers.compare import PEERS, refuse_differences, summarize
 from bench.peers.gen_dist_run import config_of, cycle_steps
 from bench.peers.turnstile import Turnstile, peak_memory_mib
 from bench.recipe import Recipe
+from gen_dist.kernels import normal
 from gen_dist.presets import get_preset
-from kernels import normal
 from tests.children import ended_by_sigterm
 from tests.conftest import REPOSITORY
 from tests.digits import mnist_files
@@ -42,7 +42,7 @@ def test_plain_loop_and_ours_find_one_loss_and_one_step_from_the_same_weights(
 ) -> None:
     noise = normal(torch.tensor([0, 0]), 5, 0, BATCH_SIZE, 20).clone()
     monkeypatch.setattr(torch, "randn_like", lambda _tensor: noise)
-    monkeypatch.setattr("kernels.latent.normal", lambda *_: noise)
+    monkeypatch.setattr("gen_dist.kernels.latent.normal", lambda *_: noise)
     recipe = Recipe(data_root, seed=0)
     with trainer_of(config_of(data_root, tmp_path, seed=0)) as trainer:
         images = trainer._batches.micro_batch(0, 0)[0]

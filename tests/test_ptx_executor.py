@@ -15,7 +15,7 @@ from tests.ptx_program import PtxError, parse
 triton = pytest.importorskip("triton", reason="Triton is made for Linux alone")
 import triton.language as tl  # noqa: E402
 
-from kernels.triton_noise import Launch  # noqa: E402
+from gen_dist.kernels.triton_noise import Launch  # noqa: E402
 from tests.compiled_kernels import Call  # noqa: E402
 
 # --------------------------------------------------------------------------------------------- PTX written by hand

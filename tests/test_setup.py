@@ -1,4 +1,4 @@
-"""The set-up: imports are light, a foreign `kernels` is named, layers are enforced, versions and launch files fit."""
+"""The set-up: imports are light, a foreign `kernels` stays out, layers are enforced, versions and launch files fit."""
 
 import os
 import re
@@ -49,20 +49,18 @@ def test_public_names_come_from_their_modules(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["kernels/__init__.py", "kernels.py"])
-def test_foreign_kernels_is_one_clear_error(name: str, tmp_path: Path) -> None:
+def test_a_foreign_kernels_package_is_never_imported(name: str, tmp_path: Path) -> None:
     foreign = tmp_path / name
     foreign.parent.mkdir(exist_ok=True)
     foreign.write_text("raise SystemExit('the foreign kernels was imported')")
-    result = run([sys.executable, "-c", "import gen_dist"], tmp_path, tmp_path, ROOT)
-    line = result.stderr.splitlines()[-1]
-    found = foreign.parent if foreign.name == "__init__.py" else foreign
-    assert line == (
-        f"ImportError: the package kernels is {found}, but gen_dist needs its own in {ROOT / 'kernels'}; "
-        f"run `pip uninstall kernels`, or put ours first with PYTHONPATH={ROOT}"
-    )
+    code = "import gen_dist.training.trainer, gen_dist.kernels, sys; print('kernels' in sys.modules)"
+    result = run([sys.executable, "-c", code], tmp_path, tmp_path, ROOT)
+    assert result.stdout.split() == ["False"], result.stderr
 
 
-@pytest.mark.parametrize("module", ["gen_dist.data.cache", "kernels", "launch.train", "bench", "tests.test_setup"])
+@pytest.mark.parametrize(
+    "module", ["gen_dist.data.cache", "gen_dist.kernels", "launch.train", "bench", "tests.test_setup"]
+)
 def test_a_warning_that_our_own_code_causes_is_an_error(module: str) -> None:
     with pytest.raises(UserWarning, match="careless"):
         warnings.warn_explicit("careless", UserWarning, f"{module}.py", 1, module)
@@ -81,22 +79,18 @@ def test_import_layers_hold() -> None:
 @pytest.mark.parametrize(
     ("file", "line", "broken"),
     [
-        ("kernels/noise.py", "import gen_dist.errors", "launch and bench stand on gen_dist, gen_dist on kernels"),
-        ("gen_dist/training/run.py", "import launch.train", "launch and bench stand on gen_dist, gen_dist on kernels"),
+        ("gen_dist/kernels/noise.py", "import gen_dist.errors", "The layers of gen_dist"),
+        ("gen_dist/training/run.py", "import launch.train", "launch and bench stand on gen_dist"),
         ("gen_dist/objectives/losses.py", "import tests.test_setup", "Nothing imports tests"),
         ("gen_dist/objectives/losses.py", "import gen_dist.parallel.processes", "The layers of gen_dist"),
         ("gen_dist/networks/mlp.py", "import gen_dist.objectives.losses", "The layers of gen_dist"),
         ("gen_dist/unheard_of.py", "import math", "The layers of gen_dist"),
         ("gen_dist/presets.py", "import torch", "A config is made without torch"),
-        (
-            "gen_dist/training/trainer.py",
-            "import accelerate",
-            "Only gen_dist.parallel.processes and joining know Accelerate",
-        ),
+        ("gen_dist/training/trainer.py", "import accelerate", "Only the room gen_dist.parallel knows Accelerate"),
     ],
 )
 def test_import_across_layers_is_refused(file: str, line: str, broken: str, tmp_path: Path) -> None:
-    for package in ("gen_dist", "kernels", "launch", "bench"):
+    for package in ("gen_dist", "launch", "bench"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     with (tmp_path / file).open("a") as text:

@@ -12,6 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.functional import softplus
 
 from gen_dist.config import OptimizerConfig
+from gen_dist.kernels import normal
 from gen_dist.objectives import Batch, Objective, Phase, TurnResult
 from gen_dist.parallel.gradients import averaging_gradients
 from gen_dist.parallel.processes import Processes
@@ -19,7 +20,6 @@ from gen_dist.parallel.shared_weights import SharedWeights
 from gen_dist.randomness import Stream
 from gen_dist.training.trainer import Trainer
 from gen_dist.training.turn import Turn
-from kernels import normal
 from tests.runs import make_trainer, small_config
 
 LATENT_DIM = 4

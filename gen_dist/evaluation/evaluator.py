@@ -43,6 +43,7 @@ from gen_dist.evaluation.record import (
 from gen_dist.files import write_atomically
 from gen_dist.inference.latent_walks import on_great_circles
 from gen_dist.inference.model import GenerativeModel, model_of, read_checkpoint
+from gen_dist.kernels import normal
 from gen_dist.objectives import Batch
 from gen_dist.objectives.base import unit_interval
 from gen_dist.objectives.evaluating import evaluating
@@ -53,7 +54,6 @@ from gen_dist.randomness import Stream
 from gen_dist.records.environment import environment
 from gen_dist.records.run_directory import wandb_id_of
 from gen_dist.records.wandb_run import WandbRun, wandb_mode
-from kernels import normal
 
 ROWS_PER_BLOCK = 250
 LEAST_ACCURACY = 0.9

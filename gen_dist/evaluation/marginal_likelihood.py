@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gen_dist.kernels import LOGVAR_RANGE, binarize, normal
 from gen_dist.objectives import Batch
 from gen_dist.objectives.losses import importance_weighted_bound, log_likelihoods_of_binary_image
 from gen_dist.objectives.vae import Vae
 from gen_dist.randomness import Stream
-from kernels import LOGVAR_RANGE, binarize, normal
 
 DECODED_PER_CHUNK = 1000
 """Latents decoded at once: what they decode to stays in a processor's cache."""

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, UserError
+from gen_dist.kernels import normal
 from gen_dist.objectives import Objective, build_objective
 from gen_dist.randomness import Stream
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
-from kernels import normal
 
 Result = TypeVar("Result")
 

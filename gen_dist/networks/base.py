@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
 from torch.nn.utils.parametrize import is_parametrized
 
 from gen_dist.config import Norm
-from kernels import pixel_by_pixel
+from gen_dist.kernels import pixel_by_pixel
 
 
 class Encoder(nn.Module):

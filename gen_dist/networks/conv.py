@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from gen_dist.config import ConvConfig
 from gen_dist.errors import ConfigError
+from gen_dist.kernels import Linear
 from gen_dist.networks.base import Decoder, Encoder, set_bias
 from gen_dist.networks.mlp import ACTIVATIONS
-from kernels import Linear
 
 
 def _sides(config: ConvConfig, image_shape: tuple[int, int, int]) -> list[tuple[int, int]]:

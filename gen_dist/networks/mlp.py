@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from gen_dist.config import Activation, MlpConfig
+from gen_dist.kernels import Linear
 from gen_dist.networks.base import Decoder, Encoder, set_bias
-from kernels import Linear
 
 # ReLUs work in place: what goes in is the output of the layer before, which no one else reads and no gradient needs, so
 # it need not be kept beside what comes out.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gen_dist.config import Norm, ResnetConfig
 from gen_dist.errors import ConfigError
+from gen_dist.kernels import Linear
 from gen_dist.networks.base import (
     Decoder,
     Encoder,
@@ -24,7 +25,6 @@ from gen_dist.networks.base import (
     set_bias,
     spectrally_normalize,
 )
-from kernels import Linear
 
 Resampling = Literal["halve", "double", "none"]
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from gen_dist.config import Augmentation, Conditioning, GanLoss, NetworkConfig
 from gen_dist.errors import ConfigError
+from gen_dist.kernels import normal
 from gen_dist.networks.players import Discriminator, Generator
 from gen_dist.objectives.augmentation import add_noise, augment
 from gen_dist.objectives.base import Batch, Objective, Phase, TurnResult
 from gen_dist.objectives.losses import generator_loss
 from gen_dist.randomness import Stream
-from kernels import normal
 
 
 def signed_unit(images: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gen_dist.config import Augmentation
-from kernels import normal
+from gen_dist.kernels import normal
 
 DRAWS = 7
 """Numbers drawn for one image, whatever is done to it: leaving one kind out changes no other."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gen_dist.config import NetworkConfig, VaeConfig
+from gen_dist.kernels import LOGVAR_RANGE, binarize, reparameterize_kl
 from gen_dist.objectives.base import Batch, EncoderDecoder, Phase, TurnResult, unit_interval
 from gen_dist.objectives.losses import (
     bernoulli_nll,
@@ -16,7 +17,6 @@ from gen_dist.objectives.losses import (
     standard_normal_log_density,
 )
 from gen_dist.randomness import Stream
-from kernels import LOGVAR_RANGE, binarize, reparameterize_kl
 
 
 class ImportanceSamples(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gen_dist.config import NetworkConfig, VaeGanConfig
+from gen_dist.kernels import reparameterize_kl
 from gen_dist.networks import build_encoder
 from gen_dist.networks.players import Discriminator
 from gen_dist.objectives.adversarial import (
@@ -19,7 +20,6 @@ from gen_dist.objectives.adversarial import (
 from gen_dist.objectives.base import Batch, Phase, TurnResult, unit_interval
 from gen_dist.objectives.losses import fake_loss, generator_loss, real_loss, squared_error
 from gen_dist.randomness import Stream
-from kernels import reparameterize_kl
 
 POSTERIOR_LATENTS, REAL_FEATURES = "posterior_latents", "real_features"
 """What the encoder's turn hands on: float [B, D] and [B, F]; the discriminator has its turn after all others."""
