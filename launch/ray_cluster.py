@@ -22,8 +22,7 @@ import tyro
 
 from gen_dist.cli import run_command, run_subcommand
 from gen_dist.errors import ConfigError, UserError
-from gen_dist.parallel.network_interfaces import interface_of, own_address_towards
-from launch.ray_access import (
+from gen_dist.launch.cluster.access import (
     DASHBOARD_PORT,
     GCS_PORT,
     LOOPBACK,
@@ -33,6 +32,7 @@ from launch.ray_access import (
     require_token,
     token_path,
 )
+from gen_dist.parallel.network_interfaces import interface_of, own_address_towards
 
 _REJOIN_SECONDS = 3.0
 _START_SECONDS = 15.0

@@ -23,8 +23,15 @@ import tyro
 
 from gen_dist.cli import parse_train, run_command, run_subcommand
 from gen_dist.errors import ConfigError, UserError
-from launch.ray_access import DASHBOARD_PORT, REPOSITORY, assert_reachable, left_here, passed_on, require_token
-from launch.ray_options import RayOptions, place_of
+from gen_dist.launch.cluster.access import (
+    DASHBOARD_PORT,
+    REPOSITORY,
+    assert_reachable,
+    left_here,
+    passed_on,
+    require_token,
+)
+from gen_dist.launch.cluster.options import RayOptions, place_of
 
 DASHBOARD = f"http://127.0.0.1:{DASHBOARD_PORT}"
 _CONFIG = "job-config.json"

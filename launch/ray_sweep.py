@@ -7,8 +7,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gen_dist.cli import parse_train, run_command
-from launch.ray_access import connect
-from launch.sweep_plan import SweepOptions, command_source, conclude, plan_sweep
+from gen_dist.launch.cluster.access import connect
+from gen_dist.launch.sweep.plan import SweepOptions, command_source, conclude, plan_sweep
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     with plan_sweep(config, fresh, options) as sweep:
         if not all(trial.is_settled for trial in sweep.trials):
             with connect(options.address, options.least_cpus, options.workers * options.cpus_per_worker):
-                from launch.ray_trials import run_trials  # Ray takes seconds to import
+                from gen_dist.launch.sweep.trials import run_trials  # Ray takes seconds to import
 
                 run_trials(sweep, options)
         conclude(sweep, config, command_source(words))

@@ -7,15 +7,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gen_dist.cli import parse_train, run_command
-from launch.ray_access import connect
-from launch.ray_options import RayOptions, place_of
+from gen_dist.launch.cluster.access import connect
+from gen_dist.launch.cluster.options import RayOptions, place_of
 
 
 def main() -> None:
     """Parse the command line, join or start a cluster, train, and say where the results are."""
     config, fresh, options = parse_train(sys.argv[1:], "launch/ray_train.py", RayOptions())
     with connect(options.address, options.least_cpus, options.workers * options.cpus_per_worker):
-        from launch.ray_watch import train_in_workers  # Ray takes seconds to import
+        from gen_dist.launch.cluster.watching import train_in_workers  # Ray takes seconds to import
 
         lines = train_in_workers(config, fresh, options, place_of(config, options.storage))
     print(*lines, sep="\n", flush=True)

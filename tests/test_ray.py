@@ -104,7 +104,7 @@ def test_two_workers_equal_one_process_and_the_run_goes_on_elsewhere(
 def test_two_workers_equal_one_process_for_every_objective(environment: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "logs.json"
     code = f"""
-from launch.ray_access import connect
+from gen_dist.launch.cluster.access import connect
 with connect(None, 2, 2):
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -456,6 +456,6 @@ def test_storage_that_is_full_or_read_only_gives_one_line_and_keeps_what_was_sav
 
 def test_ray_is_not_needed_to_train_without_it() -> None:
     """`launch/train.py` neither imports Ray nor waits for it."""
-    code = "import sys; import launch.ray_options, gen_dist.training.run; print('ray' in sys.modules)"
+    code = "import sys; import gen_dist.launch.cluster.options, gen_dist.training.run; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

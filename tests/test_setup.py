@@ -59,7 +59,7 @@ def test_a_foreign_kernels_package_is_never_imported(name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "module", ["gen_dist.data.cache", "gen_dist.kernels", "launch.train", "bench", "tests.test_setup"]
+    "module", ["gen_dist.data.cache", "gen_dist.kernels", "gen_dist.launch.train", "bench", "tests.test_setup"]
 )
 def test_a_warning_that_our_own_code_causes_is_an_error(module: str) -> None:
     with pytest.raises(UserWarning, match="careless"):
@@ -80,7 +80,7 @@ def test_import_layers_hold() -> None:
     ("file", "line", "broken"),
     [
         ("gen_dist/kernels/noise.py", "import gen_dist.errors", "The layers of gen_dist"),
-        ("gen_dist/training/run.py", "import launch.train", "launch and bench stand on gen_dist"),
+        ("gen_dist/training/run.py", "import gen_dist.launch.train", "The layers of gen_dist"),
         ("gen_dist/objectives/losses.py", "import tests.test_setup", "Nothing imports tests"),
         ("gen_dist/objectives/losses.py", "import gen_dist.parallel.processes", "The layers of gen_dist"),
         ("gen_dist/networks/mlp.py", "import gen_dist.objectives.losses", "The layers of gen_dist"),
@@ -90,7 +90,7 @@ def test_import_layers_hold() -> None:
     ],
 )
 def test_import_across_layers_is_refused(file: str, line: str, broken: str, tmp_path: Path) -> None:
-    for package in ("gen_dist", "launch", "bench"):
+    for package in ("gen_dist", "bench"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     with (tmp_path / file).open("a") as text:

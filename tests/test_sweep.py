@@ -21,13 +21,13 @@ from gen_dist.cli import NoOptions, parse_train
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.evaluation.sample_checks import SampleChecks
+from gen_dist.launch.sweep.halving import Halving, grace_period_of
+from gen_dist.launch.sweep.plan import SweepOptions, best_command, command_source, conclude, plan_sweep
+from gen_dist.launch.sweep.plot import save_plot
+from gen_dist.launch.sweep.results import Board, Metric, Sweep, choose_metric, make_trials
+from gen_dist.launch.sweep.space import draw_trials, parse_space, readable, train_command, trial_configs, with_values
 from gen_dist.presets import PRESETS, get_preset
 from gen_dist.records.tracker import read_metrics
-from launch.sweep_halving import Halving, grace_period_of
-from launch.sweep_plan import SweepOptions, best_command, command_source, conclude, plan_sweep
-from launch.sweep_plot import save_plot
-from launch.sweep_results import Board, Metric, Sweep, choose_metric, make_trials
-from launch.sweep_space import draw_trials, parse_space, readable, train_command, trial_configs, with_values
 from tests.conftest import REPOSITORY
 from tests.runs import make_trainer, small_config, write_config
 

@@ -15,10 +15,10 @@ from filelock import FileLock, Timeout
 from gen_dist.cli import NoOptions, parse_train
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, UserError
-from launch.ray_options import place_of
-from launch.sweep_halving import grace_period_of
-from launch.sweep_results import Mode, Sweep, choose_metric, make_trials, readable_metric
-from launch.sweep_space import draw_trials, parse_space, train_command, trial_configs, with_values
+from gen_dist.launch.cluster.options import place_of
+from gen_dist.launch.sweep.halving import grace_period_of
+from gen_dist.launch.sweep.results import Mode, Sweep, choose_metric, make_trials, readable_metric
+from gen_dist.launch.sweep.space import draw_trials, parse_space, train_command, trial_configs, with_values
 
 _FILES = ("sweep.json", "sweep.csv", "sweep.png")
 
@@ -161,7 +161,7 @@ def conclude(sweep: Sweep, config: TrainConfig, source: Sequence[str]) -> None:
     Raises:
         UserError: no trial finished.
     """
-    from launch.sweep_plot import save_plot
+    from gen_dist.launch.sweep.plot import save_plot
 
     sweep.save()
     sweep.save_table()

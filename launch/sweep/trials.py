@@ -23,15 +23,15 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from gen_dist.cli import resume_command
 from gen_dist.errors import TakenOverError, UserError
+from gen_dist.launch.cluster.message_desk import Desk, brief
+from gen_dist.launch.cluster.options import WorkerOptions
+from gen_dist.launch.cluster.watching import LOOK_SECONDS
+from gen_dist.launch.cluster.workers import Task, told_to_stop, trainer
+from gen_dist.launch.sweep.halving import Halving
+from gen_dist.launch.sweep.plan import SweepOptions
+from gen_dist.launch.sweep.results import Board, Metric, Sweep, Trial
 from gen_dist.training.run import DivergenceError
 from gen_dist.training.stopping import stop_signals
-from launch.ray_desk import Desk, brief
-from launch.ray_options import WorkerOptions
-from launch.ray_watch import LOOK_SECONDS
-from launch.ray_workers import Task, told_to_stop, trainer
-from launch.sweep_halving import Halving
-from launch.sweep_plan import SweepOptions
-from launch.sweep_results import Board, Metric, Sweep, Trial
 
 _SAVE_SECONDS = 60.0
 """How long trials may take to save and stop."""

@@ -22,7 +22,7 @@ import psutil
 
 from gen_dist.errors import ConfigError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
 _SHIPPED = ("gen_dist", "kernels", "launch")
 """What does not go to other hosts with the code."""
 LOOPBACK = "127.0.0.1"

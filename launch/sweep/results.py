@@ -16,9 +16,9 @@ from typing import Any, Literal
 from gen_dist.config import TrainConfig, VaeConfig
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.files import write_atomically
+from gen_dist.launch.sweep.space import Searched, Value, readable, readable_values
 from gen_dist.records.display import readable_number
 from gen_dist.records.tracker import METRICS_FILE, read_metrics
-from launch.sweep_space import Searched, Value, readable, readable_values
 
 Mode = Literal["min", "max"]
 Status = Literal["waiting", "running", "interrupted", "finished", "stopped", "failed"]

@@ -14,10 +14,10 @@ import ray.train
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, UserError
+from gen_dist.launch.cluster.message_desk import Desk, Watch, brief
+from gen_dist.launch.cluster.options import WorkerOptions
+from gen_dist.launch.cluster.workers import Task, trainer
 from gen_dist.training.stopping import stop_signals
-from launch.ray_desk import Desk, Watch, brief
-from launch.ray_options import WorkerOptions
-from launch.ray_workers import Task, trainer
 
 LOOK_SECONDS = 0.25
 _HEAD_SECONDS = 10.0

@@ -22,8 +22,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, TakenOverError, UserError
-from launch.ray_desk import DeskScreen
-from launch.ray_options import WorkerOptions
+from gen_dist.launch.cluster.message_desk import DeskScreen
+from gen_dist.launch.cluster.options import WorkerOptions
 
 RESIZE_SECONDS = 15.0
 """How often Ray looks whether an elastic group could be larger; only if so is the group started anew."""
