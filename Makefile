@@ -43,17 +43,17 @@ BASE ?= HEAD
 OPTIONS ?=
 
 bench: setup  ## Run the benchmarks
-	$(BIN)/python -m pytest bench
+	$(BIN)/python -m pytest bench/suite
 
 bench-compare: setup  ## Compare the speed of this tree to a commit: make bench-compare BASE=main
-	$(BIN)/python bench/gate.py compare --base $(BASE) $(OPTIONS)
+	$(BIN)/python bench/gate/gate.py compare --base $(BASE) $(OPTIONS)
 
-bench-history: setup  ## Run the benchmarks, add them to bench/history.jsonl, plot it into bench/history.html
+bench-history: setup  ## Run the benchmarks, add them to the history, plot it into bench/history/history.html
 	@mkdir -p .benchmarks
-	$(BIN)/python bench/history.py check
-	$(BIN)/python -m pytest bench --benchmark-json .benchmarks/last.json
-	$(BIN)/python bench/history.py add .benchmarks/last.json
-	$(BIN)/python bench/history.py page
+	$(BIN)/python bench/history/history.py check
+	$(BIN)/python -m pytest bench/suite --benchmark-json .benchmarks/last.json
+	$(BIN)/python bench/history/history.py add .benchmarks/last.json
+	$(BIN)/python bench/history/history.py page
 
 DATA_ROOT ?= data
 
@@ -62,7 +62,7 @@ peers: setup  ## Compare speed with pythae, Lightning and the plain loop, on MNI
 	$(BIN)/python bench/peers/compare.py --data-root $(DATA_ROOT)
 
 gpu: setup  ## On a machine with a GPU: its tests and benchmarks, into gpu-report.md
-	$(BIN)/python bench/gpu_report.py
+	$(BIN)/python bench/gpu/report.py
 
 clean:  ## Remove the environment and caches; runs and data stay
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,1 +1,1 @@
-"""Benchmarks. A package, so that pytest finds `kernels` beside it and not bench/kernels.py under that name."""
+"""Benchmarks. A package, so that pytest finds `kernels` beside it and not bench/gpu/kernels.py under that name."""

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.out_file import check_out, print_and_write
-from bench.overhead import PARTS, Booked, booking, summarize, with_nothing_due
-from bench.test_kernels import CASES, as_tuple
-from bench.test_step import why_without
+from bench.costs.overhead import PARTS, Booked, booking, summarize, with_nothing_due
+from bench.measuring.out_file import check_out, print_and_write
+from bench.suite.test_kernels import CASES, as_tuple
+from bench.suite.test_step import why_without
 from gen_dist.errors import ConfigError
 from gen_dist.presets import get_preset
 from gen_dist.training.run import train
@@ -55,7 +55,7 @@ def test_each_other_benchmark_runs_once():
 
 def test_a_benchmark_notes_what_it_was_measured_under(tmp_path: Path):
     out = tmp_path / "benchmarks.json"
-    chosen = ("bench/test_step.py", "-k", "vae-2d and eager and float32", f"--benchmark-json={out}")
+    chosen = ("bench/suite/test_step.py", "-k", "vae-2d and eager and float32", f"--benchmark-json={out}")
     done = run_benchmarks(*chosen, "--device", "cpu")
     assert done.returncode == 0, done.stdout[-3000:]
     (benchmark,) = json.loads(out.read_text())["benchmarks"]
@@ -115,7 +115,9 @@ def test_overhead_knows_a_run_with_nothing_due():
     ],
 )
 def test_overhead_refuses_wrong_input_in_one_line(words: list[str], said: str):
-    done = subprocess.run([sys.executable, "bench/overhead.py", *words], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "bench/costs/overhead.py", *words], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert said in done.stderr
@@ -123,7 +125,7 @@ def test_overhead_refuses_wrong_input_in_one_line(words: list[str], said: str):
 
 def test_nothing_stays_of_a_measured_overhead_that_is_asked_to_end(tmp_path: Path):
     """Nor of the run that its own process does at that time: this is of the second directory, the run's."""
-    words = ["bench/overhead.py", "--presets", "vae-mnist", "--data", "synthetic"]
+    words = ["bench/costs/overhead.py", "--presets", "vae-mnist", "--data", "synthetic"]
     assert ended_by_sigterm(words, tmp_path, directories=2) == 143
     assert list(tmp_path.glob("gen_dist-*")) == []
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from bench.cost_model import (
+from bench.measuring.spread import spread_of_ratios
+from bench.scaling.cost_model import (
     Compute,
     Network,
     Reduction,
@@ -16,7 +17,6 @@ from bench.cost_model import (
     strong_speedup,
     weak_speedup,
 )
-from bench.spread import spread_of_ratios
 
 NETWORK = Network(latency_seconds=1e-3, bytes_per_second=1e6)
 

@@ -18,9 +18,9 @@ import numpy as np
 import psutil
 import pytest
 
-from bench import gate, gate_processes, temporary
-from bench.conditions import fingerprint
-from bench.gate_measure import (
+from bench.gate import gate
+from bench.gate import processes as gate_processes
+from bench.gate.measure import (
     Effort,
     Measured,
     alike,
@@ -30,8 +30,8 @@ from bench.gate_measure import (
     turns_of,
     turns_of_process,
 )
-from bench.gate_processes import BenchmarkError, DiedError, LackError
-from bench.gate_statistics import (
+from bench.gate.processes import BenchmarkError, DiedError, LackError
+from bench.gate.verdicts import (
     LEAST_PAIRS,
     LOOKS,
     Interval,
@@ -43,7 +43,9 @@ from bench.gate_statistics import (
     turn_log_ratio,
     verdict_of,
 )
-from bench.gate_worker import CONTROL, RefusedError, is_lack
+from bench.gate.worker import CONTROL, RefusedError, is_lack
+from bench.measuring import temporary
+from bench.measuring.conditions import fingerprint
 from gen_dist.cli import run_subcommand
 from gen_dist.errors import ConfigError
 from tests.children import end_with_parent
@@ -332,7 +334,7 @@ def test_an_old_tree_lacks_names_and_words_and_nothing_else() -> None:
 def test_wrong_input_is_one_line(words: list[str], mentioned: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     with pytest.raises(ConfigError) as error:
-        run_subcommand([gate.compare, gate.store, gate.against, gate.prove], words, "bench/gate.py")
+        run_subcommand([gate.compare, gate.store, gate.against, gate.prove], words, "bench/gate/gate.py")
     assert mentioned in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -412,7 +414,7 @@ def start_gate(clone: Path, temporary: Path, *words: str) -> subprocess.Popen[st
     temporary.mkdir()
     variables = {**os.environ, "PYTHONPATH": str(clone), "TMPDIR": str(temporary)}
     return subprocess.Popen(
-        [sys.executable, "bench/gate.py", *words],
+        [sys.executable, "bench/gate/gate.py", *words],
         cwd=clone,
         env=variables,
         stdout=subprocess.PIPE,

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from bench import history
-from bench.history import Record
-from bench.history_page.draw import HEIGHT, band_of, commits_of, history_html, limits_of, machines_of, panel_of
+from bench.history import history
+from bench.history.draw import HEIGHT, band_of, commits_of, history_html, limits_of, machines_of, panel_of
+from bench.history.record import Record
 from gen_dist.cli import run_subcommand
 from gen_dist.errors import ConfigError
 from tests.browser import chromium, opening
@@ -27,7 +27,7 @@ COMMIT = "c" * 40
 def result(name: str = "test_whole_step[vae-mnist]", **told: Any) -> dict[str, Any]:
     return {
         "name": name,
-        "fullname": f"bench/test_step.py::{name}",
+        "fullname": f"bench/suite/test_step.py::{name}",
         "extra_info": CONDITIONS | {"git_commit": COMMIT, "images_per_second": 25000} | told,
         "stats": {"median": 0.008, "rounds": 3, "data": [0.007, 0.008, 0.010]},
     }
@@ -158,7 +158,7 @@ def test_results_that_are_none_are_one_line(content: str | None, mentioned: str,
         file.write_text(content)
     words = ["add", str(file), "--history", str(tmp_path / "history.jsonl")]
     with pytest.raises(ConfigError) as error:
-        run_subcommand([history.add, history.page], words, "bench/history.py")
+        run_subcommand([history.add, history.page], words, "bench/history/history.py")
     assert mentioned in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -283,7 +283,7 @@ def test_the_page_is_made_of_a_history(tmp_path: Path, capsys: pytest.CaptureFix
     lines = tmp_path / "history.jsonl"
     lines.write_text("".join(json.dumps(asdict(one)) + "\n" for one in some_records()))
     words = ["page", "--history", str(lines), "--out", str(tmp_path / "history.html")]
-    run_subcommand([history.add, history.page], words, "bench/history.py")
+    run_subcommand([history.add, history.page], words, "bench/history/history.py")
     assert capsys.readouterr().out.strip() == str(tmp_path / "history.html")
     assert "Whole step [dcgan-mnist]" in (tmp_path / "history.html").read_text()
 

@@ -1,4 +1,4 @@
-"""bench/iwae_table.py: runs beside the table of the IWAE paper."""
+"""bench/quality/iwae_table.py: runs beside the table of the IWAE paper."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.iwae_table import bounds_of, row_of
+from bench.quality.iwae_table import bounds_of, row_of
 from gen_dist import train
 from gen_dist.config import MlpConfig, TrainConfig, VaeConfig
 from gen_dist.errors import UserError
@@ -44,7 +44,11 @@ def config_of(directory: Path) -> TrainConfig:
 
 def table(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "bench/iwae_table.py", *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        [sys.executable, "bench/quality/iwae_table.py", *words],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

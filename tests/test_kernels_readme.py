@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from bench.kernels import byte_table
+from bench.gpu.kernels import byte_table
 from tests.conftest import REPOSITORY
 
 

@@ -1,4 +1,4 @@
-"""bench/limit.py: the products of a step are found, all of them and no others, and computed as in the step."""
+"""bench/costs/limit.py: the products of a step are found, all of them and no others, and computed as in the step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.limit import config_of, fraction_of_limit, limit_of, trainer_of
-from bench.products import plain_layers, record
-from bench.step_profile import KINDS, kinds_of_steps
+from bench.costs.limit import config_of, fraction_of_limit, limit_of, trainer_of
+from bench.costs.products import plain_layers, record
+from bench.costs.step_profile import KINDS, kinds_of_steps
 from gen_dist.config import DcganConfig, MlpConfig, TrainConfig
 from gen_dist.training.trainer import Trainer
 from tests.children import ended_by_sigterm
@@ -113,7 +113,7 @@ def test_a_fraction_has_a_figure_of_each_round() -> None:
 
 
 def test_command_prints_limit_share_and_where_the_rest_goes() -> None:
-    words = ["bench/limit.py", "vae-mnist", "--batch-size", "16", "--rounds", "1", "--data", "synthetic"]
+    words = ["bench/costs/limit.py", "vae-mnist", "--batch-size", "16", "--rounds", "1", "--data", "synthetic"]
     done = subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(kind in done.stdout for kind in ("fraction of the limit", "vae/backward", *KINDS))
@@ -129,13 +129,15 @@ def test_command_prints_limit_share_and_where_the_rest_goes() -> None:
     ],
 )
 def test_wrong_input_ends_with_one_line_and_code_2(words: list[str], said: str) -> None:
-    done = subprocess.run([sys.executable, "bench/limit.py", *words], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "bench/costs/limit.py", *words], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert said in done.stderr
 
 
 def test_nothing_stays_of_a_measurement_that_is_asked_to_end(tmp_path: Path) -> None:
-    words = ["bench/limit.py", "vae-mnist", "--rounds", "1000"]
+    words = ["bench/costs/limit.py", "vae-mnist", "--rounds", "1000"]
     assert ended_by_sigterm(words, tmp_path) == 143
     assert list(tmp_path.glob("gen_dist-*")) == []

@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.limit import trainer_of
+from bench.costs.limit import trainer_of
 from bench.peers import BATCH_SIZE
 from bench.peers import compare as comparison
 from bench.peers.compare import PEERS, refuse_differences, summarize
 from bench.peers.gen_dist_run import config_of, cycle_steps
+from bench.peers.recipe import Recipe
 from bench.peers.turnstile import Turnstile, peak_memory_mib
-from bench.recipe import Recipe
 from gen_dist.kernels import normal
 from gen_dist.presets import get_preset
 from tests.children import ended_by_sigterm

@@ -1,8 +1,8 @@
-"""No training: the matrix products of one step over and over, the limit of them all (bench/limit.py)."""
+"""No training: the matrix products of one step over and over, the limit of them all (bench/costs/limit.py)."""
 
 from pathlib import Path
 
-from bench.limit import limit_of, trainer_of
+from bench.costs.limit import limit_of, trainer_of
 from bench.peers.gen_dist_run import config_of
 from bench.peers.turnstile import Turnstile
 

@@ -32,12 +32,12 @@ from tqdm import tqdm
 # Packages import from the repository root wherever this runs, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from bench.conditions import conditions
-from bench.out_file import check_out, print_and_write
+from bench.measuring.conditions import conditions
+from bench.measuring.out_file import check_out, print_and_write
+from bench.measuring.spread import spread, spread_of_ratios
+from bench.measuring.temporary import temporary_directory, uninterrupted
 from bench.peers import BATCH_SIZE
 from bench.peers.gen_dist_run import cycle_steps
-from bench.spread import spread, spread_of_ratios
-from bench.temporary import temporary_directory, uninterrupted
 from gen_dist.cli import call_parsed, run_command
 from gen_dist.config import DataConfig
 from gen_dist.data import open_dataset

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from bench.peers import BATCH_SIZE, ENDLESS, LEARNING_RATE
+from bench.peers.recipe import Vae
 from bench.peers.turnstile import Turnstile
-from bench.recipe import Vae
 
 
 class VaeModule(lightning.LightningModule):

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from bench.peers.recipe import Recipe
 from bench.peers.turnstile import Turnstile
-from bench.recipe import Recipe
 
 
 def train(data_root: Path, directory: Path, seed: int, turnstile: Turnstile) -> None:

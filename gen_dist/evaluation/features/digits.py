@@ -1,4 +1,4 @@
-"""A small classifier of digits, trained on MNIST by bench/train_digit_features.py, whose last hidden layer is features.
+"""A small classifier of digits whose last hidden layer is features; bench/quality/train_digit_features.py trains it.
 
 Its weights come with the package, as float16, and digits.json beside them tells how they were made and how good they
 are. It never saw a generated image, nor a test image.

@@ -1,0 +1,1 @@
+"""The performance regression gate: this tree against a commit, in turns."""

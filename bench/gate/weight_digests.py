@@ -1,0 +1,74 @@
+"""SHA-256 of what every preset has learned after a few steps: `python bench/gate/weight_digests.py --help`.
+
+A change that claims to leave the arithmetic alone leaves these digests alone. Run it before and after, on one machine
+with one version of torch and one number of threads, and compare the lines.
+"""
+
+import hashlib
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import safetensors.torch
+import tyro
+
+# Packages import from the repository root wherever this runs, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import gen_dist
+from gen_dist.cli import call_parsed, run_command
+from gen_dist.presets import PRESETS
+
+
+def main(presets: tyro.conf.Positional[tuple[str, ...]] = (), /, steps: int = 30, batch_size: int = 16) -> None:
+    """Train each preset on small synthetic images on the CPU, eager, and print a digest of its checkpoint's tensors.
+
+    Args:
+        presets: Names of presets. All of them if none is named.
+        steps: Optimizer steps.
+        batch_size: Images per step.
+    """
+    for name in presets or PRESETS:
+        print(f"{digest_of(name, steps, batch_size)}  {name}", flush=True)
+
+
+def digest_of(preset: str, steps: int, batch_size: int) -> str:
+    """SHA-256 of weights, averaged weights and optimizer state of a preset after some steps on synthetic images."""
+    config = PRESETS[preset]
+    with tempfile.TemporaryDirectory(prefix="gen_dist-digest-") as directory:
+        packing = replace(config.packing, synthetic_images=256, image_size=config.packing.image_size or 32)
+        small = replace(
+            config,
+            data="synthetic",
+            packing=replace(packing, channels=3 if config.data == "cifar10" else 1),
+            steps=steps,
+            global_batch_size=batch_size,
+            device="cpu",
+            run_dir=directory,
+            sample_every=steps,
+            evaluate_every=steps,
+            checkpoint_every=steps,
+            wandb="disabled",
+        )
+        with open("/dev/null", "w", encoding="utf-8") as silence:
+            stderr, sys.stderr = sys.stderr, silence
+            try:
+                gen_dist.train(small, say=lambda _line: None)
+            finally:
+                sys.stderr = stderr
+        return _digest(Path(directory) / "checkpoints" / f"step_{steps:08d}")
+
+
+def _digest(checkpoint: Path) -> str:
+    """SHA-256 of the names, shapes, dtypes and bytes of all tensors of a checkpoint, in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        for name, tensor in sorted(safetensors.torch.load_file(file).items()):
+            digest.update(f"{file.stem} {name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.contiguous().reshape(-1).numpy().tobytes())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    run_command(lambda: call_parsed(main, sys.argv[1:], "bench/gate/weight_digests.py"))

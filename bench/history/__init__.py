@@ -1,0 +1,1 @@
+"""The figures of each commit, and a page of them."""

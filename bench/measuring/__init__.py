@@ -1,0 +1,1 @@
+"""How benchmarks time, under which conditions, and what they say of spread."""

@@ -1,0 +1,1 @@
+"""What the presets learn: the tables and pictures of the README."""

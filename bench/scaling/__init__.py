@@ -1,0 +1,1 @@
+"""Two processes against one, and the forecast for more."""

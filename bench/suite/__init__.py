@@ -1,0 +1,1 @@
+"""Benchmarks of pytest-benchmark: `make bench`."""
