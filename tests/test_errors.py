@@ -26,7 +26,7 @@ from gen_dist.errors import ConfigError, DataError, UserError
 from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
-from tests.runs import OBJECTIVES, small_config, write_config
+from tests.support.runs import OBJECTIVES, small_config, write_config
 
 
 @pytest.fixture(scope="module")

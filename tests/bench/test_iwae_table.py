@@ -1,0 +1,89 @@
+"""bench/quality/iwae_table.py: runs beside the table of the IWAE paper."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.quality.iwae_table import bounds_of, row_of
+from gen_dist import train
+from gen_dist.config import MlpConfig, TrainConfig, VaeConfig
+from gen_dist.errors import UserError
+from gen_dist.evaluation.evaluator import evaluate
+from gen_dist.presets import get_preset
+from gen_dist.reports.run_record import read_run
+from tests.conftest import REPOSITORY
+from tests.support.digits import mnist_files, read_png
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A short run with five samples, not evaluated."""
+    mnist_files(tmp_path)
+    train(config_of(tmp_path))
+    return tmp_path / "run"
+
+
+def config_of(directory: Path) -> TrainConfig:
+    return replace(
+        get_preset("iwae-mnist"),
+        data="mnist",
+        data_root=str(directory),
+        steps=8,
+        evaluate_every=4,
+        checkpoint_every=4,
+        network=MlpConfig(hidden_sizes=(8,), latent_dim=2),
+        objective=VaeConfig(dynamic_binarization=True, gradient="path", importance_samples=5),
+        run_dir=str(directory / "run"),
+    )
+
+
+def table(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "bench/quality/iwae_table.py", *words],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_rows_are_the_runs_own_beside_the_papers(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no nll_k5000 and no negative_elbo and no active_units"):
+        row_of(read_run(run))
+    evaluate(run, ("nll", "negative_elbo", "active_units"))
+    picture = tmp_path / "bounds.png"
+    done = table(str(run), "--picture", str(picture))
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout.splitlines()[-1])
+    record = read_run(run)
+    assert record.evaluation is not None
+    assert row["nll_k5000"] == record.evaluation.metrics["nll_k5000"] < row["negative_elbo"]
+    assert row["epochs"] == 8 * 200 / 800
+    assert (row["samples"], row["paper_nll"], row["paper_active_units"]) == (5, 85.54, 22)
+    bounds = bounds_of(record)
+    assert list(bounds) == ["K = 5, negative ELBO", "K = 5, bound of 5 samples"]
+    assert [epochs for epochs, _ in bounds["K = 5, negative ELBO"]] == [1.0, 2.0]
+    assert read_png(picture).std() > 1
+
+
+def test_what_is_no_such_run_is_told_in_one_line(run: Path, tmp_path: Path) -> None:
+    train(replace(get_preset("vae-mnist"), data="synthetic", steps=1, run_dir=str(tmp_path / "other")))
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(run, unfinished)
+    shutil.rmtree(unfinished / "checkpoints/step_00000008")
+    for words, said in (
+        ([str(unfinished)], "is at step 4 of 8; go on with it first"),
+        ([str(tmp_path / "other")], "a run of vae-mnist on synthetic"),
+        ([str(tmp_path / "none")], "does not exist"),
+        ([str(run), "--picture", str(tmp_path / "none/bounds.png")], "directory is missing"),
+        ([], "name at least one run directory"),
+    ):
+        done = table(*words)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+        assert said in done.stderr

@@ -1,0 +1,361 @@
+"""One evaluator for every family: the same figures whatever the processes, and as the metrics are defined."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+import gen_dist
+from gen_dist import commands
+from gen_dist.cli import run_command, run_subcommand
+from gen_dist.config import DataConfig
+from gen_dist.data import Split, image_indices, open_dataset
+from gen_dist.errors import UserError
+from gen_dist.evaluation import evaluator as evaluation
+from gen_dist.evaluation import plan as evaluation_plan
+from gen_dist.evaluation.evaluator import evaluate
+from gen_dist.evaluation.features import feature_network, inception
+from gen_dist.evaluation.features.digits import CARD_FILE, WEIGHTS_FILE
+from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
+from gen_dist.evaluation.plan import METRICS
+from gen_dist.evaluation.record import EVALUATION_FILE, Evaluation, read_evaluation
+from gen_dist.inference.model import GenerativeModel
+from gen_dist.objectives import Batch
+from gen_dist.objectives.vae import Vae
+from gen_dist.records.checkpoint import checkpoint_paths
+from gen_dist.training.run import train
+from tests.conftest import REPOSITORY
+from tests.support.runs import OBJECTIVES, each_of, small_config
+
+OF_SAMPLES = {"fid", "kid", "precision", "recall", "density", "coverage", "sharpness", "diversity", "path_length"}
+OF_CLASSES = {"classes", "class_shares", "class_variation"}
+OF_DATA = {"sharpness_data", "diversity_data"}
+SMALL = {"samples": 260, "nll_samples": 30, "nll_images": 7}
+ONE_OF_A_KIND = {"autoencoder", "vae, learned Gaussian scale", "iwae", "conditional gan", "vae-gan"}
+TWO = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/configs/cpu_2_processes.yaml", "-m"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
+    return tmp_path_factory.mktemp("runs")
+
+
+def _run_of(runs: Path, objective: str, **changes: Any) -> Path:
+    """A run of a few steps on real digits, made when it is first asked for."""
+    name = "-".join([str(list(OBJECTIVES).index(objective)), *map(str, changes.values())])
+    path = runs / name.replace("/", "_")
+    if not path.exists():
+        config = small_config(objective, steps=4, data="mnist5k", run_dir=str(path))
+        train(replace(config, **changes), say=_silent)
+    return path
+
+
+def _silent(_line: str) -> None:
+    pass
+
+
+def _evaluate(run: Path, *names: str, **options: Any) -> Evaluation:
+    return evaluate(run, names or None, announce=_silent, **(SMALL | options))
+
+
+@each_of(OBJECTIVES, costly=OBJECTIVES.keys() - ONE_OF_A_KIND)
+def test_every_objective_has_the_metrics_that_it_can_and_says_why_not_the_others(objective: str, runs: Path) -> None:
+    found = _evaluate(_run_of(runs, objective))
+    config = OBJECTIVES[objective][0]
+    expected = set()
+    if config.kind != "autoencoder":
+        expected |= {f"{name}_260" for name in OF_SAMPLES | OF_CLASSES} | OF_DATA
+    if "conditional" in objective or "projection" in objective:
+        expected.add("label_accuracy_260")
+    if config.kind in ("autoencoder", "vae", "vae-gan"):
+        expected.add("reconstruction_error")
+    if config.kind in ("vae", "vae-gan"):
+        expected.add("active_units")
+    if config.kind == "vae":
+        expected |= {"negative_elbo", "nll_k30_7"}
+    if config.kind == "vae" and config.likelihood == "bernoulli":
+        expected.add("bits_per_dimension_k30_7")
+    assert set(found.metrics) == expected
+    plain = {name.removesuffix("_260").removesuffix("_k30_7") for name in (*found.metrics, *found.unavailable)}
+    assert plain - OF_DATA == set(METRICS)
+    assert all(reason and "\n" not in reason for reason in found.unavailable.values())
+    numbers = [value for value in found.metrics.values() if not isinstance(value, list)]
+    assert np.isfinite(numbers).all()
+    assert read_evaluation(_run_of(runs, objective)) == found
+    assert any("fid" in line for line in found.lines())
+
+
+def test_the_negative_elbo_is_that_of_the_training(runs: Path) -> None:
+    for objective in ("vae", "vae, dynamic binarization"):
+        run = _run_of(runs, objective)
+        found = _evaluate(run, "negative_elbo")
+        trained = json.loads((run / "summary.json").read_text())["final"]["test/negative_elbo"]
+        assert found.metrics["negative_elbo"] == pytest.approx(trained, rel=1e-5)
+        assert found.pixels["negative_elbo"] == ("binarized" if "binarization" in objective else "real-valued")
+
+
+def test_a_likelihood_of_some_images_has_another_name_and_each_image_its_own_noise(runs: Path) -> None:
+    run = _run_of(runs, "vae, dynamic binarization")
+    objective, test = gen_dist.load(run).objective, open_dataset("mnist5k", "data", DataConfig(), _silent).test
+    assert isinstance(objective, Vae)
+    found = _evaluate(run, "nll", nll_images=2).metrics["nll_k30_2"]
+    rng = torch.tensor([gen_dist.load(run).config.seed, 0])
+    with torch.no_grad():
+        expected = [
+            float(negative_log_likelihoods(objective, Batch(*_one(test, row), rng, row), 30)) for row in (0, 500)
+        ]
+    assert found == pytest.approx(sum(expected) / 2, rel=1e-6)
+    assert "nll_k30_2" in _evaluate(run, "nll", nll_images=3).metrics  # another one does not take its place
+
+
+def _one(split: Split, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(split.images[row : row + 1]), torch.from_numpy(split.labels[row : row + 1])
+
+
+def test_a_test_split_too_small_has_no_classes_either(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation_plan, "LEAST_SAMPLES", 1001)
+    assert "fewer than 1001" in _evaluate(_run_of(runs, "gan"), "classes", samples=1001).unavailable["classes_1001"]
+
+
+def test_the_frechet_distance_of_a_run_is_torch_fidelitys_of_its_samples(runs: Path) -> None:
+    run = _run_of(runs, "conditional gan")
+    model = gen_dist.load(run)
+    dataset = open_dataset("mnist5k", "data", DataConfig(), _silent)
+    network = feature_network("digits", torch.device("cpu"))
+    # Exactly as many as there are test images: so in their classes, in whatever order.
+    count = len(dataset.test.images)
+    found = _evaluate(run, "fid", "label_accuracy", "class_shares", samples=count)
+    order = torch.from_numpy(image_indices(count, 0, 0, 1, 0, count))
+    labels = torch.from_numpy(dataset.test.labels)[order]
+    assert torch.equal(labels.sort().values, torch.from_numpy(np.sort(dataset.test.labels)))
+    images = model.sample(count, labels)
+    features, classes = network.of_images(images)
+    real, _ = network.of_images(torch.from_numpy(dataset.test.images))
+    statistics = (fid_features_to_statistics(some.double()) for some in (real, features))
+    expected = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert found.metrics["fid_1k"] == pytest.approx(expected, rel=1e-5)
+    assert classes is not None
+    assert found.metrics["label_accuracy_1k"] == pytest.approx(float((classes == labels).double().mean()), abs=2e-3)
+    assert sum(found.metrics["class_shares_1k"]) == pytest.approx(1)  # type: ignore[arg-type]
+
+
+def test_samples_of_another_count_begin_with_the_same_ones(runs: Path) -> None:
+    model = gen_dist.load(_run_of(runs, "gan"))
+    assert torch.equal(model.prior_latents(10)[3:], model.prior_latents(7, first_row=3))
+
+
+@pytest.mark.parametrize("objective", ["vae", "conditional gan"])
+def test_two_ranks_equal_one_whatever_their_shares(objective: str, runs: Path) -> None:
+    """510 samples are three blocks, 1,000 test images four, and seven images of nll four and three."""
+    run = _run_of(runs, objective)
+    for leftover in run.glob(EVALUATION_FILE):
+        leftover.unlink()
+    one = _evaluate(run, samples=510)
+    (run / EVALUATION_FILE).unlink()
+    words = ["--samples", 510, "--nll-samples", 30, "--nll-images", 7]
+    cache = f"{os.environ['GEN_DIST_CACHE']} of two for {objective}"  # so that the two compute the reference as well
+    done = subprocess.run(
+        [str(word) for word in (*TWO, "gen_dist.commands", "evaluate", run, *words)],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "GEN_DIST_CACHE": cache},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("against the test split of mnist5k") == 1
+    two = read_evaluation(run)
+    assert two is not None
+    assert two.unavailable == one.unavailable
+    assert two.features == one.features
+    assert two.metrics.keys() == one.metrics.keys()
+    for name, value in one.metrics.items():
+        assert two.metrics[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_metrics_of_one_checkpoint_add_up_and_those_of_another_start_anew(runs: Path) -> None:
+    run = _run_of(runs, "vae", seed=5)
+    first = _evaluate(run, "sharpness", "label_accuracy")
+    assert set(first.metrics) == {"sharpness_260", "sharpness_data"}
+    assert first.features is None or first.features["name"] == "digits"
+    second = _evaluate(run, "negative_elbo")
+    assert second.metrics == first.metrics | {"negative_elbo": second.metrics["negative_elbo"]}
+    assert second.unavailable == first.unavailable
+    assert second.features == first.features
+    train(small_config("vae", steps=6, data="mnist5k", run_dir=str(run), seed=5), say=_silent, fresh=True)
+    assert read_evaluation(run) is None  # a fresh run removes what was found of the old one
+    file = run / EVALUATION_FILE
+    file.write_text(first.to_json())
+    third = _evaluate(run, "negative_elbo")
+    assert set(third.metrics) == {"negative_elbo"}
+    assert third.checkpoint_step == 6
+
+
+def test_other_features_replace_what_rests_on_features_alone(runs: Path) -> None:
+    run = _run_of(runs, "vae", seed=6)
+    first = _evaluate(run, "negative_elbo", "sharpness", "fid", "classes")
+    assert first.features
+    other = replace(first, features=first.features | {"digest": "another"})
+    (run / EVALUATION_FILE).write_text(other.to_json())
+    second = _evaluate(run, "kid")
+    assert set(second.metrics) == {"negative_elbo", "sharpness_260", "sharpness_data", "kid_260"}
+    assert second.features == first.features
+
+
+def test_the_reference_is_computed_once_and_again_where_its_file_is_damaged(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _run_of(runs, "gan")
+    monkeypatch.setenv("GEN_DIST_CACHE", str(tmp_path))
+    first = _evaluate(run, "kid", "coverage", "sharpness", "diversity")
+    (kept,) = tmp_path.glob("reference-*.safetensors")
+    content = kept.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation._Evaluator, "_test_batch", None)  # no test image is looked at
+        assert _evaluate(run, "kid", "coverage", "sharpness", "diversity").metrics == first.metrics
+    kept.write_bytes(content[:1000])
+    assert _evaluate(run, "kid", "coverage", "sharpness", "diversity").metrics == first.metrics
+    assert kept.read_bytes() == content
+
+
+def test_images_that_are_no_digits_have_features_but_no_classes(runs: Path) -> None:
+    run = _run_of(runs, "gan", data="synthetic")
+    found = _evaluate(run, "fid", "classes")
+    assert "fid_260" in found.metrics
+    assert "they are no digits" in found.unavailable["classes_260"]
+
+
+def test_colour_images_without_inception_have_pixels_alone(runs: Path, tmp_path: Path) -> None:
+    packing = DataConfig(synthetic_images=256, image_size=32, channels=3)
+    run = _run_of(runs, "vae", data="synthetic", packing=packing)
+    found = _evaluate(run)
+    assert {"sharpness_260", "diversity_260", "negative_elbo", "nll_k30_7"} <= set(found.metrics)
+    assert "3 x 32 x 32" in found.unavailable["fid_260"]
+    assert "--features inception" in found.unavailable["path_length_260"]
+    with pytest.raises(UserError, match="not of 3 x 32 x 32; use --features inception"):
+        _evaluate(run, features="digits")
+
+
+def _gen_dist(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gen_dist.commands", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), **more}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, cwd=REPOSITORY, env=environment
+    )
+
+
+def test_wrong_options_are_one_line_and_exit_code_2(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _run_of(runs, "vae")
+    other = tmp_path / "weights.pth"
+    other.write_bytes(b"other weights")
+    checkpoint = checkpoint_paths(run)[0]
+    for words, message in (
+        ((run, "--metrics", "fid", "inception_score"), "unknown metrics inception_score; there are fid, kid,"),
+        ((run, "--samples", 3), "samples 3 is less than 10"),
+        ((checkpoint,), "is one checkpoint; name the run directory"),
+        ((tmp_path,), "is no run or checkpoint directory"),
+        ((run, "--features", "inception", "--inception-weights", other), "not 6726825d...: these are not the weights"),
+        ((run, "--features", "inception", "--inception-weights", tmp_path / "none.pth"), "cannot be read from"),
+    ):
+        command = ["evaluate", *map(str, words)]
+        capsys.readouterr()  # a training's, the first time
+        with pytest.raises(SystemExit) as ended:
+            run_command(lambda command=command: run_subcommand([commands.evaluate], command, "gen-dist"))  # type: ignore[misc]
+        said = capsys.readouterr()
+        assert (ended.value.code, said.out) == (2, ""), said.err
+        assert said.err.startswith("error: ") and said.err.count("\n") == 1
+        assert message in said.err
+    assert checkpoint_paths(run)[0] == checkpoint
+    assert not list(checkpoint.glob("evaluation*"))
+
+
+def test_inception_features_are_those_of_torch_fidelity_and_grey_images_are_shown_in_three_channels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With random weights: the real ones are a download."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    file = tmp_path / "weights.pth"
+    with torch.random.fork_rng(), monkeypatch.context() as patched:
+        torch.manual_seed(0)
+        patched.setattr(torch, "load", lambda *_args, **_kwargs: {})
+        patched.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_args: None)
+        made = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path="none")
+    torch.save(made.state_dict(), file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setattr(inception, "SHA256", digest)
+    network = feature_network("inception", torch.device("cpu"), file)
+    grey = torch.from_numpy(open_dataset("mnist5k", "data", DataConfig(), _silent).test.images[:2])
+    features, classes = network.of_images(grey)
+    assert classes is None
+    assert network.digest == digest
+    assert network.of_intensities is None
+    assert features.shape == (2, 2048)
+    torch.testing.assert_close(features, made(grey.repeat(1, 3, 1, 1))[0])
+
+
+def test_the_digit_network_is_the_one_of_its_card_and_tells_digits() -> None:
+    card = json.loads(CARD_FILE.read_text())
+    network = feature_network("digits", torch.device("cpu"))
+    assert network.digest == card["sha256"] == hashlib.sha256(WEIGHTS_FILE.read_bytes()).hexdigest()
+    assert card["test_accuracy"] >= 0.993
+    assert WEIGHTS_FILE.stat().st_size < 2**20
+    test = open_dataset("mnist5k", "data", DataConfig(), _silent).test
+    images = torch.from_numpy(test.images)
+    features, classes = network.of_images(images)
+    assert (features.dtype, features.shape) == (torch.float32, (1000, 64))
+    assert float(features.square().mean()) == pytest.approx(1, abs=0.1)
+    assert classes is not None
+    assert float((classes == torch.from_numpy(test.labels)).double().mean()) >= 0.99
+    assert network.of_intensities is not None
+    torch.testing.assert_close(network.of_intensities(images.float() / 255), features)
+
+
+def test_a_run_that_is_on_wandb_gets_its_metrics_there(runs: Path) -> None:
+    run = _run_of(runs, "vae", seed=7)
+    words = ["evaluate", run, "--metrics", "negative_elbo"]
+    assert _gen_dist(*words, WANDB_MODE="offline").returncode == 0
+    assert not (run / "wandb").exists()  # this run never was there
+    (run / "wandb").mkdir()
+    done = _gen_dist(*words, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    wandb_id = (run / "wandb-id").read_text()
+    (kept,) = (run / "wandb").glob(f"offline-run-*/run-{wandb_id}.wandb")
+    assert b"evaluation/negative_elbo" in kept.read_bytes()
+
+
+def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
+    assert read_evaluation(tmp_path) is None
+    fields = {name: None for name in Evaluation.__dataclass_fields__} | {"format": 1, "metrics": [1]}
+    for content in ("{", "[]", '{"format": 2}', '{"format": 1, "preset": "vae"}', json.dumps(fields)):
+        (tmp_path / "evaluation.json").write_text(content)
+        with pytest.raises(UserError, match=r"evaluation\.json"):
+            read_evaluation(tmp_path)
+
+
+def test_walks_are_long_where_images_change_and_of_no_length_where_they_do_not(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _run_of(runs, "gan")
+    found = _evaluate(run, "path_length").metrics["path_length_260"]
+    assert isinstance(found, float) and found > 0
+    # The definition in float64, and with steps of another length: the mean squared speed does not depend on it.
+    monkeypatch.setattr(evaluation, "WALK_STEP", 1e-3)
+    assert _evaluate(run, "path_length").metrics["path_length_260"] == pytest.approx(found, rel=0.02)
+    monkeypatch.setattr(GenerativeModel, "decode", lambda self, latents, labels: torch.zeros(len(latents), 1, 28, 28))
+    assert _evaluate(run, "path_length").metrics["path_length_260"] == 0

@@ -1,0 +1,362 @@
+"""Exported networks compute what the model computes, and carry what it takes to use them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import gen_dist
+from gen_dist import commands
+from gen_dist.config import DataConfig, ResnetConfig, TrainConfig
+from gen_dist.errors import ConfigError
+from gen_dist.inference.export import SUFFIXES, Format, export
+from gen_dist.presets import PRESETS
+from gen_dist.records import checkpoint as checkpoints
+from gen_dist.training.run import train
+from tests.conftest import REPOSITORY
+from tests.support.runs import OBJECTIVES, each_of, small_config
+
+PROGRAMS: tuple[Format, ...] = ("onnx", "torch-export")
+TOLERANCE = {"onnx": 1e-5, "torch-export": 1e-6}
+"""Relative, and absolute for intensities in 0..1."""
+QUICK = frozenset({"autoencoder", "vae, convolutional", "conditional dcgan", "r3gan", "vae-gan"})
+"""One of each kind of network and of model; the others are in `make test-all`."""
+
+
+def _silent(_line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Takes the name of an objective to a finished run of it."""
+    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
+    parent = tmp_path_factory.mktemp("runs")
+
+    def run_of(objective: str) -> Path:
+        path = parent / str(list(OBJECTIVES).index(objective))
+        if not path.exists():
+            train(small_config(objective, steps=4, checkpoint_every=2, run_dir=str(path)), say=_silent)
+        return path
+
+    return run_of
+
+
+@pytest.fixture(scope="module")
+def exports(runs: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Format], Path]:
+    """Takes the name of an objective and a format to an export of its run."""
+    parent = tmp_path_factory.mktemp("exports")
+
+    def export_of(objective: str, form: Format) -> Path:
+        path = parent / f"{list(OBJECTIVES).index(objective)}-{form}"
+        return path if path.exists() else export(runs(objective), form, path, announce=_silent)
+
+    return export_of
+
+
+def _functions(directory: Path, form: str) -> dict[str, Callable[..., list[Tensor]]]:
+    """What the files of an export compute, by the name of the part."""
+    return {path.stem: _function(path, form) for path in directory.glob(f"*.{SUFFIXES[form]}")}  # type: ignore[index]
+
+
+def _function(path: Path, form: str) -> Callable[..., list[Tensor]]:
+    if form == "torch-export":
+        program = torch.export.load(path).module()
+
+        def run_program(*inputs: Tensor) -> list[Tensor]:
+            outputs = program(*inputs)
+            return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+        return run_program
+    session = onnxruntime.InferenceSession(path)
+    names = [port.name for port in session.get_inputs()]
+
+    def run_session(*inputs: Tensor) -> list[Tensor]:
+        values = [each.numpy() for each in inputs]
+        return [torch.from_numpy(output) for output in session.run(None, dict(zip(names, values, strict=True)))]
+
+    return run_session
+
+
+def _assert_equal_to_the_model(run: Path, form: Format, exported: Path, tolerance: float) -> None:
+    model, computed = gen_dist.load(run), _functions(exported, form)
+    assert computed.keys() == ({"decoder", "encoder"} if model.objective.encodes else {"decoder"})
+    agree = {"rtol": tolerance, "atol": tolerance}
+    for count in (1, 3, 7):
+        latents = model.prior_latents(count, seed=count)
+        labels = (torch.arange(count) % model.classes,) if model.conditional else ()
+        expected = model.objective.pixels(model.decode(latents, *labels))
+        (images,) = computed["decoder"](latents, *labels)
+        torch.testing.assert_close(images, expected, **agree)  # type: ignore[arg-type]
+        if "encoder" in computed:
+            pictures = torch.randint(0, 256, (count, *model.image_shape), dtype=torch.uint8)
+            posterior = [each for each in model.encode(pictures) if each is not None]
+            torch.testing.assert_close(computed["encoder"](pictures / 255), posterior, **agree)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", PROGRAMS)
+@each_of(OBJECTIVES, costly=OBJECTIVES.keys() - QUICK)
+def test_programs_compute_what_the_model_computes(
+    objective: str, form: Format, runs: Callable[[str], Path], exports: Callable[[str, Format], Path]
+) -> None:
+    _assert_equal_to_the_model(runs(objective), form, exports(objective, form), TOLERANCE[form])
+
+
+def _run_of_preset(preset: str, path: Path) -> Path:
+    config = replace(PRESETS[preset], steps=2, run_dir=str(path))
+    if config.data != "mnist5k":
+        packing = DataConfig(synthetic_images=128, channels=3, image_size=config.packing.image_size or 32)
+        config = replace(config, data="synthetic", packing=packing, global_batch_size=8)
+    train(config, say=_silent)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_exports_at_its_full_size(preset: str, tmp_path: Path) -> None:
+    run = _run_of_preset(preset, tmp_path / "run")
+    for form in PROGRAMS:
+        # Eager code lays out maps in another order on CPUs, which deep networks round otherwise: by up to 2e-6.
+        tolerance = 1e-5 if isinstance(PRESETS[preset].network, ResnetConfig) else TOLERANCE[form]
+        _assert_equal_to_the_model(run, form, export(run, form, announce=_silent), tolerance)
+    _assert_weights_give_the_same_bits(run, export(run, "safetensors", announce=_silent))
+
+
+def _code_of(directory: Path) -> str:
+    found = re.search(r"```python\n(.*?)```", (directory / "card.md").read_text(), re.DOTALL)
+    assert found
+    return found[1]
+
+
+def _run_code_of(directory: Path) -> dict[str, Any]:
+    """Variables after the code of a card, run where it is."""
+    variables: dict[str, Any] = {}
+    with contextlib.chdir(directory):
+        exec(_code_of(directory), variables)
+    return variables
+
+
+def _assert_weights_give_the_same_bits(run: Path, exported: Path) -> None:
+    model, loaded = gen_dist.load(run), _run_code_of(exported)["model"]
+    latents = model.prior_latents(7)
+    labels = (torch.arange(7) % model.classes,) if model.conditional else ()
+    assert torch.equal(loaded.decode(latents, *labels), model.decode(latents, *labels))
+    if model.objective.encodes:
+        pictures = torch.randint(0, 256, (7, *model.image_shape), dtype=torch.uint8)
+        for one, expected in zip(loaded.encode(pictures), model.encode(pictures), strict=True):
+            assert (one is None) == (expected is None)
+            assert one is None or expected is None or torch.equal(one, expected)
+
+
+@each_of(OBJECTIVES, costly=OBJECTIVES.keys() - QUICK)
+def test_weights_loaded_as_the_card_says_give_the_same_bits(
+    objective: str, runs: Callable[[str], Path], exports: Callable[[str, Format], Path]
+) -> None:
+    _assert_weights_give_the_same_bits(runs(objective), exports(objective, "safetensors"))
+
+
+@pytest.mark.parametrize("objective", ["autoencoder", "vae, convolutional", "conditional dcgan"])
+@pytest.mark.parametrize("form", SUFFIXES)
+def test_the_code_of_a_card_runs_as_it_stands(
+    objective: str, form: Format, exports: Callable[[str, Format], Path]
+) -> None:
+    images = _run_code_of(exports(objective, form))["images"]
+    assert tuple(images.shape) == (64, 1, 28, 28)
+    assert 0 <= images.min() < images.max() <= 1
+
+
+@pytest.mark.parametrize("objective", ["vae, convolutional", "conditional dcgan"])
+def test_a_torch_export_loads_where_there_is_no_gen_dist(
+    objective: str, exports: Callable[[str, Format], Path]
+) -> None:
+    out = exports(objective, "torch-export")
+    code = _code_of(out) + "import sys\nprint(tuple(images.shape), {'gen_dist', 'kernels'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=out, capture_output=True, text=True)
+    assert done.stdout.strip() == "(64, 1, 28, 28) set()", done.stderr
+
+
+def _stored(path: Path) -> bytes:
+    if path.suffix != ".pt2":
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return b"".join(archive.read(name) for name in archive.namelist())
+
+
+@pytest.mark.parametrize("form", SUFFIXES)
+def test_files_hold_neither_the_discriminator_nor_paths(
+    form: Format, runs: Callable[[str], Path], exports: Callable[[str, Format], Path]
+) -> None:
+    run, out = runs("vae-gan"), exports("vae-gan", form)
+    for path in out.iterdir():
+        stored = _stored(path)
+        assert path.suffix == ".json" or b"discriminator" not in stored
+        assert str(REPOSITORY).encode() not in stored
+        assert str(run.parent).encode() not in stored
+
+
+def test_the_weights_are_the_moving_average_and_say_what_they_are(
+    runs: Callable[[str], Path], exports: Callable[[str, Format], Path]
+) -> None:
+    run, out = runs("conditional dcgan"), exports("conditional dcgan", "safetensors")
+    found = checkpoints.load_newest(run, _silent)
+    assert found is not None
+    prefix = "generator."
+    averaged = {name: value for name, value in found[0].tensors["averaged"].items() if name.startswith(prefix)}
+    weights = load_file(out / "decoder.safetensors")
+    assert weights.keys() == {name.removeprefix(prefix) for name in averaged}
+    assert all(torch.equal(weights[name.removeprefix(prefix)], value) for name, value in averaged.items())
+    with safetensors.safe_open(out / "decoder.safetensors", "pt") as file:
+        header = file.metadata()
+    assert header["checkpoint_step"] == "4"
+    assert header["weights"] == "moving average"
+    assert json.loads(header["image_shape"]) == [1, 28, 28]
+    assert "decay 0.99" in (out / "card.md").read_text()
+    assert TrainConfig.from_json((out / "config.json").read_text(), "config") == replace(found[1], run_dir=None)
+
+
+def test_the_batch_of_an_onnx_file_is_free_and_named(exports: Callable[[str, Format], Path]) -> None:
+    session = onnxruntime.InferenceSession(exports("conditional dcgan", "onnx") / "decoder.onnx")
+    ports = {port.name: (port.type, port.shape) for port in (*session.get_inputs(), *session.get_outputs())}
+    assert ports == {
+        "latents": ("tensor(float)", ["N", 5]),
+        "labels": ("tensor(int64)", ["N"]),
+        "images": ("tensor(float)", ["N", 1, 28, 28]),
+    }
+    assert session.get_modelmeta().custom_metadata_map["checkpoint_step"] == "4"
+
+
+def test_a_card_tells_digests_and_the_metrics_of_its_own_step(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    run = runs("vae")
+    file = run / "evaluation.json"
+    evaluation = {"checkpoint_step": 4, "split": "test", "metrics": {"fid_10k": 12.3456, "class_shares": [0.5, 0.5]}}
+    try:
+        cards = []
+        for step in (4, 3):
+            file.write_text(json.dumps(evaluation | {"checkpoint_step": step}))
+            cards.append((export(run, "safetensors", tmp_path / "out", announce=_silent) / "card.md").read_text())
+    finally:
+        file.unlink()
+    assert "| fid_10k | 12.3456 |" in cards[0]
+    assert "fid_10k" not in cards[1]
+    assert "| test/negative_elbo | " in cards[1]
+    for path in (tmp_path / "out").iterdir():
+        if path.name != "card.md":
+            assert f"| {hashlib.sha256(path.read_bytes()).hexdigest()} |" in cards[1]
+    before = export(checkpoints.checkpoint_paths(run)[1], "safetensors", tmp_path / "before", announce=_silent)
+    assert "None are recorded of this step." in (before / "card.md").read_text()
+
+
+def test_the_command_of_a_card_is_ours_alone(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    run = runs("vae")
+    file = run / "environment.json"
+    environment = json.loads(file.read_text())
+    for program, shown in (("/home/one/gen_dist/launch/train.py", True), ("/ray/default_worker.py", False)):
+        file.write_text(json.dumps(environment | {"command": [program, "vae-mnist", "--data", "folder:a|b"]}))
+        card = (export(run, "safetensors", tmp_path / "out", announce=_silent) / "card.md").read_text()
+        assert (r"`python launch/train.py vae-mnist --data 'folder:a\|b'`" in card) == shown
+        assert "/home/one" not in card and "default_worker" not in card
+
+
+def test_the_same_command_again_replaces_an_export_and_nothing_else(
+    runs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run, out = runs("vae"), tmp_path / "deep/out"
+    export(run, "safetensors", out, ["decoder", "encoder"], _silent)
+    assert {file.name for file in out.iterdir()} == {
+        *("decoder.safetensors", "encoder.safetensors"),
+        *("card.md", "config.json"),
+    }
+    export(run, "safetensors", out, ["decoder"], _silent)
+    assert {file.name for file in out.iterdir()} == {"decoder.safetensors", "card.md", "config.json"}
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    kept = out / "notes.txt"
+    kept.write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds notes\.txt"):
+        export(run, "safetensors", out, announce=_silent)
+    assert kept.read_text() == "mine"
+
+
+def test_an_export_stands_by_default_in_the_directory_of_its_run(runs: Callable[[str], Path]) -> None:
+    run = runs("vae")
+    assert export(run, "safetensors", announce=_silent) == run / "export-safetensors"
+    assert export(checkpoints.checkpoint_paths(run)[0], "safetensors", announce=_silent) == run / "export-safetensors"
+
+
+def _error_of(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setattr(sys, "argv", ["gen-dist", "export", *words])
+    with pytest.raises(SystemExit) as stop:
+        commands.main()
+    printed = capsys.readouterr()
+    assert stop.value.code == 2
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1, printed.err
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    ("words", "mentioned"),
+    [
+        (["none", "--format", "onnx"], "none is no run"),
+        (["{run}", "--format", "pickle"], "--format"),
+        (["{run}"], "--format"),
+        (["{run}", "--format", "safetensors", "--parts", "encoder"], "has no encoder"),
+        (["{run}", "--format", "safetensors", "--out", "/proc/none"], "/proc/none cannot be written"),
+        (["{run}", "--format", "safetensors", "--out", "{run}"], "which is no export"),
+        (["{run}", "--format", "safetensors", "--out", "{run}/config.json"], "cannot be written: Not a directory"),
+    ],
+)
+def test_bad_exports_give_one_line_and_exit_code_2(
+    words: list[str],
+    mentioned: str,
+    runs: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = runs("gan")
+    before = sorted(run.iterdir())
+    capsys.readouterr()  # of the training
+    assert mentioned in _error_of([word.format(run=run) for word in words], monkeypatch, capsys)
+    assert sorted(run.iterdir()) == before
+
+
+def test_a_run_without_a_checkpoint_is_told_so(
+    runs: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "config.json").write_bytes((runs("gan") / "config.json").read_bytes())
+    capsys.readouterr()  # of the training
+    assert "has no checkpoint yet" in _error_of([str(tmp_path), "--format", "onnx"], monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+    package: str,
+    runs: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = runs("gan")
+    capsys.readouterr()  # of the training
+    monkeypatch.setitem(sys.modules, package, None)
+    error = _error_of([str(run), "--format", "onnx"], monkeypatch, capsys)
+    assert f"needs the package {package};" in error
+    assert "`export`" in error

@@ -1,0 +1,228 @@
+"""Using a trained model: load, sample, encode, decode, and the commands on top of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import gen_dist
+from gen_dist.errors import CheckpointError, UserError
+from gen_dist.inference.model import GenerativeModel
+from gen_dist.pictures.grids import save_grid
+from gen_dist.presets import PRESETS
+from gen_dist.records.checkpoint import checkpoint_paths
+from gen_dist.records.tracker import read_metrics
+from gen_dist.training.run import train
+from gen_dist.training.trainer import Trainer
+from tests.conftest import REPOSITORY
+from tests.support.runs import ADVERSARIAL, OBJECTIVES, each_of, make_trainer, run_steps, small_config
+
+SHAPE = (1, 28, 28)
+WITHOUT_ENCODER = [name for name in ADVERSARIAL if name != "vae-gan"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Takes a finished run of each objective, made when it is asked for, in directories numbered as in OBJECTIVES."""
+    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
+    return tmp_path_factory.mktemp("runs")
+
+
+def _run_of(runs: Path, objective: str) -> Path:
+    path = runs / str(list(OBJECTIVES).index(objective))
+    if not path.exists():
+        config = small_config(objective, steps=12, checkpoint_every=5, sample_every=6, run_dir=str(path))
+        train(config, say=lambda _line: None)
+    return path
+
+
+@each_of(OBJECTIVES)
+def test_every_objective_makes_the_pictures_that_it_can(objective: str, runs: Path) -> None:
+    path = _run_of(runs, objective)
+    generates = not objective.startswith("autoencoder")
+    encodes = objective not in WITHOUT_ENCODER
+    assert (path / "samples").exists() == (path / "interpolations.png").exists() == generates
+    assert (path / "reconstructions").exists() == (path / "latent_manifold.png").exists() == encodes
+    assert (path / "scores.png").exists() == (objective in ADVERSARIAL)
+    pictures = [*path.glob("*.png"), *path.glob("*/*.png")]
+    assert path / "curves.png" in pictures
+    for file in pictures:
+        with Image.open(file) as picture:
+            assert np.asarray(picture.convert("L")).std() > 2
+
+
+def _trained_and_loaded(objective: str, runs: Path) -> tuple[Trainer, GenerativeModel]:
+    trainer = make_trainer(small_config(objective, steps=12))
+    run_steps(trainer, 0, 12)
+    return trainer, gen_dist.load(_run_of(runs, objective))
+
+
+@each_of(ADVERSARIAL)
+def test_a_loaded_generator_is_the_trained_one(objective: str, runs: Path) -> None:
+    trainer, model = _trained_and_loaded(objective, runs)
+    latents = model.prior_latents(25)
+    labels = torch.arange(25) % 10 if model.conditional else None
+    with torch.no_grad():
+        assert torch.equal(model.decode(latents, labels), trainer.best_objective.decode(latents, labels))
+    assert model.conditional == ("conditional" in objective or "projection" in objective)
+    assert torch.equal(model.sample(25), model.images(latents, labels))  # all classes in turn unless told otherwise
+    assert model.images(latents).shape == (25, *SHAPE)
+
+
+@each_of([name for name in OBJECTIVES if name not in WITHOUT_ENCODER])
+def test_a_loaded_model_is_the_trained_one(objective: str, runs: Path) -> None:
+    trainer, model = _trained_and_loaded(objective, runs)
+    images = torch.from_numpy(trainer.dataset.test.images[:7])
+    mean, logvar = model.encode(images)
+    expected_mean, _ = trainer.best_objective.encode(images)
+    assert torch.equal(mean, expected_mean)
+    assert mean.shape == (7, 5)
+    assert (logvar is None) == objective.startswith("autoencoder")
+    decoded = model.decode(mean)
+    assert decoded.shape == (7, *SHAPE)
+    assert decoded.dtype == torch.float32
+    assert model.reconstruct(images).dtype == torch.uint8
+    assert not model.objective.training
+
+
+def test_averaged_weights_are_the_ones_that_are_loaded(runs: Path) -> None:
+    trainer = make_trainer(small_config("vae", steps=12))
+    run_steps(trainer, 0, 12)
+    loaded = gen_dist.load(_run_of(runs, "vae")).objective.networks.state_dict()
+    name = "decoder.layers.0.weight"
+    assert trainer.averaged is not None
+    assert torch.equal(loaded[name], trainer.averaged.networks.state_dict()[name])
+    assert not torch.equal(loaded[name], trainer.objective.networks.state_dict()[name])
+
+
+def test_samples_are_a_function_of_the_seed_and_of_nothing_else(runs: Path) -> None:
+    model = gen_dist.load(_run_of(runs, "vae"))
+    first = model.sample(20)
+    torch.manual_seed(5)
+    assert torch.equal(gen_dist.load(_run_of(runs, "vae")).sample(20), first)
+    assert torch.equal(model.sample(5), first[:5])
+    assert not torch.equal(model.sample(20, seed=1), first)
+    assert first.shape == (20, *SHAPE)
+    assert first.dtype == torch.uint8
+    assert len({image.numpy().tobytes() for image in first}) == 20
+
+
+def test_a_checkpoint_directory_loads_as_well_as_its_run(runs: Path) -> None:
+    path = _run_of(runs, "vae")
+    newest, before = checkpoint_paths(path)
+    assert torch.equal(gen_dist.load(newest).sample(3), gen_dist.load(path).sample(3))
+    assert not torch.equal(gen_dist.load(before).sample(3), gen_dist.load(path).sample(3))
+
+
+def test_an_autoencoder_says_why_it_cannot_sample(runs: Path) -> None:
+    with pytest.raises(UserError, match="cannot generate: it has no prior"):
+        gen_dist.load(_run_of(runs, "autoencoder")).sample(3)
+
+
+def test_wrong_inputs_are_told_what_is_right(runs: Path) -> None:
+    model = gen_dist.load(_run_of(runs, "vae"))
+    with pytest.raises(UserError, match=r"takes uint8 \[N, 1, 28, 28\]"):
+        model.encode(torch.zeros(2, 1, 28, 28))
+    with pytest.raises(UserError, match=r"takes uint8 \[N, 1, 28, 28\]"):
+        model.encode(torch.zeros(2, 3, 28, 28, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"takes \[N, 5\]"):
+        model.decode(torch.zeros(2, 6))
+    with pytest.raises(UserError, match="count 0"):
+        model.sample(0)
+    with pytest.raises(UserError, match="knows no classes"):
+        model.sample(2, labels=torch.tensor([0, 1]))
+    conditional = gen_dist.load(_run_of(runs, "conditional gan"))
+    with pytest.raises(UserError, match="labels are 0 to 10; the model's are 0 to 9"):
+        conditional.sample(2, labels=torch.tensor([0, 10]))
+    with pytest.raises(UserError, match=r"2 latents take int64 \[2\]"):
+        conditional.sample(2, labels=torch.tensor([0.0, 1.0]))
+    with pytest.raises(UserError, match="has no encoder"):
+        conditional.encode(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no run or checkpoint directory"):
+        gen_dist.load(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        gen_dist.load(tmp_path)
+
+
+def _gen_dist(*words: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gen_dist.commands", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=cwd, env=environment)
+
+
+def test_the_sample_command_writes_a_grid(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    done = _gen_dist("sample", _run_of(runs, "vae"), "--count", 12, "--columns", 4, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(out)
+    with Image.open(out) as picture:
+        assert picture.width > picture.height
+
+
+def test_the_sample_command_shows_the_classes_that_it_is_asked_for(runs: Path, tmp_path: Path) -> None:
+    path, out = _run_of(runs, "conditional gan"), tmp_path / "grid.png"
+    done = _gen_dist("sample", path, "--count", 7, "--labels", 3, 1, "--columns", 2, "--out", out)
+    assert done.returncode == 0, done.stderr
+    expected = gen_dist.load(path).sample(7, torch.tensor([3, 1, 3, 1, 3, 1, 3]))
+    save_grid(tmp_path / "expected.png", expected.numpy(), columns=2)
+    assert out.read_bytes() == (tmp_path / "expected.png").read_bytes()
+
+
+@pytest.mark.parametrize("step", [1, 3, 11])
+def test_replay_prints_the_losses_of_the_run(step: int, runs: Path) -> None:
+    path = _run_of(runs, "iwae")
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    done = _gen_dist("replay", path, "--step", step)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    record = next(record for record in read_metrics(path / "metrics.jsonl") if record["step"] == step)
+    assert float(words[words.index("loss") + 1]) == pytest.approx(record["train/loss"], abs=1e-6)
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "mentioned"),
+    [
+        (["sample", "none"], "none is no run"),
+        (["sample", "{run}", "--count", "0"], "count 0"),
+        (["sample", "{run}", "--count", "x"], "--count"),
+        (["sample", "{run}", "--seed", "-1"], "seed -1"),
+        (["sample", "{run}", "--labels", "3"], "knows no classes"),
+        (["sample", "{run}", "--seed", str(2**63)], f"seed {2**63}"),
+        (["sample", "{run}", "--out", "/proc/none.png"], "cannot be written"),
+        (["sample", "{run}", "--device", "cuda"], "no GPU"),
+        (["replay", "{run}", "--step", "99"], "1 to 12"),
+        (["replay", "none", "--step", "1"], "no config.json"),
+        (["replay", "{run}"], "--step"),
+        (["simple"], "simple"),
+    ],
+)
+def test_bad_commands_give_one_line_and_exit_code_2(words: list[str], mentioned: str, runs: Path) -> None:
+    done = _gen_dist(*(word.format(run=_run_of(runs, "vae")) for word in words))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert mentioned in done.stderr
+
+
+def test_presets_are_listed() -> None:
+    done = _gen_dist("presets")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(PRESETS)
+
+
+def test_latents_are_the_callers_to_write_to(runs: Path) -> None:
+    model = gen_dist.load(_run_of(runs, "vae"))
+    expected = model.prior_latents(8)
+    model.prior_latents(8).fill_(3.0)
+    assert torch.equal(model.prior_latents(8), expected)

@@ -1,0 +1,297 @@
+"""Compiles Triton kernels ahead of time, for GPUs that are not there, in a process of its own.
+
+Triton decides when it is imported whether kernels are compiled or interpreted, and tests do both; so a child process
+without TRITON_INTERPRET compiles. It forks for each request: the kernels' modules are imported anew, from the
+repository or from a directory of changed copies. Nothing is compiled twice in one session of tests.
+"""
+
+import atexit
+import base64
+import functools
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+"""Back end, architecture and threads of a warp, as Triton names them."""
+
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.uint8: "*u8",
+    torch.int64: "*i64",
+}
+
+
+class Launch(Protocol):
+    """What `kernels.triton_noise.Launch` says of a launch."""
+
+    @property
+    def kernel(self) -> Any: ...
+    @property
+    def grid(self) -> tuple[int, int]: ...
+    @property
+    def integers(self) -> dict[str, int]: ...
+    @property
+    def constants(self) -> dict[str, int | float | bool]: ...
+    @property
+    def num_warps(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a kernel.
+
+    Attributes:
+        assembly: PTX, or AMD's assembly.
+        binary: the cubin; empty for AMD.
+        shared_bytes: shared memory of a program.
+        runtime: names of the arguments that the compiled kernel takes, in order.
+    """
+
+    assembly: str
+    binary: bytes
+    shared_bytes: int
+    runtime: tuple[str, ...]
+
+
+def compile_launch(
+    launch: Launch, pointers: Mapping[str, Tensor | None], target: str, directory: Path = REPOSITORY
+) -> Compiled:
+    """Compile the kernel of a launch as the launch itself would.
+
+    Args:
+        launch: kernel, constants, warps and integers.
+        pointers: tensors by argument name, whose dtype and alignment the code depends on; None where there is none.
+        target: a name of TARGETS.
+        directory: where the package `kernels` stands.
+
+    Raises:
+        RuntimeError: with the compiler's own words.
+    """
+    function = launch.kernel.fn
+    signature = {name: "constexpr" for name in launch.constants} | {
+        name: "i32" if -(2**31) <= value < 2**31 else "i64" for name, value in launch.integers.items()
+    }
+    constants: dict[str, Any] = dict(launch.constants)
+    aligned = []
+    for name, tensor in pointers.items():
+        signature[name] = "constexpr" if tensor is None else POINTERS[tensor.dtype]
+        if tensor is None:
+            constants[name] = None
+        elif tensor.data_ptr() % 16 == 0:
+            aligned.append(name)
+    request = {
+        "directory": str(directory),
+        "module": function.__module__,
+        "function": function.__name__,
+        "signature": signature,
+        "constants": constants,
+        "aligned": sorted(aligned),
+        "num_warps": launch.num_warps,
+        "target": TARGETS[target],
+    }
+    return _compiled(json.dumps(request, sort_keys=True))
+
+
+@functools.cache
+def _compiled(request: str) -> Compiled:
+    answer = _compiler().ask(request)
+    if "error" in answer:
+        raise RuntimeError(answer["error"])
+    answer["binary"] = base64.b64decode(answer["binary"])
+    answer["runtime"] = tuple(answer["runtime"])
+    return Compiled(**answer)
+
+
+class _Compiler:
+    """The child process, and the directory that Triton's own cache has while the tests run."""
+
+    def __init__(self) -> None:
+        self.cache = tempfile.mkdtemp(prefix="compiled-kernels-")
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.kernels.kernel_compiler"],
+            cwd=REPOSITORY,
+            env=environment | {"TRITON_CACHE_DIR": self.cache},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, request: str) -> dict[str, Any]:
+        """One request, one line; its answer, one line."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(request + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the compiling process ended with {self.process.wait()}")
+        result: dict[str, Any] = json.loads(answer)
+        return result
+
+    def close(self) -> None:
+        """End the child and remove what it left."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        shutil.rmtree(self.cache, ignore_errors=True)
+
+
+@functools.cache
+def _compiler() -> _Compiler:
+    compiler = _Compiler()
+    atexit.register(compiler.close)
+    return compiler
+
+
+def main() -> None:
+    """The child: requests from standard input, answers to standard output."""
+    import triton.compiler  # noqa: F401  once, before the forks
+
+    for request in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            _answer(json.loads(request))
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status != 0:
+            print(json.dumps({"error": f"the compiler ended with status {status}"}), flush=True)
+
+
+def _answer(request: dict[str, Any]) -> None:
+    try:
+        answer = _compile(request)
+    except Exception:
+        answer = {"error": traceback.format_exc()}
+    print(json.dumps(answer), flush=True)
+
+
+def _compile(request: dict[str, Any]) -> dict[str, Any]:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    sys.path.insert(0, request["directory"])
+    kernel = getattr(importlib.import_module(request["module"]), request["function"])
+    names = kernel.arg_names
+    compiled = triton.compile(
+        ASTSource(
+            fn=kernel,
+            signature={name: request["signature"][name] for name in names},
+            constexprs=request["constants"],
+            attrs={(names.index(name),): [["tt.divisibility", 16]] for name in request["aligned"]},
+        ),
+        target=GPUTarget(*request["target"]),
+        options={"num_warps": request["num_warps"]},
+    )
+    return {
+        "assembly": compiled.asm["ptx" if request["target"][0] == "cuda" else "amdgcn"],
+        "binary": base64.b64encode(compiled.asm.get("cubin", b"")).decode(),
+        "shared_bytes": compiled.metadata.shared,
+        "runtime": [name for name in names if request["signature"][name] != "constexpr"],
+    }
+
+
+# ------------------------------------------------------------------------------------------------------ machine code
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a compiled kernel takes of a GPU.
+
+    Attributes:
+        registers: of a thread.
+        stack: bytes of a thread, local memory and spilled registers among them.
+        operations: how often each instruction stands in the machine code, modifiers included; empty where there is
+            nothing to disassemble it with.
+    """
+
+    registers: int
+    stack: int
+    operations: Counter[str]
+
+    def count(self, *names: str) -> int:
+        """Instructions whose opcode, without its modifiers, is one of these."""
+        return sum(count for opcode, count in self.operations.items() if opcode.split(".")[0] in names)
+
+
+_SASS = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
+
+
+def cuda_usage(compiled: Compiled) -> Usage:
+    """By cuobjdump where Triton brought it, else by ptxas, which tells of registers and memory alone."""
+    from triton import knobs
+
+    try:
+        cuobjdump = knobs.nvidia.cuobjdump.path
+    except RuntimeError:
+        return ptxas_usage(compiled)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.binary)
+        cubin.flush()
+        resources, sass = (_output(cuobjdump, what, cubin.name) for what in ("-res-usage", "-sass"))
+    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", resources)
+    assert usage is not None
+    registers, stack, local = map(int, usage.groups())
+    return Usage(registers, stack + local, Counter(name for name in _SASS.findall(sass) if not name.startswith("NOP")))
+
+
+def ptxas_usage(compiled: Compiled) -> Usage:
+    """By the assembler's own words on the kernel's PTX."""
+    from triton import knobs
+
+    architecture = re.search(r"\.target (sm_(\d+)\w*)", compiled.assembly)
+    assert architecture is not None
+    ptxas = knobs.nvidia.ptxas_blackwell if int(architecture[2]) >= 100 else knobs.nvidia.ptxas
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as ptx:
+        ptx.write(compiled.assembly)
+        ptx.flush()
+        words = _output(ptxas.path, "-v", f"-arch={architecture[1]}", "-o", os.devnull, ptx.name)
+    registers = re.search(r"Used (\d+) registers", words)
+    assert registers is not None
+    # The stack frame has the spilled registers in it; their stores and loads are named beside it.
+    return Usage(int(registers[1]), sum(map(int, re.findall(r"(\d+) bytes (?:stack|spill)", words))), Counter())
+
+
+def _output(*command: str) -> str:
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    return finished.stdout + finished.stderr
+
+
+def amd_usage(compiled: Compiled) -> Usage:
+    """By the notes and instructions of AMD's assembly."""
+
+    def note(name: str) -> int:
+        return int(re.findall(rf"\.{name}:\s+(\d+)", compiled.assembly)[-1])
+
+    spilled = note("vgpr_spill_count") + note("sgpr_spill_count")
+    operations = Counter(
+        re.findall(r"^\s+([vs]_\w+|(?:global|buffer|flat|scratch|ds)_\w+)", compiled.assembly, re.MULTILINE)
+    )
+    return Usage(note("vgpr_count"), note("private_segment_fixed_size") + 4 * spilled, operations)
+
+
+if __name__ == "__main__":
+    main()

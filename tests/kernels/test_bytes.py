@@ -1,0 +1,109 @@
+"""The memory traffic of the compiled kernels, counted access by access while they run: every element moves once.
+
+A byte that is loaded twice may come from a cache the second time; these kernels do not count on it.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is made for Linux alone")
+
+from tests.kernels.compiled_kernels import (
+    QUICK_CASES,
+    Call,
+    Case,
+    Inputs,
+    Run,
+    backward_call,
+    forward_call,
+    normal_call,
+)
+
+TENSORS = (
+    "parameters_ptr",
+    "prior_ptr",
+    "latents_gradient_ptr",
+    "latents_ptr",
+    "parameters_gradient_ptr",
+    "prior_gradient_ptr",
+)
+"""Those whose size is that of the latents times what is counted here. The others are [B] or [2]."""
+
+
+@dataclass
+class Traffic:
+    """Elements loaded and stored for each latent of one sample, in tensors of the size of the latents."""
+
+    loaded: float
+    stored: float
+
+
+def traffic(call: Call, case: Case, target: str = "sm_90") -> tuple[Traffic, Run]:
+    """Run a call; every byte of what it reads has to be loaded once, of what it writes stored once."""
+    run = call.run(target)
+    total: Counter[str] = Counter()
+    for name in run.sizes:
+        if name not in TENSORS:
+            continue
+        kind, other = ("load", "store") if name in call.inputs else ("store", "load")
+        counts = run.counts(name, kind)
+        assert (counts == 1).all(), f"{name}: {kind}s of a byte between {counts.min()} and {counts.max()}"
+        assert not run.counts(name, other).any()
+        total[kind] += counts.sum()
+    latents = case.shape[0] * case.latents * case.dtype.itemsize
+    return Traffic(total["load"] / latents, total["store"] / latents), run
+
+
+@pytest.mark.parametrize("case", QUICK_CASES, ids=str)
+def test_forward_reads_each_parameter_once_and_writes_each_latent_once(case: Case) -> None:
+    moved, run = traffic(forward_call(Inputs.of(case), "sm_90"), case)
+    assert moved == Traffic(loaded=2.0 + 2.0 * case.prior, stored=1.0 * case.samples)
+    assert (run.counts("kl_ptr", "store") == 1).all()
+
+
+@pytest.mark.parametrize("case", QUICK_CASES, ids=str)
+def test_backward_reads_parameters_and_gradient_once_and_writes_one_gradient(case: Case) -> None:
+    moved, run = traffic(backward_call(Inputs.of(case), "sm_90"), case)
+    assert moved == Traffic(loaded=2.0 + case.samples + 2.0 * case.prior, stored=2.0 + 2.0 * case.prior)
+    # A row's gradient of the divergence is read by each program, and by each warp of it, at most once.
+    programs, warps = run_programs(case)
+    assert run.counts("kl_gradient_ptr", "load").max() <= 32 * warps * programs
+
+
+def run_programs(case: Case) -> tuple[int, int]:
+    """Programs a row, and warps a program, of the backward kernel."""
+    launch = backward_call(Inputs.of(case), "sm_90").launch
+    return launch.grid[1], launch.num_warps
+
+
+@pytest.mark.parametrize(("rows", "width"), [(3, 7), (2, 1030)])
+def test_normal_writes_each_draw_once_and_reads_nothing_but_its_key(rows: int, width: int) -> None:
+    run = normal_call(torch.tensor([1, 2]), 3, 4, rows, width, "sm_90").run("sm_90")
+    assert (run.counts("normals_ptr", "store") == 1).all()
+    assert run.trace.accesses.keys() == {run.compiled.runtime.index(name) for name in ("normals_ptr", "rng_ptr")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_every_access_is_of_16_bytes_where_tensors_and_rows_are_aligned(
+    dtype: torch.dtype, channels_last: bool
+) -> None:
+    case = Case((2, 2 * 16, 4, 8) if channels_last else (2, 2 * 512), dtype, channels_last)
+    for call in (forward_call(Inputs.of(case), "sm_90"), backward_call(Inputs.of(case), "sm_90")):
+        run = call.run("sm_90")
+        for name in run.sizes:
+            if name in TENSORS:
+                assert run.widths(name, "load") | run.widths(name, "store") == {16}, name
+
+
+def test_all_bytes_of_a_large_call_are_counted() -> None:
+    # 130 rows in several chunks of programs: as many bytes as the tensors have.
+    case = Case((130, 2 * 1024))
+    call = forward_call(Inputs.of(case), "sm_90")
+    moved, run = traffic(call, case)
+    assert moved == Traffic(2.0, 1.0)
+    assert np.sum(run.counts("parameters_ptr", "load")) == 130 * 2 * 1024 * 4

@@ -1,0 +1,132 @@
+"""Started by test_ranks.py in several processes: trains objectives and writes what the main process saw."""
+
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from safetensors.torch import save_file
+
+from gen_dist.config import MlpConfig, TrainConfig
+from gen_dist.data import Split
+from gen_dist.parallel.collectives import sum_over_processes
+from gen_dist.parallel.processes import Processes, end_process
+from gen_dist.training.trainer import Trainer
+from tests.support.runs import WITH_BATCH_STATISTICS, all_tensors, make_trainer, run_steps, small_config
+from tests.support.two_players import STEPS, state_norms, two_players, watched_buckets, watched_collectives
+
+LARGE_LAYER = small_config("vae", network=MlpConfig(hidden_sizes=(400,)), steps=3)
+"""Its layers of 784 x 400 are larger than the first bucket of DistributedDataParallel by default, 1 MiB."""
+LOCAL_STATISTICS = "averaged weights of local statistics.safetensors"
+UNEVEN = (61, 2, 1)
+"""Sizes of splits: odd, one image a rank of two, and none for one of them."""
+
+
+def evaluations_of_uneven_splits(trainer: Trainer) -> list[dict[str, float]]:
+    """Metrics of the first images of the train split, in batches that leave a rest, by the sizes in UNEVEN."""
+    split = trainer.dataset.train
+    return [trainer.evaluate(Split("some", split.images[:n], split.labels[:n]), decoded_per_batch=16) for n in UNEVEN]
+
+
+def config_of_ranks(objective: str) -> TrainConfig:
+    """A config whose run does not depend on the number of ranks."""
+    return small_config(objective, sync_batch_norm=objective in WITH_BATCH_STATISTICS)
+
+
+def _spread(tensors: list[torch.Tensor], processes: Processes) -> float:
+    """Variance over the ranks of the sum of all numbers."""
+    checksum = torch.stack([tensor.detach().double().sum() for tensor in tensors]).sum()
+    mean = sum_over_processes(checksum.clone()) / processes.world_size
+    return float(sum_over_processes((checksum - mean) ** 2) / processes.world_size)
+
+
+def parameter_spread(trainer: Trainer) -> float:
+    """Of the weights, which ranks of one host have in common, and of their average, of which each has its own."""
+    return _spread([*trainer.objective.parameters(), *trainer.best_objective.parameters()], trainer.processes)
+
+
+def _reduced_by_steps(config: TrainConfig) -> tuple[Trainer, list[dict[str, Any]], dict[str, list[int]]]:
+    """A trainer after all its steps, their logs, and what they reduced."""
+    with watched_collectives() as reduced:
+        trainer = make_trainer(config)
+        reduced["other"].clear()  # what is agreed on when it is made
+        logs = [trainer.run_step(step) for step in range(config.steps)]
+        in_steps = {name: list(sizes) for name, sizes in reduced.items()}
+    return trainer, trainer.average_logs(logs), in_steps
+
+
+def _evaluated_with_local_statistics(path: Path) -> dict[str, Any]:
+    """Before and after an evaluation: how far batch statistics of the ranks are apart, and the main process's state."""
+    trainer = make_trainer(small_config("vae-gan"))
+    run_steps(trainer, 0, 4)
+    buffers = list(trainer.best_objective.buffers())
+    before = _spread(buffers, trainer.processes)
+    averaged = trainer.tensors()["averaged"]
+    if trainer.processes.is_main:
+        save_file(averaged, path)
+    tested = trainer.evaluate(trainer.dataset.test)
+    return {"before": before, "test": tested, "after": _spread(buffers, trainer.processes)}
+
+
+def _without_shared_memory() -> dict[str, Any]:
+    """Whether memory can be shared here, and how far a run whose weights are in it is from one through gloo."""
+    runs, shared = [], True
+    for in_common in (False, True):
+        with nullcontext() if in_common else mock.patch("gen_dist.parallel.gradients.share_weights", lambda _: None):
+            trainer = make_trainer(small_config("vae"))
+        run_steps(trainer, 0, 10)
+        runs.append(all_tensors(trainer))
+        shared = all(turn._common is not None for turn in trainer._turns.values())
+    apart = {name: float((tensor - runs[1][name]).abs().max()) for name, tensor in runs[0].items()}
+    return {"shared": shared, "names": list(runs[0]) == list(runs[1]), "apart": max(apart.values())}
+
+
+def main() -> None:
+    results: dict[str, object] = {}
+    out, names = Path(sys.argv[1]), sys.argv[2:]
+    for name in names:
+        trainer, logs, reduced = _reduced_by_steps(config_of_ranks(name))
+        results[name] = {
+            "logs": logs,
+            "reduced": reduced,
+            "test": trainer.evaluate(trainer.dataset.test),
+            "uneven": evaluations_of_uneven_splits(trainer),
+            "parameter_spread": parameter_spread(trainer),
+        }
+        trainer.close()
+    results["reduced by large layers"] = _reduced_by_steps(LARGE_LAYER)[2]
+    with watched_buckets() as buckets:
+        large, players = make_trainer(LARGE_LAYER), two_players(accumulation=2)
+        run_steps(large, 0, LARGE_LAYER.steps)
+        run_steps(players, 0, STEPS)
+        results["buckets"] = {name: list(sizes) for name, sizes in buckets.items()}
+        results["parameter spread through gloo"] = parameter_spread(players)
+    results["without shared memory"] = _without_shared_memory()
+    results["local statistics"] = _evaluated_with_local_statistics(out.parent / LOCAL_STATISTICS)
+    with watched_collectives() as reduced:
+        players = two_players(accumulation=2)
+        reduced["other"].clear()
+        steps = [players.run_step(step) for step in range(STEPS)]
+        reduced_in_steps = {name: list(sizes) for name, sizes in reduced.items()}
+    results["two players"] = {
+        "logs": players.average_logs(steps),
+        "state": state_norms(players),
+        "parameter_spread": parameter_spread(players),
+        "reduced": reduced_in_steps,
+    }
+    compiled = two_players(accumulation=2, compile=True)
+    steps = [compiled.run_step(step) for step in range(STEPS)]
+    results["compiled players"] = {"logs": compiled.average_logs(steps), "state": state_norms(compiled)}
+    processes = players.processes
+    if processes.is_main:
+        results["world_size"] = processes.world_size
+        results["threads"] = torch.get_num_threads()
+        out.write_text(json.dumps(results))
+    end_process(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Two real processes over gloo, launched as a user launches them, against one."""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import PIPE, STDOUT
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from torch import nn
+
+from gen_dist.records.checkpoint import checkpoint_paths, load
+from gen_dist.records.tracker import read_metrics
+from tests.conftest import REPOSITORY
+from tests.parallel.rank_worker import LARGE_LAYER, LOCAL_STATISTICS, config_of_ranks, evaluations_of_uneven_splits
+from tests.support.runs import (
+    COSTLY,
+    OBJECTIVES,
+    close_losses,
+    each_of,
+    losses_of,
+    make_trainer,
+    small_config,
+    write_config,
+)
+from tests.support.two_players import GENERATOR_EVERY, STEPS, all_logs, state_norms, two_players
+
+ONE = [sys.executable]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+LAUNCHED_ONE = [*LAUNCH, str(REPOSITORY / "launch/configs/one_process.yaml")]
+TWO = [*LAUNCH, str(REPOSITORY / "launch/configs/cpu_2_processes.yaml")]
+
+
+def _run(*command: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two processes saw: objectives by name, and some more."""
+    return _results(tmp_path_factory, [name for name in OBJECTIVES if name not in COSTLY])
+
+
+@pytest.fixture(scope="module")
+def costly_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return _results(tmp_path_factory, sorted(COSTLY))
+
+
+@pytest.fixture
+def ranks_of(request: pytest.FixtureRequest, objective: str) -> Any:
+    """What two processes saw of one objective."""
+    return request.getfixturevalue("costly_two_ranks" if objective in COSTLY else "two_ranks")[objective]
+
+
+def _results(tmp_path_factory: pytest.TempPathFactory, objectives: list[str]) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("ranks") / "results.json"
+    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
+    _run(*TWO, REPOSITORY / "tests/parallel/rank_worker.py", out, *objectives)
+    return {"directory": out.parent, **json.loads(out.read_text())}
+
+
+def test_the_config_file_really_joins_two_processes(two_ranks: dict[str, Any]) -> None:
+    assert two_ranks["world_size"] == 2
+
+
+@each_of(OBJECTIVES)
+def test_two_ranks_equal_one_rank(ranks_of: dict[str, Any], objective: str) -> None:
+    config = config_of_ranks(objective)
+    trainer = make_trainer(config)
+    result = ranks_of
+    logs = trainer.average_logs([trainer.run_step(step) for step in range(config.steps)])
+    assert len(logs) == len(result["logs"]) == 50
+    assert losses_of(result["logs"]) == close_losses(losses_of(logs))
+    for name, values in _numbers(logs).items():
+        if not name.endswith("loss"):
+            # Gradients jump where rounding puts one unit of one image on the other side of its activation's kink.
+            tolerance = 1e-3 if name.endswith("gradient_norm") else 1e-5
+            usual_size = statistics.median(map(abs, values))
+            found = _numbers(result["logs"])[name]
+            assert found == pytest.approx(values, rel=tolerance, abs=tolerance * usual_size), name
+    assert result["test"] == pytest.approx(trainer.evaluate(trainer.dataset.test), rel=1e-5, abs=1e-8)
+    assert abs(result["parameter_spread"]) < 1e-9
+    for two, one in zip(result["uneven"], evaluations_of_uneven_splits(trainer), strict=True):
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(580)
+@pytest.mark.parametrize("processes", [4, 5], ids=["four", "five, of unlike shares"])
+def test_more_ranks_equal_one_rank(processes: int, tmp_path: Path) -> None:
+    objectives = list(OBJECTIVES) if processes == 4 else ["vae", "dcgan", "conditional dcgan", "wgan-gp, lazy", "r3gan"]
+    launch = [*LAUNCH, REPOSITORY / "launch/configs/cpu_4_processes.yaml", "--num_processes", processes]
+    _run(*launch, REPOSITORY / "tests/parallel/rank_worker.py", tmp_path / "results.json", *objectives, timeout=500)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["world_size"] == processes
+    for objective in objectives:
+        trainer = make_trainer(config_of_ranks(objective))
+        logs = trainer.average_logs([trainer.run_step(step) for step in range(50)])
+        assert losses_of(found[objective]["logs"]) == close_losses(losses_of(logs)), objective
+        assert abs(found[objective]["parameter_spread"]) < 1e-9
+
+
+def _numbers(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """The values of each log in the order of steps, but for histograms."""
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, list))
+    return {name: [row[name] for row in rows if name in row] for name in names}
+
+
+@each_of(OBJECTIVES)
+def test_each_turn_reduces_the_gradients_of_what_it_trains_once_and_nothing_else(
+    ranks_of: dict[str, Any], objective: str
+) -> None:
+    """But for the statistics of synchronized batch normalization, which are no gradients of weights."""
+    trainer = make_trainer(config_of_ranks(objective))
+    networks = trainer.objective.networks
+    expected: dict[str, list[int]] = {"other": []}
+    for phase in trainer.objective.phases().values():
+        trained = [p for name in phase.trains for p in networks[name].parameters() if p.requires_grad]
+        expected[type(phase).__name__] = [sum(p.numel() for p in trained)] * -(-50 // phase.every)
+    assert ranks_of["reduced"] == expected
+
+
+def test_on_cpus_all_gradients_of_a_turn_go_at_once_however_large(two_ranks: dict[str, Any]) -> None:
+    networks = make_trainer(LARGE_LAYER).objective.networks
+    everything = sum(p.numel() for p in networks.parameters())
+    assert everything * 4 > 2 * 2**20
+    assert two_ranks["reduced by large layers"] == {"MaximizeElbo": [everything] * LARGE_LAYER.steps, "other": []}
+
+
+def test_where_no_weights_are_in_common_gradients_go_in_one_bucket_a_turn(two_ranks: dict[str, Any]) -> None:
+    """As between hosts: of what the phase trains, and of nothing else."""
+    sizes = {name: _count(network) for name, network in two_players().objective.networks.items()}
+    assert two_ranks["buckets"] == {
+        "MaximizeElbo": [_count(make_trainer(LARGE_LAYER).objective.networks)] * LARGE_LAYER.steps,
+        "DiscriminatorPhase": [sizes["discriminator"]] * STEPS,
+        "GeneratorPhase": [sizes["generator"]] * (STEPS // GENERATOR_EVERY),
+    }
+    assert abs(two_ranks["parameter spread through gloo"]) < 1e-9
+
+
+def _count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_a_run_on_weights_in_common_equals_one_whose_gradients_go_through_gloo(two_ranks: dict[str, Any]) -> None:
+    """But for the last numbers of each weight, which the optimizer's kernel rounds in another way than those before."""
+    found = two_ranks["without shared memory"]
+    assert found["shared"]
+    assert found["names"]
+    assert found["apart"] < 1e-6
+
+
+def test_evaluation_takes_the_main_process_batch_statistics_as_saving_does(two_ranks: dict[str, Any]) -> None:
+    result = two_ranks["local statistics"]
+    assert result["before"] > 1e-9
+    assert result["after"] == 0
+    one = make_trainer(small_config("vae-gan"))
+    assert one.averaged is not None
+    one.averaged.networks.load_state_dict(load_file(two_ranks["directory"] / LOCAL_STATISTICS))
+    assert result["test"] == pytest.approx(one.evaluate(one.dataset.test), rel=1e-6)
+
+
+def _assert_same_game(logs: list[dict[str, float]], others: list[dict[str, float]]) -> None:
+    assert len(logs) == STEPS
+    for row, other in zip(logs, others, strict=True):
+        assert row == pytest.approx(other, rel=1e-5)
+
+
+def test_two_phases_on_two_ranks_equal_one_rank(two_ranks: dict[str, Any]) -> None:
+    whole = two_players()
+    logs = all_logs(whole)
+    assert logs[1].keys() < logs[0].keys()
+    assert abs(logs[-2]["generator/loss"] - logs[0]["generator/loss"]) > 0.1
+    result = two_ranks["two players"]
+    _assert_same_game(result["logs"], logs)
+    assert result["state"] == pytest.approx(state_norms(whole), rel=1e-5)
+    assert abs(result["parameter_spread"]) < 1e-9
+
+
+def test_compiled_turns_of_two_processes_equal_eager_ones_of_one(two_ranks: dict[str, Any]) -> None:
+    alone, result = two_players(), two_ranks["compiled players"]
+    _assert_same_game(result["logs"], all_logs(alone))
+    assert result["state"] == pytest.approx(state_norms(alone), rel=1e-5)
+
+
+def test_turns_of_micro_batches_reduce_gradients_once_a_turn(two_ranks: dict[str, Any]) -> None:
+    networks = two_players().objective.networks
+    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+    assert two_ranks["two players"]["reduced"] == {
+        "DiscriminatorPhase": [sizes["discriminator"]] * STEPS,
+        "GeneratorPhase": [sizes["generator"]] * (STEPS // GENERATOR_EVERY),
+        "other": [],
+    }
+
+
+@pytest.mark.parametrize("changes", [{"accumulation": 2}, {"compile": True, "accumulation": 2}], ids=str)
+def test_two_phases_accumulated_or_compiled_equal_whole_eager_ones(changes: dict[str, Any]) -> None:
+    whole, changed = two_players(), two_players(**changes)
+    _assert_same_game(all_logs(changed), all_logs(whole))
+    assert state_norms(changed) == pytest.approx(state_norms(whole), rel=1e-5)
+    assert all(parameter.requires_grad for parameter in changed.objective.parameters())
+
+
+@pytest.mark.parametrize(("start", "resume"), [(TWO, ONE), (ONE, TWO)], ids=["two then one", "one then two"])
+def test_a_run_goes_on_with_another_number_of_ranks(start: list[str], resume: list[str], tmp_path: Path) -> None:
+    config = write_config(tmp_path / "config.json", small_config("vae", checkpoint_every=25))
+    train = (REPOSITORY / "launch/train.py", "--config", config, "--run-dir", tmp_path / "run")
+    _run(*start, *train)
+    before = read_metrics(tmp_path / "run/metrics.jsonl")
+    shutil.rmtree(tmp_path / "run/checkpoints/step_00000050")
+    done = _run(*resume, *train)
+    assert "resuming" in done.stderr
+    after = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [record["step"] for record in after] == list(range(1, 51))
+    for name in ("train/loss", "train/nll", "train/kl"):
+        assert [record[name] for record in after] == pytest.approx([record[name] for record in before], rel=1e-5)
+    assert after[:25] == before[:25]
+
+
+@pytest.mark.parametrize("launch", [LAUNCHED_ONE, TWO], ids=["one", "two"])
+def test_a_signal_to_the_launcher_saves_the_run_in_every_process(launch: list[str], tmp_path: Path) -> None:
+    """Accelerate's launcher of one process passes nothing on to its child; that of two does, to both at other steps."""
+    run = tmp_path / "run"
+    config = small_config("vae", steps=100_000, checkpoint_every=100_000, sample_every=100_000, evaluate_every=100_000)
+    words = [*launch, REPOSITORY / "launch/train.py", "--config", write_config(tmp_path / "config.json", config)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        [*map(str, words), "--run-dir", str(run)],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=PIPE,
+        stderr=STDOUT,
+        text=True,
+    )
+    _wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 2000)
+    process.terminate()
+    output = process.communicate(timeout=60)[0]
+    _wait_for(lambda: bool(checkpoint_paths(run)))
+    checkpoint, _ = load(checkpoint_paths(run)[0])
+    assert 10 < checkpoint.step < 100_000
+    assert checkpoint.step == read_metrics(run / "metrics.jsonl")[-1]["step"]
+    assert f"stopped at step {checkpoint.step}" in output
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,0 +1,429 @@
+"""Reports and comparisons of real runs: what stands in them, and how they behave in a browser."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from gen_dist.cli import run_subcommand
+from gen_dist.config import VaeConfig
+from gen_dist.errors import CheckpointError, ConfigError
+from gen_dist.evaluation.guide import base_name, metric_of
+from gen_dist.records.checkpoint import SUMS
+from gen_dist.reports import write_report
+from gen_dist.reports.comparison import comparison_of, markdown, read_runs, readable, scalars, table_lines
+from gen_dist.reports.comparison_picture import save_comparison
+from gen_dist.reports.run_record import read_run
+from gen_dist.training.run import train
+from gen_dist.training.step_times import measure_step_times
+from tests.support.browser import chromium, opening
+from tests.support.runs import small_config
+
+OF_SAMPLES = {"fid_10k": 20.0, "sharpness_10k": 0.08, "sharpness_data": 0.13, "path_length_10k": 1.3}
+OF_VAE = {**OF_SAMPLES, "negative_elbo": 111.0, "nll_k500": 98.0, "reconstruction_error": 86.0}
+OF_GAN = {**OF_SAMPLES, "fid_10k": 12.0, "sharpness_10k": 0.14, "path_length_10k": 2.6}
+NOT_OF_GAN = {
+    "negative_elbo": "a GAN gives no likelihood",
+    "nll_k30": "a GAN gives no likelihood",
+    "reconstruction_error": "a GAN has no encoder",
+}
+
+
+def _quiet(_line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Real runs on the embedded digits: two VAEs of one config, a GAN, and a VAE that is not finished."""
+    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
+    root = tmp_path_factory.mktemp("runs")
+    paths = {name: root / name for name in ("vae", "vae-seed-1", "gan", "half")}
+    of_all: dict[str, Any] = {
+        **{
+            "data": "mnist5k",
+            "steps": 24,
+            "sample_every": 8,
+            "evaluate_every": 8,
+            "checkpoint_every": 8,
+            "log_every": 2,
+        }
+    }
+    configs = {
+        "vae": small_config("vae", **of_all, preset="vae-mnist"),
+        "vae-seed-1": small_config("vae", **of_all, preset="vae-mnist", seed=1),
+        "gan": small_config("gan", **of_all, preset="gan-mnist"),
+        "half": small_config("vae", **of_all, preset="vae-mnist"),
+    }
+    for name, config in configs.items():
+        train(replace(config, run_dir=str(paths[name])), say=_quiet)
+    _make_unfinished(paths["half"])
+    _evaluate(paths["vae"], OF_VAE, {})
+    _evaluate(paths["vae-seed-1"], OF_VAE | {"fid_10k": 21.0, "negative_elbo": 112.0}, {})
+    _evaluate(paths["gan"], OF_GAN, NOT_OF_GAN)
+    return paths
+
+
+def _make_unfinished(path: Path) -> None:
+    """As a run that was killed between step 16 and its end left it."""
+    shutil.rmtree(path / "checkpoints" / "step_00000024")
+    for file in ("summary.json", *(picture.name for picture in path.glob("*.png"))):
+        (path / file).unlink()
+
+
+def _evaluate(path: Path, metrics: dict[str, float], unavailable: dict[str, str], digest: str = "d1") -> None:
+    run = read_run(path)
+    found = {
+        **{"format": 1, "checkpoint_step": run.step, "preset": run.config.preset, "data": run.config.data},
+        **{"data_digest": run.state["data_digest"], "split": "test", "features": {"name": "digits", "digest": digest}},
+        **{"metrics": metrics, "unavailable": unavailable, "pixels": {}, "seconds": {}, "environment": {}},
+    }
+    (path / "evaluation.json").write_text(json.dumps(found))
+
+
+def _report(path: Path, *names: str, runs: dict[str, Path], step_times: bool = False) -> str:
+    read = read_runs([runs[name] for name in names])
+    write_report(path, read, [measure_step_times(run.path, _quiet) if step_times else None for run in read])
+    return path.read_text()
+
+
+def test_parts_of_a_step_add_up_to_it_and_are_of_each_phase(runs: dict[str, Path]) -> None:
+    before = {file: file.stat().st_mtime_ns for file in runs["gan"].rglob("*")}
+    times = measure_step_times(runs["gan"], _quiet)
+    phases = [
+        f"{phase}/{part}" for phase in ("generator", "discriminator") for part in ("forward", "backward", "optimizer")
+    ]
+    assert list(times.seconds) == ["data", *phases, "moving average", "other"]
+    assert all(seconds > 0 for seconds in times.seconds.values())
+    assert times.images_per_second == pytest.approx(24 / sum(times.seconds.values()))
+    assert times.first_step + times.steps - 1 <= 24
+    assert {file: file.stat().st_mtime_ns for file in runs["gan"].rglob("*")} == before
+
+
+def test_a_report_asks_for_nothing_from_elsewhere(runs: dict[str, Path], tmp_path: Path) -> None:
+    html = _report(tmp_path / "report.html", "vae", "gan", runs=runs)
+    sources = re.findall(r"""\b(?:src|href|action|data|poster|srcset)=["']([^"']*)""", html)
+    assert sources
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    assert "default-src 'none'" in html
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|<link[^>]*stylesheet", html)
+
+
+def test_a_report_has_every_picture_and_figure_of_its_run(runs: dict[str, Path], tmp_path: Path) -> None:
+    html = _report(tmp_path / "report.html", "vae", runs=runs, step_times=True)
+    kinds = ("images drawn from the prior", "test images, each with its reconstruction on its right")
+    assert all(f'alt="{kind}, step {step}"' in html for kind in kinds for step in (8, 16, 24))
+    assert html.count("<img") == html.count("alt=") == 6 + 4  # manifold, interpolations, scatter, class shares
+    assert "111 nats" in html
+    assert "(data 0.130)" in html
+    assert "backward" in html
+    assert "--run-dir" in html
+    assert 'data-points="{' in html
+
+
+def test_a_run_that_is_not_finished_has_a_report(runs: dict[str, Path], tmp_path: Path) -> None:
+    html = _report(tmp_path / "report.html", "half", runs=runs)
+    assert "16 of 24" in html
+    assert "made when the run finishes" in html
+    assert f"gen-dist evaluate {runs['half']}" in html
+
+
+def test_names_from_a_config_cannot_become_markup(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = read_run(runs["vae"])
+    named = replace(run, config=replace(run.config, preset="<script>alert(1)</script>"))
+    write_report(tmp_path / "report.html", [named], [None])
+    assert "<script>alert" not in (tmp_path / "report.html").read_text()
+
+
+def test_what_differs_from_the_preset_is_named(runs: dict[str, Path], tmp_path: Path) -> None:
+    html = _report(tmp_path / "report.html", "vae", runs=runs)
+    assert re.search(r'class="changed"><th scope="row">steps</th><td>24</td><td class="note">preset: 940', html)
+
+
+def test_seeds_of_one_config_are_one_group_with_mean_and_spread(runs: dict[str, Path]) -> None:
+    comparison = comparison_of(read_runs([runs["vae"], runs["gan"], runs["vae-seed-1"]]))
+    assert [(group.label, len(group.runs)) for group in comparison.groups] == [("vae-mnist", 2), ("gan-mnist", 1)]
+    table = "\n".join(table_lines(comparison))
+    assert "20.50 (20 to 21)" in table
+    assert "111.50 (111 to 112) nats" in table
+
+
+def test_words_rest_on_the_figures(runs: dict[str, Path]) -> None:
+    comparison = comparison_of(read_runs([runs["vae"], runs["gan"]]))
+    said = {one.metrics[0]: one for one in comparison.statements}
+    assert said["fid_10k"].text == "gan-mnist draws what is nearest to real images: FID 12 against 20 of vae-mnist."
+    assert said["sharpness_10k"].text.startswith("gan-mnist is nearest to the data: sharpness 0.140 against")
+    assert said["path_length_10k"].text.startswith("vae-mnist has the smoothest latent space")
+    assert said["negative_elbo"].text.endswith("gan-mnist has none: a GAN gives no likelihood.")
+    assert all(said[name].holds for name in ("fid_10k", "sharpness_10k", "path_length_10k", "negative_elbo"))
+
+
+def test_figures_turned_round_turn_the_words_round(runs: dict[str, Path]) -> None:
+    vae, gan = read_runs([runs["vae"], runs["gan"]])
+    assert vae.evaluation and gan.evaluation
+    swapped = comparison_of([replace(vae, evaluation=gan.evaluation), replace(gan, evaluation=vae.evaluation)])
+    said = {one.metrics[0]: one for one in swapped.statements}
+    assert said["fid_10k"].text.startswith("vae-mnist draws")
+    assert [said[name].holds for name in ("fid_10k", "sharpness_10k", "path_length_10k", "negative_elbo")] == [
+        False
+    ] * 4
+
+
+def test_a_time_is_told_with_what_was_done_in_it(runs: dict[str, Path]) -> None:
+    comparison = comparison_of(read_runs([runs["vae"], runs["gan"]]))
+    said = next(one.text for one in comparison.statements if one.metrics == ["training_seconds"])
+    epochs = readable(scalars(read_run(runs["vae"]))["epochs"])
+    assert said.count(f"{epochs} epochs of") == 2
+
+
+def test_fewer_steps_than_the_presets_are_told(runs: dict[str, Path]) -> None:
+    vae, gan = read_runs([runs["vae"], runs["gan"]])
+    notes = comparison_of([vae, replace(gan, config=replace(gan.config, steps=10_000))]).notes
+    assert "vae-mnist was to do 24 steps; its preset does 940." in notes
+    assert not any(note.startswith("gan-mnist was") for note in notes)
+
+
+def test_a_page_of_several_runs_has_its_own_command(runs: dict[str, Path], tmp_path: Path) -> None:
+    html = _report(tmp_path / "report.html", "vae", "gan", runs=runs)
+    assert f"This page again: <code>gen-dist report {runs['vae']} {runs['gan']}</code>" in html
+
+
+def test_a_second_measure_of_fidelity_is_told_where_it_says_otherwise(runs: dict[str, Path]) -> None:
+    vae, gan = read_runs([runs["vae"], runs["gan"]])
+    words = []
+    for kid_of_vae in (0.9, 0.3):
+        with_kid = []
+        for run, kid in ((vae, kid_of_vae), (gan, 0.6)):
+            assert run.evaluation
+            metrics = run.evaluation.metrics | {"kid_10k": kid}
+            with_kid.append(replace(run, evaluation=replace(run.evaluation, metrics=metrics)))
+        words.append(next(one.text for one in comparison_of(with_kid).statements if one.metrics == ["fid_10k"]))
+    assert words[0].endswith("FID 12 against 20 of vae-mnist.")
+    assert words[1].endswith(" KID, of the same features, says otherwise: 0.300 of vae-mnist, 0.600 of gan-mnist.")
+
+
+def test_near_figures_are_no_difference(runs: dict[str, Path]) -> None:
+    vae, gan = read_runs([runs["vae"], runs["gan"]])
+    assert vae.evaluation and gan.evaluation
+    near = replace(gan, evaluation=replace(gan.evaluation, metrics={"fid_10k": 20.1}))
+    comparison = comparison_of([vae, near])
+    fid = next(one for one in comparison.statements if one.metrics == ["fid_10k"])
+    assert fid.text.startswith("no clear difference")
+    assert fid.holds is None
+    assert comparison.best("fid_10k") is None
+
+
+def test_likelihoods_of_other_pixels_are_not_compared(runs: dict[str, Path]) -> None:
+    vae = read_run(runs["vae"])
+    objective = VaeConfig(dynamic_binarization=True)
+    comparison = comparison_of([vae, replace(vae, config=replace(vae.config, objective=objective))])
+    elbo = next(one for one in comparison.statements if one.metrics == ["negative_elbo"])
+    assert elbo.text.endswith("these do not compare.")
+    assert comparison.best("negative_elbo") is None
+
+
+def test_errors_of_reconstruction_compare_whatever_pixels_were_learned(runs: dict[str, Path]) -> None:
+    vae = read_run(runs["vae"])
+    assert vae.evaluation
+    objective = VaeConfig(dynamic_binarization=True)
+    metrics = vae.evaluation.metrics | {"reconstruction_error": 40.0}
+    better = replace(
+        vae, config=replace(vae.config, objective=objective), evaluation=replace(vae.evaluation, metrics=metrics)
+    )
+    comparison = comparison_of([vae, better])
+    assert comparison.best("reconstruction_error") is comparison.groups[1]
+
+
+def test_figures_equally_far_from_the_data_on_either_side_are_no_difference(runs: dict[str, Path]) -> None:
+    vae, gan = read_runs([runs["vae"], runs["gan"]])
+    either = []
+    for run, value in ((vae, 0.05), (gan, 0.2)):
+        assert run.evaluation
+        found = replace(run.evaluation, metrics={"sharpness_10k": value, "sharpness_data": 0.1})
+        either.append(replace(run, evaluation=found))
+    assert comparison_of(either).best("sharpness_10k") is None
+
+
+def test_times_of_different_machines_are_not_compared(runs: dict[str, Path]) -> None:
+    vae, gan = read_runs([runs["vae"], runs["gan"]])
+    comparison = comparison_of([vae, replace(gan, environment={"cpu": {"model": "another"}, "torch_threads": 1})])
+    for name in ("training_seconds", "images_per_second"):
+        said = next(one for one in comparison.statements if one.metrics == [name])
+        assert said.text.endswith("these do not compare.")
+        assert said.textbook and said.holds is None
+        assert comparison.best(name) is None
+
+
+def test_a_missing_metric_shows_its_reason(runs: dict[str, Path], tmp_path: Path) -> None:
+    comparison = comparison_of(read_runs([runs["vae"], runs["gan"]]))
+    assert "a GAN has no encoder" in "\n".join(table_lines(comparison))
+    assert "| a GAN has no encoder |" in markdown(comparison)
+    assert '<td data-label="gan-mnist" class=" reason">a GAN has no encoder</td>' in _report(
+        tmp_path / "report.html", "vae", "gan", runs=runs
+    )
+    unavailable = comparison.as_json()["groups"][1]["unavailable"]
+    assert unavailable["reconstruction_error"] == "a GAN has no encoder"
+    assert unavailable["nll_k500"] == "a GAN gives no likelihood"  # whatever K it was asked for
+
+
+def test_a_users_copy_of_a_picture_is_no_step_and_a_damaged_record_is_named(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(runs["vae"], path)
+    pictures = read_run(path).pictures_by_step("samples")
+    (path / "samples/step_00000024 (copy).png").write_bytes(b"")
+    assert read_run(path).pictures_by_step("samples") == pictures
+    (path / "summary.json").write_text('{"steps": 24}')
+    with pytest.raises(CheckpointError, match=r"summary\.json is damaged: it has no training_seconds"):
+        read_run(path)
+
+
+def test_what_is_not_evaluated_is_evaluated_once(runs: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    shutil.copytree(runs["gan"], path)
+    (path / "evaluation.json").unlink()
+    asked: list[Path] = []
+
+    def evaluate(run: Path) -> None:
+        asked.append(run)
+        _evaluate(run, OF_GAN, NOT_OF_GAN)
+
+    read = read_runs([runs["vae"], path], evaluate)
+    assert asked == [path]
+    assert read[1].evaluation is not None
+    assert read[1].evaluation.metrics == OF_GAN
+
+
+def test_an_evaluation_of_an_older_checkpoint_is_none(runs: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "older"
+    shutil.copytree(runs["vae"], path)
+    shutil.rmtree(path / "checkpoints" / "step_00000024")
+    assert read_run(path).evaluation is None
+
+
+def test_the_picture_has_a_column_for_each_group(runs: dict[str, Path], tmp_path: Path) -> None:
+    widths = []
+    for names in (["vae", "vae-seed-1"], ["vae", "gan"]):
+        save_comparison(tmp_path / "compare.png", comparison_of(read_runs([runs[name] for name in names])), _quiet)
+        with Image.open(tmp_path / "compare.png") as picture:
+            widths.append(picture.width)
+    assert widths[1] > 1.5 * widths[0]
+
+
+def test_runs_that_cannot_be_compared_are_refused_in_one_line(runs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        read_runs([tmp_path / "none"])
+    with pytest.raises(CheckpointError, match="no run directory"):
+        read_runs([tmp_path])
+    with pytest.raises(ConfigError, match="named twice"):
+        read_runs([runs["vae"], runs["vae"]])
+    other = tmp_path / "other"
+    shutil.copytree(runs["gan"], other)
+    _evaluate(other, OF_GAN, NOT_OF_GAN, digest="d2")
+    with pytest.raises(ConfigError, match="other features"):
+        read_runs([runs["vae"], other])
+    state = next(other.glob("checkpoints/*_00000024/state.json"))
+    before = hashlib.sha256(state.read_bytes()).hexdigest()
+    state.write_text(state.read_text().replace(read_run(other).state["data_digest"], "f" * 64))
+    sums = state.with_name(SUMS)
+    sums.write_text(sums.read_text().replace(before, hashlib.sha256(state.read_bytes()).hexdigest()))
+    with pytest.raises(ConfigError, match=r"do not compare: one is of mnist5k .* the other of mnist5k \(ffffffff\)"):
+        read_runs([runs["vae"], other])
+    shutil.rmtree(other / "checkpoints")
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
+        read_runs([other])
+
+
+@pytest.mark.parametrize(("words", "needed"), [(["compare", "a"], "two runs"), (["report"], "needs a run")])
+def test_commands_say_what_they_need(words: list[str], needed: str) -> None:
+    from gen_dist.commands import compare, report
+
+    with pytest.raises(ConfigError, match=needed):
+        run_subcommand([compare, report], words, "gen-dist")
+
+
+def test_the_commands_write_their_files(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gen_dist.commands import compare, report
+
+    words = [str(runs["vae"]), str(runs["gan"]), "--no-evaluate", "--out"]
+    run_subcommand([compare, report], ["compare", *words, str(tmp_path / "out")], "gen-dist")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["compare.json", "compare.md", "compare.png"]
+    run_subcommand([compare, report], ["report", *words, str(tmp_path / "page.html"), "--no-step-times"], "gen-dist")
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "page.html")
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["best"]["fid_10k"] == "gan-mnist"
+
+
+def test_numbers_of_samples_are_part_of_a_label() -> None:
+    assert metric_of("fid_10k").label == "FID, 10,000 samples"
+    assert metric_of("nll_k5000").label == "negative log-likelihood, K = 5,000"
+    assert metric_of("nll_k5000_1k").label == "negative log-likelihood, K = 5,000, 1,000 images"
+    assert base_name("nll_k5000_1k") == base_name("nll") == "nll"
+    assert metric_of("negative_elbo").label == "negative ELBO"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page_file(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    _report(path, "vae", "gan", runs=runs, step_times=True)
+    return path
+
+
+@pytest.fixture
+def opened(browser: Any, page_file: Path) -> Iterator[Any]:
+    with opening(browser, page_file) as open_at:
+        yield open_at
+
+
+def test_the_slider_moves_the_picture_by_keyboard(opened: Any) -> None:
+    figure = opened().locator(".series").first
+    shown = figure.locator("img:not([hidden])")
+    assert shown.get_attribute("alt").endswith("step 24")
+    figure.locator("input").press("Home")
+    assert shown.count() == 1
+    assert shown.get_attribute("alt").endswith("step 8")
+    assert figure.locator("output").inner_text() == "step 8"
+    figure.locator("input").press("ArrowRight")
+    assert figure.locator("input").get_attribute("aria-valuetext") == "step 16"
+    assert shown.get_attribute("alt").endswith("step 16")
+
+
+def test_charts_tell_values_at_the_pointer_and_by_arrow_keys(opened: Any) -> None:
+    chart = opened().locator(".chart").first
+    last = chart.locator("[data-line=train]").inner_text()
+    chart.press("ArrowRight")
+    assert chart.locator("[data-at]").inner_text() == "step 2"
+    assert chart.locator("[data-line=train]").inner_text() != last
+    chart.locator(":scope > svg").hover()
+    assert chart.locator("[data-at]").inner_text() in {f"step {step}" for step in (10, 12, 14)}
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_page_is_wider_than_its_window(width: int, opened: Any) -> None:
+    assert opened(width).evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_a_dark_scheme_is_followed(opened: Any) -> None:
+    background = "getComputedStyle(document.body).backgroundColor"
+    light, dark = (
+        sum(map(int, re.findall(r"\d+", opened(scheme=one).evaluate(background)))) for one in ("light", "dark")
+    )
+    assert dark < 3 * 64 < 3 * 192 < light

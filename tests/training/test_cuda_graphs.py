@@ -1,0 +1,157 @@
+"""Recorded steps, on a tape that is as blind as a CUDA graph to whatever does not stand in tensors."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+import torch
+
+from gen_dist.config import TrainConfig
+from gen_dist.errors import ConfigError
+from gen_dist.records.checkpoint import Checkpoint
+from gen_dist.training.cuda_graphs import WARM_UP_STEPS, Recorder, StepGraphs
+from gen_dist.training.schedule import StepNumbers
+from gen_dist.training.trainer import Trainer
+from tests.support.runs import (
+    OBJECTIVES,
+    UNLIKE_THE_REST,
+    all_tensors,
+    assert_same_bits,
+    each_of,
+    make_trainer,
+    run_steps,
+    small_config,
+)
+from tests.support.tape import TapeRecorder, device_noise_on_cpu
+
+T = TypeVar("T")
+STEPS = 16  # the rarest kind of step comes every sixth: it is recorded, and replayed at least once
+
+
+@pytest.fixture(autouse=True)
+def _device_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    device_noise_on_cpu(monkeypatch)
+
+
+def _trainer(config: TrainConfig, recorder: Recorder | None = None) -> Trainer:
+    """As on a GPU: the numbers of a step stand in tensors, and steps are recorded."""
+    trainer = make_trainer(config)
+    trainer._numbers = StepNumbers(config, torch.device("cpu"), in_tensors=True)
+    trainer._graphs = StepGraphs(lambda: recorder) if recorder else None
+    return trainer
+
+
+class _Counting(TapeRecorder):
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def record(self, work: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        result, replay = super().record(work)
+        self.recorded += 1
+
+        def counted() -> None:
+            self.replayed += 1
+            replay()
+
+        return result, counted
+
+
+def _assert_the_same(config: TrainConfig, steps: int = STEPS) -> _Counting:
+    """With recordings and without, steps have the same losses and leave the same state, to the bit."""
+    plain, recorder = _trainer(config), _Counting()
+    recording = _trainer(config, recorder)
+    assert run_steps(recording, 0, steps) == run_steps(plain, 0, steps)
+    assert_same_bits(all_tensors(recording), all_tensors(plain))
+    return recorder
+
+
+@each_of(OBJECTIVES)
+def test_replayed_steps_are_the_steps(objective: str) -> None:
+    recorder = _assert_the_same(small_config(objective, steps=STEPS))
+    assert recorder.replayed == STEPS - WARM_UP_STEPS * recorder.recorded > recorder.recorded
+
+
+@pytest.mark.parametrize("changes", UNLIKE_THE_REST, ids=str)
+def test_whatever_else_a_step_does(changes: dict[str, object]) -> None:
+    _assert_the_same(small_config("gan", steps=STEPS, **changes), steps=6)
+
+
+def test_kinds_of_steps_have_recordings_of_their_own() -> None:
+    config = small_config("wgan-gp, lazy", steps=24)
+    assert _assert_the_same(config, steps=24).recorded == 4  # with the generator or without, penalized or not
+
+
+def test_a_loaded_state_is_recorded_anew() -> None:
+    """The optimizer's tensors are others then: a recording from before would go on with the old ones."""
+    config = small_config("vae", steps=STEPS)
+    whole, recorder = _trainer(config), _Counting()
+    losses = run_steps(whole, 0, 4)
+    facts = {"data_digest": whole.dataset.digest, "loss_scales": whole.loss_scales()}
+    saved = {group: {k: v.clone() for k, v in named.items()} for group, named in whole.tensors().items()}
+    losses += run_steps(whole, 4, 10)
+    again = _trainer(config, recorder)
+    run_steps(again, 0, 9)
+    again.load(Checkpoint(4, saved, facts))
+    assert run_steps(again, 4, 10) == losses[4:]
+    assert recorder.recorded == 2
+    assert_same_bits(all_tensors(again), all_tensors(whole))
+
+
+def test_logs_outlive_the_next_step() -> None:
+    trainer = _trainer(small_config("gan"), TapeRecorder())
+    logs = [trainer.run_step(step) for step in range(5)]
+    values = [{name: value.clone() for name, value in log.items()} for log in logs]
+    trainer.run_step(5)
+    for log, kept in zip(logs, values, strict=True):
+        assert_same_bits(log, kept)
+    assert list(logs[0]) == list(logs[4])
+
+
+def test_a_stopwatch_sees_the_parts_of_a_step() -> None:
+    recorder = _Counting()
+    trainer = _trainer(small_config("vae"), recorder)
+    run_steps(trainer, 0, 4)
+    parts: list[str] = []
+    trainer.run_step(4, parts.append)
+    assert parts == ["data", "vae/forward", "vae/backward", "vae/optimizer", "moving average"]
+    assert recorder.replayed == 2
+
+
+def test_what_cannot_be_recorded_says_so() -> None:
+    class Refusing(TapeRecorder):
+        def record(self, work: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    trainer = _trainer(small_config("vae"), Refusing())
+    run_steps(trainer, 0, WARM_UP_STEPS)
+    with pytest.raises(ConfigError, match=r"when stream is capturing; use --no-cuda-graphs$"):
+        trainer.run_step(WARM_UP_STEPS)
+
+
+def test_a_tape_is_as_blind_as_a_graph() -> None:
+    """The tests above would see a number of the host that changes from step to step."""
+    config = small_config("vae", steps=STEPS)
+    trainers = _trainer(config, TapeRecorder()), _trainer(config)
+    for trainer in trainers:
+        trainer._numbers = StepNumbers(config, torch.device("cpu"), in_tensors=False)
+    taped, plain = (run_steps(trainer, 0, 8) for trainer in trainers)
+    # The first step after the recording has the learning rate of the recorded one, and its loss is from before that.
+    same = WARM_UP_STEPS + 2
+    assert taped[:same] == plain[:same]
+    assert all(ours != theirs for ours, theirs in zip(taped[same:], plain[same:], strict=True))
+
+
+def test_the_cpu_records_nothing() -> None:
+    assert make_trainer(small_config("vae"))._graphs is None
+
+
+@pytest.mark.parametrize("wait", ["nonzero", "masked_select", "item"])
+def test_a_tape_refuses_what_a_graph_does(wait: str) -> None:
+    values = torch.arange(3.0)
+    waits: dict[str, Callable[[], object]] = {
+        "nonzero": values.nonzero,
+        "masked_select": lambda: values.masked_select(values > 1),
+        "item": lambda: values[1].item(),
+    }
+    with pytest.raises(AssertionError, match="the host"):
+        TapeRecorder().record(waits[wait])

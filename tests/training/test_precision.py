@@ -1,0 +1,228 @@
+"""Half precision with a loss scale, and a step that never waits for what it computes."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gen_dist.config import OptimizerConfig, TrainConfig
+from gen_dist.records import checkpoint as checkpoints
+from gen_dist.records.checkpoint import Checkpoint, checkpoint_paths
+from gen_dist.training.run import train
+from gen_dist.training.trainer import Trainer
+from tests.support.runs import OBJECTIVES, assert_same_bits, each_of, make_trainer, small_config
+
+TO_NUMBERS = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__")
+
+
+def _quiet(_line: str) -> None:
+    pass
+
+
+def _with_loss_scale(config: TrainConfig, scale: float) -> Trainer:
+    """A trainer whose loss scale is known to make no gradient of the first step overflow."""
+    trainer = make_trainer(config)
+    scales = {name: {**state, "scale": scale} for name, state in trainer.loss_scales().items() if state}
+    facts = {"data_digest": trainer.dataset.digest, "loss_scales": trainer.loss_scales() | scales}
+    trainer.load(Checkpoint(0, trainer.tensors(), facts))
+    return trainer
+
+
+def _first_update(config: TrainConfig) -> Tensor:
+    """What the first step adds to the weights, all in one vector."""
+    trainer = _with_loss_scale(config, 256.0)
+    before = [value.clone() for value in trainer.tensors()["networks"].values()]
+    trainer.run_step(0)
+    after = trainer.tensors()["networks"].values()
+    return torch.cat([(new - old).flatten() for new, old in zip(after, before, strict=True)])
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 1e6], ids=["clipped", "not clipped"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_fp16_divides_its_loss_scale_out_before_it_clips(clip_norm: float, accumulation: int) -> None:
+    optimization = OptimizerConfig(optimizer="sgd", betas=(0.0, 0.0), clip_norm=clip_norm)
+    config = small_config("vae", optimization=optimization, learning_rate=1.0)
+    wide = _first_update(config)
+    narrow = _first_update(dataclasses.replace(config, precision="fp16", accumulation=accumulation))
+    assert float((narrow - wide).norm()) < 0.02 * float(wide.norm())
+    if clip_norm < 1:
+        assert float(narrow.norm()) == pytest.approx(clip_norm, rel=2e-3)
+    else:
+        assert 0.5 < float(narrow.norm()) < 1e5
+
+
+@pytest.mark.parametrize("objective", ["wgan-gp, lazy", "r3gan"])
+def test_fp16_penalizes_slopes_of_scores_that_no_loss_scale_has_enlarged(objective: str) -> None:
+    config = small_config(objective, optimization=OptimizerConfig(optimizer="sgd", betas=(0.0, 0.0)))
+    wide = _first_update(config)
+    narrow = _first_update(dataclasses.replace(config, precision="fp16"))
+    assert float((narrow - wide).norm()) < 0.02 * float(wide.norm())
+
+
+@pytest.mark.parametrize("overflowing", ["discriminator", "generator"])
+def test_an_overflow_in_one_turn_skips_no_step_of_the_other_and_leaves_its_loss_scale(overflowing: str) -> None:
+    trainer = _with_loss_scale(small_config("gan", precision="fp16"), 256.0)
+    scales = trainer.loss_scales()
+    assert list(scales) == ["generator", "discriminator"]
+    scales[overflowing]["scale"] = 2.0**100
+    facts = {"data_digest": trainer.dataset.digest, "loss_scales": scales}
+    trainer.load(Checkpoint(0, trainer.tensors(), facts))
+    before = {name: value.clone() for name, value in trainer.tensors()["networks"].items()}
+    logs = trainer.run_step(0)
+    after = trainer.tensors()["networks"]
+    moved = {name.split(".")[0] for name, value in before.items() if not torch.equal(after[name], value)}
+    assert moved == {"discriminator", "generator"} - {overflowing}
+    assert all(bool(value.isfinite().all()) for value in logs.values())
+    found = {name: state["scale"] for name, state in trainer.loss_scales().items()}
+    assert found == {"discriminator": 256.0, "generator": 256.0, overflowing: 2.0**99}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("objective", "penalized", "unpenalized"),
+    [
+        ("wgan-gp", ["narrow", "narrow", "float32"], None),
+        ("wgan-gp, lazy", ["narrow", "narrow", "float32"], ["narrow"]),
+        ("r3gan", ["narrow", "narrow", "float32"], None),
+        ("r3gan, lazy, conditional, augmented", ["narrow", "narrow", "float32"], ["narrow", "narrow", "narrow"]),
+    ],
+)
+def test_slopes_that_are_penalized_are_computed_in_float32_and_nothing_else_is(
+    objective: str, penalized: list[str], unpenalized: list[str] | None, precision: Any
+) -> None:
+    """By the products in the discriminator at the first two steps: the generator's turn if it is, then the other's."""
+    trainer = make_trainer(small_config(objective, precision=precision))
+    seen: list[str] = []
+    discriminator = trainer.objective.networks["discriminator"]
+    layers = [layer for layer in discriminator.modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)]
+
+    def note(_layer: torch.nn.Module, _inputs: tuple[Tensor], output: Tensor) -> None:
+        seen.append("float32" if output.dtype == torch.float32 else "narrow")
+
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    for step, expected in enumerate((penalized, unpenalized)):
+        seen.clear()
+        trainer.run_step(step)
+        if expected is not None:
+            assert seen == [kind for kind in expected for _ in layers]
+    for handle in handles:
+        handle.remove()
+
+
+def _fp16(run_dir: Path) -> TrainConfig:
+    seldom = {"sample_every": 100, "evaluate_every": 100}
+    return small_config("vae", precision="fp16", steps=6, checkpoint_every=3, run_dir=str(run_dir), **seldom)
+
+
+def _newest(run_dir: Path) -> tuple[Checkpoint, TrainConfig]:
+    return checkpoints.load(checkpoint_paths(run_dir)[0])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in fp16 of six steps with a checkpoint at the third."""
+    path = tmp_path_factory.mktemp("fp16") / "run"
+    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
+    train(_fp16(path), say=_quiet)
+    return path
+
+
+@pytest.fixture
+def half(whole: Path, tmp_path: Path) -> Path:
+    """A copy of that run that was interrupted after its third step."""
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/step_00000006")
+    return tmp_path / "run"
+
+
+def test_a_run_in_fp16_saves_its_loss_scale_and_goes_on_with_it(half: Path) -> None:
+    checkpoint, config = _newest(half)
+    saved = checkpoint.facts["loss_scales"]["vae"]
+    assert checkpoint.step == 3
+    assert saved["scale"] > 1
+    # A scale and a count that no run of six steps comes to by itself.
+    told = {**checkpoint.facts, "loss_scales": {"vae": {**saved, "scale": 192.0, "_growth_tracker": 100}}}
+    checkpoints.save(half, dataclasses.replace(checkpoint, facts=told), config, keep=2)
+    train(_fp16(half), say=_quiet)
+    resumed, _ = _newest(half)
+    assert resumed.step == 6
+    assert resumed.facts["loss_scales"]["vae"]["scale"] == 192.0
+    assert resumed.facts["loss_scales"]["vae"]["_growth_tracker"] == 103
+
+
+def test_an_interrupted_run_in_fp16_ends_with_the_same_bits_and_scale(whole: Path, half: Path) -> None:
+    train(_fp16(half), say=_quiet)
+    (expected, _), (resumed, _) = _newest(whole), _newest(half)
+    assert expected.step == resumed.step == 6
+    assert expected.facts["loss_scales"] == resumed.facts["loss_scales"]
+    for group in expected.tensors:
+        assert_same_bits(dict(expected.tensors[group]), dict(resumed.tensors[group]))
+
+
+class _Reads(TorchDispatchMode):
+    """Lists what is brought to Python numbers within it, but for the noise's int64 key and 8-bit images.
+
+    On a CPU those are read to draw the noise there; on a GPU nothing is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def note(self, how: str, tensor: object) -> None:
+        if isinstance(tensor, Tensor) and tensor.dtype not in (torch.int64, torch.uint8):
+            self.found.append(f"{how} of {tensor.dtype} {list(tensor.shape)}")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
+            self.note(str(func), args[0])
+        elif func is torch.ops.aten.nonzero.default:  # its shape depends on the values
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Reads]:
+    mode = _Reads()
+
+    def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def method(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+            mode.note(name, self)
+            return original(self, *args, **kwargs)
+
+        return method
+
+    for name in TO_NUMBERS:
+        monkeypatch.setattr(Tensor, name, watched(name, getattr(Tensor, name)))
+    yield mode
+
+
+def test_the_watch_on_reads_sees_them(reads: _Reads) -> None:
+    loss = torch.tensor(1.5)
+    with reads:
+        float(loss), bool(loss > 1), loss.item(), loss.tolist(), loss.numpy()
+        torch.tensor([7, 3]).tolist()
+    for how in ("__float__ of torch.float32", "__bool__ of torch.bool", "item", "tolist", "numpy"):
+        assert any(found.startswith(how) for found in reads.found)
+    assert not any("int64" in found for found in reads.found)
+
+
+@each_of(OBJECTIVES)
+def test_a_step_reads_no_number_of_what_it_computes(objective: str, reads: _Reads) -> None:
+    """Each such read makes the host wait for a GPU."""
+    optimization = OptimizerConfig(warmup_steps=5, decay="cosine", ema_decay=0.99, clip_norm=1.0)
+    trainer = make_trainer(small_config(objective, accumulation=2, optimization=optimization))
+    trainer.run_step(0)  # makes the optimizer's state
+    with reads:
+        for step in range(1, 4):
+            trainer.run_step(step)
+    assert reads.found == []

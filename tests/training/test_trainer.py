@@ -1,0 +1,276 @@
+"""The training step: what it trains, and that it is a pure function of config, data, step and state."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from gen_dist.config import OptimizerConfig, ResnetConfig, TrainConfig
+from gen_dist.errors import CheckpointError, ConfigError
+from gen_dist.objectives import Objective, build_objective
+from gen_dist.records.checkpoint import Checkpoint
+from gen_dist.training.schedule import learning_rate_at
+from gen_dist.training.trainer import Trainer
+from tests.support.runs import (
+    ADVERSARIAL,
+    OBJECTIVES,
+    WITH_BATCH_STATISTICS,
+    all_tensors,
+    assert_same_bits,
+    close_losses,
+    each_of,
+    make_trainer,
+    run_steps,
+    small_config,
+)
+from tests.support.two_players import two_players
+
+QUICK_TO_COMPILE = {"beta-vae with warm-up", "iwae", "wgan-gp, lazy"}
+every_objective = each_of(OBJECTIVES)
+
+
+def _checkpoint_of(trainer: Trainer, step: int) -> Checkpoint:
+    facts = {"data_digest": trainer.dataset.digest, "loss_scales": trainer.loss_scales()}
+    return Checkpoint(step, {name: dict(group) for name, group in trainer.tensors().items()}, facts)
+
+
+@each_of([name for name in OBJECTIVES if name not in ADVERSARIAL])
+def test_training_lowers_the_loss(objective: str) -> None:
+    losses = run_steps(make_trainer(small_config(objective)), 0, 50)
+    # After the warm-up of the KL weight. A Gaussian's loss may be negative: its density is no probability.
+    first, last = sum(losses[8:16]), sum(losses[-8:])
+    assert last < first - 0.02 * abs(first)
+
+
+@every_objective
+def test_two_runs_of_one_config_are_the_same_run(objective: str) -> None:
+    first, second = make_trainer(small_config(objective)), make_trainer(small_config(objective))
+    torch.manual_seed(99)  # hidden generator state must not matter
+    assert run_steps(first, 0, 10) == run_steps(second, 0, 10)
+    assert_same_bits(all_tensors(first), all_tensors(second))
+
+
+@every_objective
+def test_resume_equals_going_on_bit_for_bit(objective: str) -> None:
+    uninterrupted = make_trainer(small_config(objective))
+    run_steps(uninterrupted, 0, 13)
+    checkpoint = _checkpoint_of(uninterrupted, 13)
+    state = {name: {key: value.clone() for key, value in group.items()} for name, group in checkpoint.tensors.items()}
+    losses = run_steps(uninterrupted, 13, 20)
+    resumed = make_trainer(small_config(objective))
+    resumed.load(dataclasses.replace(checkpoint, tensors=state))
+    assert run_steps(resumed, 13, 20) == losses
+    assert_same_bits(all_tensors(resumed), all_tensors(uninterrupted))
+
+
+@each_of([name for name in OBJECTIVES if name not in WITH_BATCH_STATISTICS])
+def test_accumulated_micro_batches_equal_one_batch(objective: str) -> None:
+    whole = run_steps(make_trainer(small_config(objective)), 0, 20)
+    parts = run_steps(make_trainer(small_config(objective, accumulation=5)), 0, 20)  # of 4 and 5 images
+    assert parts == close_losses(whole)
+
+
+def test_logs_and_norms_of_unlike_micro_batches_are_those_of_the_whole_batch() -> None:
+    optimization = OptimizerConfig(optimizer="sgd", betas=(0.0, 0.0), clip_norm=0.5)
+    found = []
+    for accumulation in (1, 5):
+        trainer = make_trainer(small_config("vae", optimization=optimization, accumulation=accumulation))
+        found.append(trainer.average_logs([trainer.run_step(step) for step in range(5)]))
+    for whole, parts in zip(*found, strict=True):
+        assert parts == pytest.approx(whole, rel=1e-5)
+
+
+@each_of(OBJECTIVES, costly=OBJECTIVES.keys() - QUICK_TO_COMPILE)
+def test_compiled_phases_equal_eager_ones(objective: str) -> None:
+    eager = run_steps(make_trainer(small_config(objective)), 0, 20)
+    compiled = run_steps(make_trainer(small_config(objective, compile=True)), 0, 20)
+    assert compiled == close_losses(eager)
+    assert len(set(compiled)) == len(compiled)
+
+
+def test_a_compiled_phase_is_compiled_once_and_keeps_its_names() -> None:
+    trainer = make_trainer(small_config("beta-vae with warm-up", compile=True, accumulation=2))
+    names = set(make_trainer(small_config("beta-vae with warm-up")).tensors()["networks"])
+    run_steps(trainer, 0, 2)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    run_steps(trainer, 2, 7)
+    laps: list[str] = []
+    trainer.run_step(7, laps.append)
+    assert laps == ["data", *["vae/gradients"] * 2, "vae/optimizer", "moving average"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+    assert set(trainer.tensors()["networks"]) == names
+
+
+def test_a_second_seed_is_another_run() -> None:
+    assert run_steps(make_trainer(small_config("vae")), 0, 3) != run_steps(
+        make_trainer(small_config("vae", seed=1)), 0, 3
+    )
+
+
+def test_bf16_trains_close_to_float32_with_float32_losses() -> None:
+    wide = make_trainer(small_config("vae"))
+    narrow = make_trainer(small_config("vae", precision="bf16"))
+    logs = narrow.run_step(0)
+    assert logs["loss"].dtype == torch.float32
+    wide.run_step(0)
+    assert run_steps(narrow, 1, 30) == pytest.approx(run_steps(wide, 1, 30), rel=0.02)
+    assert all(parameter.dtype == torch.float32 for parameter in narrow.objective.parameters())
+
+
+def test_fp16_scales_its_loss_and_skips_steps_that_overflow() -> None:
+    trainer = make_trainer(small_config("vae", precision="fp16"))
+    scale = trainer.loss_scales()["vae"]["scale"]
+    assert scale > 1
+    losses = run_steps(trainer, 0, 40)
+    assert sum(losses[-8:]) < sum(losses[:8])
+    resumed = make_trainer(small_config("vae", precision="fp16"))
+    resumed.load(_checkpoint_of(trainer, 40))
+    assert resumed.loss_scales() == trainer.loss_scales()
+
+
+def test_clipping_bounds_the_step_and_logs_the_norm() -> None:
+    optimization = OptimizerConfig(optimizer="sgd", betas=(0.0, 0.0), clip_norm=0.5)
+    trainer = make_trainer(small_config("vae", optimization=optimization, learning_rate=1.0, accumulation=2))
+    before = {name: value.clone() for name, value in trainer.tensors()["networks"].items()}
+    logs = trainer.average_logs([trainer.run_step(0)])[0]
+    norm = logs["gradient_norm"]
+    assert isinstance(norm, float) and norm > 0.5
+    moved = sum((trainer.tensors()["networks"][name] - value).pow(2).sum() for name, value in before.items())
+    assert float(moved) ** 0.5 == pytest.approx(0.5, rel=1e-3)
+
+
+def test_the_average_of_the_weights_follows_its_definition() -> None:
+    trainer = make_trainer(small_config("vae"))
+    name = "decoder.layers.0.weight"
+    average = trainer.tensors()["networks"][name].clone()
+    for step in range(30):
+        trainer.run_step(step)
+        decay = min(0.99, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * trainer.tensors()["networks"][name]
+    torch.testing.assert_close(trainer.tensors()["averaged"][name], average)
+
+
+def test_statistics_are_averaged_as_weights_are_and_other_buffers_copied() -> None:
+    network = ResnetConfig(feature_maps=(4, 6), latent_dim=5, generator_norm="batch", spectral_norm=True)
+    trainer = make_trainer(small_config("gan", network=network))
+    before = {name: value.clone() for name, value in trainer.tensors()["networks"].items()}
+    for _ in range(4):
+        trainer.run_step(0)  # whose weight of the newest is 0.9
+        trainer.load(_checkpoint_of(trainer, 1))
+        before = {name: 0.1 * value + 0.9 * trainer.tensors()["networks"][name] for name, value in before.items()}
+    kinds, moved = set(), set()
+    for name, value in trainer.tensors()["averaged"].items():
+        newest = trainer.tensors()["networks"][name]
+        kind = name.rsplit(".", 1)[1]
+        is_copied = kind in ("num_batches_tracked", "_u", "_v")
+        torch.testing.assert_close(value, newest if is_copied else before[name], rtol=1e-4, atol=1e-6)
+        kinds.add(kind)
+        if not torch.equal(value, newest):
+            moved.add(kind)
+    assert kinds >= {"num_batches_tracked", "_u", "_v"}
+    assert moved >= {"running_mean", "running_var", "bias"}
+
+
+@pytest.mark.parametrize("objective", ["autoencoder", "vae", "vae, convolutional", "vae, learned Gaussian scale"])
+def test_latents_decode_to_about_the_mean_image_before_training(objective: str) -> None:
+    trainer = make_trainer(small_config(objective))
+    mean = torch.from_numpy(trainer.dataset.train.images).float().mean(0) / 255
+
+    def error(started: Objective) -> float:
+        with torch.no_grad():
+            decoded = started.pixels(started.decode(torch.zeros(1, 5)))[0]
+        if objective == "vae, convolutional":  # one bias for all pixels of a channel
+            return float((decoded.mean() - mean.mean()).abs())
+        return float((decoded - mean).abs().mean())
+
+    untold = build_objective(trainer.config, trainer.dataset.image_shape, classes=10)
+    assert error(trainer.objective) < 0.8 * error(untold)
+
+
+def test_learning_rate_warms_up_and_decays_as_a_function_of_the_step() -> None:
+    def rates(decay: str) -> list[float]:
+        optimization = OptimizerConfig(warmup_steps=4, decay=decay)  # type: ignore[arg-type]
+        config = TrainConfig(steps=12, learning_rate=0.8, optimization=optimization)
+        return [round(learning_rate_at(config, step), 6) for step in range(12)]
+
+    assert rates("constant") == [0.2, 0.4, 0.6] + [0.8] * 9
+    assert rates("linear") == [0.2, 0.4, 0.6, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    assert rates("cosine")[8] == pytest.approx(0.4)
+    assert rates("cosine") == rates("cosine")[:4] + sorted(rates("cosine")[4:], reverse=True)
+
+
+def test_evaluation_counts_every_image_once_and_does_not_depend_on_its_batches() -> None:
+    trainer = make_trainer(small_config("iwae"))
+    run_steps(trainer, 0, 5)
+    split = trainer.dataset.test
+    whole = trainer.evaluate(split, decoded_per_batch=4 * len(split.images))
+    parts = trainer.evaluate(split, decoded_per_batch=28)
+    assert parts == pytest.approx(whole, rel=1e-6)
+    assert list(whole) == ["negative_elbo", "nll", "kl", "negative_bound_k4"]
+    assert whole["negative_elbo"] == pytest.approx(whole["nll"] + whole["kl"])
+    assert whole["negative_bound_k4"] < whole["negative_elbo"]
+
+
+def test_evaluation_leaves_the_run_as_it_was() -> None:
+    disturbed, undisturbed = make_trainer(small_config("vae")), make_trainer(small_config("vae"))
+    for step in range(6):
+        disturbed.run_step(step)
+        disturbed.evaluate(disturbed.dataset.test)
+        undisturbed.run_step(step)
+    assert_same_bits(all_tensors(disturbed), all_tensors(undisturbed))
+
+
+def test_a_checkpoint_of_other_data_or_networks_is_refused() -> None:
+    trainer = make_trainer(small_config("vae"))
+    checkpoint = _checkpoint_of(trainer, 3)
+    with pytest.raises(CheckpointError, match="another digest"):
+        trainer.load(dataclasses.replace(checkpoint, facts={**checkpoint.facts, "data_digest": "0" * 64}))
+    with pytest.raises(CheckpointError, match="other networks"):
+        make_trainer(small_config("vae, convolutional")).load(checkpoint)
+
+
+def test_a_global_batch_of_too_few_images_names_one_that_is_enough() -> None:
+    with pytest.raises(ConfigError, match="use at least 25"):
+        make_trainer(small_config("vae", accumulation=25))
+
+
+def test_a_phase_changes_only_the_networks_that_it_trains() -> None:
+    players = two_players()
+
+    def changed_by(step: int) -> set[str]:
+        before = all_tensors(players)
+        logs = players.run_step(step)
+        after = all_tensors(players)
+        turns.append({name.split("/")[0] for name in logs})
+        return {
+            name.split("/")[1].split(".")[0]
+            for name, value in before.items()
+            if name.startswith("networks/") and not torch.equal(after[name], value)
+        }
+
+    turns: list[set[str]] = []
+    assert changed_by(0) == {"discriminator", "generator"}
+    assert changed_by(1) == {"discriminator"}
+    assert turns == [{"discriminator", "generator"}, {"discriminator"}]
+    assert all(parameter.grad is None for parameter in players.objective.parameters())
+    assert all(parameter.requires_grad for parameter in players.objective.parameters())
+
+
+def test_two_phases_have_optimizers_of_their_own_that_resume() -> None:
+    players = two_players()
+    for step in range(4):
+        players.run_step(step)
+    checkpoint = _checkpoint_of(players, 4)
+    names = {name: sorted(group) for name, group in checkpoint.tensors.items() if name.startswith("optimizer")}
+    assert all(key.startswith("generator.") for key in names["optimizer-generator"])
+    assert all(key.startswith("discriminator.") for key in names["optimizer-discriminator"])
+    resumed = two_players()
+    resumed.load(
+        Checkpoint(
+            4, {k: {n: t.clone() for n, t in g.items()} for k, g in checkpoint.tensors.items()}, checkpoint.facts
+        )
+    )
+    for trainer in (players, resumed):
+        for step in range(4, 8):
+            trainer.run_step(step)
+    assert_same_bits(all_tensors(players), all_tensors(resumed))
