@@ -98,7 +98,8 @@ def test_two_ranks_equal_one_rank(ranks_of: dict[str, Any], objective: str) -> N
     assert result["test"] == pytest.approx(trainer.evaluate(trainer.dataset.test), rel=1e-5, abs=1e-8)
     assert abs(result["parameter_spread"]) < 1e-9
     for two, one in zip(result["uneven"], evaluations_of_uneven_splits(trainer), strict=True):
-        assert two == pytest.approx(one, rel=1e-5, abs=1e-8)
+        # A KL near 0 is a difference of numbers near 1, in float32.
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.slow
