@@ -155,13 +155,14 @@ def report(
         evaluate: Evaluate those runs first that have no evaluation of their newest checkpoint.
         step_times: Replay steps of each run for some seconds, to tell where their time goes.
     """
+    from gen_dist.records.run_paths import RunPaths
     from gen_dist.reports import write_report
     from gen_dist.reports.comparison import read_runs
     from gen_dist.training.step_times import measure_step_times
 
     if not runs:
         raise ConfigError("report needs a run, as in gen-dist report runs/vae-mnist")
-    path = out or runs[0] / "report.html"
+    path = out or RunPaths(runs[0]).report
     if out and not out.parent.is_dir():  # before what takes minutes
         raise ConfigError(f"{out} cannot be written: there is no directory {out.parent}")
     read = read_runs(runs, _evaluate if evaluate else None)

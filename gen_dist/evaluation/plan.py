@@ -13,8 +13,9 @@ from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.evaluation.features import FeatureNetwork
 from gen_dist.evaluation.marginal_likelihood import is_binarized
 from gen_dist.evaluation.record import OF_CLASSES, OF_FEATURES, OF_WALKS
-from gen_dist.inference.model import GenerativeModel, is_checkpoint
+from gen_dist.inference.model import GenerativeModel
 from gen_dist.objectives.vae import Vae
+from gen_dist.records.checkpoint import is_checkpoint
 
 LEAST_SAMPLES = 10
 

@@ -10,8 +10,8 @@ from typing import Any
 from gen_dist.errors import UserError
 from gen_dist.evaluation.guide import base_name
 from gen_dist.files import write_atomically
+from gen_dist.records.run_paths import RunPaths
 
-EVALUATION_FILE = "evaluation.json"
 FORMAT = 1
 
 OF_FEATURES = ("fid", "kid", "precision", "recall", "density", "coverage")
@@ -95,7 +95,7 @@ def read_evaluation(run: Path) -> Evaluation | None:
     Raises:
         UserError: it is damaged, or of a format that this version does not know.
     """
-    file = run / EVALUATION_FILE
+    file = RunPaths(run).evaluation
     try:
         content = json.loads(file.read_text())
         if content.pop("format") != FORMAT:
@@ -118,7 +118,7 @@ def write_evaluation(run: Path, evaluation: Evaluation) -> None:
     Raises:
         UserError: the directory cannot be written to.
     """
-    file = run / EVALUATION_FILE
+    file = RunPaths(run).evaluation
     try:
         write_atomically(file, evaluation.to_json())
     except OSError as error:

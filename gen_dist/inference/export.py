@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.files import whole_directory
-from gen_dist.inference.model import GenerativeModel, is_checkpoint, model_of, read_checkpoint
+from gen_dist.inference.model import GenerativeModel, model_of, read_checkpoint
 from gen_dist.inference.model_card import Part, Port, card
 from gen_dist.objectives import Objective
-from gen_dist.records.checkpoint import Checkpoint
+from gen_dist.records.checkpoint import Checkpoint, is_checkpoint
 
 Format = Literal["safetensors", "onnx", "torch-export"]
 PartName = Literal["decoder", "encoder"]

@@ -16,6 +16,7 @@ from gen_dist.objectives import Objective, build_objective
 from gen_dist.randomness import Stream
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
+from gen_dist.records.run_paths import RunPaths
 
 Result = TypeVar("Result")
 
@@ -171,18 +172,13 @@ def read_checkpoint(path: Path, announce: Callable[[str], None]) -> tuple[Checkp
     Raises:
         CheckpointError: there is no run or checkpoint at the path, or it is damaged.
     """
-    if is_checkpoint(path):
+    if checkpoints.is_checkpoint(path):
         return checkpoints.load(path)
     found = checkpoints.load_newest(path, announce)
     if found is None:
-        what = "has no checkpoint yet" if (path / "config.json").exists() else "is no run or checkpoint directory"
+        what = "has no checkpoint yet" if RunPaths(path).config.exists() else "is no run or checkpoint directory"
         raise CheckpointError(f"{path} {what}; train one with launch/train.py PRESET --run-dir {path}")
     return found
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a directory is one checkpoint, whole or damaged, and not a run."""
-    return (path / "state.json").exists() or (path / checkpoints.SUMS).exists()
 
 
 def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.device = "cpu") -> GenerativeModel:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.records.checkpoint import Checkpoint
+from gen_dist.records.run_paths import RunPaths
 
 
 class Port(NamedTuple):
@@ -70,7 +71,7 @@ def card(
         "classes": ", ".join(model.class_names) if model.classes > 1 else None,
         "training": f"{checkpoint.facts['training_seconds']:.1f} s",
         "weights": weights,
-        "command": _command(_read(run / "environment.json", announce)),
+        "command": _command(_read(RunPaths(run).environment, announce)),
         "again": "`python launch/train.py --config config.json` of gen_dist",
     }
     what = " and ".join(part.network for part in parts)
@@ -167,7 +168,7 @@ def _command(environment: Mapping[str, Any]) -> str | None:
 
 def _metrics(run: Path, step: int, announce: Callable[[str], None]) -> str:
     """Of this very step: what an evaluation found, else what the run itself did."""
-    evaluation, summary = _read(run / "evaluation.json", announce), _read(run / "summary.json", announce)
+    evaluation, summary = (_read(file, announce) for file in (RunPaths(run).evaluation, RunPaths(run).summary))
     if evaluation.get("checkpoint_step") == step:
         source, found = f"evaluation of the {evaluation.get('split', 'test')} split", evaluation.get("metrics", {})
     elif summary.get("steps") == step:

@@ -14,6 +14,7 @@ from gen_dist.inference.model import GenerativeModel
 from gen_dist.pictures import charts
 from gen_dist.pictures import grids as pictures
 from gen_dist.pictures.curves import has_curves, save_curves
+from gen_dist.records.run_paths import RunPaths
 
 GRID_IMAGES = 64
 GRID_CLASSES = 20
@@ -33,17 +34,16 @@ class Gallery:
     def __init__(self, model: GenerativeModel, dataset: Dataset, run_path: Path) -> None:
         self._model = model
         self._dataset = dataset
-        self._run_path = run_path
+        self._paths = RunPaths(run_path)
 
     def at_step(self, step: int) -> dict[str, Path]:
         """Samples from the prior and reconstructions of test images, as far as the model has them."""
         made: dict[str, Path] = {}
-        name = f"step_{step:08d}.png"
         if self._model.objective.generates:
-            made["samples"] = self._place("samples", name)
+            made["samples"] = self._place("samples", step)
             self._save_samples(made["samples"])
         if self._model.objective.encodes:
-            made["reconstructions"] = self._place("reconstructions", name)
+            made["reconstructions"] = self._place("reconstructions", step)
             originals = self._dataset.test.images[self._spread(GRID_IMAGES)]
             reconstructions = self._model.reconstruct(torch.from_numpy(originals)).cpu().numpy()
             pictures.save_reconstructions(made["reconstructions"], originals, reconstructions)
@@ -53,16 +53,16 @@ class Gallery:
         """The latent space by images and by classes, and the charts of what the records of metrics.jsonl have."""
         made: dict[str, Path] = {}
         if has_curves(records):
-            made["curves"] = self._run_path / "curves.png"
+            made["curves"] = self._paths.final_pictures["curves"]
             save_curves(made["curves"], records)
         if any(charts.has_class_shares(record, self._dataset.class_names) for record in records):
-            made["class_shares"] = self._run_path / "class_shares.png"
+            made["class_shares"] = self._paths.final_pictures["class_shares"]
             charts.save_class_shares(made["class_shares"], records, self._dataset.class_names)
         if any(charts.has_scores(record) for record in records):
-            made["scores"] = self._run_path / "scores.png"
+            made["scores"] = self._paths.final_pictures["scores"]
             charts.save_scores(made["scores"], records)
         if self._model.objective.generates:
-            made["interpolations"] = self._run_path / "interpolations.png"
+            made["interpolations"] = self._paths.final_pictures["interpolations"]
             self._save_interpolations(made["interpolations"])
         if self._model.objective.encodes:
             made |= self._of_posterior()
@@ -99,9 +99,9 @@ class Gallery:
         shown = self._spread(SCATTER_IMAGES)
         test = self._dataset.test
         means = self._model.encode(torch.from_numpy(test.images[shown]))[0].cpu().numpy()
-        made["latent_scatter"] = self._run_path / "latent_scatter.png"
+        made["latent_scatter"] = self._paths.final_pictures["latent_scatter"]
         charts.save_scatter(made["latent_scatter"], means, test.labels[shown], self._dataset.class_names)
-        made["latent_manifold"] = self._run_path / "latent_manifold.png"
+        made["latent_manifold"] = self._paths.final_pictures["latent_manifold"]
         self._save_manifold(made["latent_manifold"], means)
         return made
 
@@ -129,6 +129,6 @@ class Gallery:
         available = len(self._dataset.test.images)
         return np.arange(min(count, available)) * available // min(count, available)
 
-    def _place(self, directory: str, name: str) -> Path:
-        (self._run_path / directory).mkdir(exist_ok=True)
-        return self._run_path / directory / name
+    def _place(self, series: str, step: int) -> Path:
+        self._paths.picture_series[series].mkdir(exist_ok=True)
+        return self._paths.picture(series, step)

@@ -29,10 +29,11 @@ from torch import Tensor
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
 from gen_dist.files import sync
+from gen_dist.records.run_paths import RunPaths
 
 FORMAT = 2
 _NAME = re.compile(r"step_\d{8,}")
-SUMS = "SHA256SUMS"
+_CONFIG, STATE, SUMS = "config.json", "state.json", "SHA256SUMS"
 _SUFFIXES = (".json", ".safetensors")
 
 
@@ -53,8 +54,8 @@ def save(run_path: Path, checkpoint: Checkpoint, config: TrainConfig, keep: int)
     Raises:
         CheckpointError: the disk is full or cannot be written to. What was there before is untouched.
     """
-    parent = run_path / "checkpoints"
-    final = parent / f"step_{checkpoint.step:08d}"
+    parent = RunPaths(run_path).checkpoints
+    final = RunPaths(run_path).checkpoint(checkpoint.step)
     partial = parent / f".partial-{final.name}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -64,8 +65,8 @@ def save(run_path: Path, checkpoint: Checkpoint, config: TrainConfig, keep: int)
             contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
             safetensors.torch.save_file(contiguous, partial / f"{name}.safetensors")
         facts = {"format": FORMAT, "step": checkpoint.step, **checkpoint.facts}
-        (partial / "state.json").write_text(json.dumps(facts, indent=2) + "\n")
-        (partial / "config.json").write_text(config.to_json())
+        (partial / STATE).write_text(json.dumps(facts, indent=2) + "\n")
+        (partial / _CONFIG).write_text(config.to_json())
         names = sorted(path.name for path in partial.iterdir())
         (partial / SUMS).write_text("".join(f"{_digest(partial / name)}  {name}\n" for name in names))
         for name in (*names, SUMS):
@@ -95,7 +96,7 @@ def save(run_path: Path, checkpoint: Checkpoint, config: TrainConfig, keep: int)
 
 def checkpoint_paths(run_path: Path) -> list[Path]:
     """Directories of the checkpoints of a run, newest first, unchecked."""
-    parent = run_path / "checkpoints"
+    parent = RunPaths(run_path).checkpoints
     if not parent.is_dir():
         return []
     return sorted((path for path in parent.iterdir() if _NAME.fullmatch(path.name)), key=_step_of, reverse=True)
@@ -109,10 +110,10 @@ def load(path: Path) -> tuple[Checkpoint, TrainConfig]:
     """
     try:
         names = _whole_files(path)
-        facts = json.loads((path / "state.json").read_text())
+        facts = json.loads((path / STATE).read_text())
         if facts.pop("format") != FORMAT:
             raise CheckpointError(f"checkpoint {path} is of another format than {FORMAT}, which this version reads")
-        config = TrainConfig.from_json((path / "config.json").read_text(), str(path / "config.json"))
+        config = TrainConfig.from_json((path / _CONFIG).read_text(), str(path / _CONFIG))
         tensors = {
             Path(name).stem: safetensors.torch.load_file(path / name) for name in names if name.endswith(".safetensors")
         }
@@ -122,6 +123,11 @@ def load(path: Path) -> tuple[Checkpoint, TrainConfig]:
             raise
         what = f"{Path(error.filename).name} is missing" if isinstance(error, FileNotFoundError) else str(error)
         raise CheckpointError(f"checkpoint {path} is damaged: {what.splitlines()[0]}") from None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """True for the directory of one checkpoint, whole or damaged; False for that of a run."""
+    return (path / STATE).exists() or (path / SUMS).exists()
 
 
 def is_whole(path: Path) -> bool:
@@ -167,7 +173,7 @@ def load_newest(
             damaged += 1
     if damaged:
         raise CheckpointError(
-            f"none of the {damaged} checkpoints in {run_path / 'checkpoints'} is whole; "
+            f"none of the {damaged} checkpoints in {RunPaths(run_path).checkpoints} is whole; "
             "start over with --fresh, or choose another --run-dir"
         )
     return None

@@ -14,9 +14,11 @@ import pyarrow.fs
 
 from gen_dist.errors import CheckpointError, TakenOverError
 from gen_dist.records.checkpoint import SUMS
-from gen_dist.records.run_directory import HOLDER_FILE
+from gen_dist.records.run_paths import RunPaths
 
 _WRITER_FILE = ".writer"
+_HOLDER_FILE = RunPaths(Path()).holder.name
+_CHECKPOINTS = RunPaths(Path()).checkpoints.name
 
 
 def file_system_of(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -106,7 +108,7 @@ class Mirror:
             with self.filesystem.open_input_stream(f"{self.root}/{_WRITER_FILE}") as file:
                 if file.read().decode() != self._writer:
                     raise TakenOverError(f"another process has taken over {self.url}; this one stops")
-            for place in sorted(found.keys() - {HOLDER_FILE}, key=_turn):
+            for place in sorted(found.keys() - {_HOLDER_FILE}, key=_turn):
                 self._copy(place, found[place])
             for place in sorted(gone, key=_turn, reverse=True):  # a checkpoint's sums go before its files
                 if self.filesystem.get_file_info(f"{self.root}/{place}").is_file:
@@ -118,8 +120,8 @@ class Mirror:
                 is_gone = parent and not (self.directory / parent).exists()
                 if is_gone and self.filesystem.get_file_info(target).type is pyarrow.fs.FileType.Directory:
                     self.filesystem.delete_dir(target)
-            if HOLDER_FILE in found:  # It says that an earlier run is no longer there.
-                self._copy(HOLDER_FILE, found[HOLDER_FILE])
+            if _HOLDER_FILE in found:  # It says that an earlier run is no longer there.
+                self._copy(_HOLDER_FILE, found[_HOLDER_FILE])
         except OSError as error:
             raise CheckpointError(
                 f"{self.url} cannot be written to: {_reason(error)}; mend that, then run it again"
@@ -137,12 +139,12 @@ class Mirror:
 
 def _turn(place: str) -> tuple[bool, bool, str]:
     """Key of the order in which files are copied: checkpoints last, and of each its sums."""
-    return place.startswith("checkpoints"), Path(place).name == SUMS, place
+    return place.startswith(_CHECKPOINTS), Path(place).name == SUMS, place
 
 
 def _is_passing(place: str) -> bool:
     """Whether a file is of no use elsewhere: locks and half-written ones, whose names start with a dot."""
-    return place != HOLDER_FILE and any(part.startswith(".") for part in Path(place).parts)
+    return place != _HOLDER_FILE and any(part.startswith(".") for part in Path(place).parts)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

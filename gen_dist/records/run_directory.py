@@ -20,10 +20,9 @@ from gen_dist.parallel.collectives import from_main, raise_everywhere
 from gen_dist.parallel.processes import Processes
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.environment import environment
+from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.wandb_run import wandb_mode
 
-WANDB_ID_FILE = "wandb-id"
-HOLDER_FILE = ".holder"
 _BEGUN = "begun"
 
 _FREE_FIELDS = {
@@ -33,13 +32,6 @@ _FREE_FIELDS = {
 """Config fields that may change when a run goes on: they do not decide what a step computes, but for rounding and, on
 another kind of device, other draws of the same noise. Whether the packed data are the same is told by their digest."""
 
-_WRITTEN = (
-    *("checkpoints", "samples", "reconstructions", "wandb", "config.json", "environment.json", "metrics.jsonl"),
-    *("summary.json", "latent_manifold.png", "latent_scatter.png", "curves.png", WANDB_ID_FILE),
-    *("interpolations.png", "class_shares.png", "scores.png", "evaluation.json", "report.html"),
-)
-"""All that a run writes: what --fresh removes."""
-
 
 class Holding:
     """A run directory that processes hold while they train in it."""
@@ -47,6 +39,7 @@ class Holding:
     def __init__(self, path: Path, fresh: bool, mark: str) -> None:
         """`fresh` tells whether what an earlier run wrote is to be removed; `mark` who holds the directory."""
         self.path = path
+        self._holder_file = RunPaths(path).holder
         self.fresh = fresh
         self._mark = mark
         self._has_begun = False
@@ -60,9 +53,9 @@ class Holding:
             OSError: the disk is full or cannot be written to.
         """
         if self.fresh:
-            write_atomically(self.path / HOLDER_FILE, f"{self._mark}\n")
+            write_atomically(self._holder_file, f"{self._mark}\n")
             remove_run(self.path)
-        write_atomically(self.path / HOLDER_FILE, f"{self._mark} {_BEGUN}\n")
+        write_atomically(self._holder_file, f"{self._mark} {_BEGUN}\n")
         self._has_begun = True
 
     def assert_held(self) -> None:
@@ -70,7 +63,7 @@ class Holding:
         if not self._has_begun:
             return
         try:
-            if (self.path / HOLDER_FILE).read_text().startswith(self._mark):
+            if self._holder_file.read_text().startswith(self._mark):
                 return
         except OSError as error:
             reason = error.strerror or error
@@ -99,7 +92,7 @@ def hold(
         ConfigError: it cannot be written to, another process trains in it, or it holds a run of another config that is
             not to be started over. Raised in every process.
     """
-    lock = FileLock(path / ".lock")
+    lock = FileLock(RunPaths(path).lock)
     error: UserError | None = None
     holding = None
     try:
@@ -120,11 +113,11 @@ def _take(path: Path, config: TrainConfig, fresh: bool, holder: str | None, lock
     try:
         wandb_mode(config.wandb)
         path.mkdir(parents=True, exist_ok=True)
-        last_holder, *words = _words_of(path / HOLDER_FILE)
+        last_holder, *words = _words_of(RunPaths(path).holder)
         with contextlib.suppress(Timeout) if last_holder == name else contextlib.nullcontext():
             lock.acquire(blocking=False)
         holding = Holding(path, fresh and not (last_holder == name and _BEGUN in words), f"{name} {mark}")
-        if not holding.fresh and (path / "config.json").exists():
+        if not holding.fresh and RunPaths(path).config.exists():
             refuse_other_config(path, config)
         return holding
     except Timeout:
@@ -149,19 +142,20 @@ def record_start(path: Path, config: TrainConfig, step: int, wandb_id: str, proc
     Raises:
         OSError: the disk is full or cannot be written to.
     """
-    write_atomically(path / "config.json", config.to_json())
-    write_atomically(path / WANDB_ID_FILE, wandb_id)
+    paths = RunPaths(path)
+    write_atomically(paths.config, config.to_json())
+    write_atomically(paths.wandb_id, wandb_id)
     starts: list[dict[str, Any]] = [{"from_step": step, "processes": processes, **environment()}]
     with contextlib.suppress(FileNotFoundError, ValueError):
-        last = json.loads((path / "environment.json").read_text())
+        last = json.loads(paths.environment.read_text())
         starts += [last, *last.pop("earlier", [])]
     last, *earlier = starts
-    write_atomically(path / "environment.json", json.dumps({**last, "earlier": earlier}, indent=2) + "\n")
+    write_atomically(paths.environment, json.dumps({**last, "earlier": earlier}, indent=2) + "\n")
 
 
 def wandb_id_of(path: Path) -> str:
     """The id under which wandb knows the run of a directory; a new one if it has none yet."""
-    file = path / WANDB_ID_FILE
+    file = RunPaths(path).wandb_id
     return file.read_text() if file.exists() else uuid.uuid4().hex[:12]
 
 
@@ -170,7 +164,7 @@ def remove_leftovers(path: Path) -> None:
 
     A directory without a config of ours may be a user's own; nothing there is touched.
     """
-    file = path / "config.json"
+    file = RunPaths(path).config
     with contextlib.suppress(OSError, ConfigError):
         TrainConfig.from_json(file.read_text(errors="replace"), str(file))
         remove_run(path)
@@ -182,18 +176,18 @@ def remove_run(path: Path) -> None:
     Raises:
         OSError: some of it cannot be removed.
     """
-    for name in _WRITTEN:
-        if (path / name).is_dir():
-            shutil.rmtree(path / name)
+    for written in RunPaths(path).written():
+        if written.is_dir():
+            shutil.rmtree(written)
         else:
-            (path / name).unlink(missing_ok=True)
+            written.unlink(missing_ok=True)
 
 
 def refuse_other_config(path: Path, config: TrainConfig) -> None:
     """Raise ConfigError if the run was started with a config that this one cannot go on from."""
     if not checkpoints.checkpoint_paths(path):
         return
-    file = path / "config.json"
+    file = RunPaths(path).config
     started = TrainConfig.from_json(file.read_text(errors="replace"), str(file))
     # The learning rate of every step depends on the number of steps, unless it stays the same.
     free = _FREE_FIELDS | ({"steps"} if config.optimization.decay == "constant" else set())

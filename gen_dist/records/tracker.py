@@ -23,9 +23,8 @@ from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
 from gen_dist.files import write_atomically
 from gen_dist.records.display import Display, brief_checks, brief_losses, readable_time
+from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.wandb_run import WandbRun, wandb_mode
-
-METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -89,7 +88,7 @@ class Tracker:
     ) -> None:
         self._steps = config.steps
         self._images_per_step = images_per_step
-        self._path = run_path / METRICS_FILE
+        self._path = RunPaths(run_path).metrics
         self._exit_code = 0
         self._display = Display(sys.stderr if stream is None else stream, config.steps)
         mode = wandb_mode(config.wandb)

@@ -14,6 +14,7 @@ import numpy as np
 
 from gen_dist.config import TrainConfig, WandbMode
 from gen_dist.errors import ConfigError
+from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.score_bins import SCORE_EDGES
 
 # Longer waits cannot help a run that must not stop for wandb; what was not sent stays on disk for `wandb sync`.
@@ -54,7 +55,7 @@ class WandbRun:
     ) -> None:
         self._note = note
         self._run: Any = None
-        self._directory = run_path / "wandb"
+        self._directory = RunPaths(run_path).wandb
         try:
             import wandb
         except ImportError:

@@ -13,8 +13,9 @@ from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
 from gen_dist.evaluation.record import Evaluation, read_evaluation
 from gen_dist.presets import PRESETS
-from gen_dist.records.checkpoint import checkpoint_paths, is_whole
-from gen_dist.records.tracker import METRICS_FILE, read_metrics
+from gen_dist.records.checkpoint import STATE, checkpoint_paths, is_whole
+from gen_dist.records.run_paths import RunPaths
+from gen_dist.records.tracker import read_metrics
 
 _STATE = ("step", "data_digest", "image_shape", "class_names", "training_seconds")
 _TELLS_NO_TWO_RUNS_APART = frozenset({"seed", "run_dir", "data_root", "wandb", "keep_checkpoints"})
@@ -69,13 +70,13 @@ class RunRecord:
 
     def picture(self, name: str) -> Path | None:
         """One of the pictures that a finished run has, such as `interpolations`; None where it is missing."""
-        path = self.path / f"{name}.png"
+        path = RunPaths(self.path).final_pictures[name]
         return path if path.exists() else None
 
     def pictures_by_step(self, kind: str) -> dict[int, Path]:
         """`samples` or `reconstructions` by the step they were made at, in order."""
         found = {}
-        for path in (self.path / kind).glob("step_*.png"):
+        for path in RunPaths(self.path).picture_series[kind].glob("step_*.png"):
             step = path.stem.removeprefix("step_")
             if step.isascii() and step.isdecimal():  # others are a user's: copies, notes
                 found[int(step)] = path
@@ -89,31 +90,30 @@ def read_run(path: Path) -> RunRecord:
         CheckpointError: there is no run, it has no checkpoint yet, or one of its files is damaged.
         ConfigError: its config.json is none of this version.
     """
-    config_file = path / "config.json"
-    if not config_file.exists():
+    paths = RunPaths(path)
+    if not paths.config.exists():
         what = "is no run directory: it has no config.json" if path.exists() else "does not exist"
         raise CheckpointError(f"{path} {what}; train one with launch/train.py PRESET --run-dir {path}")
-    config = TrainConfig.from_json(config_file.read_text(errors="replace"), str(config_file))
-    paths = checkpoint_paths(path)
-    newest = next(filter(is_whole, paths), None)
+    config = TrainConfig.from_json(paths.config.read_text(errors="replace"), str(paths.config))
+    saved = checkpoint_paths(path)
+    newest = next(filter(is_whole, saved), None)
     if newest is None:
-        what = "has no checkpoint yet" if not paths else f"has no whole one among its {len(paths)} checkpoints"
-        raise CheckpointError(f"{path} {what}; go on with launch/train.py --config {config_file}")
-    state = _read(newest / "state.json", *_STATE)
+        what = "has no checkpoint yet" if not saved else f"has no whole one among its {len(saved)} checkpoints"
+        raise CheckpointError(f"{path} {what}; go on with launch/train.py --config {paths.config}")
+    state = _read(newest / STATE, *_STATE)
     if state is None:
         raise CheckpointError(f"checkpoint {newest} is damaged: state.json is missing")
-    metrics_file = path / METRICS_FILE
     evaluation = read_evaluation(path)
     return RunRecord(
         path=path,
         config=config,
         step=state["step"],
         state=state,
-        metrics=[record for record in read_metrics(metrics_file) if record["step"] <= state["step"]]
-        if metrics_file.exists()
+        metrics=[record for record in read_metrics(paths.metrics) if record["step"] <= state["step"]]
+        if paths.metrics.exists()
         else [],
-        summary=_read(path / "summary.json", "steps", "training_seconds", "epochs"),
-        environment=_read(path / "environment.json"),
+        summary=_read(paths.summary, "steps", "training_seconds", "epochs"),
+        environment=_read(paths.environment),
         evaluation=evaluation if evaluation and evaluation.checkpoint_step == state["step"] else None,
     )
 

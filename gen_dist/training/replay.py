@@ -11,6 +11,7 @@ from gen_dist.data import open_dataset
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.parallel.processes import start_processes
 from gen_dist.records import checkpoint as checkpoints
+from gen_dist.records.run_paths import RunPaths
 from gen_dist.training.trainer import Trainer
 
 
@@ -46,7 +47,7 @@ def config_of(run_path: Path) -> TrainConfig:
         CheckpointError: the directory holds no run.
         ConfigError: its config.json is none of this version.
     """
-    config_path = run_path / "config.json"
+    config_path = RunPaths(run_path).config
     if not config_path.exists():
         raise CheckpointError(f"{run_path} is no run directory: it has no config.json")
     return TrainConfig.from_json(config_path.read_text(errors="replace"), str(config_path))

@@ -28,7 +28,8 @@ from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.display import brief_checks
 from gen_dist.records.run_directory import Holding, hold, record_start, remove_leftovers, wandb_id_of
-from gen_dist.records.tracker import METRICS_FILE, Tracker, read_metrics
+from gen_dist.records.run_paths import RunPaths
+from gen_dist.records.tracker import Tracker, read_metrics
 from gen_dist.training.schedule import learning_rate_at
 from gen_dist.training.stopping import stop_signals
 from gen_dist.training.trainer import Trainer
@@ -348,7 +349,7 @@ class _Run:
 
     def _write_end(self) -> tuple[dict[str, Any], dict[str, Path]]:
         """The last value of each metric; for a finished run also its last pictures and its summary."""
-        file = self.path / METRICS_FILE
+        file = RunPaths(self.path).metrics
         records = read_metrics(file) if file.exists() else []
         metrics: dict[str, Any] = {}
         for record in records:
@@ -357,11 +358,11 @@ class _Run:
             return metrics, {}
         made = self.gallery.at_end(records)
         for kind in ("samples", "reconstructions"):
-            picture = self.path / kind / f"step_{self.step:08d}.png"
+            picture = RunPaths(self.path).picture(kind, self.step)
             if picture.exists():
                 made[kind] = picture
         summary = self._summary(records, metrics, made)
-        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_atomically(RunPaths(self.path).summary, json.dumps(summary, indent=2) + "\n")
         return metrics, made
 
     def _summary(self, records: list[dict[str, Any]], metrics: dict[str, Any], made: dict[str, Path]) -> dict[str, Any]:

@@ -163,6 +163,7 @@ def _kept(task: Task, is_main: bool) -> Iterator[tuple[Path, Callable[[Path | No
         yield Path(place), as_ray_sees_it
         return
     from gen_dist.records.mirror import Mirror
+    from gen_dist.records.run_paths import RunPaths
 
     # Under one name for all starts of a launch: a worker that Ray kills removes nothing.
     own = f"gen_dist-{task.name}-{ray.train.get_context().get_world_rank()}"
@@ -173,7 +174,7 @@ def _kept(task: Task, is_main: bool) -> Iterator[tuple[Path, Callable[[Path | No
         mirror = Mirror(Path(directory), place)
         if is_main:
             mirror.claim()
-        mirror.fetch("" if is_main else "checkpoints")
+        mirror.fetch("" if is_main else RunPaths(Path(directory)).checkpoints.name)
 
         def keep(saved: Path | None) -> Checkpoint | None:
             if is_main:

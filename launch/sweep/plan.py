@@ -19,6 +19,7 @@ from gen_dist.launch.cluster.options import place_of
 from gen_dist.launch.sweep.halving import grace_period_of
 from gen_dist.launch.sweep.results import Mode, Sweep, choose_metric, make_trials, readable_metric
 from gen_dist.launch.sweep.space import draw_trials, parse_space, train_command, trial_configs, with_values
+from gen_dist.records.run_paths import RunPaths
 
 _FILES = ("sweep.json", "sweep.csv", "sweep.png")
 
@@ -116,7 +117,7 @@ def _sweep_path(config: TrainConfig, storage: str | None) -> Path:
 
 
 def _refuse_other_configs(sweep: Sweep) -> None:
-    started = [trial for trial in sweep.trials if (trial.path / "config.json").exists()]
+    started = [trial for trial in sweep.trials if RunPaths(trial.path).config.exists()]
     if started:
         from gen_dist.records.run_directory import refuse_other_config  # it loads torch
 

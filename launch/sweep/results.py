@@ -18,7 +18,8 @@ from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.files import write_atomically
 from gen_dist.launch.sweep.space import Searched, Value, readable, readable_values
 from gen_dist.records.display import readable_number
-from gen_dist.records.tracker import METRICS_FILE, read_metrics
+from gen_dist.records.run_paths import RunPaths
+from gen_dist.records.tracker import read_metrics
 
 Mode = Literal["min", "max"]
 Status = Literal["waiting", "running", "interrupted", "finished", "stopped", "failed"]
@@ -130,7 +131,7 @@ class Trial:
     def has_finished(self) -> bool:
         """Whether its run says that all steps are done."""
         try:
-            steps: int = json.loads((self.path / "summary.json").read_text())["steps"]
+            steps: int = json.loads(RunPaths(self.path).summary.read_text())["steps"]
         except (OSError, ValueError, KeyError):
             return False
         return steps == self.config.steps
@@ -141,7 +142,7 @@ class Trial:
         Raises:
             UserError: its metrics.jsonl is damaged, or evaluations have no such metric.
         """
-        file = self.path / METRICS_FILE
+        file = RunPaths(self.path).metrics
         records = read_metrics(file) if file.exists() else []
         self.step = records[-1]["step"] if records else 0
         values = [(record["step"], metric.value_in(record)) for record in records]
@@ -169,7 +170,7 @@ class Sweep:
         known = _read_state(self.path / _STATE_FILE)
         for trial in self.trials:
             before = known.get(trial.index, {})
-            if not (trial.path / "config.json").exists():
+            if not RunPaths(trial.path).config.exists():
                 continue
             trial.read(self.metric)
             if trial.has_finished():

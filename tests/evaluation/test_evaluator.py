@@ -29,7 +29,7 @@ from gen_dist.evaluation.features import feature_network, inception
 from gen_dist.evaluation.features.digits import CARD_FILE, WEIGHTS_FILE
 from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
 from gen_dist.evaluation.plan import METRICS
-from gen_dist.evaluation.record import EVALUATION_FILE, Evaluation, read_evaluation
+from gen_dist.evaluation.record import Evaluation, read_evaluation
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.objectives import Batch
 from gen_dist.objectives.vae import Vae
@@ -160,10 +160,10 @@ def test_samples_of_another_count_begin_with_the_same_ones(runs: Path) -> None:
 def test_two_ranks_equal_one_whatever_their_shares(objective: str, runs: Path) -> None:
     """510 samples are three blocks, 1,000 test images four, and seven images of nll four and three."""
     run = _run_of(runs, objective)
-    for leftover in run.glob(EVALUATION_FILE):
+    for leftover in run.glob("evaluation.json"):
         leftover.unlink()
     one = _evaluate(run, samples=510)
-    (run / EVALUATION_FILE).unlink()
+    (run / "evaluation.json").unlink()
     words = ["--samples", 510, "--nll-samples", 30, "--nll-images", 7]
     cache = f"{os.environ['GEN_DIST_CACHE']} of two for {objective}"  # so that the two compute the reference as well
     done = subprocess.run(
@@ -197,7 +197,7 @@ def test_metrics_of_one_checkpoint_add_up_and_those_of_another_start_anew(runs: 
     assert second.features == first.features
     train(small_config("vae", steps=6, data="mnist5k", run_dir=str(run), seed=5), say=_silent, fresh=True)
     assert read_evaluation(run) is None  # a fresh run removes what was found of the old one
-    file = run / EVALUATION_FILE
+    file = run / "evaluation.json"
     file.write_text(first.to_json())
     third = _evaluate(run, "negative_elbo")
     assert set(third.metrics) == {"negative_elbo"}
@@ -209,7 +209,7 @@ def test_other_features_replace_what_rests_on_features_alone(runs: Path) -> None
     first = _evaluate(run, "negative_elbo", "sharpness", "fid", "classes")
     assert first.features
     other = replace(first, features=first.features | {"digest": "another"})
-    (run / EVALUATION_FILE).write_text(other.to_json())
+    (run / "evaluation.json").write_text(other.to_json())
     second = _evaluate(run, "kid")
     assert set(second.metrics) == {"negative_elbo", "sharpness_260", "sharpness_data", "kid_260"}
     assert second.features == first.features

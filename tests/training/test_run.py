@@ -22,7 +22,6 @@ from PIL import Image
 
 from gen_dist.config import DataConfig, OptimizerConfig, TrainConfig
 from gen_dist.errors import ConfigError, UserError
-from gen_dist.evaluation.record import EVALUATION_FILE
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.run_directory import remove_run
@@ -331,7 +330,7 @@ def test_fresh_starts_over_and_keeps_what_is_not_the_runs(uninterrupted: Path, t
 def test_of_a_run_that_is_removed_nothing_is_left(uninterrupted: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(uninterrupted, path)
-    for name in ("scores.png", EVALUATION_FILE, "report.html"):  # of a GAN, of evaluating and of reporting
+    for name in ("scores.png", "evaluation.json", "report.html"):  # of a GAN, of evaluating and of reporting
         (path / name).touch()
     remove_run(path)
     assert {left.name for left in path.iterdir()} <= {".lock", ".holder"}
