@@ -31,7 +31,7 @@ def test_the_environment_names_versions_hardware_and_command_and_no_secret(monke
 
 
 def test_the_commit_is_that_of_the_checkout_and_changes_make_it_dirty(tmp_path, monkeypatch):
-    module = tmp_path / "checkout/gen_dist/environment.py"
+    module = tmp_path / "checkout/gen_dist/records/environment.py"
     module.parent.mkdir(parents=True)
     module.write_text("")
     monkeypatch.setattr("gen_dist.records.environment.__file__", str(module))
@@ -39,7 +39,7 @@ def test_the_commit_is_that_of_the_checkout_and_changes_make_it_dirty(tmp_path, 
 
     def git(*arguments: str) -> str:
         command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
-        return subprocess.run(command, cwd=module.parents[1], check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(command, cwd=module.parents[2], check=True, capture_output=True, text=True).stdout.strip()
 
     git("init", "-q")
     assert environment()["git"] is None  # an installed copy inside a repository that does not track it
