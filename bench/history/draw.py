@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.history.record import Record
-from gen_dist.records.display import readable_number
+from gen_dist.records.readable import readable_number, readable_tick
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 22
@@ -209,11 +209,6 @@ def ticks(low: float, high: float) -> list[float]:
     from matplotlib.ticker import MaxNLocator
 
     return [float(tick) for tick in MaxNLocator(nbins=4).tick_values(low, high) if low <= tick <= high]
-
-
-def readable_tick(tick: float) -> str:
-    """A number at an axis."""
-    return f"{tick:,.10g}"
 
 
 def told_of(record: Record, machine: Machine) -> str:

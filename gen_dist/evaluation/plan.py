@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gen_dist.data import Dataset
+from gen_dist.data.subsets import evenly_spaced
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.evaluation.features import FeatureNetwork
 from gen_dist.evaluation.marginal_likelihood import is_binarized
@@ -47,7 +45,8 @@ class MetricPlan:
         self._asked = asked
         self.samples = samples
         self.nll_samples = nll_samples
-        self.nll_rows = _spread(nll_images, len(dataset.test.images))
+        available = len(dataset.test.images)
+        self.nll_rows = evenly_spaced(min(nll_images or available, available), available)
         """Places in the test split of the images that nll is measured on, int64."""
         self.unavailable = {
             self.full_name(name): reason for name in asked if (reason := self._why_not(name)) is not None
@@ -125,12 +124,6 @@ def check_options(run: Path, asked: list[str], samples: int, nll_samples: int, n
 def short_count(count: int) -> str:
     """A count as names of metrics have it: 10k, 2500."""
     return f"{count // 1000}k" if count % 1000 == 0 else str(count)
-
-
-def _spread(count: int | None, available: int) -> NDArray[np.int64]:
-    """Places of `count` images spread over so many; None is all."""
-    count = available if count is None else min(count, available)
-    return np.arange(count) * available // count
 
 
 def sides(dataset: Dataset) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from gen_dist.errors import UserError
 from gen_dist.evaluation.guide import base_name
 from gen_dist.files import write_atomically
+from gen_dist.records.readable import readable_figure
 from gen_dist.records.run_paths import RunPaths
 
 FORMAT = 1
@@ -126,6 +127,4 @@ def write_evaluation(run: Path, evaluation: Evaluation) -> None:
 
 
 def _readable(value: Value) -> str:
-    if isinstance(value, list):
-        return " ".join(f"{one:.3f}" for one in value)
-    return str(value) if isinstance(value, int) else f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}"
+    return " ".join(f"{one:.3f}" for one in value) if isinstance(value, list) else readable_figure(value)

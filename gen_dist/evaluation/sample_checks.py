@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gen_dist.data import Dataset, Split
+from gen_dist.data.subsets import evenly_spaced
 from gen_dist.evaluation.metrics import LARGEST_SIDE, pair_distance_sum, pixel_points
 from gen_dist.inference.model import GenerativeModel
 
@@ -83,7 +84,7 @@ class SampleChecks:
         if not self._model.conditional:
             return None
         train = self._dataset.train
-        return torch.from_numpy(train.labels[_spread(self._count, len(train.labels))])
+        return torch.from_numpy(train.labels[evenly_spaced(self._count, len(train.labels))])
 
     @functools.cached_property
     def _reference(self) -> tuple[Tensor, Tensor]:
@@ -127,14 +128,9 @@ class SampleChecks:
         return votes.argmax(dim=1)
 
 
-def _spread(count: int, available: int) -> NDArray[np.int64]:
-    """`count` places spread evenly over so many, some of them more than once where there are fewer."""
-    return np.arange(count) * available // count
-
-
 def _some_of(split: Split, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Up to `count` images and labels spread over a split: many sources are in order of their classes."""
-    places = _spread(min(count, len(split.labels)), len(split.labels))
+    places = evenly_spaced(min(count, len(split.labels)), len(split.labels))
     return split.images[places], split.labels[places]
 
 

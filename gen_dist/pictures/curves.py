@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gen_dist.pictures.charts import FAKE_COLOUR, REAL_COLOUR, figure_of, percent, save_figure
-from gen_dist.records.display import readable_number
+from gen_dist.records.readable import readable_number, readable_share, readable_tick
 
 # Okabe and Ito. Lines of training and test share a panel, so do those of phases, and those of real and fake images.
 _COLOURS = {
@@ -163,7 +163,7 @@ def _draw_panel(axes: Any, name: str, unit: str | None, lines: Mapping[str, NDAr
     axes.set_xlabel("step")
     axes.set_ylabel(unit or spelled(name))
     axes.grid(True)
-    axes.yaxis.set_major_formatter(percent if in_percent else lambda value, _: f"{value:,.10g}")
+    axes.yaxis.set_major_formatter(percent if in_percent else lambda value, _: readable_tick(value))
     low, high, logarithmic = axis_limits(name, everything)
     # Ticks are a third of the drawing time, and a small panel needs few.
     axes.locator_params(nbins=5)
@@ -204,7 +204,7 @@ def _stretch_upwards(axes: Any, share: float) -> None:
 def readable_value(value: float, name: str) -> str:
     """A value of one of the panels for the eye."""
     if name in _PERCENT_PANELS:
-        return f"{value:.0%}"
+        return readable_share(value)
     return f"{value:.0f}" if name == "classes_found" else readable_number(value)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gen_dist.data import Dataset
+from gen_dist.data.subsets import evenly_spaced
 from gen_dist.inference import latent_walks
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.pictures import charts
@@ -44,7 +45,7 @@ class Gallery:
             self._save_samples(made["samples"])
         if self._model.objective.encodes:
             made["reconstructions"] = self._place("reconstructions", step)
-            originals = self._dataset.test.images[self._spread(GRID_IMAGES)]
+            originals = self._dataset.test.images[self._some_test_images(GRID_IMAGES)]
             reconstructions = self._model.reconstruct(torch.from_numpy(originals)).cpu().numpy()
             pictures.save_reconstructions(made["reconstructions"], originals, reconstructions)
         return made
@@ -96,7 +97,7 @@ class Gallery:
     def _of_posterior(self) -> dict[str, Path]:
         """Posterior means by class, and what latents among them decode to."""
         made: dict[str, Path] = {}
-        shown = self._spread(SCATTER_IMAGES)
+        shown = self._some_test_images(SCATTER_IMAGES)
         test = self._dataset.test
         means = self._model.encode(torch.from_numpy(test.images[shown]))[0].cpu().numpy()
         made["latent_scatter"] = self._paths.final_pictures["latent_scatter"]
@@ -122,12 +123,12 @@ class Gallery:
     def _some_classes(self, count: int) -> np.ndarray:
         """Labels of up to `count` classes, spread over all."""
         classes = len(self._dataset.class_names)
-        return np.arange(min(count, classes)) * classes // min(count, classes)
+        return evenly_spaced(min(count, classes), classes)
 
-    def _spread(self, count: int) -> np.ndarray:
-        """Places of some test images spread over the split: many sources are in order of their classes."""
+    def _some_test_images(self, count: int) -> np.ndarray:
+        """Places of up to `count` test images, spread over the split."""
         available = len(self._dataset.test.images)
-        return np.arange(min(count, available)) * available // min(count, available)
+        return evenly_spaced(min(count, available), available)
 
     def _place(self, series: str, step: int) -> Path:
         self._paths.picture_series[series].mkdir(exist_ok=True)

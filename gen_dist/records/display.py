@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
+from gen_dist.records.readable import readable_number, readable_share
+
 BAR_REFRESH_SECONDS = 0.1
 LEAST_BAR_CELLS = 10
 
@@ -153,25 +155,3 @@ def brief_checks(values: Mapping[str, float | Sequence[float]]) -> list[str]:
     if isinstance(accuracy, float):
         shown.append(f"labels {readable_share(accuracy)}")
     return shown
-
-
-def readable_share(value: float) -> str:
-    """A share for the eye: 71%, nan."""
-    return f"{value:.0%}" if math.isfinite(value) else str(value)
-
-
-def readable_number(value: float) -> str:
-    """A loss or rate for the eye: 24,310, 107.93, 0.0120, 9.1e-05, nan."""
-    size = abs(value)
-    if not math.isfinite(value) or size >= 10_000:
-        return f"{value:,.0f}"
-    if size >= 1 or size == 0:
-        return f"{value:.2f}"
-    return f"{value:.4f}" if size >= 0.01 else f"{value:.1e}"
-
-
-def readable_time(seconds: float) -> str:
-    """A duration for the eye: 0:07, 14:59, 2:05:00."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

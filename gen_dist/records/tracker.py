@@ -22,7 +22,8 @@ from typing import Any, Self, TextIO
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
 from gen_dist.files import write_atomically
-from gen_dist.records.display import Display, brief_checks, brief_losses, readable_time
+from gen_dist.records.display import Display, brief_checks, brief_losses
+from gen_dist.records.readable import readable_time
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.wandb_run import WandbRun, wandb_mode
 

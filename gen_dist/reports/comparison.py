@@ -13,6 +13,7 @@ from typing import Any
 from gen_dist.errors import ConfigError
 from gen_dist.evaluation.guide import LIKELIHOODS, SPEED, base_name, in_order, metric_of
 from gen_dist.presets import PRESETS
+from gen_dist.records.readable import readable_result
 from gen_dist.reports.run_record import RunRecord, decisive_fields, group_by_config, read_run
 
 ABOUT_EQUAL = 0.02
@@ -192,16 +193,9 @@ def comparison_of(runs: Sequence[RunRecord]) -> Comparison:
 
 def readable_values(values: Sequence[float], metric: str) -> str:
     """Values of one metric for the eye; of several runs mean, least and greatest: `105.40 (105.12 to 105.93) nats`."""
-    unit, texts = metric_of(metric).unit, [readable(value) for value in (min(values), max(values))]
+    unit, texts = metric_of(metric).unit, [readable_result(value) for value in (min(values), max(values))]
     spread = f" ({texts[0]} to {texts[1]})" if texts[0] != texts[1] else ""
-    return f"{readable(statistics.fmean(values))}{spread} {unit}".strip()
-
-
-def readable(value: float) -> str:
-    """A metric for the eye: 12,479, 105.41, 0.0815, 17."""
-    if abs(value) >= 1000 or value == round(value):
-        return f"{value:,.0f}"
-    return f"{value:.2f}" if abs(value) >= 1 else f"{value:#.3g}"
+    return f"{readable_result(statistics.fmean(values))}{spread} {unit}".strip()
 
 
 def table_lines(comparison: Comparison) -> list[str]:
@@ -397,7 +391,7 @@ def _statement(topic: _Topic, metric: str, groups: Sequence[Group]) -> Statement
     else:
         text = f"no clear difference between the first two in {name}: {', '.join(of_each)}."
     if ranked and metric_of(metric).better == "data" and (reference := data_value(ranked[0], metric)):
-        text = f"{text[:-1]}; real images have {readable(reference)}."
+        text = f"{text[:-1]}; real images have {readable_result(reference)}."
     text += "".join(
         f" {group.label} has none: {group.reason(metric).rstrip('.')}." for group in groups if group not in ranked
     )

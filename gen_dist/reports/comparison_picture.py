@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from gen_dist.data import Dataset, open_dataset
+from gen_dist.data.subsets import evenly_spaced
 from gen_dist.errors import UserError
 from gen_dist.evaluation.guide import metric_of
 from gen_dist.inference import latent_walks
@@ -94,7 +95,7 @@ def _samples(model: GenerativeModel) -> np.ndarray:
 def _reconstructions(model: GenerativeModel, dataset: Dataset) -> np.ndarray:
     if not model.objective.encodes:
         raise UserError("no encoder, so that it cannot reconstruct")
-    places = np.arange(PAIRS) * len(dataset.test.images) // PAIRS
+    places = evenly_spaced(PAIRS, len(dataset.test.images))
     originals = dataset.test.images[places]
     reconstructions = model.reconstruct(torch.from_numpy(originals)).cpu().numpy()
     half = PAIRS // 2

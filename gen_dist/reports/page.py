@@ -14,8 +14,8 @@ from gen_dist.errors import ConfigError
 from gen_dist.evaluation.guide import SPEED, base_name, in_order, metric_of
 from gen_dist.files import write_atomically
 from gen_dist.presets import DESCRIPTIONS, PRESETS
-from gen_dist.records.display import readable_time
-from gen_dist.reports.comparison import Comparison, Group, comparison_of, data_value, readable, readable_values, scalars
+from gen_dist.records.readable import readable_duration, readable_result
+from gen_dist.reports.comparison import Comparison, Group, comparison_of, data_value, readable_values, scalars
 from gen_dist.reports.panels import Panel, panels_of
 from gen_dist.reports.run_record import RunRecord, changes_from_preset, config_fields
 from gen_dist.training.step_times import StepTimes
@@ -237,7 +237,7 @@ def _headline(run: RunRecord, found: Mapping[str, float], group: Group) -> list[
     if not facts:
         last = {key: value for record in run.metrics for key, value in record.items() if key.startswith("test/")}
         facts = [
-            Fact(metric_of(name.removeprefix("test/")).label, readable(value))
+            Fact(metric_of(name.removeprefix("test/")).label, readable_result(value))
             for name, value in list(last.items())[:2]
             if value is not None
         ]
@@ -245,7 +245,7 @@ def _headline(run: RunRecord, found: Mapping[str, float], group: Group) -> list[
     progress = f"{run.step:,}" if run.finished else f"{run.step:,} of {run.config.steps:,}"
     return [
         *facts,
-        Fact("training time", _duration(run.training_seconds)),
+        Fact("training time", readable_duration(run.training_seconds)),
         *([Fact("images a second", f"{rate:,.0f}")] if rate else []),
         Fact("steps" if run.finished else "steps so far", progress),
         Fact("images seen", f"{run.images_seen:,}"),
@@ -254,10 +254,10 @@ def _headline(run: RunRecord, found: Mapping[str, float], group: Group) -> list[
 
 def _value(name: str, values: Sequence[float], group: Group) -> str:
     if base_name(name) == "training_seconds" and len(values) == 1:
-        return _duration(values[0])
+        return readable_duration(values[0])
     text = readable_values(values, name)
     reference = data_value(group, name) if metric_of(name).better == "data" else None
-    return f"{text} (data {readable(reference)})" if reference else text
+    return f"{text} (data {readable_result(reference)})" if reference else text
 
 
 def _explanation(name: str, run: RunRecord) -> str:
@@ -265,10 +265,6 @@ def _explanation(name: str, run: RunRecord) -> str:
     pixels = run.evaluation.pixels.get(name) if run.evaluation else None
     sentences = [metric.meaning, f"{metric.direction[:1].upper()}{metric.direction[1:]}." if metric.direction else ""]
     return " ".join(filter(None, [*sentences, f"Of {pixels} pixels." if pixels else ""]))
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else readable_time(seconds)
 
 
 def _frames(pictures: Mapping[int, Path]) -> list[Frame]:

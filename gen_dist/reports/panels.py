@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gen_dist.pictures.curves import axis_limits, curves_of, readable_value, spelled, unit_of
+from gen_dist.records.readable import readable_tick
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 50, 8, 8, 22
@@ -126,7 +127,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _tick_label(tick: float) -> str:
-    label = f"{tick:,.10g}"
+    label = readable_tick(tick)
     return label if len(label) <= 7 else f"{tick:.2e}"
 
 

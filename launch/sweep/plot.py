@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gen_dist.launch.sweep.results import Metric, Sweep, Trial, readable_metric
-from gen_dist.launch.sweep.space import Searched, Value, readable
+from gen_dist.launch.sweep.space import Searched, Value, as_typed
 from gen_dist.pictures.charts import INK_HEX, figure_of, save_figure
 
 # Okabe and Ito, and a grey for what was given up.
@@ -190,7 +190,7 @@ def _places(searched: Searched, values: Sequence[Value]) -> list[float]:
 
 
 def _label_choices(axes: Any, searched: Searched) -> None:
-    labels = [readable(choice) for choice in searched.choices]
+    labels = [as_typed(choice) for choice in searched.choices]
     labels = [label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…" for label in labels]
     axes.set_xticks(range(len(labels)))
     crowded = sum(map(len, labels)) > 30 or len(labels) > 6

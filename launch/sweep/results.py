@@ -16,8 +16,8 @@ from typing import Any, Literal
 from gen_dist.config import TrainConfig, VaeConfig
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.files import write_atomically
-from gen_dist.launch.sweep.space import Searched, Value, readable, readable_values
-from gen_dist.records.display import readable_number
+from gen_dist.launch.sweep.space import Searched, Value, all_as_typed, as_typed
+from gen_dist.records.readable import readable_number
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.tracker import read_metrics
 
@@ -212,7 +212,7 @@ class Sweep:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["rank", "trial", *names, self.metric.name, "steps", "status", "reason", "directory"])
         for rank, trial in enumerate(self.ranked, start=1):
-            values = [readable(trial.values[name]) for name in names]
+            values = [as_typed(trial.values[name]) for name in names]
             row = [trial.index, *values, trial.value, trial.step, trial.status, trial.reason, trial.path]
             writer.writerow([rank, *row])
         write_atomically(self.path / "sweep.csv", text.getvalue())
@@ -256,7 +256,7 @@ class Sweep:
         rows = [["rank", "trial", *heads, self.metric.name, "steps", "status"]]
         for rank, trial in enumerate(self.ranked, start=1):
             value = "" if trial.value is None else readable_metric(trial.value)
-            values = [readable(trial.values[one.name]) for one in self.space]
+            values = [as_typed(trial.values[one.name]) for one in self.space]
             rows.append([str(rank), str(trial.index), *values, value, str(trial.step), trial.status])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.rjust, row, widths[:-1])) + f"  {row[-1]}" for row in rows]
@@ -302,7 +302,7 @@ class Board:
     def started(self, trial: Trial) -> None:
         """A trial began to train."""
         at = f" at step {trial.step}" if trial.step else ""
-        self.line(f"trial {trial.index} {'goes on' if at else 'starts'}{at}: {readable_values(trial.values)}")
+        self.line(f"trial {trial.index} {'goes on' if at else 'starts'}{at}: {all_as_typed(trial.values)}")
 
     def evaluated(self) -> None:
         """A trial was evaluated."""

@@ -299,22 +299,22 @@ def trial_configs(config: TrainConfig, trials: Sequence[Mapping[str, Value]]) ->
         try:
             configs.append(with_values(config, values))
         except ConfigError as error:
-            raise ConfigError(f"trial {index} ({readable_values(values)}) cannot be: {error}") from None
+            raise ConfigError(f"trial {index} ({all_as_typed(values)}) cannot be: {error}") from None
     return configs
 
 
-def readable(value: Value) -> str:
-    """A value as it is written in a space: 0.0023, 400+200, none."""
+def as_typed(value: Value) -> str:
+    """A value as it is typed in a space: 0.0023, 400+200, none."""
     if value is None or value == ():
         return "none"
     if isinstance(value, tuple):
-        return "+".join(map(readable, value))
+        return "+".join(map(as_typed, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def readable_values(values: Mapping[str, Value]) -> str:
+def all_as_typed(values: Mapping[str, Value]) -> str:
     """Values by the last part of their names: `learning_rate 0.0023, latent_dim 16`."""
-    return ", ".join(f"{name.rpartition('.')[2]} {readable(value)}" for name, value in values.items())
+    return ", ".join(f"{name.rpartition('.')[2]} {as_typed(value)}" for name, value in values.items())
 
 
 def train_command(source: Sequence[str], base: TrainConfig, config: TrainConfig) -> str:

@@ -25,7 +25,7 @@ from gen_dist.launch.sweep.halving import Halving, grace_period_of
 from gen_dist.launch.sweep.plan import SweepOptions, best_command, command_source, conclude, plan_sweep
 from gen_dist.launch.sweep.plot import save_plot
 from gen_dist.launch.sweep.results import Board, Metric, Sweep, choose_metric, make_trials
-from gen_dist.launch.sweep.space import draw_trials, parse_space, readable, train_command, trial_configs, with_values
+from gen_dist.launch.sweep.space import as_typed, draw_trials, parse_space, train_command, trial_configs, with_values
 from gen_dist.presets import PRESETS, get_preset
 from gen_dist.records.tracker import read_metrics
 from tests.conftest import REPOSITORY
@@ -67,7 +67,7 @@ def test_ranges_are_drawn_evenly_on_their_scale_and_reach_their_ends() -> None:
 def test_choices_are_values_of_the_fields_type(word: str, preset: str, choices: tuple[Any, ...]) -> None:
     (searched,) = parse_space([word], get_preset(preset))
     assert searched.choices == choices
-    assert ",".join(map(readable, choices)).replace(".0", "") == searched.text.replace("1e+3", "1000").replace(
+    assert ",".join(map(as_typed, choices)).replace(".0", "") == searched.text.replace("1e+3", "1000").replace(
         "5e-1", "0.5"
     )
 

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import pytest
 
 from gen_dist.config import TrainConfig
-from gen_dist.records.display import brief_checks, brief_losses, readable_number
+from gen_dist.records.display import brief_checks, brief_losses
+from gen_dist.records.readable import readable_number
 from gen_dist.records.tracker import Tracker, read_metrics
 from tests.conftest import REPOSITORY
 from tests.support.trackers import make_tracker

@@ -20,8 +20,9 @@ from gen_dist.config import VaeConfig
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.evaluation.guide import base_name, metric_of
 from gen_dist.records.checkpoint import SUMS
+from gen_dist.records.readable import readable_result
 from gen_dist.reports import write_report
-from gen_dist.reports.comparison import comparison_of, markdown, read_runs, readable, scalars, table_lines
+from gen_dist.reports.comparison import comparison_of, markdown, read_runs, scalars, table_lines
 from gen_dist.reports.comparison_picture import save_comparison
 from gen_dist.reports.run_record import read_run
 from gen_dist.training.run import train
@@ -182,7 +183,7 @@ def test_figures_turned_round_turn_the_words_round(runs: dict[str, Path]) -> Non
 def test_a_time_is_told_with_what_was_done_in_it(runs: dict[str, Path]) -> None:
     comparison = comparison_of(read_runs([runs["vae"], runs["gan"]]))
     said = next(one.text for one in comparison.statements if one.metrics == ["training_seconds"])
-    epochs = readable(scalars(read_run(runs["vae"]))["epochs"])
+    epochs = readable_result(scalars(read_run(runs["vae"]))["epochs"])
     assert said.count(f"{epochs} epochs of") == 2
 
 
