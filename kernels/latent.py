@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .key import Key
 from .noise import device_normal, normal, runs_triton
 
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -19,9 +20,7 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 def reparameterize_kl(
     parameters: Tensor,
-    rng: Tensor,
-    stream: int,
-    first_row: int,
+    key: Key,
     *,
     samples: int = 1,
     deterministic: bool = False,
@@ -36,9 +35,7 @@ def reparameterize_kl(
     Args:
         parameters: [B, 2C, ...] of float32, bfloat16, float16 or float64, contiguous or channels_last, the encoder's
             output: means in the first half of the channels, log-variances in the second.
-        rng: int64 [2], (seed, step), on the device of `parameters`.
-        stream: stream of the noise.
-        first_row: global row of parameters[0].
+        key: key of the noise of parameters[0], on the device of `parameters`.
         samples: latents drawn per image.
         deterministic: give the mean and draw nothing.
         prior: means and log-variances of a Gaussian prior, as `parameters`; None stands for N(0, I).
@@ -50,13 +47,13 @@ def reparameterize_kl(
     Raises:
         ValueError: a shape, dtype or number that does not fit.
     """
-    _check(parameters, rng, samples, prior)
+    _check(parameters, key.rng, samples, prior)
     if parameters.device.type != "cpu":
-        return reparameterize_kl_operator(parameters, prior, rng, stream, first_row, samples, deterministic)
+        return reparameterize_kl_operator(parameters, prior, *key, samples, deterministic)
     noise = None
     if not deterministic:
         rows, channels, *spatial = parameters.shape
-        noise = normal(rng, stream, first_row, rows, latents_per_sample(parameters) * samples)
+        noise = normal(key, rows, latents_per_sample(parameters) * samples)
         noise = noise.view(rows, samples, channels // 2, *spatial)
     wide = parameters.to(arithmetic_dtype(parameters))
     if prior is not None:

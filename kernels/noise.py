@@ -18,50 +18,49 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .key import Key
 from .philox import device_words, host_words
 
 
-def normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
-    """Standard normal draws; row i depends on (seed, stream, step, first_row + i) and the width alone.
+def normal(key: Key, rows: int, width: int) -> Tensor:
+    """Draw standard normals. Each row depends on its key and the width alone.
 
     Args:
-        rng: int64 [2], (seed, step).
-        stream: what the draw is for; draws of two streams are independent.
-        first_row: global row of the first one drawn.
+        key: seed, step, stream and the global row of the first row.
         rows: number of rows.
-        width: draws in a row.
+        width: draws per row.
 
     Returns:
-        float32 [rows, width] on the device of `rng`. Not to be written to: it may be part of what is kept for others.
+        float32 [rows, width] on the device of the key. Read-only: it may be a view of memory that other draws share.
     """
+    rng = key.rng
     if rng.device.type == "cpu":
         draw = normal_operator if torch.compiler.is_compiling() else _host_normal
     elif runs_triton(rng.device):
         draw = normal_operator if _is_transformed() else _triton_normal
     else:
         draw = device_normal
-    return draw(rng, stream, first_row, rows, width)
+    return draw(rng, key.stream, key.first_row, rows, width)
 
 
-def binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
+def binarize(images: Tensor, key: Key) -> Tensor:
     """Draw each pixel from Bernoulli(intensity / 255): the dynamic binarization of Burda et al. 2016.
 
     Args:
         images: uint8 [B, ...], 0..255.
-        rng: int64 [2], (seed, step), on the device of the images.
-        stream: what the draw is for.
-        first_row: global row of images[0].
+        key: key of images[0], on the device of the images.
 
     Returns:
         float32 of the shape of `images`, each 0.0 or 1.0.
     """
+    rng = key.rng
     if rng.device.type == "cpu":
         draw = binarize_operator if torch.compiler.is_compiling() else _host_binarize
     elif runs_triton(rng.device):
         draw = binarize_operator if _is_transformed() else _triton_binarize
     else:
         draw = device_binarize
-    return draw(images, rng, stream, first_row)
+    return draw(images, rng, key.stream, key.first_row)
 
 
 def _is_transformed() -> bool:

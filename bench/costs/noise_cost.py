@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from bench.measuring.conditions import conditions
 from gen_dist.data import open_dataset
+from gen_dist.kernels import Key
 from gen_dist.parallel.processes import start_processes
 from gen_dist.presets import get_preset
 from gen_dist.training.trainer import Trainer
@@ -55,11 +56,11 @@ class HiddenState:
         start = batch * global_batch_size + first_row
         return self._permutation[start : start + rows]
 
-    def normal(self, rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
+    def normal(self, key: Key, rows: int, width: int) -> Tensor:
         """Standard normals float32 [rows, width]."""
         return torch.randn(rows, width)
 
-    def binarize(self, images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
+    def binarize(self, images: Tensor, key: Key) -> Tensor:
         """Bernoulli draws of the intensities of uint8 images, as float32."""
         return torch.bernoulli(images.float().div_(255.0))
 

@@ -117,6 +117,9 @@ def noise(place: Place) -> Operation:
 
     def draw(step: int) -> list[torch.Tensor]:
         rng = torch.tensor([1, step])
+        if hasattr(kernels, "Key"):
+            prior, pixels = kernels.Key(rng, Stream.PRIOR, 0), kernels.Key(rng, Stream.BINARIZATION, 0)
+            return [normal(prior, ROWS, LATENT_DIM), binarize(images, pixels)]
         return [
             normal(rng, Stream.PRIOR, 0, ROWS, LATENT_DIM),
             binarize(images, rng, Stream.BINARIZATION, 0),

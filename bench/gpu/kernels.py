@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from bench.measuring.conditions import conditions
 from gen_dist.cli import run_command
 from gen_dist.errors import ConfigError
-from gen_dist.kernels import reparameterize_kl
+from gen_dist.kernels import Key, reparameterize_kl
 from gen_dist.kernels.latent import reparameterize_kl_operator, twin_backward, twin_forward
 
 LatentStep = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -91,7 +91,7 @@ def contestants(rng: Tensor) -> dict[str, LatentStep]:
     steps: dict[str, LatentStep] = {
         "eager": plain,
         "Inductor": torch.compile(plain, dynamic=False),
-        "ours": lambda parameters: reparameterize_kl(parameters, rng, 1, 0),
+        "ours": lambda parameters: reparameterize_kl(parameters, Key(rng, 1, 0)),
     }
     if rng.device.type == "cpu":
         steps["the kernel's twin"] = lambda parameters: reparameterize_kl_operator(

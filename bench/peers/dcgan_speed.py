@@ -30,7 +30,7 @@ from bench.measuring.conditions import conditions
 from bench.measuring.spread import spread, spread_of_ratios
 from bench.peers.dcgan_loop import PlainLoop
 from gen_dist.data import TrainBatches, open_dataset
-from gen_dist.kernels import normal
+from gen_dist.kernels import Key, normal
 from gen_dist.objectives.adversarial import signed_unit
 from gen_dist.parallel.processes import start_processes
 from gen_dist.presets import get_preset
@@ -165,7 +165,7 @@ def difference_of_losses(trainer: Trainer, other: ProcessPoolExecutor) -> float:
     """The largest relative difference between the losses of our first step and the loop's."""
     config = trainer.config
     key, size = torch.tensor([config.seed, 0]), (config.global_batch_size, config.network.latent_dim)
-    latents = normal(key, Stream.GENERATOR_LATENTS, 0, *size).numpy()
+    latents = normal(Key(key, Stream.GENERATOR_LATENTS, 0), *size).numpy()
     networks = trainer.objective.networks
     generator, discriminator = (
         [parameter.detach().numpy().copy() for parameter in networks[name].parameters()]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bench.gpu.kernels import plain
 from bench.measuring.measured import Measurement
-from gen_dist.kernels import DoublingConvolution, HalvingConvolution, Linear, binarize, normal, reparameterize_kl
+from gen_dist.kernels import DoublingConvolution, HalvingConvolution, Key, Linear, binarize, normal, reparameterize_kl
 from gen_dist.kernels.convolution import pixel_by_pixel
 from gen_dist.objectives.losses import bernoulli_nll
 
@@ -54,7 +54,7 @@ def latent_step(device: torch.device) -> Case:
     """Reparameterization and KL divergence; the noise is keyed in ours, of torch's generator in the twin."""
     rngs = steps_of_draws(device)
     return Case(
-        lambda parameters: reparameterize_kl(parameters, next(rngs), 1, 0),
+        lambda parameters: reparameterize_kl(parameters, Key(next(rngs), 1, 0)),
         plain,
         torch.randn(ROWS, 2 * LATENT_DIM, device=device),
         is_draw=True,
@@ -66,7 +66,7 @@ def drawing_normals(device: torch.device) -> Case:
     """Standard normals of one step."""
     rngs = steps_of_draws(device)
     return Case(
-        lambda like: normal(next(rngs), 1, 0, *like.shape),
+        lambda like: normal(Key(next(rngs), 1, 0), *like.shape),
         torch.randn_like,
         torch.empty(ROWS, LATENT_DIM, device=device),
         is_draw=True,
@@ -79,7 +79,7 @@ def binarizing(device: torch.device) -> Case:
     rngs = steps_of_draws(device)
     images = torch.randint(0, 256, (ROWS, 1, 28, 28), dtype=torch.uint8, device=device)
     return Case(
-        lambda images: binarize(images, next(rngs), 1, 0),
+        lambda images: binarize(images, Key(next(rngs), 1, 0)),
         lambda images: torch.bernoulli(images.float().div_(255.0)),
         images,
         is_draw=True,

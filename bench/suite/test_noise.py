@@ -13,7 +13,7 @@ import torch
 
 from bench.measuring.measured import Measurement, preset_on
 from gen_dist.data import Dataset
-from gen_dist.kernels import binarize, normal
+from gen_dist.kernels import Key, binarize, normal
 from gen_dist.parallel.processes import start_processes
 from gen_dist.randomness import Stream
 from gen_dist.training.trainer import Trainer
@@ -46,10 +46,10 @@ def after_steps(measurement: Measurement, digits: Dataset, device: torch.device)
 
 def test_drawing_normals(after_steps: AfterSteps) -> None:
     """Noise of one step. The rate is at the mean: one draw in sixteen makes those of sixteen steps."""
-    after_steps(lambda rng: normal(rng, Stream.PRIOR, 0, ROWS, LATENT_DIM), "mean")
+    after_steps(lambda rng: normal(Key(rng, Stream.PRIOR, 0), ROWS, LATENT_DIM), "mean")
 
 
 def test_binarizing(after_steps: AfterSteps, digits: Dataset, device: torch.device) -> None:
     """A bit for each pixel of one batch."""
     images = torch.from_numpy(digits.train.images[:ROWS].copy()).to(device)
-    after_steps(lambda rng: binarize(images, rng, Stream.BINARIZATION, 0), "median")
+    after_steps(lambda rng: binarize(images, Key(rng, Stream.BINARIZATION, 0)), "median")

@@ -43,7 +43,7 @@ from gen_dist.evaluation.record import (
 from gen_dist.files import write_atomically
 from gen_dist.inference.latent_walks import on_great_circles
 from gen_dist.inference.model import GenerativeModel, model_of, read_checkpoint
-from gen_dist.kernels import normal
+from gen_dist.kernels import Key, normal
 from gen_dist.objectives import Batch
 from gen_dist.objectives.base import unit_interval
 from gen_dist.objectives.evaluating import evaluating
@@ -412,7 +412,7 @@ class _Evaluator:
         key = torch.tensor([0, 0])  # as samples: on the CPU, whatever the device
 
         def compute(first: int, last: int) -> tuple[Tensor]:
-            draws = normal(key, Stream.WALKS, first, last - first, 2 * width + 1)
+            draws = normal(Key(key, Stream.WALKS, first), last - first, 2 * width + 1)
             starts, ends = draws[:, :width].numpy(), draws[:, width:-1].numpy()
             parts = torch.special.ndtr(draws[:, -1:].double()).numpy()  # uniform in 0..1
             walks = on_great_circles(starts, ends, np.concatenate([parts, parts + WALK_STEP], axis=1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gen_dist.kernels import LOGVAR_RANGE, binarize, normal
+from gen_dist.kernels import LOGVAR_RANGE, Key, binarize, normal
 from gen_dist.objectives import Batch
 from gen_dist.objectives.losses import importance_weighted_bound, log_likelihoods_of_binary_image
 from gen_dist.objectives.vae import Vae
@@ -35,14 +35,14 @@ def negative_log_likelihoods(objective: Vae, batch: Batch, samples: int) -> Tens
         samples: K.
     """
     if is_binarized(objective):
-        targets = binarize(batch.images, batch.rng, Stream.TEST_BINARIZATION, batch.first_row)
+        targets = binarize(batch.images, batch.key(Stream.TEST_BINARIZATION))
     else:
         targets = objective.targets(batch, Stream.TEST_BINARIZATION)
     means, logvars = objective.networks["encoder"](targets).float().chunk(2, dim=1)
     logvars = logvars.clamp(*LOGVAR_RANGE)
     bounds = []
     for row, (target, mean, logvar) in enumerate(zip(targets, means, logvars, strict=True)):
-        noise = normal(batch.rng, Stream.TEST_IMPORTANCE, batch.first_row + row, 1, samples * len(mean))
+        noise = normal(Key(batch.rng, Stream.TEST_IMPORTANCE, batch.first_row + row), 1, samples * len(mean))
         # One image after another: all that is decoded at once has one target.
         weights = [
             _log_weights(objective, target, mean, logvar, chunk)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, UserError
-from gen_dist.kernels import normal
+from gen_dist.kernels import Key, normal
 from gen_dist.objectives import Objective, build_objective
 from gen_dist.randomness import Stream
 from gen_dist.records import checkpoint as checkpoints
@@ -64,7 +64,9 @@ class GenerativeModel:
         if not 0 <= seed < 2**63:
             raise UserError(f"seed {seed} is not in 0 .. 2^63 - 1")
         # Drawn on the CPU, whatever the device: others draw other numbers. The copy is the caller's to write to.
-        latents = normal(torch.tensor([seed, 0]), Stream.PRIOR, first_row, count, self.objective.latent_dim).clone()
+        latents = normal(
+            Key(torch.tensor([seed, 0]), Stream.PRIOR, first_row), count, self.objective.latent_dim
+        ).clone()
         return latents.to(self.device)
 
     @property

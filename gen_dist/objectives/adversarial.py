@@ -100,14 +100,14 @@ class Adversarial(Objective):
 
     def generate(self, batch: Batch, stream: Stream) -> Tensor:
         """As many new images as the batch has, and of the same classes."""
-        latents = normal(batch.rng, stream, batch.first_row, len(batch.images), self.latent_dim)
+        latents = normal(batch.key(stream), len(batch.images), self.latent_dim)
         return self.decode(latents, batch.labels)
 
     def as_seen(self, images: Tensor, batch: Batch, streams: tuple[Stream, Stream]) -> Tensor:
         """Images as the discriminator sees them: augmented, with noise on top."""
         augmentation, noise = streams
-        images = augment(images, self.augmentation, batch.rng, augmentation, batch.first_row)
-        return add_noise(images, self.instance_noise, batch.rng, noise, batch.first_row)
+        images = augment(images, self.augmentation, batch.key(augmentation))
+        return add_noise(images, self.instance_noise, batch.key(noise))
 
     def scores(self, images: Tensor, labels: Tensor) -> Tensor:
         """float32 [B]."""
@@ -154,9 +154,9 @@ class GeneratorLossPhase(GeneratorPhase):
         self.loss = loss
 
     def forward(self, batch: Batch) -> TurnResult:
-        game = self.objective
-        generated = game.generate(batch, GENERATOR_STREAMS.latents)
-        scores = game.scores(game.as_seen(generated, batch, GENERATOR_STREAMS.fake), batch.labels)
+        objective = self.objective
+        generated = objective.generate(batch, GENERATOR_STREAMS.latents)
+        scores = objective.scores(objective.as_seen(generated, batch, GENERATOR_STREAMS.fake), batch.labels)
         loss = generator_loss(self.loss, scores).mean()
         return TurnResult(loss, {"loss": loss.detach()}, {GENERATED: generated.detach()})
 
@@ -173,18 +173,18 @@ class DiscriminatorPhase(Phase):
 
     def real_and_fake(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Training images and generated ones, float32 [B, C, H, W] each."""
-        generated = batch.handed_on.get(GENERATED)
+        generated = batch.carried.get(GENERATED)
         if generated is None:
             generated = self.objective.generate(batch, DISCRIMINATOR_STREAMS.latents).detach()
         return signed_unit(batch.images), generated
 
     def as_seen(self, real: Tensor, fake: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The same as the discriminator sees them."""
-        game, streams = self.objective, DISCRIMINATOR_STREAMS
-        return game.as_seen(real, batch, streams.real), game.as_seen(fake, batch, streams.fake)
+        objective, streams = self.objective, DISCRIMINATOR_STREAMS
+        return objective.as_seen(real, batch, streams.real), objective.as_seen(fake, batch, streams.fake)
 
 
-def told_right(real_scores: Tensor, fake_scores: Tensor, threshold: float) -> dict[str, Tensor]:
+def accuracy_logs(real_scores: Tensor, fake_scores: Tensor, threshold: float) -> dict[str, Tensor]:
     """Logs: shares of real and of generated images on their side of a threshold, and all scores for a histogram."""
     return {
         "accuracy_real": (real_scores.detach() > threshold).float().mean(),
@@ -193,7 +193,7 @@ def told_right(real_scores: Tensor, fake_scores: Tensor, threshold: float) -> di
     }
 
 
-def pairs_told_right(real_scores: Tensor, fake_scores: Tensor) -> dict[str, Tensor]:
+def pair_accuracy_logs(real_scores: Tensor, fake_scores: Tensor) -> dict[str, Tensor]:
     """Logs where scores have no zero: the share of pairs in which the real image scores more, and all scores."""
     return {
         "accuracy": (real_scores.detach() > fake_scores.detach()).float().mean(),

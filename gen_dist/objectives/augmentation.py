@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gen_dist.config import Augmentation
-from gen_dist.kernels import normal
+from gen_dist.kernels import Key, normal
 
 DRAWS = 7
 """Numbers drawn for one image, whatever is done to it: leaving one kind out changes no other."""
@@ -28,22 +28,20 @@ CUTOUT = 1 / 2
 """Side of the square that is cut out, in sides; the part of it outside the image is lost."""
 
 
-def augment(images: Tensor, kinds: Sequence[Augmentation], rng: Tensor, stream: int, first_row: int) -> Tensor:
+def augment(images: Tensor, kinds: Sequence[Augmentation], key: Key) -> Tensor:
     """Change colours, then shift, then cut a square out: those of `kinds`, always in this order.
 
     Args:
         images: float [B, C, H, W] in -1..1.
         kinds: what is done; nothing for none.
-        rng: int64 [2], (seed, step), on the device of the images.
-        stream: what the draw is for: real and generated images need different ones.
-        first_row: global row of images[0].
+        key: key of images[0]; real and generated images need different streams.
 
     Returns:
         As `images`; changed colours may leave -1..1. Differentiable in the images any number of times.
     """
     if not kinds:
         return images
-    brightness, saturation, contrast, *places = uniform(rng, stream, first_row, len(images), DRAWS).unbind(1)
+    brightness, saturation, contrast, *places = uniform(key, len(images), DRAWS).unbind(1)
     if "colour" in kinds:
         images = _change_colours(images, brightness, saturation, contrast)
     kept: Tensor | None = None
@@ -55,17 +53,17 @@ def augment(images: Tensor, kinds: Sequence[Augmentation], rng: Tensor, stream: 
     return images if kept is None else images * kept
 
 
-def add_noise(images: Tensor, deviation: float, rng: Tensor, stream: int, first_row: int) -> Tensor:
-    """Add normal noise of a standard deviation to images [B, C, H, W]; the other arguments are those of `augment`."""
+def add_noise(images: Tensor, deviation: float, key: Key) -> Tensor:
+    """Add normal noise of a standard deviation to images [B, C, H, W]."""
     if not deviation:
         return images
-    noise = normal(rng, stream, first_row, len(images), images[0].numel())
+    noise = normal(key, len(images), images[0].numel())
     return images.add(noise.view_as(images), alpha=deviation)
 
 
-def uniform(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
+def uniform(key: Key, rows: int, width: int) -> Tensor:
     """Float32 [rows, width] in 0..1, both ends included, keyed as `normal` is: the normal CDF of normal draws."""
-    return 0.5 + 0.5 * torch.erf(normal(rng, stream, first_row, rows, width) * math.sqrt(0.5))
+    return 0.5 + 0.5 * torch.erf(normal(key, rows, width) * math.sqrt(0.5))
 
 
 def _integers(uniforms: Tensor, count: int) -> Tensor:

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from gen_dist.config import Likelihood, NetworkConfig
 from gen_dist.errors import UserError
+from gen_dist.kernels import Key
 from gen_dist.networks import Decoder, build_decoder, build_encoder
+from gen_dist.randomness import Stream
 
 
 def unit_interval(images: Tensor) -> Tensor:
@@ -29,8 +31,12 @@ class Batch(NamedTuple):
     """Global row of images[0]: its place in the global batch, whatever rank holds it."""
     penalized: bool = True
     """Whether a penalty that a phase computes at some steps only is due."""
-    handed_on: Mapping[str, Tensor] = {}
-    """What the phases that had their turns before, in the same step, computed of this micro-batch, by its name."""
+    carried: Mapping[str, Tensor] = {}
+    """What earlier phases of the same step computed from this micro-batch, by name."""
+
+    def key(self, stream: Stream) -> Key:
+        """Key of the draws of one stream for the rows of this micro-batch."""
+        return Key(self.rng, stream, self.first_row)
 
 
 class TurnResult(NamedTuple):
@@ -40,8 +46,8 @@ class TurnResult(NamedTuple):
     """float32 []: to be minimized, a mean over the images."""
     logs: dict[str, Tensor]
     """What is logged, detached: means [] over the images; or a value for each image, [B], to make a histogram of."""
-    handed_on: Mapping[str, Tensor] = {}  # a default of a named tuple, and nobody writes to it
-    """For the phases after it in the same step. Detached, unless the phase `hands_on_graphs`."""
+    carried: Mapping[str, Tensor] = {}  # a default of a named tuple, and nobody writes to it
+    """For the phases after it in the same step. Detached, unless the phase `carries_graphs`."""
 
 
 class Phase(nn.Module):
@@ -63,7 +69,7 @@ class Phase(nn.Module):
     """Its batches are `penalized` at steps divisible by this (lazy regularization: Karras et al. 2020, appendix B)."""
     logs_gradient_norm: bool = False
     """The norm of its gradients is logged, clipped or not."""
-    hands_on_graphs: bool = False
+    carries_graphs: bool = False
     """What it hands on may have a graph, for a later phase to go backward through. The trainer says so."""
 
     def __init__(self, objective: "Objective") -> None:

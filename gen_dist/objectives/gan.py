@@ -1,4 +1,4 @@
-"""The classic adversarial game on one image at a time: non-saturating, least-squares or hinge loss."""
+"""The classic adversarial objective on one image at a time: non-saturating, least-squares or hinge loss."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gen_dist.objectives.adversarial import (
     Adversarial,
     DiscriminatorPhase,
     GeneratorLossPhase,
-    told_right,
+    accuracy_logs,
 )
 from gen_dist.objectives.base import Batch, Phase, TurnResult
 from gen_dist.objectives.losses import fake_loss, generator_loss, real_loss
 
-JUDGED = "judged"
+FAKE_SCORES = "judged"
 """What the generator's turn may hand on: scores [B] of its images, with a graph to the discriminator's weights."""
 
 
@@ -63,7 +63,7 @@ class GanGeneratorPhase(GeneratorLossPhase):
         self._judges_once = objective.images_can_be_judged_once()
 
     def forward(self, batch: Batch) -> TurnResult:
-        return self._judged_once(batch) if self.hands_on_graphs and self._judges_once else super().forward(batch)
+        return self._judged_once(batch) if self.carries_graphs and self._judges_once else super().forward(batch)
 
     def _judged_once(self, batch: Batch) -> TurnResult:
         """The same loss and gradient, by two graphs that meet in the images.
@@ -71,18 +71,18 @@ class GanGeneratorPhase(GeneratorLossPhase):
         The generator's ends there. The discriminator's begins there, is gone backward through once for the images'
         gradient, here, and once more in its own turn, for its weights'.
         """
-        game = self.objective
-        generated = game.generate(batch, GENERATOR_STREAMS.latents)
+        objective = self.objective
+        generated = objective.generate(batch, GENERATOR_STREAMS.latents)
         seen = generated.detach().requires_grad_()
-        with _recording(list(game.networks["discriminator"].parameters())):
-            scores = game.scores(seen, batch.labels)
+        with _recording(list(objective.networks["discriminator"].parameters())):
+            scores = objective.scores(seen, batch.labels)
         loss = generator_loss(self.loss, scores).mean()
         with torch.autocast(seen.device.type, enabled=False):  # `backward` is called outside of it as well
             (slopes,) = torch.autograd.grad(loss, seen, retain_graph=True)
         seen.requires_grad_(False)
         value = loss.detach()
         zero = ((generated - seen) * slopes).sum()  # its gradient in the generator is the loss's
-        return TurnResult(value + zero, {"loss": value}, {GENERATED: seen, JUDGED: scores})
+        return TurnResult(value + zero, {"loss": value}, {GENERATED: seen, FAKE_SCORES: scores})
 
 
 @contextlib.contextmanager
@@ -104,12 +104,12 @@ class GanDiscriminatorPhase(DiscriminatorPhase):
     objective: Gan
 
     def forward(self, batch: Batch) -> TurnResult:
-        game, loss_name = self.objective, self.objective.config.loss
+        objective, loss_name = self.objective, self.objective.config.loss
         real, fake = self.as_seen(*self.real_and_fake(batch), batch)
-        if JUDGED in batch.handed_on:
-            real_scores, fake_scores = game.scores(real, batch.labels), batch.handed_on[JUDGED]
+        if FAKE_SCORES in batch.carried:
+            real_scores, fake_scores = objective.scores(real, batch.labels), batch.carried[FAKE_SCORES]
         else:
-            real_scores, fake_scores = game.scores_of_both(real, fake, batch.labels)
+            real_scores, fake_scores = objective.scores_of_both(real, fake, batch.labels)
         loss = (real_loss(loss_name, real_scores) + fake_loss(loss_name, fake_scores)).mean()
         threshold = 0.5 if loss_name == "least_squares" else 0.0  # half-way between its two targets
-        return TurnResult(loss, {"loss": loss.detach(), **told_right(real_scores, fake_scores, threshold)})
+        return TurnResult(loss, {"loss": loss.detach(), **accuracy_logs(real_scores, fake_scores, threshold)})

@@ -12,7 +12,7 @@ from gen_dist.objectives.adversarial import (
     Adversarial,
     DiscriminatorPhase,
     GeneratorPhase,
-    pairs_told_right,
+    pair_accuracy_logs,
     signed_unit,
     slopes_and_scores,
 )
@@ -51,24 +51,24 @@ class R3ganDiscriminatorPhase(DiscriminatorPhase):
         self.penalty_every = objective.config.penalty_every
 
     def forward(self, batch: Batch) -> TurnResult:
-        game, config = self.objective, self.objective.config
+        objective, config = self.objective, self.objective.config
         real, fake = self.real_and_fake(batch)
         if not batch.penalized:
-            real_scores, fake_scores = game.scores_of_both(*self.as_seen(real, fake, batch), batch.labels)
+            real_scores, fake_scores = objective.scores_of_both(*self.as_seen(real, fake, batch), batch.labels)
             loss = relativistic_loss(real_scores, fake_scores).mean()
-            return TurnResult(loss, {"loss": loss.detach(), **pairs_told_right(real_scores, fake_scores)})
+            return TurnResult(loss, {"loss": loss.detach(), **pair_accuracy_logs(real_scores, fake_scores)})
         labels = torch.cat([batch.labels, batch.labels])
 
         def scores_of(images: Tensor) -> Tensor:
             real, fake = images.chunk(2)
-            return game.scores(torch.cat(self.as_seen(real, fake, batch)), labels)
+            return objective.scores(torch.cat(self.as_seen(real, fake, batch)), labels)
 
         slopes, scores = slopes_and_scores(scores_of, torch.cat([real, fake]))
         real_scores, fake_scores = scores.chunk(2)
         r1, r2 = (penalty.mean() for penalty in zero_centred_penalty(slopes).chunk(2))
         weight = 0.5 * config.penalty_weight * config.penalty_every
         loss = relativistic_loss(real_scores, fake_scores).mean() + weight * (r1 + r2)
-        logs = pairs_told_right(real_scores, fake_scores)
+        logs = pair_accuracy_logs(real_scores, fake_scores)
         return TurnResult(loss, {"loss": loss.detach(), **logs, "r1": r1.detach(), "r2": r2.detach()})
 
 
@@ -78,11 +78,11 @@ class R3ganGeneratorPhase(GeneratorPhase):
     objective: R3gan
 
     def forward(self, batch: Batch) -> TurnResult:
-        game = self.objective
-        real = game.as_seen(signed_unit(batch.images), batch, GENERATOR_STREAMS.real)
+        objective = self.objective
+        real = objective.as_seen(signed_unit(batch.images), batch, GENERATOR_STREAMS.real)
         with torch.no_grad():  # apart, so that nothing goes backward through them
-            real_scores = game.scores(real, batch.labels)
-        generated = game.generate(batch, GENERATOR_STREAMS.latents)
-        fake_scores = game.scores(game.as_seen(generated, batch, GENERATOR_STREAMS.fake), batch.labels)
+            real_scores = objective.scores(real, batch.labels)
+        generated = objective.generate(batch, GENERATOR_STREAMS.latents)
+        fake_scores = objective.scores(objective.as_seen(generated, batch, GENERATOR_STREAMS.fake), batch.labels)
         loss = relativistic_loss(fake_scores, real_scores).mean()
         return TurnResult(loss, {"loss": loss.detach()}, {GENERATED: generated.detach()})

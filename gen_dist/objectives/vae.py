@@ -50,7 +50,7 @@ class Vae(EncoderDecoder):
     def targets(self, batch: Batch, stream: Stream) -> Tensor:
         """What the decoder has to explain: float32 [B, C, H, W] in 0..1, binarized anew if so configured."""
         if self.config.dynamic_binarization:
-            return binarize(batch.images, batch.rng, stream, batch.first_row)
+            return binarize(batch.images, batch.key(stream))
         return unit_interval(batch.images)
 
     def nll(self, decoded: Tensor, targets: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -62,14 +62,14 @@ class Vae(EncoderDecoder):
     def nll_and_kl(self, targets: Tensor, batch: Batch, stream: Stream) -> tuple[Tensor, Tensor]:
         """The two terms of the negative ELBO with one latent sample: nats per image, [B] each."""
         parameters = self.networks["encoder"](targets)
-        latents, kl_nats = reparameterize_kl(parameters, batch.rng, stream, batch.first_row)
+        latents, kl_nats = reparameterize_kl(parameters, batch.key(stream))
         return self.nll(self.networks["decoder"](latents), targets), kl_nats
 
     def nll_and_path_kl(self, targets: Tensor, batch: Batch, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:
         """The same, the KL once as log q - log p of the sample, whose gradient is through the latents alone, and once
         as it is, without a gradient; [B] each."""
         parameters = self.networks["encoder"](targets).float()
-        latents, kl_nats = reparameterize_kl(parameters, batch.rng, stream, batch.first_row)
+        latents, kl_nats = reparameterize_kl(parameters, batch.key(stream))
         nll = self.nll(self.networks["decoder"](latents), targets)
         return nll, -self._log_prior_to_posterior(latents, parameters.detach()), kl_nats.detach()
 
@@ -80,7 +80,7 @@ class Vae(EncoderDecoder):
         """
         # Latents rounded to half precision would not be draws of the density that is divided out.
         parameters = self.networks["encoder"](targets).float()
-        latents, kl_nats = reparameterize_kl(parameters, batch.rng, stream, batch.first_row, samples=samples)
+        latents, kl_nats = reparameterize_kl(parameters, batch.key(stream), samples=samples)
         nll = self.nll(self.networks["decoder"](latents), targets.repeat_interleave(samples, dim=0), torch.float64)
         density = parameters.detach() if self.config.gradient == "path" else parameters
         density = density.double().repeat_interleave(samples, dim=0)

@@ -14,8 +14,8 @@ from gen_dist.objectives.adversarial import (
     Adversarial,
     DiscriminatorPhase,
     GeneratorPhase,
+    accuracy_logs,
     signed_unit,
-    told_right,
 )
 from gen_dist.objectives.base import Batch, Phase, TurnResult, unit_interval
 from gen_dist.objectives.losses import fake_loss, generator_loss, real_loss, squared_error
@@ -53,7 +53,7 @@ class VaeGan(Adversarial):
     def draw_latents(self, batch: Batch, stream: Stream) -> tuple[Tensor, Tensor]:
         """Latents [B, D] drawn from the posterior, and the KL in nats [B]."""
         parameters = self.networks["encoder"](signed_unit(batch.images))
-        return reparameterize_kl(parameters, batch.rng, stream, batch.first_row)
+        return reparameterize_kl(parameters, batch.key(stream))
 
     def features_and_scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What the discriminator sees in images, [B, F], and how it scores them, [B]."""
@@ -78,12 +78,12 @@ class VaeGanEncoderPhase(Phase):
         self.trains = ("encoder",)
 
     def forward(self, batch: Batch) -> TurnResult:
-        game = self.objective
-        latents, kl_nats = game.draw_latents(batch, Stream.LATENTS)
-        real_features, _ = game.features_and_scores(signed_unit(batch.images))
-        features, _ = game.features_and_scores(game.decode(latents))
+        objective = self.objective
+        latents, kl_nats = objective.draw_latents(batch, Stream.LATENTS)
+        real_features, _ = objective.features_and_scores(signed_unit(batch.images))
+        features, _ = objective.features_and_scores(objective.decode(latents))
         error, kl = 0.5 * squared_error(features, real_features).mean(), kl_nats.mean()
-        loss = game.config.beta * kl + error
+        loss = objective.config.beta * kl + error
         logs = {"loss": loss.detach(), "feature_error": error.detach(), "kl": kl.detach()}
         return TurnResult(loss, logs, {POSTERIOR_LATENTS: latents.detach(), REAL_FEATURES: real_features.detach()})
 
@@ -94,14 +94,14 @@ class VaeGanGeneratorPhase(GeneratorPhase):
     objective: VaeGan
 
     def forward(self, batch: Batch) -> TurnResult:
-        game = self.objective
-        reconstructions = game.decode(batch.handed_on[POSTERIOR_LATENTS])
-        generated = game.generate(batch, GENERATOR_STREAMS.latents)
-        features, scores = game.features_and_scores(reconstructions)
-        fake_scores = game.scores(generated, batch.labels)
-        error = 0.5 * squared_error(features, batch.handed_on[REAL_FEATURES]).mean()
+        objective = self.objective
+        reconstructions = objective.decode(batch.carried[POSTERIOR_LATENTS])
+        generated = objective.generate(batch, GENERATOR_STREAMS.latents)
+        features, scores = objective.features_and_scores(reconstructions)
+        fake_scores = objective.scores(generated, batch.labels)
+        error = 0.5 * squared_error(features, batch.carried[REAL_FEATURES]).mean()
         deceit = (generator_loss("non_saturating", scores) + generator_loss("non_saturating", fake_scores)).mean()
-        loss = game.config.reconstruction_weight * error + deceit
+        loss = objective.config.reconstruction_weight * error + deceit
         made = {RECONSTRUCTIONS: reconstructions.detach(), GENERATED: generated.detach()}
         return TurnResult(loss, {"loss": loss.detach(), "feature_error": error.detach()}, made)
 
@@ -112,12 +112,12 @@ class VaeGanDiscriminatorPhase(DiscriminatorPhase):
     objective: VaeGan
 
     def forward(self, batch: Batch) -> TurnResult:
-        game = self.objective
-        shown = signed_unit(batch.images), batch.handed_on[RECONSTRUCTIONS], batch.handed_on[GENERATED]
-        real_scores, scores, fake_scores = (game.scores(images, batch.labels) for images in shown)
+        objective = self.objective
+        shown = signed_unit(batch.images), batch.carried[RECONSTRUCTIONS], batch.carried[GENERATED]
+        real_scores, scores, fake_scores = (objective.scores(images, batch.labels) for images in shown)
         loss = (
             real_loss("non_saturating", real_scores)
             + fake_loss("non_saturating", scores)
             + fake_loss("non_saturating", fake_scores)
         ).mean()
-        return TurnResult(loss, {"loss": loss.detach(), **told_right(real_scores, fake_scores, threshold=0.0)})
+        return TurnResult(loss, {"loss": loss.detach(), **accuracy_logs(real_scores, fake_scores, threshold=0.0)})

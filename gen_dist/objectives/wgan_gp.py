@@ -7,7 +7,7 @@ from gen_dist.objectives.adversarial import (
     Adversarial,
     DiscriminatorPhase,
     GeneratorLossPhase,
-    pairs_told_right,
+    pair_accuracy_logs,
     slopes_and_scores,
 )
 from gen_dist.objectives.augmentation import uniform
@@ -41,15 +41,17 @@ class WganCriticPhase(DiscriminatorPhase):
         self.penalty_every = objective.config.penalty_every
 
     def forward(self, batch: Batch) -> TurnResult:
-        game, config = self.objective, self.objective.config
+        objective, config = self.objective, self.objective.config
         real, fake = self.as_seen(*self.real_and_fake(batch), batch)
-        real_scores, fake_scores = game.scores_of_both(real, fake, batch.labels)
+        real_scores, fake_scores = objective.scores_of_both(real, fake, batch.labels)
         distance = -(real_loss("wasserstein", real_scores) + fake_loss("wasserstein", fake_scores)).mean()
-        logs = {"distance": distance.detach(), **pairs_told_right(real_scores, fake_scores)}
+        logs = {"distance": distance.detach(), **pair_accuracy_logs(real_scores, fake_scores)}
         if not batch.penalized:
             return TurnResult(-distance, {"loss": -distance.detach(), **logs})
-        share = uniform(batch.rng, Stream.PENALTY_MIX, batch.first_row, len(real), 1)[:, :, None, None]
-        slopes, _ = slopes_and_scores(lambda images: game.scores(images, batch.labels), fake + share * (real - fake))
+        share = uniform(batch.key(Stream.PENALTY_MIX), len(real), 1)[:, :, None, None]
+        slopes, _ = slopes_and_scores(
+            lambda images: objective.scores(images, batch.labels), fake + share * (real - fake)
+        )
         penalty = one_centred_penalty(slopes).mean()
         loss = -distance + config.penalty_weight * config.penalty_every * penalty
         return TurnResult(loss, {"loss": loss.detach(), **logs, "penalty": penalty.detach()})

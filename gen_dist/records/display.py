@@ -131,16 +131,16 @@ def brief_losses(values: Mapping[str, float | Sequence[float]], prefix: str) -> 
         for name, value in values.items()
         if name.startswith(prefix) and not isinstance(value, Sequence)
     }
-    shown, told_right = [], []
+    shown, accuracy_logs = [], []
     for name, value in scalars.items():
         phase, _, last = name.rpartition("/")
         if last in _ACCURACIES and phase:
-            told_right.append(f"{_ACCURACIES[last]} {readable_share(value)}")
+            accuracy_logs.append(f"{_ACCURACIES[last]} {readable_share(value)}")
         elif phase and last == "loss":
             shown.append(f"{_PHASES.get(phase, phase)} {readable_number(value)}")
         elif not phase and last not in _NOT_A_LOSS:
             shown.append(f"{last} {readable_number(value)}")
-    return shown + told_right
+    return shown + accuracy_logs
 
 
 def brief_checks(values: Mapping[str, float | Sequence[float]]) -> list[str]:

@@ -15,7 +15,7 @@ def gradients_can_be_traced() -> bool:
     return hasattr(torch._dynamo.config, "trace_autograd_ops")
 
 
-class WholePhase:
+class CompiledPhase:
     """A phase and the gradients of its loss as one function, which torch.compile makes one graph of.
 
     Of a forward alone it makes two graphs, with all that backward needs written to memory between them and read again,
@@ -35,7 +35,7 @@ class WholePhase:
     def add_gradients(self, batch: Batch, weight: float) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
         """Add the gradients of `weight` times the loss to the parameters' `grad`; the logs, and what is handed on."""
         with self._tracing_gradients:
-            logs, handed_on, gradients = self._compiled(batch)
+            logs, carried, gradients = self._compiled(batch)
         seen: set[int] = set()
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             if gradient is None:  # the parameter has no part in the loss
@@ -51,11 +51,11 @@ class WholePhase:
                 gradient = torch.empty_like(parameter).copy_(gradient)
             seen.add(gradient.data_ptr())
             parameter.grad = gradient
-        return logs, handed_on
+        return logs, carried
 
     def _turn(self, batch: Batch) -> tuple[dict[str, Tensor], Mapping[str, Tensor], tuple[Tensor | None, ...]]:
-        loss, logs, handed_on = TurnResult(*self._phase(batch))
+        loss, logs, carried = TurnResult(*self._phase(batch))
         # `backward`, too, is called outside of autocast: else gradients of what is computed in float32 would not be.
         with torch.autocast(batch.images.device.type, enabled=False):
             gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        return logs, handed_on, gradients
+        return logs, carried, gradients

@@ -78,7 +78,7 @@ class CudaRecorder:
         return result, graph.replay
 
 
-class StepGraphs:
+class RecordedSteps:
     """Runs the work of steps: the first of each kind as it is, the others from a recording.
 
     A kind of step is whatever decides which operations there are, such as the phases that are due.
@@ -87,7 +87,7 @@ class StepGraphs:
     def __init__(self, make_recorder: Callable[[], Recorder]) -> None:
         self._make_recorder = make_recorder
         self._recorder = make_recorder()
-        self._recorded: dict[Hashable, _StepGraph] = {}
+        self._recorded: dict[Hashable, _Recording] = {}
         self._seen: Counter[Hashable] = Counter()
 
     def run(self, kind: Hashable, micro_batches: list[Batch], work: Work) -> Logs:
@@ -101,7 +101,7 @@ class StepGraphs:
             self._seen[kind] += 1
             if self._seen[kind] <= WARM_UP_STEPS:
                 return self._recorder.warm_up(lambda: work(micro_batches))
-            graph = self._recorded[kind] = _StepGraph(self._recorder, micro_batches, work)
+            graph = self._recorded[kind] = _Recording(self._recorder, micro_batches, work)
         return graph.replay(micro_batches)
 
     def forget(self) -> None:
@@ -111,7 +111,7 @@ class StepGraphs:
         self._recorder = self._make_recorder()  # memory that recordings shared goes with the last of them
 
 
-class _StepGraph:
+class _Recording:
     """A recording, the micro-batches that it reads and the logs that it writes."""
 
     def __init__(self, recorder: Recorder, micro_batches: Sequence[Batch], work: Work) -> None:

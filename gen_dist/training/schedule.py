@@ -10,7 +10,7 @@ from torch import Tensor
 from gen_dist.config import TrainConfig
 
 
-class StepNumbers:
+class Schedule:
     """The key of a step's noise, its learning rate, and how far it moves the average: functions of its number alone.
 
     On a GPU all are tensors, recorded or not: so there is one arithmetic of a step, and its bits are the same.

@@ -18,10 +18,10 @@ from gen_dist.parallel.processes import Processes
 from gen_dist.parallel.sync_batch_norm import synchronize
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.score_bins import SCORE_EDGES
-from gen_dist.training.cuda_graphs import CudaRecorder, StepGraphs
+from gen_dist.training.cuda_graphs import CudaRecorder, RecordedSteps
 from gen_dist.training.moving_average import MovingAverage
 from gen_dist.training.precision import autocast, resolve_precision
-from gen_dist.training.schedule import StepNumbers
+from gen_dist.training.schedule import Schedule
 from gen_dist.training.turn import Lap, Turn, no_lap
 
 Due = dict[str, bool]
@@ -65,12 +65,12 @@ class Trainer:
         self._turns = {
             name: Turn(phase, config, processes, self.dtype, shares, shareable) for name, phase in phases.items()
         }
-        hands_on_graphs = all(turn.hands_on_graphs for turn in self._turns.values())
+        carries_graphs = all(turn.carries_graphs for turn in self._turns.values())
         for phase in phases.values():
-            phase.hands_on_graphs = hands_on_graphs
-        self._numbers = StepNumbers(config, processes.device, in_tensors=processes.device.type == "cuda")
+            phase.carries_graphs = carries_graphs
+        self._numbers = Schedule(config, processes.device, in_tensors=processes.device.type == "cuda")
         recordable = _can_be_recorded(config, processes, self.dtype)
-        self._graphs = StepGraphs(functools.partial(CudaRecorder, processes.device)) if recordable else None
+        self._graphs = RecordedSteps(functools.partial(CudaRecorder, processes.device)) if recordable else None
         self._batches = TrainBatches(
             dataset.train,
             seed=config.seed,
@@ -122,10 +122,10 @@ class Trainer:
         for name, penalized in due.items():
             turn = self._turns[name]
             micro_batches = [batch._replace(penalized=penalized) for batch in micro_batches]
-            turn_logs, handed_on = turn.take(micro_batches, self._numbers.learning_rate, _lap_of_phase(lap, name))
+            turn_logs, carried = turn.take(micro_batches, self._numbers.learning_rate, _lap_of_phase(lap, name))
             micro_batches = [
-                batch._replace(handed_on={**batch.handed_on, **more})
-                for batch, more in zip(micro_batches, handed_on, strict=True)
+                batch._replace(carried={**batch.carried, **more})
+                for batch, more in zip(micro_batches, carried, strict=True)
             ]
             prefix = f"{name}/" if len(self._turns) > 1 else ""
             logs |= {prefix + key: value for key, value in turn_logs.items()}

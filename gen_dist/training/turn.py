@@ -15,7 +15,7 @@ from gen_dist.networks import iterate_spectral_norms, spectrally_normalized
 from gen_dist.objectives import Batch, Phase, TurnResult
 from gen_dist.parallel.gradients import averaging_gradients, local_gradients, weights_in_common
 from gen_dist.parallel.processes import Processes
-from gen_dist.training.compiled_phase import WholePhase, gradients_can_be_traced
+from gen_dist.training.compiled_phase import CompiledPhase, gradients_can_be_traced
 from gen_dist.training.optimizers import LightAdam, build_optimizer
 from gen_dist.training.precision import autocast
 
@@ -70,11 +70,11 @@ class Turn:
         self._spectrally_normalized = spectrally_normalized(phase)
         self._whole = None
         own_gradients = bool(self._common or processes.world_size == 1) and not self.scaler.is_enabled()
-        self.hands_on_graphs = own_gradients and not config.compile and shares == [1.0]
+        self.carries_graphs = own_gradients and not config.compile and shares == [1.0]
         """Whether its backward is autograd's own, unscaled and unweighted, of all images at once. (Graphs of many
         micro-batches would all have to be kept until the next turn.)"""
         if config.compile and own_gradients and gradients_can_be_traced():
-            self._whole = WholePhase(phase, self._parameters)
+            self._whole = CompiledPhase(phase, self._parameters)
         with self._freezing():
             if config.compile and self._whole is None:
                 phase.compile()
@@ -88,13 +88,13 @@ class Turn:
         Returns the mean of the logs, and what the phase hands on of each micro-batch.
         """
         logs: list[dict[str, Tensor]] = []
-        handed_on: list[Mapping[str, Tensor]] = []
+        carried: list[Mapping[str, Tensor]] = []
         iterate_spectral_norms(self._spectrally_normalized)
         with self._freezing():
             for index, (batch, share) in enumerate(zip(micro_batches, self._shares, strict=True)):
                 log, more = self._add_gradients(batch, share, lap, last=index == len(micro_batches) - 1)
                 logs.append(log)
-                handed_on.append(more)
+                carried.append(more)
         if self._common:
             self._common.average_gradients()
         self.scaler.unscale_(self._optimizer)
@@ -119,7 +119,7 @@ class Turn:
             self._common.meet()  # before anyone reads the weights, all parts of them are updated
         lap("optimizer")
         if len(logs) == 1:
-            return logs[0], handed_on
+            return logs[0], carried
         together: dict[str, Tensor] = {}
         for key, value in logs[0].items():
             values = [log[key] for log in logs]
@@ -128,7 +128,7 @@ class Turn:
             else:
                 weighted = [one * share for one, share in zip(values, self._shares, strict=True)]
                 together[key] = torch.stack(weighted).sum() / sum(self._shares)
-        return together, handed_on
+        return together, carried
 
     def _add_gradients(
         self, batch: Batch, share: float, lap: Lap, *, last: bool
@@ -136,19 +136,19 @@ class Turn:
         """Add the gradients of a micro-batch to those of the turn; its logs, and what it hands on."""
         if self._whole:
             with self._computing():
-                log, handed_on = self._whole.add_gradients(batch, share)
+                log, carried = self._whole.add_gradients(batch, share)
             lap("gradients")
-            return log, handed_on
+            return log, carried
         with local_gradients(self._module, only=not last):
             with self._computing():
-                loss, log, handed_on = TurnResult(*self._module(batch))
+                loss, log, carried = TurnResult(*self._module(batch))
             lap("forward")
             # A graph that was handed on leads to more than this turn trains; to say so costs a little.
-            has_graphs = any(value.requires_grad for value in batch.handed_on.values())
+            has_graphs = any(value.requires_grad for value in batch.carried.values())
             wanted = self._parameters if has_graphs else None
             self.scaler.scale(loss if share == 1.0 else loss * share).backward(inputs=wanted)
             lap("backward")
-        return log, handed_on
+        return log, carried
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:

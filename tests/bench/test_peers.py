@@ -22,7 +22,7 @@ from bench.peers.compare import PEERS, refuse_differences, summarize
 from bench.peers.gen_dist_run import config_of, cycle_steps
 from bench.peers.recipe import Recipe
 from bench.peers.turnstile import Turnstile, peak_memory_mib
-from gen_dist.kernels import normal
+from gen_dist.kernels import Key, normal
 from gen_dist.presets import get_preset
 from tests.conftest import REPOSITORY
 from tests.support.children import ended_by_sigterm
@@ -40,7 +40,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_plain_loop_and_ours_find_one_loss_and_one_step_from_the_same_weights(
     data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noise = normal(torch.tensor([0, 0]), 5, 0, BATCH_SIZE, 20).clone()
+    noise = normal(Key(torch.tensor([0, 0]), 5, 0), BATCH_SIZE, 20).clone()
     monkeypatch.setattr(torch, "randn_like", lambda _tensor: noise)
     monkeypatch.setattr("gen_dist.kernels.latent.normal", lambda *_: noise)
     recipe = Recipe(data_root, seed=0)

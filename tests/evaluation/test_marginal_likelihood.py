@@ -11,7 +11,7 @@ from torch.distributions import Bernoulli, MultivariateNormal, Normal
 
 from gen_dist.config import MlpConfig, VaeConfig
 from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
-from gen_dist.kernels import binarize, normal
+from gen_dist.kernels import Key, binarize, normal
 from gen_dist.objectives import Batch
 from gen_dist.objectives.vae import Vae
 from gen_dist.randomness import Stream
@@ -40,11 +40,11 @@ def test_binary_images_have_the_likelihood_of_float64_distributions() -> None:
     images, samples = images[:5], 2300
     found = negative_log_likelihoods(objective, _batch(images, first_row=4), samples)
     assert found.dtype == torch.float64
-    targets = binarize(images, RNG, Stream.TEST_BINARIZATION, 4)
+    targets = binarize(images, Key(RNG, Stream.TEST_BINARIZATION, 4))
     parameters = objective.networks["encoder"](targets)
     networks = objective.networks.double()
     for row, target in enumerate(targets.double()):
-        noise = normal(RNG, Stream.TEST_IMPORTANCE, 4 + row, 1, samples * 6).view(samples, 6).double()
+        noise = normal(Key(RNG, Stream.TEST_IMPORTANCE, 4 + row), 1, samples * 6).view(samples, 6).double()
         mean, std = parameters[row, :6].double(), (parameters[row, 6:].double() / 2).exp()
         latents = mean + std * noise
         weights = Bernoulli(logits=networks["decoder"](latents)).log_prob(target).flatten(1).sum(1)

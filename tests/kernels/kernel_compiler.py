@@ -85,7 +85,7 @@ def compile_launch(
         launch: kernel, constants, warps and integers.
         pointers: tensors by argument name, whose dtype and alignment the code depends on; None where there is none.
         target: a name of TARGETS.
-        directory: where the package `kernels` stands.
+        directory: parent of the package `gen_dist` whose kernels are compiled.
 
     Raises:
         RuntimeError: with the compiler's own words.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from gen_dist.kernels import normal
+from gen_dist.kernels import Key, normal
 from gen_dist.kernels.noise import device_binarize, device_box_muller, device_normal, device_threshold, runs_triton
 from gen_dist.kernels.philox import device_words, philox_4x32_10
 from tests.conftest import REPOSITORY
@@ -84,7 +84,7 @@ def test_device_normal_in_float64_is_the_same_noise_more_precisely() -> None:
 def test_devices_without_triton_draw_in_torch_operations() -> None:
     assert not runs_triton(torch.device("cpu"))
     assert not runs_triton(torch.device("mps"))
-    drawn = normal(RNG.to("meta"), 2, 4, 10, 7)
+    drawn = normal(Key(RNG.to("meta"), 2, 4), 10, 7)
     assert drawn.device.type == "meta"
     assert drawn.shape == (10, 7)
 

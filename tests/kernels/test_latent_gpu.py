@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gen_dist.kernels import binarize, normal, reparameterize_kl
+from gen_dist.kernels import Key, binarize, normal, reparameterize_kl
 from gen_dist.kernels.latent import twin_backward, twin_forward
 from gen_dist.kernels.noise import device_binarize, device_normal
 
@@ -38,7 +38,7 @@ def test_the_kernel_equals_its_twin(
         memory_format = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
         parameters = parameters.to(memory_format=memory_format)
     parameters.requires_grad_()
-    latents, kl_nats = reparameterize_kl(parameters, _rng(), STREAM, FIRST_ROW, samples=samples)
+    latents, kl_nats = reparameterize_kl(parameters, Key(_rng(), STREAM, FIRST_ROW), samples=samples)
     gradients = torch.randn_like(latents), torch.randn_like(kl_nats)
     (gradient,) = torch.autograd.grad((latents, kl_nats), parameters, gradients)
     arguments = (None, _rng(), STREAM, FIRST_ROW, samples, False)
@@ -52,31 +52,33 @@ def test_the_kernel_equals_its_twin(
 
 
 def test_normals_equal_their_definition_and_those_of_a_shard_the_wholes() -> None:
-    drawn = normal(_rng(), STREAM, FIRST_ROW, 300, 37)
+    drawn = normal(Key(_rng(), STREAM, FIRST_ROW), 300, 37)
     torch.testing.assert_close(drawn, device_normal(_rng(), STREAM, FIRST_ROW, 300, 37), rtol=0, atol=2e-6)
-    assert torch.equal(normal(_rng(), STREAM, FIRST_ROW + 100, 50, 37), drawn[100:150])
+    assert torch.equal(normal(Key(_rng(), STREAM, FIRST_ROW + 100), 50, 37), drawn[100:150])
 
 
 @pytest.mark.parametrize("shape", [(300, 1, 28, 28), (7, 3, 5, 3), (3, 2000)])
 def test_pixels_are_drawn_as_they_are_defined(shape: tuple[int, ...]) -> None:
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda", generator=torch.Generator("cuda"))
-    drawn = binarize(images, _rng(), STREAM, FIRST_ROW)
+    drawn = binarize(images, Key(_rng(), STREAM, FIRST_ROW))
     assert torch.equal(drawn, device_binarize(images, _rng(), STREAM, FIRST_ROW))
     if len(shape) == 4:
-        assert torch.equal(binarize(images.to(memory_format=torch.channels_last), _rng(), STREAM, FIRST_ROW), drawn)
+        assert torch.equal(
+            binarize(images.to(memory_format=torch.channels_last), Key(_rng(), STREAM, FIRST_ROW)), drawn
+        )
 
 
 def test_two_shards_of_rows_have_the_bits_of_the_whole() -> None:
     parameters = _parameters(64, 600)
-    whole = reparameterize_kl(parameters, _rng(), STREAM, 0)
-    halves = [reparameterize_kl(parameters[first : first + 32], _rng(), STREAM, first) for first in (0, 32)]
+    whole = reparameterize_kl(parameters, Key(_rng(), STREAM, 0))
+    halves = [reparameterize_kl(parameters[first : first + 32], Key(_rng(), STREAM, first)) for first in (0, 32)]
     for value, parts in zip(whole, zip(*halves, strict=True), strict=True):
         assert torch.equal(value, torch.cat(parts))
 
 
 def test_compiled_it_is_one_graph_that_draws_anew_when_the_step_changes() -> None:
     def step(parameters: Tensor, rng: Tensor) -> Tensor:
-        latents, kl_nats = reparameterize_kl(parameters, rng, STREAM, 0)
+        latents, kl_nats = reparameterize_kl(parameters, Key(rng, STREAM, 0))
         return (latents.square().sum(1) + kl_nats).mean()
 
     compiled = torch.compile(step, fullgraph=True)
@@ -98,14 +100,14 @@ def test_a_cuda_graph_draws_what_the_step_tensor_says_at_each_replay() -> None:
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            reparameterize_kl(parameters, rng, STREAM, 0)
+            reparameterize_kl(parameters, Key(rng, STREAM, 0))
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        latents, kl_nats = reparameterize_kl(parameters, rng, STREAM, 0)
+        latents, kl_nats = reparameterize_kl(parameters, Key(rng, STREAM, 0))
     for number in range(4):
         rng[1] = number
         graph.replay()
-        expected, expected_kl = reparameterize_kl(parameters, _rng(number), STREAM, 0)
+        expected, expected_kl = reparameterize_kl(parameters, Key(_rng(number), STREAM, 0))
         assert torch.equal(latents, expected)
         assert torch.equal(kl_nats, expected_kl)

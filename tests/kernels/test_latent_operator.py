@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 
-from gen_dist.kernels import normal, reparameterize_kl
+from gen_dist.kernels import Key, normal, reparameterize_kl
 from gen_dist.kernels.latent import (
     plain_latents_kl,
     reparameterize_kl_backward_operator,
@@ -170,7 +170,7 @@ def operator(parameters: Tensor, rng: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def public(parameters: Tensor, rng: Tensor) -> tuple[Tensor, Tensor]:
-    return reparameterize_kl(parameters, rng, 2, 0)
+    return reparameterize_kl(parameters, Key(rng, 2, 0))
 
 
 def plain(parameters: Tensor, rng: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,9 +206,10 @@ def test_twenty_compiled_steps_equal_eager_ones_with_new_noise_in_each(
     assert losses[0][-1] < 0.9 * losses[0][0]
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-    draw_noise = device_normal if latent_step is operator else normal
     for number, noise in enumerate(noises):
-        torch.testing.assert_close(noise, draw_noise(torch.tensor([7, number]), 2, 0, 16, 4), rtol=1e-4, atol=1e-4)
+        key = Key(torch.tensor([7, number]), 2, 0)
+        expected = device_normal(*key, 16, 4) if latent_step is operator else normal(key, 16, 4)
+        torch.testing.assert_close(noise, expected, rtol=1e-4, atol=1e-4)
     assert len(torch.stack(noises).flatten(1).round(decimals=2).unique(dim=0)) == 20
 
 

@@ -190,9 +190,10 @@ MUTATIONS = [
 
 
 def mutant(directory: Path, file: str, source: str, change: str) -> Path:
-    """A copy of the package `kernels` with one change."""
-    package = directory / "kernels"
+    """Copy the kernels with one change, as the package `gen_dist.kernels` of the directory."""
+    package = directory / "gen_dist" / "kernels"
     shutil.copytree(REPOSITORY / "kernels", package, ignore=shutil.ignore_patterns("__pycache__"))
+    (directory / "gen_dist" / "__init__.py").touch()
     text = (package / file).read_text()
     assert text.count(source) == 1, f"{source!r} stands {text.count(source)} times in {file}"
     (package / file).write_text(text.replace(source, change))

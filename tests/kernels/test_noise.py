@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from gen_dist.kernels import binarize, normal
+from gen_dist.kernels import Key, binarize, normal
 from gen_dist.kernels.noise import (
     TIE_BYTES,
     binarize_operator,
@@ -72,23 +72,23 @@ def test_another_seed_stream_or_step_gives_unrelated_words(draw: str, change: st
 def test_a_seed_beyond_32_bits_counts_in_full() -> None:
     low, high = torch.tensor([5, 0]), torch.tensor([5 + (1 << 40), 0])
     assert not torch.equal(device_words(low, 0, 0, 4, 4), device_words(high, 0, 0, 4, 4))
-    assert not torch.equal(normal(low, 0, 0, 4, 4), normal(high, 0, 0, 4, 4))
+    assert not torch.equal(normal(Key(low, 0, 0), 4, 4), normal(Key(high, 0, 0), 4, 4))
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 20])
 def test_normal_shards_equal_the_whole(width: int) -> None:
-    whole = normal(RNG, 2, 0, 10, width)
+    whole = normal(Key(RNG, 2, 0), 10, width)
     assert whole.shape == (10, width)
-    assert torch.equal(torch.cat([normal(RNG, 2, 0, 3, width), normal(RNG, 2, 3, 7, width)]), whole)
+    assert torch.equal(torch.cat([normal(Key(RNG, 2, 0), 3, width), normal(Key(RNG, 2, 3), 7, width)]), whole)
 
 
 def test_normal_of_no_rows_is_empty() -> None:
-    assert normal(RNG, 2, 0, 0, 20).shape == (0, 20)
+    assert normal(Key(RNG, 2, 0), 0, 20).shape == (0, 20)
 
 
 @pytest.mark.parametrize("definition", ["host", "device"])
 def test_normal_draws_pass_a_kolmogorov_smirnov_test(definition: str) -> None:
-    draws = normal(RNG, 2, 0, 2000, 100) if definition == "host" else device_normal(RNG, 2, 0, 2000, 100)
+    draws = normal(Key(RNG, 2, 0), 2000, 100) if definition == "host" else device_normal(RNG, 2, 0, 2000, 100)
     values = draws.flatten().double().numpy()
     assert stats.kstest(values, "norm").pvalue > 1e-3
     assert abs(stats.kurtosis(values)) < 0.05
@@ -117,7 +117,7 @@ def test_host_and_device_box_muller_agree_on_the_same_words() -> None:
 
 def test_binarize_draws_each_pixel_with_its_intensity() -> None:
     images = torch.arange(256, dtype=torch.uint8).repeat(4000, 1)
-    drawn = binarize(images, RNG, 3, 0)
+    drawn = binarize(images, Key(RNG, 3, 0))
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     expected = torch.arange(256) / 255
     deviation = (drawn.mean(0) - expected) / (expected * (1 - expected) / 4000).sqrt().clamp(min=1e-9)
@@ -142,15 +142,15 @@ def test_the_thresholds_have_the_same_probability_for_every_intensity() -> None:
 
 def test_binarize_shards_equal_the_whole_and_keep_the_shape() -> None:
     images = torch.randint(0, 256, (9, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    whole = binarize(images, RNG, 3, 4)
+    whole = binarize(images, Key(RNG, 3, 4))
     assert whole.shape == images.shape
-    assert torch.equal(torch.cat([binarize(images[:2], RNG, 3, 4), binarize(images[2:], RNG, 3, 6)]), whole)
+    assert torch.equal(torch.cat([binarize(images[:2], Key(RNG, 3, 4)), binarize(images[2:], Key(RNG, 3, 6))]), whole)
 
 
 def test_looking_ahead_changes_no_draw_in_whatever_order_steps_are_asked_for() -> None:
     for step in [0, 1, 2, 3, 2, 9, 10, 11, 12, 5, 30, 31, 40, 8, 9, 10]:
         for stream, rows, width in [(2, 6, 7), (5, 3, 4)]:
-            draw = normal(torch.tensor([7, step]), stream, 4, rows, width)
+            draw = normal(Key(torch.tensor([7, step]), stream, 4), rows, width)
             np.testing.assert_array_equal(
                 draw.numpy(), host_normal(7, stream, range(step, step + 1), 4, rows, width)[0]
             )
@@ -165,12 +165,12 @@ def test_operators_pass_opcheck(operator: str) -> None:
 
 
 def test_a_compiled_region_draws_anew_when_only_the_step_tensor_changes() -> None:
-    compiled = torch.compile(lambda rng: normal(rng, 2, 0, 4, 6) * 2.0, fullgraph=True)
+    compiled = torch.compile(lambda rng: normal(Key(rng, 2, 0), 4, 6) * 2.0, fullgraph=True)
     rng = torch.tensor([7, 0])
     draws = []
     for step in range(3):
         rng[1] = step
         draws.append(compiled(rng))
-        assert torch.equal(draws[-1], normal(rng, 2, 0, 4, 6) * 2.0)
+        assert torch.equal(draws[-1], normal(Key(rng, 2, 0), 4, 6) * 2.0)
     assert not torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[1], draws[2])

@@ -34,6 +34,7 @@ from gen_dist.config import (
 )
 from gen_dist.data.order import image_indices
 from gen_dist.errors import ConfigError
+from gen_dist.kernels import Key
 from gen_dist.kernels.noise import host_normal
 from gen_dist.networks.players import Discriminator, Generator
 from gen_dist.networks.resnet import ResnetDecoder
@@ -119,8 +120,8 @@ class _Reference:
         if isinstance(self._config, VaeGanConfig):
             return images
         rng, first_row = self._batch.rng, self._batch.first_row
-        changed = augment(images, self._config.augmentation, rng, stream, first_row)
-        return add_noise(changed, self._config.instance_noise, rng, NOISE_BESIDE[stream], first_row)
+        changed = augment(images, self._config.augmentation, Key(rng, stream, first_row))
+        return add_noise(changed, self._config.instance_noise, Key(rng, NOISE_BESIDE[stream], first_row))
 
     def _decode(self, latents: Tensor) -> Tensor:
         generator = self.networks["generator"]
@@ -136,7 +137,7 @@ class _Reference:
 
     def reconstructions(self) -> Tensor:
         """Images of latents that an earlier turn handed on, [B, ...]."""
-        return self._decode(self._batch.handed_on["posterior_latents"].double())
+        return self._decode(self._batch.carried["posterior_latents"].double())
 
     def _features_and_scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
         discriminator = self.networks["discriminator"]
@@ -166,7 +167,7 @@ class _Reference:
     def discriminator_phase(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss [] and logs: Goodfellow et al. 2014, eq. 1; Mao et al. 2017; Lim & Ye 2017; Gulrajani et al. 2017."""
         real = self._augmented(self._training_images, Stream.REAL_AUGMENTATION)
-        generated = self._batch.handed_on.get("generated", self.generated(Stream.DISCRIMINATOR_LATENTS).detach())
+        generated = self._batch.carried.get("generated", self.generated(Stream.DISCRIMINATOR_LATENTS).detach())
         generated = generated.double()
         fake = self._augmented(generated, Stream.FAKE_AUGMENTATION)
         real_scores, fake_scores = self._scores(real), self._scores(fake)
@@ -177,7 +178,7 @@ class _Reference:
             loss = on_real(real_scores).mean() + on_fake(fake_scores).mean()
             return loss, logs | _accuracies(real_scores, fake_scores, 0.5 * (self._config.loss == "least_squares"))
         if isinstance(self._config, VaeGanConfig):
-            reconstructions = self._batch.handed_on["reconstructions"].double()
+            reconstructions = self._batch.carried["reconstructions"].double()
             on_real, on_fake, _ = LOSSES["non_saturating"]
             terms = on_real(real_scores), on_fake(self._scores(reconstructions)), on_fake(fake_scores)
             return torch.stack(terms).sum(0).mean(), logs | _accuracies(real_scores, fake_scores, 0.0)
@@ -210,7 +211,7 @@ class _Reference:
             return -logsigmoid(fake_scores - self._scores(real)).mean(), {}
         if isinstance(self._config, VaeGanConfig):  # Larsen et al. 2016, algorithm 1
             seen, scores = self._features_and_scores(self.reconstructions())
-            error = _feature_error(self._batch.handed_on["real_features"].double(), seen)
+            error = _feature_error(self._batch.carried["real_features"].double(), seen)
             deceit = -logsigmoid(scores).mean() - logsigmoid(fake_scores).mean()
             return self._config.reconstruction_weight * error + deceit, {"feature_error": error}
         loss = self._config.loss if isinstance(self._config, GanConfig) else "wasserstein"
@@ -266,7 +267,7 @@ def _trainer(name: str, **changes: Any) -> Trainer:
     return trainer
 
 
-def _game(trainer: Trainer) -> Adversarial:
+def _adversarial(trainer: Trainer) -> Adversarial:
     assert isinstance(trainer.objective, Adversarial)
     return trainer.objective
 
@@ -275,16 +276,16 @@ def _batch(trainer: Trainer, step: int = 4, penalized: bool = True) -> Batch:
     """As a turn gets it that is the first of its step, but for what the turns of a VAE-GAN need of each other."""
     images = torch.from_numpy(trainer.dataset.train.images[30 : 30 + ROWS])
     labels = torch.from_numpy(trainer.dataset.train.labels[30 : 30 + ROWS])
-    handed_on: dict[str, Tensor] = {}
+    carried: dict[str, Tensor] = {}
     if isinstance(trainer.config.objective, VaeGanConfig):
         random = torch.Generator().manual_seed(SEED)
-        handed_on["posterior_latents"] = torch.randn(ROWS, trainer.objective.latent_dim, generator=random)
+        carried["posterior_latents"] = torch.randn(ROWS, trainer.objective.latent_dim, generator=random)
         for name in ("reconstructions", "generated"):
-            handed_on[name] = torch.rand(images.shape, generator=random) * 2 - 1
+            carried[name] = torch.rand(images.shape, generator=random) * 2 - 1
         discriminator = trainer.objective.networks["discriminator"]
         assert isinstance(discriminator, Discriminator)
-        handed_on["real_features"] = torch.randn(ROWS, discriminator.encoder.feature_count, generator=random)
-    return Batch(images, labels, torch.tensor([SEED, step]), FIRST_ROW, penalized, handed_on)
+        carried["real_features"] = torch.randn(ROWS, discriminator.encoder.feature_count, generator=random)
+    return Batch(images, labels, torch.tensor([SEED, step]), FIRST_ROW, penalized, carried)
 
 
 def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -308,19 +309,19 @@ def test_the_loss_of_a_phase_its_logs_and_its_gradients_are_those_of_the_paper(
     objective: str, phase: str, penalized: bool
 ) -> None:
     trainer = _trainer(objective)
-    game, config = _game(trainer), _config_of(objective)
+    model, config = _adversarial(trainer), _config_of(objective)
     batch = _batch(trainer, penalized=penalized)
-    reference, expected_loss, expected_logs = _reference_of(game, config, phase, batch)
-    phases = game.phases()
+    reference, expected_loss, expected_logs = _reference_of(model, config, phase, batch)
+    phases = model.phases()
     assert {name: phase.trains for name, phase in phases.items()} == PHASES[config.kind]
     assert list(phases) == list(PHASES[config.kind])
-    loss, logs, handed_on = phases[phase](batch)
+    loss, logs, carried = phases[phase](batch)
     _assert_equal({"the loss": loss} | logs, {"the loss": expected_loss} | expected_logs)
-    _assert_equal(handed_on, _handed_on_by(reference, config, phase))
-    assert not any(value.requires_grad for value in (*logs.values(), *handed_on.values()))
+    _assert_equal(carried, _handed_on_by(reference, config, phase))
+    assert not any(value.requires_grad for value in (*logs.values(), *carried.values()))
 
     trained = reference.parameters(phases[phase].trains)
-    ours = dict(game.networks.named_parameters())
+    ours = dict(model.networks.named_parameters())
     found = torch.autograd.grad(loss, [ours[name] for name in trained])
     expected = torch.autograd.grad(expected_loss, list(trained.values()))
     largest = max(float(gradient.norm()) for gradient in expected)
@@ -355,14 +356,14 @@ class _Turn(NamedTuple):
 @contextmanager
 def _watched_turns(trainer: Trainer) -> Iterator[list[_Turn]]:
     turns: list[_Turn] = []
-    game, config = _game(trainer), trainer.config.objective
-    names = {type(phase): name for name, phase in game.phases().items()}
+    model, config = _adversarial(trainer), trainer.config.objective
+    names = {type(phase): name for name, phase in model.phases().items()}
 
     def watch(module: nn.Module, arguments: tuple[Batch]) -> None:
         if not isinstance(module, Phase):
             return
-        reference, loss, logs = _reference_of(game, config, names[type(module)], arguments[0])
-        parameters = dict(game.networks.named_parameters())
+        reference, loss, logs = _reference_of(model, config, names[type(module)], arguments[0])
+        parameters = dict(model.networks.named_parameters())
         turns.append(
             _Turn(
                 module,
@@ -391,7 +392,7 @@ def test_a_step_gives_each_phase_its_images_and_moves_what_the_phase_trains_alon
         chosen = image_indices(len(trainer.dataset.train.images), SEED, step, 24, 0, 24)
         with _watched_turns(trainer) as turns:
             logs = trainer.run_step(step)
-        phases = _game(trainer).phases()
+        phases = _adversarial(trainer).phases()
         in_turn = [name for name, phase in phases.items() if step % phase.every == 0]
         assert [type(turn.phase) for turn in turns] == [type(phases[name]) for name in in_turn for _ in range(2)]
         after = [turn.weights for turn in turns[2::2]]
@@ -407,7 +408,7 @@ def test_a_step_gives_each_phase_its_images_and_moves_what_the_phase_trains_alon
                 assert turn.batch.penalized == (step % phases[name].penalty_every == 0)
                 assert {parameter.split(".")[0] for parameter in turn.requiring_gradients} == set(turn.phase.trains)
                 assert turn.with_gradients == (turn.requiring_gradients if part else set())
-                _assert_equal(dict(turn.batch.handed_on), earlier[part])
+                _assert_equal(dict(turn.batch.carried), earlier[part])
                 earlier[part].update(turn.reference_handed_on)
             changed = {
                 parameter for parameter, value in first.weights.items() if not torch.equal(moved[parameter], value)
@@ -437,7 +438,7 @@ def test_a_spectral_norm_is_iterated_once_a_turn_whatever_its_forwards_and_micro
 @every_objective
 def test_latents_are_the_same_for_one_step_and_others_for_another_step_or_turn(objective: str) -> None:
     trainer = _trainer(objective)
-    phases, drawn = _game(trainer).phases(), []
+    phases, drawn = _adversarial(trainer).phases(), []
     handle = trainer.objective.networks["generator"].register_forward_pre_hook(
         lambda _module, arguments: drawn.append(arguments[0].detach())
     )
@@ -461,15 +462,15 @@ def test_latents_are_the_same_for_one_step_and_others_for_another_step_or_turn(o
 @pytest.mark.parametrize("phase", ["discriminator", "generator"])
 def test_the_discriminator_sees_real_and_generated_images_augmented_alike(objective: str, phase: str) -> None:
     trainer = make_trainer(small_config(objective, seed=SEED))
-    game, batch = _game(trainer), _batch(trainer)
+    model, batch = _adversarial(trainer), _batch(trainer)
     seen: list[Tensor] = []
-    handle = game.networks["discriminator"].register_forward_pre_hook(
+    handle = model.networks["discriminator"].register_forward_pre_hook(
         lambda _module, arguments: seen.append(arguments[0].detach())
     )
     with torch.no_grad():
         for bare in (False, True):
-            game.augmentation, game.instance_noise = ((), 0.0) if bare else (ALL_AUGMENTATIONS, 0.3)
-            game.phases()[phase](batch._replace(penalized=False))
+            model.augmentation, model.instance_noise = ((), 0.0) if bare else (ALL_AUGMENTATIONS, 0.3)
+            model.phases()[phase](batch._replace(penalized=False))
     handle.remove()
     augmented, plain = (torch.cat(images) for images in (seen[: len(seen) // 2], seen[len(seen) // 2 :]))
     assert len(plain) == ROWS * (2 if phase == "discriminator" or "r3gan" in objective else 1)
@@ -477,22 +478,22 @@ def test_the_discriminator_sees_real_and_generated_images_augmented_alike(object
     for images, changed, stream in zip(
         plain.split(ROWS), augmented.split(ROWS), streams[-len(plain) // ROWS :], strict=True
     ):
-        expected = augment(images, ALL_AUGMENTATIONS, batch.rng, stream, FIRST_ROW)
-        assert torch.equal(changed, add_noise(expected, 0.3, batch.rng, NOISE_BESIDE[stream], FIRST_ROW))
+        expected = augment(images, ALL_AUGMENTATIONS, Key(batch.rng, stream, FIRST_ROW))
+        assert torch.equal(changed, add_noise(expected, 0.3, Key(batch.rng, NOISE_BESIDE[stream], FIRST_ROW)))
         assert ((changed - images).abs().amax(dim=(1, 2, 3)) > 0.1).all()
 
 
 @pytest.mark.parametrize("objective", CONDITIONAL)
 def test_another_label_changes_the_image_and_the_score_and_those_of_no_other_row(objective: str) -> None:
     trainer = _trainer(objective)
-    game, batch = _game(trainer), _batch(trainer)
-    game.eval()
+    model, batch = _adversarial(trainer), _batch(trainer)
+    model.eval()
     others = batch.labels.clone()
     others[:5] = (others[:5] + 3) % 10
     with torch.no_grad():
-        latents = torch.randn(ROWS, game.latent_dim, generator=torch.Generator().manual_seed(0))
-        images = [game.decode(latents, labels) for labels in (batch.labels, others)]
-        scores = [game.scores(signed_unit(batch.images), labels) for labels in (batch.labels, others)]
+        latents = torch.randn(ROWS, model.latent_dim, generator=torch.Generator().manual_seed(0))
+        images = [model.decode(latents, labels) for labels in (batch.labels, others)]
+        scores = [model.scores(signed_unit(batch.images), labels) for labels in (batch.labels, others)]
     for before, after in (images, scores):
         changes = (after - before).abs().flatten(1).amax(1) if before.ndim > 1 else (after - before).abs()
         assert (changes[:5] > 1e-4).all()
@@ -523,12 +524,12 @@ def test_a_penalty_through_batch_statistics_is_refused(objective: ObjectiveConfi
 def test_scores_of_training_images_do_not_depend_on_the_generated_ones_beside_them(objective: str) -> None:
     """Joined they would, in a discriminator with batch statistics; in the others both ways are one."""
     trainer = _trainer(objective)
-    game, batch = _game(trainer), _batch(trainer)
-    real, fake = signed_unit(batch.images), game.generate(batch, DISCRIMINATOR_STREAMS.latents)
+    model, batch = _adversarial(trainer), _batch(trainer)
+    real, fake = signed_unit(batch.images), model.generate(batch, DISCRIMINATOR_STREAMS.latents)
     with torch.no_grad():
-        apart = game.scores(real, batch.labels), game.scores(fake, batch.labels)
-        together = game.scores(torch.cat([real, fake]), torch.cat([batch.labels] * 2)).chunk(2)
-        both = game.scores_of_both(real, fake, batch.labels)
+        apart = model.scores(real, batch.labels), model.scores(fake, batch.labels)
+        together = model.scores(torch.cat([real, fake]), torch.cat([batch.labels] * 2)).chunk(2)
+        both = model.scores_of_both(real, fake, batch.labels)
     for found, separate, joined in zip(both, apart, together, strict=True):
         torch.testing.assert_close(found, separate, rtol=1e-5, atol=1e-5)
         assert torch.allclose(joined, separate, rtol=1e-5, atol=1e-5) == (objective not in WITH_BATCH_STATISTICS)
@@ -615,12 +616,12 @@ def test_a_dead_critic_is_trained_on_with_finite_gradients(objective: str) -> No
 
 def test_vae_gan_measures_reconstructions_by_pixels_on_the_test_split() -> None:
     trainer = _trainer("vae-gan")
-    split, game = trainer.dataset.test, trainer.best_objective
+    split, model = trainer.dataset.test, trainer.best_objective
     images = torch.from_numpy(split.images.copy())
-    networks = copy.deepcopy(game.networks).double().eval()
+    networks = copy.deepcopy(model.networks).double().eval()
     with torch.no_grad():
         mean, logvar = networks["encoder"](images.double() / 127.5 - 1).chunk(2, dim=1)
-        noise = torch.from_numpy(host_normal(SEED, Stream.TEST_LATENTS, range(1), 0, len(images), game.latent_dim)[0])
+        noise = torch.from_numpy(host_normal(SEED, Stream.TEST_LATENTS, range(1), 0, len(images), model.latent_dim)[0])
         decoder = networks["generator"]
         assert isinstance(decoder, Generator)
         decoded = decoder.decoder(mean + (logvar / 2).exp() * noise.double()).tanh()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gen_dist.config import Augmentation
+from gen_dist.kernels import Key
 from gen_dist.objectives.augmentation import DRAWS, add_noise, augment
 from gen_dist.randomness import Stream
 
@@ -28,7 +29,7 @@ def images_of(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def augmented(images: Tensor, kinds: tuple[Augmentation, ...], first_row: int = 0, rng: Tensor = RNG) -> Tensor:
-    return augment(images, kinds, rng, STREAM, first_row)
+    return augment(images, kinds, Key(rng, STREAM, first_row))
 
 
 @pytest.mark.parametrize("shape", [(9, 1, 28, 28), (9, 3, 32, 32), (9, 3, 5, 8)])
@@ -52,7 +53,7 @@ def test_each_part_of_the_key_changes_what_is_done(change: str) -> None:
     images = images_of(4, 3, 16, 16)
     rng = RNG + torch.tensor([change == "seed", change == "step"])
     stream = Stream.FAKE_AUGMENTATION if change == "stream" else STREAM
-    other = augment(images, ALL, rng, stream, 4 if change == "row" else 0)
+    other = augment(images, ALL, Key(rng, stream, 4 if change == "row" else 0))
     same = augmented(images, ALL)
     assert all(not torch.equal(one, two) for one, two in zip(other, same, strict=True))
 
@@ -68,7 +69,7 @@ def test_leaving_a_kind_out_changes_no_other_and_their_order_does_not_matter() -
 
 
 def _noisy(images: Tensor, first_row: int = 0, rng: Tensor = RNG, stream: Stream = Stream.REAL_NOISE) -> Tensor:
-    return add_noise(images, NOISE, rng, stream, first_row)
+    return add_noise(images, NOISE, Key(rng, stream, first_row))
 
 
 def test_noise_is_normal_and_of_the_deviation_that_is_asked_for() -> None:
@@ -78,7 +79,7 @@ def test_noise_is_normal_and_of_the_deviation_that_is_asked_for() -> None:
     assert (noise.abs() > 3 * NOISE).double().mean() == pytest.approx(2.7e-3, rel=0.15)
     neighbours = torch.corrcoef(torch.stack([noise[:, :, :, :-1].flatten(), noise[:, :, :, 1:].flatten()]))[0, 1]
     assert abs(float(neighbours)) < 0.01
-    assert add_noise(images, 0.0, RNG, Stream.REAL_NOISE, 0) is images
+    assert add_noise(images, 0.0, Key(RNG, Stream.REAL_NOISE, 0)) is images
 
 
 def test_noise_is_keyed_by_the_row_and_each_part_of_the_key_changes_it() -> None:
@@ -192,13 +193,13 @@ def test_a_gradient_penalty_through_augmentation_reaches_the_weights(channels: i
 
 def test_compiled_as_one_graph_it_is_the_same_and_new_steps_compile_nothing() -> None:
     def both(images: Tensor, rng: Tensor) -> Tensor:
-        return add_noise(augment(images, ALL, rng, STREAM, 12), NOISE, rng, Stream.REAL_NOISE, 12)
+        return add_noise(augment(images, ALL, Key(rng, STREAM, 12)), NOISE, Key(rng, Stream.REAL_NOISE, 12))
 
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
     images = images_of(6, 3, 8, 8).requires_grad_()
     for step in range(4):
         rng = torch.tensor([7, step])
-        expected = add_noise(augmented(images, ALL, 12, rng), NOISE, rng, Stream.REAL_NOISE, 12)
+        expected = add_noise(augmented(images, ALL, 12, rng), NOISE, Key(rng, Stream.REAL_NOISE, 12))
         with torch.compiler.set_stance("fail_on_recompile" if step else "default"):
             result = compiled(images, rng)
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
@@ -211,7 +212,7 @@ def test_one_image_takes_as_many_draws_whatever_is_done(monkeypatch: pytest.Monk
 
     widths = []
 
-    def counted(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
+    def counted(key: Key, rows: int, width: int) -> Tensor:
         widths.append(width)
         return torch.zeros(rows, width)
 
@@ -227,7 +228,7 @@ def test_the_ends_of_the_draws_stay_in_the_image(monkeypatch: pytest.MonkeyPatch
 
     for end in (-6.8, 6.8):
 
-        def extreme(rng: Tensor, stream: int, first_row: int, rows: int, width: int, end: float = end) -> Tensor:
+        def extreme(key: Key, rows: int, width: int, end: float = end) -> Tensor:
             return torch.full((rows, width), end)
 
         monkeypatch.setattr(module, "normal", extreme)

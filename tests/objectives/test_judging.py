@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from gen_dist.config import DcganConfig, GanConfig, NetworkConfig, TrainConfig
 from gen_dist.kernels.convolution import _Doubling, _Halving
 from gen_dist.kernels.linear import _OneDnnLinear
-from gen_dist.objectives.gan import JUDGED, Gan
+from gen_dist.objectives.gan import FAKE_SCORES, Gan
 from gen_dist.parallel.processes import Processes
 from gen_dist.training.trainer import Trainer
 from tests.support.flops import TorchsCount
@@ -53,7 +53,7 @@ def _judging_of(trainer: Trainer) -> Iterator[list[int]]:
 
 def _judging_twice(config: TrainConfig) -> Trainer:
     trainer = make_trainer(config)
-    trainer._turns["generator"].phase.hands_on_graphs = False
+    trainer._turns["generator"].phase.carries_graphs = False
     return trainer
 
 
@@ -178,27 +178,27 @@ def test_of_two_processes_those_with_weights_in_common_and_as_many_images_hand_g
 
 
 def _may_hand_on_graphs(trainer: Trainer) -> bool:
-    (may,) = {turn.phase.hands_on_graphs for turn in trainer._turns.values()}
+    (may,) = {turn.phase.carries_graphs for turn in trainer._turns.values()}
     return may
 
 
 def test_the_generator_phase_hands_on_no_graph_unless_told_that_it_may() -> None:
     trainer = make_trainer(_config(GanConfig()))
-    handed_on: list[Any] = []
+    carried: list[Any] = []
     generator = trainer._turns["generator"].phase
     forward = generator.forward
 
     def watched(batch: Any) -> Any:
         result = forward(batch)
-        handed_on.append(result.handed_on)
+        carried.append(result.carried)
         return result
 
     with mock.patch.object(generator, "forward", watched):
         trainer.run_step(0)
-        generator.hands_on_graphs = False
+        generator.carries_graphs = False
         trainer.run_step(1)
-    assert handed_on[0][JUDGED].requires_grad and not handed_on[0]["generated"].requires_grad
-    assert set(handed_on[1]) == {"generated"}
+    assert carried[0][FAKE_SCORES].requires_grad and not carried[0]["generated"].requires_grad
+    assert set(carried[1]) == {"generated"}
 
 
 CASES: dict[Any, tuple[list[tuple[int, ...]], Any]] = {

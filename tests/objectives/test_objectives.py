@@ -14,7 +14,7 @@ from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from gen_dist.config import AutoencoderConfig, GradientEstimator, ObjectiveConfig, VaeConfig
 from gen_dist.data.order import image_indices
-from gen_dist.kernels import binarize
+from gen_dist.kernels import Key, binarize
 from gen_dist.kernels.noise import host_normal
 from gen_dist.objectives import Batch
 from gen_dist.randomness import Stream
@@ -39,7 +39,7 @@ class _Reference:
         self.targets = images.double() / 255
         if isinstance(self._objective, VaeConfig) and self._objective.dynamic_binarization:
             stream = Stream.TEST_BINARIZATION if test else Stream.BINARIZATION
-            drawn = binarize(images, torch.tensor([SEED, step]), stream, first_row)
+            drawn = binarize(images, Key(torch.tensor([SEED, step]), stream, first_row))
             assert set(drawn.unique().tolist()) == {0.0, 1.0}
             self.targets = drawn.double()
 
@@ -177,8 +177,8 @@ def test_the_loss_of_a_phase_its_logs_and_its_gradients_are_those_of_the_paper(
     images = torch.from_numpy(trainer.dataset.train.images[30:45])
     batch = Batch(images, torch.zeros(15, dtype=torch.int64), torch.tensor([SEED, step]), FIRST_ROW)
     (phase,) = trainer.objective.phases().values()
-    loss, logs, handed_on = phase(batch)
-    assert handed_on == {}
+    loss, logs, carried = phase(batch)
+    assert carried == {}
     expected_loss, expected_logs = _Reference(trainer, images, step, FIRST_ROW, test=False).training()
     _assert_equal({"the loss": loss} | logs, {"the loss": expected_loss} | expected_logs)
     assert not any(value.requires_grad for value in logs.values())

@@ -42,7 +42,7 @@ class TwoPlayers(Objective):
         return {"discriminator": DiscriminatorPhase(self), "generator": GeneratorPhase(self)}
 
     def fakes(self, batch: Batch) -> Tensor:
-        latents = normal(batch.rng, Stream.PRIOR, batch.first_row, len(batch.images), LATENT_DIM)
+        latents = normal(batch.key(Stream.PRIOR), len(batch.images), LATENT_DIM)
         return self.networks["generator"](latents)
 
 

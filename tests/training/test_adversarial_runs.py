@@ -142,9 +142,9 @@ def test_a_loss_that_is_nan_stops_the_run_and_names_step_phase_and_network(
     forward = phase.forward
 
     def fail_at_step_10(self: Any, batch: Batch) -> TurnResult:
-        loss, logs, handed_on = forward(self, batch)
+        loss, logs, carried = forward(self, batch)
         loss = loss * torch.where(batch.rng[1] == 9, torch.nan, 1.0)
-        return TurnResult(loss, logs | {"loss": loss.detach()}, handed_on)
+        return TurnResult(loss, logs | {"loss": loss.detach()}, carried)
 
     with (
         mock.patch.object(phase, "forward", fail_at_step_10),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gen_dist.objectives import Batch, Objective, Phase, TurnResult
-from gen_dist.training.compiled_phase import WholePhase
+from gen_dist.training.compiled_phase import CompiledPhase
 
 
 class Sums(Phase):
@@ -47,11 +47,11 @@ def test_gradients_are_autograds_of_one_graph() -> None:
     expected = autograds(phase, weights)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    whole = WholePhase(phase, list(phase.parameters()))
+    whole = CompiledPhase(phase, list(phase.parameters()))
     for seed, weight in enumerate(weights):
-        logs, handed_on = whole.add_gradients(batch_of(seed), weight)
+        logs, carried = whole.add_gradients(batch_of(seed), weight)
         assert set(logs) == {"loss"}
-        torch.testing.assert_close(handed_on["images"], batch_of(seed).images / 255.0)
+        torch.testing.assert_close(carried["images"], batch_of(seed).images / 255.0)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert not torch._dynamo.utils.counters["graph_break"]
     found = [parameter.grad for parameter in phase.parameters()]
@@ -64,7 +64,7 @@ def test_a_gradient_is_laid_out_as_its_parameter_and_in_memory_of_its_own() -> N
     phase = Sums()
     layers = dict(phase.named_parameters())
     trained = [layers[f"objective.networks.{name}"] for name in ("first.bias", "second.bias", "maps.weight")]
-    whole = WholePhase(phase, trained)
+    whole = CompiledPhase(phase, trained)
     values, rows = torch.arange(3.0), torch.randn(4, 3, 3, 3)
 
     def compiled(_batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[Tensor, ...]]:
@@ -83,7 +83,7 @@ def test_a_gradient_is_laid_out_as_its_parameter_and_in_memory_of_its_own() -> N
 def test_gradients_of_what_is_computed_in_float32_stay_so_in_bf16() -> None:
     """As those of a gradient penalty: autocast ends before backward."""
     phase = Wide()
-    whole = WholePhase(phase, list(phase.parameters()))
+    whole = CompiledPhase(phase, list(phase.parameters()))
     # The same operations, as they come.
     with torch.autocast("cpu", torch.bfloat16), mock.patch.object(whole, "_compiled", whole._turn):
         loss = phase(batch_of(0)).loss
