@@ -54,15 +54,15 @@ BAR = 0.03
 
 PARTS = {
     "progress bar": "gen_dist.records.tracker:Tracker.advance",
-    "logs to the host": "gen_dist.training.run:_Run._collect",
-    "means of the logs": "gen_dist.training.run:_Run._training_means",
+    "logs to the host": "gen_dist.training.step_logs:StepLogs.collect",
+    "means of the logs": "gen_dist.training.step_logs:StepLogs.means",
     "line of the log": "gen_dist.records.tracker:Tracker.log",
     "evaluation on the test split": "gen_dist.training.trainer:Trainer.evaluate",
     "checks of samples": "gen_dist.evaluation.sample_checks:SampleChecks.measure",
     "pictures": "gen_dist.pictures.gallery:Gallery.at_step",
     "checkpoint": "gen_dist.training.run:_Run._save",
     "charts at the end": "gen_dist.pictures.gallery:Gallery.at_end",
-    "summary at the end": "gen_dist.training.run:_Run._write_end",
+    "summary at the end": "gen_dist.training.recorder:MainRecorder.finish",
 }
 """Parts of recording, and the function that does each."""
 EVERY = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -88,6 +90,22 @@ def raise_everywhere(error: UserError | None, processes: Processes) -> None:
         shared = kind(message)
         shared.shared = True
         raise shared
+
+
+@contextlib.contextmanager
+def errors_shared(processes: Processes) -> Iterator[None]:
+    """Within it, the main process works and the others do not; its UserError is raised in every process at the end.
+
+    An error of another process is raised there alone.
+    """
+    error: UserError | None = None
+    try:
+        yield
+    except UserError as raised:
+        error = raised
+    raise_everywhere(error if processes.is_main else None, processes)
+    if error:
+        raise error
 
 
 class StopVote:

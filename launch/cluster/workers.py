@@ -95,7 +95,8 @@ def _forget_reports(place: str) -> None:
 
 def work(settings: dict[Any, Any]) -> list[str]:
     """One worker's share of a run, from the newest checkpoint. Returns what to tell the user at the end."""
-    from gen_dist.training import run
+    from gen_dist.training.run import train
+    from gen_dist.training.supervisor import Supervisor
 
     task: Task = settings["task"]
     context = ray.train.get_context()
@@ -130,8 +131,8 @@ def work(settings: dict[Any, Any]) -> list[str]:
             return text.replace(str(directory), task.place)
 
         screen = DeskScreen(task.desk, task.terminal_columns is not None, as_told) if task.desk else None
-        supervisor = run.Supervisor(task.name, stop, recorded, directory, screen)
-        outcome = run.train(config, fresh=task.fresh, supervisor=supervisor)
+        supervisor = Supervisor(task.name, stop, recorded, directory, screen)
+        outcome = train(config, fresh=task.fresh, supervisor=supervisor)
         keep(None)
     return [as_told(line) for line in outcome.report("the same command")] if is_main else []
 

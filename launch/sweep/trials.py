@@ -30,7 +30,7 @@ from gen_dist.launch.cluster.workers import Task, told_to_stop, trainer
 from gen_dist.launch.sweep.halving import Halving
 from gen_dist.launch.sweep.plan import SweepOptions
 from gen_dist.launch.sweep.results import Board, Metric, Sweep, Trial
-from gen_dist.training.run import DivergenceError
+from gen_dist.training.outcome import DivergenceError
 from gen_dist.training.stopping import stop_signals
 
 _SAVE_SECONDS = 60.0
@@ -283,7 +283,8 @@ def run_trial(plan: Plan, index: int) -> None:
 
 def _train_here(plan: Plan, trial: Trial) -> None:
     """Train in this process."""
-    from gen_dist.training import run
+    from gen_dist.training.run import train
+    from gen_dist.training.supervisor import Supervisor
 
     os.environ["GEN_DIST_THREADS"] = str(plan.options.cpus_per_worker)
     report = _Reports(plan.metric, trial.config.steps)
@@ -293,7 +294,7 @@ def _train_here(plan: Plan, trial: Trial) -> None:
             tune.report(told)
 
     with open(os.devnull, "w") as nowhere, told_to_stop(plan.desk) as stop:
-        run.train(trial.config, supervisor=run.Supervisor(plan.launch, stop, recorded, screen=nowhere))
+        train(trial.config, supervisor=Supervisor(plan.launch, stop, recorded, screen=nowhere))
 
 
 @dataclass(frozen=True)

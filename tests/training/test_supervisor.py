@@ -13,7 +13,8 @@ from gen_dist.parallel.processes import start_processes
 from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.run_directory import hold
 from gen_dist.records.tracker import read_metrics
-from gen_dist.training.run import Supervisor, train
+from gen_dist.training.run import train
+from gen_dist.training.supervisor import Supervisor
 from tests.support.runs import small_config
 
 Records = list[tuple[int, Mapping[str, float | Sequence[float]], Path | None]]

@@ -1,0 +1,55 @@
+"""summary.json: a finished run in a few numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gen_dist.config import TrainConfig
+
+
+def last_values(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The last value of each metric, such as `test/loss`, in the records of metrics.jsonl."""
+    values: dict[str, Any] = {}
+    for record in records:
+        values |= {name: value for name, value in record.items() if "/" in name}
+    return values
+
+
+def summary_of(
+    config: TrainConfig,
+    records: Sequence[Mapping[str, Any]],
+    *,
+    step: int,
+    train_images: int,
+    training_seconds: float,
+    pictures: Mapping[str, Path],
+) -> dict[str, Any]:
+    """The content of summary.json.
+
+    Args:
+        config: of the run.
+        records: the objects of metrics.jsonl.
+        step: optimizer steps done.
+        train_images: size of the train split.
+        training_seconds: wall time of the steps, without evaluation, pictures and checkpoints.
+        pictures: final pictures by name, as paths relative to the run directory.
+    """
+    final = last_values(records)
+    # The first test metric of an objective is its headline; lower is better.
+    headline = next((name for name in final if name.startswith("test/")), "")
+    tested = [record for record in records if record.get(headline) is not None]
+    best = min(tested, key=lambda record: float(record[headline]), default=None)
+    images = step * config.global_batch_size
+    return {
+        "preset": config.preset,
+        "steps": step,
+        "images_seen": images,
+        "epochs": images / train_images,
+        "training_seconds": training_seconds,
+        "images_per_second": images / training_seconds if training_seconds else None,
+        "final": final,
+        "best": {"step": best["step"], headline: best[headline]} if best else None,
+        "pictures": {name: str(path) for name, path in pictures.items()},
+    }

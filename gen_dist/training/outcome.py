@@ -1,0 +1,48 @@
+"""How a training ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gen_dist.errors import UserError
+from gen_dist.records.display import brief_checks
+
+
+class DivergenceError(UserError):
+    """The loss or a weight became NaN or infinite."""
+
+    shared = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of `train`."""
+
+    run_path: Path
+    step: int
+    finished: bool
+    """True if all steps are done, False after SIGTERM or SIGINT."""
+    metrics: dict[str, Any]
+    """Last value of each metric: a number, None if it was not finite, or a list of them."""
+    pictures: dict[str, Path]
+    is_main: bool
+    """True in the one process that prints for the user."""
+
+    def report(self, command: str) -> list[str]:
+        """Format the outcome as lines for the user; `command` is the command that resumes the run."""
+        if not self.finished:
+            return [f"stopped at step {self.step}, everything is saved in {self.run_path}; to go on: {command}"]
+        values = [
+            f"{name} {'not finite' if value is None else f'{value:.2f}'}"
+            for name, value in self.metrics.items()
+            if name.startswith("test/")
+        ]
+        if checks := brief_checks(self.metrics):
+            values += ["samples", *checks]
+        width = max(map(len, self.pictures), default=0)
+        return [
+            f"finished at step {self.step}: {'  '.join(values)}",
+            *(f"  {name.replace('_', ' '):{width}}  {path}" for name, path in self.pictures.items()),
+        ]

@@ -1,0 +1,211 @@
+"""What a run writes and shows. The main process does it; in the others the recorder is empty.
+
+So the loop is the same in every process, and asks nowhere which one it is in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from gen_dist.errors import CheckpointError
+from gen_dist.evaluation.sample_checks import SampleChecks
+from gen_dist.files import write_atomically
+from gen_dist.inference.model import GenerativeModel
+from gen_dist.parallel.collectives import errors_shared
+from gen_dist.parallel.processes import Processes
+from gen_dist.pictures.gallery import Gallery
+from gen_dist.records import checkpoint as checkpoints
+from gen_dist.records.checkpoint import Checkpoint
+from gen_dist.records.run_directory import Holding, record_start, remove_leftovers, wandb_id_of
+from gen_dist.records.run_paths import RunPaths
+from gen_dist.records.summary import last_values, summary_of
+from gen_dist.records.tracker import Tracker, read_metrics
+from gen_dist.training.trainer import Trainer
+
+Metrics = Mapping[str, float | list[float]]
+Ending = tuple[dict[str, Any], dict[str, Path]]
+"""Last value of each metric, and the final pictures."""
+
+
+class Recorder:
+    """The recorder of every process but the main one: it does nothing. A context manager, as `MainRecorder` is."""
+
+    def __init__(self, path: Path, processes: Processes) -> None:
+        self.path = path
+        self._processes = processes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within it, the main process may write. If it fails, all processes raise its error and none waits for it.
+
+        Every process has to enter it.
+        """
+        with errors_shared(self._processes):
+            try:
+                yield
+            except OSError as error:
+                reason = error.strerror or error
+                raise CheckpointError(
+                    f"cannot write to {self.path}: {reason}; mend that, then run the same command"
+                ) from None
+
+    @property
+    def training_seconds(self) -> float:
+        """0: only the main process keeps time."""
+        return 0.0
+
+    def claim(self) -> None:
+        """Nothing to claim."""
+
+    def remove_leftovers(self) -> None:
+        """Nothing to remove."""
+
+    def begin(self, step: int) -> None:
+        """Nothing to open."""
+
+    def advance(self, step: int) -> None:
+        """No progress bar to move."""
+
+    def pause(self) -> contextlib.AbstractContextManager[None]:
+        """No clock to stop."""
+        return contextlib.nullcontext()
+
+    def check_samples(self) -> Metrics:
+        """No checks."""
+        return {}
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """No line to write."""
+
+    def pictures(self, step: int) -> None:
+        """No pictures to draw."""
+
+    def checkpoint(self, checkpoint: Checkpoint) -> Path | None:
+        """No checkpoint to write."""
+        return None
+
+    def finish(self, step: int, training_seconds: float) -> Ending | None:
+        """No ending: `from_main` brings that of the main process."""
+        return None
+
+
+class MainRecorder(Recorder):
+    """The recorder of the main process. A context manager: leaving it closes metrics.jsonl, progress bar and wandb."""
+
+    def __init__(self, trainer: Trainer, holding: Holding, screen: TextIO | None) -> None:
+        super().__init__(holding.path, trainer.processes)
+        self._config = trainer.config
+        self._trainer = trainer
+        self._holding = holding
+        self._screen = screen
+        self._paths = RunPaths(holding.path)
+        dataset = trainer.dataset
+        model = GenerativeModel(trainer.best_objective, trainer.config, dataset.image_shape, dataset.class_names)
+        self._gallery = Gallery(model, dataset, holding.path)
+        self._checks = SampleChecks(model, dataset)
+        self._tracker: Tracker | None = None
+        self._seconds = 0.0
+
+    def claim(self) -> None:
+        """Mark the run directory as this process's own; `--fresh` removes the previous run here."""
+        self._holding.begin()
+
+    def remove_leftovers(self) -> None:
+        """Remove the files of a run that ended before its first checkpoint."""
+        remove_leftovers(self.path)
+
+    def begin(self, step: int) -> None:
+        """Open metrics.jsonl, progress bar and wandb, and record that training starts at this step."""
+        wandb_id = wandb_id_of(self.path)
+        self._tracker = Tracker(
+            self.path,
+            self._config,
+            start_step=step,
+            images_per_step=self._config.global_batch_size,
+            wandb_id=wandb_id,
+            stream=self._screen,
+        )
+        # Only now: the tracker may refuse to start, and a refusal leaves the directory as it was.
+        record_start(self.path, self._config, step, wandb_id, self._processes.world_size)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._tracker:
+            self._seconds = self._tracker.training_seconds
+            self._tracker.__exit__(kind, error, trace)
+            self._tracker = None
+
+    @property
+    def training_seconds(self) -> float:
+        """Wall time of the steps of this start, without what is done within `pause`."""
+        return self._tracker.training_seconds if self._tracker else self._seconds
+
+    def advance(self, step: int) -> None:
+        """Move the progress bar after a step."""
+        self._open_tracker.advance(step)
+
+    def pause(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, time does not count as training time."""
+        return self._open_tracker.pause()
+
+    def check_samples(self) -> Metrics:
+        """Check samples of the model for collapse; metrics `samples/NAME`."""
+        return self._checks.measure()
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Append a line to metrics.jsonl, and show it."""
+        self._holding.assert_held()
+        self._open_tracker.log(step, metrics)
+
+    def pictures(self, step: int) -> None:
+        """Draw samples and reconstructions."""
+        self._holding.assert_held()
+        if made := self._gallery.at_step(step):
+            self._open_tracker.pictures(step, made)
+
+    def checkpoint(self, checkpoint: Checkpoint) -> Path | None:
+        """Write a checkpoint and remove old ones; returns its directory."""
+        self._holding.assert_held()
+        self._open_tracker.sync()
+        return checkpoints.save(self.path, checkpoint, self._config, self._config.keep_checkpoints)
+
+    def finish(self, step: int, training_seconds: float) -> Ending | None:
+        """Take the last metrics; after the last step, draw the final pictures and write summary.json."""
+        self._holding.assert_held()
+        file = self._paths.metrics
+        records = read_metrics(file) if file.exists() else []
+        if step < self._config.steps:
+            return last_values(records), {}
+        pictures = self._gallery.at_end(records)
+        for series in self._paths.picture_series:
+            if (last := self._paths.picture(series, step)).exists():
+                pictures[series] = last
+        summary = summary_of(
+            self._config,
+            records,
+            step=step,
+            train_images=len(self._trainer.dataset.train.images),
+            training_seconds=training_seconds,
+            pictures={name: path.relative_to(self.path) for name, path in pictures.items()},
+        )
+        write_atomically(self._paths.summary, json.dumps(summary, indent=2) + "\n")
+        return last_values(records), pictures
+
+    @property
+    def _open_tracker(self) -> Tracker:
+        assert self._tracker, "begin() comes first"
+        return self._tracker
