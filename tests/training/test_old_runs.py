@@ -1,0 +1,60 @@
+"""Runs that commit 61fab54 wrote, with all modules in one folder, load, resume, evaluate and report.
+
+`old_runs/NAME` is a run directory without its pictures, after 12 steps and an evaluation. `going-on.jsonl` has the
+lines of metrics.jsonl that the same commit wrote up to step 18.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import gen_dist
+from gen_dist.config import TrainConfig
+from gen_dist.evaluation.evaluator import evaluate
+from gen_dist.records.run_paths import RunPaths
+from gen_dist.records.tracker import read_metrics
+from gen_dist.reports import write_report
+from gen_dist.reports.run_record import read_run
+from gen_dist.training.run import train
+
+OLD_RUNS = Path(__file__).parent / "old_runs"
+
+
+def _silent(_line: str) -> None:
+    pass
+
+
+@pytest.fixture(params=["vae", "gan"])
+def old_run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    shutil.copytree(OLD_RUNS / request.param, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_an_old_run_goes_on_as_it_went_on_before(old_run: Path) -> None:
+    paths = RunPaths(old_run)
+    config = TrainConfig.from_json(paths.config.read_text(), "config.json")
+    assert train(dataclasses.replace(config, run_dir=str(old_run), steps=18), say=_silent).finished
+    expected = [json.loads(line) for line in (old_run / "going-on.jsonl").read_text().splitlines()]
+    found = [record for record in read_metrics(paths.metrics) if record["step"] > 12]
+    for before, after in zip(expected, found, strict=True):
+        assert after.keys() - {"images_per_second"} == before.keys()
+        for name, value in before.items():
+            if not isinstance(value, list):  # a sample next to the edge of a bin or a class may fall on either side
+                assert after[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+
+
+def test_an_old_run_is_loaded_reported_on_and_evaluated(old_run: Path, tmp_path: Path) -> None:
+    assert gen_dist.load(old_run).sample(3).shape == (3, 1, 28, 28)
+    record = read_run(old_run)
+    assert record.step == 12 and record.finished and record.evaluation
+    write_report(tmp_path / "report.html", [record], [None])
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    before = record.evaluation.metrics
+    after = evaluate(old_run, ["sharpness", "diversity"], samples=10, announce=_silent).metrics
+    assert after.keys() == before.keys()
+    assert after["sharpness_10"] == pytest.approx(before["sharpness_10"], rel=1e-3)
