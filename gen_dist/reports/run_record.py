@@ -14,8 +14,8 @@ from gen_dist.errors import CheckpointError
 from gen_dist.evaluation.record import Evaluation, read_evaluation
 from gen_dist.presets import PRESETS
 from gen_dist.records.checkpoint import STATE, checkpoint_paths, is_whole
+from gen_dist.records.metrics_file import metrics_of_run
 from gen_dist.records.run_paths import RunPaths
-from gen_dist.records.tracker import read_metrics
 
 _STATE = ("step", "data_digest", "image_shape", "class_names", "training_seconds")
 _TELLS_NO_TWO_RUNS_APART = frozenset({"seed", "run_dir", "data_root", "wandb", "keep_checkpoints"})
@@ -109,9 +109,7 @@ def read_run(path: Path) -> RunRecord:
         config=config,
         step=state["step"],
         state=state,
-        metrics=[record for record in read_metrics(paths.metrics) if record["step"] <= state["step"]]
-        if paths.metrics.exists()
-        else [],
+        metrics=[record for record in metrics_of_run(path) if record["step"] <= state["step"]],
         summary=_read(paths.summary, "steps", "training_seconds", "epochs"),
         environment=_read(paths.environment),
         evaluation=evaluation if evaluation and evaluation.checkpoint_step == state["step"] else None,

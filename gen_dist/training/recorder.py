@@ -21,10 +21,11 @@ from gen_dist.parallel.processes import Processes
 from gen_dist.pictures.gallery import Gallery
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
+from gen_dist.records.metrics_file import metrics_of_run
 from gen_dist.records.run_directory import Holding, record_start, remove_leftovers, wandb_id_of
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.summary import last_values, summary_of
-from gen_dist.records.tracker import Tracker, read_metrics
+from gen_dist.records.tracker import Tracker
 from gen_dist.training.trainer import Trainer
 
 Metrics = Mapping[str, float | list[float]]
@@ -186,8 +187,7 @@ class MainRecorder(Recorder):
     def finish(self, step: int, training_seconds: float) -> Ending | None:
         """Take the last metrics; after the last step, draw the final pictures and write summary.json."""
         self._holding.assert_held()
-        file = self._paths.metrics
-        records = read_metrics(file) if file.exists() else []
+        records = metrics_of_run(self.path)
         if step < self._config.steps:
             return last_values(records), {}
         pictures = self._gallery.at_end(records)

@@ -17,9 +17,9 @@ from gen_dist.config import TrainConfig, VaeConfig
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.files import write_atomically
 from gen_dist.launch.sweep.space import Searched, Value, all_as_typed, as_typed
+from gen_dist.records.metrics_file import metrics_of_run
 from gen_dist.records.readable import readable_number
 from gen_dist.records.run_paths import RunPaths
-from gen_dist.records.tracker import read_metrics
 
 Mode = Literal["min", "max"]
 Status = Literal["waiting", "running", "interrupted", "finished", "stopped", "failed"]
@@ -142,8 +142,7 @@ class Trial:
         Raises:
             UserError: its metrics.jsonl is damaged, or evaluations have no such metric.
         """
-        file = RunPaths(self.path).metrics
-        records = read_metrics(file) if file.exists() else []
+        records = metrics_of_run(self.path)
         self.step = records[-1]["step"] if records else 0
         values = [(record["step"], metric.value_in(record)) for record in records]
         self.history = [(step, value) for step, value in values if value is not None]

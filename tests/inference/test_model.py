@@ -18,7 +18,7 @@ from gen_dist.inference.model import GenerativeModel
 from gen_dist.pictures.grids import save_grid
 from gen_dist.presets import PRESETS
 from gen_dist.records.checkpoint import checkpoint_paths
-from gen_dist.records.tracker import read_metrics
+from gen_dist.records.metrics_file import read_metrics
 from gen_dist.training.run import train
 from gen_dist.training.trainer import Trainer
 from tests.conftest import REPOSITORY

@@ -18,7 +18,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.parallel.processes import start_processes
-from gen_dist.records.tracker import read_metrics
+from gen_dist.records.metrics_file import read_metrics
 from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
 from tests.launch.network_hosts import Host, two_hosts

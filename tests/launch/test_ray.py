@@ -21,7 +21,7 @@ import pytest
 
 from gen_dist.config import TrainConfig
 from gen_dist.records.checkpoint import checkpoint_paths, load
-from gen_dist.records.tracker import read_metrics
+from gen_dist.records.metrics_file import read_metrics
 from tests.conftest import REPOSITORY
 from tests.support.children import end_with_parent
 from tests.support.runs import OBJECTIVES, close_losses, losses_of, make_trainer, run_steps, small_config, write_config

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gen_dist.records.checkpoint import checkpoint_paths
-from gen_dist.records.tracker import read_metrics
+from gen_dist.records.metrics_file import read_metrics
 from tests.conftest import REPOSITORY
 from tests.launch.network_hosts import Host, two_hosts
 from tests.support.runs import make_trainer, run_steps, small_config, write_config

@@ -27,7 +27,7 @@ from gen_dist.launch.sweep.plot import save_plot
 from gen_dist.launch.sweep.results import Board, Metric, Sweep, choose_metric, make_trials
 from gen_dist.launch.sweep.space import as_typed, draw_trials, parse_space, train_command, trial_configs, with_values
 from gen_dist.presets import PRESETS, get_preset
-from gen_dist.records.tracker import read_metrics
+from gen_dist.records.metrics_file import read_metrics
 from tests.conftest import REPOSITORY
 from tests.support.runs import make_trainer, small_config, write_config
 

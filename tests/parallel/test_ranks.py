@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gen_dist.records.checkpoint import checkpoint_paths, load
-from gen_dist.records.tracker import read_metrics
+from gen_dist.records.metrics_file import read_metrics
 from tests.conftest import REPOSITORY
 from tests.parallel.rank_worker import LARGE_LAYER, LOCAL_STATISTICS, config_of_ranks, evaluations_of_uneven_splits
 from tests.support.runs import (

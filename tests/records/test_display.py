@@ -18,8 +18,9 @@ import pytest
 
 from gen_dist.config import TrainConfig
 from gen_dist.records.display import brief_checks, brief_losses
+from gen_dist.records.metrics_file import read_metrics
 from gen_dist.records.readable import readable_number
-from gen_dist.records.tracker import Tracker, read_metrics
+from gen_dist.records.tracker import Tracker
 from tests.conftest import REPOSITORY
 from tests.support.trackers import make_tracker
 

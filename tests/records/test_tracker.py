@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gen_dist.errors import CheckpointError
-from gen_dist.records.tracker import read_metrics
+from gen_dist.records.metrics_file import read_metrics
 from tests.conftest import REPOSITORY
 from tests.support.trackers import make_tracker
 

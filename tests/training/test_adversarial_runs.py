@@ -18,8 +18,8 @@ from gen_dist.objectives.adversarial import GeneratorLossPhase
 from gen_dist.objectives.gan import GanDiscriminatorPhase
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import checkpoint_paths
+from gen_dist.records.metrics_file import read_metrics
 from gen_dist.records.score_bins import SCORE_EDGES
-from gen_dist.records.tracker import read_metrics
 from gen_dist.training.outcome import DivergenceError, Outcome
 from gen_dist.training.run import train
 from tests.support.digits import read_png

@@ -16,8 +16,8 @@ import pytest
 import gen_dist
 from gen_dist.config import TrainConfig
 from gen_dist.evaluation.evaluator import evaluate
+from gen_dist.records.metrics_file import read_metrics
 from gen_dist.records.run_paths import RunPaths
-from gen_dist.records.tracker import read_metrics
 from gen_dist.reports import write_report
 from gen_dist.reports.run_record import read_run
 from gen_dist.training.run import train

@@ -24,8 +24,8 @@ from gen_dist.config import DataConfig, OptimizerConfig, TrainConfig
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import checkpoint_paths
+from gen_dist.records.metrics_file import read_metrics
 from gen_dist.records.run_directory import remove_run
-from gen_dist.records.tracker import read_metrics
 from gen_dist.training.outcome import DivergenceError
 from gen_dist.training.run import train
 from tests.conftest import REPOSITORY

@@ -11,8 +11,8 @@ from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, TakenOverError
 from gen_dist.parallel.processes import start_processes
 from gen_dist.records.checkpoint import checkpoint_paths
+from gen_dist.records.metrics_file import read_metrics
 from gen_dist.records.run_directory import hold
-from gen_dist.records.tracker import read_metrics
 from gen_dist.training.run import train
 from gen_dist.training.supervisor import Supervisor
 from tests.support.runs import small_config

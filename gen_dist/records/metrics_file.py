@@ -1,0 +1,118 @@
+"""metrics.jsonl: the figures of a run over its steps.
+
+Each line is one JSON object with `step`, `images_seen`, `images_per_second` (absent if no step was done since the line
+before), scalars such as `train/loss` and `test/loss`, and lists of numbers such as `samples/class_shares`. JSON has no
+NaN and no infinity, so a number that is not finite is written as null, which pandas reads as NaN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gen_dist.errors import CheckpointError
+from gen_dist.files import write_atomically
+from gen_dist.records.run_paths import RunPaths
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the records of a metrics.jsonl in file order, without a torn last line, as a killed process leaves it.
+
+    Raises:
+        CheckpointError: the file cannot be read, or a line before the last is no record.
+    """
+    return [record for _, record in _lines_and_records(path)]
+
+
+def metrics_of_run(run_path: Path) -> list[dict[str, Any]]:
+    """Read the records of a run, an empty list if it has no metrics.jsonl yet.
+
+    Raises:
+        CheckpointError: as for `read_metrics`.
+    """
+    path = RunPaths(run_path).metrics
+    return read_metrics(path) if path.exists() else []
+
+
+class MetricsFile:
+    """A metrics.jsonl, open for appending."""
+
+    def __init__(self, path: Path, start_step: int) -> None:
+        """Open the file.
+
+        Args:
+            path: the file, which may be missing.
+            start_step: steps done before. 0 empties the file. Otherwise a torn last line and the lines after this step
+                are dropped: a run that was killed after its last checkpoint wrote them.
+
+        Raises:
+            CheckpointError: the file is damaged or cannot be written.
+        """
+        self._path = path
+        try:
+            if start_step and path.exists():
+                lines = [line for line, record in _lines_and_records(path) if record["step"] <= start_step]
+                write_atomically(path, "".join(f"{line}\n" for line in lines))
+            self._file = open(path, "a" if start_step else "w", encoding="utf-8")  # noqa: SIM115 (kept open)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
+
+    def append(self, record: Mapping[str, float | list[float]]) -> None:
+        """Write one line, which a kill of this process no longer loses.
+
+        Raises:
+            CheckpointError: it cannot be written, e.g. because the disk is full.
+        """
+        try:
+            line = {name: _as_json(value) for name, value in record.items()}
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {self._path}: {error.strerror}; free some space, then run the same command to go on"
+            ) from None
+
+    def sync(self) -> None:
+        """Force the lines to disk: a checkpoint that survives a power cut relies on them.
+
+        Raises:
+            OSError: the disk fails.
+        """
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file. `append` has reported what could not be written."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def _lines_and_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Pairs of a whole line, without its line end, and its record."""
+    try:
+        lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append((line, record))
+        elif number < len(lines):
+            raise CheckpointError(
+                f"{path}: line {number} is no record of metrics; remove that line, or start over with --fresh"
+            )
+    return records
+
+
+def _as_json(value: float | list[float]) -> float | list[float | None] | None:
+    if isinstance(value, list):
+        return [one if math.isfinite(one) else None for one in value]
+    return value if math.isfinite(value) else None
