@@ -1,13 +1,13 @@
-"""Checkpoints: the full state of a run in safetensors and JSON, whole or not there at all. Nothing is unpickled.
+"""Checkpoints: the full state of a run in safetensors and JSON, either whole or absent. Nothing is unpickled.
 
 A checkpoint is the directory `checkpoints/step_00001500` of a run:
 
     config.json            the run's config
-    state.json             step, digest of the data, loss scales: all that is no tensor
+    state.json             everything but tensors: step, digest of the data, loss scales
     NAME.safetensors       tensors: networks, averaged (moving average of the weights), optimizer state of each phase
-    SHA256SUMS             digests of the other files, as `sha256sum --check` reads them
+    SHA256SUMS             digests of the other files, in the format of `sha256sum --check`
 
-It is written to a temporary directory, synced to disk, and renamed. Older ones are removed only after that.
+A checkpoint is written to a temporary directory, synced to disk, and renamed. Only then are older ones removed.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Checkpoint:
     tensors: Mapping[str, Mapping[str, Tensor]]
     """Groups of named tensors; each group is one file."""
     facts: Mapping[str, Any]
-    """What is no tensor, as JSON values."""
+    """Everything else, as JSON values."""
 
 
 def save(run_path: Path, checkpoint: Checkpoint, config: TrainConfig, keep: int) -> Path:
-    """Write a checkpoint, then remove all but the `keep` newest. Returns its directory.
+    """Write a checkpoint, then remove all but the `keep` newest ones; returns its directory.
 
     Raises:
-        CheckpointError: the disk is full or cannot be written to. What was there before is untouched.
+        CheckpointError: the disk is full or cannot be written to. Existing checkpoints are untouched.
     """
     parent = RunPaths(run_path).checkpoints
     final = RunPaths(run_path).checkpoint(checkpoint.step)
@@ -72,16 +72,18 @@ def save(run_path: Path, checkpoint: Checkpoint, config: TrainConfig, keep: int)
         for name in (*names, SUMS):
             sync(partial / name)
         sync(partial)
-        if final.exists():  # Written before by a run that was then resumed from an older one: set aside, then replace.
+        if final.exists():  # The run was resumed from an older checkpoint: move this one aside, then replace it.
             os.replace(final, parent / f".removed-{final.name}")
         os.replace(partial, final)
         sync(parent)
-        # Later ones than this were found damaged, or they would have been resumed from.
+        # Checkpoints of later steps are damaged, or the run would have been resumed from them.
         paths = checkpoint_paths(run_path)
         kept = [path for path in paths if _step_of(path) <= checkpoint.step][:keep]
         for path in paths:
             if path not in kept:
-                os.replace(path, parent / f".removed-{path.name}")  # Killed in mid-removal, it must not look like one.
+                os.replace(
+                    path, parent / f".removed-{path.name}"
+                )  # A half-removed directory must not look like a checkpoint.
         _remove_leftovers(parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -95,7 +97,7 @@ def save(run_path: Path, checkpoint: Checkpoint, config: TrainConfig, keep: int)
 
 
 def checkpoint_paths(run_path: Path) -> list[Path]:
-    """Directories of the checkpoints of a run, newest first, unchecked."""
+    """Directories of the checkpoints of a run, newest first. Their content is not checked."""
     parent = RunPaths(run_path).checkpoints
     if not parent.is_dir():
         return []
@@ -106,7 +108,7 @@ def load(path: Path) -> tuple[Checkpoint, TrainConfig]:
     """Read one checkpoint directory, with the config of its run.
 
     Raises:
-        CheckpointError: it is damaged, or of a format that this version does not know. Names the file.
+        CheckpointError: it is damaged, or of another format than this version reads. The message names the file.
     """
     try:
         names = _whole_files(path)
@@ -131,7 +133,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint directory holds the files that were written there, to the byte."""
+    """True if a checkpoint directory holds exactly the files that were written there, to the byte."""
     try:
         _whole_files(path)
     except (OSError, CheckpointError):
@@ -140,9 +142,9 @@ def is_whole(path: Path) -> bool:
 
 
 def _whole_files(path: Path) -> list[str]:
-    """Names of the files of a checkpoint, all of which have the digests that SUMS says."""
+    """Names of the files of a checkpoint, after a comparison of all digests with SHA256SUMS."""
     sums = [line.split("  ", 1) for line in (path / SUMS).read_text().splitlines()]
-    # Other files are the system's: file managers and network file systems leave some in any directory.
+    # Ignore other files: file managers and network file systems leave some in any directory.
     written = {file.name for file in path.iterdir() if file.suffix in _SUFFIXES and not file.name.startswith(".")}
     if any(len(line) != 2 for line in sums) or {line[-1] for line in sums} != written:
         raise CheckpointError(f"checkpoint {path} is damaged: {SUMS} does not list the files that are there")
@@ -155,12 +157,15 @@ def _whole_files(path: Path) -> list[str]:
 def load_newest(
     run_path: Path, announce: Callable[[str], None], at_most: int | None = None
 ) -> tuple[Checkpoint, TrainConfig] | None:
-    """The newest whole checkpoint of a run, of at most a given step; damaged ones are named and skipped.
+    """Load the newest whole checkpoint of a run, or return None if it has no checkpoint.
 
-    Returns None where the run has no checkpoint.
+    Args:
+        run_path: the run directory.
+        announce: takes a line about each damaged checkpoint that is skipped.
+        at_most: skip checkpoints of later steps than this.
 
     Raises:
-        CheckpointError: there are checkpoints, but not one is whole.
+        CheckpointError: there are checkpoints, but all are damaged.
     """
     damaged = 0
     for path in checkpoint_paths(run_path):
@@ -189,6 +194,6 @@ def _digest(path: Path) -> str:
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """Remove what is set aside, or what a killed writer left behind."""
+    """Remove checkpoints that were moved aside, and those that a killed process left half-written."""
     for path in (*parent.glob(".partial-*"), *parent.glob(".removed-*")):
         shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a live bar or plain lines, and figures as the eye wants them."""
+"""Progress of a run on the screen: a live bar or plain lines, with the figures that fit."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ _ACCURACIES = {"accuracy_real": "real", "accuracy_fake": "fake", "accuracy": "pa
 
 
 class Display:
-    """A live bar on a terminal, plain lines elsewhere, nothing once the stream is gone.
-
-    Args:
-        stream: where to show; None shows nothing.
-        steps: the optimizer steps of the whole run.
-    """
+    """A live bar on a terminal, plain lines elsewhere, nothing once the stream is gone."""
 
     def __init__(self, stream: TextIO | None, steps: int) -> None:
+        """Show nothing before `start`.
+
+        Args:
+            stream: where to show. None shows nothing.
+            steps: optimizer steps of the whole run.
+        """
         self._stream = stream
         self._steps = steps
         self._bar: Any = None
@@ -36,17 +37,17 @@ class Display:
         self._first_shown_at: float | None = None
 
     def start(self, start_step: int) -> None:
-        """Show a bar that stands at `start_step`, on a terminal."""
+        """On a terminal, show a bar at `start_step`."""
         with self._end_if_stream_is_gone():
             if self._stream is not None and self._stream.isatty():
                 self._bar = _progress_bar(self._stream, self._steps, start_step)
 
     def due(self) -> bool:
-        """Whether a live bar has not moved for a while."""
+        """True if there is a live bar that has not moved for a while."""
         return self._bar is not None and time.perf_counter() - self._shown_at >= BAR_REFRESH_SECONDS
 
     def progress(self, step: int, parts: list[str]) -> None:
-        """Show the state: on the bar if that is due, else as a line. The first and the last are always shown."""
+        """Show the state on the bar, or as a line, if that is due. The first and the last one are always shown."""
         last = step >= self._steps
         if self._bar is not None:
             if last or self.due():
@@ -55,14 +56,14 @@ class Display:
         now = time.perf_counter()
         if self._first_shown_at is None:
             self._first_shown_at = now
-        # A second apart at first, further apart as hours pass: an overnight run's log stays short.
+        # One second apart at first, more as hours pass, so that the log of an overnight run stays short.
         apart = max(1.0, (now - self._first_shown_at) / 100)
         if last or now - self._shown_at >= apart:
             self._shown_at = now
             self.line("  ".join(parts))
 
     def move(self, step: int, parts: list[str]) -> None:
-        """Move the live bar. Of `parts`, the last ones are left out where the terminal is too narrow for all."""
+        """Move the live bar. A narrow terminal shows only the first of the `parts`."""
         with self._end_if_stream_is_gone():
             columns = self._bar.format_dict["ncols"]
             room = columns - len("100%|| ") - LEAST_BAR_CELLS
@@ -91,10 +92,10 @@ class Display:
 
     @contextlib.contextmanager
     def _end_if_stream_is_gone(self) -> Iterator[None]:
-        """A hung-up terminal or a closed pipe must not end the training; metrics.jsonl has it all."""
+        """Stop showing if the terminal hung up or the pipe was closed. The training goes on."""
         try:
             yield
-        except (OSError, ValueError):  # ValueError is what a closed file object raises
+        except (OSError, ValueError):  # a closed file object raises ValueError
             self._stream = None
             self._bar = None
 
@@ -102,12 +103,12 @@ class Display:
 def _progress_bar(stream: TextIO, steps: int, start_step: int) -> Any:
     from tqdm import tqdm
 
-    # tqdm's default lock makes a multiprocessing semaphore, and its monitor a thread: neither is needed by one bar.
+    # A single bar needs neither the multiprocessing semaphore of tqdm's default lock nor its monitor thread.
     bar_class: Any = type("ProgressBar", (tqdm,), {"monitor_interval": 0})
     bar_class.set_lock(threading.RLock())
     try:
-        known_size = os.get_terminal_size(stream.fileno()).columns > 0  # some containers' terminals say 0 x 0
-    except OSError:  # a terminal of another host
+        known_size = os.get_terminal_size(stream.fileno()).columns > 0  # some containers have terminals of 0 x 0
+    except OSError:  # a terminal on another host
         known_size = False
     return bar_class(
         total=steps,
@@ -121,30 +122,30 @@ def _progress_bar(stream: TextIO, steps: int, start_step: int) -> Any:
 
 
 def brief_losses(values: Mapping[str, float | Sequence[float]], prefix: str) -> list[str]:
-    """The losses among `values` whose names start with `prefix`, for the eye: `loss 107.93`.
+    """Format the losses among `values` whose names start with `prefix`: `loss 107.93`.
 
-    Where several phases have logs, as in `discriminator/loss`, only their losses are shown, `D 1.32`, and then how many
-    images, or pairs of a real and a generated one, the discriminator told right: `real 71%`, `pairs 71%`.
+    If several phases have logs, such as `discriminator/loss`, only their losses are shown: `D 1.32`. Accuracies of the
+    discriminator follow: `real 71%` and `fake 80%` of images, or `pairs 71%` of pairs of a real and a generated image.
     """
     scalars = {
         name.removeprefix(prefix): value
         for name, value in values.items()
         if name.startswith(prefix) and not isinstance(value, Sequence)
     }
-    shown, accuracy_logs = [], []
+    losses, accuracies = [], []
     for name, value in scalars.items():
         phase, _, last = name.rpartition("/")
         if last in _ACCURACIES and phase:
-            accuracy_logs.append(f"{_ACCURACIES[last]} {readable_share(value)}")
+            accuracies.append(f"{_ACCURACIES[last]} {readable_share(value)}")
         elif phase and last == "loss":
-            shown.append(f"{_PHASES.get(phase, phase)} {readable_number(value)}")
+            losses.append(f"{_PHASES.get(phase, phase)} {readable_number(value)}")
         elif not phase and last not in _NOT_A_LOSS:
-            shown.append(f"{last} {readable_number(value)}")
-    return shown + accuracy_logs
+            losses.append(f"{last} {readable_number(value)}")
+    return losses + accuracies
 
 
 def brief_checks(values: Mapping[str, float | Sequence[float]]) -> list[str]:
-    """The checks of samples among `values`, for the eye: `diversity 0.97`, `classes 10/10`, `labels 93%`."""
+    """Format the sample checks among `values`: `diversity 0.97`, `classes 10/10`, `labels 93%`."""
     shown = []
     ratio, found = values.get("samples/diversity_ratio"), values.get("samples/classes_found")
     shares, accuracy = values.get("samples/class_shares"), values.get("samples/label_accuracy")

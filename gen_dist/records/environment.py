@@ -1,4 +1,4 @@
-"""What a run ran on: versions, hardware, git commit and command line."""
+"""Environment of a run: versions, hardware, git commit and command line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PACKAGES = ("torch", "torchvision", "accelerate", "triton", "numpy")
 
 
 def environment() -> dict[str, Any]:
-    """What a run ran on, for environment.json: versions, hardware, git commit and command line.
+    """The content of environment.json: versions, hardware, git commit and command line.
 
-    Memory is in GiB. What is absent is None: a package that is not installed, the commit of code outside a checkout,
-    a count that the operating system does not tell. Holds no environment variable and no host name.
+    Memory is in GiB. None stands for a package that is not installed, for the commit of code outside a checkout, and
+    for a count that the operating system does not give. No environment variable and no host name is recorded.
     """
     import psutil
     import torch
@@ -59,7 +59,7 @@ def _cpu_model() -> str | None:
         lines = (line.partition(":") for line in cpuinfo.read_text(errors="replace").splitlines())
         facts = {name.strip(): value.strip() for name, _, value in lines}
         if "model name" in facts:
-            # Virtual machines give processors of several generations one name; family and model tell them apart.
+            # Virtual machines have one name for processors of several generations, which differ in family and model.
             return f"{facts['model name']} (family {facts.get('cpu family')}, model {facts.get('model')})"
     elif sys.platform == "darwin":
         return _output_of("sysctl", "-n", "machdep.cpu.brand_string")
@@ -67,7 +67,7 @@ def _cpu_model() -> str | None:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that this file is tracked in. An installed copy inside another repository has none."""
+    """Commit of the checkout that tracks this file. An installed copy inside another repository has none."""
     directory = str(Path(__file__).resolve().parent)
     if _output_of("git", "-C", directory, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
@@ -77,7 +77,7 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def _output_of(*command: str) -> str | None:
-    """What a command prints; None where it is not installed or fails."""
+    """Output of a command; None if it is not installed or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,9 @@
-"""The directory of a run: one process at a time, one config from start to end, and nothing of the user's removed."""
+"""The run directory: one process trains in it at a time, with one config from start to end.
+
+Two things keep other processes out. The first is a lock, which the system releases when its process dies. The second
+is the mark of the holder, for a process that is unreachable and may be alive: the same launch, started again, may
+ignore its lock and write a new mark. The old process finds the new mark before it writes anything more.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +19,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import CheckpointError, ConfigError, TakenOverError, UserError
+from gen_dist.errors import CheckpointError, ConfigError, TakenOverError
 from gen_dist.files import write_atomically
-from gen_dist.parallel.collectives import from_main, raise_everywhere
+from gen_dist.parallel.collectives import errors_shared, from_main
 from gen_dist.parallel.processes import Processes
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.environment import environment
@@ -29,25 +34,31 @@ _FREE_FIELDS = {
     *("preset", "data_root", "packing", "run_dir", "accumulation", "precision", "compile", "cuda_graphs", "device"),
     *("checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_every", "wandb"),
 }
-"""Config fields that may change when a run goes on: they do not decide what a step computes, but for rounding and, on
-another kind of device, other draws of the same noise. Whether the packed data are the same is told by their digest."""
+"""Config fields that may change when a run is resumed. They do not decide what a step computes, except for rounding
+and, on another kind of device, other draws of the same noise. The digest of the packed data shows if those changed."""
 
 
 class Holding:
     """A run directory that processes hold while they train in it."""
 
     def __init__(self, path: Path, fresh: bool, mark: str) -> None:
-        """`fresh` tells whether what an earlier run wrote is to be removed; `mark` who holds the directory."""
+        """Write nothing before `begin`.
+
+        Args:
+            path: the directory.
+            fresh: remove the files of the previous run when training begins.
+            mark: name of the launch and of this start of it.
+        """
         self.path = path
-        self._holder_file = RunPaths(path).holder
         self.fresh = fresh
+        self._holder_file = RunPaths(path).holder
         self._mark = mark
         self._has_begun = False
 
     def begin(self) -> None:
-        """Put the mark there, after which nobody else's start may write, and remove an earlier run if that is wanted.
+        """Write the mark, after which no other start may write, and remove the previous run if that is wanted.
 
-        To be called once nothing can be refused any more: a refusal changes nothing.
+        Call it when nothing can be refused any more: a refusal changes nothing.
 
         Raises:
             OSError: the disk is full or cannot be written to.
@@ -59,7 +70,7 @@ class Holding:
         self._has_begun = True
 
     def assert_held(self) -> None:
-        """Raise TakenOverError if, since we began, another start of the run has, as when this host was cut off."""
+        """Raise TakenOverError if a later start has claimed this directory, e.g. while this host was unreachable."""
         if not self._has_begun:
             return
         try:
@@ -77,31 +88,23 @@ def hold(
 ) -> Iterator[Holding]:
     """Within it, the main process holds a run directory. Nothing is removed yet, fresh or not.
 
-    Two things keep others out. A lock, which the system lifts when its process dies; and a mark, for a process that
-    cannot be reached and may yet live: the same `holder` may pass over its lock and put a new mark. What was cut off
-    finds that mark before it writes.
-
     Args:
         path: the directory.
-        config: of the run that is to be there.
-        processes: which train.
-        fresh: whether to start over; where the last holder was this one, and began, it has done so.
-        holder: name of a launch that may start several times. None is one that starts once.
+        config: of the run to train there.
+        processes: processes that train.
+        fresh: start over. It has no effect if the last holder was the same launch and it began to train.
+        holder: name of a launch that may start several times. None stands for a launch that starts once.
 
     Raises:
-        ConfigError: it cannot be written to, another process trains in it, or it holds a run of another config that is
-            not to be started over. Raised in every process.
+        ConfigError: the directory cannot be written to, another process trains in it, or it holds a run of another
+            config that is not to be started over. Raised in every process.
     """
     lock = FileLock(RunPaths(path).lock)
-    error: UserError | None = None
     holding = None
     try:
-        if processes.is_main:
-            try:
+        with errors_shared(processes):
+            if processes.is_main:
                 holding = _take(path, config, fresh, holder, lock)
-            except UserError as raised:
-                error = raised
-        raise_everywhere(error, processes)
         fresh = from_main(holding.fresh if holding else None, processes) or False
         yield holding or Holding(path, fresh, "")
     finally:
@@ -110,14 +113,15 @@ def hold(
 
 def _take(path: Path, config: TrainConfig, fresh: bool, holder: str | None, lock: FileLock) -> Holding:
     name, mark = holder or uuid.uuid4().hex, uuid.uuid4().hex
+    paths = RunPaths(path)
     try:
         wandb_mode(config.wandb)
         path.mkdir(parents=True, exist_ok=True)
-        last_holder, *words = _words_of(RunPaths(path).holder)
+        last_holder, *words = _words_of(paths.holder)
         with contextlib.suppress(Timeout) if last_holder == name else contextlib.nullcontext():
             lock.acquire(blocking=False)
         holding = Holding(path, fresh and not (last_holder == name and _BEGUN in words), f"{name} {mark}")
-        if not holding.fresh and RunPaths(path).config.exists():
+        if not holding.fresh and paths.config.exists():
             refuse_other_config(path, config)
         return holding
     except Timeout:
@@ -128,16 +132,17 @@ def _take(path: Path, config: TrainConfig, fresh: bool, holder: str | None, lock
 
 
 def _words_of(path: Path) -> list[str]:
-    """Of the file that says who held a directory last: name, mark, and `begun`."""
+    """Words of the holder file: name of the launch, mark of its start, and `begun`."""
     with contextlib.suppress(FileNotFoundError):
         return path.read_text().split() or [""]
     return [""]
 
 
 def record_start(path: Path, config: TrainConfig, step: int, wandb_id: str, processes: int) -> None:
-    """Write what tells of a start at `step`; called only when it can start, so that a refusal changes nothing.
+    """Record that training starts at `step`: config, environment and wandb id.
 
-    environment.json tells of the last start, and under `earlier` of those before it.
+    Call it when nothing can be refused any more: a refusal changes nothing. environment.json describes the last start,
+    and under `earlier` those before it.
 
     Raises:
         OSError: the disk is full or cannot be written to.
@@ -154,15 +159,15 @@ def record_start(path: Path, config: TrainConfig, step: int, wandb_id: str, proc
 
 
 def wandb_id_of(path: Path) -> str:
-    """The id under which wandb knows the run of a directory; a new one if it has none yet."""
+    """Id of a run on wandb; a new one if the run has none yet."""
     file = RunPaths(path).wandb_id
     return file.read_text() if file.exists() else uuid.uuid4().hex[:12]
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a run wrote that was ended before its first checkpoint: what follows begins anew.
+    """Remove the files of a run that ended before its first checkpoint: the next start begins anew.
 
-    A directory without a config of ours may be a user's own; nothing there is touched.
+    A directory without a valid config.json may belong to the user; nothing there is touched.
     """
     file = RunPaths(path).config
     with contextlib.suppress(OSError, ConfigError):
@@ -171,7 +176,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def remove_run(path: Path) -> None:
-    """Remove what a run writes, and nothing else that a user keeps there.
+    """Remove all that a run writes, and nothing that a user keeps there.
 
     Raises:
         OSError: some of it cannot be removed.
@@ -184,12 +189,12 @@ def remove_run(path: Path) -> None:
 
 
 def refuse_other_config(path: Path, config: TrainConfig) -> None:
-    """Raise ConfigError if the run was started with a config that this one cannot go on from."""
+    """Raise ConfigError if the run in a directory has checkpoints and cannot be resumed with this config."""
     if not checkpoints.checkpoint_paths(path):
         return
     file = RunPaths(path).config
     started = TrainConfig.from_json(file.read_text(errors="replace"), str(file))
-    # The learning rate of every step depends on the number of steps, unless it stays the same.
+    # Unless the learning rate is constant, that of every step depends on the number of steps.
     free = _FREE_FIELDS | ({"steps"} if config.optimization.decay == "constant" else set())
     changes = [
         f"{name} {getattr(started, name)!r} -> {getattr(config, name)!r}"

@@ -1,4 +1,4 @@
-"""A run's curves and pictures on wandb, none of whose failures stops the run."""
+"""Curves and pictures of a run on wandb. No failure of wandb stops the run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gen_dist.errors import ConfigError
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.score_bins import SCORE_EDGES
 
-# Longer waits cannot help a run that must not stop for wandb; what was not sent stays on disk for `wandb sync`.
+# A run does not wait longer for wandb: whatever was not sent stays on disk for `wandb sync`.
 WANDB_INIT_SECONDS = 30.0
 WANDB_FINISH_SECONDS = 60.0
 
 
 def wandb_mode(configured: WandbMode | None) -> WandbMode:
-    """The mode that is configured, else $WANDB_MODE, else disabled.
+    """The configured mode, else $WANDB_MODE, else disabled.
 
     Raises:
         ConfigError: $WANDB_MODE is no mode.
@@ -37,22 +37,23 @@ def wandb_mode(configured: WandbMode | None) -> WandbMode:
 
 
 class WandbRun:
-    """A wandb run that warns once and goes silent when wandb fails, whatever the failure.
-
-    Args:
-        mode: offline or online.
-        run_path: the run's directory; its name is the run's on wandb, and wandb writes to `wandb` in it.
-        config: kept on wandb beside the curves.
-        wandb_id: the run's id on wandb; the same id when resumed continues the same curves.
-        note: shows a line to the user.
-
-    Raises:
-        ConfigError: wandb is not installed, or mode online has no valid API key.
-    """
+    """A wandb run. After any failure of wandb it warns once and sends nothing more."""
 
     def __init__(
         self, mode: WandbMode, run_path: Path, config: TrainConfig, wandb_id: str, note: Callable[[str], None]
     ) -> None:
+        """Start the run on wandb.
+
+        Args:
+            mode: offline or online.
+            run_path: the run directory. Its name is the name on wandb, and wandb writes to `wandb` in it.
+            config: stored on wandb beside the curves.
+            wandb_id: id of the run on wandb. A resumed run with the same id continues the same curves.
+            note: shows a line to the user.
+
+        Raises:
+            ConfigError: wandb is not installed, or mode online has no valid API key.
+        """
         self._note = note
         self._run: Any = None
         self._directory = RunPaths(run_path).wandb
@@ -62,7 +63,7 @@ class WandbRun:
             raise ConfigError(f"wandb {mode} needs the wandb package; install it, or use --wandb disabled") from None
         quiet: dict[str, Any] = {"silent": True, "console": "off"}
         try:
-            wandb.setup(wandb.Settings(**quiet))  # silent from here on: wandb neither prints nor asks for a key
+            wandb.setup(wandb.Settings(**quiet))  # from here on, wandb neither prints nor asks for a key
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "gen_dist"),
                 name=run_path.name,
@@ -78,14 +79,14 @@ class WandbRun:
             raise ConfigError(
                 f"wandb {mode}: {_one_line(error)} Run `wandb login`, set WANDB_API_KEY, or use --wandb offline"
             ) from None
-        except Exception as error:  # a third party's service: no failure of it may stop a training
+        except Exception as error:  # a failing service of a third party must not stop the training
             self._give_up("did not start", error)
             return
         if mode == "online":
             note(f"wandb: {self._run.url}")
 
     def log(self, step: int, values: Mapping[str, float | Sequence[float]]) -> None:
-        """Send scalars and histograms by name. wandb draws a histogram's steps side by side, its shares as shades."""
+        """Send scalars and histograms by name. wandb draws the steps of a histogram side by side, in shades."""
         if self._run is None:
             return
         try:
@@ -105,7 +106,7 @@ class WandbRun:
             self._give_up("failed", error)
 
     def summarize(self, values: Mapping[str, float | Sequence[float]]) -> None:
-        """Put values into the run's summary, which its table of runs shows, beside the last ones of its curves."""
+        """Add values to the summary of the run, which the table of runs on wandb shows."""
         if self._run is None:
             return
         try:
@@ -114,7 +115,7 @@ class WandbRun:
             self._give_up("failed", error)
 
     def finish(self, exit_code: int) -> None:
-        """End the run on wandb, where an `exit_code` other than 0 marks it as failed."""
+        """End the run on wandb. An `exit_code` other than 0 marks it as failed."""
         if self._run is None:
             return
         offline = self._run.settings.mode == "offline"
@@ -132,18 +133,18 @@ class WandbRun:
 
         self._run = None
         self._note(f"warning: wandb {what}, the run goes on without it: {_one_line(error)}")
-        # A dead service makes wandb print a traceback at exit unless it is torn down here.
+        # Without this, wandb prints a traceback at exit if its service is dead.
         with contextlib.suppress(Exception):
             wandb.teardown()
 
 
 def _shown(name: str, value: float | Sequence[float]) -> Any:
-    """What wandb draws: a list is a histogram, of scores or with a bin for each class."""
+    """Value in the form that wandb draws: a list becomes a histogram, of scores or with one bin a class."""
     if not isinstance(value, Sequence):
         return value
     import wandb
 
-    # wandb refuses NaN in a histogram; metrics.jsonl tells which numbers were not finite.
+    # wandb refuses NaN in a histogram. metrics.jsonl shows which numbers were not finite.
     heights = [height if math.isfinite(height) else 0.0 for height in value]
     of_scores = name.startswith("scores/") and len(heights) == len(SCORE_EDGES) - 1
     edges = list(SCORE_EDGES) if of_scores else [place - 0.5 for place in range(len(heights) + 1)]
