@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from bench.measuring.out_file import check_out
 from gen_dist.cli import call_parsed, run_command
 from gen_dist.errors import UserError
-from gen_dist.pictures.charts import CLASS_COLOURS, INK_HEX, figure_of, save_figure
+from gen_dist.pictures.figures import CLASS_COLOURS, INK_HEX, figure_of, save_figure
 from gen_dist.reports.run_record import RunRecord, read_run
 
 PAPER_NLL = {1: 86.76, 5: 85.54, 50: 84.78}

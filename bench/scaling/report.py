@@ -19,7 +19,7 @@ from bench.scaling.cost_model import (
 )
 from bench.scaling.processes import BLOCK_STEPS, MODES, ROWS, Mode
 from gen_dist.config import TrainConfig
-from gen_dist.pictures.charts import figure_of, save_figure
+from gen_dist.pictures.figures import figure_of, save_figure
 from gen_dist.presets import get_preset
 
 BAR = 1.8

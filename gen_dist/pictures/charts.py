@@ -1,37 +1,30 @@
-"""Charts of a model as PNG files: its latent space, classes and scores of its samples. Drawn with matplotlib.
-
-Every picture is written under a temporary name and renamed, so a killed run leaves no half picture.
-"""
+"""Charts of a model as PNG files: its latent space, and the classes and scores of its samples."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.files import write_atomically
-from gen_dist.importing import quick_import
 from gen_dist.inference.latent_walks import principal_directions
+from gen_dist.pictures.figures import (
+    FAKE_COLOUR,
+    INK_HEX,
+    REAL_COLOUR,
+    class_colours,
+    figure_of,
+    percent,
+    save_figure,
+)
 from gen_dist.records.score_bins import SCORE_EDGES
-
-INK_HEX = "#464646"
-
-# Found by search: least distance of any two at least 24 in CIELAB for normal, protan, deutan and tritan vision (Machado
-# et al. 2009), where matplotlib's tab10 has 4.6; none too pale for white paper.
-CLASS_COLOURS = (
-    "#3169e7", "#cc7100", "#02a35d", "#bb0122", "#9fb9ff", "#fa9abe", "#4c1f25", "#ddc800", "#0100c0", "#94066b",
-)  # fmt: skip
-REAL_COLOUR, FAKE_COLOUR = "#0072b2", "#d55e00"  # Okabe and Ito
 
 CLASS_SHARES = "samples/class_shares"
 REAL_SCORES, FAKE_SCORES = "scores/real", "scores/fake"
-"""Names in metrics.jsonl of what the charts of classes and scores show."""
+"""Names in metrics.jsonl of the data of these charts."""
 
 _LEGEND_CLASSES = 20
 
@@ -39,18 +32,18 @@ _LEGEND_CLASSES = 20
 def save_scatter(
     path: Path, posterior_means: NDArray[np.floating], labels: NDArray[np.integer], class_names: Sequence[str]
 ) -> None:
-    """Posterior means in the plane, coloured by class and named at each class's median.
+    """Draw posterior means as points in the plane, coloured by class, with the name of each class at its median.
 
-    Two latents are drawn as they are, more by their first two principal components, one against the class.
+    Two latents are drawn as they are, more as their first two principal components, and one against the class.
 
     Args:
         path: the PNG file.
-        posterior_means: [N, D], N >= 1; up to about 5,000 points stay readable.
+        posterior_means: [N, D], N >= 1. Up to about 5,000 points stay readable.
         labels: [N], 0 .. len(class_names) - 1.
-        class_names: names by label; one class is drawn without a legend, and so are more than 20.
+        class_names: names by label. There is a legend for 2 to 20 classes.
 
     Raises:
-        ValueError: the shapes do not go together.
+        ValueError: the shapes do not match.
     """
     if posterior_means.ndim != 2 or labels.shape != posterior_means.shape[:1]:
         raise ValueError(f"posterior means {posterior_means.shape} and labels {labels.shape} do not go together")
@@ -63,8 +56,8 @@ def save_scatter(
         from matplotlib.patheffects import withStroke
 
         axes = figure.add_axes((0.85 / width, 0.65 / height, 6.0 / width, 5.5 / height))
-        colours = _class_colours(len(names))
-        # Drawn in one shuffled order: in the order of the classes, the last would hide the others.
+        colours = class_colours(len(names))
+        # Shuffled: in the order of the classes, the last one would hide the others.
         order = np.random.default_rng(0).permutation(len(points))
         axes.scatter(
             *points[order].T,
@@ -97,12 +90,12 @@ def save_scatter(
 
 
 def save_class_shares(path: Path, records: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> None:
-    """Shares of the classes among the samples, stacked, over the steps.
+    """Draw the share of each class among the samples over the steps, stacked.
 
     Args:
         path: the PNG file.
-        records: the objects of metrics.jsonl; those with `samples/class_shares`, all of them finite, are shown.
-        class_names: names in the order of the shares; more than 20 are drawn without a legend.
+        records: the objects of metrics.jsonl. Those with finite `samples/class_shares` are shown.
+        class_names: names in the order of the shares. There is a legend for up to 20 classes.
 
     Raises:
         ValueError: no record has as many shares as there are classes.
@@ -116,7 +109,7 @@ def save_class_shares(path: Path, records: Sequence[Mapping[str, Any]], class_na
     width, height = 7.3 + (0.9 + 0.085 * min(longest, 40) if with_legend else 0.0), 4.6
     with figure_of(width, height) as figure:
         axes = figure.add_axes((0.85 / width, 0.6 / height, 6.2 / width, 3.55 / height))
-        colours = _class_colours(len(class_names))
+        colours = class_colours(len(class_names))
         border: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.6} if with_legend else {"linewidth": 0}
         if len(steps) == 1:
             bottoms = np.cumsum(shares[:, 0]) - shares[:, 0]
@@ -136,17 +129,17 @@ def save_class_shares(path: Path, records: Sequence[Mapping[str, Any]], class_na
                 axes.bar([0], [0], color=colour, label=f"{name}  {share:.0%}")
                 for colour, name, share in zip(colours, class_names, shares[:, -1], strict=True)
             ]
-            # In the order in which they are stacked, the first one lowest.
+            # In the order of the stack, with the first class lowest.
             axes.legend(handles=handles[::-1], title="class, last share", loc="center left", bbox_to_anchor=(1.01, 0.5))
         save_figure(path, figure)
 
 
 def save_scores(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """How the discriminator scored real and generated images at the last check that has both.
+    """Draw histograms of the discriminator's scores of real and generated images, at the last step that has both.
 
     Args:
         path: the PNG file.
-        records: the objects of metrics.jsonl; `scores/real` and `scores/fake` are shares in the bins of SCORE_EDGES.
+        records: the objects of metrics.jsonl. `scores/real` and `scores/fake` are shares in the bins of SCORE_EDGES.
 
     Raises:
         ValueError: no record has both.
@@ -181,12 +174,12 @@ def save_scores(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def has_class_shares(record: Mapping[str, Any], class_names: Sequence[str]) -> bool:
-    """Whether a record has finite shares of all these classes."""
+    """True if a record has finite shares of all these classes."""
     return _are_finite(record.get(CLASS_SHARES), len(class_names))
 
 
 def has_scores(record: Mapping[str, Any]) -> bool:
-    """Whether a record has histograms of the scores of real and of generated images."""
+    """True if a record has score histograms of real and of generated images."""
     return all(_are_finite(record.get(name), len(SCORE_EDGES) - 1) for name in (REAL_SCORES, FAKE_SCORES))
 
 
@@ -201,7 +194,7 @@ def _are_finite(numbers: Any, count: int) -> bool:
 def _plane(
     posterior_means: NDArray[np.floating], labels: NDArray[np.integer]
 ) -> tuple[NDArray[np.float64], tuple[str, str]]:
-    """Points [N, 2] that stand for the posterior means, and the names of their axes."""
+    """Project posterior means to points [N, 2]; returns the points and the names of the axes."""
     dimensions = posterior_means.shape[1]
     if dimensions == 1:
         jitter = np.random.default_rng(0).uniform(-0.35, 0.35, len(labels))
@@ -211,61 +204,3 @@ def _plane(
     mean, directions, _, shares = principal_directions(posterior_means)
     first, second = (f"principal component {i + 1} ({shares[i]:.0%} of the variance)" for i in range(2))
     return (posterior_means - mean) @ directions[:2].T, (first, second)
-
-
-def _class_colours(count: int) -> list[str]:
-    if count <= len(CLASS_COLOURS):
-        return list(CLASS_COLOURS[:count])
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    return [to_hex(colour) for colour in colormaps["turbo"](np.linspace(0.02, 0.98, count))]
-
-
-def percent(share: float, _place: int | None = None) -> str:
-    """A label of an axis of shares, as matplotlib asks for it: 20%, 12.5%."""
-    return f"{100 * share:.3g}%"
-
-
-@contextmanager
-def figure_of(width: float, height: float) -> Iterator[Any]:
-    """A matplotlib figure of so many inches in our style, whatever the user's own style; no pyplot, no state."""
-    with quick_import():
-        import matplotlib
-        from matplotlib.figure import Figure
-
-    style: dict[Any, Any] = {
-        "axes.edgecolor": "#b0b0b0",
-        "axes.axisbelow": True,
-        "axes.labelcolor": INK_HEX,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlecolor": INK_HEX,
-        "axes.titlesize": 11,
-        "axes.titley": 1.0,  # where matplotlib finds it to be anyway, after measuring every tick
-        "axes.labelsize": 9,
-        "grid.color": "#e6e6e6",
-        "grid.linewidth": 0.7,
-        "legend.fontsize": 9,
-        "legend.frameon": False,
-        "legend.title_fontsize": 9,
-        "text.color": INK_HEX,
-        "text.parse_math": False,  # names and paths are a user's: a dollar in one is a dollar
-        "xtick.color": INK_HEX,
-        "ytick.color": INK_HEX,
-        "xtick.labelsize": 8,
-        "ytick.labelsize": 8,
-    }
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(style)
-        yield Figure(figsize=(width, height), dpi=110)
-
-
-def save_figure(path: Path, figure: Any) -> None:
-    """Write a figure as a PNG file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    write_atomically(path, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Curves of a run over its steps as a PNG file: a panel for each figure of metrics.jsonl."""
+"""Curves of a run over its steps as a PNG file, with one panel for each figure of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.pictures.charts import FAKE_COLOUR, REAL_COLOUR, figure_of, percent, save_figure
+from gen_dist.pictures.figures import FAKE_COLOUR, REAL_COLOUR, figure_of, percent, save_figure
 from gen_dist.records.readable import readable_number, readable_share, readable_tick
 
-# Okabe and Ito. Lines of training and test share a panel, so do those of phases, and those of real and fake images.
+# Okabe and Ito. One panel has the lines of training and test, or of all phases, or of real and fake images.
 _COLOURS = {
     "train": "#0072b2",
     "test": "#d55e00",
@@ -27,12 +27,12 @@ _OTHER_COLOUR = "#4d4d4d"
 
 _ACRONYMS = frozenset({"nll", "kl", "elbo", "iwae", "fid", "kid"})
 _TITLES = {"nll": "NLL given the latents"}
-"""Where a name alone would say too much: what importance samples estimate is the NLL as such."""
+"""Titles that differ from the name. The NLL itself is what importance samples estimate."""
 _UNITS = {
     **dict.fromkeys(("nll", "kl", "negative_elbo"), "nats per image"),
     "reconstruction_error": "per image",  # nats or a squared error: the objective's choice
     "images_per_second": "images / s",
-    "accuracy": "of the images told right",
+    "accuracy": "of the images classified correctly",
     "diversity_ratio": "times that of test images",
     "classes_found": "classes of the samples",
     "class_variation": "total variation from test images",
@@ -46,18 +46,18 @@ _LOG_PANELS = frozenset({"gradient_norm"})
 
 
 def has_curves(records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether any record has a scalar."""
+    """True if any record has a scalar."""
     return bool(curves_of(records))
 
 
 def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Curves over the steps: a panel for each name, `train/NAME` and `test/NAME` together.
+    """Draw one panel for each name, with `train/NAME` and `test/NAME` together.
 
-    The first tenth of the steps does not set the limits of an axis, so that a steep start does not flatten the rest.
+    Axis limits ignore the first tenth of the steps: a steep start would flatten the rest.
 
     Args:
         path: the PNG file.
-        records: the objects of metrics.jsonl; a null leaves a gap.
+        records: the objects of metrics.jsonl. A null leaves a gap.
 
     Raises:
         ValueError: no record has a scalar.
@@ -69,7 +69,7 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     rows = -(-len(curves) // columns)
     width, height = 4.3 * columns, 3.1 * rows
     with figure_of(width, height) as figure:
-        # Fixed margins in inches: matplotlib's own layout engines would double the drawing time.
+        # Fixed margins in inches: the layout engines of matplotlib would double the drawing time.
         spacing = {
             "left": 0.75 / width,
             "right": 1 - 0.2 / width,
@@ -88,7 +88,7 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def curves_of(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Panels by name; in each, lines [points, (step, value)] by their names. Lists have charts of their own."""
+    """Panels by name, each with lines [points, (step, value)] by name. Lists are left to other charts."""
     points: dict[str, dict[str, list[tuple[float, float]]]] = {}
     keys = {key for record in records for key in record}
     passed_over = {"step", "images_seen"}
@@ -110,7 +110,7 @@ def curves_of(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, NDArr
 
 
 def _place(key: str) -> tuple[str, str]:
-    """Panel and line of a name in metrics.jsonl: `train/nll` has line `train`, `train/generator/loss` `generator`."""
+    """Panel and line of a name in metrics.jsonl: `train/nll` is line `train`, `train/generator/loss` is `generator`."""
     *scopes, name = key.split("/")
     split = scopes.pop(0) if scopes and scopes[0] in ("train", "test") else ""
     line = "" if scopes == ["samples"] else " ".join(scopes)
@@ -122,23 +122,23 @@ def _place(key: str) -> tuple[str, str]:
 
 
 def _line_order(line: str) -> tuple[bool, int, str]:
-    """Training before test, real before fake, a phase's place in the table of colours."""
+    """Sort key of lines: training before test, then the order of the table of colours."""
     names = list(_COLOURS)
     last = line.split(" ")[-1]
     return line.startswith("test"), names.index(last) if last in names else len(names), line
 
 
 def unit_of(name: str, curves: Mapping[str, Collection[str]]) -> str | None:
-    """Unit of one of the panels. A loss is in nats where nll or kl, the terms of its sum, have a panel too."""
+    """Unit of a panel. A loss is in nats if nll or kl, the terms of its sum, have a panel too."""
     if name == "loss":
-        if _is_of_phases(curves[name]):
+        if _has_phases(curves[name]):
             return None
         return "nats per image" if {"nll", "kl"} & set(curves) else "per image"
     return "nats per image" if name.startswith("negative_bound_k") else _UNITS.get(name)
 
 
 def spelled(name: str) -> str:
-    """The name of a panel as its title: `negative ELBO`."""
+    """Name of a panel as a title: `negative ELBO`."""
     return _TITLES.get(name) or " ".join(word.upper() if word in _ACRONYMS else word for word in name.split("_"))
 
 
@@ -165,14 +165,14 @@ def _draw_panel(axes: Any, name: str, unit: str | None, lines: Mapping[str, NDAr
     axes.grid(True)
     axes.yaxis.set_major_formatter(percent if in_percent else lambda value, _: readable_tick(value))
     low, high, logarithmic = axis_limits(name, everything)
-    # Ticks are a third of the drawing time, and a small panel needs few.
+    # A small panel needs few ticks, which take a third of the drawing time.
     axes.locator_params(nbins=5)
     if logarithmic:
         _log_axis(axes, (low, high))
     else:
         axes.set_ylim(low, high)
-    if _is_of_phases(lines) and not in_percent:
-        # Their lines leave no corner free: the legend gets room above them.
+    if _has_phases(lines) and not in_percent:
+        # The lines leave no corner free: make room for the legend above them.
         rows = 1 + (len(lines) + 1) // 2
         _stretch_upwards(axes, 0.13 * rows)
         axes.legend(
@@ -188,12 +188,12 @@ def _draw_panel(axes: Any, name: str, unit: str | None, lines: Mapping[str, NDAr
         axes.legend(title="last value", frameon=True, framealpha=0.8, edgecolor="none")
 
 
-def _is_of_phases(lines: Collection[str]) -> bool:
+def _has_phases(lines: Collection[str]) -> bool:
     return not {"train", "test", ""} & set(lines)
 
 
 def _stretch_upwards(axes: Any, share: float) -> None:
-    """Lengthen the vertical axis upwards by a share of its length, on paper."""
+    """Extend the vertical axis upwards by a share of its length on paper."""
     low, high = axes.get_ylim()
     if axes.get_yscale() == "log":
         axes.set_ylim(low, high * (high / low) ** share)
@@ -202,7 +202,7 @@ def _stretch_upwards(axes: Any, share: float) -> None:
 
 
 def readable_value(value: float, name: str) -> str:
-    """A value of one of the panels for the eye."""
+    """Value of a panel as text: a percentage, a whole number or a loss."""
     if name in _PERCENT_PANELS:
         return readable_share(value)
     return f"{value:.0f}" if name == "classes_found" else readable_number(value)
@@ -220,7 +220,7 @@ def _log_axis(axes: Any, limits: tuple[float, float]) -> None:
 
 
 def axis_limits(name: str, points: NDArray[np.float64]) -> tuple[float, float, bool]:
-    """Ends of the vertical axis of a panel that shows these points [N, (step, value)], whether it is logarithmic."""
+    """Limits of the vertical axis of a panel with these points [N, (step, value)], and True if it is logarithmic."""
     if name in _LOG_PANELS and (limits := _log_limits(points)):
         return *limits, True
     if name in _PERCENT_PANELS:
@@ -231,7 +231,7 @@ def axis_limits(name: str, points: NDArray[np.float64]) -> tuple[float, float, b
 
 
 def _log_limits(points: NDArray[np.float64]) -> tuple[float, float] | None:
-    """Limits of a logarithmic axis; None where values differ too little for one."""
+    """Limits of a logarithmic axis; None if the values differ too little for one."""
     positive = points[np.isfinite(points[:, 1]) & (points[:, 1] > 0)]
     if not len(positive):
         return None
@@ -240,7 +240,7 @@ def _log_limits(points: NDArray[np.float64]) -> tuple[float, float] | None:
 
 
 def limits_of(points: NDArray[np.float64]) -> tuple[float, float]:
-    """Limits of an axis from what comes after the first tenth of the steps, lone spikes left out."""
+    """Limits of an axis, from the values after the first tenth of the steps and without single spikes."""
     points = points[np.isfinite(points[:, 1])]
     settled = points[points[:, 0] > 0.1 * points[:, 0].max(initial=0), 1]
     values = settled if len(settled) >= 4 else points[:, 1]

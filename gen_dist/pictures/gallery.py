@@ -1,7 +1,9 @@
-"""Which pictures a run makes of its model, and from what; how they are drawn is in pictures.py and charts.py."""
+"""The pictures that a run makes of its model. grids.py, charts.py and curves.py draw them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,13 @@ from gen_dist.data import Dataset
 from gen_dist.data.subsets import evenly_spaced
 from gen_dist.inference import latent_walks
 from gen_dist.inference.model import GenerativeModel
-from gen_dist.pictures import charts
-from gen_dist.pictures import grids as pictures
+from gen_dist.pictures import charts, grids
 from gen_dist.pictures.curves import has_curves, save_curves
 from gen_dist.records.run_paths import RunPaths
 
 GRID_IMAGES = 64
 GRID_CLASSES = 20
-"""Rows of a conditional model's samples, one a class; of more classes, some spread over all are shown."""
+"""Rows of samples of a conditional model, one a class. If there are more classes, some spread over all are shown."""
 GRID_COLUMNS = 8
 MANIFOLD_SIDE = 20
 TRAVERSAL_DIRECTIONS = 10
@@ -30,7 +31,7 @@ INTERPOLATION_STEPS = 11
 
 
 class Gallery:
-    """Pictures of one run. The same latents and test images are shown each time, so that pictures compare."""
+    """Pictures of one run. They always show the same latents and test images, so that they can be compared."""
 
     def __init__(self, model: GenerativeModel, dataset: Dataset, run_path: Path) -> None:
         self._model = model
@@ -38,49 +39,60 @@ class Gallery:
         self._paths = RunPaths(run_path)
 
     def at_step(self, step: int) -> dict[str, Path]:
-        """Samples from the prior and reconstructions of test images, as far as the model has them."""
-        made: dict[str, Path] = {}
+        """Draw samples from the prior and reconstructions of test images, if the model has a prior or an encoder."""
+        draw: dict[str, Callable[[Path], None]] = {}
         if self._model.objective.generates:
-            made["samples"] = self._place("samples", step)
-            self._save_samples(made["samples"])
+            draw["samples"] = self._save_samples
         if self._model.objective.encodes:
-            made["reconstructions"] = self._place("reconstructions", step)
-            originals = self._dataset.test.images[self._some_test_images(GRID_IMAGES)]
-            reconstructions = self._model.reconstruct(torch.from_numpy(originals)).cpu().numpy()
-            pictures.save_reconstructions(made["reconstructions"], originals, reconstructions)
+            draw["reconstructions"] = self._save_reconstructions
+        made = {series: self._paths.picture(series, step) for series in draw}
+        for series, path in made.items():
+            path.parent.mkdir(exist_ok=True)
+            draw[series](path)
         return made
 
     def at_end(self, records: list[dict[str, Any]]) -> dict[str, Path]:
-        """The latent space by images and by classes, and the charts of what the records of metrics.jsonl have."""
-        made: dict[str, Path] = {}
+        """Draw the charts of the records of metrics.jsonl, and the latent space by images and by classes."""
+        class_names = self._dataset.class_names
+        draw: dict[str, Callable[[Path], None]] = {}
         if has_curves(records):
-            made["curves"] = self._paths.final_pictures["curves"]
-            save_curves(made["curves"], records)
-        if any(charts.has_class_shares(record, self._dataset.class_names) for record in records):
-            made["class_shares"] = self._paths.final_pictures["class_shares"]
-            charts.save_class_shares(made["class_shares"], records, self._dataset.class_names)
+            draw["curves"] = partial(save_curves, records=records)
+        if any(charts.has_class_shares(record, class_names) for record in records):
+            draw["class_shares"] = partial(charts.save_class_shares, records=records, class_names=class_names)
         if any(charts.has_scores(record) for record in records):
-            made["scores"] = self._paths.final_pictures["scores"]
-            charts.save_scores(made["scores"], records)
+            draw["scores"] = partial(charts.save_scores, records=records)
         if self._model.objective.generates:
-            made["interpolations"] = self._paths.final_pictures["interpolations"]
-            self._save_interpolations(made["interpolations"])
+            draw["interpolations"] = self._save_interpolations
         if self._model.objective.encodes:
-            made |= self._of_posterior()
+            test = self._dataset.test
+            shown = self._some_test_images(SCATTER_IMAGES)
+            means = self._model.encode(torch.from_numpy(test.images[shown]))[0].cpu().numpy()
+            draw["latent_scatter"] = partial(
+                charts.save_scatter, posterior_means=means, labels=test.labels[shown], class_names=class_names
+            )
+            draw["latent_manifold"] = partial(self._save_manifold, means=means)
+        made = {name: self._paths.final_pictures[name] for name in draw}
+        for name, path in made.items():
+            draw[name](path)
         return made
 
+    def _save_reconstructions(self, path: Path) -> None:
+        originals = self._dataset.test.images[self._some_test_images(GRID_IMAGES)]
+        reconstructions = self._model.reconstruct(torch.from_numpy(originals)).cpu().numpy()
+        grids.save_reconstructions(path, originals, reconstructions)
+
     def _save_samples(self, path: Path) -> None:
-        """Samples from the prior; of a conditional model a row for each class."""
+        """Draw samples from the prior, with one row a class for a conditional model."""
         if not self._model.conditional:
-            pictures.save_grid(path, self._model.sample(GRID_IMAGES).cpu().numpy(), GRID_COLUMNS)
+            grids.save_grid(path, self._model.sample(GRID_IMAGES).cpu().numpy(), GRID_COLUMNS)
             return
         classes = self._some_classes(GRID_CLASSES)
         samples = self._model.sample(len(classes) * GRID_COLUMNS, torch.from_numpy(classes.repeat(GRID_COLUMNS)))
         captions = [self._dataset.class_names[label] for label in classes]
-        pictures.save_grid(path, samples.cpu().numpy(), GRID_COLUMNS, captions)
+        grids.save_grid(path, samples.cpu().numpy(), GRID_COLUMNS, captions)
 
     def _save_interpolations(self, path: Path) -> None:
-        """Walks between latents of the prior; of a conditional model each within one class."""
+        """Draw walks between latents of the prior, each within one class for a conditional model."""
         ends = self._model.prior_latents(2 * INTERPOLATIONS).cpu().numpy()
         walks = latent_walks.great_circles(ends[::2], ends[1::2], INTERPOLATION_STEPS)
         latents = torch.from_numpy(walks)
@@ -92,33 +104,21 @@ class Gallery:
             classes = np.resize(self._some_classes(INTERPOLATIONS), INTERPOLATIONS)
             images = self._model.images(latents, torch.from_numpy(classes.repeat(INTERPOLATION_STEPS)))
             captions = [self._dataset.class_names[label] for label in classes]
-        pictures.save_strips(path, images.cpu().numpy(), INTERPOLATION_STEPS, captions, title)
-
-    def _of_posterior(self) -> dict[str, Path]:
-        """Posterior means by class, and what latents among them decode to."""
-        made: dict[str, Path] = {}
-        shown = self._some_test_images(SCATTER_IMAGES)
-        test = self._dataset.test
-        means = self._model.encode(torch.from_numpy(test.images[shown]))[0].cpu().numpy()
-        made["latent_scatter"] = self._paths.final_pictures["latent_scatter"]
-        charts.save_scatter(made["latent_scatter"], means, test.labels[shown], self._dataset.class_names)
-        made["latent_manifold"] = self._paths.final_pictures["latent_manifold"]
-        self._save_manifold(made["latent_manifold"], means)
-        return made
+        grids.save_strips(path, images.cpu().numpy(), INTERPOLATION_STEPS, captions, title)
 
     def _save_manifold(self, path: Path, means: np.ndarray) -> None:
-        """With two latents and a prior the whole plane, else walks along the principal posterior directions."""
+        """Draw the whole plane for two latents with a prior, else walks along the principal posterior directions."""
         if self._model.objective.latent_dim == 2 and self._model.objective.generates:
             latents = latent_walks.manifold_latents(MANIFOLD_SIDE, MANIFOLD_SIDE)
             images = self._model.images(torch.from_numpy(latents)).cpu().numpy()
             title = "decoded latents at equal steps of prior probability"
-            pictures.save_manifold(path, images, MANIFOLD_SIDE, title)
+            grids.save_manifold(path, images, MANIFOLD_SIDE, title)
             return
         latents, shares = latent_walks.principal_traversals(means, TRAVERSAL_DIRECTIONS, TRAVERSAL_STEPS)
         images = self._model.images(torch.from_numpy(latents)).cpu().numpy()
         captions = [f"direction {row + 1}, {share:.0%} of variance" for row, share in enumerate(shares)]
         title = "walks along the principal directions of the posterior means, -2.5 to +2.5 standard deviations"
-        pictures.save_strips(path, images, TRAVERSAL_STEPS, captions, title)
+        grids.save_strips(path, images, TRAVERSAL_STEPS, captions, title)
 
     def _some_classes(self, count: int) -> np.ndarray:
         """Labels of up to `count` classes, spread over all."""
@@ -129,7 +129,3 @@ class Gallery:
         """Places of up to `count` test images, spread over the split."""
         available = len(self._dataset.test.images)
         return evenly_spaced(min(count, available), available)
-
-    def _place(self, series: str, step: int) -> Path:
-        self._paths.picture_series[series].mkdir(exist_ok=True)
-        return self._paths.picture(series, step)

@@ -1,7 +1,4 @@
-"""Pictures made of images as PNG files: grids, reconstructions, walks. NumPy arrays in, whole files out.
-
-Every picture is written under a temporary name and renamed, so a killed run leaves no half picture.
-"""
+"""Pictures composed of images as PNG files: grids, reconstructions, walks. A killed run leaves no half picture."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from gen_dist.files import write_atomically
 Images = NDArray[np.uint8]
 
 PLEASANT_WIDTH = 720
-"""Pixels: small images are enlarged so that a row of a grid comes near this width."""
+"""Width in pixels that the rows of a grid come near to: small images are enlarged by a whole factor."""
 MARGIN = 12
 FONT_SIZE = 14
 INK = 70
@@ -26,16 +23,16 @@ PAPER = 255
 
 
 def save_grid(path: Path, images: Images, columns: int = 8, captions: Sequence[str] | None = None) -> None:
-    """Images in rows of `columns`, with thin separators.
+    """Draw images in rows of `columns`, with thin gaps.
 
     Args:
         path: the PNG file.
         images: uint8 [N, C, H, W], N >= 1, C = 1 or 3.
-        columns: images a row; fewer images make fewer columns.
-        captions: one text a row, written to its left.
+        columns: images a row. Fewer images make fewer columns.
+        captions: one text a row, on its left.
 
     Raises:
-        ValueError: the array is no batch of images, or the captions are not one a row.
+        ValueError: the array is no batch of images, or the number of captions is not that of the rows.
     """
     _check_images(images)
     columns = min(columns, len(images))
@@ -45,13 +42,13 @@ def save_grid(path: Path, images: Images, columns: int = 8, captions: Sequence[s
 
 
 def save_reconstructions(path: Path, originals: Images, reconstructions: Images, pairs_per_row: int = 8) -> None:
-    """Pairs in rows: originals in odd columns, their reconstructions beside them in even ones.
+    """Draw pairs in rows: originals in odd columns, their reconstructions beside them in even ones.
 
     Args:
         path: the PNG file.
         originals: uint8 [N, C, H, W], N >= 1, C = 1 or 3.
         reconstructions: uint8 [N, C, H, W], in the order of the originals.
-        pairs_per_row: pairs a row; fewer pairs make shorter rows.
+        pairs_per_row: pairs a row. Fewer pairs make shorter rows.
 
     Raises:
         ValueError: an array is no batch of images, or the shapes differ.
@@ -68,7 +65,7 @@ def save_reconstructions(path: Path, originals: Images, reconstructions: Images,
 
 
 def save_manifold(path: Path, images: Images, columns: int, title: str | None = None) -> None:
-    """Decoded latents edge to edge, so that they read as one surface.
+    """Draw decoded latents edge to edge, as one surface.
 
     Args:
         path: the PNG file.
@@ -86,17 +83,17 @@ def save_manifold(path: Path, images: Images, columns: int, title: str | None = 
 def save_strips(
     path: Path, images: Images, columns: int, captions: Sequence[str] | None = None, title: str | None = None
 ) -> None:
-    """Walks through the latents: the images of a row edge to edge, the rows apart.
+    """Draw walks through the latents: the images of a row edge to edge, with gaps between rows.
 
     Args:
         path: the PNG file.
         images: uint8 [N, C, H, W], row by row, C = 1 or 3.
         columns: images a row.
-        captions: one text a row, written to its left.
+        captions: one text a row, on its left.
         title: one line above.
 
     Raises:
-        ValueError: the array is no batch of images, or the captions are not one a row.
+        ValueError: the array is no batch of images, or the number of captions is not that of the rows.
     """
     _check_images(images)
     _check_captions(captions, -(-len(images) // columns))
@@ -115,14 +112,14 @@ def _check_captions(captions: Sequence[str] | None, rows: int) -> None:
 
 
 def _scale(width: int) -> int:
-    """Whole factor that brings a row of images near the pleasant width."""
+    """Whole factor that brings a row of images near PLEASANT_WIDTH."""
     return max(1, round(PLEASANT_WIDTH / width))
 
 
 def mosaic(images: Images, gaps: Sequence[int], row_gap: int, scale: int) -> Images:
     """Lay images out on paper, enlarged `scale` times: [height, width, C].
 
-    `gaps[i]` is the space in pixels before column i; the space before the first is dropped.
+    `gaps[i]` is the space in pixels before column i. There is none before the first.
     """
     count, channels, height, width = images.shape
     enlarged = images.transpose(0, 2, 3, 1).repeat(scale, axis=1).repeat(scale, axis=2)
@@ -137,7 +134,7 @@ def mosaic(images: Images, gaps: Sequence[int], row_gap: int, scale: int) -> Ima
 
 
 def _save_canvas(path: Path, canvas: Images, title: str | None = None, captions: Sequence[str] | None = None) -> None:
-    """Write a mosaic on paper with a margin, a title above and evenly spaced captions on its left."""
+    """Write a mosaic with a margin around it, a title above and evenly spaced captions on its left."""
     font = ImageFont.load_default(size=FONT_SIZE)
     left = MARGIN + (0 if captions is None else max(int(font.getlength(text)) for text in captions) + MARGIN)
     top = MARGIN + (0 if title is None else FONT_SIZE + MARGIN)

@@ -17,8 +17,8 @@ from gen_dist.errors import UserError
 from gen_dist.evaluation.guide import metric_of
 from gen_dist.inference import latent_walks
 from gen_dist.inference.model import GenerativeModel, load
-from gen_dist.pictures import charts
-from gen_dist.pictures import grids as pictures
+from gen_dist.pictures import grids
+from gen_dist.pictures.figures import figure_of, save_figure
 from gen_dist.reports.comparison import Comparison, Group, readable_values
 
 SIDE = 8
@@ -43,7 +43,7 @@ def save_comparison(path: Path, comparison: Comparison, announce: Callable[[str]
     columns = len(comparison.groups)
     heights = [COLUMN_INCHES, COLUMN_INCHES / 2, COLUMN_INCHES / 2, 0.26 * len(comparison.metrics) + 0.2]
     width, height = COLUMN_INCHES * columns + NAMES_INCHES + 0.1, sum(heights) + 1.2
-    with charts.figure_of(width, height) as figure:
+    with figure_of(width, height) as figure:
         grid = figure.subplots(
             4,
             columns,
@@ -69,7 +69,7 @@ def save_comparison(path: Path, comparison: Comparison, announce: Callable[[str]
         for row, name in enumerate(("samples", "originals and\nreconstructions", "walks between\nlatents")):
             grid[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
         _write_names(grid[3, 0], comparison)
-        charts.save_figure(path, figure)
+        save_figure(path, figure)
 
 
 def _draw(axes: Any, make: Callable[[], np.ndarray]) -> None:
@@ -89,7 +89,7 @@ def _draw(axes: Any, make: Callable[[], np.ndarray]) -> None:
 
 
 def _samples(model: GenerativeModel) -> np.ndarray:
-    return pictures.mosaic(model.sample(SIDE * SIDE).cpu().numpy(), [1] * SIDE, 1, 2)
+    return grids.mosaic(model.sample(SIDE * SIDE).cpu().numpy(), [1] * SIDE, 1, 2)
 
 
 def _reconstructions(model: GenerativeModel, dataset: Dataset) -> np.ndarray:
@@ -100,7 +100,7 @@ def _reconstructions(model: GenerativeModel, dataset: Dataset) -> np.ndarray:
     reconstructions = model.reconstruct(torch.from_numpy(originals)).cpu().numpy()
     half = PAIRS // 2
     rows = [originals[:half], reconstructions[:half], originals[half:], reconstructions[half:]]
-    return pictures.mosaic(np.concatenate(rows), [1] * half, 1, 2)
+    return grids.mosaic(np.concatenate(rows), [1] * half, 1, 2)
 
 
 def _walks(model: GenerativeModel) -> np.ndarray:
@@ -109,7 +109,7 @@ def _walks(model: GenerativeModel) -> np.ndarray:
     ends = model.prior_latents(2 * WALKS).cpu().numpy()
     walks = torch.from_numpy(latent_walks.great_circles(ends[::2], ends[1::2], WALK_STEPS))
     labels = torch.arange(WALKS).repeat_interleave(WALK_STEPS) % model.classes if model.conditional else None
-    return pictures.mosaic(model.images(walks, labels).cpu().numpy(), [0] * WALK_STEPS, 2, 2)
+    return grids.mosaic(model.images(walks, labels).cpu().numpy(), [0] * WALK_STEPS, 2, 2)
 
 
 def _write_figures(axes: Any, group: Group, comparison: Comparison) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gen_dist.launch.sweep.results import Metric, Sweep, Trial, readable_metric
 from gen_dist.launch.sweep.space import Searched, Value, as_typed
-from gen_dist.pictures.charts import INK_HEX, figure_of, save_figure
+from gen_dist.pictures.figures import INK_HEX, figure_of, save_figure
 
 # Okabe and Ito, and a grey for what was given up.
 _BEST, _FINISHED, _OTHER = "#d55e00", "#0072b2", "#9a9a9a"

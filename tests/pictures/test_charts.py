@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gen_dist.pictures import charts
+from gen_dist.pictures.figures import CLASS_COLOURS
 from tests.conftest import REPOSITORY
 from tests.support.digits import codes, digits, read_png
 
@@ -30,7 +31,7 @@ def test_a_scatter_shows_every_class_in_its_colour(tmp_path, latents, classes):
     assert colourful.sum() > 5 * len(images)
     if classes == 10:
         colours = {tuple(pixel) for pixel in shown[:, :, :3].reshape(-1, 3).tolist()}
-        for colour in charts.CLASS_COLOURS:
+        for colour in CLASS_COLOURS:
             assert tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) in colours
 
 
@@ -48,7 +49,7 @@ def test_class_colours_stay_apart_for_colour_blind_eyes():
         "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
     }
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-    srgb = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in charts.CLASS_COLOURS])
+    srgb = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in CLASS_COLOURS])
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     for eyes, matrix in seen_by.items():
         xyz = np.clip(linear @ np.transpose(matrix), 0, 1) @ to_xyz.T / [0.9505, 1.0, 1.089]
@@ -82,14 +83,14 @@ def test_class_shares_fill_the_chart_in_the_colours_of_the_classes(tmp_path, cla
     assert coloured.sum() > 0.8 * 3.55 * 110
     if classes == 10:
         present = {tuple(pixel) for pixel in shown.reshape(-1, 3).tolist()}
-        assert all(rgb(colour) in present for colour in charts.CLASS_COLOURS)
+        assert all(rgb(colour) in present for colour in CLASS_COLOURS)
 
 
 def test_a_class_takes_the_part_of_the_height_that_is_its_share(tmp_path):
     records = [{"step": step, "samples/class_shares": [0.25, 0.75]} for step in (1, 2)]
     charts.save_class_shares(tmp_path / "shares.png", records, ["zero", "one"])
     column = read_png(tmp_path / "shares.png")[:, int((0.85 + 3.1) * 110), :3]
-    first, second = ((column == rgb(colour)).all(axis=1).sum() for colour in charts.CLASS_COLOURS[:2])
+    first, second = ((column == rgb(colour)).all(axis=1).sum() for colour in CLASS_COLOURS[:2])
     assert first / (first + second) == pytest.approx(0.25, abs=0.01)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gen_dist.pictures.charts import figure_of
 from gen_dist.pictures.curves import _draw_panel as draw_panel
 from gen_dist.pictures.curves import curves_of as panels_of
 from gen_dist.pictures.curves import limits_of, save_curves, unit_of
+from gen_dist.pictures.figures import figure_of
 from tests.support.digits import read_png
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gen_dist.pictures import grids as pictures
+from gen_dist.pictures import grids
 from tests.support.digits import digits as read_digits
 from tests.support.digits import read_png
 
@@ -18,23 +18,23 @@ def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 def test_a_grid_shows_every_image_enlarged_in_order(tmp_path, digits):
     images = digits[0][:20]
-    pictures.save_grid(tmp_path / "grid.png", images)
+    grids.save_grid(tmp_path / "grid.png", images)
     shown = read_png(tmp_path / "grid.png")
-    margin, gap, scale = pictures.MARGIN, 2, 3
+    margin, gap, scale = grids.MARGIN, 2, 3
     assert shown.shape == (2 * margin + 3 * 84 + 2 * gap, 2 * margin + 8 * 84 + 7 * gap)
     assert 500 <= shown.shape[1] <= 1000
     for index, image in enumerate(images[:, 0]):
         top, left = margin + index // 8 * (84 + gap), margin + index % 8 * (84 + gap)
         np.testing.assert_array_equal(shown[top : top + 84 : scale, left : left + 84 : scale], image)
-    assert (shown[:, margin + 84 : margin + 84 + gap] == pictures.PAPER).all()
-    assert (shown[margin + 2 * (84 + gap) :, margin + 4 * (84 + gap) :] == pictures.PAPER).all()
+    assert (shown[:, margin + 84 : margin + 84 + gap] == grids.PAPER).all()
+    assert (shown[margin + 2 * (84 + gap) :, margin + 4 * (84 + gap) :] == grids.PAPER).all()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("side", [8, 28, 32, 64, 96])
 def test_a_row_of_images_comes_near_a_pleasant_width(tmp_path, side, channels):
     images = np.random.default_rng(0).integers(0, 256, (9, channels, side, side), dtype=np.uint8)
-    pictures.save_grid(tmp_path / "grid.png", images)
+    grids.save_grid(tmp_path / "grid.png", images)
     shown = read_png(tmp_path / "grid.png")
     assert 480 <= shown.shape[1] <= 1000
     assert shown.ndim == (2 if channels == 1 else 3)
@@ -43,21 +43,21 @@ def test_a_row_of_images_comes_near_a_pleasant_width(tmp_path, side, channels):
 def test_colours_keep_their_channels(tmp_path):
     images = np.zeros((1, 3, 4, 4), np.uint8)
     images[0, 0], images[0, 1], images[0, 2] = 10, 20, 30
-    pictures.save_grid(tmp_path / "grid.png", images)
+    grids.save_grid(tmp_path / "grid.png", images)
     assert read_png(tmp_path / "grid.png")[100, 100].tolist() == [10, 20, 30]
 
 
 def test_originals_stand_left_of_their_reconstructions_and_pairs_stand_apart(tmp_path, digits):
     originals = digits[0][:11]
     reconstructions = 255 - originals
-    pictures.save_reconstructions(tmp_path / "pairs.png", originals, reconstructions, pairs_per_row=4)
+    grids.save_reconstructions(tmp_path / "pairs.png", originals, reconstructions, pairs_per_row=4)
     shown = read_png(tmp_path / "pairs.png")
     scale = 3
     side = 28 * scale
     width = 8 * side + 4 * 1 + 3 * 12
-    assert shown.shape[1] == width + 2 * pictures.MARGIN
-    left = pictures.MARGIN + 2 * (2 * side + 1 + 12)
-    top = shown.shape[0] - pictures.MARGIN - side  # the last row's third pair
+    assert shown.shape[1] == width + 2 * grids.MARGIN
+    left = grids.MARGIN + 2 * (2 * side + 1 + 12)
+    top = shown.shape[0] - grids.MARGIN - side  # the last row's third pair
     np.testing.assert_array_equal(shown[top : top + side : scale, left : left + side : scale], originals[10, 0])
     beside = left + side + 1
     np.testing.assert_array_equal(
@@ -76,18 +76,18 @@ def test_originals_stand_left_of_their_reconstructions_and_pairs_stand_apart(tmp
 )
 def test_what_is_no_batch_of_images_is_refused(tmp_path, images):
     with pytest.raises(ValueError, match="expected uint8"):
-        pictures.save_grid(tmp_path / "grid.png", images)
+        grids.save_grid(tmp_path / "grid.png", images)
     assert not list(tmp_path.iterdir())
 
 
 def test_originals_and_reconstructions_of_different_shape_are_refused(tmp_path, digits):
     with pytest.raises(ValueError, match="differ in shape"):
-        pictures.save_reconstructions(tmp_path / "pairs.png", digits[0][:4], digits[0][:3])
+        grids.save_reconstructions(tmp_path / "pairs.png", digits[0][:4], digits[0][:3])
 
 
 def test_a_failed_write_leaves_the_picture_before_and_no_rest(tmp_path, digits, monkeypatch):
     path = tmp_path / "grid.png"
-    pictures.save_grid(path, digits[0][:4])
+    grids.save_grid(path, digits[0][:4])
     before = path.read_bytes()
 
     def full_disk(descriptor: int) -> None:
@@ -95,42 +95,42 @@ def test_a_failed_write_leaves_the_picture_before_and_no_rest(tmp_path, digits, 
 
     monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        pictures.save_grid(path, digits[0][4:8])
+        grids.save_grid(path, digits[0][4:8])
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["grid.png"]
 
 
 def test_captions_stand_beside_the_rows_of_a_grid(tmp_path, digits):
-    pictures.save_grid(tmp_path / "grid.png", digits[0][:30], captions=["zero", "one", "two", "three"])
+    grids.save_grid(tmp_path / "grid.png", digits[0][:30], captions=["zero", "one", "two", "three"])
     shown = read_png(tmp_path / "grid.png")
     side = 3 * 28
-    grid = shown[:, -pictures.MARGIN - (8 * side + 7 * 2) : -pictures.MARGIN]
-    np.testing.assert_array_equal(grid[pictures.MARGIN : pictures.MARGIN + side : 3, : 28 * 3 : 3], digits[0][0, 0])
+    grid = shown[:, -grids.MARGIN - (8 * side + 7 * 2) : -grids.MARGIN]
+    np.testing.assert_array_equal(grid[grids.MARGIN : grids.MARGIN + side : 3, : 28 * 3 : 3], digits[0][0, 0])
     for row in range(4):
-        top = pictures.MARGIN + row * (side + 2)
-        assert (shown[top : top + side, : -grid.shape[1] - pictures.MARGIN] < 128).sum() > 20, f"row {row}"
+        top = grids.MARGIN + row * (side + 2)
+        assert (shown[top : top + side, : -grid.shape[1] - grids.MARGIN] < 128).sum() > 20, f"row {row}"
     with pytest.raises(ValueError, match="3 captions for 4 rows"):
-        pictures.save_grid(tmp_path / "grid.png", digits[0][:30], captions=["zero", "one", "two"])
+        grids.save_grid(tmp_path / "grid.png", digits[0][:30], captions=["zero", "one", "two"])
 
 
 def test_a_manifold_is_one_surface(tmp_path, digits):
     images = np.concatenate([digits[0][:100]] * 4)
-    pictures.save_manifold(tmp_path / "plain.png", images, 20)
+    grids.save_manifold(tmp_path / "plain.png", images, 20)
     plain = read_png(tmp_path / "plain.png")
-    assert plain.shape == (20 * 28 + 2 * pictures.MARGIN,) * 2
+    assert plain.shape == (20 * 28 + 2 * grids.MARGIN,) * 2
     surface = images[:, 0].reshape(20, 20, 28, 28).transpose(0, 2, 1, 3).reshape(560, 560)
     np.testing.assert_array_equal(plain[12:-12, 12:-12], surface)
 
 
 def test_strips_stand_apart_and_captions_beside_them(tmp_path, digits):
     captions = [f"direction {row + 1}, 12% of variance" for row in range(10)]
-    pictures.save_strips(tmp_path / "rows.png", digits[0][:110], 11, captions, "a title")
+    grids.save_strips(tmp_path / "rows.png", digits[0][:110], 11, captions, "a title")
     shown = read_png(tmp_path / "rows.png")
     assert 700 <= shown.shape[1] <= 1000
     row_height = 2 * 28 + 4
-    first_row = shown.shape[0] - pictures.MARGIN - 10 * row_height + 4
+    first_row = shown.shape[0] - grids.MARGIN - 10 * row_height + 4
     for row in range(10):
         top = first_row + row * row_height
         assert (shown[top : top + 56, : shown.shape[1] - 11 * 56 - 24] < 128).sum() > 50, f"row {row} has no caption"
     with pytest.raises(ValueError, match="9 captions for 10 rows"):
-        pictures.save_strips(tmp_path / "rows.png", digits[0][:110], 11, captions[:9])
+        grids.save_strips(tmp_path / "rows.png", digits[0][:110], 11, captions[:9])
