@@ -1,23 +1,38 @@
-"""One trainer for generative models.
+"""One trainer for generative models: autoencoders, VAEs and GANs.
 
-`gen_dist.train(config)` trains, `gen_dist.load(run)` gives the trained model. Both are imported at first use, so that
-`import gen_dist` and every --help stay quick.
+    outcome = gen_dist.train("vae-mnist")
+    images = gen_dist.load(outcome.run_path).sample(16)
+
+An option is a field of the config: `gen_dist.train(dataclasses.replace(gen_dist.preset("vae-mnist"), steps=200))`.
+Each public name is imported at its first use, so that `import gen_dist` and every --help stay quick.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gen_dist.config import TrainConfig
     from gen_dist.inference.model import load
+    from gen_dist.presets import get_preset as preset
     from gen_dist.training.run import train
 
-__all__ = ["__version__", "load", "train"]
+__all__ = ["TrainConfig", "__version__", "load", "preset", "train"]
 __version__ = "0.1.0"
 
-_HOME_OF = {"load": "gen_dist.inference.model", "train": "gen_dist.training.run"}
+_HOMES = {
+    "TrainConfig": ("gen_dist.config", "TrainConfig"),
+    "load": ("gen_dist.inference.model", "load"),
+    "preset": ("gen_dist.presets", "get_preset"),
+    "train": ("gen_dist.training.run", "train"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in _HOMES:
         raise AttributeError(f"module 'gen_dist' has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF[name]), name)
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -92,12 +92,31 @@ def _read_config(path: Path) -> TrainConfig:
     return TrainConfig.from_json(text, str(path))
 
 
+def program_of(path: str, module: str | None = None) -> str:
+    """Program as a user types it: `gen-dist`, `python -m gen_dist.launch.train` or `python launch/train.py`.
+
+    Args:
+        path: its sys.argv[0].
+        module: name of its module if it was started by Python's option -m.
+    """
+    if Path(path).stem == "gen-dist":
+        return "gen-dist"
+    return shlex.join(["python", "-m", module] if module else ["python", path])
+
+
+def own_program() -> str:
+    """This process's program as a user types it, so that a command to type next works where the user is."""
+    main = sys.modules["__main__"].__spec__
+    return program_of(sys.argv[0], main.name if main else None)
+
+
 def resume_command() -> str:
-    """The command line that goes on with the run that this process was started for."""
-    words = [word for word in sys.argv if word != "--fresh"]
+    """Command line that resumes the run that this process was started for."""
+    options = shlex.join(word for word in sys.argv[1:] if word != "--fresh")
+    command = f"{own_program()} {options}"
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
-        return f"the same accelerate launch command with {shlex.join(words)}"
-    return shlex.join(["python", *words])
+        return f"the same accelerate launch command with {command.removeprefix('python ')}"
+    return command
 
 
 def preset_lines() -> str:

@@ -16,8 +16,17 @@ from gen_dist.errors import ConfigError
 
 def main() -> None:
     """Entry point of `gen-dist`."""
-    functions: list[Callable[..., None]] = [sample, evaluate, compare, report, export, presets, replay]
+    functions: list[Callable[..., None]] = [train, sample, evaluate, compare, report, export, presets, replay]
+    if sys.argv[1:2] == ["train"]:  # its options are the config's, which depend on the preset
+        run_command(train)
     run_command(lambda: run_subcommand(functions, sys.argv[1:], "gen-dist"))
+
+
+def train() -> None:
+    """Train a preset, or resume its run. `gen-dist train PRESET --help` lists every option."""
+    from gen_dist.launch import train as command
+
+    command.main(sys.argv[2:], "gen-dist train")
 
 
 def sample(
@@ -193,7 +202,7 @@ def export(
 
 
 def presets() -> None:
-    """List the presets that launch/train.py knows."""
+    """List the presets that `gen-dist train` knows."""
     print(preset_lines())
 
 

@@ -1,4 +1,4 @@
-"""Named configs, a few lines each. `launch/train.py NAME` runs one; every option overrides its value."""
+"""Named configs, a few lines each. `gen-dist train NAME` runs one; every option overrides its value."""
 
 from dataclasses import replace
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# Packages import from the repository root wherever this runs, installed or not.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# From a checkout this runs wherever it is called from, installed or not. A wheel has no gen_dist beside this folder.
+if (root := Path(__file__).resolve().parent.parent).joinpath("gen_dist").is_dir():
+    sys.path.insert(0, str(root))
 
 import tyro
 
-from gen_dist.cli import run_command, run_subcommand
+from gen_dist.cli import own_program, run_command, run_subcommand
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.launch.cluster.access import (
     DASHBOARD_PORT,
@@ -75,7 +76,7 @@ def head(
         f"--dashboard-host={LOOPBACK}",
         f"--dashboard-port={dashboard_port}",
     ]
-    elsewhere = "" if address == LOOPBACK else f"; on the others: {_command('join', f'{address}:{port}')}"
+    elsewhere = "" if address == LOOPBACK else f"; on the others: {own_program()} join {address}:{port}"
     jobs = f"jobs at http://{LOOPBACK}:{dashboard_port}"
     print(f"head at {address}:{port}, {jobs}, token in {token_path()}{elsewhere}", flush=True)
     code = _Ray(address, cpus, words).run()
@@ -154,10 +155,6 @@ def _program(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def _command(*words: str) -> str:
-    return " ".join(["python launch/ray_cluster.py", *words])
-
-
 def _assert_free(address: str, port: int) -> None:
     try:
         with socket.create_server((address, port)):
@@ -176,4 +173,4 @@ def _answers(host: str, port: int) -> bool:
 
 
 if __name__ == "__main__":
-    run_command(lambda: run_subcommand([head, join], sys.argv[1:], "launch/ray_cluster.py"))
+    run_command(lambda: run_subcommand([head, join], sys.argv[1:], own_program()))

@@ -16,20 +16,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Packages import from the repository root wherever this runs, installed or not.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# From a checkout this runs wherever it is called from, installed or not. A wheel has no gen_dist beside this folder.
+if (root := Path(__file__).resolve().parent.parent).joinpath("gen_dist").is_dir():
+    sys.path.insert(0, str(root))
 
 import tyro
 
-from gen_dist.cli import parse_train, run_command, run_subcommand
+from gen_dist.cli import own_program, parse_train, run_command, run_subcommand
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.launch.cluster.access import (
     DASHBOARD_PORT,
-    REPOSITORY,
     assert_reachable,
-    left_here,
     passed_on,
     require_token,
+    shipped_code,
 )
 from gen_dist.launch.cluster.options import RayOptions, place_of
 
@@ -48,7 +48,7 @@ def submit(words: list[str]) -> None:
     address = DASHBOARD
     if words[:1] == ["--dashboard"]:
         address, words = words[1] if len(words) > 1 else "", words[2:]
-    config, _, options = parse_train(words, "launch/ray_job.py submit", RayOptions())
+    config, _, options = parse_train(words, f"{own_program()} submit", RayOptions())
     place = place_of(config, options.storage)
     if options.storage is None and not (config.run_dir and Path(config.run_dir).is_absolute()):
         raise ConfigError(
@@ -62,15 +62,14 @@ def submit(words: list[str]) -> None:
         prepare = f"printf %s {shlex.quote(config.to_json())} > {_CONFIG} && exec "
     with _client(address) as client:
         job = client.submit_job(
-            entrypoint=prepare + shlex.join(["python", "launch/ray_train.py", *words]),
+            entrypoint=prepare + shlex.join(["python", "-m", "gen_dist.launch.ray_train", *words]),
             runtime_env={
-                "working_dir": str(REPOSITORY),
-                "excludes": left_here(),
+                **shipped_code(),
                 "env_vars": {**passed_on(), "RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS},
             },
         )
         at = "" if address == DASHBOARD else f" --dashboard {address}"
-        print(f"{job} trains to {place}; Ctrl-C leaves it running, and to end it: launch/ray_job.py stop {job}{at}")
+        print(f"{job} trains to {place}; Ctrl-C leaves it running, and to end it: {own_program()} stop {job}{at}")
         _follow(client, job)
 
 
@@ -142,7 +141,7 @@ def _follow(client: Any, job: str) -> None:
     if info.status.value == "FAILED":
         raise UserError(f"{job} failed: {' '.join((info.message or 'no reason given').split())[:300]}")
     if info.status.value in ("PENDING", "RUNNING"):
-        raise UserError(f"lost sight of {job}, which is {info.status.value.lower()}; see launch/ray_job.py status")
+        raise UserError(f"lost sight of {job}, which is {info.status.value.lower()}; see {own_program()} status")
     print(f"{job} {info.status.value.lower()}")
 
 
@@ -151,7 +150,7 @@ def main() -> None:
     if sys.argv[1:2] == ["submit"]:
         submit(sys.argv[2:])
     else:
-        run_subcommand([logs, status, stop], sys.argv[1:], "launch/ray_job.py")
+        run_subcommand([logs, status, stop], sys.argv[1:], own_program())
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
-# Packages import from the repository root wherever this runs, installed or not.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# From a checkout this runs wherever it is called from, installed or not. A wheel has no gen_dist beside this folder.
+if (root := Path(__file__).resolve().parent.parent).joinpath("gen_dist").is_dir():
+    sys.path.insert(0, str(root))
 
-from gen_dist.cli import parse_train, run_command
+from gen_dist.cli import own_program, parse_train, run_command
 from gen_dist.launch.cluster.access import connect
 from gen_dist.launch.sweep.plan import SweepOptions, command_source, conclude, plan_sweep
 
@@ -14,7 +15,7 @@ from gen_dist.launch.sweep.plan import SweepOptions, command_source, conclude, p
 def main() -> None:
     """Parse the command line, draw the trials, train what is not yet trained, and show what came out."""
     words = sys.argv[1:]
-    config, fresh, options = parse_train(words, "launch/ray_sweep.py", SweepOptions())
+    config, fresh, options = parse_train(words, own_program(), SweepOptions())
     with plan_sweep(config, fresh, options) as sweep:
         if not all(trial.is_settled for trial in sweep.trials):
             with connect(options.address, options.least_cpus, options.workers * options.cpus_per_worker):

@@ -3,17 +3,18 @@
 import sys
 from pathlib import Path
 
-# Packages import from the repository root wherever this runs, installed or not.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# From a checkout this runs wherever it is called from, installed or not. A wheel has no gen_dist beside this folder.
+if (root := Path(__file__).resolve().parent.parent).joinpath("gen_dist").is_dir():
+    sys.path.insert(0, str(root))
 
-from gen_dist.cli import parse_train, run_command
+from gen_dist.cli import own_program, parse_train, run_command
 from gen_dist.launch.cluster.access import connect
 from gen_dist.launch.cluster.options import RayOptions, place_of
 
 
 def main() -> None:
     """Parse the command line, join or start a cluster, train, and say where the results are."""
-    config, fresh, options = parse_train(sys.argv[1:], "launch/ray_train.py", RayOptions())
+    config, fresh, options = parse_train(sys.argv[1:], own_program(), RayOptions())
     with connect(options.address, options.least_cpus, options.workers * options.cpus_per_worker):
         from gen_dist.launch.cluster.watching import train_in_workers  # Ray takes seconds to import
 

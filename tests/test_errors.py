@@ -130,7 +130,7 @@ CASES: dict[str, Case] = {
     "--config= without a file": (lambda p: ["--config="], "config.json"),
     "an option before the preset": (
         lambda p: ["--steps", 5, "vae-mnist"],
-        "the preset comes first, as in launch/train.py vae-mnist --steps 5",
+        f"the preset comes first, as in python {REPOSITORY}/launch/train.py vae-mnist --steps 5",
     ),
     # values
     "no steps": (lambda p: ["vae-mnist", "--steps", 0], "steps 0 is less than 1"),

@@ -42,6 +42,8 @@ def test_public_names_come_from_their_modules(tmp_path: Path) -> None:
     code = (
         "import gen_dist, gen_dist.inference.model, gen_dist.training.run\n"
         "assert gen_dist.load is gen_dist.inference.model.load and gen_dist.train is gen_dist.training.run.train\n"
+        "assert dir(gen_dist) == ['TrainConfig', '__version__', 'load', 'preset', 'train']\n"
+        "assert isinstance(gen_dist.preset('vae-mnist'), gen_dist.TrainConfig)\n"
         "gen_dist.absent"
     )
     result = run([sys.executable, "-c", code], tmp_path, ROOT)
@@ -85,6 +87,12 @@ def test_import_layers_hold() -> None:
         ("gen_dist/objectives/losses.py", "import gen_dist.parallel.processes", "The layers of gen_dist"),
         ("gen_dist/networks/mlp.py", "import gen_dist.objectives.losses", "The layers of gen_dist"),
         ("gen_dist/unheard_of.py", "import math", "The layers of gen_dist"),
+        (
+            "gen_dist/launch/cluster/options.py",
+            "import gen_dist.launch.sweep.halving",
+            "No import cycle between rooms or files",
+        ),
+        ("bench/gate/verdicts.py", "import bench.gate.gate", "No import cycle between rooms or files"),
         ("gen_dist/presets.py", "import torch", "A config is made without torch"),
         ("gen_dist/training/trainer.py", "import accelerate", "Only the room gen_dist.parallel knows Accelerate"),
     ],

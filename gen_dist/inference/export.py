@@ -5,7 +5,7 @@ An export is one directory:
     decoder.SUFFIX         latents (and labels, for a conditional model) to images
     encoder.SUFFIX         images to latents, where the model has one
     card.md                what they are, how they were trained, how to load them
-    config.json            the config of the run: `launch/train.py --config` trains it again
+    config.json            the config of the run: `gen-dist train --config` trains it again
 
 Decoders give intensities float32 in 0..1 and encoders take them, so that an encoder reads what a decoder made.
 """

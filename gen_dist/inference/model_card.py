@@ -72,7 +72,7 @@ def card(
         "training": f"{checkpoint.facts['training_seconds']:.1f} s",
         "weights": weights,
         "command": _command(_read(RunPaths(run).environment, announce)),
-        "again": "`python launch/train.py --config config.json` of gen_dist",
+        "again": "`gen-dist train --config config.json`",
     }
     what = " and ".join(part.network for part in parts)
     sections = [
@@ -160,10 +160,16 @@ def _call(part: Part, form: str) -> str:
 
 
 def _command(environment: Mapping[str, Any]) -> str | None:
-    """The command of ours that the run was last started by; others, as those of Ray's workers, tell nothing."""
+    """Command that the run was last started by; None where that was not ours, as in the workers of Ray."""
     program, *options = environment.get("command") or [""]
     path = Path(program)
-    return f"`{shlex.join(['python', f'launch/{path.name}', *options])}`" if path.parent.name == "launch" else None
+    if path.parent.name == "launch":
+        program = f"python -m gen_dist.launch.{path.stem}"
+    elif path.stem == "gen-dist":
+        program = "gen-dist"
+    else:
+        return None
+    return f"`{program} {shlex.join(options)}`"
 
 
 def _metrics(run: Path, step: int, announce: Callable[[str], None]) -> str:

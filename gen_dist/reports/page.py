@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from gen_dist.cli import program_of
 from gen_dist.errors import ConfigError
 from gen_dist.evaluation.guide import SPEED, base_name, in_order, metric_of
 from gen_dist.files import write_atomically
@@ -320,8 +321,8 @@ def _commands(run: RunRecord) -> list[tuple[str, str]]:
     again = f"{path}-again"
     command = (run.environment or {}).get("command")
     return [
-        *([("as it was started", shlex.join(["python", *command]))] if command else []),
-        ("the same run anew", f"python launch/train.py --config {path}/config.json --run-dir {again}"),
+        *([("as it was started", f"{program_of(command[0])} {shlex.join(command[1:])}")] if command else []),
+        ("the same run anew", f"gen-dist train --config {path}/config.json --run-dir {again}"),
         ("its evaluation", f"gen-dist evaluate {path}"),
         ("new images from it", f"gen-dist sample {path} --count 64"),
         ("one of its steps", f"gen-dist replay {path} --step {max(run.step, 1)}"),

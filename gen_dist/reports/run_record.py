@@ -93,13 +93,13 @@ def read_run(path: Path) -> RunRecord:
     paths = RunPaths(path)
     if not paths.config.exists():
         what = "is no run directory: it has no config.json" if path.exists() else "does not exist"
-        raise CheckpointError(f"{path} {what}; train one with launch/train.py PRESET --run-dir {path}")
+        raise CheckpointError(f"{path} {what}; train one with gen-dist train PRESET --run-dir {path}")
     config = TrainConfig.from_json(paths.config.read_text(errors="replace"), str(paths.config))
     saved = checkpoint_paths(path)
     newest = next(filter(is_whole, saved), None)
     if newest is None:
         what = "has no checkpoint yet" if not saved else f"has no whole one among its {len(saved)} checkpoints"
-        raise CheckpointError(f"{path} {what}; go on with launch/train.py --config {paths.config}")
+        raise CheckpointError(f"{path} {what}; go on with gen-dist train --config {paths.config}")
     state = _read(newest / STATE, *_STATE)
     if state is None:
         raise CheckpointError(f"checkpoint {newest} is damaged: state.json is missing")

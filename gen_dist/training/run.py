@@ -13,6 +13,7 @@ from gen_dist.data import open_dataset
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.parallel.collectives import StopVote, from_main
 from gen_dist.parallel.processes import start_processes
+from gen_dist.presets import get_preset
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.run_directory import hold
@@ -26,7 +27,7 @@ from gen_dist.training.trainer import Trainer
 
 
 def train(
-    config: TrainConfig,
+    config: TrainConfig | str,
     *,
     fresh: bool = False,
     say: Callable[[str], None] | None = None,
@@ -38,7 +39,7 @@ def train(
     save a checkpoint and return early.
 
     Args:
-        config: what to train.
+        config: what to train: a config, or the name of a preset.
         fresh: remove the files of the previous run and start over.
         say: takes the lines to show before and after the steps, in the main process. None prints to the supervisor's
             screen, or else to standard error, which always show the progress of the steps.
@@ -47,6 +48,8 @@ def train(
     Raises:
         UserError: config, data or run directory cannot be used, the disk is full, or the loss diverged.
     """
+    if isinstance(config, str):
+        config = get_preset(config)
     processes = start_processes(config)
     screen = supervisor.screen if supervisor else None
     announce = say or (lambda line: print(line, file=screen or sys.stderr, flush=True))

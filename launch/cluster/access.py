@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 
 import psutil
 
+import gen_dist
 from gen_dist.errors import ConfigError
 
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
-_SHIPPED = ("gen_dist", "kernels", "launch")
-"""What does not go to other hosts with the code."""
+CODE = Path(gen_dist.__path__[0]).resolve().parent
+"""Directory of the package gen_dist: the root of a checkout, or site-packages."""
 LOOPBACK = "127.0.0.1"
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 _REACH_SECONDS = 5.0
@@ -84,9 +84,13 @@ def _make_token(path: Path) -> None:
         os.umask(umask)
 
 
-def left_here() -> list[str]:
-    """Patterns of what does not go to other hosts with our code: all else, for secrets may lie beside it."""
-    return [f"/{entry.name}" for entry in REPOSITORY.iterdir() if entry.name not in _SHIPPED] + ["__pycache__"]
+def shipped_code() -> dict[str, Any]:
+    """Part of a runtime environment that brings the package gen_dist to other hosts, and nothing that lies beside it.
+
+    Ray copies the folders that gen_dist/kernels and gen_dist/launch link to.
+    """
+    others = [f"/{entry.name}" for entry in CODE.iterdir() if entry.name != "gen_dist"]
+    return {"working_dir": str(CODE), "excludes": [*others, "__pycache__"]}
 
 
 def passed_on() -> dict[str, str]:
@@ -129,15 +133,13 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
         # By itself Ray would join whatever cluster someone else last started on this host.
         options |= {"address": "local", "_node_ip_address": LOOPBACK, "include_dashboard": False}
         # This very code, too, even where nothing or another copy of it is installed.
-        variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(CODE), os.environ.get("PYTHONPATH"))))
         options |= {"num_cpus": max(cpus, os.cpu_count() or 1), "runtime_env": {"env_vars": variables}}
     elif "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # a job's environment is set by who submitted it
         options |= {"address": address}
     else:
-        # The other hosts get this very code, whatever stands there. As py_modules each package would get a directory of
-        # its own, and gen_dist wants its kernels beside it.
-        code = {"working_dir": str(REPOSITORY), "excludes": left_here()}
-        options |= {"address": address, "runtime_env": {"env_vars": variables, **code}}
+        # The other hosts get this very code, whatever is installed there.
+        options |= {"address": address, "runtime_env": {"env_vars": variables, **shipped_code()}}
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:

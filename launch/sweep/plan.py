@@ -150,7 +150,7 @@ def best_command(sweep: Sweep, config: TrainConfig, source: Sequence[str]) -> st
     """
     if not sweep.best:
         return None
-    base, _, _ = parse_train(source, "launch/train.py", NoOptions())
+    base, _, _ = parse_train(source, "gen-dist train", NoOptions())
     run_dir = config.run_path.with_name(f"{config.run_path.name}-best")
     best = dataclasses.replace(with_values(config, sweep.best.values), run_dir=str(run_dir))
     return train_command(source, base, best)

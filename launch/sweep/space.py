@@ -325,7 +325,7 @@ def train_command(source: Sequence[str], base: TrainConfig, config: TrainConfig)
         base: the config of these words alone.
         config: the same with other values.
     """
-    words = ["python", "launch/train.py", *source]
+    words = ["gen-dist", "train", *source]
     for field in dataclasses.fields(TrainConfig):
         before, after = getattr(base, field.name), getattr(config, field.name)
         if dataclasses.is_dataclass(after):

@@ -270,7 +270,7 @@ def test_the_command_of_a_card_is_ours_alone(runs: Callable[[str], Path], tmp_pa
     for program, shown in (("/home/one/gen_dist/launch/train.py", True), ("/ray/default_worker.py", False)):
         file.write_text(json.dumps(environment | {"command": [program, "vae-mnist", "--data", "folder:a|b"]}))
         card = (export(run, "safetensors", tmp_path / "out", announce=_silent) / "card.md").read_text()
-        assert (r"`python launch/train.py vae-mnist --data 'folder:a\|b'`" in card) == shown
+        assert (r"`python -m gen_dist.launch.train vae-mnist --data 'folder:a\|b'`" in card) == shown
         assert "/home/one" not in card and "default_worker" not in card
 
 

@@ -158,7 +158,7 @@ def test_a_config_comes_back_equal_from_its_command(preset: str, tmp_path: Path)
     file = write_config(tmp_path / "config.json", get_preset(preset))
     for source in ([preset], ["--config", str(file)], [f"--config={file}"]):
         words = shlex.split(train_command(source, get_preset(preset), config))
-        assert words[:2] == ["python", "launch/train.py"]
+        assert words[:2] == ["gen-dist", "train"]
         assert parse_train(words[2:], words[1], NoOptions())[0] == config
 
 
@@ -313,7 +313,7 @@ def test_the_table_has_the_best_first_and_says_why_a_trial_failed(
     assert sweep.best and rows[0][1] == str(sweep.best.index)
     saved = sum(900 - trial.step for trial in sweep.trials if trial.status == "stopped")
     assert f"{saved:,} of 7,200 steps saved" in lines[9]
-    command = next(line for line in lines if "launch/train.py" in line).split()
+    command = next(line for line in lines if "gen-dist train" in line).split()
     found, _, _ = parse_train(command[2:], "launch/train.py", NoOptions())
     assert found == with_values(VAE, {**sweep.best.values, "run_dir": "runs/vae-mnist-best"})
     with open(tmp_path / "sweep.csv") as file:
@@ -470,7 +470,7 @@ def test_a_sweep_of_eight_trials_stops_bad_ones_and_the_same_command_trains_no_m
         if row["status"] == "stopped":
             assert row["step"] < 90, "the steps of a trial that is stopped are saved"
     assert "8/8 done" in result.stderr and "starts: learning_rate 0.003" in result.stderr
-    command = next(line for line in result.stdout.splitlines() if "launch/train.py" in line).split()
+    command = next(line for line in result.stdout.splitlines() if "gen-dist train" in line).split()
     found, _, _ = parse_train(command[2:], "launch/train.py", NoOptions())
     assert found == dataclasses.replace(config, learning_rate=3e-3, run_dir="runs/small-best")
     # What a trial found is what a run alone finds.

@@ -42,7 +42,7 @@ def load_inception(weights: Path | None) -> tuple[Inception, str]:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except ImportError:
         raise UserError(
-            "features inception needs the torch-fidelity package: pip install 'gen_dist[inception]', or use "
+            "features inception needs the package torch-fidelity; run `pip install torch-fidelity`, or use "
             "--features digits"
         ) from None
     file = weights or Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
