@@ -1,13 +1,13 @@
-"""The networks of a trained model as files that others use: decoder or generator, and encoder, with a model card.
+"""Export of the networks of a trained model for other programs: decoder or generator, and encoder, with a model card.
 
 An export is one directory:
 
     decoder.SUFFIX         latents (and labels, for a conditional model) to images
-    encoder.SUFFIX         images to latents, where the model has one
+    encoder.SUFFIX         images to latents, if the model has an encoder
     card.md                what they are, how they were trained, how to load them
-    config.json            the config of the run: `gen-dist train --config` trains it again
+    config.json            the config of the run, for `gen-dist train --config`
 
-Decoders give intensities float32 in 0..1 and encoders take them, so that an encoder reads what a decoder made.
+Decoders return intensities float32 in 0..1, and encoders take them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CARD, CONFIG = "card.md", "config.json"
 
 
 class _Decode(nn.Module):
-    """Latents float32 [N, D], and labels int64 [N] for a conditional model, to intensities [N, C, H, W] in 0..1."""
+    """Map latents float32 [N, D], and labels int64 [N] for a conditional model, to intensities [N, C, H, W] in 0..1."""
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
@@ -50,25 +50,26 @@ class _Decode(nn.Module):
 
 
 class _Encode(nn.Module):
-    """Intensities float32 [N, C, H, W] in 0..1 to mean and log-variance [N, D], or to latents alone."""
+    """Map intensities float32 [N, C, H, W] in 0..1 to mean and log-variance [N, D], or to latents alone."""
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
         self.objective = objective
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor] | Tensor:
-        # Objectives take 0..255, and nothing in them minds that these are no whole numbers.
+        # Objectives take 0..255; the numbers need not be whole.
         mean, logvar = self.objective.encode(images * 255.0)
         return mean if logvar is None else (mean, logvar)
 
 
 class _Exported(NamedTuple):
-    """A part, and what computes it."""
+    """A part of the export, and the modules behind it."""
 
     part: Part
     function: nn.Module
+    """Computes the outputs from the inputs."""
     network: nn.Module
-    """The one whose weights it has."""
+    """The network with its weights."""
 
 
 def export(
@@ -78,22 +79,22 @@ def export(
     parts: Sequence[PartName] = (),
     announce: Callable[[str], None] = print,
 ) -> Path:
-    """Write the networks of a run's newest checkpoint, or of one checkpoint directory; returns the directory.
+    """Write the networks of the newest checkpoint of a run, or of one checkpoint; returns the directory of the export.
 
-    The weights are the moving average where the run kept one. An earlier export at the same place is replaced.
+    The weights are their moving average if the run kept one. A previous export in the same directory is replaced.
 
     Args:
         run: directory of a run, or of one checkpoint.
-        form: `safetensors` (plain weights), `onnx` or `torch-export` (whole programs, for any number of images).
-        out: directory to write; None is `export-FORM` in that of the run.
-        parts: what to export; nothing named is all that the model has.
-        announce: takes a line for each part, whose conversion takes seconds.
+        form: `safetensors` (plain weights), `onnx` or `torch-export` (whole programs for any number of images).
+        out: directory to write. None is `export-FORM` in the run directory.
+        parts: what to export. An empty sequence exports everything that the model has.
+        announce: takes a line for each part, because its conversion takes seconds.
 
     Raises:
-        ConfigError: an unknown format or part, a part that the model has not, or a directory that holds other files
+        ConfigError: the format or a part is unknown, the model does not have a part, or the directory holds other files
             or cannot be written to.
         CheckpointError: there is no run or checkpoint at the path, or it is damaged.
-        UserError: a package that the format needs is missing.
+        UserError: a package for this format is missing.
     """
     if form not in get_args(Format):
         raise ConfigError(f"format {form!r} is not one of {', '.join(get_args(Format))}")
@@ -104,14 +105,14 @@ def export(
     checkpoint, config = read_checkpoint(run, announce)
     home = run.resolve().parent.parent if is_checkpoint(run) else run.resolve()  # RUN/checkpoints/step_00001500
     out = Path(os.path.abspath(out or home / f"export-{form}"))
-    _refuse_what_is_no_export(out)
+    _refuse_other_files(out)
     model = model_of(checkpoint, config)
     if "encoder" in parts and not model.objective.encodes:
         raise ConfigError(f"a model of preset {config.preset} has no encoder; use --parts decoder")
     wanted = _parts_of(model, form, parts)
     try:
         with whole_directory(out) as directory:
-            # Where the run was is nobody else's business: trained again, it goes where runs go.
+            # The path of the run is private. A run trained with this config goes to the default directory.
             files = {CONFIG: replace(config, run_dir=None).to_json().encode()}
             for place, one in enumerate(wanted):
                 announce(f"{one.part.file} ({place + 1} of {len(wanted)})")
@@ -124,8 +125,8 @@ def export(
     return out
 
 
-def _refuse_what_is_no_export(out: Path) -> None:
-    """Raise ConfigError if there is anything at the place that an earlier export did not write."""
+def _refuse_other_files(out: Path) -> None:
+    """Raise ConfigError if the directory holds anything but a previous export."""
     ours = {CARD, CONFIG, *(f"{part}.{suffix}" for part in get_args(PartName) for suffix in SUFFIXES.values())}
     try:
         found = {file.name for file in out.iterdir()}
@@ -135,7 +136,7 @@ def _refuse_what_is_no_export(out: Path) -> None:
         raise ConfigError(f"{out} cannot be written: {error.strerror}; choose another --out") from None
     others = found - ours or (found if CARD not in found else set())
     if others:
-        raise ConfigError(f"{out} holds {min(others)}, which is no export; choose another --out")
+        raise ConfigError(f"{out} holds {min(others)}, which is not of an export; choose another --out")
 
 
 def _parts_of(model: GenerativeModel, form: Format, wanted: Sequence[PartName]) -> list[_Exported]:
@@ -162,7 +163,7 @@ def _parts_of(model: GenerativeModel, form: Format, wanted: Sequence[PartName]) 
 
 
 def _alone(objective: Objective, network: str) -> Objective:
-    """A copy with one of its networks, for inference: what a program holds, it carries along, used or not."""
+    """Copy an objective with only one of its networks: an exported program contains every module it can reach."""
     alone = copy.deepcopy(objective).eval().requires_grad_(False)
     for name in set(alone.networks) - {network}:
         del alone.networks[name]
@@ -170,7 +171,7 @@ def _alone(objective: Objective, network: str) -> Objective:
 
 
 def _facts(model: GenerativeModel, checkpoint: Checkpoint) -> dict[str, str]:
-    """What every file says of itself."""
+    """Metadata of every file."""
     return {
         "preset": model.config.preset,
         "checkpoint_step": str(checkpoint.step),
@@ -199,7 +200,7 @@ def _onnx(one: _Exported, facts: dict[str, str]) -> bytes:
         dynamo=True,
         input_names=[port.name for port in one.part.inputs],
         output_names=[port.name for port in one.part.outputs],
-        # Once is enough: all inputs are of one batch, and a second name would be warned of.
+        # Named once: all inputs have the same batch size, and a second name causes a warning.
         dynamic_shapes={port.name: {} if place else {0: "N"} for place, port in enumerate(one.part.inputs)},
         verbose=False,
     )
@@ -219,9 +220,9 @@ _WRITERS: dict[Format, Callable[[_Exported, dict[str, str]], bytes]] = {
 
 
 def _program(one: _Exported) -> torch.export.ExportedProgram:
-    """The graph of a part, of torch's own operators: layers that have a faster way in eager code are plain there."""
+    """Trace a part to a graph of torch's own operators, without the faster kernels of eager mode."""
     rows = torch.export.Dim("N", min=1)
-    # Of two rows: one row would count as the only number that there can be.
+    # Two rows: torch would take one row for a constant.
     examples = tuple(
         torch.zeros(2, *port.shape, dtype=torch.int64 if port.dtype == "int64" else torch.float32)
         for port in one.part.inputs
@@ -231,7 +232,7 @@ def _program(one: _Exported) -> torch.export.ExportedProgram:
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
-                node.meta.pop("stack_trace", None)  # the paths of whoever exports are nobody else's business
+                node.meta.pop("stack_trace", None)  # holds private paths
     return program
 
 

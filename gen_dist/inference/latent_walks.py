@@ -1,4 +1,4 @@
-"""Latents worth decoding: a grid over the prior, walks along the posterior's directions, great circles."""
+"""Latents to decode into pictures: a grid over the prior, walks along principal directions, great circles."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def manifold_latents(columns: int, rows: int) -> NDArray[np.float32]:
     """Two latents on a grid of equal steps in prior probability (Kingma & Welling 2014, appendix A).
 
     Returns:
-        float32 [rows * columns, 2], row by row from the top left: the first latent grows to the right, the second
-        upwards, each the inverse normal CDF of the middles of equal parts of (0, 1).
+        float32 [rows * columns, 2], row by row from the top left. The first latent grows to the right, the second one
+        upwards. Each is the inverse normal CDF of the centres of equal parts of (0, 1).
     """
     normal = statistics.NormalDist()
     across = [normal.inv_cdf((i + 0.5) / columns) for i in range(columns)]
@@ -27,14 +27,15 @@ def principal_traversals(
     """Straight walks through the mean of the aggregate posterior along its principal directions.
 
     Args:
-        posterior_means: [N, D], N >= 1; one point has no direction, and all walks stay there.
-        rows: directions, those of largest variance first; no more than D are walked.
-        columns: latents a direction.
-        extent: ends of the walk, in standard deviations along the direction.
+        posterior_means: [N, D], N >= 1. A single point has no direction: all walks stay there.
+        rows: number of directions, at most D. Those of largest variance come first.
+        columns: latents of one walk.
+        extent: distance of both ends from the mean, in standard deviations along the direction.
 
     Returns:
-        (latents, shares): float32 [rows * columns, D], row by row from -extent to +extent, and float64 [rows], each
-        direction's share of the variance, 0..1. A direction points where its largest component is positive.
+        latents: float32 [rows * columns, D], row by row from -extent to +extent. The sign of a direction makes its
+            largest component positive.
+        shares: float64 [rows], share of the variance in each direction, 0..1.
     """
     mean, directions, deviations, shares = principal_directions(posterior_means)
     rows = min(rows, len(directions))
@@ -47,41 +48,42 @@ def principal_traversals(
 def great_circles(starts: NDArray[np.floating], ends: NDArray[np.floating], columns: int) -> NDArray[np.float32]:
     """Walks from each start to its end by spherical interpolation (White 2016).
 
-    Latents of a standard normal prior lie near a sphere; a straight walk would cross its inside, where none are.
+    Latents of a standard normal prior lie near a sphere. A straight walk would cross its inside, which has none.
 
     Args:
         starts: [rows, D].
         ends: [rows, D].
-        columns: latents a walk, both ends among them; at least 2.
+        columns: latents of one walk with both of its ends, at least 2.
 
     Returns:
-        float32 [rows * columns, D], walk by walk. The walk is straight where start and end lie on one line with the
-        origin: no great circle is the shortest one there.
+        float32 [rows * columns, D], walk by walk. A walk is straight if start, end and origin lie on one line, because
+        then no great circle is the shortest.
     """
-    parts = np.broadcast_to(np.linspace(0.0, 1.0, columns), (len(starts), columns))
-    return on_great_circles(starts, ends, parts)
+    fractions = np.broadcast_to(np.linspace(0.0, 1.0, columns), (len(starts), columns))
+    return on_great_circles(starts, ends, fractions)
 
 
 def on_great_circles(
-    starts: NDArray[np.floating], ends: NDArray[np.floating], parts: NDArray[np.floating]
+    starts: NDArray[np.floating], ends: NDArray[np.floating], fractions: NDArray[np.floating]
 ) -> NDArray[np.float32]:
-    """Latents of the walks of `great_circles` at parts [rows, columns] of the way: float32 [rows * columns, D]."""
+    """Points of the walks of `great_circles` at fractions [rows, columns] of the way: float32 [rows * columns, D]."""
     starts, ends = starts.astype(np.float64), ends.astype(np.float64)
     norms = np.linalg.norm(starts, axis=1) * np.linalg.norm(ends, axis=1)
     cosines = (starts * ends).sum(axis=1) / np.where(norms > 0, norms, 1.0)
     angles = np.arccos(np.clip(cosines, -1.0, 1.0))[:, None]
     on_a_line = (np.sin(angles) < 1e-6) | (norms[:, None] == 0)
     sines = np.where(on_a_line, 1.0, np.sin(angles))
-    of_start = np.where(on_a_line, 1.0 - parts, np.sin((1.0 - parts) * angles) / sines)
-    of_end = np.where(on_a_line, parts, np.sin(parts * angles) / sines)
-    walks = of_start[:, :, None] * starts[:, None, :] + of_end[:, :, None] * ends[:, None, :]
-    return walks.reshape(parts.size, -1).astype(np.float32)
+    start_weights = np.where(on_a_line, 1.0 - fractions, np.sin((1.0 - fractions) * angles) / sines)
+    end_weights = np.where(on_a_line, fractions, np.sin(fractions * angles) / sines)
+    walks = start_weights[:, :, None] * starts[:, None, :] + end_weights[:, :, None] * ends[:, None, :]
+    return walks.reshape(fractions.size, -1).astype(np.float32)
 
 
 def principal_directions(
     points: NDArray[np.floating],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean [D], directions [D, D] in rows, standard deviations [D] and shares of the variance [D], largest first."""
+    """Principal components of points [N, D]: mean [D], directions [D, D] in rows, standard deviations [D] and shares of
+    the variance [D], the largest first."""
     if points.ndim != 2 or points.size == 0:
         raise ValueError(f"expected [N, D] with N >= 1, got {list(points.shape)}")
     points = points.astype(np.float64)

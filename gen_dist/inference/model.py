@@ -1,4 +1,4 @@
-"""Using a trained model: load a run or checkpoint, then sample, encode, decode, reconstruct."""
+"""Use of a trained model: load a run or checkpoint, then sample, encode, decode, reconstruct."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from gen_dist.records.run_paths import RunPaths
 Result = TypeVar("Result")
 
 IMAGES_PER_CHUNK = 1000
-"""Images that go through a network at once, whatever number is asked for."""
+"""Maximum number of images in one forward pass."""
 
 
 class GenerativeModel:
-    """A trained objective in eval mode, images in and out as uint8. Results depend on arguments alone."""
+    """A trained objective in eval mode, with uint8 images in and out. Results depend on the arguments only."""
 
     def __init__(
         self,
@@ -38,32 +38,32 @@ class GenerativeModel:
         self.config = config
         self.image_shape = image_shape
         self.class_names = tuple(class_names)
-        """Names of the labels 0, 1, ... of the images that it learned."""
+        """Names of the labels 0, 1, ... of the training images."""
 
     @property
     def classes(self) -> int:
-        """Number of classes of the images that it learned, 1 where they had no labels."""
+        """Number of classes of the training images, 1 if they had no labels."""
         return len(self.class_names)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and so where inputs are moved to."""
+        """Device of the weights. Inputs are moved there."""
         return next(self.objective.parameters()).device
 
     def prior_latents(self, count: int, seed: int = 0, first_row: int = 0) -> Tensor:
-        """Standard normal latents float32 [count, D], a row the same whatever the count and the device.
+        """Draw standard normal latents float32 [count, D]. A row does not depend on the count or the device.
 
         Args:
             count: number of latents.
             seed: key of the latents.
-            first_row: number of the first of them among all that the seed has.
+            first_row: index of the first row among all latents of this seed.
 
         Raises:
             UserError: the seed is not in 0 .. 2^63 - 1.
         """
         if not 0 <= seed < 2**63:
             raise UserError(f"seed {seed} is not in 0 .. 2^63 - 1")
-        # Drawn on the CPU, whatever the device: others draw other numbers. The copy is the caller's to write to.
+        # Drawn on the CPU, because other devices draw other numbers. Cloned, so that the caller may write to it.
         latents = normal(
             Key(torch.tensor([seed, 0]), Stream.PRIOR, first_row), count, self.objective.latent_dim
         ).clone()
@@ -71,20 +71,20 @@ class GenerativeModel:
 
     @property
     def conditional(self) -> bool:
-        """Whether images are decoded from latents and labels."""
+        """True if images are decoded from latents and labels."""
         return self.objective.conditional
 
     def sample(self, count: int, labels: Tensor | None = None, seed: int = 0) -> Tensor:
-        """New images from the prior: uint8 [count, C, H, W]; the same ones for the same seed.
+        """Draw new images from the prior: uint8 [count, C, H, W]. The same seed gives the same images.
 
         Args:
             count: number of images.
-            labels: int64 [count], the classes that a conditional model is to show. None takes all of them in turn.
+            labels: int64 [count], classes of the images of a conditional model. None takes all classes in turn.
             seed: key of the latents.
 
         Raises:
-            UserError: the model has no prior, count is not positive, the seed is out of range, or labels are given to a
-                model without classes, or are not those of its classes.
+            UserError: the model has no prior, count is not positive, the seed is out of range, the labels are not those
+                of the model's classes, or the model is not conditional and labels are given.
         """
         if not self.objective.generates:
             raise UserError(
@@ -96,10 +96,10 @@ class GenerativeModel:
         return self.images(self.prior_latents(count, seed), labels)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Posterior of images uint8 [N, C, H, W]: mean float32 [N, D] and log-variance [N, D] (None without one).
+        """Posterior of images uint8 [N, C, H, W]: mean float32 [N, D] and log-variance [N, D], or None if it has none.
 
         Raises:
-            UserError: the images are of another shape or dtype than the model's, or the model has no encoder.
+            UserError: shape or dtype of the images is not the model's, or the model has no encoder.
         """
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape:
             raise UserError(
@@ -110,19 +110,20 @@ class GenerativeModel:
         return torch.cat(means), None if logvars[0] is None else torch.cat(logvars)
 
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """What latents float32 [N, D] decode to: float32 [N, C, H, W].
+        """Decode latents float32 [N, D] to float32 [N, C, H, W].
 
-        Of a VAE these are logits (Bernoulli) or means (Gaussian), of a GAN images in -1..1. `labels` are as in
-        `sample`.
+        A VAE gives logits (Bernoulli) or means (Gaussian), a GAN images in -1..1. `labels` are as in `sample`.
 
         Raises:
-            UserError: the latents are of another width than the model's, or the labels do not go with them.
+            UserError: the width of the latents is not the model's, or the labels do not match them.
         """
         if latents.ndim != 2 or latents.shape[1] != self.objective.latent_dim:
             raise UserError(f"latents are {list(latents.shape)}; the model takes [N, {self.objective.latent_dim}]")
         if not self.conditional:
             if labels is not None:
-                raise UserError(f"a model of preset {self.config.preset} knows no classes; leave out the labels")
+                raise UserError(
+                    f"a model of preset {self.config.preset} is not conditional on classes; leave out the labels"
+                )
             return torch.cat(self._chunked(self.objective.decode, latents))
         if labels is None:
             labels = torch.arange(len(latents)) % self.classes
@@ -136,11 +137,11 @@ class GenerativeModel:
         return torch.cat(self._chunked(self.objective.decode, latents, labels.long()))
 
     def images(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images uint8 [N, C, H, W] that latents float32 [N, D] decode to; `labels` are as in `sample`."""
+        """Decode latents float32 [N, D] to images uint8 [N, C, H, W]. `labels` are as in `sample`."""
         return self.objective.pixels(self.decode(latents, labels)).mul(255.0).round().to(torch.uint8)
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Images uint8 [N, C, H, W] decoded from the posterior means of images of the same shape."""
+        """Decode the posterior means of images uint8 [N, C, H, W] to images of the same shape."""
         return self.images(self.encode(images)[0])
 
     def _chunked(self, function: Callable[..., Result], *inputs: Tensor) -> list[Result]:
@@ -155,13 +156,13 @@ class GenerativeModel:
 
 
 def load(path: str | Path, device: str = "cpu", announce: Callable[[str], None] = print) -> GenerativeModel:
-    """The trained model of a run directory (its newest whole checkpoint) or of one checkpoint directory.
+    """Load the model of a run directory (its newest whole checkpoint) or of one checkpoint directory.
 
-    The weights are the moving average where the run kept one.
+    The weights are their moving average if the run kept one.
 
     Raises:
         CheckpointError: there is no run or checkpoint at the path, or it is damaged.
-        UserError: a GPU is asked for and there is none.
+        UserError: `device` is cuda and there is no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda was asked for, but torch sees no GPU here; use cpu")
@@ -169,7 +170,7 @@ def load(path: str | Path, device: str = "cpu", announce: Callable[[str], None] 
 
 
 def read_checkpoint(path: Path, announce: Callable[[str], None]) -> tuple[Checkpoint, TrainConfig]:
-    """One checkpoint directory, or the newest whole one of a run directory, with the config of its run.
+    """Read one checkpoint directory, or the newest whole checkpoint of a run directory, and the config of its run.
 
     Raises:
         CheckpointError: there is no run or checkpoint at the path, or it is damaged.
@@ -184,7 +185,7 @@ def read_checkpoint(path: Path, announce: Callable[[str], None]) -> tuple[Checkp
 
 
 def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.device = "cpu") -> GenerativeModel:
-    """The model of a checkpoint; its weights are the moving average where the run kept one."""
+    """The model of a checkpoint. Its weights are their moving average if the run kept one."""
     channels, height, width = checkpoint.facts["image_shape"]
     class_names = checkpoint.facts["class_names"]
     objective = build_objective(config, (channels, height, width), len(class_names))

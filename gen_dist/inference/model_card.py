@@ -1,4 +1,4 @@
-"""The model card of an export: what its files are, how they were trained, how to load them in a few lines."""
+"""Model card of an export: what its files are, how they were trained, and how to load them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gen_dist.records.run_paths import RunPaths
 
 
 class Port(NamedTuple):
-    """An input or output of an exported network."""
+    """Input or output of an exported network."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    """Of one image or latent; the batch comes before it, any number from 1."""
+    """Shape of one image or latent, without the batch dimension."""
     meaning: str
 
     def __str__(self) -> str:
@@ -28,13 +28,13 @@ class Port(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A network that is exported."""
+    """An exported network."""
 
     name: str
     """`decoder` or `encoder`."""
     file: str
     network: str
-    """Its name in the objective: the decoder of a GAN is its generator."""
+    """Its name in the objective. The decoder of a GAN is its generator."""
     inputs: Sequence[Port]
     outputs: Sequence[Port]
 
@@ -51,13 +51,13 @@ def card(
     """The card as Markdown.
 
     Args:
-        model: what is exported.
-        checkpoint: which it is from.
-        run: directory of the run, for its metrics and its command.
-        form: the format of the files.
-        parts: what is exported.
+        model: the exported model.
+        checkpoint: its checkpoint.
+        run: run directory, for metrics and command.
+        form: format of the files.
+        parts: exported networks.
         files: content of each file beside the card, by its name.
-        announce: takes a line about records of the run that cannot be used.
+        announce: takes a line about each file of the run that cannot be read.
     """
     config, step = model.config, checkpoint.step
     images_seen = step * config.global_batch_size
@@ -102,10 +102,10 @@ def _lines_of(part: Part) -> str:
 
 
 def _code(model: GenerativeModel, form: str, parts: Sequence[Part]) -> str:
-    """Python that loads the files of the directory that it runs in, and uses them once."""
+    """Python code that loads the files from its working directory, and uses them once."""
     array = "np" if form == "onnx" else "torch"
     lines = [*_opening(model, form), *(_load(part, form) for part in parts)]
-    for part in reversed(parts):  # the encoder first: of an autoencoder it gives the decoder's latents
+    for part in reversed(parts):  # the encoder first: that of an autoencoder gives the decoder's latents
         for port in part.inputs:
             sides = ", ".join(map(str, port.shape))
             if port.name == "images":
@@ -149,18 +149,18 @@ def _call(part: Part, form: str) -> str:
     inputs, outputs = [port.name for port in part.inputs], [port.name for port in part.outputs]
     given = ", ".join(outputs)
     match form:
-        case "onnx":  # gives a list, whatever its length
+        case "onnx":  # always returns a list
             fed = ", ".join(f'"{name}": {name}' for name in inputs)
             return f"{given}{',' * (len(outputs) == 1)} = {part.name}.run(None, {{{fed}}})"
         case "torch-export":
             return f"{given} = {part.name}({', '.join(inputs)})"
-    if part.name == "encoder":  # gives two, the second None where there is none, and takes 0..255
+    if part.name == "encoder":  # returns a pair, whose second part may be None, and takes 0..255
         return f"{given}{', _' * (len(outputs) == 1)} = model.encode(images * 255)"
     return f"{given} = model.pixels(model.decode({', '.join(inputs)}))"
 
 
 def _command(environment: Mapping[str, Any]) -> str | None:
-    """Command that the run was last started by; None where that was not ours, as in the workers of Ray."""
+    """Command that last started the run; None if it was not one of ours, e.g. in a worker of Ray."""
     program, *options = environment.get("command") or [""]
     path = Path(program)
     if path.parent.name == "launch":
@@ -173,7 +173,7 @@ def _command(environment: Mapping[str, Any]) -> str | None:
 
 
 def _metrics(run: Path, step: int, announce: Callable[[str], None]) -> str:
-    """Of this very step: what an evaluation found, else what the run itself did."""
+    """Metrics of exactly this step: from an evaluation, or else from the end of the run."""
     evaluation, summary = (_read(file, announce) for file in (RunPaths(run).evaluation, RunPaths(run).summary))
     if evaluation.get("checkpoint_step") == step:
         source, found = f"evaluation of the {evaluation.get('split', 'test')} split", evaluation.get("metrics", {})
@@ -181,7 +181,7 @@ def _metrics(run: Path, step: int, announce: Callable[[str], None]) -> str:
         source, found = "the end of the run", summary.get("final", {})
         found = {name: value for name, value in found.items() if name.startswith(("test/", "samples/"))}
     else:
-        return "None are recorded of this step."
+        return "No metrics are recorded for this step."
     numbers = [(name, f"{value:.6g}") for name, value in found.items() if isinstance(value, int | float)]
     return f"From {source}.\n\n{_table(('metric', 'value'), numbers)}"
 
@@ -192,7 +192,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _read(file: Path, announce: Callable[[str], None]) -> dict[str, Any]:
-    """A JSON object of the run's; an empty one where it has no such file, or none that can be read."""
+    """Read a JSON object; an empty one if the file is missing or cannot be read."""
     try:
         found = json.loads(file.read_text())
     except FileNotFoundError:

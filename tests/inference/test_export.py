@@ -260,7 +260,7 @@ def test_a_card_tells_digests_and_the_metrics_of_its_own_step(runs: Callable[[st
         if path.name != "card.md":
             assert f"| {hashlib.sha256(path.read_bytes()).hexdigest()} |" in cards[1]
     before = export(checkpoints.checkpoint_paths(run)[1], "safetensors", tmp_path / "before", announce=_silent)
-    assert "None are recorded of this step." in (before / "card.md").read_text()
+    assert "No metrics are recorded for this step." in (before / "card.md").read_text()
 
 
 def test_the_command_of_a_card_is_ours_alone(runs: Callable[[str], Path], tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def _error_of(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (["{run}"], "--format"),
         (["{run}", "--format", "safetensors", "--parts", "encoder"], "has no encoder"),
         (["{run}", "--format", "safetensors", "--out", "/proc/none"], "/proc/none cannot be written"),
-        (["{run}", "--format", "safetensors", "--out", "{run}"], "which is no export"),
+        (["{run}", "--format", "safetensors", "--out", "{run}"], "which is not of an export"),
         (["{run}", "--format", "safetensors", "--out", "{run}/config.json"], "cannot be written: Not a directory"),
     ],
 )

@@ -136,7 +136,7 @@ def test_wrong_inputs_are_told_what_is_right(runs: Path) -> None:
         model.decode(torch.zeros(2, 6))
     with pytest.raises(UserError, match="count 0"):
         model.sample(0)
-    with pytest.raises(UserError, match="knows no classes"):
+    with pytest.raises(UserError, match="is not conditional on classes"):
         model.sample(2, labels=torch.tensor([0, 1]))
     conditional = gen_dist.load(_run_of(runs, "conditional gan"))
     with pytest.raises(UserError, match="labels are 0 to 10; the model's are 0 to 9"):
@@ -198,7 +198,7 @@ def test_replay_prints_the_losses_of_the_run(step: int, runs: Path) -> None:
         (["sample", "{run}", "--count", "0"], "count 0"),
         (["sample", "{run}", "--count", "x"], "--count"),
         (["sample", "{run}", "--seed", "-1"], "seed -1"),
-        (["sample", "{run}", "--labels", "3"], "knows no classes"),
+        (["sample", "{run}", "--labels", "3"], "is not conditional on classes"),
         (["sample", "{run}", "--seed", str(2**63)], f"seed {2**63}"),
         (["sample", "{run}", "--out", "/proc/none.png"], "cannot be written"),
         (["sample", "{run}", "--device", "cuda"], "no GPU"),
