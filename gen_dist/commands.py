@@ -1,4 +1,4 @@
-"""The commands of `gen-dist`: what there is to do with presets and with runs."""
+"""The commands of `gen-dist`, on presets and on runs."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def sample(
         count: Number of images.
         out: PNG file to write.
         columns: Images a row.
-        labels: Classes that a conditional model is to show, by number, in turn. All of them if none is named.
-        seed: Key of the latents: the same seed gives the same images.
+        labels: Numbers of the classes that a conditional model draws in turn. All classes if none is named.
+        seed: Key of the latents. The same seed gives the same images.
         device: Where to compute.
     """
     import torch
@@ -79,17 +79,17 @@ def evaluate(
     inception_weights: Path | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
-    """Measure a trained model against the test split, into evaluation.json of its run directory.
+    """Measure a trained model against the test split and write evaluation.json in its run directory.
 
     Args:
-        run: Run directory; its newest whole checkpoint is evaluated.
-        metrics: What to measure, such as fid kid nll. All that the model has if none is named.
-        samples: Images to draw, and walks through the latent space.
-        nll_samples: Importance samples of one image.
-        nll_images: Test images that nll is measured on, spread over the split. All of them if not given.
+        run: Run directory. Its newest whole checkpoint is evaluated.
+        metrics: Metrics, such as fid kid nll. All that the model has if none is named.
+        samples: Number of images to draw, and of walks through the latent space.
+        nll_samples: Importance samples per image.
+        nll_images: Number of test images for nll, spread over the split. All if not given.
         data_root: Directory with the torchvision data sets, if it has moved since the run.
-        features: Network whose features are compared; digits for 28 x 28 grey images if not given.
-        inception_weights: File of InceptionV3's weights; downloaded if not given.
+        features: Network whose features are compared. For 28 x 28 grey images it is digits if not given.
+        inception_weights: File with the weights of InceptionV3. Downloaded if not given.
         device: Where to compute.
     """
     from gen_dist.evaluation import evaluator as evaluation
@@ -116,14 +116,14 @@ def compare(
     out: Path = Path(),
     evaluate: bool = True,
 ) -> None:
-    """Tell which of some runs is better at what: a table, compare.png, compare.md and compare.json.
+    """Compare runs, metric by metric, in a table, compare.png, compare.md and compare.json.
 
-    Runs of one config with different seeds are taken together.
+    Runs that differ in their seed only are one group.
 
     Args:
-        runs: Two run directories or more, on the same data.
+        runs: Two or more run directories, on the same data.
         out: Directory to write to.
-        evaluate: Evaluate those runs first that have no evaluation of their newest checkpoint.
+        evaluate: First evaluate runs that have no evaluation of their newest checkpoint.
     """
     import json
 
@@ -132,9 +132,9 @@ def compare(
     from gen_dist.reports.comparison_picture import save_comparison
 
     if len(runs) < 2:
-        raise ConfigError("compare needs two runs or more, as in gen-dist compare runs/vae-mnist runs/dcgan-mnist")
+        raise ConfigError("compare needs two or more runs, as in gen-dist compare runs/vae-mnist runs/dcgan-mnist")
     try:
-        out.mkdir(parents=True, exist_ok=True)  # before what takes minutes
+        out.mkdir(parents=True, exist_ok=True)  # before anything that takes minutes
     except OSError as error:
         raise ConfigError(f"{out} cannot be written to: {error.strerror}") from None
     comparison = comparison_of(read_runs(runs, _evaluate if evaluate else None))
@@ -156,13 +156,13 @@ def report(
     evaluate: bool = True,
     step_times: bool = True,
 ) -> None:
-    """Write one HTML file about a run, or about several with their comparison first. It needs nothing else.
+    """Write one self-contained HTML file about a run, or about several runs and their comparison.
 
     Args:
-        runs: Run directories; several are to be on the same data.
-        out: HTML file to write. None is report.html in the first run.
-        evaluate: Evaluate those runs first that have no evaluation of their newest checkpoint.
-        step_times: Replay steps of each run for some seconds, to tell where their time goes.
+        runs: Run directories, on the same data if there are several.
+        out: HTML file to write. If not given, report.html in the first run directory.
+        evaluate: First evaluate runs that have no evaluation of their newest checkpoint.
+        step_times: Replay steps of each run for a few seconds, to measure where their time goes.
     """
     from gen_dist.records.run_paths import RunPaths
     from gen_dist.reports import write_report
@@ -172,7 +172,7 @@ def report(
     if not runs:
         raise ConfigError("report needs a run, as in gen-dist report runs/vae-mnist")
     path = out or RunPaths(runs[0]).report
-    if out and not out.parent.is_dir():  # before what takes minutes
+    if out and not out.parent.is_dir():  # before anything that takes minutes
         raise ConfigError(f"{out} cannot be written: there is no directory {out.parent}")
     read = read_runs(runs, _evaluate if evaluate else None)
     if step_times:
@@ -193,8 +193,8 @@ def export(
     Args:
         run: Run directory, or one checkpoint in it.
         format: Plain weights (safetensors), or whole programs for any number of images (onnx, torch-export).
-        out: Directory to write. None is export-FORMAT in the run directory.
-        parts: What to write. All that the model has if none is named.
+        out: Directory to write. If not given, export-FORMAT in the run directory.
+        parts: Parts to write. All that the model has if none is named.
     """
     from gen_dist.inference.export import export as write_export
 
@@ -207,7 +207,7 @@ def presets() -> None:
 
 
 def replay(run: tyro.conf.Positional[Path], /, step: int) -> None:
-    """Run one step of a run again and print its losses; the run directory stays as it is.
+    """Run one step of a run again and print its losses. The run directory is not changed.
 
     Args:
         run: Run directory.
@@ -216,7 +216,7 @@ def replay(run: tyro.conf.Positional[Path], /, step: int) -> None:
     from gen_dist.training.replay import replay as replay_step
 
     logs = replay_step(run, step)
-    scalars = {name: value for name, value in logs.items() if isinstance(value, float)}  # the others are histograms
+    scalars = {name: value for name, value in logs.items() if isinstance(value, float)}  # without histograms
     print(f"step {step}  " + "  ".join(f"{name} {value:.6f}" for name, value in scalars.items()))
 
 
