@@ -1,4 +1,4 @@
-"""How SIGTERM and SIGINT ask a process to save and stop."""
+"""SIGTERM and SIGINT as requests to save and stop."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNAL_ECHO_SECONDS = 3.0
-"""A terminal signals all processes and launchers pass it on again: what follows so soon is the same wish."""
+"""A signal this soon after the first is the same request: a terminal signals all processes, and so do launchers."""
 
 
 @contextlib.contextmanager
 def stop_signals(stop: threading.Event, heard: Callable[[], None] | None = None) -> Iterator[threading.Event]:
-    """Within it, SIGTERM and SIGINT set the event; one more, seconds later, acts as usual, for the impatient.
+    """Within it, SIGTERM and SIGINT set the event. A second signal, seconds later, has its usual effect.
 
     Args:
-        stop: the event, which is also given.
+        stop: the event, which is also yielded.
         heard: called when the first of them sets it.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python delivers signals to the main thread alone; there the caller sees to them.
+        yield stop  # Python delivers signals to the main thread only, where the caller handles them.
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     first_at = 0.0

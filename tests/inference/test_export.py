@@ -1,4 +1,4 @@
-"""Exported networks compute what the model computes, and carry what it takes to use them."""
+"""Exported networks compute the outputs of the model, and come with instructions."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from tests.support.runs import OBJECTIVES, each_of, small_config
 
 PROGRAMS: tuple[Format, ...] = ("onnx", "torch-export")
 TOLERANCE = {"onnx": 1e-5, "torch-export": 1e-6}
-"""Relative, and absolute for intensities in 0..1."""
+"""Relative tolerance, and absolute tolerance for intensities in 0..1."""
 QUICK = frozenset({"autoencoder", "vae, convolutional", "conditional dcgan", "r3gan", "vae-gan"})
-"""One of each kind of network and of model; the others are in `make test-all`."""
+"""One of each kind of network and of model. `make test-all` has the others."""
 
 
 def _silent(_line: str) -> None:
@@ -46,7 +46,7 @@ def _silent(_line: str) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Takes the name of an objective to a finished run of it."""
+    """Function from the name of an objective to a finished run of it."""
     os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
     parent = tmp_path_factory.mktemp("runs")
 
@@ -61,7 +61,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def exports(runs: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Format], Path]:
-    """Takes the name of an objective and a format to an export of its run."""
+    """Function from the name of an objective and a format to an export of its run."""
     parent = tmp_path_factory.mktemp("exports")
 
     def export_of(objective: str, form: Format) -> Path:
@@ -72,7 +72,7 @@ def exports(runs: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactor
 
 
 def _functions(directory: Path, form: str) -> dict[str, Callable[..., list[Tensor]]]:
-    """What the files of an export compute, by the name of the part."""
+    """Functions of the files of an export, by name of the part."""
     return {path.stem: _function(path, form) for path in directory.glob(f"*.{SUFFIXES[form]}")}  # type: ignore[index]
 
 
@@ -133,7 +133,7 @@ def _run_of_preset(preset: str, path: Path) -> Path:
 def test_every_preset_exports_at_its_full_size(preset: str, tmp_path: Path) -> None:
     run = _run_of_preset(preset, tmp_path / "run")
     for form in PROGRAMS:
-        # Eager code lays out maps in another order on CPUs, which deep networks round otherwise: by up to 2e-6.
+        # On CPUs, eager code uses another memory layout, which rounds differently: by up to 2e-6 in deep networks.
         tolerance = 1e-5 if isinstance(PRESETS[preset].network, ResnetConfig) else TOLERANCE[form]
         _assert_equal_to_the_model(run, form, export(run, form, announce=_silent), tolerance)
     _assert_weights_give_the_same_bits(run, export(run, "safetensors", announce=_silent))
@@ -146,7 +146,7 @@ def _code_of(directory: Path) -> str:
 
 
 def _run_code_of(directory: Path) -> dict[str, Any]:
-    """Variables after the code of a card, run where it is."""
+    """Variables after running the code of a card in its directory."""
     variables: dict[str, Any] = {}
     with contextlib.chdir(directory):
         exec(_code_of(directory), variables)
@@ -211,7 +211,7 @@ def test_files_hold_neither_the_discriminator_nor_paths(
         assert str(run.parent).encode() not in stored
 
 
-def test_the_weights_are_the_moving_average_and_say_what_they_are(
+def test_exported_weights_are_the_moving_average(
     runs: Callable[[str], Path], exports: Callable[[str, Format], Path]
 ) -> None:
     run, out = runs("conditional dcgan"), exports("conditional dcgan", "safetensors")
@@ -274,9 +274,7 @@ def test_the_command_of_a_card_is_ours_alone(runs: Callable[[str], Path], tmp_pa
         assert "/home/one" not in card and "default_worker" not in card
 
 
-def test_the_same_command_again_replaces_an_export_and_nothing_else(
-    runs: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_exporting_again_replaces_only_an_export(runs: Callable[[str], Path], tmp_path: Path) -> None:
     run, out = runs("vae"), tmp_path / "deep/out"
     export(run, "safetensors", out, ["decoder", "encoder"], _silent)
     assert {file.name for file in out.iterdir()} == {
@@ -348,7 +346,7 @@ def test_a_run_without_a_checkpoint_is_told_so(
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+def test_a_missing_package_is_named_with_its_extra(
     package: str,
     runs: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,

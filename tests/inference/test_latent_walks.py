@@ -1,4 +1,4 @@
-"""Latents that pictures decode: steps of probability, walks along principal directions and great circles."""
+"""Latents for pictures: equal steps of probability, walks along principal directions and great circles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gen_dist.inference import latent_walks
 from tests.support.digits import codes, digits
 
 
-def test_manifold_latents_take_equal_steps_of_probability_from_the_top_left():
+def test_manifold_latents_take_equal_steps_of_probability():
     latents = latent_walks.manifold_latents(5, 4)
     assert latents.shape == (20, 2) and latents.dtype == np.float32
     grid = latents.reshape(4, 5, 2)
@@ -18,7 +18,7 @@ def test_manifold_latents_take_equal_steps_of_probability_from_the_top_left():
     np.testing.assert_allclose(grid[:, 0, 1], [1.1503494, 0.3186394, -0.3186394, -1.1503494], atol=1e-6)
 
 
-def test_traversals_walk_the_directions_of_largest_variance_through_the_mean():
+def test_traversals_follow_the_directions_of_largest_variance():
     rng = np.random.default_rng(0)
     rotation = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     deviations = np.array([5.0, 3.0, 2.0, 1.0, 0.5, 0.1])
@@ -34,7 +34,7 @@ def test_traversals_walk_the_directions_of_largest_variance_through_the_mean():
     np.testing.assert_allclose(along, 1, atol=0.01)
 
 
-def test_a_traversal_points_where_its_largest_component_is_positive():
+def test_the_largest_component_of_a_direction_is_positive():
     means = codes(digits()[0], 8) @ np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0]
     walks = latent_walks.principal_traversals(means, 8, 3)[0].reshape(8, 3, 8)
     ends = walks[:, 2] - walks[:, 0]
@@ -48,7 +48,7 @@ def test_traversals_of_few_latents_and_few_images_are_finite(count):
     assert np.isfinite(latents).all() and np.isfinite(shares).all()
 
 
-def test_a_great_circle_goes_from_start_to_end_in_equal_angles_on_the_sphere():
+def test_a_great_circle_has_equal_angles_on_the_sphere():
     rng = np.random.default_rng(0)
     starts, ends = rng.normal(size=(2, 6, 50))
     starts, ends = (5 * one / np.linalg.norm(one, axis=1, keepdims=True) for one in (starts, ends))

@@ -1,4 +1,4 @@
-"""Using a trained model: load, sample, encode, decode, and the commands on top of it."""
+"""Use of a trained model: load, sample, encode, decode, and the commands for it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WITHOUT_ENCODER = [name for name in ADVERSARIAL if name != "vae-gan"]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Takes a finished run of each objective, made when it is asked for, in directories numbered as in OBJECTIVES."""
+    """Function from the name of an objective to a finished run of it, which is made at the first call."""
     os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
     return tmp_path_factory.mktemp("runs")
 
@@ -72,7 +72,7 @@ def test_a_loaded_generator_is_the_trained_one(objective: str, runs: Path) -> No
     with torch.no_grad():
         assert torch.equal(model.decode(latents, labels), trainer.best_objective.decode(latents, labels))
     assert model.conditional == ("conditional" in objective or "projection" in objective)
-    assert torch.equal(model.sample(25), model.images(latents, labels))  # all classes in turn unless told otherwise
+    assert torch.equal(model.sample(25), model.images(latents, labels))  # all classes in turn by default
     assert model.images(latents).shape == (25, *SHAPE)
 
 
@@ -126,7 +126,7 @@ def test_an_autoencoder_says_why_it_cannot_sample(runs: Path) -> None:
         gen_dist.load(_run_of(runs, "autoencoder")).sample(3)
 
 
-def test_wrong_inputs_are_told_what_is_right(runs: Path) -> None:
+def test_wrong_inputs_are_refused_with_the_right_shape(runs: Path) -> None:
     model = gen_dist.load(_run_of(runs, "vae"))
     with pytest.raises(UserError, match=r"takes uint8 \[N, 1, 28, 28\]"):
         model.encode(torch.zeros(2, 1, 28, 28))
@@ -147,7 +147,7 @@ def test_wrong_inputs_are_told_what_is_right(runs: Path) -> None:
         conditional.encode(torch.zeros(2, 1, 28, 28, dtype=torch.uint8))
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_directories_of_no_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no run or checkpoint directory"):
         gen_dist.load(tmp_path)
     (tmp_path / "config.json").write_text("{}")
@@ -170,7 +170,7 @@ def test_the_sample_command_writes_a_grid(runs: Path, tmp_path: Path) -> None:
         assert picture.width > picture.height
 
 
-def test_the_sample_command_shows_the_classes_that_it_is_asked_for(runs: Path, tmp_path: Path) -> None:
+def test_the_sample_command_draws_the_requested_classes(runs: Path, tmp_path: Path) -> None:
     path, out = _run_of(runs, "conditional gan"), tmp_path / "grid.png"
     done = _gen_dist("sample", path, "--count", 7, "--labels", 3, 1, "--columns", 2, "--out", out)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Charts show every class in a colour that can be told from the others, and what the records say of samples."""
+"""Charts show every class in a colour of its own, and the records of samples."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def share_records(classes: int, steps: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("steps", [1, 2, 10])
 @pytest.mark.parametrize("classes", [2, 10, 100])
-def test_class_shares_fill_the_chart_in_the_colours_of_the_classes(tmp_path, classes, steps, recwarn):
+def test_class_shares_fill_the_chart_in_class_colours(tmp_path, classes, steps, recwarn):
     names = [f"class {label}" for label in range(classes)]
     charts.save_class_shares(tmp_path / "shares.png", share_records(classes, steps), names)
     shown = read_png(tmp_path / "shares.png")[:, :, :3]
@@ -100,7 +100,7 @@ def test_long_class_names_stay_on_the_page(tmp_path):
     assert (read_png(tmp_path / "shares.png")[:, -10:, :3] == 255).all()
 
 
-def test_shares_that_are_not_finite_or_of_other_classes_are_passed_over(tmp_path):
+def test_infinite_shares_and_those_of_other_classes_are_ignored(tmp_path):
     broken = [{"step": 5, "samples/class_shares": [None, 1.0]}, {"step": 6, "samples/class_shares": [1.0]}]
     with pytest.raises(ValueError, match="no record has the shares of 2 classes"):
         charts.save_class_shares(tmp_path / "shares.png", broken, ["zero", "one"])

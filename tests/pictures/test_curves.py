@@ -1,4 +1,4 @@
-"""Curves have a panel for each figure of a run, in which lines that belong together are drawn together."""
+"""Curves have one panel for each figure of a run, with all of its lines."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def gan_records(last_step: int = 2000) -> list[dict[str, Any]]:
     return records
 
 
-def test_phases_share_a_panel_and_so_do_accuracies_and_gradient_norms():
+def test_figures_of_all_phases_share_a_panel():
     panels = panels_of(gan_records())
     assert {name: list(lines) for name, lines in panels.items()} == {
         "loss": ["discriminator", "generator"],
@@ -138,7 +138,7 @@ def drawn_axis(name: str, records: list[dict[str, Any]]) -> Any:
     return axes
 
 
-def test_gradient_norms_have_a_logarithmic_axis_with_labels_and_room_for_the_legend():
+def test_gradient_norms_have_a_readable_logarithmic_axis():
     axes = drawn_axis("gradient_norm", gan_records())
     low, high = axes.get_ylim()
     assert axes.get_yscale() == "log"

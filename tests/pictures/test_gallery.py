@@ -1,4 +1,4 @@
-"""Which pictures a run makes follows from what its model can do and what its records have."""
+"""The pictures of a run follow from the abilities of its model and the content of its records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.runs import small_config, small_dataset
 
 
 class LabelledGenerator:
-    """Stands for a conditional model without encoder: an image's intensity is its label, and latents show nowhere."""
+    """A conditional model without encoder. The intensity of an image is its label; latents have no effect."""
 
     conditional = True
     encodes = False
@@ -60,7 +60,7 @@ def vae(objective: str) -> tuple[GenerativeModel, Dataset]:
     return GenerativeModel(built, config, dataset.image_shape, dataset.class_names), dataset
 
 
-def test_a_model_without_encoder_makes_samples_interpolations_and_curves(tmp_path):
+def test_a_model_without_encoder_has_no_latent_pictures(tmp_path):
     gallery = gallery_of(LabelledGenerator(), labelled_dataset(10), tmp_path)
     assert gallery.at_step(5) == {"samples": tmp_path / "samples/step_00000005.png"}
     made = gallery.at_end([{"step": 1, "train/generator/loss": 1.0}])
@@ -82,7 +82,7 @@ def test_an_autoencoder_generates_nothing(tmp_path):
     assert set(gallery.at_end([])) == {"latent_scatter", "latent_manifold"}
 
 
-def test_classes_and_scores_have_pictures_where_records_have_them(tmp_path):
+def test_classes_and_scores_have_pictures_if_recorded(tmp_path):
     gallery = gallery_of(LabelledGenerator(), labelled_dataset(10), tmp_path)
     records: list[dict[str, Any]] = [{"step": 1, "samples/class_shares": [0.1] * 10}]
     assert set(gallery.at_end(records)) - {"curves", "interpolations"} == {"class_shares"}
@@ -98,7 +98,7 @@ def test_records_of_lists_alone_make_no_curves_and_no_error(tmp_path):
 
 
 @pytest.mark.parametrize("classes", [3, 10, 100])
-def test_a_conditional_model_shows_a_row_a_class_and_each_walk_within_one(tmp_path, classes):
+def test_a_conditional_model_has_rows_and_walks_of_one_class(tmp_path, classes):
     model = LabelledGenerator()
     gallery = gallery_of(model, labelled_dataset(classes), tmp_path)
     gallery.at_step(1)

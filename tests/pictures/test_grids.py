@@ -1,4 +1,4 @@
-"""Pictures are whole PNG files of a pleasant size that show what they claim to show."""
+"""Pictures are whole PNG files of a readable size, with the images in their places."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_colours_keep_their_channels(tmp_path):
     assert read_png(tmp_path / "grid.png")[100, 100].tolist() == [10, 20, 30]
 
 
-def test_originals_stand_left_of_their_reconstructions_and_pairs_stand_apart(tmp_path, digits):
+def test_originals_are_left_of_their_reconstructions(tmp_path, digits):
     originals = digits[0][:11]
     reconstructions = 255 - originals
     grids.save_reconstructions(tmp_path / "pairs.png", originals, reconstructions, pairs_per_row=4)
@@ -74,13 +74,13 @@ def test_originals_stand_left_of_their_reconstructions_and_pairs_stand_apart(tmp
         np.zeros((0, 1, 28, 28), np.uint8),
     ],
 )
-def test_what_is_no_batch_of_images_is_refused(tmp_path, images):
+def test_arrays_of_no_image_batch_are_refused(tmp_path, images):
     with pytest.raises(ValueError, match="expected uint8"):
         grids.save_grid(tmp_path / "grid.png", images)
     assert not list(tmp_path.iterdir())
 
 
-def test_originals_and_reconstructions_of_different_shape_are_refused(tmp_path, digits):
+def test_pairs_of_different_shapes_are_refused(tmp_path, digits):
     with pytest.raises(ValueError, match="differ in shape"):
         grids.save_reconstructions(tmp_path / "pairs.png", digits[0][:4], digits[0][:3])
 

@@ -1,4 +1,4 @@
-"""What a run shows fits the terminal or the log it is shown on, and showing it can never stop the run."""
+"""Progress fits the terminal or the log, and showing it cannot stop the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.conftest import REPOSITORY
 from tests.support.trackers import make_tracker
 
 
-def test_a_pipe_gets_plain_lines_with_first_last_and_tests_always(tmp_path):
+def test_a_pipe_gets_plain_lines_with_first_last_and_tests(tmp_path):
     stream = io.StringIO()
     with make_tracker(tmp_path, steps=100, stream=stream) as run:
         for step in range(1, 101):
@@ -59,7 +59,7 @@ CHECKS: dict[str, float | Sequence[float]] = {
 }
 
 
-def test_a_gan_shows_losses_what_the_discriminator_told_right_and_the_last_checks(tmp_path):
+def test_a_gan_shows_losses_accuracies_and_the_last_checks(tmp_path):
     stream = io.StringIO()
     with make_tracker(tmp_path, steps=3, stream=stream) as run:
         run.log(1, GAN_METRICS)
@@ -74,7 +74,7 @@ def test_a_gan_shows_losses_what_the_discriminator_told_right_and_the_last_check
     )
 
 
-def test_a_vae_shows_the_checks_of_its_samples_beside_its_test_metrics(tmp_path):
+def test_a_vae_shows_sample_checks_beside_its_test_metrics(tmp_path):
     stream = io.StringIO()
     with make_tracker(tmp_path, steps=100, stream=stream) as run:
         run.log(100, {"train/loss": 107.9, "test/negative_elbo": 104.5, "test/kl": 25.0} | CHECKS)
@@ -83,7 +83,7 @@ def test_a_vae_shows_the_checks_of_its_samples_beside_its_test_metrics(tmp_path)
     assert test == "step 100/100  test  negative_elbo 104.50  kl 25.00  samples  diversity 0.97  classes 10/10"
 
 
-def test_checks_without_classes_or_with_figures_that_are_not_finite_are_shown_as_far_as_they_go():
+def test_missing_and_infinite_checks_are_shown_or_left_out():
     assert brief_checks({"samples/diversity_ratio": 0.5}) == ["diversity 0.50"]
     assert brief_checks({"samples/diversity": 0.5, "train/loss": 1.0}) == []
     assert brief_checks({"samples/diversity_ratio": float("nan"), "samples/label_accuracy": float("nan")}) == [
@@ -165,7 +165,7 @@ with Tracker(pathlib.Path(sys.argv[1]), TrainConfig(steps=40), start_step=10, im
 
 
 def on_a_terminal(code: str, argument: str, columns: int) -> str:
-    """What a terminal of so many columns receives from a Python process."""
+    """Output of a Python process to a terminal of this width."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen([sys.executable, "-c", code, argument], cwd=REPOSITORY, stderr=follower)
@@ -185,7 +185,7 @@ def on_a_terminal(code: str, argument: str, columns: int) -> str:
 
 
 @pytest.mark.parametrize("columns", [120, 60, 20, 0])
-def test_a_terminal_gets_one_live_bar_that_moves_between_logs_and_fits(tmp_path, columns):
+def test_a_terminal_gets_one_live_bar_that_fits(tmp_path, columns):
     received = on_a_terminal(ON_A_TERMINAL, str(tmp_path), columns)
     frames = [frame for frame in re.split(r"[\r\n]+", received) if frame.strip()]
     assert all(len(frame) <= (columns or 80) for frame in frames if "%|" in frame)
@@ -217,7 +217,7 @@ with Tracker(pathlib.Path(sys.argv[1]), TrainConfig(steps=20), start_step=0, ima
 @pytest.mark.parametrize(
     ("columns", "last_part"), [(130, "classes 10/10"), (110, "diversity 0.97"), (90, "real 71%"), (60, "ETA 0:00")]
 )
-def test_the_bar_of_a_gan_fits_its_terminal_and_drops_checks_before_losses(tmp_path, columns, last_part):
+def test_a_narrow_bar_drops_checks_before_losses(tmp_path, columns, last_part):
     received = on_a_terminal(GAN_ON_A_TERMINAL, str(tmp_path), columns)
     frames = [frame.strip() for frame in re.split(r"[\r\n]+", received) if "%|" in frame]
     assert all(len(frame) <= columns for frame in frames)

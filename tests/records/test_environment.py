@@ -1,4 +1,4 @@
-"""environment.json tells what a run ran on, and no secret."""
+"""environment.json describes software and hardware of a run, and contains no secret."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from gen_dist.records.environment import environment
 
 
-def test_the_environment_names_versions_hardware_and_command_and_no_secret(monkeypatch):
+def test_the_environment_has_versions_and_hardware_but_no_secret(monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "hunter2hunter2")
     found = environment()
     text = json.dumps(found)
@@ -30,7 +30,7 @@ def test_the_environment_names_versions_hardware_and_command_and_no_secret(monke
     assert os.uname().nodename not in text.replace(json.dumps(sys.argv), "") or len(os.uname().nodename) < 6
 
 
-def test_the_commit_is_that_of_the_checkout_and_changes_make_it_dirty(tmp_path, monkeypatch):
+def test_the_recorded_commit_is_dirty_after_changes(tmp_path, monkeypatch):
     module = tmp_path / "checkout/gen_dist/records/environment.py"
     module.parent.mkdir(parents=True)
     module.write_text("")

@@ -26,7 +26,7 @@ def _mirror(directory: Path, url: Path) -> Mirror:
     return mirror
 
 
-def test_what_is_pushed_is_fetched_elsewhere_but_for_passing_files(tmp_path: Path) -> None:
+def test_pushed_files_are_fetched_without_temporary_ones(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "bucket" / "run"
     mirror = _mirror(here, there)
     mirror.fetch()
@@ -40,7 +40,7 @@ def test_what_is_pushed_is_fetched_elsewhere_but_for_passing_files(tmp_path: Pat
     assert all((tmp_path / "other" / place).read_text() == place for place in kept)
 
 
-def test_only_what_changed_is_copied_and_what_is_gone_is_removed(tmp_path: Path) -> None:
+def test_only_changes_are_copied_and_only_losses_removed(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "bucket" / "run"
     mirror = _mirror(here, there)
     _write(here, "a", "b", "c")
@@ -59,10 +59,8 @@ def test_only_what_changed_is_copied_and_what_is_gone_is_removed(tmp_path: Path)
     assert _places(there) == {"b"}
 
 
-def test_an_interrupted_copy_leaves_no_checkpoint_that_looks_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The sums go last of all but the mark, and first when a checkpoint goes."""
+def test_an_interrupted_copy_is_no_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SHA256SUMS is copied last except for the mark, and removed first."""
     here, there = tmp_path / "here", tmp_path / "bucket"
     mirror = _mirror(here, there)
     first, second = ([f"checkpoints/{step}/{name}" for name in ("SHA256SUMS", "networks")] for step in ("s1", "s2"))
@@ -99,7 +97,7 @@ def test_urls_that_cannot_be_used_are_named(tmp_path: Path) -> None:
             write()
 
 
-def test_who_was_taken_over_copies_nothing_more(tmp_path: Path) -> None:
+def test_the_previous_writer_copies_nothing_more(tmp_path: Path) -> None:
     first = _mirror(tmp_path / "first", tmp_path / "bucket")
     _write(tmp_path / "first", "a")
     first.push()

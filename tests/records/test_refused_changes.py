@@ -1,4 +1,4 @@
-"""A run directory goes on with the config that it was begun with, whatever part of the config differs."""
+"""A run is resumed only with the config that it began with, whichever part of the config differs."""
 
 import dataclasses
 import os
@@ -40,7 +40,7 @@ def _begun(run_dir: Path) -> TrainConfig:
         ("optimization", {"ema_decay": None}, "ema_decay=None"),
     ],
 )
-def test_a_run_directory_of_another_objective_network_or_optimizer_is_refused(
+def test_another_objective_network_or_optimizer_is_refused(
     part: str, change: dict[str, Any], says: str, begun: Path
 ) -> None:
     config = _begun(begun)

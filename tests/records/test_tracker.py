@@ -35,7 +35,7 @@ def test_floats_are_recorded_exactly(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl")[0]["train/loss"] == 0.1 + 0.2
 
 
-def test_what_is_not_finite_becomes_null_so_that_every_line_is_json(tmp_path):
+def test_infinite_scalars_are_recorded_as_null(tmp_path):
     with make_tracker(tmp_path) as run:
         run.log(1, {"train/loss": float("nan"), "train/kl": float("inf"), "train/nll": -float("inf")})
 
@@ -46,7 +46,7 @@ def test_what_is_not_finite_becomes_null_so_that_every_line_is_json(tmp_path):
     assert [record[f"train/{name}"] for name in ("loss", "kl", "nll")] == [None, None, None]
 
 
-def test_lists_are_recorded_whole_and_what_is_not_finite_in_them_becomes_null(tmp_path):
+def test_lists_are_recorded_whole_with_null_for_infinite_numbers(tmp_path):
     with make_tracker(tmp_path) as run:
         run.log(1, {"samples/class_shares": [0.25, 0.75], "scores/real": (1, float("nan"), float("inf")), "empty": []})
     (record,) = read_metrics(tmp_path / "metrics.jsonl")
@@ -62,7 +62,7 @@ def test_lists_are_recorded_whole_and_what_is_not_finite_in_them_becomes_null(tm
 
 def test_throughput_counts_neither_pauses_nor_the_first_step(tmp_path):
     with make_tracker(tmp_path) as run:
-        time.sleep(0.2)  # stands for compiling
+        time.sleep(0.2)  # in place of compiling
         run.advance(1)
         time.sleep(0.1)
         with run.pause(), run.pause():
@@ -73,12 +73,12 @@ def test_throughput_counts_neither_pauses_nor_the_first_step(tmp_path):
         run.log(11, {"train/loss": 1.0})
         run.log(11, {"test/loss": 1.0})
     timed, without_steps = read_metrics(tmp_path / "metrics.jsonl")
-    # Had the compiling or the pauses counted, it would be less than the lower bound, however slow the machine.
+    # If compiling or pauses counted, this would be below the lower bound, however slow the machine.
     assert 10 * 128 / 0.25 < timed["images_per_second"] <= 10 * 128 / 0.1
     assert "images_per_second" not in without_steps
 
 
-def test_resuming_drops_lines_after_the_checkpoint_and_a_torn_last_line(tmp_path):
+def test_resuming_drops_torn_lines_and_later_ones(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with make_tracker(tmp_path) as run:
         for step in range(50, 301, 50):
@@ -107,12 +107,12 @@ def test_resuming_without_a_file_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))
-def test_a_file_torn_anywhere_in_its_last_line_is_read_up_to_there(tmp_path, cut):
+def test_a_file_torn_in_its_last_line_is_read_up_to_there(tmp_path, cut):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "train/loss": 1.0 / step}) + "\n" for step in (1, 2, 3)]
     text = "".join(lines)
     path.write_text(text[:-cut])
-    left = 3 if cut == 1 else 2  # the first cut takes the line end alone
+    left = 3 if cut == 1 else 2  # the first cut removes only the line end
     assert [record["step"] for record in read_metrics(path)] == [1, 2, 3][:left]
     with make_tracker(tmp_path, start_step=3) as run:
         run.log(4, {})

@@ -1,4 +1,4 @@
-"""wandb gets a run's curves and pictures if it is asked for, and no failure of it stops the run."""
+"""wandb gets the curves and pictures of a run on request, and no failure of wandb stops the run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_disabled_wandb_is_not_imported(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_option_wins_over_the_environment_and_disabled_is_the_default(monkeypatch):
+def test_the_option_overrides_the_environment_variable(monkeypatch):
     assert wandb_mode(None) == "disabled"
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert wandb_mode(None) == "offline"
@@ -100,7 +100,7 @@ def wandb_run(
     )
 
 
-def test_wandb_offline_keeps_scalars_pictures_and_config_under_one_id_without_a_word(tmp_path):
+def test_wandb_offline_silently_keeps_everything_under_one_id(tmp_path):
     for start in (0, 100):
         done = wandb_run(tmp_path, "offline", start)
         assert done.returncode == 0, done.stderr
@@ -112,11 +112,11 @@ def test_wandb_offline_keeps_scalars_pictures_and_config_under_one_id_without_a_
         time.sleep(1.1 if start == 0 else 0)  # wandb names its directories by the second
     first, second = sorted((tmp_path / "wandb").glob("offline-run-*/run-abc12345.wandb"))
     for kept, losses in ((first, (b"123.25", b"119.5", b"118.75")), (second, (b"123.25", b"118.75"))):
-        stored = kept.read_bytes()  # records of protobuf, not compressed: names and JSON values stand as they are
+        stored = kept.read_bytes()  # protobuf records, not compressed: names and JSON values are readable
         assert all(
             text in stored for text in (b"train/loss", b"images_seen", b"samples", b"global_batch_size", *losses)
         )
-        # Histograms: what is not finite counts as none, each class has its bin, scores have the bins they came in.
+        # In histograms, infinite numbers count as 0, each class has one bin, and scores keep their bins.
         assert all(text in stored for text in (b"[0.375,0,0.625]", b"[-0.5,0.5,1.5,2.5]", b"[-10,-9,-8,"))
     assert list(first.parent.glob("files/media/images/samples_*.png"))
 

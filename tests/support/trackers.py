@@ -1,4 +1,4 @@
-"""A tracker for tests, which shows nothing on the terminal that runs them."""
+"""A tracker for tests, which prints nothing."""
 
 from __future__ import annotations
 

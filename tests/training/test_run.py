@@ -1,4 +1,4 @@
-"""A run from its directory's point of view: what it writes, how it is killed, stopped, resumed and refused."""
+"""Runs and their directories: the files of a run, and how it is killed, stopped, resumed and refused."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def _assert_equals_uninterrupted(run_dir: Path, uninterrupted: Path) -> None:
 
 
 def _in_child(action: Callable[[], None], wait_to_kill: Callable[[], None] | None = None) -> int:
-    """Run an action in a forked process; SIGKILL it once a wait is over if one is given. Returns the wait status."""
+    """Run an action in a forked process and return its wait status. After `wait_to_kill`, if given, it is killed."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the child makes no use of the other threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child does not use the other threads
         child = os.fork()
     if child == 0:
         code = 1
@@ -119,7 +119,7 @@ def test_a_run_writes_what_it_promises(uninterrupted: Path) -> None:
     assert [path.name for path in checkpoint_paths(uninterrupted)] == ["step_00000040", "step_00000038"]
 
 
-def test_a_logged_loss_is_the_mean_over_the_steps_since_the_line_before(uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_logged_loss_is_the_mean_since_the_previous_line(uninterrupted: Path, tmp_path: Path) -> None:
     train(_config(tmp_path / "run", log_every=1), say=_quiet)
     each = [float(str(record["train/loss"])) for record in _records(tmp_path / "run")]
     logged = [record for record in _records(uninterrupted) if "train/loss" in record]
@@ -129,7 +129,7 @@ def test_a_logged_loss_is_the_mean_over_the_steps_since_the_line_before(uninterr
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_it_resumes_to_the_same_bits(kills: int, uninterrupted: Path, tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_resumes_exactly(kills: int, uninterrupted: Path, tmp_path: Path) -> None:
     chance = random.Random(20)
     killed_at: list[int] = []
     while len(killed_at) < kills:
@@ -142,7 +142,7 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bits(kills: int, uninte
             time.sleep(delay)
 
         if not os.WIFSIGNALED(_in_child(lambda path=path: _train(path), wait)):  # type: ignore[misc]
-            shutil.rmtree(path)  # it was done before the kill
+            shutil.rmtree(path)  # finished before the kill
             continue
         killed_at.append(_newest_step(path))
         assert _in_child(lambda path=path: _train(path)) == 0  # type: ignore[misc]
@@ -159,10 +159,8 @@ def _train(path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "rename at removal", "rmtree"])
-def test_killed_at_any_point_of_writing_a_checkpoint_it_resumes_to_the_same_bits(
-    call: str, uninterrupted: Path, tmp_path: Path
-) -> None:
-    """Dies at the third checkpoint, in turn at each fsync, rename and removal of it."""
+def test_killed_while_writing_a_checkpoint_it_resumes_exactly(call: str, uninterrupted: Path, tmp_path: Path) -> None:
+    """The process dies at the third checkpoint, in turn at each fsync, rename and removal."""
 
     def train_and_die(path: Path, fatal: int) -> None:
         save, calls = checkpoints.save, 0
@@ -212,9 +210,7 @@ def test_a_file_of_the_system_in_a_checkpoint_does_no_harm(uninterrupted: Path, 
 
 
 @pytest.mark.parametrize("damage", ["flip a bit", "cut off", "remove a file", "empty sums", "sums cut at a line"])
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(
-    damage: str, uninterrupted: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_previous_used(damage: str, uninterrupted: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(uninterrupted, path)
     newest = checkpoint_paths(path)[0]
@@ -240,7 +236,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(
 
 
 def _signalled(command: list[str], number: signal.Signals, directory: Path) -> str:
-    """What a run in `directory`/run says that is signalled after its third line of metrics."""
+    """Output of a run in `directory`/run that receives a signal after its third line of metrics."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=directory)
     metrics = directory / "run/metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
@@ -274,7 +270,7 @@ def test_a_signal_saves_exits_with_zero_and_the_command_goes_on(
     _assert_equals_uninterrupted(tmp_path / "run", uninterrupted)
 
 
-def test_a_finished_run_started_again_says_where_its_pictures_are(uninterrupted: Path) -> None:
+def test_a_finished_run_started_again_lists_its_pictures(uninterrupted: Path) -> None:
     before = _state(uninterrupted)
     environment = (uninterrupted / "environment.json").read_text()
     outcome = train(_config(uninterrupted), say=_quiet)
@@ -286,7 +282,7 @@ def test_a_finished_run_started_again_says_where_its_pictures_are(uninterrupted:
     assert json.loads((uninterrupted / "summary.json").read_text())["images_per_second"] > 0
 
 
-def test_what_trained_the_earlier_part_of_a_run_is_not_forgotten(uninterrupted: Path, tmp_path: Path) -> None:
+def test_the_environment_of_previous_starts_is_kept(uninterrupted: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(uninterrupted, path)
     first = json.loads((path / "environment.json").read_text())
@@ -297,9 +293,7 @@ def test_what_trained_the_earlier_part_of_a_run_is_not_forgotten(uninterrupted: 
     assert last["earlier"] == [{name: value for name, value in first.items() if name != "earlier"}]
 
 
-def test_a_run_ended_before_its_first_checkpoint_leaves_nothing_to_the_next(
-    uninterrupted: Path, tmp_path: Path
-) -> None:
+def test_a_run_without_checkpoint_leaves_nothing_to_the_next(uninterrupted: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(uninterrupted, path)
     shutil.rmtree(path / "checkpoints")
@@ -328,7 +322,7 @@ def test_fresh_starts_over_and_keeps_what_is_not_the_runs(uninterrupted: Path, t
     _assert_equals_uninterrupted(path, uninterrupted)
 
 
-def test_of_a_run_that_is_removed_nothing_is_left(uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_removed_run_leaves_nothing(uninterrupted: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(uninterrupted, path)
     for name in ("scores.png", "evaluation.json", "report.html"):  # of a GAN, of evaluating and of reporting
@@ -355,7 +349,7 @@ def test_a_run_directory_of_another_config_is_refused(
     assert "\n" not in str(error.value)
 
 
-def test_more_steps_extend_a_run_whose_learning_rate_does_not_depend_on_them(tmp_path: Path) -> None:
+def test_more_steps_extend_a_run_of_constant_learning_rate(tmp_path: Path) -> None:
     def config(steps: int) -> TrainConfig:
         constant = OptimizerConfig(decay="constant")
         return _config(tmp_path / f"run{steps // 100}", steps=steps, optimization=constant)
@@ -368,7 +362,7 @@ def test_more_steps_extend_a_run_whose_learning_rate_does_not_depend_on_them(tmp
     assert_same_bits(_state(tmp_path / "run0")[1], _state(tmp_path / "at once")[1])
 
 
-def test_more_steps_are_another_run_where_they_decide_the_learning_rate(uninterrupted: Path) -> None:
+def test_more_steps_are_refused_if_they_change_the_learning_rate(uninterrupted: Path) -> None:
     with pytest.raises(ConfigError, match="steps 40 -> 44"):
         train(_config(uninterrupted, steps=44), say=_quiet)
 
@@ -402,7 +396,7 @@ def _in_thread_of_its_own(action: Callable[[], object]) -> None:
         pool.submit(action).result()
 
 
-def test_divergence_stops_with_step_network_and_the_last_good_checkpoint(tmp_path: Path) -> None:
+def test_divergence_names_step_network_and_last_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run"
     optimization = OptimizerConfig(optimizer="sgd", warmup_steps=30)  # the rate grows until the loss explodes
     config = _config(path, optimization=optimization, learning_rate=100.0, checkpoint_every=1, log_every=50)
@@ -418,8 +412,8 @@ def test_divergence_stops_with_step_network_and_the_last_good_checkpoint(tmp_pat
         assert all(bool(tensor.isfinite().all()) for tensor in checkpoint.tensors[group].values())
 
 
-def test_an_update_that_breaks_the_weights_is_never_saved_as_good(tmp_path: Path) -> None:
-    """The loss of the step before it was still finite."""
+def test_an_update_that_breaks_the_weights_is_never_saved(tmp_path: Path) -> None:
+    """The last loss is finite, but the update after it is not."""
     optimization = OptimizerConfig(ema_decay=0.5)
     config = _config(tmp_path / "run", steps=1, learning_rate=1e39, optimization=optimization)
     with pytest.raises(DivergenceError, match=r"encoder and decoder are broken.*newest good checkpoint: none yet"):
@@ -427,7 +421,7 @@ def test_an_update_that_breaks_the_weights_is_never_saved_as_good(tmp_path: Path
     assert not checkpoint_paths(tmp_path / "run")
 
 
-def test_a_checkpoint_saved_after_damage_outlives_the_damaged_one(tmp_path: Path) -> None:
+def test_a_checkpoint_saved_after_damage_is_kept(tmp_path: Path) -> None:
     config = _config(tmp_path / "run", steps=12, keep_checkpoints=1, checkpoint_every=4)
     train(dataclasses.replace(config, keep_checkpoints=2), say=_quiet)
     os.truncate(checkpoint_paths(tmp_path / "run")[0] / "networks.safetensors", 100)
@@ -464,8 +458,8 @@ def test_a_spoilt_run_directory_is_one_line_or_no_harm(spoilt: str, uninterrupte
     assert str(path) in str(error.value)
 
 
-def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_last_one_stays(uninterrupted: Path, tmp_path: Path) -> None:
-    """The limit on file size makes real writes fail, as a full disk does."""
+def test_a_full_disk_at_a_checkpoint_keeps_the_previous_one(uninterrupted: Path, tmp_path: Path) -> None:
+    """A limit on file size makes real writes fail, as a full disk does."""
     import resource
 
     path = tmp_path / "run"
@@ -498,7 +492,7 @@ def test_a_run_on_data_too_large_to_be_resident_is_the_same_run(uninterrupted: P
 
 
 def _mixed_folder(path: Path) -> Path:
-    """Images of six formats and modes in two classes, one in seven cut off."""
+    """Images of six formats and modes in two classes. One in seven is truncated."""
     chance = np.random.default_rng(0)
     for index in range(56):
         picture = Image.fromarray(chance.integers(0, 256, (30 + index, 40, 3), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""Runs that a supervisor started, stops and starts again."""
+"""Runs that a supervisor starts, stops and restarts."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def _train(config: TrainConfig, supervisor: Supervisor, fresh: bool = False) -> 
     return train(config, fresh=fresh, say=lambda _line: None, supervisor=supervisor).finished
 
 
-def test_a_supervisor_hears_of_evaluations_and_checkpoints_and_can_stop_the_run(tmp_path: Path) -> None:
+def test_a_supervisor_follows_a_run_and_can_stop_it(tmp_path: Path) -> None:
     records: Records = []
     assert not _train(_config(tmp_path / "run"), _supervisor("first", records, stop_at=6))
     assert [(step, saved and saved.name) for step, _, saved in records] == [
@@ -66,13 +66,13 @@ def test_a_run_started_again_by_its_supervisor_is_fresh_once(tmp_path: Path) -> 
     assert [step for step, *_ in records[2:]] == [6, 8, 12]
 
 
-def test_a_fresh_run_that_was_killed_before_it_removed_anything_is_still_fresh(tmp_path: Path) -> None:
+def test_a_fresh_run_killed_before_removal_is_still_fresh(tmp_path: Path) -> None:
     path = tmp_path / "run"
     old, new = _config(path, seed=1), _config(path)
     _train(old, _supervisor("old", []))
     processes = start_processes(new)
     with hold(path, new, processes, True, "new") as holding:
-        assert holding.fresh  # and is killed here
+        assert holding.fresh  # the process is killed here
     with hold(path, new, processes, True, "new") as holding:
         assert holding.fresh
         assert checkpoint_paths(path)
@@ -82,7 +82,7 @@ def test_a_fresh_run_that_was_killed_before_it_removed_anything_is_still_fresh(t
         assert not holding.fresh
 
 
-def test_the_same_launch_takes_a_directory_over_and_what_was_cut_off_may_write_no_more(tmp_path: Path) -> None:
+def test_only_the_same_launch_takes_a_run_directory_over(tmp_path: Path) -> None:
     config = _config(tmp_path)
     processes = start_processes(config)
     with hold(tmp_path, config, processes, False, "launch") as cut_off:
@@ -94,14 +94,14 @@ def test_the_same_launch_takes_a_directory_over_and_what_was_cut_off_may_write_n
             hold(tmp_path, config, processes, False).__enter__()
         cut_off.assert_held()
         with hold(tmp_path, config, processes, False, "launch") as successor:
-            cut_off.assert_held()  # the successor may yet be refused
+            cut_off.assert_held()  # the successor may still be refused
             successor.begin()
             successor.assert_held()
             with pytest.raises(TakenOverError, match="this one stops"):
                 cut_off.assert_held()
 
 
-def test_a_cut_off_run_writes_no_checkpoint_after_it_was_taken_over(tmp_path: Path) -> None:
+def test_a_run_that_was_taken_over_writes_no_checkpoint(tmp_path: Path) -> None:
     config = _config(tmp_path / "run")
     processes = start_processes(config)
     successors = []
