@@ -62,7 +62,7 @@ PARTS = {
     "pictures": "gen_dist.pictures.gallery:Gallery.at_step",
     "checkpoint": "gen_dist.training.run:_Run._save",
     "charts at the end": "gen_dist.pictures.gallery:Gallery.at_end",
-    "summary at the end": "gen_dist.training.recorder:MainRecorder.finish",
+    "summary at the end": "gen_dist.training.run_recorder:MainRunRecorder.finish",
 }
 """Parts of recording, and the function that does each."""
 EVERY = {

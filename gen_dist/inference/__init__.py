@@ -1,1 +1,1 @@
-"""A trained model in use: sampling, encoding, decoding, walks between latents, exports."""
+"""Use of a trained model: sampling, encoding, decoding, walks between latents, exports."""

@@ -1,1 +1,1 @@
-"""What a run leaves on disk, on the screen and with trackers."""
+"""Records of a run on disk, on the screen and on wandb."""

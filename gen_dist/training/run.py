@@ -18,7 +18,7 @@ from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.run_directory import hold
 from gen_dist.training.outcome import DivergenceError, Outcome
-from gen_dist.training.recorder import MainRecorder, Recorder
+from gen_dist.training.run_recorder import MainRunRecorder, RunRecorder
 from gen_dist.training.schedule import learning_rate_at
 from gen_dist.training.step_logs import StepLogs
 from gen_dist.training.stopping import stop_signals
@@ -61,7 +61,7 @@ def train(
         dataset = open_dataset(config.data, config.data_root, config.packing, announce)
         with contextlib.closing(Trainer(config, dataset, processes)) as trainer, stop_signals(stop):
             is_main = processes.is_main
-            recorder = MainRecorder(trainer, holding, screen) if is_main else Recorder(path, processes)
+            recorder = MainRunRecorder(trainer, holding, screen) if is_main else RunRecorder(path, processes)
             return _Run(trainer, recorder, announce, supervisor, stop).train(holding.fresh)
 
 
@@ -71,7 +71,7 @@ class _Run:
     def __init__(
         self,
         trainer: Trainer,
-        recorder: Recorder,
+        recorder: RunRecorder,
         announce: Callable[[str], None],
         supervisor: Supervisor | None,
         stop: threading.Event,

@@ -1,4 +1,4 @@
-"""What starts a run in processes elsewhere, follows it, and may start it again."""
+"""The owner of a run in processes elsewhere: it follows the run, and may start it again."""
 
 from __future__ import annotations
 

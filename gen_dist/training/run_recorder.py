@@ -1,4 +1,4 @@
-"""What a run writes and shows. The main process does it; in the others the recorder is empty.
+"""Records that a run writes and shows, by the main process. In all other processes the recorder is empty.
 
 So the loop is the same in every process, and asks nowhere which one it is in.
 """
@@ -33,8 +33,8 @@ Ending = tuple[dict[str, Any], dict[str, Path]]
 """Last value of each metric, and the final pictures."""
 
 
-class Recorder:
-    """The recorder of every process but the main one: it does nothing. A context manager, as `MainRecorder` is."""
+class RunRecorder:
+    """The recorder of every process but the main one: it does nothing. A context manager, as `MainRunRecorder` is."""
 
     def __init__(self, path: Path, processes: Processes) -> None:
         self.path = path
@@ -103,7 +103,7 @@ class Recorder:
         return None
 
 
-class MainRecorder(Recorder):
+class MainRunRecorder(RunRecorder):
     """The recorder of the main process. A context manager: leaving it closes metrics.jsonl, progress bar and wandb."""
 
     def __init__(self, trainer: Trainer, holding: Holding, screen: TextIO | None) -> None:
