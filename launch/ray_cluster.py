@@ -1,6 +1,6 @@
 """Start a host of a Ray cluster, safe by default: `python launch/ray_cluster.py head`, and `join HOST:PORT` elsewhere.
 
-Either stays in the foreground and ends its processes when it ends. A host that lost its head joins again by itself.
+Both commands stay in the foreground and end their processes with them. A host that lost its head rejoins by itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gen_dist.launch.cluster.access import (
     GCS_PORT,
     LOOPBACK,
     assert_reachable,
-    assert_welcome,
+    assert_token_accepted,
     keep_to_loopback,
     require_token,
     token_path,
@@ -37,7 +37,7 @@ from gen_dist.parallel.network_interfaces import interface_of, own_address_towar
 
 _REJOIN_SECONDS = 3.0
 _START_SECONDS = 15.0
-"""Who ends so soon never was part of the cluster."""
+"""A Ray that ends within this time never joined the cluster."""
 
 _HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "5000",
@@ -45,7 +45,7 @@ _HEALTH_CHECKS = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "4",
 }
-"""A host that was cut off is given up after 12 seconds instead of a minute. What is set already wins."""
+"""A lost host is declared dead after 12 seconds instead of a minute. Variables of the environment win."""
 
 
 def head(
@@ -55,14 +55,14 @@ def head(
     client_port: int = 10001,
     cpus: int | None = None,
 ) -> None:
-    """Start the first host of a cluster; a token is made if there is none yet.
+    """Start the first host of a cluster, and make a token if there is none.
 
     Args:
-        address: Of this host, as the others reach it. On 127.0.0.1 nothing is reachable from outside.
-        port: That the others join by.
-        dashboard_port: Of the dashboard and the job interface, on 127.0.0.1 always.
-        client_port: Of Ray's remote clients, which no command here uses.
-        cpus: That workers may reserve. None is all.
+        address: Address of this host for the other hosts. With 127.0.0.1 no other host can connect.
+        port: Port that other hosts join at.
+        dashboard_port: Port of the dashboard and the job interface, always on 127.0.0.1.
+        client_port: Port of Ray's remote clients, which no command here uses.
+        cpus: CPUs that workers may reserve. None is all.
     """
     require_token(create=True)
     if address == LOOPBACK:
@@ -76,25 +76,25 @@ def head(
         f"--dashboard-host={LOOPBACK}",
         f"--dashboard-port={dashboard_port}",
     ]
-    elsewhere = "" if address == LOOPBACK else f"; on the others: {own_program()} join {address}:{port}"
+    on_others = "" if address == LOOPBACK else f"; on the other hosts: {own_program()} join {address}:{port}"
     jobs = f"jobs at http://{LOOPBACK}:{dashboard_port}"
-    print(f"head at {address}:{port}, {jobs}, token in {token_path()}{elsewhere}", flush=True)
+    print(f"head at {address}:{port}, {jobs}, token in {token_path()}{on_others}", flush=True)
     code = _Ray(address, cpus, words).run()
     if code:
         raise UserError(f"Ray ended with exit code {code}; its logs are in /tmp/ray/session_latest/logs")
 
 
 def join(head: tyro.conf.Positional[str], /, address: str | None = None, cpus: int | None = None) -> None:
-    """Add this host to a cluster, and again whenever it lost it.
+    """Add this host to a cluster, and rejoin whenever the connection was lost.
 
     Args:
         head: HOST:PORT of the head.
-        address: Of this host, as the others reach it. None lets Ray find it.
-        cpus: That workers may reserve. None is all.
+        address: Address of this host for the other hosts. None is the one that leads to the head.
+        cpus: CPUs that workers may reserve. None is all.
     """
     require_token(create=False)
     host, port = assert_reachable(head, GCS_PORT)
-    assert_welcome(host, port)
+    assert_token_accepted(host, port)
     address = address or own_address_towards(host, port, 5.0)
     started = time.monotonic()
     while True:
@@ -104,14 +104,14 @@ def join(head: tyro.conf.Positional[str], /, address: str | None = None, cpus: i
             return
         if time.monotonic() - started < _START_SECONDS:
             raise UserError(f"Ray ended at once with exit code {code}; its logs are in /tmp/ray/session_latest/logs")
-        print(f"lost the head at {host}:{port} (exit code {code}); joining again", file=sys.stderr, flush=True)
+        print(f"lost the head at {host}:{port} (exit code {code}); rejoining", file=sys.stderr, flush=True)
         while not _answers(host, port):
             time.sleep(_REJOIN_SECONDS)
         time.sleep(_REJOIN_SECONDS)
 
 
 class _Ray:
-    """`ray start`, in the foreground."""
+    """The command `ray start`, in the foreground."""
 
     def __init__(self, address: str | None, cpus: int | None, words: list[str]) -> None:
         options = [f"--node-ip-address={address}"] if address else []
@@ -121,18 +121,18 @@ class _Ray:
         self.asked_to_end = False
 
     def run(self) -> int:
-        """Return once it ended, with its exit code; SIGTERM and SIGINT end it."""
-        # Jobs find the Python of this environment, and not another, first in their path.
+        """Wait for its end and return its exit code; SIGTERM, SIGINT and SIGHUP end it."""
+        # Jobs use the Python of this environment, because it is the first one in their path.
         paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         environment = {**_HEALTH_CHECKS, **os.environ, "PATH": paths}
         if self._interface:
-            # By itself gloo takes the address of the host's name, which on many systems is that of loopback.
+            # By default gloo uses the address of the host's name, which on many systems is a loopback address.
             environment.setdefault("GLOO_SOCKET_IFNAME", self._interface)
         process = subprocess.Popen(
             self._command,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # advice that would lead around the token
+            stdout=subprocess.DEVNULL,  # it advises commands that do not use the token
             start_new_session=True,
         )
 
@@ -160,7 +160,11 @@ def _assert_free(address: str, port: int) -> None:
         with socket.create_server((address, port)):
             pass
     except OSError as error:
-        way_out = "use another --address" if "assign" in str(error) else "end what listens there, or use another port"
+        way_out = (
+            "use another --address"
+            if "assign" in str(error)
+            else "end the program that listens there, or use another port"
+        )
         raise ConfigError(f"port {port} of {address} cannot be used: {error.strerror}; {way_out}") from None
 
 

@@ -1,7 +1,7 @@
-"""Train on a cluster from afar: `python launch/ray_job.py submit PRESET --storage PATH ...`, status, logs, stop.
+"""Train on a remote cluster: `python launch/ray_job.py submit PRESET --storage PATH ...`, status, logs, stop.
 
-This working tree goes with the job; `launch/ray_train.py` runs there. The head's job interface listens on its own
-127.0.0.1: reach it by `ssh -L 8265:127.0.0.1:8265 HEAD`.
+A job brings this package along and runs `gen_dist.launch.ray_train` there. The head's job interface listens on the
+head's own 127.0.0.1: reach it by `ssh -L 8265:127.0.0.1:8265 HEAD`.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from gen_dist.errors import ConfigError, UserError
 from gen_dist.launch.cluster.access import (
     DASHBOARD_PORT,
     assert_reachable,
-    passed_on,
+    forwarded_variables,
     require_token,
     shipped_code,
 )
-from gen_dist.launch.cluster.options import RayOptions, place_of
+from gen_dist.launch.cluster.options import RayOptions, run_location
 
 DASHBOARD = f"http://127.0.0.1:{DASHBOARD_PORT}"
 _CONFIG = "job-config.json"
 _STOP_SECONDS = "60"
-"""What a job gets to save itself in before Ray kills it."""
+"""Time that a stopped job has to save before Ray kills it."""
 
 
 def submit(words: list[str]) -> None:
-    """Send a job, follow its output, and end as it does.
+    """Send a job, follow its output, and end with its result.
 
     Raises:
         UserError: bad options, an unreachable cluster, or the job failed.
@@ -49,15 +49,16 @@ def submit(words: list[str]) -> None:
     if words[:1] == ["--dashboard"]:
         address, words = words[1] if len(words) > 1 else "", words[2:]
     config, _, options = parse_train(words, f"{own_program()} submit", RayOptions())
-    place = place_of(config, options.storage)
+    location = run_location(config, options.storage)
     if options.storage is None and not (config.run_dir and Path(config.run_dir).is_absolute()):
         raise ConfigError(
-            "a job's working directory goes with it; name a --storage that all hosts share, or an absolute --run-dir"
+            "a job's working directory is deleted with it; name a --storage that all hosts share, or an absolute "
+            "--run-dir"
         )
     if options.address is not None:
-        raise ConfigError("a job runs on the cluster that it is sent to; leave out --address")
+        raise ConfigError("a job runs on the cluster of the dashboard; leave out --address")
     words, prepare = words.copy(), ""
-    if words[0].startswith("--config"):  # a file that is here, and not there
+    if words[0].startswith("--config"):  # the cluster does not have this file
         words[: 1 if "=" in words[0] else 2] = ["--config", _CONFIG]
         prepare = f"printf %s {shlex.quote(config.to_json())} > {_CONFIG} && exec "
     with _client(address) as client:
@@ -65,31 +66,31 @@ def submit(words: list[str]) -> None:
             entrypoint=prepare + shlex.join(["python", "-m", "gen_dist.launch.ray_train", *words]),
             runtime_env={
                 **shipped_code(),
-                "env_vars": {**passed_on(), "RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS},
+                "env_vars": {**forwarded_variables(), "RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS},
             },
         )
         at = "" if address == DASHBOARD else f" --dashboard {address}"
-        print(f"{job} trains to {place}; Ctrl-C leaves it running, and to end it: {own_program()} stop {job}{at}")
+        print(f"{job} trains to {location}; Ctrl-C leaves it running, and to end it: {own_program()} stop {job}{at}")
         _follow(client, job)
 
 
 def logs(job: tyro.conf.Positional[str], /, dashboard: str = DASHBOARD) -> None:
-    """Show what a job prints, until it ends.
+    """Show the output of a job until it ends.
 
     Args:
-        job: As `submit` named it.
-        dashboard: Of the cluster's head.
+        job: Name that `submit` printed.
+        dashboard: URL of the head's job interface.
     """
     with _client(dashboard) as client:
         _follow(client, job)
 
 
 def status(job: tyro.conf.Positional[str | None] = None, /, dashboard: str = DASHBOARD) -> None:
-    """Show how a job is doing.
+    """Show the status of a job, or of all jobs.
 
     Args:
-        job: As `submit` named it. None shows all.
-        dashboard: Of the cluster's head.
+        job: Name that `submit` printed. None shows all jobs.
+        dashboard: URL of the head's job interface.
     """
     with _client(dashboard) as client:
         known = sorted(client.list_jobs(), key=lambda one: one.start_time or 0)
@@ -98,19 +99,19 @@ def status(job: tyro.conf.Positional[str | None] = None, /, dashboard: str = DAS
 
 
 def stop(job: tyro.conf.Positional[str], /, dashboard: str = DASHBOARD) -> None:
-    """Have a job save and stop; `submit` again to go on.
+    """Make a job save and stop; `submit` again resumes the run.
 
     Args:
-        job: As `submit` named it.
-        dashboard: Of the cluster's head.
+        job: Name that `submit` printed.
+        dashboard: URL of the head's job interface.
     """
     with _client(dashboard) as client:
-        print("stopping" if client.stop_job(job) else "has ended already")
+        print("stopping" if client.stop_job(job) else "the job has already ended")
 
 
 @contextmanager
 def _client(address: str) -> Iterator[Any]:
-    """Within it, a client of the job interface; its errors are of one line."""
+    """Give a client of the job interface, whose errors become one line."""
     require_token(create=False)
     assert_reachable(address, DASHBOARD_PORT)
     import aiohttp
@@ -121,7 +122,7 @@ def _client(address: str) -> Iterator[Any]:
     try:
         yield JobSubmissionClient(address if "://" in address else f"http://{address}")
     except AuthenticationError:
-        raise ConfigError(f"{address} refuses our token; copy the one of its head") from None
+        raise ConfigError(f"{address} refuses our token; copy its head's token") from None
     except (OSError, RuntimeError, ValueError, aiohttp.ClientError) as error:
         if isinstance(error, UserError):
             raise
@@ -130,7 +131,7 @@ def _client(address: str) -> Iterator[Any]:
 
 
 def _follow(client: Any, job: str) -> None:
-    client.get_job_info(job)  # a job that is not known is refused here, and in few words
+    client.get_job_info(job)  # an unknown job is an error here, with a short message
 
     async def show() -> None:
         async for text in client.tail_job_logs(job):
@@ -141,12 +142,14 @@ def _follow(client: Any, job: str) -> None:
     if info.status.value == "FAILED":
         raise UserError(f"{job} failed: {' '.join((info.message or 'no reason given').split())[:300]}")
     if info.status.value in ("PENDING", "RUNNING"):
-        raise UserError(f"lost sight of {job}, which is {info.status.value.lower()}; see {own_program()} status")
+        raise UserError(
+            f"lost the connection to {job}, which is {info.status.value.lower()}; see {own_program()} status"
+        )
     print(f"{job} {info.status.value.lower()}")
 
 
 def main() -> None:
-    """Submit takes the options of launch/ray_train.py; the others their own."""
+    """Run a subcommand: `submit` takes the options of launch/ray_train.py, the others have their own."""
     if sys.argv[1:2] == ["submit"]:
         submit(sys.argv[2:])
     else:

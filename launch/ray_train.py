@@ -9,7 +9,7 @@ if (root := Path(__file__).resolve().parent.parent).joinpath("gen_dist").is_dir(
 
 from gen_dist.cli import own_program, parse_train, run_command
 from gen_dist.launch.cluster.access import connect
-from gen_dist.launch.cluster.options import RayOptions, place_of
+from gen_dist.launch.cluster.options import RayOptions, run_location
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     with connect(options.address, options.least_cpus, options.workers * options.cpus_per_worker):
         from gen_dist.launch.cluster.watching import train_in_workers  # Ray takes seconds to import
 
-        lines = train_in_workers(config, fresh, options, place_of(config, options.storage))
+        lines = train_in_workers(config, fresh, options, run_location(config, options.storage))
     print(*lines, sep="\n", flush=True)
 
 

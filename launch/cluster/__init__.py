@@ -1,1 +1,1 @@
-"""A Ray cluster: reaching it, the options of its workers, what they do and how the command watches them."""
+"""Ray clusters: access, options of workers, their work, and the command that watches them."""

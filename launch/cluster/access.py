@@ -1,6 +1,6 @@
-"""How our commands reach Ray: with a token, on loopback unless told otherwise, and with errors of one line.
+"""Access to Ray clusters: with a token, on loopback by default, and with errors of one line.
 
-Ray without a token runs anyone's code who reaches one of its ports. Call `require_token` before Ray is imported, which
+Without a token, anyone who can reach a Ray port can run code. Call `require_token` before Ray is imported, because Ray
 reads the environment only then.
 """
 
@@ -30,28 +30,28 @@ GCS_PORT, DASHBOARD_PORT = 6379, 8265
 _REACH_SECONDS = 5.0
 _HEAD_TRIES = 5
 
-_PASSED_ON = ("GEN_DIST_CACHE", "WANDB_MODE", "WANDB_PROJECT")
-"""No secret is among them: whoever has the token can read them."""
+_FORWARDED = ("GEN_DIST_CACHE", "WANDB_MODE", "WANDB_PROJECT")
+"""None of these variables is secret: anyone who has the token can read them."""
 
 
 def token_path() -> Path:
-    """Where the token is kept: $RAY_AUTH_TOKEN_PATH, else Ray's own default."""
+    """File of the token: $RAY_AUTH_TOKEN_PATH, else Ray's own default."""
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
 def require_token(create: bool) -> None:
-    """Have this process and those it starts use token authentication, and report no usage statistics.
+    """Make this process and its children use token authentication, and switch off Ray's usage statistics.
 
     Args:
-        create: make a token where there is none, readable by its owner alone; else that is an error.
+        create: make a missing token, readable by its owner alone. If False, a missing token is an error.
 
     Raises:
-        ConfigError: authentication was switched off, there is no token, or others may read it.
+        ConfigError: authentication is switched off, the token is missing, or other users can read it.
     """
     mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
     if mode.lower() != "token":
         raise ConfigError(
-            f"RAY_AUTH_MODE is {mode!r}: anyone who reaches a port could run code; unset it, or set `token`"
+            f"RAY_AUTH_MODE is {mode!r}: anyone who can reach a port could run code; unset it, or set `token`"
         )
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if os.environ.get("RAY_AUTH_TOKEN"):
@@ -63,10 +63,10 @@ def require_token(create: bool) -> None:
         if not path.read_text().strip():
             raise ConfigError(f"the token file {path} is empty; remove it, and start the head again for a new token")
         if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigError(f"others may read the token in {path}; make a new one, or run `chmod 600 {path}`")
+            raise ConfigError(f"other users can read the token in {path}; make a new one, or run `chmod 600 {path}`")
     except FileNotFoundError:
         raise ConfigError(
-            f"no token in {path}; copy the one of the head there (mode 600), or name its file in RAY_AUTH_TOKEN_PATH"
+            f"no token in {path}; copy the head's token there (mode 600), or name its file in RAY_AUTH_TOKEN_PATH"
         ) from None
     except OSError as error:
         raise ConfigError(f"the token file {path} cannot be used: {error.strerror}") from None
@@ -93,13 +93,13 @@ def shipped_code() -> dict[str, Any]:
     return {"working_dir": str(CODE), "excludes": [*others, "__pycache__"]}
 
 
-def passed_on() -> dict[str, str]:
-    """Environment variables of this process that those on other hosts are to have as well."""
-    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+def forwarded_variables() -> dict[str, str]:
+    """Environment variables of this process that processes on other hosts get as well."""
+    return {name: os.environ[name] for name in _FORWARDED if name in os.environ}
 
 
 def keep_to_loopback() -> None:
-    """Have a Ray that is started from this process listen on 127.0.0.1 alone, and its workers talk over it."""
+    """Make a Ray that this process starts listen on 127.0.0.1 alone, and its workers communicate over it."""
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's only switch that moves every port
     if "lo" in psutil.net_if_addrs():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -107,15 +107,15 @@ def keep_to_loopback() -> None:
 
 @contextlib.contextmanager
 def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
-    """Within it, this process is part of a running cluster, or of one of its own on loopback that ends with it.
+    """Make this process part of a running cluster, or of its own cluster on loopback, which ends with the block.
 
     Args:
-        address: HOST:PORT of the head; None is the cluster that this process is a job of, else a new one.
-        least_cpus: that the cluster has to have.
-        cpus: of a new cluster, even where there are fewer, but never less than this host has.
+        address: HOST:PORT of the head. None is the cluster that runs this process as a job, else a new cluster.
+        least_cpus: CPUs that the cluster must have.
+        cpus: CPUs of a new cluster, even if this host has fewer; a host with more offers all of them.
 
     Raises:
-        ConfigError: no token, or the cluster cannot be reached, refuses us or is too small.
+        ConfigError: no token, or the cluster cannot be reached, refuses the token or is too small.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     require_token(create=address is None)
@@ -123,22 +123,22 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
     if host in (LOOPBACK, "localhost"):
         keep_to_loopback()
     if address is not None:
-        assert_welcome(host, port)
+        assert_token_accepted(host, port)
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    variables = passed_on()
+    variables = forwarded_variables()
     if address is None:
-        # By itself Ray would join whatever cluster someone else last started on this host.
+        # By default Ray joins the cluster that anyone last started on this host.
         options |= {"address": "local", "_node_ip_address": LOOPBACK, "include_dashboard": False}
-        # This very code, too, even where nothing or another copy of it is installed.
+        # Workers import the code of this process, even if no or another version is installed.
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(CODE), os.environ.get("PYTHONPATH"))))
         options |= {"num_cpus": max(cpus, os.cpu_count() or 1), "runtime_env": {"env_vars": variables}}
-    elif "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # a job's environment is set by who submitted it
+    elif "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # `submit` has set the job's environment
         options |= {"address": address}
     else:
-        # The other hosts get this very code, whatever is installed there.
+        # Other hosts get the code of this process, even if another version is installed there.
         options |= {"address": address, "runtime_env": {"env_vars": variables, **shipped_code()}}
     try:
         ray.init(**options)
@@ -146,7 +146,7 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
         reason = " ".join(str(error).split())
         where = "no local cluster could be started" if address is None else f"cannot join the cluster at {address}"
         raise ConfigError(f"{where}: {reason}") from None
-    with contextlib.redirect_stdout(None):  # Ray writes there of each worker and host that dies, at length
+    with contextlib.redirect_stdout(None):  # Ray prints long messages about each worker and host that dies
         left = threading.Event()
         try:
             found = int(ray.cluster_resources().get("CPU", 0))
@@ -164,7 +164,7 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
 
 
 def _end_with_head(address: str, left: threading.Event) -> None:
-    """End this process with one line once the head is gone: Ray would dump its stack, and minutes later."""
+    """End this process with one line once the head is gone. Ray would print its stack, minutes later."""
     missed = 0
     while missed < _HEAD_TRIES:
         if left.wait(1.0):
@@ -175,19 +175,19 @@ def _end_with_head(address: str, left: threading.Event) -> None:
         except ConfigError:
             missed += 1
     print(
-        f"error: the head at {address} is gone; all that was saved is where it was: start the head again, then run the "
-        "same command",
+        f"error: the head at {address} is gone; everything that was saved is still there: start the head again, then "
+        "run the same command",
         file=sys.stderr,
         flush=True,
     )
     os._exit(2)
 
 
-def assert_welcome(host: str, port: int) -> None:
-    """Ask a head whether it lives, with our token: Ray itself would try a refused one for 20 seconds, and not say so.
+def assert_token_accepted(host: str, port: int) -> None:
+    """Check that a head answers and accepts our token. Ray itself retries a refused token for 20 seconds, silently.
 
     Raises:
-        ConfigError: it refuses the token, or is no head.
+        ConfigError: the head refuses the token, or another program listens there.
     """
     import grpc
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
@@ -205,16 +205,16 @@ def assert_welcome(host: str, port: int) -> None:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 raise ConfigError(
-                    f"the cluster at {host}:{port} refuses our token; copy the one of its head to {token_path()}"
+                    f"the cluster at {host}:{port} refuses our token; copy its head's token to {token_path()}"
                 ) from None
-            raise ConfigError(f"what listens at {host}:{port} is no head of Ray: {error.code().name.lower()}") from None
+            raise ConfigError(f"{host}:{port} is not the head of a Ray cluster: {error.code().name.lower()}") from None
 
 
 def assert_reachable(address: str, default_port: int) -> tuple[str, int]:
-    """Host and port of HOST, HOST:PORT or a URL, on which something listens.
+    """Return host and port of an address (HOST, HOST:PORT or a URL) after connecting to it.
 
     Raises:
-        ConfigError: it is no such address, or nothing answers there.
+        ConfigError: the address is invalid, or nothing listens there.
     """
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
@@ -222,12 +222,10 @@ def assert_reachable(address: str, default_port: int) -> tuple[str, int]:
     except ValueError:
         host, port = None, 0
     if not host:
-        raise ConfigError(f"{address!r} is no address; write HOST:PORT")
+        raise ConfigError(f"{address!r} is not an address; write HOST:PORT")
     try:
         socket.create_connection((host, port), timeout=_REACH_SECONDS).close()
     except OSError as error:
         reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or error
-        raise ConfigError(
-            f"nothing can be reached at {host}:{port}: {reason}; is the head up, and the port open?"
-        ) from None
+        raise ConfigError(f"cannot connect to {host}:{port}: {reason}; is the head up, and the port open?") from None
     return host, port

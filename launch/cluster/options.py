@@ -1,4 +1,4 @@
-"""Options of the commands that train on Ray. No Ray in here, so that --help is quick."""
+"""Options of the commands that train on Ray. This file does not import Ray, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from gen_dist.errors import ConfigError
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """The workers of a run."""
+    """Options of the workers of a run."""
 
     workers: int = 2
-    """Processes that train together, one a GPU where there are GPUs."""
+    """Processes that train together, one per GPU where there are GPUs."""
     min_workers: int | None = None
-    """Train with as few as these while hosts are away, and with more again once they are back. None waits for all."""
+    """Train with as few workers as this while hosts are away, and with more again once they are back. None waits for
+    all."""
     cpus_per_worker: int = 1
-    """CPUs that each worker reserves: its number of threads."""
+    """CPUs that each worker reserves; also its number of threads."""
     max_failures: int = 3
-    """Give up after so many failures of workers without a checkpoint or evaluation in between."""
+    """Give up after more than this many failures of workers without a checkpoint or evaluation in between."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "cpus_per_worker"):
@@ -32,35 +33,40 @@ class WorkerOptions:
             raise ConfigError(f"max_failures {self.max_failures} is less than 0")
 
     @property
+    def least_workers(self) -> int:
+        """Workers without which the run does not start."""
+        return self.min_workers or self.workers
+
+    @property
     def least_cpus(self) -> int:
-        """What the cluster must have for the run to start."""
-        return self.cpus_per_worker * (self.min_workers or self.workers)
+        """CPUs that the cluster must have for the run to start."""
+        return self.cpus_per_worker * self.least_workers
 
 
 @dataclass(frozen=True)
 class RayOptions(WorkerOptions):
-    """Where a run is made and kept."""
+    """Options of a run on Ray: its workers, its cluster, and where its directory is kept."""
 
     storage: str | None = None
-    """Directory of the run directory: a path that all hosts share, or a URL such as s3://bucket/runs. None is as on
-    one host."""
+    """Directory of the run directory: a path that all hosts share, or a URL such as s3://bucket/runs. None keeps the
+    run directory where it is on one host."""
     address: str | None = None
-    """HOST:PORT of the head of a running cluster. None starts one on this host, for this command alone."""
+    """HOST:PORT of the head of a running cluster. None starts a cluster on this host, for this command alone."""
 
 
-def place_of(config: TrainConfig, storage: str | None) -> str:
-    """The run directory: an absolute path, or a URL.
+def run_location(config: TrainConfig, storage: str | None) -> str:
+    """Location of the run directory: an absolute path, or a URL.
 
     Raises:
-        CheckpointError: a URL of no kind that is known.
+        CheckpointError: the URL is of an unknown kind.
     """
     if storage is None:
         return str(config.run_path.absolute())
     if "://" not in storage:
         return str(Path(storage).expanduser().absolute() / config.run_path.name)
     base, mark, query = storage.partition("?")
-    place = f"{base.rstrip('/')}/{config.run_path.name}{mark}{query}"
+    location = f"{base.rstrip('/')}/{config.run_path.name}{mark}{query}"
     from gen_dist.records.mirror import file_system_of
 
-    file_system_of(place)
-    return place
+    file_system_of(location)
+    return location

@@ -1,4 +1,4 @@
-"""How a command looks on while workers train for it: what it shows, when it gives up, how it is stopped."""
+"""The command's side of a run in Ray workers: what it shows, when it gives up, and how it stops the run."""
 
 from __future__ import annotations
 
@@ -14,48 +14,47 @@ import ray.train
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, UserError
-from gen_dist.launch.cluster.message_desk import Desk, Watch, brief
+from gen_dist.launch.cluster.mailbox import FailureReporter, Mailbox, News, summary_of
 from gen_dist.launch.cluster.options import WorkerOptions
-from gen_dist.launch.cluster.workers import Task, trainer
+from gen_dist.launch.cluster.workers import Task, trainer_of
 from gen_dist.training.stopping import stop_signals
 
-LOOK_SECONDS = 0.25
+POLL_SECONDS = 0.25
 _HEAD_SECONDS = 10.0
-_WAIT_SECONDS = 45.0
-"""Workers may take so long to start before it is said what they wait for, and again."""
+"""Seconds in which the thread that watches the head says that it is gone."""
+_START_SECONDS = 45.0
+"""Seconds without running workers after which the command says what they wait for."""
 
 
-def train_in_workers(config: TrainConfig, fresh: bool, options: WorkerOptions, place: str) -> list[str]:
-    """Train in the workers of the cluster that this process has joined, and show what they do.
+def train_in_workers(config: TrainConfig, fresh: bool, options: WorkerOptions, location: str) -> list[str]:
+    """Train in workers of the cluster that this process has joined, and show their output.
 
-    SIGINT and SIGTERM save and stop the run; one more ends it at once.
+    SIGINT and SIGTERM save and stop the run; a second signal ends it at once.
 
-    Returns what to tell the user at the end.
+    Returns the lines to show at the end.
 
     Raises:
-        UserError: the run is refused, or workers failed again and again without getting on.
-        KeyboardInterrupt: it was ended at once.
+        UserError: the run is refused, or workers failed too often without progress.
+        KeyboardInterrupt: the run was ended at once.
     """
-    node = ray.get_runtime_context().get_node_id()
-    # The desk stands here, not on a host that may be cut off.
-    desk: Any = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": node})(Desk).remote()
+    mailbox = mailbox_here(Mailbox)
     columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80 if sys.stderr.isatty() else None
-    task = Task(config.to_json(), uuid.uuid4().hex, place, os.getcwd(), fresh, options, columns, desk)
+    task = Task(config.to_json(), uuid.uuid4().hex, location, os.getcwd(), fresh, options, columns, mailbox)
     try:
-        run = trainer(task, [Watch(desk)])
+        trainer = trainer_of(task, [FailureReporter(mailbox)])
     except OSError as error:
         reason = error.strerror or error
-        raise ConfigError(f"storage {place} cannot be used: {reason}; choose another --storage") from None
+        raise ConfigError(f"storage {location} cannot be used: {reason}; choose another --storage") from None
     ended: dict[str, Any] = {}
 
     def fit() -> None:
         try:
-            ended["result"] = run.fit()
+            ended["result"] = trainer.fit()
         except Exception as error:
             ended["error"] = error
 
     def ask_to_stop() -> None:
-        desk.ask_to_stop.remote()
+        mailbox.ask_to_stop.remote()
         print("saving and stopping; once more ends it at once", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=fit, name="gen_dist-fit", daemon=True)
@@ -63,44 +62,54 @@ def train_in_workers(config: TrainConfig, fresh: bool, options: WorkerOptions, p
     with stop_signals(threading.Event(), ask_to_stop):
         thread.start()
         while thread.is_alive():
-            thread.join(LOOK_SECONDS)
+            thread.join(POLL_SECONDS)
             try:
-                text, refusal, failures, running = ray.get(desk.news.remote())
+                news: News = ray.get(mailbox.news.remote())
             except ray.exceptions.RayError as error:
-                _lose_cluster(error, place)
-            if running:
+                _lose_cluster(error, location)
+            sys.stderr.write(news.text)
+            if news.running:
                 idle_since = time.monotonic()
-            elif time.monotonic() - idle_since > _WAIT_SECONDS:
+            elif time.monotonic() - idle_since > _START_SECONDS:
                 idle_since = time.monotonic()
-                text += _what_is_missing(options)
-            sys.stderr.write(text)
+                sys.stderr.write(_missing_resources(options))
             sys.stderr.flush()
-            if refusal:
-                raise UserError(refusal)
-            if failures > options.max_failures:
-                raise UserError(
-                    f"workers failed {failures} times without a checkpoint in between; mend the cause, then run the "
-                    f"same command to go on from the newest checkpoint in {place}"
-                )
+            _give_up_if_hopeless(news, options, location)
     if isinstance(ended.get("error"), ray.exceptions.RayError):
-        _lose_cluster(ended["error"], place)
+        _lose_cluster(ended["error"], location)
     if "error" in ended:
-        raise UserError(f"Ray could not run it: {brief(ended['error'])}")
+        raise UserError(f"Ray could not run it: {summary_of(ended['error'])}")
     lines: list[str] = ended["result"].return_value
     return lines
 
 
-def _lose_cluster(error: Exception, place: str) -> NoReturn:
-    """Give who watches the head the time to say that it is gone; if it is not, say what Ray said."""
+def mailbox_here(kind: type[Mailbox]) -> Any:
+    """Start a mailbox on this host, because another host may be cut off, and return its handle."""
+    node = ray.get_runtime_context().get_node_id()
+    return ray.remote(num_cpus=0, label_selector={"ray.io/node-id": node})(kind).remote()
+
+
+def _give_up_if_hopeless(news: News, options: WorkerOptions, location: str) -> None:
+    if news.refusal:
+        raise UserError(news.refusal)
+    if news.failures > options.max_failures:
+        raise UserError(
+            f"workers failed {news.failures} times without a checkpoint in between; remove the cause, then run the "
+            f"same command to resume from the newest checkpoint in {location}"
+        )
+
+
+def _lose_cluster(error: Exception, location: str) -> NoReturn:
+    """Wait until the thread that watches the head has ended this process; if it did not, say what Ray said."""
     time.sleep(_HEAD_SECONDS)
     raise UserError(
-        f"lost the cluster ({brief(error)}); what was saved is in {place}, the same command goes on"
+        f"lost the cluster ({summary_of(error)}); everything that was saved is in {location}, the same command resumes"
     ) from None
 
 
-def _what_is_missing(options: WorkerOptions) -> str:
+def _missing_resources(options: WorkerOptions) -> str:
     free = {kind: ray.available_resources().get(kind, 0.0) for kind in ("CPU", "GPU")}
     return (
-        f"waiting for {options.min_workers or options.workers} workers of {options.cpus_per_worker} CPUs; free in the "
-        f"cluster: {free['CPU']:.0f} CPUs, {free['GPU']:.0f} GPUs\n"
+        f"waiting for {options.least_workers} workers of {options.cpus_per_worker} CPUs; free in the cluster: "
+        f"{free['CPU']:.0f} CPUs, {free['GPU']:.0f} GPUs\n"
     )

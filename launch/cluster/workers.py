@@ -22,58 +22,59 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, TakenOverError, UserError
-from gen_dist.launch.cluster.message_desk import DeskScreen
+from gen_dist.launch.cluster.mailbox import RemoteScreen
 from gen_dist.launch.cluster.options import WorkerOptions
 
-RESIZE_SECONDS = 15.0
-"""How often Ray looks whether an elastic group could be larger; only if so is the group started anew."""
+_RESIZE_SECONDS = 15.0
+"""Period in which Ray checks if an elastic group could be larger. It restarts the group only if so."""
 
-_TIMES = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # also how long a report may wait to be taken
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # a minute is lost where a host has gone that Ray yet counts on
+_RAY_SECONDS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # a report also waits this long to be taken
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # Ray's minute is lost if it still counts on a host that is gone
 }
 
 
 @dataclass(frozen=True)
 class Task:
-    """What all workers of a run are told."""
+    """What all workers of a run receive."""
 
     config_json: str
     name: str
-    """Of this launch."""
-    place: str
-    """Of the run directory: an absolute path that all hosts share, or a URL."""
+    """Unique name of this launch."""
+    location: str
+    """Run directory: an absolute path that all hosts share, or a URL."""
     working_directory: str
-    """Of the command: relative paths in the config are meant from there, where the hosts share it."""
+    """Working directory of the command: relative paths in the config start there, if the hosts share it."""
     fresh: bool
     options: WorkerOptions
     terminal_columns: int | None
-    """Width of the terminal that progress is shown on; None is no terminal."""
-    desk: Any
-    """Handle of the Desk, if there is one."""
+    """Width of the terminal that shows progress; None without a terminal."""
+    mailbox: Any
+    """Handle of the Mailbox."""
 
 
-def trainer(task: Task, callbacks: list[Any]) -> TorchTrainer:
-    """The run as Ray runs it, elastic if fewer workers will do.
+def trainer_of(task: Task, callbacks: list[Any]) -> TorchTrainer:
+    """Ray's trainer of the run, elastic if the run may have fewer workers.
 
-    A failed group is always started again, which costs what was not yet saved; who looks on may end it.
+    Ray always restarts a failed group, which then repeats the steps after the newest checkpoint. The callbacks or the
+    command end the run.
     """
     options = task.options
-    base, mark, query = task.place.partition("?")
+    base, mark, query = task.location.partition("?")
     parent, _, name = base.rpartition("/")
-    _forget_reports(task.place)
-    for variable, seconds in _TIMES.items():
+    _forget_reports(task.location)
+    for variable, seconds in _RAY_SECONDS.items():
         os.environ.setdefault(variable, seconds)
     device = TrainConfig.from_json(task.config_json, "the config").device
     gpus = int(ray.cluster_resources().get("GPU", 0)) if device != "cpu" else 0
-    least = options.min_workers or options.workers
+    least = options.least_workers
     if 0 < gpus < least:
         raise ConfigError(f"the cluster has {gpus} GPUs for {least} workers; use fewer --workers, or --device cpu")
-    scaling: dict[str, Any] = {  # Ray's annotations are of its old Train
+    scaling: dict[str, Any] = {  # Ray's annotations are those of its old Train
         "num_workers": options.workers if options.min_workers is None else (options.min_workers, options.workers),
         "use_gpu": gpus > 0,
         "resources_per_worker": {"CPU": options.cpus_per_worker, **({"GPU": 1} if gpus else {})},
-        "elastic_resize_monitor_interval_s": RESIZE_SECONDS,
+        "elastic_resize_monitor_interval_s": _RESIZE_SECONDS,
     }
     storage, failures = parent + mark + query, FailureConfig(max_failures=-1)
     loop: Any = work
@@ -86,121 +87,129 @@ def trainer(task: Task, callbacks: list[Any]) -> TorchTrainer:
     )
 
 
-def _forget_reports(place: str) -> None:
-    """Remove Ray's own list of checkpoints. The run finds the newest itself; Ray would miss those that are gone."""
-    filesystem, root = pyarrow.fs.FileSystem.from_uri(place)
+def _forget_reports(location: str) -> None:
+    """Remove Ray's own list of checkpoints: the run finds the newest itself, and Ray would miss deleted ones."""
+    filesystem, root = pyarrow.fs.FileSystem.from_uri(location)
     with contextlib.suppress(FileNotFoundError):
         filesystem.delete_file(f"{root}/checkpoint_manager_snapshot.json")
 
 
 def work(settings: dict[Any, Any]) -> list[str]:
-    """One worker's share of a run, from the newest checkpoint. Returns what to tell the user at the end."""
+    """Train as one worker of a run, from the newest checkpoint. Returns the lines to show at the end."""
     from gen_dist.training.run import train
     from gen_dist.training.supervisor import Supervisor
 
     task: Task = settings["task"]
     context = ray.train.get_context()
     is_main = context.get_world_rank() == 0
-    with contextlib.suppress(OSError):  # another host may have no such directory
-        os.chdir(task.working_directory)
+    enter_directory(task.working_directory)
     os.environ["GEN_DIST_THREADS"] = str(task.options.cpus_per_worker)
     if task.terminal_columns:
         os.environ["COLUMNS"] = str(task.terminal_columns)
-    if is_main and task.desk:
-        task.desk.started.remote()
-    config = TrainConfig.from_json(task.config_json, "the config")
-    # Fewer workers than there may be take as many images at once as ever, in more turns: memory holds no more.
-    world_size = context.get_world_size()
-    turns = -(-task.options.workers // world_size)
-    turns = max(1, min(turns, config.global_batch_size // (world_size * config.accumulation)))
-    config = dataclasses.replace(config, accumulation=config.accumulation * turns)
+    if is_main:
+        task.mailbox.started.remote()
+    config = _config_for(task, context.get_world_size())
     with (
-        _refusing(task.desk),
-        _kept(task, is_main) as (directory, keep),
-        told_to_stop(task.desk if is_main else None) as stop,
-        _reporting() as report,
+        _refusals_reported(task.mailbox),
+        _run_directory(task, is_main) as (directory, keep),
+        stop_event(task.mailbox if is_main else None) as stop,
+        _reports() as report,
     ):
 
-        def recorded(step: int, metrics: Mapping[str, float | Sequence[float]], saved: Path | None) -> None:
+        def record(step: int, metrics: Mapping[str, float | Sequence[float]], saved: Path | None) -> None:
             checkpoint = keep(saved) if saved else None
-            if is_main and task.desk:
-                task.desk.got_on.remote()  # at once; Ray's controller hears of it in a second or two
+            if is_main:
+                task.mailbox.made_progress.remote()  # at once; Ray's controller learns of it a second or two later
             report({"step": step, **metrics}, checkpoint)
 
-        def as_told(text: str) -> str:
-            return text.replace(str(directory), task.place)
+        def for_user(text: str) -> str:
+            return text.replace(str(directory), task.location)
 
-        screen = DeskScreen(task.desk, task.terminal_columns is not None, as_told) if task.desk else None
-        supervisor = Supervisor(task.name, stop, recorded, directory, screen)
+        screen = RemoteScreen(task.mailbox, task.terminal_columns is not None, for_user)
+        supervisor = Supervisor(task.name, stop, record, directory, screen)
         outcome = train(config, fresh=task.fresh, supervisor=supervisor)
         keep(None)
-    return [as_told(line) for line in outcome.report("the same command")] if is_main else []
+    return [for_user(line) for line in outcome.report("the same command")] if is_main else []
+
+
+def enter_directory(path: str) -> None:
+    """Change to the command's working directory, unless this host does not have it."""
+    with contextlib.suppress(OSError):
+        os.chdir(path)
+
+
+def _config_for(task: Task, world_size: int) -> TrainConfig:
+    """Config of a group of this size. A smaller group accumulates more often, so that memory holds the images."""
+    config = TrainConfig.from_json(task.config_json, "the config")
+    turns = -(-task.options.workers // world_size)
+    turns = max(1, min(turns, config.global_batch_size // (world_size * config.accumulation)))
+    return dataclasses.replace(config, accumulation=config.accumulation * turns)
 
 
 @contextlib.contextmanager
-def _refusing(desk: Any) -> Iterator[None]:
-    """Within it, an error that another try would not mend is told to the desk, which ends the run."""
+def _refusals_reported(mailbox: Any) -> Iterator[None]:
+    """Report errors that another try would not mend to the mailbox, so that the command ends the run."""
     try:
         yield
     except TakenOverError:
-        raise  # no word of it: those who took over are at work
+        raise  # not reported: the workers that took over are training
     except UserError as error:
-        if desk:
-            ray.get(desk.refuse.remote(str(error)))
+        ray.get(mailbox.refuse.remote(str(error)))
         raise
 
 
 @contextlib.contextmanager
-def _kept(task: Task, is_main: bool) -> Iterator[tuple[Path, Callable[[Path | None], Checkpoint | None]]]:
-    """Within it, where a worker finds its run directory, and how to keep what was saved there, where Ray can see it."""
-    place = task.place
+def _run_directory(task: Task, is_main: bool) -> Iterator[tuple[Path, Callable[[Path | None], Checkpoint | None]]]:
+    """Give the worker's run directory, and a function that stores a saved checkpoint and returns Ray's name of it.
+
+    At a URL the directory is a local copy, which the main worker pushes. None stores what changed besides checkpoints.
+    """
     storage: Any = ray.train.get_context().get_storage()
 
-    def as_ray_sees_it(saved: Path | None) -> Checkpoint | None:
+    def name_for_ray(saved: Path | None) -> Checkpoint | None:
         path = f"{storage.experiment_fs_path}/checkpoints/{saved.name}" if saved else ""
         return Checkpoint(path, storage.storage_filesystem) if saved else None
 
-    if "://" not in place:
-        yield Path(place), as_ray_sees_it
+    if "://" not in task.location:
+        yield Path(task.location), name_for_ray
         return
     from gen_dist.records.mirror import Mirror
-    from gen_dist.records.run_paths import RunPaths
 
-    # Under one name for all starts of a launch: a worker that Ray kills removes nothing.
-    own = f"gen_dist-{task.name}-{ray.train.get_context().get_world_rank()}"
-    directory = os.path.join(tempfile.gettempdir(), own)
+    # All starts of a launch use one name, so that the next start removes the copy of a worker that Ray killed.
+    name = f"gen_dist-{task.name}-{ray.train.get_context().get_world_rank()}"
+    directory = os.path.join(tempfile.gettempdir(), name)
     shutil.rmtree(directory, ignore_errors=True)
     os.mkdir(directory, mode=0o700)
     try:
-        mirror = Mirror(Path(directory), place)
+        mirror = Mirror(Path(directory), task.location)
         if is_main:
             mirror.claim()
-        mirror.fetch("" if is_main else RunPaths(Path(directory)).checkpoints.name)
+        mirror.fetch("" if is_main else "checkpoints")
 
-        def keep(saved: Path | None) -> Checkpoint | None:
+        def push(saved: Path | None) -> Checkpoint | None:
             if is_main:
                 mirror.push()
-            return as_ray_sees_it(saved)
+            return name_for_ray(saved)
 
-        yield Path(directory), keep
-    except UserError as error:  # the user knows the place, not the copy
-        raise type(error)(str(error).replace(directory, place)) from None
+        yield Path(directory), push
+    except UserError as error:  # the user knows the URL, not the copy
+        raise type(error)(str(error).replace(directory, task.location)) from None
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _reporting() -> Iterator[Callable[[dict[str, Any], Checkpoint | None], None]]:
-    """Within it, how to report to Ray; what was reported has arrived when it is left.
+def _reports() -> Iterator[Callable[[dict[str, Any], Checkpoint | None], None]]:
+    """Give a function that reports to Ray; all reports have arrived when the block ends.
 
-    From a thread, in which each report waits until Ray's controller looks for it: the training does not.
+    A thread sends them: each one waits until Ray's controller looks for it, and the training must not wait.
     All workers report the same in the same order.
     """
     reports: queue.SimpleQueue[tuple[dict[str, Any], Checkpoint | None] | None] = queue.SimpleQueue()
 
     def send() -> None:
         while (report := reports.get()) is not None:
-            # One that fails, as when Ray's controller goes, is no reason to end a training that saves by itself.
+            # A failed report, e.g. when Ray's controller dies, does not end a training that saves by itself.
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.train.report(*report, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
@@ -212,18 +221,18 @@ def _reporting() -> Iterator[Callable[[dict[str, Any], Checkpoint | None], None]
 
 
 @contextlib.contextmanager
-def told_to_stop(desk: Any) -> Iterator[threading.Event]:
-    """Within it, an event that is set once the desk wants the run to stop."""
+def stop_event(mailbox: Any) -> Iterator[threading.Event]:
+    """Give an event that is set once the command asks the run to stop; with None as mailbox it is never set."""
     stop, left = threading.Event(), threading.Event()
 
     def ask() -> None:
         while not left.wait(1.0):
             with contextlib.suppress(ray.exceptions.RayError):
-                if ray.get(desk.wants_stop.remote()):
+                if ray.get(mailbox.wants_stop.remote()):
                     stop.set()
                     return
 
-    if desk:
+    if mailbox:
         threading.Thread(target=ask, name="gen_dist-stop", daemon=True).start()
     try:
         yield stop

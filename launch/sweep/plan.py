@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from gen_dist.cli import NoOptions, parse_train
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, UserError
-from gen_dist.launch.cluster.options import place_of
+from gen_dist.launch.cluster.options import run_location
 from gen_dist.launch.sweep.halving import grace_period_of
 from gen_dist.launch.sweep.results import Mode, Sweep, choose_metric, make_trials, readable_metric
 from gen_dist.launch.sweep.space import draw_trials, parse_space, train_command, trial_configs, with_values
@@ -112,7 +112,7 @@ def plan_sweep(config: TrainConfig, fresh: bool, options: SweepOptions) -> Itera
 def _sweep_path(config: TrainConfig, storage: str | None) -> Path:
     if storage and "://" in storage:
         raise ConfigError(f"a sweep is kept in a directory, not at {storage}; name one that all hosts share")
-    path = Path(place_of(config, storage))
+    path = Path(run_location(config, storage))
     return path.with_name(f"{path.name}-sweep")
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from gen_dist.config import TrainConfig, VaeConfig
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.files import write_atomically
-from gen_dist.launch.sweep.space import Searched, Value, all_as_typed, as_typed
+from gen_dist.launch.sweep.space import Searched, Value, as_typed
 from gen_dist.records.metrics_file import metrics_of_run
 from gen_dist.records.readable import readable_number
 from gen_dist.records.run_paths import RunPaths
@@ -284,77 +284,3 @@ def make_trials(path: Path, draws: Sequence[dict[str, Value]], configs: Sequence
         Trial(index, values, dataclasses.replace(config, run_dir=str(path / f"trial_{index:03}")))
         for index, (values, config) in enumerate(zip(draws, configs, strict=True))
     ]
-
-
-class Board:
-    """Progress of a sweep on a stream: a line for what happens, and one that says how things stand.
-
-    The latter stays in place on a terminal; elsewhere it is printed when a trial has ended.
-    """
-
-    def __init__(self, sweep: Sweep, stream: Any) -> None:
-        self._sweep = sweep
-        self._stream = stream
-        self._live = stream.isatty()
-        self._width = 0
-
-    def started(self, trial: Trial) -> None:
-        """A trial began to train."""
-        at = f" at step {trial.step}" if trial.step else ""
-        self.line(f"trial {trial.index} {'goes on' if at else 'starts'}{at}: {all_as_typed(trial.values)}")
-
-    def evaluated(self) -> None:
-        """A trial was evaluated."""
-        self._stand()
-
-    def ended(self, trial: Trial) -> None:
-        """A trial ended."""
-        metric = f": {self._sweep.metric.name} {readable_metric(trial.value)}" if trial.value is not None else ""
-        what = {
-            "finished": f"finished{metric}",
-            "stopped": f"stopped at step {trial.step} of {self._sweep.steps}{metric}",
-            "failed": f"failed: {trial.short_reason}",
-            "interrupted": f"saved at step {trial.step}",
-        }
-        self.line(f"trial {trial.index} {what[trial.status]}")
-        if not self._live:
-            self._write(self.summary() + "\n")
-
-    def line(self, text: str) -> None:
-        """Print a line."""
-        self._write("\r" + " " * self._width + "\r" if self._width else "")
-        self._width = 0
-        self._write(text + "\n")
-        self._stand()
-
-    def close(self) -> None:
-        """End the line that stays in place."""
-        if self._width:
-            self._write("\n")
-        self._width = 0
-
-    def summary(self) -> str:
-        """How things stand: 5/8 done, 2 running, best 105.37 (trial 3)."""
-        trials = self._sweep.trials
-        done = sum(trial.status in ("finished", "stopped", "failed") for trial in trials)
-        running = [trial for trial in trials if trial.status == "running"]
-        shown = [f"{done}/{len(trials)} done"]
-        if running:
-            shown.append(f"{len(running)} running")
-        judged = [trial for trial in self._sweep.ranked if trial.value is not None and trial.status != "failed"]
-        if judged:
-            shown.append(f"best {readable_metric(judged[0].value or 0.0)} (trial {judged[0].index})")
-        return ", ".join(shown)
-
-    def _stand(self) -> None:
-        if self._live:
-            text = self.summary()
-            self._write("\r" + text.ljust(self._width))
-            self._width = len(text)
-
-    def _write(self, text: str) -> None:
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except (OSError, ValueError):  # a terminal that went away ends the showing, not the sweep
-            self._live = False

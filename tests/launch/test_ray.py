@@ -360,7 +360,7 @@ def _addresses() -> dict[str, Callable[[], tuple[list[str], str]]]:
         ),
         "a host that does not exist": lambda: ([*train, "--address", "nowhere.invalid"], "nowhere.invalid:6379"),
         "a storage of no known kind": lambda: ([*train, "--storage", "nosuch://bucket"], "choose another --storage"),
-        "no address": lambda: ([*train, "--address", ":"], "is no address"),
+        "no address": lambda: ([*train, "--address", ":"], "is not an address"),
         "too many workers to be": lambda: ([*train, "--min-workers", "3"], "min_workers 3 is not in 1 .. 2"),
         "no worker": lambda: ([*train, "--workers", "0"], "workers 0 is less than 1"),
         "a job that would be lost": lambda: (["ray_job.py", "submit", "vae-mnist"], "name a --storage"),

@@ -24,7 +24,8 @@ from gen_dist.evaluation.sample_checks import SampleChecks
 from gen_dist.launch.sweep.halving import Halving, grace_period_of
 from gen_dist.launch.sweep.plan import SweepOptions, best_command, command_source, conclude, plan_sweep
 from gen_dist.launch.sweep.plot import save_plot
-from gen_dist.launch.sweep.results import Board, Metric, Sweep, choose_metric, make_trials
+from gen_dist.launch.sweep.progress import SweepProgress
+from gen_dist.launch.sweep.results import Metric, Sweep, choose_metric, make_trials
 from gen_dist.launch.sweep.space import as_typed, draw_trials, parse_space, train_command, trial_configs, with_values
 from gen_dist.presets import PRESETS, get_preset
 from gen_dist.records.metrics_file import read_metrics
@@ -344,18 +345,18 @@ class Screen(io.StringIO):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_the_board_has_a_line_for_what_happens_and_how_things_stand(terminal: bool, tmp_path: Path) -> None:
+def test_progress_has_a_line_for_each_event_and_a_summary(terminal: bool, tmp_path: Path) -> None:
     sweep = _sweep(tmp_path, SPACES[1], 4)
     first = sweep.trials[0]
     first.status, first.step = "running", 0
     screen = Screen(terminal)
-    board = Board(sweep, screen)
-    board.started(first)
-    board.evaluated()
+    progress = SweepProgress(sweep, screen)
+    progress.started(first)
+    progress.evaluated()
     first.status, first.step = "stopped", 300
-    board.ended(first)
-    board.ended(sweep.trials[1])
-    board.close()
+    progress.ended(first)
+    progress.ended(sweep.trials[1])
+    progress.close()
     text = screen.getvalue()
     assert f"trial 0 starts: learning_rate {first.values['learning_rate']}, optimizer " in text
     assert "trial 0 stopped at step 300 of 900: test/negative_elbo 1" in text
