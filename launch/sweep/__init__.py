@@ -1,1 +1,1 @@
-"""A search over configs: the space, the plan, its trials, early stopping, results and their picture."""
+"""Searches over configs: space, plan, trials, early stopping, results and their picture."""

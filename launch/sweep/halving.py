@@ -1,4 +1,4 @@
-"""Early stopping by successive halving, asynchronous: who is not among the best at a rung trains no further."""
+"""Early stopping by asynchronous successive halving: a trial that is not among the best at a rung stops."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import math
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 
-_SMALLEST_SHARE = 9
-"""The grace period is such a part of the steps at most, so that with a factor of 3 there are two rungs or more."""
+_LEAST_PERIODS = 9
+"""Grace periods in a run, at least: with a factor of 3 that gives two rungs."""
 
 
 class Halving:
     """Asynchronous successive halving (ASHA, Li et al. 2020), for trials that are stopped rather than paused.
 
-    Rungs are at the grace period and at each `factor` times as many steps. A trial goes on while it is among the best
-    1 / factor, rounded up, of all that came to the highest rung that it has reached itself. That is asked at each of
-    its evaluations, so that who came first does not pass for that alone.
+    Rungs are at the grace period and at each `factor` times as many steps. A trial continues while it is among the best
+    1 / factor, rounded up, of all trials at the highest rung that it has reached. Each evaluation asks again, so that
+    the first trial at a rung does not pass for being first.
     """
 
     def __init__(self, steps: int, grace_period: int, factor: float, less_is_better: bool) -> None:
@@ -28,8 +28,8 @@ class Halving:
         for power in reversed(range(count)):
             self._rungs[grace_period * factor**power] = {}
 
-    def goes_on(self, trial: int, step: int, value: float) -> bool:
-        """Whether a trial is to train further, after an evaluation at this step."""
+    def continues(self, trial: int, step: int, value: float) -> bool:
+        """Return True if a trial should train further after an evaluation at this step."""
         reached = next((found for rung, found in self._rungs.items() if step >= rung), None)
         if reached is None:
             return True
@@ -42,14 +42,14 @@ def grace_period_of(config: TrainConfig, asked: int | None) -> int:
     """Steps before a trial may be stopped.
 
     Args:
-        config: of the trials.
-        asked: what the user wants; None is each evaluation's or a ninth of the steps, whichever is less, but not less
-            than the warm-up, in which learning rates tell little.
+        config: config of the trials.
+        asked: the user's choice. None is evaluate_every, or a ninth of the steps if that is less. A ninth that lies
+            within the warm-up is extended to its end, because losses say little before it.
 
     Raises:
-        ConfigError: it is longer than the run.
+        ConfigError: the grace period is longer than the run.
     """
-    usual = max(config.steps // _SMALLEST_SHARE, config.optimization.warmup_steps, 1)
+    usual = max(config.steps // _LEAST_PERIODS, config.optimization.warmup_steps, 1)
     grace_period = min(config.evaluate_every, usual, config.steps) if asked is None else asked
     if grace_period > config.steps:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A sweep from its command line to what is told at the end: options, trials, the best config. No Ray in here."""
+"""A sweep from its command line to its summary: options, trials, the best config. This file does not import Ray."""
 
 from __future__ import annotations
 
@@ -26,39 +26,40 @@ _FILES = ("sweep.json", "sweep.csv", "sweep.png")
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """A sweep, and where its trials are made and kept."""
+    """Options of a sweep: what to search, when to stop trials, and where they run."""
 
     space: Annotated[
         tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUES ...")
     ] = ()
-    """Fields of the config to search, by their names in config.json or as an option, and what they may be:
-    learning_rate=log:1e-4:1e-2 (even on a logarithmic scale), objective.beta=uniform:0.5:4, network.latent_dim=int:2:64
-    (log:2:64 for more of the small ones), optimizer=adam,adamw (choices). Of a field that takes several, + joins the
-    parts of a choice: hidden_sizes=400+200,200, betas=0.9+0.98,0.5+0.999. `none` is a field left empty."""
+    """Fields of the config to search, by their names in config.json or as an option, and their values:
+    learning_rate=log:1e-4:1e-2 (uniform on a logarithmic scale), objective.beta=uniform:0.5:4,
+    network.latent_dim=int:2:64 (log:2:64 prefers small ones), optimizer=adam,adamw (choices). If a field takes several
+    values, + joins the parts of a choice: hidden_sizes=400+200,200, betas=0.9+0.98,0.5+0.999. `none` leaves a field
+    empty."""
     trials: int = 8
-    """Number of trials, drawn from the space by --seed. More of them later leave the first ones as they are."""
+    """Number of trials, drawn from the space by --seed. A larger number later keeps the first trials as they are."""
     metric: str | None = None
-    """What trials are judged by, as evaluations name it in metrics.jsonl: test/nll, samples/diversity_ratio. None is
-    the first test metric of the objective. A GAN has none."""
+    """Metric that ranks the trials, by its name in metrics.jsonl: test/nll, samples/diversity_ratio. None is the first
+    test metric of the objective. A GAN has none."""
     mode: Mode | None = None
-    """Whether less or more of the metric is better. None is as the metric has it."""
+    """Direction in which the metric is better. None is the metric's own direction."""
     grace_period: int | None = None
-    """Steps before a trial may be stopped early; as many as there are to do switches that off. Trials are evaluated at
-    least so often. None is evaluate_every, or a ninth of the steps if that is less and the warm-up is over by then."""
+    """Steps before a trial may be stopped early; the number of steps switches early stopping off. Trials are evaluated
+    at least this often. None is evaluate_every, or a ninth of the steps if that is less and not within the warm-up."""
     reduction_factor: float = 3.0
-    """At the grace period and at each so many times as many steps, one of so many trials may go on: 3 is the best third
-    of those that came so far (ASHA, Li et al. 2020)."""
+    """Factor between the steps at which trials may be stopped; one of so many trials continues there. With 3, the best
+    third of the trials so far continues (ASHA, Li et al. 2020)."""
     concurrent: int | None = None
-    """Trials at once. None is as many as there are CPUs or GPUs for."""
+    """Trials at once. None is as many as the CPUs or GPUs allow."""
     workers: int = 1
-    """Processes that train a trial together, one a GPU where there are GPUs."""
+    """Processes that train a trial together, one per GPU where there are GPUs."""
     cpus_per_worker: int = 1
-    """CPUs that each worker reserves: its number of threads."""
+    """CPUs that each worker reserves; also its number of threads."""
     storage: str | None = None
-    """Directory of the sweep's directory, which all hosts share. None is that of the run directory. The sweep's own is
-    named after the run directory: runs/PRESET-sweep, or NAME-sweep for --run-dir NAME."""
+    """Parent of the sweep's directory; all hosts must share it. None is the parent of the run directory. The sweep's
+    directory is named after the run directory: runs/PRESET-sweep, or NAME-sweep for --run-dir NAME."""
     address: str | None = None
-    """HOST:PORT of the head of a running cluster. None starts one on this host, for this command alone."""
+    """HOST:PORT of the head of a running cluster. None starts a cluster on this host, for this command alone."""
 
     def __post_init__(self) -> None:
         for name in ("trials", "grace_period", "concurrent", "workers", "cpus_per_worker"):
@@ -70,16 +71,16 @@ class SweepOptions:
 
     @property
     def least_cpus(self) -> int:
-        """What the cluster must have for a trial to start."""
+        """CPUs that the cluster must have for a trial to start."""
         return self.workers * self.cpus_per_worker
 
 
 @contextlib.contextmanager
 def plan_sweep(config: TrainConfig, fresh: bool, options: SweepOptions) -> Iterator[Sweep]:
-    """Within it, this process holds the directory of a sweep whose trials are drawn, checked, and known as they stand.
+    """Hold the directory of a sweep, and give the sweep with its trials drawn, checked and read from disk.
 
     Raises:
-        UserError: the space or a config drawn from it cannot be, or the directory holds another sweep or is in use.
+        UserError: the space or a config drawn from it is invalid, or the directory holds another sweep or is in use.
     """
     space = parse_space([word for words in options.space for word in words], config)
     metric = choose_metric(config, options.metric, options.mode)
@@ -111,7 +112,7 @@ def plan_sweep(config: TrainConfig, fresh: bool, options: SweepOptions) -> Itera
 
 def _sweep_path(config: TrainConfig, storage: str | None) -> Path:
     if storage and "://" in storage:
-        raise ConfigError(f"a sweep is kept in a directory, not at {storage}; name one that all hosts share")
+        raise ConfigError(f"a sweep needs a directory, not {storage}; name one that all hosts share")
     path = Path(run_location(config, storage))
     return path.with_name(f"{path.name}-sweep")
 
@@ -126,7 +127,7 @@ def _refuse_other_configs(sweep: Sweep) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove what an earlier sweep wrote, and nothing else."""
+    """Remove the files of an earlier sweep, and nothing else."""
     from gen_dist.records.run_directory import remove_run
 
     for run in path.glob("trial_*"):
@@ -136,16 +137,16 @@ def _remove(path: Path) -> None:
 
 
 def command_source(words: Sequence[str]) -> list[str]:
-    """The words of a command line that name the preset or config file."""
+    """Words of a command line that name the preset or config file."""
     return list(words[:2] if words[0] == "--config" else words[:1])
 
 
 def best_command(sweep: Sweep, config: TrainConfig, source: Sequence[str]) -> str | None:
-    """The command that trains the best config again, in a run directory of its own.
+    """Command that trains the best config again, in its own run directory; None if no trial finished.
 
     Args:
-        sweep: it found the best values.
-        config: whose fields it searched.
+        sweep: the finished sweep.
+        config: the config whose fields it searched.
         source: words that name the preset or config file.
     """
     if not sweep.best:
@@ -157,7 +158,7 @@ def best_command(sweep: Sweep, config: TrainConfig, source: Sequence[str]) -> st
 
 
 def conclude(sweep: Sweep, config: TrainConfig, source: Sequence[str]) -> None:
-    """Print the table, write it and the picture, and say how to train the best config.
+    """Print the table, write table and picture, and say how to train the best config.
 
     Raises:
         UserError: no trial finished.

@@ -1,4 +1,4 @@
-"""The picture of a sweep: the metric of each trial over the steps, and against each searched field."""
+"""Picture of a sweep: the metric of each trial over the steps, and against each searched field."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from gen_dist.launch.sweep.results import Metric, Sweep, Trial, readable_metric
 from gen_dist.launch.sweep.space import Searched, Value, as_typed
 from gen_dist.pictures.figures import INK_HEX, figure_of, save_figure
 
-# Okabe and Ito, and a grey for what was given up.
+# Colours of Okabe and Ito, and grey for trials that did not finish.
 _BEST, _FINISHED, _OTHER = "#d55e00", "#0072b2", "#9a9a9a"
 _LONGEST_LABEL = 14
 
 
 def save_plot(path: Path, sweep: Sweep) -> None:
-    """Draw the trials that were evaluated, best ones in front.
+    """Draw the evaluated trials, the best ones in front.
 
     Raises:
-        ValueError: no trial was.
-        OSError: it cannot be written.
+        ValueError: no trial has been evaluated.
+        OSError: the file cannot be written.
     """
     trials = [trial for trial in sweep.ranked[::-1] if trial.value is not None and trial.status != "failed"]
     if not trials:
@@ -59,7 +59,7 @@ def save_plot(path: Path, sweep: Sweep) -> None:
 
 
 def _limits_over_steps(metric: Metric, trials: Sequence[Trial], best: Trial | None) -> tuple[float, float]:
-    """Ends of the metric's axis over the steps: the best trial's whole way, and where most of the others ended."""
+    """Ends of the metric's axis over the steps: they show the whole best trial and the ends of most others."""
     values = [metric.order(value) for trial in trials for _, value in trial.history]
     whole_way = [metric.order(value) for _, value in best.history] if best else []
     ended = [metric.order(trial.value or 0.0) for trial in trials]
@@ -67,7 +67,7 @@ def _limits_over_steps(metric: Metric, trials: Sequence[Trial], best: Trial | No
 
 
 def _limits_at_end(metric: Metric, trials: Sequence[Trial]) -> tuple[float, float]:
-    """Ends of the metric's axis for last values: trials far worse than the better half do not flatten it."""
+    """Ends of the metric's axis for last values; trials far worse than the better half do not stretch it."""
     ends = sorted(metric.order(trial.value or 0.0) for trial in trials)
     finished = [metric.order(trial.value or 0.0) for trial in trials if trial.status == "finished"]
     room = 2.5 * (ends[(len(ends) - 1) // 2] - ends[0])
@@ -77,7 +77,7 @@ def _limits_at_end(metric: Metric, trials: Sequence[Trial]) -> tuple[float, floa
 
 
 def _ends(metric: Metric, values: Sequence[float], worst: float) -> tuple[float, float]:
-    """Ends of an axis from the best of the values, in the order in which less is better, to the worst to be shown."""
+    """Ends of an axis from the best of `values` to `worst`; both are keys of Metric.order, so that less is better."""
     least, worst = min(values), min(worst, max(values))
     margin = 0.06 * (worst - least) or 0.05 * abs(least) or 1.0
     first, last = metric.order(least - margin), metric.order(worst + margin)
@@ -108,7 +108,7 @@ def _draw_curves(axes: Any, sweep: Sweep, trials: Sequence[Trial], limits: tuple
         if was_ended:
             axes.plot(steps[-1], values[-1], color=_OTHER, marker="x", markersize=7, markeredgewidth=1.6, zorder=3)
     if best := sweep.best:
-        # Its name stands where the lines have come apart, away from the worse ones.
+        # The label stands at the end, where the lines have separated, on the side away from worse trials.
         step, value = best.history[-1]
         below = sweep.metric.mode == "min"
         axes.annotate(
@@ -123,7 +123,7 @@ def _draw_curves(axes: Any, sweep: Sweep, trials: Sequence[Trial], limits: tuple
             zorder=5,
             path_effects=[withStroke(linewidth=3, foreground="white")],
         )
-        reach = 0.09 * (limits[1] - limits[0])  # room for it
+        reach = 0.09 * (limits[1] - limits[0])  # room for the label
         limits = (limits[0] - reach, limits[1]) if below else (limits[0], limits[1] + reach)
     axes.set_ylim(*limits)
     axes.set_xlim(0, 1.03 * sweep.steps)
@@ -158,7 +158,7 @@ def _draw_field(
     reach = 0.03 * (high - low)
     for trial, place in zip(trials, places, strict=True):
         value, colour, is_best = trial.value or 0.0, _colour(sweep, trial), trial is sweep.best
-        # What lies beyond the scale is shown at its end, pointing there.
+        # A value beyond the scale is a triangle at its end that points outwards.
         beyond = int(value > high) - int(value < low)
         marker = {0: "*" if is_best else "o", 1: "^", -1: "v"}[beyond]
         axes.plot(
@@ -182,7 +182,7 @@ def _draw_field(
 
 
 def _places(searched: Searched, values: Sequence[Value]) -> list[float]:
-    """Where trials stand on a field's axis: at the number, or around the place of the choice."""
+    """Positions of trials on a field's axis: the number, or the choice's position with some jitter."""
     if searched.scale != "choice":
         return [float(value) for value in values]
     jitter = np.random.default_rng(0).uniform(-0.16, 0.16, len(values))

@@ -1,4 +1,4 @@
-"""What a sweep found: the metric that judges its trials, what is known of each, and how that is shown and kept."""
+"""Results of a sweep: the metric that ranks its trials, their state on disk, and the table."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ _STATE_FILE = "sweep.json"
 
 @dataclass(frozen=True)
 class Metric:
-    """What trials are judged by."""
+    """Metric that ranks the trials."""
 
     name: str
     mode: Mode
-    """Whether less or more of it is better."""
+    """Direction in which it is better."""
 
     def value_in(self, record: Mapping[str, Any]) -> float | None:
-        """Its value in a record of a run; None where that is no evaluation. What is not finite is worse than any.
+        """Value in a record of a run, or None if the record is not an evaluation. NaN and infinity rank last.
 
         Raises:
-            ConfigError: it is an evaluation without this metric.
+            ConfigError: the record is an evaluation without this metric.
         """
         if not any(name.startswith(("test/", "samples/")) for name in record):
             return None
@@ -60,7 +60,7 @@ class Metric:
         return _NOT_FINITE if self.mode == "min" else -_NOT_FINITE
 
     def order(self, value: float) -> float:
-        """A key that sorts better values first."""
+        """Key that sorts better values first."""
         return value if self.mode == "min" else -value
 
 
@@ -92,44 +92,44 @@ def choose_metric(config: TrainConfig, name: str | None, mode: Mode | None) -> M
 
 @dataclass
 class Trial:
-    """One trial: a run in a directory of its own."""
+    """One trial: a run in its own directory."""
 
     index: int
     values: dict[str, Value]
-    """Of the searched fields, by dotted name."""
+    """Values of the searched fields, by dotted name."""
     config: TrainConfig
     status: Status = "waiting"
     reason: str | None = None
-    """Why it failed."""
+    """Error of a failed trial."""
     diverged: bool = False
-    """Whether it failed because its loss did: it would do so again."""
+    """True if its loss diverged: the trial would fail again."""
     step: int = 0
-    """Last one that it recorded."""
+    """Last recorded step."""
     history: list[tuple[int, float]] = field(default_factory=list)
     """Steps and values of the metric."""
 
     @property
     def path(self) -> Path:
-        """Its run directory."""
+        """Run directory of the trial."""
         return self.config.run_path
 
     @property
     def value(self) -> float | None:
-        """The metric at its last evaluation."""
+        """Value of the metric at the last evaluation."""
         return self.history[-1][1] if self.history else None
 
     @property
     def short_reason(self) -> str:
-        """Why it failed, without the way out, which is none of a sweep."""
+        """Error of a failed trial, without the advice after it, which is meant for a single run."""
         return (self.reason or "").partition("; ")[0]
 
     @property
     def is_settled(self) -> bool:
-        """Whether there is no more to be trained."""
+        """True if nothing is left to train."""
         return self.status in ("finished", "stopped") or self.diverged
 
     def has_finished(self) -> bool:
-        """Whether its run says that all steps are done."""
+        """Return True if the run has done all steps."""
         try:
             steps: int = json.loads(RunPaths(self.path).summary.read_text())["steps"]
         except (OSError, ValueError, KeyError):
@@ -137,10 +137,10 @@ class Trial:
         return steps == self.config.steps
 
     def read(self, metric: Metric) -> None:
-        """Take step and history from what the run wrote.
+        """Read step and history from the files of the run.
 
         Raises:
-            UserError: its metrics.jsonl is damaged, or evaluations have no such metric.
+            UserError: metrics.jsonl is damaged, or evaluations do not have this metric.
         """
         records = metrics_of_run(self.path)
         self.step = records[-1]["step"] if records else 0
@@ -150,7 +150,7 @@ class Trial:
 
 @dataclass
 class Sweep:
-    """All trials, and where they are kept."""
+    """All trials of a sweep, and its directory."""
 
     path: Path
     space: tuple[Searched, ...]
@@ -161,10 +161,10 @@ class Sweep:
     trials: list[Trial]
 
     def read(self) -> None:
-        """Take from the disk what earlier starts of the sweep did.
+        """Read the results of earlier starts of the sweep from disk.
 
         Raises:
-            CheckpointError: some of it is damaged.
+            CheckpointError: a file is damaged.
         """
         known = _read_state(self.path / _STATE_FILE)
         for trial in self.trials:
@@ -180,10 +180,10 @@ class Sweep:
                 trial.status = "interrupted"
 
     def save(self) -> None:
-        """Write sweep.json, from which another start of the sweep knows what this one did.
+        """Write sweep.json, which the next start of the sweep reads.
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: the file cannot be written.
         """
         state = {
             "metric": self.metric.name,
@@ -197,14 +197,14 @@ class Sweep:
             write_atomically(self.path / _STATE_FILE, json.dumps(state, indent=2, allow_nan=False) + "\n")
         except OSError as error:
             raise CheckpointError(
-                f"cannot write to {self.path}: {error.strerror}; mend that, then run the same command to go on"
+                f"cannot write to {self.path}: {error.strerror}; remove the cause, then run the same command to resume"
             ) from None
 
     def save_table(self) -> None:
         """Write sweep.csv, the table with all columns.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         names = [one.name for one in self.space]
         text = io.StringIO()
@@ -231,7 +231,7 @@ class Sweep:
 
     @property
     def ranked(self) -> list[Trial]:
-        """The trials, best metric first, those without one last."""
+        """Trials from the best metric to the worst; trials without a value come last, after them failed ones."""
 
         def key(trial: Trial) -> tuple[bool, bool, float]:
             value = trial.value
@@ -241,15 +241,15 @@ class Sweep:
 
     @property
     def best(self) -> Trial | None:
-        """The best of the finished trials: what others had earlier does not compare."""
+        """Best finished trial. Values of other trials do not compare, because they are of earlier steps."""
         return next((trial for trial in self.ranked if trial.status == "finished" and trial.value is not None), None)
 
     def saved_steps(self) -> int:
-        """Steps that were not trained because their trial was stopped early."""
+        """Steps that early stopping left out."""
         return sum(self.steps - trial.step for trial in self.trials if trial.status == "stopped")
 
     def table(self) -> list[str]:
-        """The trials as lines of text, best first."""
+        """Table of the trials as lines of text, best first."""
         last_names = [one.short_name for one in self.space]
         heads = [one.name if last_names.count(one.short_name) > 1 else one.short_name for one in self.space]
         rows = [["rank", "trial", *heads, self.metric.name, "steps", "status"]]
@@ -264,22 +264,22 @@ class Sweep:
 
 
 def _read_state(file: Path) -> Mapping[int, Mapping[str, Any]]:
-    """What sweep.json says of trials, by index."""
+    """Rows of sweep.json by the index of their trial."""
     try:
         return {row["trial"]: row for row in json.loads(file.read_text())["trials"]}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{file} cannot be read; remove it to judge the trials anew") from None
+        raise CheckpointError(f"{file} cannot be read; remove it to rank the trials again") from None
 
 
 def readable_metric(value: float) -> str:
-    """A metric for the eye."""
+    """Format a value of the metric for display."""
     return "not finite" if abs(value) >= _NOT_FINITE else readable_number(value)
 
 
 def make_trials(path: Path, draws: Sequence[dict[str, Value]], configs: Sequence[TrainConfig]) -> list[Trial]:
-    """Trials with run directories in the sweep's."""
+    """Trials with run directories inside the sweep's directory."""
     return [
         Trial(index, values, dataclasses.replace(config, run_dir=str(path / f"trial_{index:03}")))
         for index, (values, config) in enumerate(zip(draws, configs, strict=True))

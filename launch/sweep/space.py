@@ -1,4 +1,7 @@
-"""What a sweep searches: parsing of a space, the trials drawn from it, and a config as a command. No Ray, no torch."""
+"""Space of a sweep: its parsing, the trials drawn from it, and the command of a config.
+
+This file imports neither Ray nor torch.
+"""
 
 from __future__ import annotations
 
@@ -20,57 +23,57 @@ from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 
 Value = Any
-"""Of a config field: a number, a string, a bool, None or a tuple."""
+"""Value of a config field: a number, a string, a bool, None or a tuple."""
 
 _DRAWS = 200
-"""Tries to draw a trial that differs from those before it."""
+"""Attempts to draw a trial that differs from earlier ones."""
 _DIGITS = 4
-"""Significant ones of a drawn number, so that it can be read and typed."""
+"""Significant digits of a drawn number: few enough to read and type."""
 
 _RANGES = ("log", "uniform", "int")
 _FIXED = {
     **dict.fromkeys(("preset", "run_dir"), "it names the runs"),
-    **dict.fromkeys(("data", "data_root", "packing"), "metrics of other images do not compare"),
-    "objective.likelihood": "metrics of other likelihoods do not compare",
+    **dict.fromkeys(("data", "data_root", "packing"), "metrics on different images do not compare"),
+    "objective.likelihood": "metrics of different likelihoods do not compare",
     "objective.dynamic_binarization": "metrics of binary and of real-valued pixels do not compare",
-    "steps": "early stopping needs the same steps for all",
+    "steps": "early stopping needs the same number of steps in all trials",
     **dict.fromkeys(
         ("accumulation", "compile", "cuda_graphs", "device", "precision"),
-        "it says how, not what is computed; set it for all trials",
+        "it changes how, not what is computed; set it for all trials",
     ),
     **dict.fromkeys(
         ("checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_every", "wandb"),
-        "it decides what is recorded, not what is learned; set it for all trials",
+        "it changes what is recorded, not what is learned; set it for all trials",
     ),
 }
-"""Fields that are not searched, or the first part of their names, and why."""
+"""Fields that cannot be searched, or the first part of their names, with the reason."""
 
 
 @dataclass(frozen=True)
 class Searched:
-    """A field of the config and what it may be."""
+    """A searched field of the config, and its possible values."""
 
     name: str
-    """As in config.json: `network.latent_dim`."""
+    """Name in config.json: `network.latent_dim`."""
     text: str
-    """Its values as the user wrote them."""
+    """Values as the user wrote them."""
     scale: Literal["choice", "log", "uniform"]
     choices: tuple[Value, ...] = ()
     low: float = 0.0
     high: float = 0.0
     whole: bool = False
-    """Whether its numbers are integers; low and high are among them."""
+    """True for integers, from low to high inclusive."""
 
     @property
     def short_name(self) -> str:
-        """The last part of its name."""
+        """Last part of the name."""
         return self.name.rpartition(".")[2]
 
     def draw(self, rng: np.random.Generator) -> Value:
-        """One of its values."""
+        """Draw one value."""
         if self.scale == "choice":
             return self.choices[int(rng.integers(len(self.choices)))]
-        # An integer stands for all that is rounded to it, so that the ends are as likely as the rest.
+        # The range is half a number wider on both sides, so that rounding makes its ends as likely as the rest.
         low, high = (self.low - 0.5, self.high + 0.5) if self.whole else (self.low, self.high)
         log = self.scale == "log"
         number = math.exp(rng.uniform(math.log(low), math.log(high))) if log else rng.uniform(low, high)
@@ -78,21 +81,21 @@ class Searched:
         return type(number)(min(max(number, self.low), self.high))
 
     def values(self) -> Sequence[Value] | None:
-        """All of them; None where there is no end of them."""
+        """All possible values, or None if they are not countable."""
         if self.scale == "choice":
             return self.choices
         return range(int(self.low), int(self.high) + 1) if self.whole else None
 
 
 def parse_space(words: Sequence[str], config: TrainConfig) -> tuple[Searched, ...]:
-    """The searched fields of NAME=VALUES words.
+    """Parse NAME=VALUES words into searched fields.
 
-    A name is that of config.json, its last part, or the command line's option. Values are a range, log:LOW:HIGH (of
-    whole numbers, too), uniform:LOW:HIGH or int:LOW:HIGH, or choices with commas between them; `+` joins the parts of
-    one choice of a field that takes several, and `none` leaves it empty.
+    A name is the one in config.json, its last part, or the option of the command line. Values are a range
+    (uniform:LOW:HIGH, int:LOW:HIGH, or log:LOW:HIGH for both kinds of numbers), or choices separated by commas. In a
+    field that takes several values, `+` joins the parts of one choice, and `none` leaves it empty.
 
     Raises:
-        ConfigError: unknown names, values that are none, or fields that are not to be searched.
+        ConfigError: an unknown name, an invalid value, or a field that cannot be searched.
     """
     hints = _hints(config)
     space: dict[str, Searched] = {}
@@ -110,7 +113,7 @@ def parse_space(words: Sequence[str], config: TrainConfig) -> tuple[Searched, ..
 
 
 def _hints(config: TrainConfig) -> dict[str, Any]:
-    """Types of the config's fields by their dotted names, of its own kinds of network and objective."""
+    """Types of the config's fields by dotted name, for its own kinds of network and objective."""
     hints: dict[str, Any] = {}
     for name, hint in get_type_hints(TrainConfig).items():
         part = getattr(config, name)
@@ -132,7 +135,7 @@ def _full_name(written: str, names: Sequence[str]) -> str:
         near = difflib.get_close_matches(name.rpartition(".")[2], by_last, n=3, cutoff=0.5)
         perhaps = f"perhaps you meant {' or '.join(by_last[last] for last in near)}" if near else ""
         raise ConfigError(
-            f"--space {written} is no field of this config; {perhaps or 'those are ' + ', '.join(searched)}"
+            f"--space {written} is not a field of this config; {perhaps or 'its fields are ' + ', '.join(searched)}"
         )
     if reason := _why_fixed(found[0]):
         raise ConfigError(f"--space {found[0]} cannot be searched: {reason}")
@@ -142,7 +145,7 @@ def _full_name(written: str, names: Sequence[str]) -> str:
 def _why_fixed(name: str) -> str | None:
     part, _, last = name.rpartition(".")
     if last == "kind":
-        return "a run has one kind of it; sweep each from a preset or config file of its own"
+        return "a run has one kind; sweep each kind from its own preset or config file"
     return _FIXED.get(name) or _FIXED.get(part)
 
 
@@ -160,27 +163,27 @@ def _parse_range(name: str, hint: Any, text: str, scale: str, ends: Sequence[str
     shown = f"--space {name}={text}"
     number = next((kind for kind in (int, float) if kind in _alternatives(hint)), None)
     if number is None:
-        raise ConfigError(f"{shown}: {name} is no number; name choices, with commas between them")
+        raise ConfigError(f"{shown}: {name} is not a number; name choices separated by commas")
     try:
         low, high = map(float, ends)
     except ValueError:
-        raise ConfigError(f"{shown} is no range; write {scale}:LOW:HIGH") from None
+        raise ConfigError(f"{shown} is not a range; write {scale}:LOW:HIGH") from None
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ConfigError(f"{shown}: LOW has to be less than HIGH")
+        raise ConfigError(f"{shown}: LOW must be less than HIGH")
     whole = number is int
     if scale == "int" and not whole:
         raise ConfigError(f"{shown}: {name} takes fractions; use uniform or log")
     if scale == "uniform" and whole:
-        raise ConfigError(f"{shown}: {name} is a whole number; use int, or log for more of the small ones")
+        raise ConfigError(f"{shown}: {name} is an integer; use int, or log to prefer small numbers")
     if whole and not (low.is_integer() and high.is_integer()):
-        raise ConfigError(f"{shown}: {name} is a whole number; so have to be LOW and HIGH")
+        raise ConfigError(f"{shown}: {name} is an integer; so must be LOW and HIGH")
     if scale == "log" and low <= 0:
         raise ConfigError(f"{shown}: a logarithmic range starts above 0")
     return Searched(name, text, "log" if scale == "log" else "uniform", (), low, high, whole)
 
 
 def _alternatives(hint: Any) -> list[Any]:
-    """The types that a field may have."""
+    """Types that a field may have."""
     if get_origin(hint) is Annotated:
         return _alternatives(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
@@ -197,14 +200,14 @@ def _parse_choice(name: str, hint: Any, text: str) -> Value:
             return _parse_as(option, text)
         except ValueError:
             continue
-    raise ConfigError(f"--space {name}: {text!r} is no value of it; it takes {' or '.join(map(_spelled, options))}")
+    raise ConfigError(f"--space {name}: {text!r} is not a value of it; it takes {' or '.join(map(_spelled, options))}")
 
 
 def _parse_as(option: Any, text: str) -> Value:
-    """The text as a value of this type.
+    """Parse the text as a value of this type.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not such a value.
     """
     if get_origin(option) is Literal:
         found = [choice for choice in get_args(option) if str(choice) == text]
@@ -212,7 +215,7 @@ def _parse_as(option: Any, text: str) -> Value:
             return found[0]
     elif get_origin(option) is tuple:
         kinds = get_args(option)
-        # The `+` of a number such as 1e+3 joins nothing.
+        # The `+` inside a number such as 1e+3 is not a separator.
         words = [] if text.lower() == "none" else re.split(r"(?<![0-9.][eE])\+", text)
         if kinds[1:] == (...,):
             return tuple(_parse_as(kinds[0], word) for word in words)
@@ -233,18 +236,18 @@ def _spelled(option: Any) -> str:
         kinds = get_args(option)
         many = f"several of {_spelled(kinds[0])}" if kinds[1:] == (...,) else " and ".join(map(_spelled, kinds))
         return f"{many}, joined by +"
-    names = {NoneType: "none", bool: "true or false", int: "a whole number", float: "a number"}
+    names = {NoneType: "none", bool: "true or false", int: "an integer", float: "a number"}
     return names.get(option, option.__name__)
 
 
 def draw_trials(space: Sequence[Searched], seed: int, count: int) -> list[dict[str, Value]]:
-    """Values of the searched fields of each trial, by name; no two trials alike.
+    """Draw the searched fields of each trial, by name; no two trials are equal.
 
-    A trial's values depend on seed, index and field alone, but where it would be like one before it: more trials, or
-    another order of the fields, leave it as it is.
+    A trial's values depend on seed, index and field alone, unless they would repeat an earlier trial. More trials or
+    another order of the fields therefore change nothing.
 
     Raises:
-        ConfigError: there are not so many different ones.
+        ConfigError: the space has fewer different trials.
     """
     trials: list[dict[str, Value]] = []
     seen: set[tuple[Value, ...]] = set()
@@ -264,7 +267,7 @@ def draw_trials(space: Sequence[Searched], seed: int, count: int) -> list[dict[s
 
 
 def _unseen(space: Sequence[Searched], seen: set[tuple[Value, ...]]) -> dict[str, Value]:
-    """Values that chance would hardly draw any more, as few are left."""
+    """First unused combination of values, for a space with so few left that drawing one is unlikely."""
     every = [one.values() for one in space]
     left = itertools.product(*(values for values in every if values is not None)) if None not in every else ()
     for combination in left:
@@ -274,10 +277,10 @@ def _unseen(space: Sequence[Searched], seen: set[tuple[Value, ...]]) -> dict[str
 
 
 def with_values(config: TrainConfig, values: Mapping[str, Value]) -> TrainConfig:
-    """The config with the values of fields of these dotted names.
+    """Config with other values in fields of these dotted names.
 
     Raises:
-        ConfigError: they are out of range, or do not go together.
+        ConfigError: a value is out of range, or values exclude each other.
     """
     parts: dict[str, dict[str, Value]] = {}
     for name, value in values.items():
@@ -289,22 +292,22 @@ def with_values(config: TrainConfig, values: Mapping[str, Value]) -> TrainConfig
 
 
 def trial_configs(config: TrainConfig, trials: Sequence[Mapping[str, Value]]) -> list[TrainConfig]:
-    """The config of each trial.
+    """Config of each trial.
 
     Raises:
-        ConfigError: one of them cannot be; it says which.
+        ConfigError: a config is invalid; the message names its trial.
     """
     configs = []
     for index, values in enumerate(trials):
         try:
             configs.append(with_values(config, values))
         except ConfigError as error:
-            raise ConfigError(f"trial {index} ({all_as_typed(values)}) cannot be: {error}") from None
+            raise ConfigError(f"trial {index} ({all_as_typed(values)}) is invalid: {error}") from None
     return configs
 
 
 def as_typed(value: Value) -> str:
-    """A value as it is typed in a space: 0.0023, 400+200, none."""
+    """Format a value as it is typed in a space: 0.0023, 400+200, none."""
     if value is None or value == ():
         return "none"
     if isinstance(value, tuple):
@@ -313,17 +316,17 @@ def as_typed(value: Value) -> str:
 
 
 def all_as_typed(values: Mapping[str, Value]) -> str:
-    """Values by the last part of their names: `learning_rate 0.0023, latent_dim 16`."""
+    """Format values by the last part of their names: `learning_rate 0.0023, latent_dim 16`."""
     return ", ".join(f"{name.rpartition('.')[2]} {as_typed(value)}" for name, value in values.items())
 
 
 def train_command(source: Sequence[str], base: TrainConfig, config: TrainConfig) -> str:
-    """The command that trains a config.
+    """Command that trains a config.
 
     Args:
-        source: words that name where it starts from: a preset, or --config FILE.
-        base: the config of these words alone.
-        config: the same with other values.
+        source: words that name its source: a preset, or --config FILE.
+        base: config of these words alone.
+        config: config to train, which differs from `base` in values only.
     """
     words = ["gen-dist", "train", *source]
     for field in dataclasses.fields(TrainConfig):

@@ -171,10 +171,10 @@ class _Scheduler(FIFOScheduler):
         self._halving = Halving(sweep.steps, sweep.grace_period, options.reduction_factor, less_is_better)
         for trial in sweep.trials:
             for step, value in trial.history if trial.status != "failed" else ():
-                self._halving.goes_on(trial.index, step, value)
+                self._halving.continues(trial.index, step, value)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if "ended" in result or self._halving.goes_on(trial.config["trial"], result["step"], result["value"]):
+        if "ended" in result or self._halving.continues(trial.config["trial"], result["step"], result["value"]):
             return TrialScheduler.CONTINUE
         return TrialScheduler.STOP
 

@@ -93,7 +93,7 @@ def test_two_hosts_equal_one_process(hosts: tuple[Host, Host], tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["hosts_cpu", "hosts_8_gpus"])
 @pytest.mark.parametrize("forgotten", ["--machine_rank", "--main_process_ip"])
-def test_who_forgets_an_option_of_a_host_is_told_at_once(name: str, forgotten: str) -> None:
+def test_a_forgotten_option_of_a_host_is_an_error_at_once(name: str, forgotten: str) -> None:
     given = {"--machine_rank": "1", "--main_process_ip": "127.0.0.1"}
     del given[forgotten]
     words = [word for option in given.items() for word in option]
@@ -104,7 +104,7 @@ def test_who_forgets_an_option_of_a_host_is_told_at_once(name: str, forgotten: s
 
 
 @pytest.mark.slow
-def test_hosts_that_meet_but_cannot_connect_say_so(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+def test_hosts_that_join_but_cannot_connect_say_so(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     processes = _launch_on(
         hosts, ["vae-mnist", "--run-dir", tmp_path], GLOO_SOCKET_IFNAME="lo", GEN_DIST_JOIN_SECONDS="8"
     )

@@ -82,9 +82,7 @@ def _losses(run: Path) -> list[float]:
     return losses_of(read_metrics(run / "metrics.jsonl"))
 
 
-def test_two_workers_equal_one_process_and_the_run_goes_on_elsewhere(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_two_workers_equal_one_process_which_resumes_their_run(environment: dict[str, str], tmp_path: Path) -> None:
     """Half of it in Ray's workers, the rest in one process, by the same options."""
     file, run = write_config(tmp_path / "config.json", _config()), tmp_path / "runs" / "first"
     words = ["--config", file, "--checkpoint-every", 20, "--evaluate-every", 20]
@@ -138,9 +136,7 @@ def _worker_ids(driver: subprocess.Popen[bytes]) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(580)
-def test_a_run_whose_workers_are_killed_ten_times_equals_the_undisturbed_one_bit_for_bit(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_ten_killed_workers_leave_the_result_bit_for_bit(environment: dict[str, str], tmp_path: Path) -> None:
     config = _config(steps=2000, checkpoint_every=25, evaluate_every=2000, log_every=25, sample_every=2000)
     file, runs = write_config(tmp_path / "config.json", config), tmp_path / "runs"
     words = ["--config", file, "--workers", 2, "--storage", runs]
@@ -184,7 +180,7 @@ def _newest_step(run: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_run_kept_at_a_url_is_saved_on_sigterm_and_goes_on_there(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_at_a_url_saves_on_sigterm_and_resumes(environment: dict[str, str], tmp_path: Path) -> None:
     """fsspec's local files as one more scheme: nothing of the run is in the working directory, all is at the URL."""
     config = _config(steps=4000, checkpoint_every=100, evaluate_every=4000, log_every=50, sample_every=4000)
     file, kept = write_config(tmp_path / "config.json", config), tmp_path / "bucket"
@@ -253,9 +249,7 @@ def _python(code: str, environment: dict[str, str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(580)
-def test_a_job_trains_with_the_token_and_every_door_is_shut_without(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_job_trains_and_no_port_opens_without_the_token(environment: dict[str, str], tmp_path: Path) -> None:
     file = write_config(tmp_path / "config.json", _config(checkpoint_every=50, evaluate_every=50))
     token = tmp_path / "home" / ".ray" / "auth_token"
     with _head(environment, tmp_path) as (port, dashboard, client):
@@ -373,7 +367,7 @@ def _addresses() -> dict[str, Callable[[], tuple[list[str], str]]]:
 
 
 @pytest.mark.parametrize("mistake", _addresses())
-def test_what_cannot_work_gives_one_line(mistake: str, environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_mistake_gives_one_line(mistake: str, environment: dict[str, str], tmp_path: Path) -> None:
     command, message = _addresses()[mistake]()
     (tmp_path / "token").write_text("0" * 64)
     (tmp_path / "token").chmod(0o600)
@@ -435,7 +429,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_storage_that_is_full_or_read_only_gives_one_line_and_keeps_what_was_saved(
+def test_full_or_read_only_storage_loses_nothing_saved(
     environment: dict[str, str], tmp_path: Path, small_disk: Path
 ) -> None:
     config = _config(steps=400, checkpoint_every=20, evaluate_every=400, sample_every=400, keep_checkpoints=30)

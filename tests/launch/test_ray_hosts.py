@@ -46,7 +46,7 @@ def _processes(run: Path) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(580)
-def test_a_host_cut_off_in_mid_run_is_done_without_and_taken_back(tmp_path: Path) -> None:
+def test_a_run_continues_without_a_lost_host_and_takes_it_back(tmp_path: Path) -> None:
     """Which of the two had the main worker does not matter: the other takes the run directory over."""
     never = 10**6
     config = small_config(

@@ -40,7 +40,7 @@ def _values(word: str, config: TrainConfig = VAE, count: int = 200) -> list[Any]
     return [searched.draw(np.random.default_rng(seed)) for seed in range(count)]
 
 
-def test_ranges_are_drawn_evenly_on_their_scale_and_reach_their_ends() -> None:
+def test_ranges_are_uniform_on_their_scale_up_to_their_ends() -> None:
     rates = _values("learning_rate=log:1e-4:1e-2")
     assert all(1e-4 <= rate <= 1e-2 and rate == float(f"{rate:.4g}") for rate in rates)
     assert 0.4 < np.mean(np.array(rates) < 1e-3) < 0.6
@@ -93,11 +93,11 @@ def test_choices_are_values_of_the_fields_type(word: str, preset: str, choices: 
         (["beta=uniform:0:inf"], "less than HIGH"),
         (["beta=log:0:1"], "starts above 0"),
         (["beta=int:1:4"], "takes fractions"),
-        (["latent_dim=uniform:2:4"], "whole number"),
-        (["latent_dim=int:2:4.5"], "so have to be LOW and HIGH"),
-        (["optimizer=log:1:2"], "is no number"),
+        (["latent_dim=uniform:2:4"], "is an integer; use int"),
+        (["latent_dim=int:2:4.5"], "so must be LOW and HIGH"),
+        (["optimizer=log:1:2"], "is not a number"),
         (["optimizer=adam,lion"], "adam, adamw, sgd"),
-        (["latent_dim=4,many"], "'many' is no value of it; it takes a whole number"),
+        (["latent_dim=4,many"], "'many' is not a value of it; it takes an integer"),
         (["betas=0.9,0.5"], "a number and a number, joined by +"),
         (["beta=1,1.0"], "names a value twice"),
         (["beta=1,2", "objective.beta=3,4"], "names objective.beta twice"),
@@ -121,7 +121,7 @@ def test_draws_depend_on_seed_trial_and_field_alone() -> None:
     assert draw_trials(space, 1, 8) != trials
 
 
-def test_no_two_trials_are_alike_and_there_are_not_more_than_the_space_has() -> None:
+def test_trials_differ_and_are_no_more_than_the_space_has() -> None:
     space = parse_space(["optimizer=adam,adamw", "latent_dim=int:1:30"], VAE)
     assert len({tuple(trial.values()) for trial in draw_trials(space, 0, 60)}) == 60
     with pytest.raises(ConfigError, match="use --trials 60"):
@@ -138,7 +138,7 @@ def test_values_get_to_their_fields_together() -> None:
 
 
 def test_a_trial_that_cannot_be_is_named_before_anything_starts() -> None:
-    with pytest.raises(ConfigError, match=r"^trial 1 \(beta 2.0\) cannot be: importance_samples 5 trains one bound"):
+    with pytest.raises(ConfigError, match=r"^trial 1 \(beta 2.0\) is invalid: importance_samples 5 trains one bound"):
         config = with_values(VAE, {"objective.importance_samples": 5})
         trial_configs(config, [{"objective.beta": 1.0}, {"objective.beta": 2.0}])
 
@@ -163,7 +163,7 @@ def test_a_config_comes_back_equal_from_its_command(preset: str, tmp_path: Path)
         assert parse_train(words[2:], words[1], NoOptions())[0] == config
 
 
-def test_an_empty_tuple_and_a_flag_taken_back_come_through_a_command() -> None:
+def test_a_command_can_empty_a_tuple_and_unset_a_flag() -> None:
     for preset in PRESETS:
         base = with_values(get_preset(preset), {"compile": True})
         if hasattr(base.objective, "augmentation"):
@@ -173,7 +173,7 @@ def test_an_empty_tuple_and_a_flag_taken_back_come_through_a_command() -> None:
 
 
 @pytest.mark.parametrize("objective", ["autoencoder", "vae", "iwae", "gan", "vae-gan"])
-def test_the_metrics_that_may_be_chosen_are_those_of_an_evaluation(objective: str) -> None:
+def test_choosable_metrics_are_those_of_an_evaluation(objective: str) -> None:
     config = small_config(objective)
     trainer = make_trainer(config)
     tested = [f"test/{name}" for name in trainer.evaluate(trainer.dataset.test)]
@@ -205,7 +205,7 @@ def test_the_checks_that_may_be_chosen_are_those_of_samples() -> None:
         choose_metric(VAE, "train/loss", None)
 
 
-def test_a_metric_that_is_not_finite_is_worse_than_any_and_one_that_is_absent_is_said() -> None:
+def test_a_nan_metric_ranks_last_and_a_missing_one_is_named() -> None:
     metric = Metric("samples/diversity", "max")
     assert metric.value_in({"train/loss": 1.0}) is None
     assert metric.value_in({"samples/diversity": 0.5}) == 0.5
@@ -214,34 +214,34 @@ def test_a_metric_that_is_not_finite_is_worse_than_any_and_one_that_is_absent_is
         metric.value_in({"test/nll": 1.0})
 
 
-def test_a_third_goes_on_at_each_rung_whoever_came_first() -> None:
+def test_the_best_third_continues_at_each_rung_in_any_order() -> None:
     halving = Halving(900, 100, 3.0, less_is_better=True)
-    assert halving.goes_on(0, 100, 9.0)  # the first has nobody beside it
-    assert halving.goes_on(1, 100, 5.0)
-    assert not halving.goes_on(2, 100, 7.0)
-    assert not halving.goes_on(0, 200, 1.0), "it is judged by what it had at the rung"
-    assert halving.goes_on(3, 100, 6.0), "of four, two go on"
-    assert halving.goes_on(1, 300, 5.0)
-    assert not halving.goes_on(3, 300, 5.5)
-    assert halving.goes_on(1, 800, 9.0)
+    assert halving.continues(0, 100, 9.0)  # the first has nobody beside it
+    assert halving.continues(1, 100, 5.0)
+    assert not halving.continues(2, 100, 7.0)
+    assert not halving.continues(0, 200, 1.0), "its value at the rung counts"
+    assert halving.continues(3, 100, 6.0), "of four, two go on"
+    assert halving.continues(1, 300, 5.0)
+    assert not halving.continues(3, 300, 5.5)
+    assert halving.continues(1, 800, 9.0)
     more = Halving(900, 100, 3.0, less_is_better=False)
-    assert more.goes_on(0, 100, 0.5) and more.goes_on(1, 150, 0.6) and not more.goes_on(2, 100, 0.4)
+    assert more.continues(0, 100, 0.5) and more.continues(1, 150, 0.6) and not more.continues(2, 100, 0.4)
 
 
-def test_the_best_of_all_is_never_stopped_and_before_the_grace_period_nobody_is() -> None:
+def test_neither_the_best_nor_a_trial_in_grace_is_stopped() -> None:
     values = np.random.default_rng(0).uniform(size=40)
     for order in (np.argsort(values), np.argsort(-values)):
         halving = Halving(1000, 50, 2.0, less_is_better=True)
         stopped = [
-            trial for step in (49, 50, 60, 999) for trial in order if not halving.goes_on(trial, step, values[trial])
+            trial for step in (49, 50, 60, 999) for trial in order if not halving.continues(trial, step, values[trial])
         ]
-        assert int(values.argmin()) not in stopped and len(set(stopped)) >= 20, "those that came first are judged again"
-    assert all(Halving(10, 10, 3.0, True).goes_on(trial, 10, trial) for trial in range(9)), (
+        assert int(values.argmin()) not in stopped and len(set(stopped)) >= 20, "early trials are ranked again"
+    assert all(Halving(10, 10, 3.0, True).continues(trial, 10, trial) for trial in range(9)), (
         "a run has no rung at its end"
     )
 
 
-def test_the_grace_period_leaves_room_for_rungs_and_outlasts_the_warm_up() -> None:
+def test_the_grace_period_leaves_rungs_and_covers_the_warm_up() -> None:
     assert grace_period_of(VAE, None) == 104 > VAE.optimization.warmup_steps
     assert grace_period_of(with_values(VAE, {"optimization.warmup_steps": 150}), None) == 150
     assert grace_period_of(with_values(VAE, {"evaluate_every": 60}), None) == 60
@@ -287,7 +287,7 @@ def test_a_sweep_is_drawn_with_a_panel_for_each_field(words: list[str], tmp_path
     assert {(0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2), (0x9A, 0x9A, 0x9A)} <= colours, "best, finished, stopped"
 
 
-def test_a_sweep_of_one_trial_and_one_where_more_is_better_are_drawn(tmp_path: Path) -> None:
+def test_pictures_of_one_trial_and_of_a_maximum_are_drawn(tmp_path: Path) -> None:
     alone = _sweep(tmp_path, SPACES[0], 2)
     save_plot(tmp_path / "alone.png", alone)
     more = _sweep(tmp_path, SPACES[0], 8, "gan-mnist", "samples/diversity_ratio")
@@ -299,7 +299,7 @@ def test_a_sweep_of_one_trial_and_one_where_more_is_better_are_drawn(tmp_path: P
         save_plot(tmp_path / "none.png", alone)
 
 
-def test_the_table_has_the_best_first_and_says_why_a_trial_failed(
+def test_the_table_has_the_best_first_and_reasons_of_failures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = _sweep(tmp_path, SPACES[3], 8)
@@ -325,7 +325,7 @@ def test_the_table_has_the_best_first_and_says_why_a_trial_failed(
     assert (tmp_path / "sweep.png").exists()
 
 
-def test_the_best_finished_whatever_others_had_earlier_and_without_one_it_is_an_error(tmp_path: Path) -> None:
+def test_the_best_trial_has_finished_and_none_is_an_error(tmp_path: Path) -> None:
     sweep = _sweep(tmp_path, SPACES[0], 8)
     stopped = next(trial for trial in sweep.trials if trial.status == "stopped")
     stopped.history.append((stopped.step, 1.0))
@@ -404,11 +404,11 @@ def test_a_plan_draws_checks_and_remembers(tmp_path: Path) -> None:
         (lambda: _options(trials=0), "trials 0 is less than 1"),
         (lambda: _options(reduction_factor=1.0), "reduction_factor 1.0 is not more than 1"),
         (lambda: _options(grace_period=5000), "use --grace-period 940"),
-        (lambda: _options(storage="s3://bucket/runs"), "a sweep is kept in a directory"),
+        (lambda: _options(storage="s3://bucket/runs"), "a sweep needs a directory"),
         (lambda: _options("optimizer=adam,sgd", trials=3), "use --trials 2"),
         (
             lambda: _options("learning_rate=-1,1", trials=2),
-            "learning_rate -1.0) cannot be: learning_rate -1.0 is not a positive",
+            "learning_rate -1.0) is invalid: learning_rate -1.0 is not a positive",
         ),
         (lambda: _options(metric="test/none"), "--metric test/none is none"),
     ],
@@ -437,7 +437,7 @@ def test_a_mistake_in_the_command_is_one_line_and_exit_code_2(tmp_path: Path) ->
     result = _run(["vae-mnist", "--space", "latent_dims=int:2:64"], tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.splitlines() == [
-        "error: --space latent_dims is no field of this config; perhaps you meant network.latent_dim"
+        "error: --space latent_dims is not a field of this config; perhaps you meant network.latent_dim"
     ]
 
 
@@ -450,7 +450,7 @@ def test_help_tells_how_a_space_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_of_eight_trials_stops_bad_ones_and_the_same_command_trains_no_more(tmp_path: Path) -> None:
+def test_eight_trials_lose_bad_ones_and_are_trained_once(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     # The worst rate diverges: a trial that fails leaves the others to go on.
     config = small_config("vae", steps=90, log_every=10, checkpoint_every=30, sample_every=1000)
