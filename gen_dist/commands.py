@@ -16,10 +16,9 @@ from gen_dist.errors import ConfigError
 
 def main() -> None:
     """Entry point of `gen-dist`."""
-    functions: list[Callable[..., None]] = [train, sample, evaluate, compare, report, export, presets, replay]
     if sys.argv[1:2] == ["train"]:  # its options are the config's, which depend on the preset
         run_command(train)
-    run_command(lambda: run_subcommand(functions, sys.argv[1:], "gen-dist"))
+    run_command(lambda: run_subcommand(FUNCTIONS, sys.argv[1:], "gen-dist"))
 
 
 def train() -> None:
@@ -206,6 +205,13 @@ def presets() -> None:
     print(preset_lines())
 
 
+def launchers() -> None:
+    """Print the directory with Accelerate's configs and slurm.sh."""
+    import gen_dist
+
+    print(Path(gen_dist.__path__[0]) / "launch")
+
+
 def replay(run: tyro.conf.Positional[Path], /, step: int) -> None:
     """Run one step of a run again and print its losses. The run directory is not changed.
 
@@ -230,6 +236,11 @@ def _evaluate(run: Path) -> None:
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
+
+FUNCTIONS: list[Callable[..., None]] = [
+    *(train, sample, evaluate, compare, report),
+    *(export, presets, replay, launchers),
+]
 
 if __name__ == "__main__":
     main()
