@@ -18,7 +18,7 @@ import tyro
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, UserError
-from gen_dist.presets import DESCRIPTIONS, PRESETS, get_preset
+from gen_dist.presets import get_preset, presets
 
 T = TypeVar("T")
 
@@ -121,8 +121,8 @@ def resume_command() -> str:
 
 def preset_lines() -> str:
     """One line a preset: its name and what it is."""
-    width = max(map(len, PRESETS))
-    return "\n".join(f"  {name:{width}}  {DESCRIPTIONS[name]}" for name in PRESETS)
+    width = max(map(len, presets()))
+    return "\n".join(f"  {name:{width}}  {preset.description}" for name, preset in presets().items())
 
 
 def _with_short_errors(parse: Callable[[], T]) -> T:

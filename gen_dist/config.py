@@ -1,18 +1,23 @@
-"""The config of a run: frozen dataclasses, checked when they are made. No torch in here, so that --help is quick."""
+"""The config of a run: frozen dataclasses that check themselves. No torch in here, so that --help is quick.
+
+The config of an objective or a network also says what readers that must not import torch have to know of it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from tyro.conf import Suppress
 
 from gen_dist.errors import ConfigError
+from gen_dist.registry import Registry
 
 Activation = Literal["relu", "tanh", "leaky_relu", "silu"]
 Decay = Literal["constant", "linear", "cosine"]
@@ -22,7 +27,24 @@ WandbMode = Literal["disabled", "offline", "online"]
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class _Checked:
+    """A config that refuses values which its field types do not name."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError if a field of named choices, or a tuple of such, has another value."""
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is ClassVar:
+                continue
+            options = {hint, *get_args(hint)}
+            choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
+            value = getattr(self, name)
+            for one in value if get_origin(hint) is tuple else (value,):
+                if choices and one not in choices and not (one is None and NoneType in options):
+                    raise ConfigError(f"{name} {one!r} is not one of {', '.join(map(str, choices))}")
+
+
+@dataclass(frozen=True)
+class DataConfig(_Checked):
     """How a source of images is packed and held."""
 
     image_size: int | None = None
@@ -42,7 +64,7 @@ class DataConfig:
     """Where packed images are kept. None is $GEN_DIST_CACHE, else ~/.cache/gen_dist."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        super().__post_init__()
         if self.image_size is not None:
             _at_least("image_size", self.image_size, 4)
         _at_least("synthetic_images", self.synthetic_images, 1)
@@ -52,30 +74,58 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class MlpConfig:
+class NetworkConfig(_Checked):
+    """Base of the networks' configs, which `networks` knows by their kind.
+
+    A network is used in four roles: encoder, decoder, generator and discriminator. The first and last are made from its
+    `encoder` class, the others from its `decoder` class.
+    """
+
+    kind: Suppress[str] = ""
+    encoder: ClassVar[str]
+    """Class from images to outputs, as `module:Class`; see `gen_dist.networks.base.Encoder`."""
+    decoder: ClassVar[str]
+    """Class from latents to images, as `module:Class`; see `gen_dist.networks.base.Decoder`."""
+    latent_dim: int = 20
+    """Number of latents."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("latent_dim", self.latent_dim, 1)
+
+
+networks = Registry("network", NetworkConfig, "gen_dist.networks")
+"""Configs of networks by kind."""
+
+
+@networks.register
+@dataclass(frozen=True)
+class MlpConfig(NetworkConfig):
     """Fully connected encoder and decoder; the decoder mirrors the encoder."""
 
+    encoder: ClassVar[str] = "gen_dist.networks.mlp:MlpEncoder"
+    decoder: ClassVar[str] = "gen_dist.networks.mlp:MlpDecoder"
     kind: Suppress[Literal["mlp"]] = "mlp"
     hidden_sizes: tuple[int, ...] = (400,)
     """Widths of the encoder's hidden layers, images first; the decoder has them in reverse."""
     activation: Activation = "relu"
     """Nonlinearity after each hidden layer; `leaky_relu` has slope 0.2, as GANs have it."""
-    latent_dim: int = 20
-    """Number of latents."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _at_least("latent_dim", self.latent_dim, 1)
+        super().__post_init__()
         if not self.hidden_sizes:
             raise ConfigError("hidden_sizes is empty; name at least one width")
         for size in self.hidden_sizes:
             _at_least("hidden_sizes", size, 1)
 
 
+@networks.register
 @dataclass(frozen=True)
-class ConvConfig:
+class ConvConfig(NetworkConfig):
     """Strided Conv2d encoder and ConvTranspose2d decoder, for any image size."""
 
+    encoder: ClassVar[str] = "gen_dist.networks.conv:ConvEncoder"
+    decoder: ClassVar[str] = "gen_dist.networks.conv:ConvDecoder"
     kind: Suppress[Literal["conv"]] = "conv"
     feature_maps: tuple[int, ...] = (32, 64)
     """Numbers of channels after the encoder's convolutions, each halving the side; the decoder has them in reverse."""
@@ -83,12 +133,9 @@ class ConvConfig:
     """Width of the fully connected layer between the convolutions and the latents."""
     activation: Activation = "relu"
     """Nonlinearity after each layer."""
-    latent_dim: int = 20
-    """Number of latents."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _at_least("latent_dim", self.latent_dim, 1)
+        super().__post_init__()
         _at_least("hidden_size", self.hidden_size, 1)
         if not self.feature_maps:
             raise ConfigError("feature_maps is empty; name at least one number")
@@ -99,10 +146,13 @@ class ConvConfig:
 Norm = Literal["batch", "group", "none"]
 
 
+@networks.register
 @dataclass(frozen=True)
-class DcganConfig:
+class DcganConfig(NetworkConfig):
     """Strided convolutions to a side of 4 to 7 pixels, and transposed ones back (Radford et al. 2016)."""
 
+    encoder: ClassVar[str] = "gen_dist.networks.dcgan:DcganEncoder"
+    decoder: ClassVar[str] = "gen_dist.networks.dcgan:DcganDecoder"
     kind: Suppress[Literal["dcgan"]] = "dcgan"
     feature_maps: int = 64
     """Channels at half the image's side; each further halving doubles them."""
@@ -116,13 +166,13 @@ class DcganConfig:
     """Divide each weight of the discriminator or encoder by its largest singular value (Miyato et al. 2018)."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        super().__post_init__()
         _at_least("feature_maps", self.feature_maps, 1)
-        _at_least("latent_dim", self.latent_dim, 1)
 
 
+@networks.register
 @dataclass(frozen=True)
-class ResnetConfig:
+class ResnetConfig(NetworkConfig):
     """Residual blocks at each resolution, for generators and discriminators alike."""
 
     kind: Suppress[Literal["resnet"]] = "resnet"
@@ -143,37 +193,104 @@ class ResnetConfig:
     """Divide each weight of the discriminator or encoder by its largest singular value (Miyato et al. 2018)."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        super().__post_init__()
         _at_least("blocks", self.blocks, 1)
-        _at_least("latent_dim", self.latent_dim, 1)
         if len(self.feature_maps) < 2:
             raise ConfigError(f"feature_maps {self.feature_maps} names fewer than two resolutions")
         for count in self.feature_maps:
             _at_least("feature_maps", count, 1)
 
+    @property
+    def encoder(self) -> str:  # type: ignore[override]
+        """See NetworkConfig."""
+        return {"sngan": "gen_dist.networks.sngan:SnganEncoder", "r3gan": "gen_dist.networks.r3gan:R3ganEncoder"}[
+            self.block
+        ]
+
+    @property
+    def decoder(self) -> str:  # type: ignore[override]
+        """See NetworkConfig."""
+        return {"sngan": "gen_dist.networks.sngan:SnganDecoder", "r3gan": "gen_dist.networks.r3gan:R3ganDecoder"}[
+            self.block
+        ]
+
 
 Likelihood = Literal["bernoulli", "gaussian"]
 
 
+Capability = Literal["samples", "encoder", "posterior", "likelihood"]
+
+
 @dataclass(frozen=True)
-class AutoencoderConfig:
+class ObjectiveConfig(_Checked):
+    """Base of the objectives' configs, which `objectives` knows by their kind."""
+
+    kind: Suppress[str] = ""
+    implementation: ClassVar[str]
+    """Class of the objective, as `module:Class`; see `gen_dist.objectives.base.Objective`."""
+    family: ClassVar[str]
+    """Objectives of one family share what textbooks say of them: `vae` and `gan` are compared with each other."""
+    family_name: ClassVar[str]
+    """The family's name in a sentence."""
+    lacks: ClassVar[Mapping[Capability, str]]
+    """Capabilities that the objective does not have, each with the reason as a clause:
+
+    - samples: latents drawn from a prior decode to new images;
+    - encoder: images map to latents and can be reconstructed;
+    - posterior: the encoder gives a distribution over latents, on the prior's scale;
+    - likelihood: the decoder gives a likelihood of pixels.
+    """
+
+    @property
+    def test_metrics(self) -> tuple[str, ...]:
+        """Names of what `Objective.evaluate` measures; less of the first, the headline, is better."""
+        return ()
+
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """Numbers of steps after which phases and penalties come round; their least common multiple is a round."""
+        return (1,)
+
+
+objectives = Registry("objective", ObjectiveConfig, "gen_dist.objectives")
+"""Configs of objectives by kind."""
+
+
+@objectives.register
+@dataclass(frozen=True)
+class AutoencoderConfig(ObjectiveConfig):
     """Autoencoder: the reconstruction error alone. It has no prior, so it cannot generate."""
 
+    implementation: ClassVar[str] = "gen_dist.objectives.autoencoder:Autoencoder"
+    family: ClassVar[str] = "autoencoder"
+    family_name: ClassVar[str] = "autoencoder"
+    lacks: ClassVar[Mapping[Capability, str]] = {
+        "samples": "an autoencoder has no prior over its latents to draw samples from",
+        "posterior": "an autoencoder has codes on no given scale, not a posterior",
+        "likelihood": "an autoencoder has no prior over its latents, so no likelihood",
+    }
     kind: Suppress[Literal["autoencoder"]] = "autoencoder"
     likelihood: Likelihood = "bernoulli"
     """Reconstruction error: `bernoulli` is the cross-entropy of pixels in [0, 1], `gaussian` the squared error."""
 
-    def __post_init__(self) -> None:
-        _check_choices(self)
+    @property
+    def test_metrics(self) -> tuple[str, ...]:
+        """See ObjectiveConfig."""
+        return ("reconstruction_error",)
 
 
 GradientEstimator = Literal["total", "path"]
 
 
+@objectives.register
 @dataclass(frozen=True)
-class VaeConfig:
+class VaeConfig(ObjectiveConfig):
     """Variational autoencoder: loss = nll + beta * kl, the negative ELBO at beta 1 (Kingma & Welling 2014, eq. 10)."""
 
+    implementation: ClassVar[str] = "gen_dist.objectives.vae:Vae"
+    family: ClassVar[str] = "vae"
+    family_name: ClassVar[str] = "variational autoencoder"
+    lacks: ClassVar[Mapping[Capability, str]] = {}
     kind: Suppress[Literal["vae"]] = "vae"
     likelihood: Likelihood = "bernoulli"
     """p(x given z): `bernoulli` on logits, or `gaussian` with mean from the decoder and one scale for all pixels."""
@@ -193,7 +310,7 @@ class VaeConfig:
     """Draw each pixel from Bernoulli(intensity) anew at every use, so that the likelihood is one of binary data."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        super().__post_init__()
         _at_least("importance_samples", self.importance_samples, 1)
         _at_least("kl_warmup_steps", self.kl_warmup_steps, 0)
         _finite_and_at_least("beta", self.beta, 0.0)
@@ -212,6 +329,12 @@ class VaeConfig:
                 "use beta 1 and kl_warmup_steps 0"
             )
 
+    @property
+    def test_metrics(self) -> tuple[str, ...]:
+        """See ObjectiveConfig."""
+        bound = (f"negative_bound_k{self.importance_samples}",) if self.importance_samples > 1 else ()
+        return ("negative_elbo", "nll", "kl", *bound)
+
 
 GanLoss = Literal["non_saturating", "least_squares", "hinge", "wasserstein"]
 Conditioning = Literal["none", "concat", "projection"]
@@ -219,42 +342,62 @@ Augmentation = Literal["colour", "translation", "cutout"]
 
 
 @dataclass(frozen=True)
-class GanConfig:
-    """Generative adversarial network: the generator against the discriminator (Goodfellow et al. 2014)."""
+class AdversarialConfig(ObjectiveConfig):
+    """Base of the configs of GANs: how the discriminator sees images and classes."""
 
-    kind: Suppress[Literal["gan"]] = "gan"
-    loss: Literal["non_saturating", "least_squares", "hinge"] = "non_saturating"
-    """`non_saturating` on logits (Goodfellow et al. 2014), `least_squares` (Mao et al. 2017) or `hinge` (Lim & Ye
-    2017)."""
+    family: ClassVar[str] = "gan"
+    family_name: ClassVar[str] = "GAN"
+    lacks: ClassVar[Mapping[Capability, str]] = {
+        "encoder": "a GAN has no encoder",
+        "posterior": "a GAN has no encoder",
+        "likelihood": "a GAN has no likelihood",
+    }
     conditioning: Conditioning = "none"
     """How networks see the class: not at all; `concat` as one-hot latents and as a channel of the image (Mirza &
     Osindero 2014); `projection` in the discriminator, concat in the generator (Miyato & Koyama 2018)."""
     augmentation: tuple[Augmentation, ...] = ()
-    """What is done to real and generated images alike before the discriminator sees them, so that few images last
+    """Changes made to real and generated images alike before the discriminator sees them, so that few images last
     longer (Zhao et al. 2020)."""
     instance_noise: float = 0.0
     """Standard deviation of noise on real and generated images before the discriminator sees them, where black and
-    white are 2 apart: so that it does not judge by the background alone (Soenderby et al. 2017)."""
+    white are 2 apart. It keeps the discriminator from telling images by their background alone (Soenderby et al.
+    2017)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _finite_and_at_least("instance_noise", self.instance_noise, 0.0)
+
+
+@objectives.register
+@dataclass(frozen=True)
+class GanConfig(AdversarialConfig):
+    """Generative adversarial network: the generator against the discriminator (Goodfellow et al. 2014)."""
+
+    implementation: ClassVar[str] = "gen_dist.objectives.shared_scores:SharedScoresGan"
+    kind: Suppress[Literal["gan"]] = "gan"
+    loss: Literal["non_saturating", "least_squares", "hinge"] = "non_saturating"
+    """`non_saturating` on logits (Goodfellow et al. 2014), `least_squares` (Mao et al. 2017) or `hinge` (Lim & Ye
+    2017)."""
     generator_every: int = 1
     """The generator takes its turn at every such step, the discriminator at all."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _finite_and_at_least("instance_noise", self.instance_noise, 0.0)
+        super().__post_init__()
         _at_least("generator_every", self.generator_every, 1)
 
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """See ObjectiveConfig."""
+        return (self.generator_every,)
 
+
+@objectives.register
 @dataclass(frozen=True)
-class WganGpConfig:
+class WganGpConfig(AdversarialConfig):
     """Wasserstein GAN with gradient penalty (Gulrajani et al. 2017)."""
 
+    implementation: ClassVar[str] = "gen_dist.objectives.wgan_gp:WganGp"
     kind: Suppress[Literal["wgan-gp"]] = "wgan-gp"
-    conditioning: Conditioning = "none"
-    """How networks see the class, as in a GAN."""
-    augmentation: tuple[Augmentation, ...] = ()
-    """What is done to real and generated images alike before the critic sees them."""
-    instance_noise: float = 0.0
-    """Standard deviation of noise on real and generated images, as in a GAN."""
     generator_every: int = 5
     """Steps of the critic for one of the generator."""
     penalty_weight: float = 10.0
@@ -263,41 +406,52 @@ class WganGpConfig:
     """The penalty is computed at every such step only, then that many times as heavy."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _finite_and_at_least("instance_noise", self.instance_noise, 0.0)
+        super().__post_init__()
         _at_least("generator_every", self.generator_every, 1)
         _at_least("penalty_every", self.penalty_every, 1)
         _finite_and_at_least("penalty_weight", self.penalty_weight, 0.0)
 
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """See ObjectiveConfig."""
+        return self.generator_every, self.penalty_every
 
+
+@objectives.register
 @dataclass(frozen=True)
-class R3ganConfig:
+class R3ganConfig(AdversarialConfig):
     """Relativistic pairing GAN with R1 and R2 penalties (Huang et al. 2024)."""
 
+    implementation: ClassVar[str] = "gen_dist.objectives.r3gan:R3gan"
     kind: Suppress[Literal["r3gan"]] = "r3gan"
-    conditioning: Conditioning = "none"
-    """How networks see the class, as in a GAN."""
-    augmentation: tuple[Augmentation, ...] = ()
-    """What is done to real and generated images alike before the discriminator sees them."""
-    instance_noise: float = 0.0
-    """Standard deviation of noise on real and generated images, as in a GAN."""
     penalty_weight: float = 1.0
     """gamma: half of it weighs the squared gradient at real images (R1) and at generated ones (R2)."""
     penalty_every: int = 1
     """The penalties are computed at every such step only, then that many times as heavy (Karras et al. 2020)."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _finite_and_at_least("instance_noise", self.instance_noise, 0.0)
+        super().__post_init__()
         _at_least("penalty_every", self.penalty_every, 1)
         _finite_and_at_least("penalty_weight", self.penalty_weight, 0.0)
 
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """See ObjectiveConfig."""
+        return (self.penalty_every,)
 
+
+@objectives.register
 @dataclass(frozen=True)
-class VaeGanConfig:
+class VaeGanConfig(ObjectiveConfig):
     """A VAE whose decoder is a GAN's generator: reconstructions are compared in the discriminator's features (Larsen
     et al. 2016)."""
 
+    implementation: ClassVar[str] = "gen_dist.objectives.vae_gan:VaeGan"
+    family: ClassVar[str] = "vae-gan"
+    family_name: ClassVar[str] = "VAE-GAN"
+    lacks: ClassVar[Mapping[Capability, str]] = {
+        "likelihood": "the generator of a VAE-GAN gives images, not a likelihood of pixels",
+    }
     kind: Suppress[Literal["vae-gan"]] = "vae-gan"
     reconstruction_weight: float = 1e-2
     """gamma: weight of the feature-space reconstruction against the adversarial term in the generator's loss."""
@@ -305,13 +459,18 @@ class VaeGanConfig:
     """Weight of the KL term in the encoder's loss."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        super().__post_init__()
         _finite_and_at_least("reconstruction_weight", self.reconstruction_weight, 0.0)
         _finite_and_at_least("beta", self.beta, 0.0)
 
+    @property
+    def test_metrics(self) -> tuple[str, ...]:
+        """See ObjectiveConfig."""
+        return "reconstruction_error", "kl"
+
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(_Checked):
     """The optimizer of every phase, as in torch.optim."""
 
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -332,7 +491,7 @@ class OptimizerConfig:
     """Decay per step of the moving average of the weights that sampling and testing use. None keeps no average."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        super().__post_init__()
         for name, value in (("betas", self.betas[0]), ("betas", self.betas[1]), ("ema_decay", self.ema_decay)):
             if value is not None and not 0 <= value < 1:
                 raise ConfigError(f"{name} {value} is not in [0, 1)")
@@ -343,21 +502,21 @@ class OptimizerConfig:
             raise ConfigError(f"clip_norm {self.clip_norm} is not positive; leave it out to switch clipping off")
 
 
-NetworkConfig = MlpConfig | ConvConfig | DcganConfig | ResnetConfig
-ObjectiveConfig = AutoencoderConfig | VaeConfig | GanConfig | WganGpConfig | R3ganConfig | VaeGanConfig
-
-
+@dataclass(frozen=True)
 class _ByKind:
-    """Marks a union that JSON tells apart by `kind`: errors then speak of the one that is meant, not of the first."""
+    """Marks a field that JSON reads as the config of a registry with the same `kind`, and errors speak of that one."""
 
-    def __get_pydantic_core_schema__(self, union: Any, handler: Any) -> Any:
+    registry: Registry[Any]
+
+    def __get_pydantic_core_schema__(self, _base: Any, handler: Any) -> Any:
         from pydantic import Field  # not above: --help would wait for it
 
+        union: Any = Union[self.registry.configs()]  # noqa: UP007  a union of a tuple
         return handler.generate_schema(Annotated[union, Field(discriminator="kind")])
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Checked):
     """Everything that decides a run. Two runs of one config on one data set are the same run."""
 
     preset: Suppress[str] = "custom"
@@ -403,12 +562,12 @@ class TrainConfig:
     wandb: WandbMode | None = None
     """Weights & Biases logging: disabled, offline or online. None takes $WANDB_MODE, else disabled."""
     packing: DataConfig = field(default_factory=DataConfig)
-    network: Annotated[NetworkConfig, _ByKind()] = field(default_factory=MlpConfig)
-    objective: Annotated[ObjectiveConfig, _ByKind()] = field(default_factory=VaeConfig)
+    network: Annotated[NetworkConfig, _ByKind(networks)] = field(default_factory=MlpConfig)
+    objective: Annotated[ObjectiveConfig, _ByKind(objectives)] = field(default_factory=VaeConfig)
     optimization: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        super().__post_init__()
         for name in ("steps", "global_batch_size", "accumulation", "keep_checkpoints"):
             _at_least(name, getattr(self, name), 1)
         for name in ("checkpoint_every", "sample_every", "evaluate_every", "log_every"):
@@ -449,7 +608,9 @@ class TrainConfig:
         """
         from pydantic import ConfigDict, TypeAdapter, ValidationError  # 70 ms that only --config needs
 
-        for cls in _config_classes():
+        parts = (*networks.configs(), *objectives.configs())
+        cls: Any
+        for cls in (DataConfig, OptimizerConfig, TrainConfig, *parts):
             cls.__pydantic_config__ = ConfigDict(extra="forbid")
         try:
             return TypeAdapter(TrainConfig).validate_json(text)
@@ -458,21 +619,6 @@ class TrainConfig:
             place = ".".join(str(part) for part in first["loc"])
             message = first["msg"].removeprefix("Value error, ")  # pydantic's name for our own errors
             raise ConfigError(": ".join(filter(None, (source, place, message)))) from None
-
-
-def _config_classes() -> tuple[Any, ...]:
-    return (DataConfig, OptimizerConfig, TrainConfig, *get_args(NetworkConfig), *get_args(ObjectiveConfig))
-
-
-def _check_choices(config: object) -> None:
-    """Raise ConfigError if a field of some named choices, or a tuple of such, has another value."""
-    for name, hint in get_type_hints(type(config)).items():
-        options = {hint, *get_args(hint)}
-        choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
-        value = getattr(config, name)
-        for one in value if get_origin(hint) is tuple else (value,):
-            if choices and one not in choices and not (one is None and NoneType in options):
-                raise ConfigError(f"{name} {one!r} is not one of {', '.join(map(str, choices))}")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -2,7 +2,8 @@
 
 from .convolution import DoublingConvolution, HalvingConvolution, pixel_by_pixel
 from .key import Key
-from .latent import LOGVAR_RANGE, reparameterize_kl
+from .latent import reparameterize_kl
+from .latent_layout import LOGVAR_RANGE
 from .linear import Linear
 from .noise import binarize, normal
 

@@ -4,7 +4,6 @@ There are three definitions of it: what CPUs run (NumPy's noise, then `plain_lat
 run (kernels/triton_latent.py), and that kernel's twin in torch operations, for its tests and for other devices.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -12,10 +11,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .key import Key
+from .latent_layout import (
+    LOGVAR_RANGE,
+    arithmetic_dtype,
+    empty_latents,
+    latents_per_sample,
+    memory_format_of,
+)
 from .noise import device_normal, normal, runs_triton
-
-LOGVAR_RANGE = (-30.0, 20.0)
-"""Log-variances are clamped to this range, so that one wild activation does not end a run. NaN passes through."""
 
 
 def reparameterize_kl(
@@ -79,42 +82,6 @@ def _check(parameters: Tensor, rng: Tensor, samples: int, prior: Tensor | None) 
             f"prior is {prior.dtype} {list(prior.shape)}, parameters are {parameters.dtype} {list(parameters.shape)}: "
             "both have to be alike"
         )
-
-
-def latents_per_sample(parameters: Tensor) -> int:
-    """Latents of one sample of one image, from parameters [B, 2C, ...]."""
-    return math.prod(parameters.shape[1:]) // 2
-
-
-def arithmetic_dtype(parameters: Tensor) -> torch.dtype:
-    """The dtype that everything is computed in."""
-    return torch.promote_types(parameters.dtype, torch.float32)
-
-
-def memory_format_of(parameters: Tensor) -> torch.memory_format:
-    """channels_last or channels_last_3d where `parameters` are dense in it and not contiguous as well."""
-    if not parameters.is_contiguous():
-        if parameters.ndim == 4 and parameters.is_contiguous(memory_format=torch.channels_last):
-            return torch.channels_last
-        if parameters.ndim == 5 and parameters.is_contiguous(memory_format=torch.channels_last_3d):
-            return torch.channels_last_3d
-    return torch.contiguous_format
-
-
-def run_of_means(parameters: Tensor) -> int:
-    """How many means lie side by side in dense parameters, before as many log-variances: a row's, or a pixel's."""
-    return latents_per_sample(parameters) if parameters.is_contiguous() else parameters.shape[1] // 2
-
-
-def empty_latents(parameters: Tensor, samples: int) -> Tensor:
-    """Memory for latents [B * samples, C, ...], dtype and memory format of `parameters`."""
-    rows, channels, *spatial = parameters.shape
-    return torch.empty(
-        (rows * samples, channels // 2, *spatial),
-        dtype=parameters.dtype,
-        device=parameters.device,
-        memory_format=memory_format_of(parameters),
-    )
 
 
 def plain_latents_kl(

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .latent import LOGVAR_RANGE, empty_latents, latents_per_sample, run_of_means
+from .latent_layout import LOGVAR_RANGE, empty_latents, latents_per_sample, run_of_means
 from .triton_noise import Launch, Tile, noise_tile, tile_of, warp_size_of
 
 

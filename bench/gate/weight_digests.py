@@ -18,24 +18,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import gen_dist
 from gen_dist.cli import call_parsed, run_command
-from gen_dist.presets import PRESETS
+from gen_dist.presets import get_preset, presets
 
 
-def main(presets: tyro.conf.Positional[tuple[str, ...]] = (), /, steps: int = 30, batch_size: int = 16) -> None:
+def main(names: tyro.conf.Positional[tuple[str, ...]] = (), /, steps: int = 30, batch_size: int = 16) -> None:
     """Train each preset on small synthetic images on the CPU, eager, and print a digest of its checkpoint's tensors.
 
     Args:
-        presets: Names of presets. All of them if none is named.
+        names: Names of presets. All of them if none is named.
         steps: Optimizer steps.
         batch_size: Images per step.
     """
-    for name in presets or PRESETS:
+    for name in names or presets():
         print(f"{digest_of(name, steps, batch_size)}  {name}", flush=True)
 
 
 def digest_of(preset: str, steps: int, batch_size: int) -> str:
     """SHA-256 of weights, averaged weights and optimizer state of a preset after some steps on synthetic images."""
-    config = PRESETS[preset]
+    config = get_preset(preset)
     with tempfile.TemporaryDirectory(prefix="gen_dist-digest-") as directory:
         packing = replace(config.packing, synthetic_images=256, image_size=config.packing.image_size or 32)
         small = replace(

@@ -27,7 +27,7 @@ from gen_dist.config import DataConfig, TrainConfig
 from gen_dist.data import Dataset, open_dataset
 from gen_dist.errors import ConfigError
 from gen_dist.parallel.processes import start_processes
-from gen_dist.presets import PRESETS
+from gen_dist.presets import presets as all_presets
 from gen_dist.training.trainer import Trainer
 
 Way = Literal["bf16", "kernel by kernel", "float32", "compiled"]
@@ -64,8 +64,8 @@ def main(
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("torch sees no GPU here; run this on a machine with one")
-    if unknown := sorted(set(presets) - set(PRESETS)):
-        raise ConfigError(f"presets {', '.join(unknown)} are none of {', '.join(PRESETS)}")
+    if unknown := sorted(set(presets) - set(all_presets())):
+        raise ConfigError(f"presets {', '.join(unknown)} are none of {', '.join(all_presets())}")
     if not presets or not ways or rounds < 1 or not seconds >= 0:
         raise ConfigError("presets, ways and rounds are at least one, and seconds is not negative")
     check_out(out)

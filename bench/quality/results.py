@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from bench.measuring.conditions import conditions
 from gen_dist.config import AutoencoderConfig, VaeConfig
-from gen_dist.presets import PRESETS
+from gen_dist.presets import presets
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 EXPLICIT = tuple(
-    name for name, config in PRESETS.items() if isinstance(config.objective, AutoencoderConfig | VaeConfig)
+    name for name, one in presets().items() if isinstance(one.config.objective, AutoencoderConfig | VaeConfig)
 )
 """Presets that are judged by a likelihood or a reconstruction error; of GANs bench/quality/gan_quality.py tells."""
 PICTURES = {

@@ -79,21 +79,17 @@ class MetricPlan:
     def _why_not(self, name: str) -> str | None:
         """Why the model or the data do not have a metric, as far as that is known before measuring."""
         objective = self._model.objective
-        kind = self._model.config.objective.kind
-        if name in ("negative_elbo", *OF_LIKELIHOOD) and not isinstance(objective, Vae):
-            reason = {
-                "autoencoder": "an autoencoder has no prior over its latents, so no likelihood",
-                "vae-gan": "the generator of a VAE-GAN gives images, not a likelihood of pixels",
-            }
-            return reason.get(kind, "a GAN has no likelihood")
-        if name in ("reconstruction_error", "active_units") and not objective.encodes:
-            return "a GAN has no encoder"
-        if name == "active_units" and kind == "autoencoder":
-            return "an autoencoder has codes on no given scale, not a posterior"
+        lacks = self._model.config.objective.lacks
+        if name in ("negative_elbo", *OF_LIKELIHOOD) and "likelihood" in lacks:
+            return lacks["likelihood"]
+        if name in ("reconstruction_error", "active_units") and "encoder" in lacks:
+            return lacks["encoder"]
+        if name == "active_units" and "posterior" in lacks:
+            return lacks["posterior"]
         if name == "bits_per_dimension" and isinstance(objective, Vae) and not is_binarized(objective):
             return "a Gaussian density of 8-bit pixels is no probability of them"
-        if name in (*OF_FEATURES, *OF_PIXELS, *OF_CLASSES, *OF_WALKS) and not objective.generates:
-            return "an autoencoder has no prior over its latents to draw samples from"
+        if name in (*OF_FEATURES, *OF_PIXELS, *OF_CLASSES, *OF_WALKS) and "samples" in lacks:
+            return lacks["samples"]
         if name in (*OF_FEATURES, *OF_WALKS) and self._network is None:
             return f"images are {sides(self._dataset)}, the digit network takes 1 x 28 x 28; use --features inception"
         if name in (*OF_FEATURES, *OF_PIXELS, *OF_CLASSES) and len(self._dataset.test.images) < LEAST_SAMPLES:

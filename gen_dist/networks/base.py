@@ -1,14 +1,12 @@
 """What all encoders and decoders have in common, and the layers that several of them use."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
-from torch.nn.utils.parametrize import is_parametrized
 
-from gen_dist.config import Norm
+from gen_dist.config import Norm, ResnetConfig
+from gen_dist.errors import ConfigError
 from gen_dist.kernels import pixel_by_pixel
 
 
@@ -66,43 +64,22 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
             return nn.Identity()
 
 
-def spectrally_normalize(module: nn.Module) -> None:
-    """Divide every weight of linear and convolutional layers by its largest singular value (Miyato et al. 2018).
-
-    Each forward in training mode takes one step of power iteration, unless `iterate_spectral_norms` does; its two
-    vectors are buffers, saved with the rest.
-    """
-    for layer in [layer for layer in module.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]:
-        spectral_norm(layer)
-
-
-def spectrally_normalized(module: nn.Module) -> list[nn.Module]:
-    """The layers of a module whose weights have a spectral norm."""
-    return [
-        layer
-        for layer in module.modules()
-        if is_parametrized(layer, "weight") and isinstance(_norm_of(layer), _SpectralNorm)
-    ]
-
-
-def iterate_spectral_norms(layers: Iterable[nn.Module]) -> None:
-    """Take one step of power iteration for each of these layers; forwards then take none until the next `train()`.
-
-    So a turn of several forwards or micro-batches has the same weights in all of them.
-    """
-    for layer in layers:
-        norm = _norm_of(layer)
-        norm.training = True
-        with torch.no_grad():
-            layer.weight  # noqa: B018  # reading it takes the step
-        norm.training = False
-
-
-def _norm_of(layer: nn.Module) -> nn.Module:
-    assert isinstance(layer.parametrizations, nn.ModuleDict)
-    weight = layer.parametrizations["weight"]
-    assert isinstance(weight, nn.ModuleList)
-    return weight[0]
+def last_sides(config: ResnetConfig, image_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Height and width of the smallest map."""
+    height, width = image_shape[1:]
+    levels = len(config.feature_maps)
+    step = 2 ** (levels - 1)
+    if height % step or width % step:
+        shorter = min(height, width)
+        nearest = " or ".join(map(str, sorted({max(step, shorter // step * step), -(-shorter // step) * step})))
+        # The largest power of two in both sides tells how often they can be halved.
+        halvings = (math.gcd(height, width) & -math.gcd(height, width)).bit_length() - 1
+        fewer = f", or name {halvings + 1} feature_maps at most" if halvings else ""
+        raise ConfigError(
+            f"{levels} feature_maps halve both sides of an image {levels - 1} times, which {height} x {width} do not "
+            f"allow; use --image-size {nearest}{fewer}"
+        )
+    return height // step, width // step
 
 
 def draw_weight(layer: nn.Module, gain: float) -> None:

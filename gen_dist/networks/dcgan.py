@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from gen_dist.config import DcganConfig
 from gen_dist.errors import ConfigError
 from gen_dist.kernels import DoublingConvolution, HalvingConvolution, Linear
-from gen_dist.networks.base import Decoder, Encoder, channels_last, norm_layer, set_bias, spectrally_normalize
+from gen_dist.networks.base import Decoder, Encoder, channels_last, norm_layer, set_bias
+from gen_dist.networks.spectral_norm import spectrally_normalize
 
 
 def _halvings(side: int) -> int:

@@ -1,4 +1,4 @@
-"""The two players of an adversarial game, with or without classes, on any of the encoders and decoders."""
+"""Generator and discriminator, with or without classes, on any of the decoders and encoders."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from gen_dist.config import Conditioning, DcganConfig, NetworkConfig, ResnetConfig
+from gen_dist.config import Conditioning, NetworkConfig
 from gen_dist.networks import build_decoder, build_encoder
+from gen_dist.networks.spectral_norm import spectrally_normalized
 
 
 class Generator(nn.Module):
-    """Latents [B, D], and labels int64 [B] if it is conditional, -> images [B, C, H, W]."""
+    """Latents [B, D], and labels int64 [B] if it is conditional, to images [B, C, H, W]."""
 
     def __init__(self, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int) -> None:
-        """With `classes` above 0 it is conditional: one-hot labels stand beside the latents (Mirza & Osindero 2014)."""
+        """Append one-hot labels to the latents where `classes` is above 0 (Mirza & Osindero 2014)."""
         super().__init__()
         self.classes = classes
         self.decoder = build_decoder(network, image_shape, network.latent_dim + classes)
@@ -28,7 +29,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images [B, C, H, W], and labels int64 [B] if it is conditional, -> scores [B]."""
+    """Images [B, C, H, W], and labels int64 [B] if it is conditional, to scores [B]."""
 
     def __init__(
         self, network: NetworkConfig, image_shape: tuple[int, int, int], conditioning: Conditioning, classes: int
@@ -41,21 +42,21 @@ class Discriminator(nn.Module):
             self.class_maps = nn.Embedding(classes, height * width)
         elif conditioning == "projection":
             self.class_vectors = nn.Embedding(classes, self.encoder.feature_count)
-            # As small as the head's own weights: classes are to be found in the features, not to drown them.
+            # As small as the head's own weights, so that the class term does not drown the features at first.
             nn.init.normal_(self.class_vectors.weight, std=self.encoder.feature_count**-0.5)
-            if isinstance(network, (DcganConfig, ResnetConfig)) and network.spectral_norm:
+            if spectrally_normalized(self.encoder):
                 spectral_norm(self.class_vectors)
 
     @property
     def mixes_images(self) -> bool:
-        """Whether an image's score depends on the others of its batch, by batch normalization."""
+        """True if batch normalization makes an image's score depend on the rest of its batch."""
         return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.modules())
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         return self.features_and_scores(images, labels)[1]
 
     def features_and_scores(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the trunk finds in the images, [B, feature_count], and the scores float32 [B]."""
+        """Features of the trunk, [B, feature_count], and the scores, float32 [B]."""
         if self.conditioning == "concat":
             assert labels is not None
             class_maps = self.class_maps(labels).view(-1, 1, *images.shape[2:])

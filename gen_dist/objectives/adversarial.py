@@ -1,25 +1,25 @@
-"""What all adversarial objectives share: two players, how they see images, and the turns they take.
+"""Parts that all adversarial objectives share: the two networks, what the discriminator sees, and the two phases.
 
-The generator has its turn first and hands its images on. The discriminator judges those very images, so that none is
-generated twice; only at steps without a turn of the generator are new ones drawn. Where papers begin with the
-discriminator, this is their order but for the very first turn.
+The generator takes its turn first and carries its images to the discriminator, so no image is generated twice. New ones
+are drawn only at steps without a generator turn. Papers begin with the discriminator; the order here differs from
+theirs in the very first turn alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gen_dist.config import Augmentation, Conditioning, GanLoss, NetworkConfig
+from gen_dist.config import AdversarialConfig, NetworkConfig
 from gen_dist.errors import ConfigError
 from gen_dist.kernels import normal
 from gen_dist.networks.players import Discriminator, Generator
 from gen_dist.objectives.augmentation import add_noise, augment
-from gen_dist.objectives.base import Batch, Objective, Phase, TurnResult
-from gen_dist.objectives.losses import generator_loss
+from gen_dist.objectives.base import Objective
+from gen_dist.objectives.phase import Batch, Phase
 from gen_dist.randomness import Stream
 
 
@@ -55,38 +55,35 @@ GENERATED = "generated"
 class Adversarial(Objective):
     """A generator and a discriminator. Inside, images are float32 -1..1."""
 
-    generates = True
-
     def __init__(
         self,
+        config: AdversarialConfig,
         network: NetworkConfig,
         image_shape: tuple[int, int, int],
         classes: int,
-        conditioning: Conditioning = "none",
-        augmentation: Sequence[Augmentation] = (),
-        instance_noise: float = 0.0,
+        *,
         bounded: bool = True,
     ) -> None:
-        """`bounded` generators end with tanh, others with their last layer.
+        """Build both networks. A `bounded` generator ends with tanh, others with their last layer.
 
         Raises:
-            ConfigError: there are no classes to be conditional on, or the network does not fit the images.
+            ConfigError: conditioning is asked for on images without classes, or the network does not fit the images.
         """
         super().__init__()
-        self.conditional = conditioning != "none"
+        self.config = config
+        self.conditional = config.conditioning != "none"
         if self.conditional and classes < 2:
             raise ConfigError(
-                f"conditioning {conditioning} needs labelled images, but these have no classes; use another --data, or "
-                "--conditioning none"
+                f"conditioning {config.conditioning} needs labelled images, but these have no classes; use another "
+                "--data, or --conditioning none"
             )
         self.latent_dim = network.latent_dim
-        self.augmentation = tuple(augmentation)
-        self.instance_noise = instance_noise
         self.bounded = bounded
+        self._seen = config
         self.networks = nn.ModuleDict(
             {
                 "generator": Generator(network, image_shape, classes if self.conditional else 0),
-                "discriminator": Discriminator(network, image_shape, conditioning, classes),
+                "discriminator": Discriminator(network, image_shape, config.conditioning, classes),
             }
         )
 
@@ -103,11 +100,16 @@ class Adversarial(Objective):
         latents = normal(batch.key(stream), len(batch.images), self.latent_dim)
         return self.decode(latents, batch.labels)
 
+    @property
+    def changes_images(self) -> bool:
+        """True if the discriminator sees images with freshly drawn noise or augmentation."""
+        return bool(self._seen.augmentation or self._seen.instance_noise)
+
     def as_seen(self, images: Tensor, batch: Batch, streams: tuple[Stream, Stream]) -> Tensor:
         """Images as the discriminator sees them: augmented, with noise on top."""
         augmentation, noise = streams
-        images = augment(images, self.augmentation, batch.key(augmentation))
-        return add_noise(images, self.instance_noise, batch.key(noise))
+        images = augment(images, self._seen.augmentation, batch.key(augmentation))
+        return add_noise(images, self._seen.instance_noise, batch.key(noise))
 
     def scores(self, images: Tensor, labels: Tensor) -> Tensor:
         """float32 [B]."""
@@ -144,21 +146,6 @@ class GeneratorPhase(Phase):
         super().__init__(objective)
         self.trains = ("generator",)
         self.every = every
-
-
-class GeneratorLossPhase(GeneratorPhase):
-    """The generator's turn where its loss is one of its own images' scores: the mean of `losses.generator_loss`."""
-
-    def __init__(self, objective: Adversarial, loss: GanLoss, every: int = 1) -> None:
-        super().__init__(objective, every)
-        self.loss = loss
-
-    def forward(self, batch: Batch) -> TurnResult:
-        objective = self.objective
-        generated = objective.generate(batch, GENERATOR_STREAMS.latents)
-        scores = objective.scores(objective.as_seen(generated, batch, GENERATOR_STREAMS.fake), batch.labels)
-        loss = generator_loss(self.loss, scores).mean()
-        return TurnResult(loss, {"loss": loss.detach()}, {GENERATED: generated.detach()})
 
 
 class DiscriminatorPhase(Phase):

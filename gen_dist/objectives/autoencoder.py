@@ -3,15 +3,21 @@
 from torch import Tensor
 
 from gen_dist.config import AutoencoderConfig, NetworkConfig
-from gen_dist.objectives.base import Batch, EncoderDecoder, Phase, TurnResult, unit_interval
+from gen_dist.objectives.base import EncoderDecoder, unit_interval
 from gen_dist.objectives.losses import bernoulli_nll, squared_error
+from gen_dist.objectives.phase import Batch, Phase, TurnResult
 
 
 class Autoencoder(EncoderDecoder):
     """Deterministic encoder and decoder. It has no prior over its latents, so it cannot generate."""
 
-    def __init__(self, config: AutoencoderConfig, network: NetworkConfig, image_shape: tuple[int, int, int]) -> None:
+    config: AutoencoderConfig
+
+    def __init__(
+        self, config: AutoencoderConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
+    ) -> None:
         super().__init__(config.likelihood, network, image_shape, encoder_outputs=network.latent_dim)
+        self.config = config
 
     def phases(self) -> dict[str, Phase]:
         return {"autoencoder": Reconstruct(self)}

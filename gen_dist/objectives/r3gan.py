@@ -16,22 +16,21 @@ from gen_dist.objectives.adversarial import (
     signed_unit,
     slopes_and_scores,
 )
-from gen_dist.objectives.base import Batch, Phase, TurnResult
 from gen_dist.objectives.losses import relativistic_loss, zero_centred_penalty
+from gen_dist.objectives.phase import Batch, Phase, TurnResult
 
 
 class R3gan(Adversarial):
     """Each generated image is compared with a real one, so that no mode of the data can be left out cheaply."""
+
+    config: R3ganConfig
 
     def __init__(
         self, config: R3ganConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
     ) -> None:
         # The paper's own generator ends with a linear layer; others end as they do in their papers.
         bounded = not (isinstance(network, ResnetConfig) and network.block == "r3gan")
-        super().__init__(
-            network, image_shape, classes, config.conditioning, config.augmentation, config.instance_noise, bounded
-        )
-        self.config = config
+        super().__init__(config, network, image_shape, classes, bounded=bounded)
         self.refuse_batch_norm()
 
     def phases(self) -> dict[str, Phase]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gen_dist.config import NetworkConfig, VaeConfig
 from gen_dist.kernels import LOGVAR_RANGE, binarize, reparameterize_kl
-from gen_dist.objectives.base import Batch, EncoderDecoder, Phase, TurnResult, unit_interval
+from gen_dist.objectives.base import EncoderDecoder, unit_interval
 from gen_dist.objectives.losses import (
     bernoulli_nll,
     gaussian_nll,
@@ -16,6 +16,7 @@ from gen_dist.objectives.losses import (
     normal_log_density,
     standard_normal_log_density,
 )
+from gen_dist.objectives.phase import Batch, Phase, TurnResult
 from gen_dist.randomness import Stream
 
 
@@ -33,9 +34,11 @@ class ImportanceSamples(NamedTuple):
 class Vae(EncoderDecoder):
     """Encoder to the posterior's mean and log-variance, decoder to the likelihood's parameters."""
 
-    generates = True
+    config: VaeConfig
 
-    def __init__(self, config: VaeConfig, network: NetworkConfig, image_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, config: VaeConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
+    ) -> None:
         super().__init__(config.likelihood, network, image_shape, encoder_outputs=2 * network.latent_dim)
         self.config = config
         self.evaluation_samples = config.importance_samples

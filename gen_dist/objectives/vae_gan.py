@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gen_dist.config import NetworkConfig, VaeGanConfig
+from gen_dist.config import AdversarialConfig, NetworkConfig, VaeGanConfig
 from gen_dist.kernels import reparameterize_kl
 from gen_dist.networks import build_encoder
 from gen_dist.networks.players import Discriminator
@@ -17,8 +17,9 @@ from gen_dist.objectives.adversarial import (
     accuracy_logs,
     signed_unit,
 )
-from gen_dist.objectives.base import Batch, Phase, TurnResult, unit_interval
+from gen_dist.objectives.base import unit_interval
 from gen_dist.objectives.losses import fake_loss, generator_loss, real_loss, squared_error
+from gen_dist.objectives.phase import Batch, Phase, TurnResult
 from gen_dist.randomness import Stream
 
 POSTERIOR_LATENTS, REAL_FEATURES = "posterior_latents", "real_features"
@@ -30,12 +31,12 @@ RECONSTRUCTIONS = "reconstructions"
 class VaeGan(Adversarial):
     """A VAE whose decoder is a generator, and a discriminator whose features measure its reconstructions."""
 
-    encodes = True
+    config: VaeGanConfig
 
     def __init__(
         self, config: VaeGanConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
     ) -> None:
-        super().__init__(network, image_shape, classes)
+        super().__init__(AdversarialConfig(), network, image_shape, classes)
         self.config = config
         self.networks["encoder"] = build_encoder(network, image_shape, outputs=2 * network.latent_dim)
 

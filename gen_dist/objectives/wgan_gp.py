@@ -6,28 +6,29 @@ from gen_dist.config import NetworkConfig, WganGpConfig
 from gen_dist.objectives.adversarial import (
     Adversarial,
     DiscriminatorPhase,
-    GeneratorLossPhase,
     pair_accuracy_logs,
     slopes_and_scores,
 )
 from gen_dist.objectives.augmentation import uniform
-from gen_dist.objectives.base import Batch, Phase, TurnResult
+from gen_dist.objectives.gan import GanGeneratorPhase
 from gen_dist.objectives.losses import fake_loss, one_centred_penalty, real_loss
+from gen_dist.objectives.phase import Batch, Phase, TurnResult
 from gen_dist.randomness import Stream
 
 
 class WganGp(Adversarial):
     """A critic that is kept near slope 1 between real and generated images, and a generator that follows it."""
 
+    config: WganGpConfig
+
     def __init__(
         self, config: WganGpConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
     ) -> None:
-        super().__init__(network, image_shape, classes, config.conditioning, config.augmentation, config.instance_noise)
-        self.config = config
+        super().__init__(config, network, image_shape, classes)
         self.refuse_batch_norm()
 
     def phases(self) -> dict[str, Phase]:
-        generator = GeneratorLossPhase(self, "wasserstein", self.config.generator_every)
+        generator = GanGeneratorPhase(self, "wasserstein", self.config.generator_every)
         return {"generator": generator, "critic": WganCriticPhase(self)}
 
 

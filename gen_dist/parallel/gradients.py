@@ -1,12 +1,16 @@
-"""How gradients become those of all processes: DistributedDataParallel, or weights in memory that they share."""
+"""How the gradients of one process become those of all of them, and which weights each process updates.
+
+A phase has one `Reduction`, chosen when the trainer is made. The base class is that of a single process.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gen_dist.parallel.processes import Processes
@@ -14,44 +18,131 @@ from gen_dist.parallel.shared_weights import SharedWeights, share_weights
 
 _ONE_BUCKET_MIB = 2**20  # more than any network has; a bucket is only as large as what is in it
 
+State = dict[str, Tensor]
+"""State of an optimizer for one parameter, by name."""
 
-def averaging_gradients(phase: nn.Module, processes: Processes) -> nn.Module:
-    """The phase with the gradients of what it trains averaged over the processes in backward.
 
-    Call it while everything that the phase does not train is frozen: what is frozen now is never communicated.
+class Reduction:
+    """The gradients of a single process, which are those of the run."""
+
+    owns_gradients = True
+    """True if nothing but this process's own backward passes writes to `grad` before `average`."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        """`parameters` are what the phase trains."""
+        self.parameters = list(parameters)
+        self.updated: list[nn.Parameter] = self.parameters
+        """Parameters that this process's optimizer updates."""
+
+    def wrapped(self, phase: nn.Module) -> nn.Module:
+        """The module to call in place of the phase.
+
+        Call it while everything that the phase does not train is frozen: frozen weights are never communicated.
+        """
+        return phase
+
+    def accumulating(self) -> contextlib.AbstractContextManager[object]:
+        """A context in which backward passes communicate nothing: for all micro-batches but the last."""
+        return contextlib.nullcontext()
+
+    def average(self) -> None:
+        """Make the gradients of `updated` the means over all processes, after the last backward pass."""
+
+    def norm(self) -> Tensor:
+        """L2 norm of the averaged gradients of all parameters, float32 [], the same in every process."""
+        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def publish(self) -> None:
+        """Make this process's updates visible to all of them, after the optimizer's step."""
+
+    def full_state(self, states: Mapping[Tensor, Mapping[str, Tensor | None]]) -> list[tuple[int, str, Tensor]]:
+        """Optimizer state of all parameters as (index of the parameter, name, value). A collective call.
+
+        Args:
+            states: state that this process's optimizer has for `updated`.
+        """
+        return [
+            (index, name, value)
+            for index, parameter in enumerate(self.parameters)
+            for name, value in states.get(parameter, {}).items()
+            if value is not None
+        ]
+
+    def own_state(self, states: dict[int, State]) -> dict[int, State]:
+        """Optimizer state of `updated` by index, from that of all parameters by index."""
+        return states
+
+
+class DistributedReduction(Reduction):
+    """Gradients averaged by DistributedDataParallel within the last backward pass."""
+
+    owns_gradients = False
+
+    def __init__(self, parameters: Sequence[nn.Parameter], device: torch.device) -> None:
+        super().__init__(parameters)
+        self._device = device
+        self._module: DistributedDataParallel | None = None
+
+    def wrapped(self, phase: nn.Module) -> nn.Module:
+        """See Reduction."""
+        # torch 2.14 renamed the option, and the old name warns in every process.
+        signature = inspect.signature(DistributedDataParallel)
+        sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in signature.parameters else "broadcast_buffers"
+        self._module = DistributedDataParallel(
+            phase,
+            device_ids=[self._device] if self._device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            # On CPUs the threads that send take cores from those that compute, so overlap wins nothing: one bucket,
+            # sent at the end.
+            bucket_cap_mb=_ONE_BUCKET_MIB if self._device.type == "cpu" else None,
+            **{sync_buffers: False},  # type: ignore[arg-type]
+        )
+        return self._module
+
+    def accumulating(self) -> contextlib.AbstractContextManager[object]:
+        """See Reduction."""
+        assert self._module is not None
+        return self._module.no_sync()
+
+
+class SharedReduction(Reduction):
+    """Weights and gradients in memory that the processes of one host share, each of which updates a part."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], shared: SharedWeights) -> None:
+        super().__init__(parameters)
+        self._shared = shared
+        self.updated = [shared.part]
+
+    def average(self) -> None:
+        """See Reduction."""
+        self._shared.average_gradients()
+
+    def norm(self) -> Tensor:
+        """See Reduction."""
+        return self._shared.gradient_norm()
+
+    def publish(self) -> None:
+        """See Reduction."""
+        self._shared.barrier.wait()  # nobody reads weights before all parts are updated
+
+    def full_state(self, states: Mapping[Tensor, Mapping[str, Tensor | None]]) -> list[tuple[int, str, Tensor]]:
+        """See Reduction."""
+        return self._shared.state_of_all(states.get(self._shared.part, {}))
+
+    def own_state(self, states: dict[int, State]) -> dict[int, State]:
+        """See Reduction."""
+        return {0: self._shared.state_of_part(states)} if states else {}
+
+
+def choose_reduction(parameters: Sequence[nn.Parameter], processes: Processes, *, shareable: bool) -> Reduction:
+    """The reduction for parameters that a phase trains. A collective call.
+
+    Args:
+        parameters: what the phase trains, equal in all processes.
+        processes: the processes that train together.
+        shareable: False if the parameters may not be moved to shared memory.
     """
     if processes.world_size == 1:
-        return phase
-    # The name was changed in torch 2.14; the old one warns in every process.
-    signature = inspect.signature(DistributedDataParallel)
-    sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in signature.parameters else "broadcast_buffers"
-    module = DistributedDataParallel(
-        phase,
-        device_ids=[processes.device] if processes.device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        # On CPUs the threads that send need the cores that compute, so nothing is won by sending the first gradients
-        # while backward computes the others: all of them go at its end, at once.
-        bucket_cap_mb=_ONE_BUCKET_MIB if processes.device.type == "cpu" else None,
-        **{sync_buffers: False},  # type: ignore[arg-type]
-    )
-    return module
-
-
-def weights_in_common(parameters: Sequence[nn.Parameter], processes: Processes) -> SharedWeights | None:
-    """These weights, moved to memory that all processes have in common; None where they have none, or are on GPUs.
-
-    All processes have to call it together, with the same weights.
-    """
-    if processes.world_size == 1 or processes.device.type != "cpu":
-        return None
-    return share_weights(parameters)
-
-
-@contextlib.contextmanager
-def local_gradients(module: nn.Module, only: bool) -> Iterator[None]:
-    """Within it, backward communicates no gradients, if `only`: for all micro-batches but the last."""
-    if only and isinstance(module, DistributedDataParallel):
-        with module.no_sync():
-            yield
-    else:
-        yield
+        return Reduction(parameters)
+    shared = share_weights(parameters) if shareable and processes.device.type == "cpu" else None
+    return SharedReduction(parameters, shared) if shared else DistributedReduction(parameters, processes.device)

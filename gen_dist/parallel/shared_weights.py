@@ -1,82 +1,72 @@
-"""Weights that the processes of one host have in common, each of which updates its part of them."""
+"""The weights of a phase in memory that the processes of one host share; each process updates a part of them."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
-import platform
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gen_dist.parallel.barrier import LINE_FLOATS, Barrier, is_alive
 from gen_dist.parallel.rendezvous import STEP_TIMEOUT
 
 _SHARED_BYTES = 2**30
-_LINE_FLOATS = 16
-"""64 bytes, a cache line: parts of two processes have none in common, and weights begin where vectors like them."""
-_PATIENCE_SECONDS = 0.1
-_LOOK_SECONDS = 0.5
-"""How often a process that waits looks whether the others live."""
+"""Largest block of shared memory that is asked for."""
 
 
 class SharedWeights:
     """The weights that a phase trains, once in memory for all processes of a host.
 
-    Each process writes its gradients there, waits for the others, averages them for its own part, updates that part and
-    waits again: nobody averages or updates what another has done already, and no weight is sent anywhere. Gloo would
-    send all gradients through the system's network, and wake a thread for each message, which on busy cores waits for
-    milliseconds. (Sharding the update: Rajbhandari et al. 2020, ZeRO, stage 1.)
+    Each process writes its gradients, waits for the others, averages the gradients of its own part of the weights,
+    updates that part, and waits again. No process averages or updates what another has done already, and no weight is
+    sent anywhere (Rajbhandari et al. 2020, ZeRO, stage 1). gloo would send all gradients through the kernel's network.
+
+        barrier | weights: part of rank 0, part of rank 1, ... | gradients of rank 0 | gradients of rank 1 | ...
+
+    Parameters begin on cache lines, and parts end on them, so no two processes write to one line.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], memory: Tensor) -> None:
-        """Move the weights to the memory; all processes have to have the same.
+        """Move the weights to the memory. A collective call, with equal weights.
 
         Args:
             parameters: float32, each dense, of any layout.
-            memory: zeros, float32, that all processes see: a line for each process, the weights, and gradients of each.
+            memory: zeros, float32, that all processes see: the barrier, the weights, and gradients of each process.
         """
         self._parameters = list(parameters)
         self._rank, world_size = dist.get_rank(), dist.get_world_size()
         count = _floats_of(parameters)
-        lines = memory[: _LINE_FLOATS * world_size].view(world_size, -1).numpy()
-        weights, gradients = memory[_LINE_FLOATS * world_size :].split([count, world_size * count])
-        words = lines.view(np.int64)  # [world_size, 8]
-        self._meetings, self._process_ids = words[:, 0], words[:, 1]
-        self._squares = lines.view(np.float64)[:, 2]
-        self._held = 0
-        self._process_ids[self._rank] = os.getpid()
-
-        for parameter, mine in zip(parameters, _views(weights, parameters), strict=True):
+        lines, weights, gradients = memory.split([LINE_FLOATS * world_size, count, world_size * count])
+        self.barrier = Barrier(lines, STEP_TIMEOUT)
+        for parameter, view in zip(parameters, _views(weights, parameters), strict=True):
             if self._rank == 0:
-                mine.copy_(parameter.detach())
-            parameter.data = mine
+                view.copy_(parameter.detach())
+            parameter.data = view
         self._gradients = gradients.view(world_size, count)
         self._written = _views(self._gradients[self._rank], parameters)
-        edges = [count // _LINE_FLOATS * rank // world_size * _LINE_FLOATS for rank in range(world_size + 1)]
+        edges = [count // LINE_FLOATS * rank // world_size * LINE_FLOATS for rank in range(world_size + 1)]
         self._part = slice(edges[self._rank], edges[self._rank + 1])
         self.part = nn.Parameter(weights[self._part])
-        """float32 [numbers of this process's part]: what its optimizer has to update."""
+        """float32 [numbers in this process's part]: what its optimizer updates."""
         self._mean = torch.empty_like(self.part.data)
         dist.barrier()
 
     def average_gradients(self) -> None:
-        """Give the part its gradient: the mean of what all processes have as `grad`, which are gone afterwards.
+        """Give the part its gradient, the mean over all processes. The parameters' own `grad` become None.
 
         Raises:
-            PeerDiedError: another process has died, or does not come.
+            PeerDiedError: another process has died, or did not come in time.
         """
         found = [parameter.grad for parameter in self._parameters]
         torch._foreach_copy_(self._written, [_not_none(gradient) for gradient in found])
         for parameter in self._parameters:
             parameter.grad = None
-        self.meet()
+        self.barrier.wait()
         first, *others = self._gradients[:, self._part]
         torch.add(first, others[0], out=self._mean)
         for other in others[1:]:
@@ -84,54 +74,24 @@ class SharedWeights:
         self.part.grad = self._mean.mul_(1.0 / (1 + len(others)))
 
     def gradient_norm(self) -> Tensor:
-        """Norm of the mean gradients of all parts, float32 [], the same in every process."""
-        self._squares[self._rank] = float(torch.linalg.vector_norm(self._mean, dtype=torch.float64)) ** 2
-        self.meet()
-        return torch.tensor(math.sqrt(self._squares.sum()))
-
-    def meet(self) -> None:
-        """Return once all processes are here.
-
-        Raises:
-            PeerDiedError: one of them has died, or does not come.
-        """
-        if platform.machine() not in ("x86_64", "AMD64"):  # others may show that one is here before what it wrote
-            dist.barrier()
-            return
-        self._held += 1
-        self._meetings[self._rank] = self._held
-        started = time.monotonic()
-        looked = 0.0
-        while self._meetings.min() < self._held:
-            waited = time.monotonic() - started
-            # At first without giving the core away: who has slept, or yielded, gets it back late.
-            time.sleep(0.0 if waited < _PATIENCE_SECONDS else 0.001)
-            if waited - looked > _LOOK_SECONDS:
-                looked = waited
-                self._look_after_others(waited)
-
-    def _look_after_others(self, waited: float) -> None:
-        missing = [rank for rank, held in enumerate(self._meetings) if held < self._held]
-        dead = [rank for rank in missing if not is_alive(int(self._process_ids[rank]))]
-        if dead or waited > STEP_TIMEOUT.total_seconds():
-            who = ", ".join(f"rank {rank} (process {self._process_ids[rank]})" for rank in dead or missing)
-            raise PeerDiedError(f"{who} of this run {'died' if dead else f'did not come in {waited:.0f} s'}")
+        """Norm of the mean gradients of all parts, float32 [], the same in every process. A collective call."""
+        squares = self.barrier.numbers
+        squares[self._rank] = float(torch.linalg.vector_norm(self._mean, dtype=torch.float64)) ** 2
+        self.barrier.wait()
+        return torch.tensor(math.sqrt(squares.sum()))
 
     def state_of_all(self, state: Mapping[str, Tensor | None]) -> list[tuple[int, str, Tensor]]:
-        """An optimizer's state of this part -> the index of each parameter, a name, and the state of that parameter.
-
-        All processes have to call it together.
-        """
+        """Optimizer state of all parameters as (index, name, value), from that of this part. A collective call."""
         found: list[tuple[int, str, Tensor]] = []
         for name, value in state.items():
             if value is None:
                 continue
             whole = [value.clone() for _ in self._parameters] if value.ndim == 0 else self._gathered(value)
             found += [(index, name, one) for index, one in enumerate(whole)]
-        return sorted(found, key=lambda entry: entry[0])  # in the order in which one process has them
+        return sorted(found, key=lambda entry: entry[0])  # in the order of a single process
 
     def state_of_part(self, state: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """What an optimizer knows of each parameter -> what it has to know of this part."""
+        """Optimizer state of this part, from that of all parameters by index."""
         mine: dict[str, Tensor] = {}
         for name in dict.fromkeys(name for known in state.values() for name in known):
             values = {index: known[name] for index, known in state.items() if name in known}
@@ -146,35 +106,35 @@ class SharedWeights:
         return mine
 
     def _gathered(self, value: Tensor) -> list[Tensor]:
-        """All parts of what each process has of its own, in the layouts of the parameters."""
-        self.meet()  # nobody reads gradients any more
+        """Values of all parts, from each process's own, in the layouts of the parameters. A collective call."""
+        self.barrier.wait()  # nobody reads gradients any more
         self._gradients[0, self._part] = value
-        self.meet()
+        self.barrier.wait()
         whole = self._gradients[0].clone()
-        self.meet()
+        self.barrier.wait()
         return _views(whole, self._parameters)
 
 
 def share_weights(parameters: Sequence[nn.Parameter]) -> SharedWeights | None:
-    """These weights, in common with the other processes; None where they have no host, or too little memory, in common.
+    """Share these weights among the processes; None if those are on several hosts, or have too little memory.
 
-    All processes have to call it together.
+    A collective call.
     """
     if not all(parameter.dtype == torch.float32 and _is_dense(parameter) for parameter in parameters):
         return None
     world_size = dist.get_world_size()
-    memory = share_memory(_LINE_FLOATS * world_size + (1 + world_size) * _floats_of(parameters))
+    memory = share_memory(LINE_FLOATS * world_size + (1 + world_size) * _floats_of(parameters))
     return SharedWeights(parameters, memory) if memory is not None and _see_each_other() else None
 
 
 def share_memory(size: int) -> Tensor | None:
-    """Memory that all processes see, float32 [size], of zeros.
+    """Zeros, float32 [size], that all processes see; None if those are on several hosts, or memory is too small.
 
-    None where they are on several hosts, or there is too little of it. Its file is gone when this returns.
+    The file behind the memory is unlinked when this returns.
     """
     path: str | None = None
     if dist.get_rank() == 0 and 4 * size <= _SHARED_BYTES:
-        # Its place is reserved at once: a page that a full /dev/shm cannot give would kill who writes to it.
+        # Reserved at once: writing to a page that a full /dev/shm cannot give would kill the process.
         with contextlib.suppress(OSError):
             descriptor, path = tempfile.mkstemp(prefix="gen_dist-", dir="/dev/shm")
             try:
@@ -200,9 +160,9 @@ def share_memory(size: int) -> Tensor | None:
 
 
 def _see_each_other() -> bool:
-    """Whether every process could tell that another has died: not from within another container.
+    """True if every process can see that another has died: all are in one container.
 
-    There, one may well have the same process id as this one, so it is not enough that some process has it.
+    In another container, a process id may belong to some other process, so the namespaces are compared, too.
     """
     told = torch.zeros(dist.get_world_size(), 2, dtype=torch.int64)
     told[dist.get_rank()] = torch.tensor([os.getpid(), _process_namespace()])
@@ -214,36 +174,24 @@ def _see_each_other() -> bool:
 
 
 def _process_namespace() -> int:
-    """Number of the namespace of this process's ids, one for each container (Linux); 0 where that is not told."""
+    """Number of this process's id namespace, one for each container (Linux); 0 where it is not known."""
     with contextlib.suppress(OSError):
         return os.stat("/proc/self/ns/pid").st_ino
     return 0
 
 
-class PeerDiedError(RuntimeError):
-    """A process that trains with this one is gone."""
-
-
-def is_alive(process_id: int) -> bool:
-    """Whether a process of this host runs; one that was killed and not yet buried does not."""
-    try:
-        return bool(psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
-
-
 def _floats_of(parameters: Sequence[nn.Parameter]) -> int:
-    """Numbers of all of them, each filled up to whole lines."""
-    return sum(-(-parameter.numel() // _LINE_FLOATS) * _LINE_FLOATS for parameter in parameters)
+    """Size of all parameters, each padded to whole cache lines."""
+    return sum(-(-parameter.numel() // LINE_FLOATS) * LINE_FLOATS for parameter in parameters)
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether its numbers lie side by side, in the usual order or with channels last."""
+    """True if the numbers are contiguous in memory, in the usual order or with channels last."""
     return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 
 def _views(flat: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Places in `flat`, [at least `_floats_of(parameters)`], of the shapes and layouts of parameters."""
+    """Views of `flat`, [at least `_floats_of(parameters)`], in the shapes and layouts of the parameters."""
     views: list[Tensor] = []
     start = flat.storage_offset()
     for parameter in parameters:

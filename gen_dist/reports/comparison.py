@@ -12,7 +12,7 @@ from typing import Any
 
 from gen_dist.errors import ConfigError
 from gen_dist.evaluation.guide import LIKELIHOODS, SPEED, base_name, in_order, metric_of
-from gen_dist.presets import PRESETS
+from gen_dist.presets import presets
 from gen_dist.records.readable import readable_result
 from gen_dist.reports.run_record import RunRecord, decisive_fields, group_by_config, read_run
 
@@ -443,7 +443,7 @@ def _notes(groups: Sequence[Group]) -> list[str]:
         notes.append(f"One run each of {' and '.join(single)}: another seed gives somewhat other figures.")
     for group in groups:
         config = group.runs[0].config
-        of_preset = PRESETS[config.preset].steps if config.preset in PRESETS else config.steps
+        of_preset = presets()[config.preset].config.steps if config.preset in presets() else config.steps
         if config.steps < of_preset:
             notes.append(f"{group.label} was to do {config.steps:,} steps; its preset does {of_preset:,}.")
     if unfinished := [run for group in groups for run in group.runs if not run.finished]:

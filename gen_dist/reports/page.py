@@ -14,7 +14,7 @@ from gen_dist.cli import program_of
 from gen_dist.errors import ConfigError
 from gen_dist.evaluation.guide import SPEED, base_name, in_order, metric_of
 from gen_dist.files import write_atomically
-from gen_dist.presets import DESCRIPTIONS, PRESETS
+from gen_dist.presets import presets
 from gen_dist.records.readable import readable_duration, readable_result
 from gen_dist.reports.comparison import Comparison, Group, comparison_of, data_value, readable_values, scalars
 from gen_dist.reports.panels import Panel, panels_of
@@ -24,7 +24,6 @@ from gen_dist.training.step_times import StepTimes
 MOST_FRAMES = 40
 """Pictures of one kind over the steps; of more, so many spread evenly are shown."""
 MUCH_SLOWER = 1.5
-_FAMILIES = {"autoencoder": "autoencoder", "vae": "variational autoencoder", "gan": "GAN", "vae-gan": "VAE-GAN"}
 _PLATES = {
     "latent_manifold": "Decoded latents: {manifold}",
     "interpolations": "Walks between latents of the prior",
@@ -207,7 +206,7 @@ def _page(run: RunRecord, times: StepTimes | None, place: int) -> RunPage:
         parts=_parts(times),
         step_times=times,
         slower=f"{rate:,.0f}" if times and rate and rate > MUCH_SLOWER * times.images_per_second else None,
-        is_preset=run.config.preset in PRESETS,
+        is_preset=run.config.preset in presets(),
         changed=[
             Fact(name, _plain(after), f"preset: {_plain(before)}", changed=True)
             for name, (before, after) in changes.items()
@@ -227,7 +226,8 @@ def _manifold(run: RunRecord) -> str:
 def _description(run: RunRecord) -> str:
     channels, height, width = run.state["image_shape"]
     images = f"{height} x {width} {'grey' if channels == 1 else 'RGB'} images"
-    start = DESCRIPTIONS.get(run.config.preset, _FAMILIES[run.family])
+    preset = presets().get(run.config.preset)
+    start = preset.description if preset else run.config.objective.family_name
     return f"{start[0].upper()}{start[1:]}, trained on {run.config.data}: {images}, seed {run.config.seed}."
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
 from gen_dist.evaluation.record import Evaluation, read_evaluation
-from gen_dist.presets import PRESETS
+from gen_dist.presets import presets
 from gen_dist.records.checkpoint import STATE, checkpoint_paths, is_whole
 from gen_dist.records.metrics_file import metrics_of_run
 from gen_dist.records.run_paths import RunPaths
@@ -64,9 +64,8 @@ class RunRecord:
 
     @property
     def family(self) -> str:
-        """What it is: `autoencoder`, `vae`, `gan`, or `vae-gan`."""
-        kind = self.config.objective.kind
-        return kind if kind in ("autoencoder", "vae", "vae-gan") else "gan"
+        """The objective's family; `vae` and `gan` are compared with each other."""
+        return self.config.objective.family
 
     def picture(self, name: str) -> Path | None:
         """One of the pictures that a finished run has, such as `interpolations`; None where it is missing."""
@@ -132,9 +131,9 @@ def changes_from_preset(config: TrainConfig) -> dict[str, tuple[Any, Any]]:
 
     Empty where there is no such preset. The run directory, which always is another one, counts for nothing.
     """
-    if config.preset not in PRESETS:
+    if config.preset not in presets():
         return {}
-    before, after = config_fields(PRESETS[config.preset]), config_fields(config)
+    before, after = config_fields(presets()[config.preset].config), config_fields(config)
     return {
         name: (before.get(name), after.get(name))
         for name in dict.fromkeys([*after, *before])

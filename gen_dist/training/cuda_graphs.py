@@ -8,6 +8,7 @@ written before each replay.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -16,8 +17,10 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.objectives import Batch
+from gen_dist.parallel.processes import Processes
 
 T = TypeVar("T")
 Logs = dict[str, Tensor]
@@ -76,6 +79,17 @@ class CudaRecorder:
                 generator.graphsafe_set_state(generator.clone_state())
             raise
         return result, graph.replay
+
+
+def choose_recording(config: TrainConfig, processes: Processes, dtype: torch.dtype) -> RecordedSteps | None:
+    """Recordings of a run's steps; None if its steps cannot be recorded.
+
+    The host looks at scaled gradients, and gradients of several processes travel: neither can be part of a recording.
+    """
+    on_one_gpu = processes.device.type == "cuda" and processes.world_size == 1
+    if not config.cuda_graphs or not on_one_gpu or dtype == torch.float16:
+        return None
+    return RecordedSteps(functools.partial(CudaRecorder, processes.device))
 
 
 class RecordedSteps:

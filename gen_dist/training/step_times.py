@@ -126,9 +126,8 @@ class _Stopwatch:
 
 
 def _steps_a_round(config: TrainConfig) -> int:
-    """Steps after which the same phases and penalties take their turns again: part of a round would miscount them."""
-    objective = config.objective
-    return math.lcm(getattr(objective, "generator_every", 1), getattr(objective, "penalty_every", 1))
+    """Steps until the same phases and penalties take their turns again; a part of a round would miscount them."""
+    return math.lcm(*config.objective.periods)
 
 
 def _name(processes: Processes) -> str:

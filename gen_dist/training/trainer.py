@@ -1,38 +1,39 @@
-"""The training step: a turn for each phase, then the average moves; and what else is done with a run's weights."""
+"""The training step: a turn for each phase, then the moving average. And the state that a run saves and loads."""
 
 from __future__ import annotations
 
 import functools
-import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches
-from gen_dist.errors import CheckpointError, ConfigError
+from gen_dist.errors import CheckpointError
 from gen_dist.objectives import Batch, Objective, build_objective
-from gen_dist.objectives.evaluating import evaluating
-from gen_dist.parallel.collectives import copy_from_main, from_main, sum_over_processes
 from gen_dist.parallel.processes import Processes
 from gen_dist.parallel.sync_batch_norm import synchronize
 from gen_dist.records.checkpoint import Checkpoint
-from gen_dist.records.score_bins import SCORE_EDGES
-from gen_dist.training.cuda_graphs import CudaRecorder, RecordedSteps
+from gen_dist.training.backward import Lap, no_lap
+from gen_dist.training.cuda_graphs import RecordedSteps, choose_recording
+from gen_dist.training.log_averages import average_logs
 from gen_dist.training.moving_average import MovingAverage
-from gen_dist.training.precision import autocast, resolve_precision
+from gen_dist.training.precision import resolve_precision
+from gen_dist.training.rows import rows_of_rank
 from gen_dist.training.schedule import Schedule
-from gen_dist.training.turn import Lap, Turn, no_lap
+from gen_dist.training.testing import mean_metrics
+from gen_dist.training.turn import Turn
 
 Due = dict[str, bool]
-"""The phases whose turn it is, in their order, each with whether its penalty is due."""
+"""Names of the phases that take their turn, in order, each with whether its penalty is due."""
 
 
 class Trainer:
     """Steps an objective over its data. `run_step(t)` is a pure function of config, data, t and the state before t."""
 
     def __init__(self, config: TrainConfig, dataset: Dataset, processes: Processes) -> None:
-        """Build networks, optimizers and batches.
+        """Build networks, optimizers and batches. A collective call.
 
         Raises:
             ConfigError: config, data and number of processes do not go together.
@@ -42,87 +43,91 @@ class Trainer:
         self.dataset = dataset
         self.processes = processes
         self.dtype = resolve_precision(config.precision, processes.device)
-        self._micro_batches = _rows_of_rank(config, processes)
-        rows = [rows for _, rows in self._micro_batches]
-        self._share = sum(rows) * processes.world_size / config.global_batch_size
-        """Of this rank's mean in the mean over all images, times the number of ranks: 1 where all have as many rows."""
-        with torch.random.fork_rng(devices=[]):
-            # Drawn on the CPU, so that the same weights start on every device and rank.
-            torch.manual_seed(config.seed)
-            self.objective = build_objective(config, dataset.image_shape, len(dataset.class_names))
-        if config.sync_batch_norm:
-            synchronize(self.objective)
-        self.objective.start_at(_mean_image(dataset.train))
-        self.objective.to(processes.device)
+        self._rows = rows_of_rank(config, processes)
+        self.objective = self._build_objective()
         self._average = MovingAverage(self.objective) if config.optimization.ema_decay is not None else None
-        phases = self.objective.phases()
-        trained = [
-            p for phase in phases.values() for name in phase.trains for p in phase.objective.networks[name].parameters()
-        ]
-        # Weights have one place: those that two phases train, or two networks have, cannot be moved by each.
-        shareable = len(set(map(id, trained))) == len(trained) and self.dtype != torch.float16
-        shares = [self._share * count / sum(rows) for count in rows]
-        self._turns = {
-            name: Turn(phase, config, processes, self.dtype, shares, shareable) for name, phase in phases.items()
-        }
-        carries_graphs = all(turn.carries_graphs for turn in self._turns.values())
-        for phase in phases.values():
-            phase.carries_graphs = carries_graphs
-        self._numbers = Schedule(config, processes.device, in_tensors=processes.device.type == "cuda")
-        recordable = _can_be_recorded(config, processes, self.dtype)
-        self._graphs = RecordedSteps(functools.partial(CudaRecorder, processes.device)) if recordable else None
+        self._turns = self._make_turns()
+        self._schedule = Schedule(config, processes.device, in_tensors=processes.device.type == "cuda")
+        self._recorded: RecordedSteps | None = choose_recording(config, processes, self.dtype)
         self._batches = TrainBatches(
             dataset.train,
             seed=config.seed,
             global_batch_size=config.global_batch_size,
-            micro_batches=self._micro_batches,
+            micro_batches=self._rows.micro_batches,
             device=processes.device,
             resident_budget_bytes=config.packing.resident_budget_mib * 2**20,
         )
 
+    def _build_objective(self) -> Objective:
+        config, dataset = self.config, self.dataset
+        with torch.random.fork_rng(devices=[]):
+            # Drawn on the CPU, so that the same weights start on every device and rank.
+            torch.manual_seed(config.seed)
+            objective = build_objective(config, dataset.image_shape, len(dataset.class_names))
+        if config.sync_batch_norm:
+            synchronize(objective)
+        objective.start_at(_mean_image(dataset.train))
+        return objective.to(self.processes.device)
+
+    def _make_turns(self) -> dict[str, Turn]:
+        phases = self.objective.phases()
+        trained = [
+            p for phase in phases.values() for name in phase.trains for p in self.objective.networks[name].parameters()
+        ]
+        # A weight has one place: one that two phases train, or two networks have, cannot be moved by each.
+        shareable = len(set(map(id, trained))) == len(trained) and self.dtype != torch.float16
+        turns = {
+            name: Turn(phase, self.config, self.processes, self.dtype, self._rows.batch_weights, shareable=shareable)
+            for name, phase in phases.items()
+        }
+        self.objective.carries_graphs = all(turn.carries_graphs for turn in turns.values())
+        return turns
+
     @property
     def averaged(self) -> Objective | None:
-        """The objective with averaged weights, where an average is kept."""
+        """The objective with averaged weights; None if no average is kept."""
         return self._average.objective if self._average else None
 
     @property
     def best_objective(self) -> Objective:
-        """The objective to use: with averaged weights where an average is kept."""
+        """The objective to use: with averaged weights if an average is kept."""
         return self.objective if self.averaged is None else self.averaged
 
     def run_step(self, step: int, lap: Lap | None = None) -> dict[str, Tensor]:
-        """One optimizer step of every phase whose turn it is; returns their logs, still on the device.
+        """Take one optimizer step of every phase that is due, and return the logs, still on the device.
 
-        Values are means [] over this rank's images, or [B], one for each; `average_logs` makes them global, where ranks
-        with more images weigh more. `lap` is called as each part of the step is done: `data`; `PHASE/forward`,
-        `PHASE/backward`, or where one graph is compiled of both `PHASE/gradients`; `PHASE/optimizer`; `moving average`.
-        (Gradients that a loss is made of, as of a penalty, are part of `forward`.) A CUDA graph has no parts: with
-        `lap` there is none.
+        Args:
+            step: number of the step, from 0.
+            lap: called as each part of the step is done: `data`; `PHASE/forward`, `PHASE/backward` (or for both, in one
+                compiled graph, `PHASE/gradients`) and `PHASE/optimizer`; `moving average`. Gradients inside a loss, as
+                of a penalty, are part of `forward`. A CUDA graph has no parts, so none is used with `lap`.
+
+        Returns:
+            Means [] over this process's images, or one value per image [B]. `average_logs` makes them global.
         """
-        self._numbers.write(step)
+        self._schedule.write(step)
         micro_batches = [
-            Batch(*self._batches.micro_batch(step, index), self._numbers.rng, first_row)
-            for index, (first_row, _) in enumerate(self._micro_batches)
+            Batch(*self._batches.micro_batch(step, index), self._schedule.rng, first_row)
+            for index, (first_row, _) in enumerate(self._rows.micro_batches)
         ]
         due = {
             name: step % turn.phase.penalty_every == 0
             for name, turn in self._turns.items()
             if step % turn.phase.every == 0
         }
-        if self._graphs and lap is None:
-            return self._graphs.run(tuple(due.items()), micro_batches, lambda batches: self._take_turns(batches, due))
+        if self._recorded and lap is None:
+            return self._recorded.run(tuple(due.items()), micro_batches, lambda batches: self._take_turns(batches, due))
         lap = lap or no_lap
         lap("data")
         return self._take_turns(micro_batches, due, lap)
 
     def _take_turns(self, micro_batches: list[Batch], due: Due, lap: Lap = no_lap) -> dict[str, Tensor]:
-        """All that a step does once it has its images. What tells one step from the next stands in tensors by now,
-        wherever this may be recorded."""
+        """The device's work of a step. It may be recorded: what differs from step to step is in tensors by now."""
         logs: dict[str, Tensor] = {}
         for name, penalized in due.items():
             turn = self._turns[name]
             micro_batches = [batch._replace(penalized=penalized) for batch in micro_batches]
-            turn_logs, carried = turn.take(micro_batches, self._numbers.learning_rate, _lap_of_phase(lap, name))
+            turn_logs, carried = turn.take(micro_batches, self._schedule.learning_rate, _lap_of_phase(lap, name))
             micro_batches = [
                 batch._replace(carried={**batch.carried, **more})
                 for batch, more in zip(micro_batches, carried, strict=True)
@@ -130,64 +135,21 @@ class Trainer:
             prefix = f"{name}/" if len(self._turns) > 1 else ""
             logs |= {prefix + key: value for key, value in turn_logs.items()}
         if self._average:
-            self._average.move(self._numbers.newest_weight)
+            self._average.move(self._schedule.newest_weight)
             lap("moving average")
         return logs
 
     def average_logs(self, logs: list[dict[str, Tensor]]) -> list[dict[str, float | list[float]]]:
-        """The logs of some steps over all ranks, as numbers. Waits for the device.
-
-        Of values for single images it gives the shares in the bins of SCORE_EDGES.
-        """
-        if not logs:
-            return []
-        rows = _with_histograms(logs)
-        flat = torch.cat([value.float().reshape(-1) for row in rows for value in row.values()]).double().cpu()
-        if self.processes.world_size > 1:
-            moved = flat.to(self.processes.device)
-            flat = (sum_over_processes(moved * self._share) / self.processes.world_size).cpu()
-        numbers = iter(flat.tolist())
-        return [
-            {
-                key: [next(numbers) for _ in range(len(value))] if value.ndim else next(numbers)
-                for key, value in row.items()
-            }
-            for row in rows
-        ]
+        """The logs of some steps over all processes, as numbers; see `log_averages`. A collective call."""
+        return average_logs(logs, self.processes, self._rows.rank_weight)
 
     def evaluate(self, split: Split, decoded_per_batch: int = 1000) -> dict[str, float]:
-        """Mean metrics of the best objective over a split, each image counted once over all ranks.
-
-        Noise is keyed by the image's place in the split: two evaluations of one model give the same figures.
-
-        Args:
-            split: images and labels.
-            decoded_per_batch: latents decoded at once; of K importance samples an image has K.
-        """
-        images_per_batch = max(1, decoded_per_batch // self.objective.evaluation_samples)
-        rank, world_size = self.processes.rank, self.processes.world_size
-        count = len(split.images)
-        first, last = -(-count * rank // world_size), -(-count * (rank + 1) // world_size)
-        rng = torch.tensor([self.config.seed, 0], dtype=torch.int64, device=self.processes.device)
-        # Statistics of normalization layers differ over the ranks; those of rank 0 are the run's, as it saves them.
-        copy_from_main(list(self.best_objective.buffers()), self.processes)
-        sums: dict[str, Tensor] = {}
-        with evaluating(self.best_objective) as objective, autocast(self.processes.device, self.dtype):
-            for start in range(first, last, images_per_batch):
-                chosen = slice(start, min(start + images_per_batch, last))
-                images = torch.from_numpy(split.images[chosen]).to(self.processes.device)
-                labels = torch.from_numpy(split.labels[chosen]).to(self.processes.device)
-                for key, value in objective.evaluate(Batch(images, labels, rng, start)).items():
-                    sums[key] = sums.get(key, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
-        names = from_main(list(sums), self.processes)
-        if not names:
-            return {}
-        totals = torch.stack([sums.get(name, torch.zeros((), dtype=torch.float64)) for name in names])
-        totals = sum_over_processes(totals.to(self.processes.device)).cpu() / count
-        return dict(zip(names, totals.tolist(), strict=True))
+        """Mean metrics of the best objective over a split; see `testing`. A collective call."""
+        measure = functools.partial(mean_metrics, decoded_per_batch=decoded_per_batch)
+        return measure(self.best_objective, split, self.processes, seed=self.config.seed, dtype=self.dtype)
 
     def broken_networks(self) -> list[str]:
-        """Names of the networks with a weight, or an averaged weight, that is NaN or infinite. Waits for the device."""
+        """Names of the networks with a weight, or averaged weight, that is NaN or infinite. Waits for the device."""
         return [
             name
             for name, network in self.objective.networks.items()
@@ -196,15 +158,15 @@ class Trainer:
         ]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All state of the run that is tensors, by group; `load` takes it back."""
+        """All tensors of the run's state, by group. A collective call; `load` takes them back."""
         groups = {"networks": dict(self.objective.networks.state_dict())}
         if self.averaged is not None:
             groups["averaged"] = dict(self.averaged.networks.state_dict())
         return groups | {f"optimizer-{name}": turn.optimizer_tensors() for name, turn in self._turns.items()}
 
-    def loss_scales(self) -> dict[str, dict[str, float]]:
-        """State of the gradient scalers, by phase; empty entries where there is none."""
-        return {name: turn.scaler.state_dict() for name, turn in self._turns.items()}
+    def loss_scales(self) -> dict[str, dict[str, Any]]:
+        """State of the loss scales, by phase; empty entries without one."""
+        return {name: turn.loss_scale() for name, turn in self._turns.items()}
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Take the state of a checkpoint.
@@ -221,8 +183,8 @@ class Trainer:
             self.objective.networks.load_state_dict(dict(checkpoint.tensors["networks"]))
             if self.averaged is not None:
                 self.averaged.networks.load_state_dict(dict(checkpoint.tensors["averaged"]))
-            if self._graphs:
-                self._graphs.forget()
+            if self._recorded:
+                self._recorded.forget()
             for name, turn in self._turns.items():
                 turn.load(checkpoint.tensors[f"optimizer-{name}"], checkpoint.facts["loss_scales"][name])
         except (KeyError, RuntimeError) as error:
@@ -232,12 +194,6 @@ class Trainer:
     def close(self) -> None:
         """Stop the thread that gathers batches."""
         self._batches.close()
-
-
-def _can_be_recorded(config: TrainConfig, processes: Processes, dtype: torch.dtype) -> bool:
-    """Whether steps are CUDA graphs. Scaled gradients are looked at by the host; those of several processes travel."""
-    on_one_gpu = processes.device.type == "cuda" and processes.world_size == 1
-    return config.cuda_graphs and on_one_gpu and dtype != torch.float16
 
 
 def _lap_of_phase(lap: Lap, phase: str) -> Lap:
@@ -253,30 +209,3 @@ def _mean_image(split: Split) -> Tensor:
     )
     assert isinstance(total, Tensor)
     return (total / (255.0 * len(spread))).float()
-
-
-def _rows_of_rank(config: TrainConfig, processes: Processes) -> list[tuple[int, int]]:
-    """First global row and number of rows of each of this rank's micro-batches; the numbers differ by one at most."""
-    size, shares = config.global_batch_size, processes.world_size * config.accumulation
-    if size < shares:
-        raise ConfigError(
-            f"global_batch_size {size} is less than {processes.world_size} processes x accumulation "
-            f"{config.accumulation}: some would have no image; use at least {shares}, or fewer of them"
-        )
-    first = processes.rank * config.accumulation
-    edges = [size * share // shares for share in range(first, first + config.accumulation + 1)]
-    return [(start, end - start) for start, end in itertools.pairwise(edges)]
-
-
-def _with_histograms(logs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """The same logs, with shares [bins] where they have one value for each image."""
-    rows = [dict(row) for row in logs]
-    for name in {name for row in rows for name, value in row.items() if value.ndim}:
-        having = [row for row in rows if name in row]
-        values = torch.stack([row[name] for row in having]).float()
-        inner_edges = torch.tensor(SCORE_EDGES[1:-1], device=values.device)
-        counts = torch.zeros(len(values), len(inner_edges) + 1, device=values.device)
-        counts.scatter_add_(1, torch.bucketize(values, inner_edges, right=True), torch.ones_like(values))
-        for row, shares in zip(having, counts / values.shape[1], strict=True):
-            row[name] = shares
-    return rows

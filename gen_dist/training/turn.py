@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import ConfigError
-from gen_dist.networks import iterate_spectral_norms, spectrally_normalized
-from gen_dist.objectives import Batch, Phase, TurnResult
-from gen_dist.parallel.gradients import averaging_gradients, local_gradients, weights_in_common
+from gen_dist.networks.spectral_norm import iterate_spectral_norms, spectrally_normalized
+from gen_dist.objectives.phase import Batch, Phase
+from gen_dist.parallel.gradients import choose_reduction
 from gen_dist.parallel.processes import Processes
-from gen_dist.training.compiled_phase import CompiledPhase, gradients_can_be_traced
-from gen_dist.training.optimizers import LightAdam, build_optimizer
-from gen_dist.training.precision import autocast
-
-Lap = Callable[[str], None]
-"""Takes the name of a part of a step when that part is done; a stopwatch, in step_times.py."""
-
-
-def no_lap(_part: str) -> None:
-    """Where no stopwatch runs."""
+from gen_dist.training.backward import Computed, Lap, choose_backward
+from gen_dist.training.update import ScaledUpdate, Update
 
 
 class Turn:
-    """What one phase needs for its turn: the wrapped phase, its optimizer, its gradient scaler."""
+    """One phase with its optimizer, its way to compute gradients, and its way to make them those of all processes."""
 
     def __init__(
         self,
@@ -36,18 +27,24 @@ class Turn:
         config: TrainConfig,
         processes: Processes,
         dtype: torch.dtype,
-        shares: list[float],
+        batch_weights: Sequence[float],
+        *,
         shareable: bool,
     ) -> None:
-        """Wrap the phase, and make its optimizer.
+        """Make the optimizer, and choose how gradients are computed and averaged. A collective call.
 
-        `shares` weigh the micro-batches' losses, so that gradients averaged over the ranks are of the mean image.
-        `shareable` weights may be moved to memory that processes have in common.
+        Args:
+            phase: the phase.
+            config: config of the run.
+            processes: the processes that train together.
+            dtype: dtype of the networks' arithmetic.
+            batch_weights: weights of the micro-batches' mean losses, so that gradients averaged over the processes are
+                those of the mean over all images.
+            shareable: False if the phase's weights may not be moved to shared memory.
         """
         self.phase = phase
-        self._shares = shares
+        self._batch_weights = list(batch_weights)
         self._clip_norm = config.optimization.clip_norm
-        self._autocast = functools.partial(autocast, processes.device, dtype)
         networks = phase.objective.networks
         trained = {
             name: parameter
@@ -55,114 +52,77 @@ class Turn:
             for name, parameter in networks[network].named_parameters(prefix=network)
             if parameter.requires_grad
         }
-        self._names = list(trained)
-        self._parameters = list(trained.values())
-        self._frozen = [
-            p for p in networks.parameters() if p.requires_grad and all(p is not q for q in self._parameters)
-        ]
-        self._common = weights_in_common(self._parameters, processes) if shareable else None
-        self._updated = self._parameters if self._common is None else [self._common.part]
-        """What this process's optimizer updates: everything, or its part of what is in common."""
-        self._optimizer = build_optimizer(self._updated, config.optimization, config.learning_rate)
-        # One scaler per optimizer: a shared one would grow twice as fast and skip steps for the other's overflow.
-        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=dtype == torch.float16)
+        self._names, parameters = list(trained), list(trained.values())
+        ours = set(map(id, parameters))
+        self._frozen = [p for p in networks.parameters() if p.requires_grad and id(p) not in ours]
         phase.train()
         self._spectrally_normalized = spectrally_normalized(phase)
-        self._whole = None
-        own_gradients = bool(self._common or processes.world_size == 1) and not self.scaler.is_enabled()
-        self.carries_graphs = own_gradients and not config.compile and shares == [1.0]
-        """Whether its backward is autograd's own, unscaled and unweighted, of all images at once. (Graphs of many
-        micro-batches would all have to be kept until the next turn.)"""
-        if config.compile and own_gradients and gradients_can_be_traced():
-            self._whole = CompiledPhase(phase, self._parameters)
+        self._reduction = choose_reduction(parameters, processes, shareable=shareable)
+        updated = self._reduction.updated
+        half = dtype == torch.float16
+        self._update = ScaledUpdate(updated, config, processes.device) if half else Update(updated, config)
         with self._freezing():
-            if config.compile and self._whole is None:
-                phase.compile()
-            self._module = phase if self._common else averaging_gradients(phase, processes)
+            self._backward = choose_backward(
+                phase, parameters, self._reduction, self._update, dtype, compiled=config.compile
+            )
+        self.carries_graphs = (
+            self._reduction.owns_gradients
+            and not self._update.scaled
+            and not config.compile
+            and self._batch_weights == [1.0]
+        )
+        """True if backward is plain: one micro-batch, no loss scale, no weight, no compiled graph. (The graphs of many
+        micro-batches would all have to be kept until the next turn.)"""
 
     def take(
-        self, micro_batches: list[Batch], learning_rate: float | Tensor, lap: Lap
+        self, micro_batches: Sequence[Batch], learning_rate: float | Tensor, lap: Lap
     ) -> tuple[dict[str, Tensor], list[Mapping[str, Tensor]]]:
-        """Gradients over all micro-batches, then one optimizer step.
+        """Add up the gradients of all micro-batches, then take one optimizer step.
 
-        Returns the mean of the logs, and what the phase hands on of each micro-batch.
+        Returns:
+            The mean logs, and the tensors that the phase carries to later phases, for each micro-batch.
         """
-        logs: list[dict[str, Tensor]] = []
-        carried: list[Mapping[str, Tensor]] = []
         iterate_spectral_norms(self._spectrally_normalized)
         with self._freezing():
-            for index, (batch, share) in enumerate(zip(micro_batches, self._shares, strict=True)):
-                log, more = self._add_gradients(batch, share, lap, last=index == len(micro_batches) - 1)
-                logs.append(log)
-                carried.append(more)
-        if self._common:
-            self._common.average_gradients()
-        self.scaler.unscale_(self._optimizer)
-        if self._clip_norm is not None or self.phase.logs_gradient_norm:
-            if self._common:
-                norm = self._common.gradient_norm()
-            else:
-                norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-            if self._clip_norm is not None:
-                nn.utils.clip_grads_with_norm_(self._updated, self._clip_norm, norm)
-            if not self.scaler.is_enabled():  # there it is infinite now and then, as the scale is found by overflows
-                for log in logs:
-                    log["gradient_norm"] = norm.detach()
-        self._optimizer.param_groups[0]["lr"] = learning_rate
-        if isinstance(self._optimizer, LightAdam) and not self.scaler.is_enabled():
-            self._optimizer.update()
-        else:
-            self.scaler.step(self._optimizer)
-            self.scaler.update()
-            self._optimizer.zero_grad(set_to_none=True)
-        if self._common:
-            self._common.meet()  # before anyone reads the weights, all parts of them are updated
+            computed = [
+                self._backward.add(batch, weight, lap, last=batch is micro_batches[-1])
+                for batch, weight in zip(micro_batches, self._batch_weights, strict=True)
+            ]
+        self._reduction.average()
+        self._update.unscale()
+        norm = self._clip() if self._clip_norm is not None or self.phase.logs_gradient_norm else None
+        self._update.step(learning_rate)
+        self._reduction.publish()
         lap("optimizer")
-        if len(logs) == 1:
-            return logs[0], carried
-        together: dict[str, Tensor] = {}
-        for key, value in logs[0].items():
-            values = [log[key] for log in logs]
+        logs = self._mean_logs(computed)
+        if norm is not None and not self._update.scaled:
+            logs["gradient_norm"] = norm
+        return logs, [one.carried for one in computed]
+
+    def _clip(self) -> Tensor:
+        """The norm of the gradients, which are scaled down to `clip_norm` if that is set."""
+        norm = self._reduction.norm().detach()
+        if self._clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._reduction.updated, self._clip_norm, norm)
+        return norm
+
+    def _mean_logs(self, computed: Sequence[Computed]) -> dict[str, Tensor]:
+        """Mean logs of the micro-batches; values of single images are joined."""
+        if len(computed) == 1:
+            return computed[0].logs
+        means: dict[str, Tensor] = {}
+        for name, value in computed[0].logs.items():
+            values = [one.logs[name] for one in computed]
             if value.ndim:
-                together[key] = torch.cat(values)
+                means[name] = torch.cat(values)
             else:
-                weighted = [one * share for one, share in zip(values, self._shares, strict=True)]
-                together[key] = torch.stack(weighted).sum() / sum(self._shares)
-        return together, carried
-
-    def _add_gradients(
-        self, batch: Batch, share: float, lap: Lap, *, last: bool
-    ) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
-        """Add the gradients of a micro-batch to those of the turn; its logs, and what it hands on."""
-        if self._whole:
-            with self._computing():
-                log, carried = self._whole.add_gradients(batch, share)
-            lap("gradients")
-            return log, carried
-        with local_gradients(self._module, only=not last):
-            with self._computing():
-                loss, log, carried = TurnResult(*self._module(batch))
-            lap("forward")
-            # A graph that was handed on leads to more than this turn trains; to say so costs a little.
-            has_graphs = any(value.requires_grad for value in batch.carried.values())
-            wanted = self._parameters if has_graphs else None
-            self.scaler.scale(loss if share == 1.0 else loss * share).backward(inputs=wanted)
-            lap("backward")
-        return log, carried
-
-    @contextlib.contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Within it, autocast to the configured precision; what cannot be compiled is the user's to mend."""
-        try:
-            with self._autocast():
-                yield
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"torch.compile failed: {reason}; mend that, or leave out --compile") from error
+                weighted = [one * weight for one, weight in zip(values, self._batch_weights, strict=True)]
+                means[name] = torch.stack(weighted).sum() / sum(self._batch_weights)
+        return means
 
     @contextlib.contextmanager
     def _freezing(self) -> Iterator[None]:
-        """Within it, nothing but what this phase trains requires gradients."""
+        """Let nothing but what this phase trains require gradients."""
         for parameter in self._frozen:
             parameter.requires_grad_(False)
         try:
@@ -172,28 +132,18 @@ class Turn:
                 parameter.requires_grad_(True)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """State of the optimizer as `parameter name:state name` -> tensor. All processes have to call it together."""
-        known = self._optimizer.state
-        if self._common:
-            state = self._common.state_of_all(known.get(self._common.part, {}))
-        else:
-            state = [
-                (index, key, value)
-                for index, parameter in enumerate(self._parameters)
-                for key, value in known.get(parameter, {}).items()
-                if value is not None
-            ]
-        return {f"{self._names[index]}:{key}": value for index, key, value in state}
+        """State of the optimizer as `parameter name:state name` -> tensor. A collective call."""
+        state = self._reduction.full_state(self._update.optimizer.state)
+        return {f"{self._names[index]}:{name}": value for index, name, value in state}
 
-    def load(self, tensors: Mapping[str, Tensor], scaler: Mapping[str, float]) -> None:
-        """Take the state of the optimizer, as `optimizer_tensors` gives it, and that of the gradient scaler."""
-        state: dict[int, dict[str, Tensor]] = {}
+    def loss_scale(self) -> dict[str, Any]:
+        """State of the loss scale; empty without one."""
+        return self._update.scaler_state()
+
+    def load(self, tensors: Mapping[str, Tensor], loss_scale: Mapping[str, float]) -> None:
+        """Take the state of the optimizer, as `optimizer_tensors` gives it, and that of the loss scale."""
+        states: dict[int, dict[str, Tensor]] = {}
         for full_name, value in tensors.items():
-            name, key = full_name.rsplit(":", 1)
-            state.setdefault(self._names.index(name), {})[key] = value
-        if self._common and state:
-            state = {0: self._common.state_of_part(state)}
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
-        if scaler:  # a run may have begun in a precision without a scale
-            self.scaler.load_state_dict(dict(scaler))
+            parameter, name = full_name.rsplit(":", 1)
+            states.setdefault(self._names.index(parameter), {})[name] = value
+        self._update.load(self._reduction.own_state(states), loss_scale)

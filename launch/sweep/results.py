@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gen_dist.config import TrainConfig, VaeConfig
+from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.files import write_atomically
 from gen_dist.launch.sweep.space import Searched, Value, as_typed
@@ -24,12 +24,6 @@ from gen_dist.records.run_paths import RunPaths
 Mode = Literal["min", "max"]
 Status = Literal["waiting", "running", "interrupted", "finished", "stopped", "failed"]
 
-_TESTED = {
-    "autoencoder": ("reconstruction_error",),
-    "vae": ("negative_elbo", "nll", "kl"),
-    "vae-gan": ("reconstruction_error", "kl"),
-}
-"""Test metrics by kind of objective; the first is the one that it is judged by. The others have none."""
 _MORE_IS_BETTER = ("diversity", "diversity_ratio", "classes_found", "label_accuracy")
 _CHECKS = (*_MORE_IS_BETTER, "class_variation")
 _NOT_FINITE = 1e30
@@ -71,10 +65,8 @@ def choose_metric(config: TrainConfig, name: str | None, mode: Mode | None) -> M
         ConfigError: evaluations of this config have no such metric, or none is named where there is no default.
     """
     objective = config.objective
-    tested = [f"test/{one}" for one in _TESTED.get(objective.kind, ())]
-    if isinstance(objective, VaeConfig) and objective.importance_samples > 1:
-        tested.append(f"test/negative_bound_k{objective.importance_samples}")
-    checks = [f"samples/{one}" for one in _CHECKS] if objective.kind != "autoencoder" else []
+    tested = [f"test/{one}" for one in objective.test_metrics]
+    checks = [] if "samples" in objective.lacks else [f"samples/{one}" for one in _CHECKS]
     if name is None:
         if not tested:
             raise ConfigError(

@@ -19,7 +19,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 import gen_dist
 from gen_dist import commands
 from gen_dist.cli import run_command, run_subcommand
-from gen_dist.config import DataConfig
+from gen_dist.config import DataConfig, VaeConfig
 from gen_dist.data import Split, image_indices, open_dataset
 from gen_dist.errors import UserError
 from gen_dist.evaluation import evaluator as evaluation
@@ -85,7 +85,7 @@ def test_every_objective_has_the_metrics_that_it_can_and_says_why_not_the_others
         expected.add("active_units")
     if config.kind == "vae":
         expected |= {"negative_elbo", "nll_k30_7"}
-    if config.kind == "vae" and config.likelihood == "bernoulli":
+    if isinstance(config, VaeConfig) and config.likelihood == "bernoulli":
         expected.add("bits_per_dimension_k30_7")
     assert set(found.metrics) == expected
     plain = {name.removesuffix("_260").removesuffix("_k30_7") for name in (*found.metrics, *found.unavailable)}

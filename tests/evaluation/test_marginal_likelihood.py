@@ -29,7 +29,7 @@ def _digits_vae() -> tuple[Vae, Tensor]:
     images = torch.from_numpy(digits()[0])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        objective = Vae(VaeConfig(), MlpConfig(hidden_sizes=(50, 40), latent_dim=6), (1, 28, 28))
+        objective = Vae(VaeConfig(), MlpConfig(hidden_sizes=(50, 40), latent_dim=6), (1, 28, 28), 10)
     objective.start_at(images.float().mean(dim=0) / 255)
     return objective.eval(), images[:100]
 
@@ -70,7 +70,7 @@ def test_the_exact_posterior_gives_the_exact_likelihood_of_a_linear_gaussian_mod
     scale, shape, latents = 0.2, (1, 4, 4), 3
     loadings = torch.linalg.qr(torch.randn(16, latents, generator=random))[0] * torch.tensor([0.5, 0.3, 0.1])
     offset = torch.rand(16, generator=random)
-    objective = Vae(VaeConfig(likelihood="gaussian", gaussian_scale=scale), MlpConfig(latent_dim=latents), shape)
+    objective = Vae(VaeConfig(likelihood="gaussian", gaussian_scale=scale), MlpConfig(latent_dim=latents), shape, 1)
     # With orthogonal loadings the posterior has independent latents: of variances 1 / (1 + W^T W / s^2).
     variances = 1 / (1 + loadings.square().sum(dim=0) / scale**2)
     weight = (variances / scale**2)[:, None] * loadings.T

@@ -16,7 +16,7 @@ import gen_dist
 from gen_dist.errors import CheckpointError, UserError
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.pictures.grids import save_grid
-from gen_dist.presets import PRESETS
+from gen_dist.presets import presets
 from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.metrics_file import read_metrics
 from gen_dist.training.run import train
@@ -218,7 +218,7 @@ def test_bad_commands_give_one_line_and_exit_code_2(words: list[str], mentioned:
 
 def test_presets_are_listed() -> None:
     done = _gen_dist("presets")
-    assert [line.split()[0] for line in done.stdout.splitlines()] == list(PRESETS)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(presets())
 
 
 def test_latents_are_the_callers_to_write_to(runs: Path) -> None:

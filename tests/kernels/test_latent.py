@@ -7,7 +7,8 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from gen_dist.kernels import Key, normal, reparameterize_kl
-from gen_dist.kernels.latent import LOGVAR_RANGE, _LatentsKl, plain_latents_kl
+from gen_dist.kernels.latent import _LatentsKl, plain_latents_kl
+from gen_dist.kernels.latent_layout import LOGVAR_RANGE
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -22,6 +22,7 @@ from torch.nn.functional import logsigmoid
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from gen_dist.config import (
+    AdversarialConfig,
     AutoencoderConfig,
     GanConfig,
     NetworkConfig,
@@ -37,7 +38,7 @@ from gen_dist.errors import ConfigError
 from gen_dist.kernels import Key
 from gen_dist.kernels.noise import host_normal
 from gen_dist.networks.players import Discriminator, Generator
-from gen_dist.networks.resnet import ResnetDecoder
+from gen_dist.networks.r3gan import R3ganDecoder
 from gen_dist.objectives import Batch, Phase, build_objective, losses
 from gen_dist.objectives.adversarial import DISCRIMINATOR_STREAMS, Adversarial, signed_unit
 from gen_dist.objectives.augmentation import add_noise, augment
@@ -101,7 +102,7 @@ class _Reference:
         self._batch = batch
         self._latent_dim = objective.latent_dim
         # Huang et al. 2024 have a linear layer at the end, all others tanh.
-        self._bounded = not isinstance(objective.networks["generator"].decoder, ResnetDecoder) or config.kind != "r3gan"
+        self._bounded = not isinstance(objective.networks["generator"].decoder, R3ganDecoder) or config.kind != "r3gan"
         self._training_images = batch.images.double() / 127.5 - 1
 
     def parameters(self, networks: tuple[str, ...]) -> dict[str, nn.Parameter]:
@@ -117,7 +118,7 @@ class _Reference:
         return torch.from_numpy(drawn[0]).double()
 
     def _augmented(self, images: Tensor, stream: Stream) -> Tensor:
-        if isinstance(self._config, VaeGanConfig):
+        if not isinstance(self._config, AdversarialConfig):
             return images
         rng, first_row = self._batch.rng, self._batch.first_row
         changed = augment(images, self._config.augmentation, Key(rng, stream, first_row))
@@ -469,7 +470,7 @@ def test_the_discriminator_sees_real_and_generated_images_augmented_alike(object
     )
     with torch.no_grad():
         for bare in (False, True):
-            model.augmentation, model.instance_noise = ((), 0.0) if bare else (ALL_AUGMENTATIONS, 0.3)
+            model._seen = AdversarialConfig() if bare else AdversarialConfig("", "none", ALL_AUGMENTATIONS, 0.3)
             model.phases()[phase](batch._replace(penalized=False))
     handle.remove()
     augmented, plain = (torch.cat(images) for images in (seen[: len(seen) // 2], seen[len(seen) // 2 :]))

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from gen_dist.config import MlpConfig, TrainConfig
 from gen_dist.data import Split
 from gen_dist.parallel.collectives import sum_over_processes
+from gen_dist.parallel.gradients import SharedReduction
 from gen_dist.parallel.processes import Processes, end_process
 from gen_dist.training.trainer import Trainer
 from tests.support.runs import WITH_BATCH_STATISTICS, all_tensors, make_trainer, run_steps, small_config
@@ -79,7 +80,7 @@ def _without_shared_memory() -> dict[str, Any]:
             trainer = make_trainer(small_config("vae"))
         run_steps(trainer, 0, 10)
         runs.append(all_tensors(trainer))
-        shared = all(turn._common is not None for turn in trainer._turns.values())
+        shared = all(isinstance(turn._reduction, SharedReduction) for turn in trainer._turns.values())
     apart = {name: float((tensor - runs[1][name]).abs().max()) for name, tensor in runs[0].items()}
     return {"shared": shared, "names": list(runs[0]) == list(runs[1]), "apart": max(apart.values())}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gen_dist.parallel.shared_weights import is_alive
+from gen_dist.parallel.barrier import is_alive
 from tests.conftest import REPOSITORY
 from tests.parallel.exit_worker import EXIT_CODE, PAIRS
 

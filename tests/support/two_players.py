@@ -14,8 +14,7 @@ from torch.nn.functional import softplus
 from gen_dist.config import OptimizerConfig
 from gen_dist.kernels import normal
 from gen_dist.objectives import Batch, Objective, Phase, TurnResult
-from gen_dist.parallel.gradients import averaging_gradients
-from gen_dist.parallel.processes import Processes
+from gen_dist.parallel.gradients import DistributedReduction
 from gen_dist.parallel.shared_weights import SharedWeights
 from gen_dist.randomness import Stream
 from gen_dist.training.trainer import Trainer
@@ -98,9 +97,9 @@ def state_norms(trainer: Trainer) -> dict[str, float]:
 
 @contextlib.contextmanager
 def watched_collectives() -> Iterator[dict[str, list[int]]]:
-    """Within it, numbers of elements of what is reduced, by the phase in whose turn it is or `other`.
+    """Count the elements that are reduced, by the phase whose turn it is, or `other`.
 
-    Gradients are those of weights that the processes have in common.
+    Gradients are those of weights in shared memory.
     """
     reduced: dict[str, list[int]] = {"other": []}
     whose = ["other"]
@@ -132,22 +131,23 @@ def watched_collectives() -> Iterator[dict[str, list[int]]]:
 
 @contextlib.contextmanager
 def watched_buckets() -> Iterator[dict[str, list[int]]]:
-    """Within it, no weights are in common; numbers of elements in what DistributedDataParallel reduces, by phase."""
+    """Share no weights, and count the elements that DistributedDataParallel reduces, by phase."""
     reduced: dict[str, list[int]] = {}
+    wrapped = DistributedReduction.wrapped
 
-    def averaging_and_counting(phase: nn.Module, processes: Processes) -> nn.Module:
+    def wrapped_and_counted(reduction: DistributedReduction, phase: nn.Module) -> nn.Module:
         sent = reduced.setdefault(type(phase).__name__, [])
 
         def count(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
             sent.append(sum(parameter.numel() for parameter in bucket.parameters()))
             return allreduce_hook(dist.distributed_c10d._get_default_group(), bucket)
 
-        module = averaging_gradients(phase, processes)
+        module = wrapped(reduction, phase)
         module.register_comm_hook(None, count)  # type: ignore[operator]
         return module
 
     with (
-        mock.patch("gen_dist.training.turn.averaging_gradients", averaging_and_counting),
+        mock.patch.object(DistributedReduction, "wrapped", wrapped_and_counted),
         mock.patch("gen_dist.parallel.gradients.share_weights", lambda _parameters: None),
     ):
         yield reduced

@@ -14,8 +14,7 @@ import torch
 
 from gen_dist.config import OptimizerConfig, TrainConfig
 from gen_dist.objectives import Batch, TurnResult
-from gen_dist.objectives.adversarial import GeneratorLossPhase
-from gen_dist.objectives.gan import GanDiscriminatorPhase
+from gen_dist.objectives.gan import GanDiscriminatorPhase, GanGeneratorPhase
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.metrics_file import read_metrics
@@ -133,7 +132,7 @@ def test_a_run_that_goes_on_in_its_middle_ends_with_the_same_bits_lines_and_pict
     ("phase", "name", "broken"),
     [
         (GanDiscriminatorPhase, "discriminator", "discriminator"),
-        (GeneratorLossPhase, "generator", "generator"),
+        (GanGeneratorPhase, "generator", "generator"),
     ],
 )
 def test_a_loss_that_is_nan_stops_the_run_and_names_step_phase_and_network(

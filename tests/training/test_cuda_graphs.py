@@ -36,8 +36,8 @@ def _device_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 def _trainer(config: TrainConfig, recorder: Recorder | None = None) -> Trainer:
     """As on a GPU: the numbers of a step stand in tensors, and steps are recorded."""
     trainer = make_trainer(config)
-    trainer._numbers = Schedule(config, torch.device("cpu"), in_tensors=True)
-    trainer._graphs = RecordedSteps(lambda: recorder) if recorder else None
+    trainer._schedule = Schedule(config, torch.device("cpu"), in_tensors=True)
+    trainer._recorded = RecordedSteps(lambda: recorder) if recorder else None
     return trainer
 
 
@@ -133,7 +133,7 @@ def test_a_tape_is_as_blind_as_a_graph() -> None:
     config = small_config("vae", steps=STEPS)
     trainers = _trainer(config, TapeRecorder()), _trainer(config)
     for trainer in trainers:
-        trainer._numbers = Schedule(config, torch.device("cpu"), in_tensors=False)
+        trainer._schedule = Schedule(config, torch.device("cpu"), in_tensors=False)
     taped, plain = (run_steps(trainer, 0, 8) for trainer in trainers)
     # The first step after the recording has the learning rate of the recorded one, and its loss is from before that.
     same = WARM_UP_STEPS + 2
@@ -142,7 +142,7 @@ def test_a_tape_is_as_blind_as_a_graph() -> None:
 
 
 def test_the_cpu_records_nothing() -> None:
-    assert make_trainer(small_config("vae"))._graphs is None
+    assert make_trainer(small_config("vae"))._recorded is None
 
 
 @pytest.mark.parametrize("wait", ["nonzero", "masked_select", "item"])

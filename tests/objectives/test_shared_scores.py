@@ -1,9 +1,9 @@
-"""Generated images are judged once a step where both turns can use it: the same as where each turn judges them."""
+"""Generated images are scored once a step where both turns can use it: the same as scoring them in each turn."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from gen_dist.config import DcganConfig, GanConfig, NetworkConfig, TrainConfig
 from gen_dist.kernels.convolution import _Doubling, _Halving
 from gen_dist.kernels.linear import _OneDnnLinear
-from gen_dist.objectives.gan import FAKE_SCORES, Gan
+from gen_dist.objectives.shared_scores import FAKE_SCORES, SharedScoresGan
+from gen_dist.parallel.gradients import Reduction
 from gen_dist.parallel.processes import Processes
 from gen_dist.training.trainer import Trainer
 from tests.support.flops import TorchsCount
@@ -40,8 +41,8 @@ def _config(objective: GanConfig, network: NetworkConfig = NETWORK, **changes: A
 
 
 @contextmanager
-def _judging_of(trainer: Trainer) -> Iterator[list[int]]:
-    """The numbers of images that the discriminator judges, pass by pass."""
+def _scored_images(trainer: Trainer) -> Iterator[list[int]]:
+    """Numbers of images that the discriminator scores, pass by pass."""
     passes: list[int] = []
     discriminator = trainer.objective.networks["discriminator"]
     handle = discriminator.register_forward_hook(lambda _module, inputs, _output: passes.append(len(inputs[0])))
@@ -51,9 +52,9 @@ def _judging_of(trainer: Trainer) -> Iterator[list[int]]:
         handle.remove()
 
 
-def _judging_twice(config: TrainConfig) -> Trainer:
+def _scoring_twice(config: TrainConfig) -> Trainer:
     trainer = make_trainer(config)
-    trainer._turns["generator"].phase.carries_graphs = False
+    trainer.objective.carries_graphs = False
     return trainer
 
 
@@ -78,10 +79,10 @@ def _assert_same_state(once: Trainer, twice: Trainer) -> None:
     ],
     ids=["non-saturating", "hinge, projection", "least squares, concatenation, every other step"],
 )
-def test_judging_once_is_the_same_run_bit_for_bit(objective: GanConfig) -> None:
-    once, twice = make_trainer(_config(objective)), _judging_twice(_config(objective))
+def test_scoring_once_is_the_same_run_bit_for_bit(objective: GanConfig) -> None:
+    once, twice = make_trainer(_config(objective)), _scoring_twice(_config(objective))
     for step in range(6):
-        with _judging_of(once) as fewer, _judging_of(twice) as more:
+        with _scored_images(once) as fewer, _scored_images(twice) as more:
             logs, expected = once.run_step(step), twice.run_step(step)
         turn_of_both = step % objective.generator_every == 0
         assert (fewer, more) == ([24] * 2, [24] * (3 if turn_of_both else 2))
@@ -94,11 +95,11 @@ def test_judging_once_is_the_same_run_bit_for_bit(objective: GanConfig) -> None:
     assert all(parameter.requires_grad and parameter.grad is None for parameter in parameters)
 
 
-def test_judging_once_in_bfloat16_finds_the_same_gradients_to_rounding() -> None:
+def test_scoring_once_in_bfloat16_gives_equal_gradients() -> None:
     """Those of real images and of generated ones are added in float32 then, not in bfloat16."""
     config = _config(GanConfig(), precision="bf16")
-    once, twice = make_trainer(config), _judging_twice(config)
-    with _judging_of(once) as passes:
+    once, twice = make_trainer(config), _scoring_twice(config)
+    with _scored_images(once) as passes:
         once.run_step(0)
     twice.run_step(0)
     assert len(passes) == 2
@@ -114,22 +115,20 @@ def test_judging_once_in_bfloat16_finds_the_same_gradients_to_rounding() -> None
 
 
 @pytest.mark.parametrize("capability", ["AVX2", "DEFAULT"], ids=["layers of ours", "torch's layers"])
-def test_a_pass_forward_is_all_that_it_saves_and_no_gradient_is_computed_for_nobody(
-    capability: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scoring_once_saves_one_forward_pass_exactly(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
     config = _config(GanConfig())
     config = replace(config, packing=replace(config.packing, channels=3))
-    once, twice = make_trainer(config), _judging_twice(config)
+    once, twice = make_trainer(config), _scoring_twice(config)
     flops = []
     for trainer in (once, twice):
         with TorchsCount() as count:
             trainer.run_step(0)
         flops.append(count.flops)
-    game = once.objective
-    assert isinstance(game, Gan)
+    gan = once.objective
+    assert isinstance(gan, SharedScoresGan)
     with TorchsCount() as count, torch.no_grad():
-        game.scores(torch.zeros(24, *once.dataset.image_shape), torch.zeros(24, dtype=torch.int64))
+        gan.scores(torch.zeros(24, *once.dataset.image_shape), torch.zeros(24, dtype=torch.int64))
     assert flops[1] - flops[0] == count.flops > 0
 
 
@@ -144,45 +143,41 @@ def test_a_pass_forward_is_all_that_it_saves_and_no_gradient_is_computed_for_nob
     ],
     ids=["noise", "augmentation", "spectral norm", "residual", "no batch statistics"],
 )
-def test_what_the_discriminator_would_see_otherwise_or_at_once_is_judged_in_both_turns(
-    objective: GanConfig, network: NetworkConfig
-) -> None:
+def test_images_that_change_between_turns_are_scored_twice(objective: GanConfig, network: NetworkConfig) -> None:
     trainer = make_trainer(_config(objective, network))
-    game = trainer.objective
-    assert isinstance(game, Gan) and not game.images_can_be_judged_once()
-    with _judging_of(trainer) as passes:
+    assert isinstance(trainer.objective, SharedScoresGan) and not trainer.objective.scores_are_shared()
+    with _scored_images(trainer) as passes:
         trainer.run_step(0)
     assert sum(passes) == 3 * 24
 
 
 @pytest.mark.parametrize("changes", [{"accumulation": 2}, {"compile": True}, {"precision": "fp16"}], ids=str)
-def test_no_graph_is_handed_on_in_parts_to_be_compiled_or_scaled(changes: dict[str, Any]) -> None:
-    assert not _may_hand_on_graphs(make_trainer(_config(GanConfig(), **changes)))
+def test_accumulated_compiled_or_scaled_turns_carry_no_graph(changes: dict[str, Any]) -> None:
+    assert not _carries_graphs(make_trainer(_config(GanConfig(), **changes)))
 
 
 @pytest.mark.parametrize("rows", [24, 25], ids=["even", "uneven"])
-@pytest.mark.parametrize("common", [True, False], ids=["weights in common", "DistributedDataParallel"])
-def test_of_two_processes_those_with_weights_in_common_and_as_many_images_hand_graphs_on(
-    rows: int, common: bool
-) -> None:
+@pytest.mark.parametrize("owns", [True, False], ids=["shared weights", "DistributedDataParallel"])
+def test_processes_with_shared_weights_and_equal_rows_carry_graphs(rows: int, owns: bool) -> None:
     """An image's gradient goes over all processes where batch normalization does, and so before any share weighs it."""
     config = _config(GanConfig(), global_batch_size=rows)
     two = Processes(0, 0, 2, torch.device("cpu"))
-    with (
-        mock.patch("gen_dist.training.turn.weights_in_common", return_value=mock.MagicMock() if common else None),
-        mock.patch("gen_dist.training.turn.averaging_gradients", side_effect=lambda phase, _processes: phase),
-        mock.patch("gen_dist.training.turn.build_optimizer"),
-    ):
+
+    def choose(parameters: Sequence[torch.nn.Parameter], *_: object, **__: object) -> Reduction:
+        reduction = Reduction(parameters)
+        reduction.owns_gradients = owns
+        return reduction
+
+    with mock.patch("gen_dist.training.turn.choose_reduction", choose):
         trainer = Trainer(config, small_dataset(config), two)
-    assert _may_hand_on_graphs(trainer) == (common and rows == 24)
+    assert _carries_graphs(trainer) == (owns and rows == 24)
 
 
-def _may_hand_on_graphs(trainer: Trainer) -> bool:
-    (may,) = {turn.phase.carries_graphs for turn in trainer._turns.values()}
-    return may
+def _carries_graphs(trainer: Trainer) -> bool:
+    return trainer.objective.carries_graphs
 
 
-def test_the_generator_phase_hands_on_no_graph_unless_told_that_it_may() -> None:
+def test_the_generator_carries_a_graph_only_if_allowed() -> None:
     trainer = make_trainer(_config(GanConfig()))
     carried: list[Any] = []
     generator = trainer._turns["generator"].phase
@@ -195,7 +190,7 @@ def test_the_generator_phase_hands_on_no_graph_unless_told_that_it_may() -> None
 
     with mock.patch.object(generator, "forward", watched):
         trainer.run_step(0)
-        generator.carries_graphs = False
+        trainer.objective.carries_graphs = False
         trainer.run_step(1)
     assert carried[0][FAKE_SCORES].requires_grad and not carried[0]["generated"].requires_grad
     assert set(carried[1]) == {"generated"}
@@ -215,9 +210,7 @@ each_function = pytest.mark.parametrize(
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (1, 2)], ids=["inputs", "weight", "bias", "weight and bias"])
 @pytest.mark.parametrize("when", ["before", "after"])
 @each_function
-def test_what_is_frozen_before_or_after_the_forward_pass_has_no_gradient_and_all_else_has_torchs(
-    function: Any, when: str, frozen: tuple[int, ...]
-) -> None:
+def test_frozen_inputs_of_a_layer_have_no_gradient(function: Any, when: str, frozen: tuple[int, ...]) -> None:
     shapes, torchs = CASES[function]
     leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
     expected = torch.autograd.grad(torchs(*leaves).sum(), leaves)
@@ -239,7 +232,7 @@ def test_what_is_frozen_before_or_after_the_forward_pass_has_no_gradient_and_all
 
 
 @each_function
-def test_a_function_transform_has_the_gradient_of_a_bias_alone(function: Any) -> None:
+def test_a_function_transform_has_the_gradient_of_a_bias(function: Any) -> None:
     inputs, weight, (count,) = CASES[function][0]
     others = torch.randn(inputs), torch.randn(weight)
     found = torch.func.grad(lambda bias: function.apply(*others, bias).sum())(torch.randn(count))

@@ -1,0 +1,142 @@
+"""Residual networks of SNGAN (Miyato et al. 2018, appendix B.4).
+
+Normalization and ReLU come before each convolution, images are resampled inside the blocks, and the discriminator adds
+up its last map.
+"""
+
+import math
+from typing import Literal
+
+from torch import Tensor, nn
+
+from gen_dist.config import Norm, ResnetConfig
+from gen_dist.kernels import Linear
+from gen_dist.networks.base import Decoder, Encoder, channels_last, last_sides, norm_layer, set_bias
+from gen_dist.networks.spectral_norm import spectrally_normalize
+
+Resampling = Literal["halve", "double", "none"]
+
+
+class SnganEncoder(Encoder):
+    """Images [B, C, H, W] -> [B, outputs]."""
+
+    def __init__(self, config: ResnetConfig, image_shape: tuple[int, int, int], outputs: int) -> None:
+        super().__init__()
+        last_sides(config, image_shape)
+        self.feature_count = config.feature_maps[-1]
+        self.trunk = _trunk(config, image_shape[0])
+        self.head = nn.Linear(self.feature_count, outputs)
+        _draw_weight(self.head, gain=1.0)
+        if config.spectral_norm:
+            spectrally_normalize(self)
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.trunk(channels_last(images))
+
+
+class SnganDecoder(Decoder):
+    """Latents [B, inputs] -> [B, C, H, W]."""
+
+    def __init__(self, config: ResnetConfig, image_shape: tuple[int, int, int], inputs: int) -> None:
+        super().__init__()
+        self.start = _Projection(inputs, (config.feature_maps[-1], *last_sides(config, image_shape)))
+        self.trunk = _generator(config, image_shape[0])
+
+    def start_at(self, image: Tensor) -> None:
+        set_bias(self.trunk[-1], image.mean(dim=(1, 2)))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.trunk(channels_last(self.start(latents)))
+
+
+def _trunk(config: ResnetConfig, channels: int) -> nn.Sequential:
+    """Images to the sums of the last map's channels. The last block of each resolution but the smallest halves it."""
+    norm = config.discriminator_norm
+    layers: list[nn.Module] = []
+    inputs = channels
+    for level, width in enumerate(config.feature_maps):
+        for block in range(config.blocks):
+            halves = level + 1 < len(config.feature_maps) and block + 1 == config.blocks
+            outputs = config.feature_maps[level + 1] if halves else width
+            resampling: Resampling = "halve" if halves else "none"
+            layers.append(_Block(inputs, width, outputs, norm, resampling, first=not layers))
+            inputs = outputs
+    return nn.Sequential(*layers, norm_layer(norm, inputs), nn.ReLU(), _SumOverPixels())
+
+
+def _generator(config: ResnetConfig, channels: int) -> nn.Sequential:
+    """The smallest map to images. The first block of each resolution but the smallest doubles the one before."""
+    norm = config.generator_norm
+    layers: list[nn.Module] = []
+    inputs = config.feature_maps[-1]
+    for level, width in reversed(list(enumerate(config.feature_maps))):
+        smallest = level + 1 == len(config.feature_maps)
+        if not smallest:
+            layers.append(_Block(inputs, width, width, norm, "double"))
+        layers += [_Block(width, width, width, norm, "none") for _ in range(config.blocks - 1)]
+        inputs = width
+    output = nn.Conv2d(inputs, channels, kernel_size=3, padding=1)
+    _draw_weight(output, gain=1.0)
+    return nn.Sequential(*layers, norm_layer(norm, inputs), nn.ReLU(), output)
+
+
+def _draw_weight(layer: nn.Linear | nn.Conv2d, gain: float) -> None:
+    """Initial values as in the code of Miyato et al. 2018: Glorot's, larger by the square root of 2 before a ReLU."""
+    nn.init.xavier_uniform_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class _Block(nn.Module):
+    """Feature maps [B, inputs, H, W] -> [B, outputs, H', W'] by two 3 x 3 convolutions, added to a 1 x 1 of the input.
+
+    The 1 x 1 convolution stands on the side with fewer pixels: it commutes with resampling.
+    """
+
+    def __init__(
+        self, inputs: int, hidden: int, outputs: int, norm: Norm, resampling: Resampling, first: bool = False
+    ) -> None:
+        super().__init__()
+        resample: nn.Module = nn.AvgPool2d(2) if resampling == "halve" else nn.Upsample(scale_factor=2)
+        convolutions = (
+            nn.Conv2d(inputs, hidden, kernel_size=3, padding=1, bias=norm == "none"),
+            nn.Conv2d(hidden, outputs, kernel_size=3, padding=1),
+        )
+        for convolution in convolutions:
+            _draw_weight(convolution, gain=math.sqrt(2))
+        residual: list[nn.Module] = [convolutions[0], norm_layer(norm, hidden), nn.ReLU(), convolutions[1]]
+        shortcut: list[nn.Module] = []
+        if resampling != "none" or inputs != outputs:
+            shortcut = [nn.Conv2d(inputs, outputs, kernel_size=1)]
+            _draw_weight(shortcut[0], gain=1.0)  # type: ignore[arg-type]
+        if resampling == "halve":
+            residual, shortcut = [*residual, resample], [resample, *shortcut]
+        elif resampling == "double":
+            residual, shortcut = [resample, *residual], [*shortcut, resample]
+        if not first:  # images are no activations: they enter as they are
+            residual = [norm_layer(norm, inputs), nn.ReLU(), *residual]  # not in place: the shortcut has the same maps
+        self.residual = nn.Sequential(*residual)
+        self.shortcut = nn.Sequential(*shortcut)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.shortcut(maps) + self.residual(maps)
+
+
+class _Projection(nn.Module):
+    """Latents [B, inputs] -> [B, *shape] by one linear layer."""
+
+    def __init__(self, inputs: int, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.linear = Linear(inputs, math.prod(shape))
+        _draw_weight(self.linear, gain=1.0)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.linear(latents).unflatten(1, self.shape)
+
+
+class _SumOverPixels(nn.Module):
+    """Feature maps [B, C, H, W] -> [B, C]."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.sum(dim=(2, 3))

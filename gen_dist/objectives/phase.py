@@ -1,0 +1,78 @@
+"""A phase: one optimizer's turn within a step, and what it takes and gives."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from gen_dist.kernels import Key
+from gen_dist.randomness import Stream
+
+
+class Batch(NamedTuple):
+    """One micro-batch of one rank."""
+
+    images: Tensor
+    """uint8 [B, C, H, W], 0..255."""
+    labels: Tensor
+    """int64 [B]."""
+    rng: Tensor
+    """int64 [2], (seed, step), on the device of the images: the key of all noise."""
+    first_row: int
+    """Global row of images[0]: its place in the global batch, whatever rank holds it."""
+    penalized: bool = True
+    """True at steps where a lazily computed penalty is due."""
+    carried: Mapping[str, Tensor] = {}
+    """Tensors that earlier phases of the same step computed from this micro-batch, by name."""
+
+    def key(self, stream: Stream) -> Key:
+        """Key of the draws of one stream for the rows of this micro-batch."""
+        return Key(self.rng, stream, self.first_row)
+
+
+class TurnResult(NamedTuple):
+    """Result of a phase on a micro-batch."""
+
+    loss: Tensor
+    """float32 []: the mean over the images, to be minimized."""
+    logs: dict[str, Tensor]
+    """Detached values to log: means [] over the images, or one value per image [B], logged as a histogram."""
+    carried: Mapping[str, Tensor] = {}  # nothing writes to the default of a named tuple
+    """Tensors for later phases of the same step. Detached, unless the objective `carries_graphs`."""
+
+
+class WithNetworks(Protocol):
+    """An objective as a phase sees it; see `gen_dist.objectives.base.Objective`."""
+
+    networks: nn.ModuleDict
+
+
+class Phase(nn.Module):
+    """One optimizer's turn within a step: `forward(batch)` is the whole computation of that turn.
+
+    A phase holds the objective with all its networks and names those that it trains, by default all of them. The
+    trainer freezes the others, so a phase can be wrapped by DistributedDataParallel and compiled as one module.
+
+    On a GPU, Python runs only in the first steps of each kind; later steps replay the recorded device work. Whatever
+    changes from step to step must therefore come from `batch.rng`, (seed, step), or from other tensors. The host may
+    not wait for results, as `item` and boolean masks do, and may not copy to the device.
+    """
+
+    objective: WithNetworks
+    trains: Sequence[str]
+    """Names of the networks that this phase trains."""
+    every: int = 1
+    """The phase takes its turn at steps divisible by this."""
+    penalty_every: int = 1
+    """Batches are `penalized` at steps divisible by this (lazy regularization: Karras et al. 2020, appendix B)."""
+    logs_gradient_norm: bool = False
+    """True if the norm of the phase's gradients is logged, clipped or not."""
+
+    def __init__(self, objective: WithNetworks) -> None:
+        super().__init__()
+        self.objective = objective
+        self.trains = tuple(objective.networks)
+
+    def forward(self, batch: Batch) -> TurnResult:
+        """Compute the loss, the logs and tensors for later phases of the step."""
+        raise NotImplementedError

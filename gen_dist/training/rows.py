@@ -1,0 +1,43 @@
+"""The rows of the global batch that each process and each of its micro-batches takes."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from gen_dist.config import TrainConfig
+from gen_dist.errors import ConfigError
+from gen_dist.parallel.processes import Processes
+
+
+@dataclass(frozen=True)
+class Rows:
+    """This process's rows of the global batch."""
+
+    micro_batches: list[tuple[int, int]]
+    """First global row and number of rows of each micro-batch."""
+    batch_weights: list[float]
+    """Weight of each micro-batch's mean loss in this process's gradients, times world_size. Gradients averaged over the
+    processes are then those of the mean over all images."""
+    rank_weight: float
+    """Weight of this process's mean in the mean over all images, times world_size: 1.0 if all have equal rows."""
+
+
+def rows_of_rank(config: TrainConfig, processes: Processes) -> Rows:
+    """Cut the global batch into micro-batches, whose sizes differ by one row at most, and take this process's.
+
+    Raises:
+        ConfigError: a micro-batch would have no image.
+    """
+    size, parts = config.global_batch_size, processes.world_size * config.accumulation
+    if size < parts:
+        raise ConfigError(
+            f"global_batch_size {size} is less than {processes.world_size} processes x accumulation "
+            f"{config.accumulation}: some would have no image; use at least {parts}, or fewer of them"
+        )
+    first = processes.rank * config.accumulation
+    edges = [size * part // parts for part in range(first, first + config.accumulation + 1)]
+    micro_batches = [(start, end - start) for start, end in itertools.pairwise(edges)]
+    rows = sum(count for _, count in micro_batches)
+    rank_weight = rows * processes.world_size / size
+    return Rows(micro_batches, [rank_weight * count / rows for _, count in micro_batches], rank_weight)
