@@ -14,7 +14,7 @@ from bench.measuring.measured import Measurement
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, Split, TrainBatches, open_dataset
 from gen_dist.data.cache import open_packed
-from gen_dist.data.packing import Block
+from gen_dist.data.sources.source import Block
 
 DIGITS = 60_000
 ROWS = 192

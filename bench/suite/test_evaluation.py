@@ -11,9 +11,9 @@ from torch import Tensor
 
 from bench.measuring.measured import Measurement, preset_on
 from gen_dist.data import Dataset
-from gen_dist.evaluation import metrics
 from gen_dist.evaluation.features import feature_network
 from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
+from gen_dist.evaluation.metrics import frechet, kernel, neighbours
 from gen_dist.objectives import Batch
 from gen_dist.objectives.evaluating import evaluating
 from gen_dist.objectives.vae import Vae
@@ -81,16 +81,16 @@ def test_importance_sampled_nll(
 
 def fid(real: Tensor, fake: Tensor) -> float:
     """Frechet distance."""
-    return metrics.frechet_distance(metrics.moments(real), metrics.moments(fake))
+    return frechet.frechet_distance(frechet.moments(real), frechet.moments(fake))
 
 
 def kid(real: Tensor, fake: Tensor) -> float:
     """Kernel distance."""
-    first, second = (metrics.self_kernel_sum(points, points) for points in (real, fake))
-    return metrics.squared_mmd(first, second, metrics.kernel_sum(real, fake), (len(real), len(fake)))
+    first, second = (kernel.self_kernel_sum(points, points) for points in (real, fake))
+    return kernel.squared_mmd(first, second, kernel.kernel_sum(real, fake), (len(real), len(fake)))
 
 
 def prdc(real: Tensor, fake: Tensor) -> dict[str, float]:
     """Precision, recall, density, coverage."""
-    radii = [metrics.neighbour_radii(points, 0, len(points)) for points in (real, fake)]
-    return metrics.ball_counts(real, radii[0], fake, radii[1]).metrics(len(real))
+    radii = [neighbours.neighbour_radii(points, 0, len(points)) for points in (real, fake)]
+    return neighbours.ball_counts(real, radii[0], fake, radii[1]).metrics(len(real))

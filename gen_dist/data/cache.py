@@ -19,7 +19,8 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from gen_dist.config import DataConfig
-from gen_dist.data.packing import SPLITS, Source, SplitName, cache_errors, images_file, labels_file, pack
+from gen_dist.data.packing import cache_errors, images_file, labels_file, pack
+from gen_dist.data.sources.source import SPLITS, Source, SplitName
 from gen_dist.errors import DataError
 from gen_dist.files import sync
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,8 @@ from tqdm import tqdm
 from gen_dist.config import DataConfig
 from gen_dist.data.decoding import Encoded, UnreadableImage, decode_image, image_warnings_as_intended
 from gen_dist.data.order import held_out_order
+from gen_dist.data.sources.source import SPLITS, Block, Source, SplitName
 from gen_dist.errors import DataError
-
-SplitName = Literal["train", "test"]
-SPLITS: tuple[SplitName, SplitName] = ("train", "test")
 
 # Images decoded by one task of the thread pool: enough to make the hand-over cheap, few enough to bound memory.
 _IMAGES_PER_TASK = 16
@@ -31,59 +29,6 @@ _THREADS = min(os.cpu_count() or 1, 32)
 _ROWS_PER_MOVE = 1024
 # The bar is for sources that take long; shorter ones leave no trace of it.
 _SECONDS_BEFORE_PROGRESS = 1.0
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some images of one split, in order."""
-
-    split: SplitName
-    """The split; `train` for sources without a test split."""
-    images: NDArray[np.uint8] | Sequence[Encoded]
-    """uint8 [n, C, H, W], or n encoded images."""
-    labels: NDArray[np.int64]
-    """int64 [n]."""
-    names: Sequence[str] | str
-    """What errors call each image; one text for all is followed by the image's position in the block."""
-
-    def name(self, position: int) -> str:
-        """What errors call one image."""
-        return f"{self.names} image {position}" if isinstance(self.names, str) else self.names[position]
-
-
-class Source(Protocol):
-    """Where images come from. One object serves one call of `open_dataset`."""
-
-    @property
-    def name(self) -> str:
-        """The source as the user wrote it."""
-
-    @property
-    def slug(self) -> str:
-        """Start of the cache directory's name."""
-
-    @property
-    def has_test_split(self) -> bool:
-        """False when test images are to be held out from the train split."""
-
-    @property
-    def default_size(self) -> int | None:
-        """Side in pixels when none is configured. None keeps the size of the images, which must be alike."""
-
-    def fingerprint(self) -> object | None:
-        """Whatever decides the content, as JSON: names, sizes and times of files. None when files are not here yet."""
-
-    def fetch(self) -> None:
-        """Bring here what is missing; called in one process at a time, only when there is no packed cache."""
-
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the labels 0, 1, ..."""
-
-    def image_count(self) -> int | None:
-        """Number of images, for the progress bar. None hides it."""
-
-    def blocks(self) -> Iterator[Block]:
-        """All images, blocks of one split in the split's order. A second call starts anew."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +99,7 @@ def pack(source: Source, packing: DataConfig, directory: Path, shown_directory: 
     return Packed(class_names, packer.skipped, tuple(packer.skipped_names))
 
 
-class _ImageFile:
+class _ArrayFile:
     """A .npy file of images uint8 [N, C, H, W] that grows. Plain writes, because a full disk kills a process that
     writes through a memory map."""
 
@@ -236,7 +181,7 @@ class _Packer:
         self._first_reason = ""
         self._labels: dict[SplitName, list[NDArray[np.int64]]] = {split: [] for split in SPLITS}
         with cache_errors(shown_directory):
-            self._files = {split: _ImageFile(directory / images_file(split)) for split in SPLITS}
+            self._files = {split: _ArrayFile(directory / images_file(split)) for split in SPLITS}
 
     def close(self) -> None:
         for file in self._files.values():

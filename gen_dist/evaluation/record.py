@@ -9,18 +9,13 @@ from typing import Any
 
 from gen_dist.errors import UserError
 from gen_dist.evaluation.guide import base_name
+from gen_dist.evaluation.metric import Value
+from gen_dist.evaluation.metrics import all_metrics
 from gen_dist.files import write_atomically
 from gen_dist.records.readable import readable_figure
 from gen_dist.records.run_paths import RunPaths
 
 FORMAT = 1
-
-OF_FEATURES = ("fid", "kid", "precision", "recall", "density", "coverage")
-OF_CLASSES = ("classes", "class_shares", "class_variation", "label_accuracy")
-OF_WALKS = ("path_length",)
-"""Metrics that rest on the features of some network."""
-
-Value = float | int | list[float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +62,7 @@ class Evaluation:
 
     def _without_features(self) -> Evaluation:
         """What of it does not rest on features: likelihoods took minutes, and pixels are what they are."""
-        resting = {*OF_FEATURES, *OF_CLASSES, *OF_WALKS}
+        resting = {name for name, metric in all_metrics().items() if metric.rests_on_features}
         return dataclasses.replace(
             self,
             features=None,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gen_dist.data import Dataset, Split
 from gen_dist.data.subsets import evenly_spaced
-from gen_dist.evaluation.metrics import LARGEST_SIDE, pair_distance_sum, pixel_points
+from gen_dist.evaluation.metrics.appearance import LARGEST_SIDE, pair_distance_sum, pixel_points
 from gen_dist.inference.model import GenerativeModel
 
 SAMPLES = 500

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_dist.errors import ConfigError
-from gen_dist.evaluation.guide import LIKELIHOODS, SPEED, base_name, in_order, metric_of
+from gen_dist.evaluation.guide import base_name, in_order, is_of_pixels, is_of_run, metric_of
 from gen_dist.presets import presets
 from gen_dist.records.readable import readable_result
 from gen_dist.reports.run_record import RunRecord, decisive_fields, group_by_config, read_run
@@ -40,7 +40,7 @@ class Group:
     def reason(self, metric: str) -> str:
         """Why it has no value of a metric, in one line."""
         run = self.runs[0]
-        if metric in SPEED:
+        if is_of_run(metric):
             return "told by runs that are finished" if metric == "epochs" else "not known of this run"
         if run.evaluation is None:
             return f"not evaluated yet: gen-dist evaluate {run.path}"
@@ -352,9 +352,9 @@ def _comparable(groups: Sequence[Group], metric: str) -> bool:
 
 def _condition(group: Group, metric: str) -> str:
     """What groups have to have in common for a metric of theirs to compare; empty where that is nothing."""
-    if base_name(metric) in LIKELIHOODS:
+    if is_of_pixels(metric):
         return _pixel_model(group, metric)
-    return "; ".join(sorted({_machine(run) for run in group.runs})) if metric in SPEED and metric != "epochs" else ""
+    return "; ".join(sorted({_machine(run) for run in group.runs})) if is_of_run(metric) and metric != "epochs" else ""
 
 
 def _pixel_model(group: Group, metric: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from gen_dist.cli import program_of
 from gen_dist.errors import ConfigError
-from gen_dist.evaluation.guide import SPEED, base_name, in_order, metric_of
+from gen_dist.evaluation.guide import base_name, in_order, is_of_run, metric_of
 from gen_dist.files import write_atomically
 from gen_dist.presets import presets
 from gen_dist.records.readable import readable_duration, readable_result
@@ -175,7 +175,7 @@ def _comparison(comparison: Comparison, pages: Sequence[RunPage]) -> dict[str, A
 def _page(run: RunRecord, times: StepTimes | None, place: int) -> RunPage:
     group = Group(run.config.preset, [run])
     found = scalars(run)
-    shown = in_order([name for name in found if not name.endswith("_data") and base_name(name) not in SPEED])
+    shown = in_order([name for name in found if not name.endswith("_data") and not is_of_run(name)])
     metrics = [
         Fact(metric_of(name).label, _value(name, [found[name]], group), _explanation(name, run)) for name in shown
     ]

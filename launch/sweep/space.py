@@ -118,7 +118,8 @@ def _hints(config: TrainConfig) -> dict[str, Any]:
     for name, hint in get_type_hints(TrainConfig).items():
         part = getattr(config, name)
         if dataclasses.is_dataclass(part):
-            hints |= {f"{name}.{inner}": inner_hint for inner, inner_hint in get_type_hints(type(part)).items()}
+            inner_hints = get_type_hints(type(part))
+            hints |= {f"{name}.{field.name}": inner_hints[field.name] for field in dataclasses.fields(part)}
         else:
             hints[name] = hint
     return hints

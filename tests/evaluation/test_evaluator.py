@@ -22,13 +22,13 @@ from gen_dist.cli import run_command, run_subcommand
 from gen_dist.config import DataConfig, VaeConfig
 from gen_dist.data import Split, image_indices, open_dataset
 from gen_dist.errors import UserError
-from gen_dist.evaluation import evaluator as evaluation
 from gen_dist.evaluation import plan as evaluation_plan
+from gen_dist.evaluation.context import Context
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.evaluation.features import feature_network, inception
 from gen_dist.evaluation.features.digits import CARD_FILE, WEIGHTS_FILE
 from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
-from gen_dist.evaluation.plan import METRICS
+from gen_dist.evaluation.metrics import measured_metrics, path_length
 from gen_dist.evaluation.record import Evaluation, read_evaluation
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.objectives import Batch
@@ -89,7 +89,7 @@ def test_every_objective_has_the_metrics_that_it_can_and_says_why_not_the_others
         expected.add("bits_per_dimension_k30_7")
     assert set(found.metrics) == expected
     plain = {name.removesuffix("_260").removesuffix("_k30_7") for name in (*found.metrics, *found.unavailable)}
-    assert plain - OF_DATA == set(METRICS)
+    assert plain - OF_DATA == set(measured_metrics())
     assert all(reason and "\n" not in reason for reason in found.unavailable.values())
     numbers = [value for value in found.metrics.values() if not isinstance(value, list)]
     assert np.isfinite(numbers).all()
@@ -224,7 +224,7 @@ def test_the_reference_is_computed_once_and_again_where_its_file_is_damaged(
     (kept,) = tmp_path.glob("reference-*.safetensors")
     content = kept.read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(evaluation._Evaluator, "_test_batch", None)  # no test image is looked at
+        patched.setattr(Context, "test_batch", None)  # no test image is looked at
         assert _evaluate(run, "kid", "coverage", "sharpness", "diversity").metrics == first.metrics
     kept.write_bytes(content[:1000])
     assert _evaluate(run, "kid", "coverage", "sharpness", "diversity").metrics == first.metrics
@@ -355,7 +355,7 @@ def test_walks_are_long_where_images_change_and_of_no_length_where_they_do_not(
     found = _evaluate(run, "path_length").metrics["path_length_260"]
     assert isinstance(found, float) and found > 0
     # The definition in float64, and with steps of another length: the mean squared speed does not depend on it.
-    monkeypatch.setattr(evaluation, "WALK_STEP", 1e-3)
+    monkeypatch.setattr(path_length, "WALK_STEP", 1e-3)
     assert _evaluate(run, "path_length").metrics["path_length_260"] == pytest.approx(found, rel=0.02)
     monkeypatch.setattr(GenerativeModel, "decode", lambda self, latents, labels: torch.zeros(len(latents), 1, 28, 28))
     assert _evaluate(run, "path_length").metrics["path_length_260"] == 0

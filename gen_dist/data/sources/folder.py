@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gen_dist.data.packing import Block, SplitName
+from gen_dist.data.sources.source import Block, SplitName, register
 from gen_dist.errors import DataError
 
 # fmt: off
@@ -26,7 +26,7 @@ _BLOCK_IMAGES = 512
 
 
 @dataclass(frozen=True)
-class _ImageFile:
+class _ImagePath:
     path: str
     shown: str
     """Path within the folder, as errors and the fingerprint have it."""
@@ -45,7 +45,7 @@ class Folder:
 
     path: Path
     default_size: int | None = 64
-    _splits: dict[SplitName, list[_ImageFile]] = field(init=False)
+    _splits: dict[SplitName, list[_ImagePath]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._splits = self._scan()
@@ -92,7 +92,7 @@ class Folder:
                 labels = np.array([numbers[file.class_name] for file in part], np.int64)
                 yield Block(split, [Path(file.path) for file in part], labels, [file.shown for file in part])
 
-    def _scan(self) -> dict[SplitName, list[_ImageFile]]:
+    def _scan(self) -> dict[SplitName, list[_ImagePath]]:
         if not self.path.exists():
             raise DataError(f"{self.name}: there is no such directory")
         if not self.path.is_dir():
@@ -101,7 +101,7 @@ class Folder:
             directories = {entry.name for entry in os.scandir(self.path) if entry.is_dir() and _is_visible(entry)}
             test = next((name for name in _TEST_DIRECTORIES if name in directories), None)
             if "train" in directories and test is not None:
-                splits: dict[SplitName, list[_ImageFile]] = {
+                splits: dict[SplitName, list[_ImagePath]] = {
                     "train": self._images(self.path / "train"),
                     "test": self._images(self.path / test),
                 }
@@ -112,9 +112,9 @@ class Folder:
         except OSError as error:
             raise DataError(f"{self.name}: cannot read {error.filename}: {error.strerror}") from None
 
-    def _images(self, directory: Path) -> list[_ImageFile]:
-        direct: list[_ImageFile] = []
-        in_classes: list[_ImageFile] = []
+    def _images(self, directory: Path) -> list[_ImagePath]:
+        direct: list[_ImagePath] = []
+        in_classes: list[_ImagePath] = []
         for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
             if not _is_visible(entry):
                 continue
@@ -131,13 +131,13 @@ class Folder:
             raise DataError(f"{self.name}: no images in {directory}; looked for {' '.join(EXTENSIONS)}")
         return direct or in_classes
 
-    def _image(self, entry: os.DirEntry[str], class_name: str) -> _ImageFile:
+    def _image(self, entry: os.DirEntry[str], class_name: str) -> _ImagePath:
         status = entry.stat()
         # Sliced, as pathlib would take most of the time that a folder of 100,000 images needs at every opening.
         shown = _printable(entry.path[len(os.path.join(self.path, "")) :])
-        return _ImageFile(entry.path, shown, class_name, status.st_size, status.st_mtime_ns)
+        return _ImagePath(entry.path, shown, class_name, status.st_size, status.st_mtime_ns)
 
-    def _check_splits(self, splits: dict[SplitName, list[_ImageFile]], test: str) -> None:
+    def _check_splits(self, splits: dict[SplitName, list[_ImagePath]], test: str) -> None:
         known = {file.class_name for file in splits["train"]}
         for file in splits["test"]:
             if file.class_name not in known:
@@ -173,3 +173,6 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 def _printable(name: str) -> str:
     """File names may hold bytes that are no text; those are shown as escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+register("folder", lambda request: Folder(request.path), takes_path=True)

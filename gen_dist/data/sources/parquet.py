@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.data.packing import SPLITS, Block, SplitName
+from gen_dist.data.sources.source import SPLITS, Block, SplitName, register
 from gen_dist.errors import DataError
 
 if TYPE_CHECKING:
@@ -234,3 +234,6 @@ def _read_labels(name: str, part: _Part) -> NDArray[np.int64]:
         raise DataError(f"{name}: {column.null_count} of {part.rows} labels in {part.path.name} are missing")
     labels: NDArray[np.int64] = column.to_numpy().astype(np.int64)
     return labels
+
+
+register("parquet", lambda request: Parquet(request.path), takes_path=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.data.packing import SPLITS, Block, SplitName
+from gen_dist.data.sources.source import SPLITS, Block, SplitName, register
 from gen_dist.errors import DataError
 
 _MAX_REASON = 200
@@ -241,11 +241,12 @@ def _with_torchvision(name: str, path: Path, load: Callable[[ModuleType], Any]) 
         ) from None
 
 
-TORCHVISION_SETS: dict[str, Callable[[Path], TorchvisionSet]] = {
-    "mnist": _mnist,
-    "fashion_mnist": _fashion_mnist,
-    "kmnist": _kmnist,
-    "cifar10": _cifar10,
-    "svhn": _svhn,
-}
-"""Source name -> its data set below a torchvision root."""
+def _register(name: str, open_set: Callable[[Path], TorchvisionSet]) -> None:
+    register(name, lambda request: open_set(request.root))
+
+
+_register("mnist", _mnist)
+_register("fashion_mnist", _fashion_mnist)
+_register("kmnist", _kmnist)
+_register("cifar10", _cifar10)
+_register("svhn", _svhn)

@@ -1,29 +1,25 @@
-"""What trained models are judged by: pure functions of features, images and log-weights, none of which knows a model.
+"""The metrics, a file each: a function of images, features or log-weights, and the entry that registers it.
 
-Sums over pairs and rows come in parts, for the rows of one process, so that many processes add theirs up exactly.
+Sums over pairs and rows are computed in parts, for the rows of one process, so many processes add theirs up exactly.
 """
 
-from gen_dist.evaluation.metrics.appearance import LARGEST_SIDE, laplacian_variances, pair_distance_sum, pixel_points
-from gen_dist.evaluation.metrics.frechet import Moments, frechet_distance, moments
-from gen_dist.evaluation.metrics.kernel import kernel_sum, self_kernel_sum, squared_mmd
-from gen_dist.evaluation.metrics.latents import active_units, bits_per_dimension
-from gen_dist.evaluation.metrics.neighbours import NEIGHBOURS, BallCounts, ball_counts, neighbour_radii
+from __future__ import annotations
 
-__all__ = [
-    "LARGEST_SIDE",
-    "NEIGHBOURS",
-    "BallCounts",
-    "Moments",
-    "active_units",
-    "ball_counts",
-    "bits_per_dimension",
-    "frechet_distance",
-    "kernel_sum",
-    "laplacian_variances",
-    "moments",
-    "neighbour_radii",
-    "pair_distance_sum",
-    "pixel_points",
-    "self_kernel_sum",
-    "squared_mmd",
-]
+import functools
+import importlib
+import pkgutil
+
+from gen_dist.evaluation.metric import Metric, registered
+
+
+@functools.cache
+def all_metrics() -> dict[str, Metric]:
+    """All metrics by name, in the order of tables: those that the modules of this folder register."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return registered()
+
+
+def measured_metrics() -> dict[str, Metric]:
+    """The metrics that an evaluation measures, by name."""
+    return {name: metric for name, metric in all_metrics().items() if metric.measure is not None}

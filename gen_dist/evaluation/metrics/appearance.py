@@ -1,4 +1,4 @@
-"""What pixels alone tell of images: how sharp each is, and how different they are."""
+"""Sharpness and diversity: metrics of pixels alone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gen_dist.evaluation.context import Context
+from gen_dist.evaluation.metric import Metric, Value, register
+
 ROWS_PER_CHUNK = 500
 LARGEST_SIDE = 32
-"""Larger images are reduced to this side, where classes and collapse still show, before their pixels are compared."""
+"""Side to which larger images are reduced before their pixels are compared. Classes and collapse still show at it."""
 
 
 def laplacian_variances(images: Tensor) -> Tensor:
@@ -57,3 +60,53 @@ def pair_distance_sum(points: Tensor, first: int, last: int) -> Tensor:
         distances[places, places + start] = 0.0  # rounding leaves a little of a point's distance to itself
         total += distances.sum()
     return total
+
+
+def _mean_sharpness(context: Context, images: Tensor) -> Tensor:
+    """Mean over images [N, C, H, W] of `laplacian_variances`: float64 []."""
+    compute = lambda first, last: (laplacian_variances(images[first:last]),)  # noqa: E731
+    return context.rows(len(images), "sharpness", compute)[0].mean()
+
+
+def _mean_distance(context: Context, images: Tensor) -> Tensor:
+    """Mean distance of two different images of a set [N, C, H, W]: float64 []."""
+    points, count = pixel_points(images), len(images)
+    return context.summed(pair_distance_sum(points, *context.share(count))) / (count * (count - 1))
+
+
+def measure_sharpness(context: Context) -> dict[str, Value]:
+    """Sharpness of the samples and of the test images."""
+    of_data = context.reference("sharpness", lambda: _mean_sharpness(context, context.real.images))
+    return {"sharpness": float(_mean_sharpness(context, context.sampled.images)), "sharpness_data": float(of_data)}
+
+
+def measure_diversity(context: Context) -> dict[str, Value]:
+    """Diversity of the samples and of the test images."""
+    of_data = context.reference("diversity", lambda: _mean_distance(context, context.real.images))
+    return {"diversity": float(_mean_distance(context, context.sampled.images)), "diversity_data": float(of_data)}
+
+
+register(
+    Metric(
+        name="sharpness",
+        label="sharpness",
+        group="pixels",
+        better="data",
+        meaning="Variance of the Laplacian of the samples; blur lowers it, noise raises it.",
+        needs=("samples", "test images"),
+        counts="samples",
+        measure=measure_sharpness,
+    )
+)
+register(
+    Metric(
+        name="diversity",
+        label="diversity",
+        group="pixels",
+        better="data",
+        meaning="Mean distance of two samples; near 0 where a generator has collapsed.",
+        needs=("samples", "test images"),
+        counts="samples",
+        measure=measure_diversity,
+    )
+)

@@ -1,4 +1,4 @@
-"""Frechet distance of two sets of features, as if each were normally distributed (Heusel et al. 2017, eq. 6)."""
+"""FID: the Frechet distance of two sets of features, each taken as normally distributed (Heusel et al. 2017, eq. 6)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gen_dist.evaluation.context import Context
+from gen_dist.evaluation.metric import Metric, Value, register
+
 
 class Moments(NamedTuple):
-    """Of a set of features, in float64: rounding of float32 sums would be what small distances consist of."""
+    """Moments of a set of features, in float64: small distances would drown in the rounding of float32 sums."""
 
     mean: Tensor
     """[F]."""
@@ -40,3 +43,23 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     distance = (first.mean - second.mean).square().sum()
     distance = distance + first.covariance.trace() + second.covariance.trace() - 2.0 * cross
     return max(0.0, float(distance))
+
+
+def measure(context: Context) -> dict[str, Value]:
+    """FID of the samples' and the test images' features."""
+    return {"fid": frechet_distance(moments(context.real.features), moments(context.sampled.features))}
+
+
+register(
+    Metric(
+        name="fid",
+        label="FID",
+        group="features",
+        better="less",
+        meaning="Fréchet distance of the features of samples and of real images.",
+        needs=("samples", "features", "test images"),
+        counts="samples",
+        measure=measure,
+        rests_on_features=True,
+    )
+)

@@ -1,13 +1,16 @@
-"""Kernel distance of two sets of features: unbiased squared MMD with a cubic kernel (Binkowski et al. 2018, sec. 3).
+"""KID: the unbiased squared MMD of two sets of features with a cubic kernel (Binkowski et al. 2018, section 3).
 
-On all pairs, not on random subsets: the estimate is the same each time and has the least variance of all that are made
-of these features.
+It is computed on all pairs, not on random subsets: the estimate is the same each time, and no estimate from these
+features has less variance.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from gen_dist.evaluation.context import Context
+from gen_dist.evaluation.metric import Metric, Value, register
 
 ROWS_PER_CHUNK = 500
 
@@ -41,3 +44,32 @@ def squared_mmd(first: Tensor, second: Tensor, between: Tensor, counts: tuple[in
 def _kernel(products: Tensor, features: int) -> Tensor:
     base = products.mul_(1.0 / features).add_(1.0)
     return base.square().mul_(base)  # `** 3` calls pow for each pair
+
+
+def measure(context: Context) -> dict[str, Value]:
+    """KID of the samples' and the test images' features."""
+    real, fake = context.real.features, context.sampled.features
+
+    def among_real() -> Tensor:
+        return context.summed(self_kernel_sum(real[slice(*context.share(len(real)))], real))
+
+    mine = fake[slice(*context.share(len(fake)))]
+    within = context.summed(self_kernel_sum(mine, fake))
+    between = context.summed(kernel_sum(mine, real))
+    counts = len(real), len(fake)
+    return {"kid": squared_mmd(context.reference("kernel_sum", among_real), within, between, counts)}
+
+
+register(
+    Metric(
+        name="kid",
+        label="KID",
+        group="features",
+        better="less",
+        meaning="Kernel distance of the same features; unlike FID unbiased for few samples.",
+        needs=("samples", "features", "test images"),
+        counts="samples",
+        measure=measure,
+        rests_on_features=True,
+    )
+)

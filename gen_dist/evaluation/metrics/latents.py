@@ -1,10 +1,12 @@
-"""Of latent spaces: which latents are used, and what a likelihood is in bits."""
+"""Reconstruction error and active units: metrics of what images encode to."""
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
+
+from gen_dist.evaluation.context import Context
+from gen_dist.evaluation.metric import Metric, Value, register
+from gen_dist.objectives.base import unit_interval
 
 LEAST_ACTIVITY = 0.01
 
@@ -14,6 +16,54 @@ def active_units(posterior_means: Tensor) -> int:
     return int((posterior_means.double().var(dim=0) > LEAST_ACTIVITY).sum())
 
 
-def bits_per_dimension(nll_nats: float, image_shape: tuple[int, int, int]) -> float:
-    """A negative log-likelihood in nats per image as bits per pixel and channel, for discrete pixels."""
-    return nll_nats / (math.log(2.0) * math.prod(image_shape))
+def _means_and_errors(context: Context) -> tuple[Tensor, Tensor]:
+    """Posterior means [N, D] and squared errors float64 [N] of the test images, computed once for both metrics."""
+    objective = context.objective
+
+    def compute(first: int, last: int) -> tuple[Tensor, ...]:
+        images = context.test_batch(first, last).images
+        means, _ = objective.encode(images)
+        reconstructed = objective.pixels(objective.decode(means)).double()
+        return means, (reconstructed - unit_interval(images)).square().flatten(1).sum(dim=1)
+
+    def measure() -> tuple[Tensor, Tensor]:
+        means, errors = context.rows(len(context.dataset.test.images), "posterior", compute)
+        return means, errors
+
+    return context.once("means and errors", measure)
+
+
+def measure_error(context: Context) -> dict[str, Value]:
+    """Mean squared error of the test images, summed over pixels."""
+    return {"reconstruction_error": float(_means_and_errors(context)[1].mean())}
+
+
+def measure_active_units(context: Context) -> dict[str, Value]:
+    """Active units over the test images."""
+    return {"active_units": active_units(_means_and_errors(context)[0])}
+
+
+register(
+    Metric(
+        name="reconstruction_error",
+        label="reconstruction error",
+        group="reconstruction",
+        better="less",
+        meaning="Of test images decoded from what they encode to.",
+        needs=("encoder",),
+        measure=measure_error,
+        stage="posterior",
+    )
+)
+register(
+    Metric(
+        name="active_units",
+        label="active latents",
+        group="latents",
+        better="more",
+        meaning="Latents whose posterior mean varies over the test images.",
+        needs=("encoder", "posterior"),
+        measure=measure_active_units,
+        stage="posterior",
+    )
+)

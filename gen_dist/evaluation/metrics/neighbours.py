@@ -11,13 +11,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gen_dist.evaluation.context import Context
+from gen_dist.evaluation.metric import Metric, Value, register
+from gen_dist.parallel.collectives import rows_of_all
+
 NEIGHBOURS = 5
-"""k of all four, as Naeem et al. use it."""
+"""k of all four metrics, as in Naeem et al."""
 ROWS_PER_CHUNK = 500
 
 
 class BallCounts(NamedTuple):
-    """Who lies in whose balls; integers, of some of the real points, to be added up over all of them."""
+    """Counts of points in balls, for some of the real points. Counts of all of them are their sums."""
 
     around_fakes: Tensor
     """int64 [N]: balls of real points that each of the N fakes lies in."""
@@ -27,7 +31,7 @@ class BallCounts(NamedTuple):
     """int64 []: real points that lie in a fake's ball."""
 
     def metrics(self, real_points: int, neighbours: int = NEIGHBOURS) -> dict[str, float]:
-        """The four, each 0..1 but for density, from the counts of all real points."""
+        """The four metrics from the counts of all real points. All but density are in 0..1."""
         fakes = len(self.around_fakes)
         return {
             "precision": int((self.around_fakes > 0).sum()) / fakes,
@@ -70,3 +74,46 @@ def _squared_distances(rows: Tensor, points: Tensor) -> Tensor:
     rows, points = rows.double(), points.double()
     squares = rows.square().sum(dim=1)[:, None] + points.square().sum(dim=1)
     return torch.addmm(squares, rows, points.T, alpha=-2.0).clamp_(min=0.0)
+
+
+def four_metrics(context: Context) -> dict[str, float]:
+    """Precision, recall, density and coverage of the samples and the test images, computed once for all four."""
+
+    def compute() -> dict[str, float]:
+        real, fakes = context.real.features, context.sampled.features
+
+        def radii_of_all(points: Tensor) -> Tensor:
+            return rows_of_all(neighbour_radii(points, *context.share(len(points))), context.processes)
+
+        real_radii = context.reference(f"radii of neighbour {NEIGHBOURS}", lambda: radii_of_all(real))
+        mine = slice(*context.share(len(real)))
+        counts = ball_counts(real[mine], real_radii[mine], fakes, radii_of_all(fakes))
+        return BallCounts(*(context.summed(count) for count in counts)).metrics(len(real))
+
+    return context.once("four metrics of neighbours", compute)
+
+
+def _register(name: str, meaning: str) -> None:
+    def measure(context: Context) -> dict[str, Value]:
+        return {name: four_metrics(context)[name]}
+
+    register(
+        Metric(
+            name=name,
+            label=name,
+            group="features",
+            better="more",
+            meaning=meaning,
+            needs=("samples", "features", "test images"),
+            counts="samples",
+            measure=measure,
+            stage="neighbours",
+            rests_on_features=True,
+        )
+    )
+
+
+_register("precision", "Share of the samples that lie among real images: fidelity.")
+_register("recall", "Share of the real images that lie among samples: variety.")
+_register("density", "How many real images' neighbourhoods a sample lies in, over what is expected.")
+_register("coverage", "Share of the real images with a sample in their neighbourhood.")

@@ -1,0 +1,115 @@
+"""A source of images: what packing asks of it, and how a source is found by its name.
+
+A source is one file in this folder. It registers a name, or a prefix that takes a path, and is imported only when its
+file is looked for: see `gen_dist.data.catalogue`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gen_dist.config import DataConfig
+from gen_dist.data.decoding import Encoded
+from gen_dist.errors import ConfigError
+
+SplitName = Literal["train", "test"]
+SPLITS: tuple[SplitName, SplitName] = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some images of one split, in order."""
+
+    split: SplitName
+    """The split; `train` for sources without a test split."""
+    images: NDArray[np.uint8] | Sequence[Encoded]
+    """uint8 [n, C, H, W], or n encoded images."""
+    labels: NDArray[np.int64]
+    """int64 [n]."""
+    names: Sequence[str] | str
+    """What errors call each image; one text for all is followed by the image's position in the block."""
+
+    def name(self, position: int) -> str:
+        """What errors call one image."""
+        return f"{self.names} image {position}" if isinstance(self.names, str) else self.names[position]
+
+
+class Source(Protocol):
+    """Where images come from. One object serves one call of `open_dataset`."""
+
+    @property
+    def name(self) -> str:
+        """The source as the user wrote it."""
+
+    @property
+    def slug(self) -> str:
+        """Start of the cache directory's name."""
+
+    @property
+    def has_test_split(self) -> bool:
+        """False when test images are to be held out from the train split."""
+
+    @property
+    def default_size(self) -> int | None:
+        """Side in pixels when none is configured. None keeps the size of the images, which must be alike."""
+
+    def fingerprint(self) -> object | None:
+        """Whatever decides the content, as JSON: names, sizes and times of files. None when files are not here yet."""
+
+    def fetch(self) -> None:
+        """Bring here what is missing; called in one process at a time, only when there is no packed cache."""
+
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels 0, 1, ..."""
+
+    def image_count(self) -> int | None:
+        """Number of images, for the progress bar. None hides it."""
+
+    def blocks(self) -> Iterator[Block]:
+        """All images, blocks of one split in the split's order. A second call starts anew."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for by `--data`."""
+
+    path: Path
+    """The part behind `NAME:`, with the home directory expanded; empty for sources without a path."""
+    root: Path
+    """Directory of torchvision's data sets."""
+    packing: DataConfig
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """A registered source."""
+
+    name: str
+    """`--data NAME`, or `--data NAME:PATH` if it takes a path."""
+    takes_path: bool
+    open: Callable[[Request], Source]
+
+
+_KINDS: dict[str, SourceKind] = {}
+
+
+def register(name: str, open_source: Callable[[Request], Source], *, takes_path: bool = False) -> None:
+    """Register a source under a name.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    if name in _KINDS:
+        raise ConfigError(f"data source {name!r} is there already")
+    _KINDS[name] = SourceKind(name, takes_path, open_source)
+
+
+def registered() -> dict[str, SourceKind]:
+    """The registered sources by name."""
+    return dict(_KINDS)

@@ -1,0 +1,224 @@
+"""What metrics are measured on: a model's samples, the test split, their features; each computed once, when needed.
+
+Sets of images are cut into blocks of 250 rows, and each process takes whole blocks. A row thus goes through every
+network together with the same others whatever the number of processes, and figures agree to the rounding of a sum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from tqdm import tqdm
+
+from gen_dist.data import Dataset, cache_directory, image_indices
+from gen_dist.errors import UserError
+from gen_dist.evaluation.features import FeatureNetwork
+from gen_dist.files import write_atomically
+from gen_dist.inference.model import GenerativeModel
+from gen_dist.objectives import Batch
+from gen_dist.parallel.collectives import from_main, raise_everywhere, rows_of_all, sum_over_processes
+from gen_dist.parallel.processes import Processes
+
+ROWS_PER_BLOCK = 250
+_REFERENCE_FORMAT = 2
+
+T = TypeVar("T")
+
+
+class Images(NamedTuple):
+    """A set of images [N, ...] and what the feature network finds in them. Every process has all rows."""
+
+    images: Tensor
+    """uint8 [N, C, H, W]."""
+    features: Tensor
+    """float32 [N, F]; F is 0 without a feature network."""
+    classes: Tensor | None
+    """int64 [N], as the network classifies them; None if it does not."""
+
+
+class Context:
+    """A model, the data it is compared with, and what has been computed of both. All processes use it together."""
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        dataset: Dataset,
+        processes: Processes,
+        network: FeatureNetwork | None,
+        samples: int,
+        nll_samples: int,
+        nll_rows: NDArray[Any],
+    ) -> None:
+        """See `gen_dist.evaluation.evaluator.evaluate`; `nll_rows` are places in the test split, int64."""
+        self.model = model
+        self.objective = model.objective
+        self.dataset = dataset
+        self.processes = processes
+        self.network = network
+        self.samples = samples
+        self.nll_samples = nll_samples
+        self.nll_rows = nll_rows
+        self.rng = torch.tensor([model.config.seed, 0], dtype=torch.int64, device=processes.device)
+        self.seconds: dict[str, float] = {}
+        self._once: dict[str, Any] = {}
+        self._reference: dict[str, Tensor] | None = None
+        self._reference_is_new = False
+
+    # ------------------------------------------------------------------------------------------------------ images
+
+    @functools.cached_property
+    def sampled(self) -> Images:
+        """The model's samples."""
+        with self.stage("samples"):
+            return Images(*self._seen(self.samples, "samples", self._samples))
+
+    @functools.cached_property
+    def real(self) -> Images:
+        """The images of the test split; what the network finds in them is kept in the cache."""
+        count = len(self.dataset.test.images)
+        images = torch.from_numpy(self.dataset.test.images[:]).to(self.processes.device)
+        if self.network is None:
+            return Images(images, images.new_empty((count, 0), dtype=torch.float32), None)
+
+        def look() -> dict[str, Tensor]:
+            _, features, classes = self._seen(count, "test images", lambda f, last: self.test_batch(f, last).images)
+            return {"features": features} | ({} if classes is None else {"classes": classes})
+
+        found = self.references("features", look)
+        return Images(images, found["features"], found.get("classes"))
+
+    def test_batch(self, first: int, last: int) -> Batch:
+        """A range of rows of the test split. Noise is keyed by the place in the split."""
+        test, device = self.dataset.test, self.processes.device
+        images, labels = (torch.from_numpy(array[first:last]) for array in (test.images, test.labels))
+        return Batch(images.to(device), labels.to(device), self.rng, first)
+
+    def labels(self, first: int, last: int) -> Tensor | None:
+        """Labels int64 for samples of a conditional model: test labels in keyed order. None for other models."""
+        if not self.model.conditional:
+            return None
+        labels = self.dataset.test.labels
+        return torch.from_numpy(labels[image_indices(len(labels), 0, 0, 1, first, last - first)])
+
+    def _samples(self, first: int, last: int) -> Tensor:
+        latents = self.model.prior_latents(last - first, first_row=first)
+        return self.model.images(latents, self.labels(first, last))
+
+    def _seen(
+        self, count: int, what: str, images_of: Callable[[int, int], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images, features and classes of `count` rows."""
+
+        def compute(first: int, last: int) -> tuple[Tensor, ...]:
+            images = images_of(first, last)
+            if self.network is None:
+                return images, images.new_empty((len(images), 0), dtype=torch.float32)
+            return images, *(tensor for tensor in self.network.of_images(images) if tensor is not None)
+
+        images, features, *classes = self.rows(count, what, compute)
+        return images, features, classes[0] if classes else None
+
+    # --------------------------------------------------------------------------------------------------- computing
+
+    def rows(self, count: int, what: str, compute: Callable[[int, int], tuple[Tensor, ...]]) -> list[Tensor]:
+        """Compute something for each of `count` rows: all rows, in every process, on the model's device.
+
+        Args:
+            count: number of rows.
+            what: shown beside the progress bar.
+            compute: function of the first and last but one row of a block to tensors [last - first, ...].
+        """
+        blocks = -(-count // ROWS_PER_BLOCK)
+        mine = range(*self.share(blocks))
+        shown = tqdm(mine, desc=what, unit="block", leave=False, disable=not self.processes.is_main or None)
+        parts = [compute(block * ROWS_PER_BLOCK, min((block + 1) * ROWS_PER_BLOCK, count)) for block in shown] or [
+            tuple(rows[:0] for rows in compute(0, 1))
+        ]  # more processes than blocks: the shapes alone
+        columns = (torch.cat(column) for column in zip(*parts, strict=True))
+        return [rows_of_all(column, self.processes) for column in columns]
+
+    def share(self, count: int) -> tuple[int, int]:
+        """First and last but one of this process's share of `count` things."""
+        rank, world_size = self.processes.rank, self.processes.world_size
+        return -(-count * rank // world_size), -(-count * (rank + 1) // world_size)
+
+    def summed(self, value: Tensor) -> Tensor:
+        """Sum over all processes, in place."""
+        return sum_over_processes(value)
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """The result of `compute`, which several metrics share under a name."""
+        if name not in self._once:
+            self._once[name] = compute()
+        found: T = self._once[name]
+        return found
+
+    def reference(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """A tensor of the test split, from the cache or computed."""
+        return self.references(name, lambda: {name: compute()})[name]
+
+    def references(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """All tensors of the test split that are at hand, that of a name among them."""
+        if self._reference is None:
+            kept = in_main(lambda: _read_tensors(self._reference_file), self.processes) or {}
+            self._reference = {key: tensor.to(self.processes.device) for key, tensor in kept.items()}
+        if name not in self._reference:
+            with self.stage("reference"):
+                self._reference |= compute()
+            self._reference_is_new = True
+        return self._reference
+
+    def keep_reference(self) -> None:
+        """Write what was computed of the test split to the cache, unless that is read-only."""
+        if self._reference_is_new and self._reference and self.processes.is_main:
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in self._reference.items()}
+            with contextlib.suppress(OSError):
+                write_atomically(self._reference_file, save_tensors(tensors))
+        self._reference_is_new = False
+
+    @property
+    def _reference_file(self) -> Path:
+        network = None if self.network is None else self.network.digest
+        key = hashlib.sha256(json.dumps([_REFERENCE_FORMAT, self.dataset.digest, "test", network]).encode())
+        return cache_directory(self.model.config.packing) / f"reference-{key.hexdigest()[:16]}.safetensors"
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of a block to `seconds`, without that of blocks of other names within it."""
+        before = sum(self.seconds.values())
+        started = time.perf_counter()
+        yield
+        elapsed = time.perf_counter() - started
+        nested = sum(self.seconds.values()) - before
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + elapsed - nested, 3)
+
+
+def in_main(action: Callable[[], T], processes: Processes) -> T:
+    """Do something in the main process; its result, or its UserError, in every process."""
+    result, error = None, None
+    if processes.is_main:
+        try:
+            result = action()
+        except UserError as raised:
+            error = raised
+    raise_everywhere(error, processes)
+    return from_main(result, processes)
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor] | None:
+    with contextlib.suppress(OSError, SafetensorError):
+        return load_tensors(file.read_bytes())
+    return None

@@ -1,0 +1,86 @@
+"""A metric: its names, how to read it, what it needs, and how it is measured.
+
+A metric is one file in `gen_dist/evaluation/metrics`, found by its place there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gen_dist.errors import ConfigError
+
+Better = Literal["less", "more", "data"]
+Group = Literal["features", "pixels", "classes", "walks", "likelihood", "reconstruction", "latents", "run"]
+GROUPS: tuple[Group, ...] = ("features", "pixels", "classes", "walks", "likelihood", "reconstruction", "latents", "run")
+"""Groups in the order of tables. Within a group, metrics have the order of their registration."""
+Value = float | int | list[float]
+
+
+class UnavailableError(Exception):
+    """A metric that turns out, while it is measured, not to be available; its text is the reason as a clause."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric."""
+
+    name: str
+    """Name in options and, with counts behind it, in evaluation.json."""
+    label: str
+    """Name for people."""
+    group: Group
+    better: Better | None
+    """Smaller values are better, larger ones, or those near that of the data; None if no direction is."""
+    meaning: str
+    """One sentence."""
+    unit: str = ""
+    needs: tuple[str, ...] = ()
+    """Requirements of the model and the data, by the names of `gen_dist.evaluation.plan.REQUIREMENTS`."""
+    counts: Literal["samples", "importance samples"] | None = None
+    """Numbers that are part of the figure, and so of its full name: `fid_10k`, `nll_k5000_1k`."""
+    measure: Callable[[Any], Mapping[str, Value]] | None = None
+    """Function of a `gen_dist.evaluation.context.Context` to values by name: that of the metric, and perhaps, as
+    `NAME_data`, that of the data. None for figures of the run, which are not measured."""
+    stage: str = ""
+    """Name of its time in evaluation.json; its own name if it has none."""
+    rests_on_features: bool = False
+    """True if figures of different feature networks do not compare."""
+    of_pixels: bool = False
+    """True if figures compare only where pixels are taken for the same: real-valued or binarized."""
+    takes_minutes: bool = False
+    """True for what is measured last, after the others have been written."""
+
+    @property
+    def direction(self) -> str:
+        """The better direction in words."""
+        match self.better:
+            case "less":
+                return "less is better"
+            case "more":
+                return "more is better"
+            case "data":
+                return "near the data's is better"
+            case None:
+                return ""
+
+
+_METRICS: dict[str, Metric] = {}
+
+
+def register(metric: Metric) -> Metric:
+    """Add a metric to the table.
+
+    Raises:
+        ConfigError: its name is taken.
+    """
+    if metric.name in _METRICS:
+        raise ConfigError(f"metric {metric.name!r} is there already")
+    _METRICS[metric.name] = metric
+    return metric
+
+
+def registered() -> dict[str, Metric]:
+    """The registered metrics by name, in the order of tables."""
+    return dict(sorted(_METRICS.items(), key=lambda entry: GROUPS.index(entry[1].group)))
