@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_dist.presets import PRESETS
+from gen_dist.presets import presets
 from tests.conftest import REPOSITORY
 from tests.support.guides import (
     SHELL,
@@ -122,7 +122,7 @@ def test_the_front_page_names_every_room() -> None:
 def test_the_guide_names_every_preset() -> None:
     text = (REPOSITORY / "gen_dist/README.md").read_text().split("## Presets")[1].split("\n## ")[0]
     named = re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)
-    assert [name for name in named if not name.startswith("--")] == list(PRESETS)
+    assert [name for name in named if not name.startswith("--")] == list(presets())
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def _run(block: Block) -> None:
 def _copy_runs(blocks: list[Block], directory: Path, trained: Callable[[str], Path]) -> None:
     """Make the trained runs that the blocks speak of."""
     spoken_of = {name for block in blocks for name in re.findall(r"runs/([\w-]+)", block.text)}
-    for preset in sorted(spoken_of & PRESETS.keys()):
+    for preset in sorted(spoken_of & presets().keys()):
         shutil.copytree(trained(preset), directory / "runs" / preset)
 
 

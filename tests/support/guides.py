@@ -22,7 +22,7 @@ from gen_dist.cli import NoOptions, parse_train, run_command
 from gen_dist.config import DcganConfig
 from gen_dist.launch.cluster.options import RayOptions
 from gen_dist.launch.sweep.plan import SweepOptions
-from gen_dist.presets import PRESETS
+from gen_dist.presets import presets
 from tests.conftest import REPOSITORY
 
 SHELL, PYTHON = ("sh", "bash", "console"), ("python", "py")
@@ -159,7 +159,7 @@ def in_processes(words: list[str]) -> None:
 
 def small_options(preset: str) -> list[str]:
     """Options that make a run of a preset take a second or two."""
-    narrow = preset in PRESETS and isinstance(PRESETS[preset].network, DcganConfig)
+    narrow = preset in presets() and isinstance(presets()[preset].config.network, DcganConfig)
     return [*_SMALL_RUN, *(["--feature-maps=4"] if narrow else [])]
 
 
