@@ -1,6 +1,6 @@
-"""The guides say what is so: their code runs, their links and paths exist, the front page is short.
+"""The guides are right: their code runs, their links and paths exist, the front page is short.
 
-Each guide's blocks run in order in one directory, which has what the text speaks of: images in `holiday/`, files of
+The blocks of a guide run in order in one directory, which has what the text mentions: images in `holiday/`, files of
 torchvision in `data/`, and a small trained run for each `runs/PRESET` that a command names.
 """
 
@@ -74,6 +74,7 @@ def test_code_runs_or_says_why_not(guide: Path, directory: Path, trained: Callab
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @by_guide
 def test_shell_commands_run_in_processes_of_their_own(
     guide: Path, directory: Path, trained: Callable[[str], Path]
@@ -115,7 +116,7 @@ def test_the_front_page_is_short() -> None:
 def test_the_front_page_names_every_room() -> None:
     package = REPOSITORY / "gen_dist"
     rooms = {path.parent.name for path in package.glob("*/__init__.py") if not path.parent.is_symlink()}
-    house = (REPOSITORY / "README.md").read_text().split("## The house")[1].split("\n## ")[0]
+    house = (REPOSITORY / "README.md").read_text().split("## The ten rooms")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)/` \|", house, re.MULTILINE)) == rooms
 
 
@@ -158,8 +159,9 @@ def _run(block: Block) -> None:
         command = command_of(words)
         command.check()
         if block.reason is None:
-            assert command.run, f"`{' '.join(words)}` runs in no test: mark its block <!-- not run: reason -->"
-            command.run()
+            assert command.run or command.small, f"no test can run {words}: mark its block <!-- not run: reason -->"
+            if command.run:
+                command.run()
 
 
 def _copy_runs(blocks: list[Block], directory: Path, trained: Callable[[str], Path]) -> None:

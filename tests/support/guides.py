@@ -78,7 +78,8 @@ def blocks_of(guide: Path) -> Iterator[Block]:
 
 def words_of(text: str) -> Iterator[list[str]]:
     """The commands of a shell block, as words without comments."""
-    for line in text.replace("\\\n", " ").splitlines():
+    text = text.replace("\\\n", " ").replace("$(gen-dist launchers)", "launch")
+    for line in text.splitlines():
         if words := shlex.split(line.removeprefix("$ "), comments=True):
             yield words
 
@@ -89,9 +90,9 @@ class Command(NamedTuple):
     check: Callable[[], None]
     """Raise an error if the command could not even start: an option, preset, file or target does not exist."""
     run: Callable[[], None] | None = None
-    """Run a small version of it in this process and directory. None: it can only be checked."""
+    """Run a small version of it in this process and directory. None: it needs processes of its own."""
     small: list[str] | None = None
-    """Words of the small version, for a process of its own."""
+    """Words of the small version, for a process of its own. None with no `run`: it can only be checked."""
 
 
 def command_of(words: list[str]) -> Command:
@@ -109,6 +110,8 @@ def command_of(words: list[str]) -> Command:
             return Command(lambda: _check_targets(targets), _nothing)
         case ["pip" | ".venv/bin/pip", "install", *what]:
             return Command(lambda: _check_extras(what), _nothing)
+        case ["ssh", *_]:
+            return Command(_nothing)
         case ["pre-commit", "install"]:
             return Command(lambda: _exists(REPOSITORY / ".pre-commit-config.yaml"), _nothing)
         case ["gen-dist", "train", *rest] | ["python", "-m", "gen_dist.launch.train", *rest]:
@@ -237,6 +240,11 @@ def _script(script: str, rest: list[str]) -> Command:
                     names = (option, option.lstrip("-").replace("-", "_"), option.removeprefix("--no-"))
                     assert any(name in source for name in names), f"{script} has no option {option}"
 
+    match Path(script).name:
+        case "ray_train.py":
+            return Command(check, small=["python", script, *rest, *_SMALL_RUN])
+        case "ray_sweep.py":
+            return Command(check, small=["python", script, *rest])
     return Command(check)
 
 
