@@ -1,7 +1,7 @@
 """Code blocks of the README files, and how a test checks and runs their commands.
 
-A command is checked by the parser that it has itself: an option or preset that does not exist is an error. It is run
-with few steps, small batches and few samples, in this process; `in_processes` starts what the guide says instead.
+Checking a command calls its own parser, so an option or preset that does not exist is an error. Running it takes few
+steps, small batches and few samples, in this process; `in_processes` starts the launchers that the guide names instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.conftest import REPOSITORY
 
 SHELL, PYTHON = ("sh", "bash", "console"), ("python", "py")
 
-_SKIPPED = {"runs", "data", "build", "dist", "node_modules"}
+_NO_CODE = ("", "text", "json", "yaml", "toml")
 _FENCE = re.compile(r"^ *```(\w*)")
 _NOT_RUN = re.compile(r"^ *<!-- not run: *(.*?) *-->$")
 _SMALL_RUN = ("--steps=3", "--global-batch-size=8", "--evaluate-every=3", "--sample-every=3", "--checkpoint-every=1")
@@ -51,10 +51,10 @@ class Block(NamedTuple):
 
 def guides() -> list[Path]:
     """Every README.md of the repository, and CONTRIBUTING.md."""
-    found = [path for path in (REPOSITORY / ".github").glob("*.md")]
-    for folder, folders, files in os.walk(REPOSITORY):  # symbolic links are not followed: each file is met once
-        folders[:] = sorted(name for name in folders if name not in _SKIPPED and not name.startswith("."))
-        found += [Path(folder) / name for name in files if name == "README.md"]
+    found = [REPOSITORY / "README.md", *(REPOSITORY / ".github").glob("*.md")]
+    for top in ("gen_dist", "kernels", "launch", "bench", "tests"):
+        for folder, _, files in os.walk(REPOSITORY / top):  # symbolic links are not followed: each file is met once
+            found += [Path(folder) / name for name in files if name == "README.md"]
     return sorted(found)
 
 
@@ -68,6 +68,7 @@ def blocks_of(guide: Path) -> Iterator[Block]:
         if start is None:
             start, language = index, fence[1]
             continue
+        assert language in SHELL + PYTHON + _NO_CODE, f"{guide}:{start + 1}: unknown language {language}"
         if language in SHELL + PYTHON:
             marked = _NOT_RUN.match(lines[start - 1]) if start else None
             text = inspect.cleandoc("\n".join(lines[start + 1 : index])) + "\n"
@@ -132,9 +133,8 @@ def command_of(words: list[str]) -> Command:
             return _script(script, rest)
         case ["python", "-m", "pytest", *rest] | ["pytest", *rest]:
             return Command(lambda: _check_pytest(rest))
-        case ["python", "-m", str(module), *rest] if module.startswith(("gen_dist.", "bench.")):
-            path = module.replace(".", "/").removeprefix("gen_dist/launch").removeprefix("/")
-            return _script(f"launch/{path}.py" if module.startswith("gen_dist.launch.") else f"{path}.py", rest)
+        case ["python", "-m", str(module), *rest] if module.startswith(("gen_dist.launch.", "bench.")):
+            return _script(module.removeprefix("gen_dist.").replace(".", "/") + ".py", rest)
     raise AssertionError(f"no test knows how to check or run `{shlex.join(words)}`")
 
 
