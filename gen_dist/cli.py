@@ -1,4 +1,4 @@
-"""Command lines: how words become a config or a call, and errors one line; how a process ends."""
+"""Command lines: parsing of words into a config or a call, errors of one line, and the end of a process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class NoOptions:
-    """A command has no options but those of the config."""
+    """Further options of a command that has none besides the config's."""
 
 
 _TRAIN_USAGE = """usage: {prog} PRESET [--option value ...] [--fresh]
@@ -41,15 +41,15 @@ presets:
 
 
 def parse_train(arguments: Sequence[str], prog: str, more: T) -> tuple[TrainConfig, bool, T]:
-    """The config to train, whether to start over, and more options of the command.
+    """Parse a command line into the config to train, the flag --fresh, and further options.
 
     Args:
         arguments: words of the command line.
-        prog: the command, for help and errors.
+        prog: the command's name in help and errors.
         more: a dataclass of further options, with their defaults.
 
     Raises:
-        ConfigError: an unknown preset or option, or a value that cannot be.
+        ConfigError: an unknown preset or option, or an invalid value.
         SystemExit: after printing help.
     """
     words = list(arguments)
@@ -68,7 +68,7 @@ def parse_train(arguments: Sequence[str], prog: str, more: T) -> tuple[TrainConf
         source, default, words = words[0], get_preset(words[0]), words[1:]
 
     flat = tyro.conf.OmitArgPrefixes
-    start_over = tyro.conf.arg(help="Remove what an earlier run wrote to the run directory and start over.")
+    start_over = tyro.conf.arg(help="Remove the files of an earlier run from the run directory and start over.")
     options_of_both = dataclasses.make_dataclass(
         "Options",
         [
@@ -87,7 +87,7 @@ def _read_config(path: Path) -> TrainConfig:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigError(f"config file {path} cannot be read: {reason}") from None
     return TrainConfig.from_json(text, str(path))
 
@@ -120,13 +120,13 @@ def resume_command() -> str:
 
 
 def preset_lines() -> str:
-    """One line a preset: its name and what it is."""
+    """One line per preset: name and description."""
     width = max(map(len, presets()))
     return "\n".join(f"  {name:{width}}  {preset.description}" for name, preset in presets().items())
 
 
 def _with_short_errors(parse: Callable[[], T]) -> T:
-    """Parse with tyro; its framed error becomes one line."""
+    """Parse with tyro, and turn its framed error into one line."""
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
@@ -139,7 +139,7 @@ def _with_short_errors(parse: Callable[[], T]) -> T:
 
 
 def _one_line(error: str) -> str:
-    """The sentence that matters of tyro's framed error, without the option's own help text."""
+    """Sentence of tyro's framed error that names the mistake, without the option's own help text."""
     text = " ".join(error.split())
     text = re.sub(r"^(Value error|Parsing error|Unrecognized options|Missing \S+) ", "", text)
     text = re.sub(r" Argument helptext:.*?(?= For full helptext)", "", text)
@@ -154,7 +154,7 @@ def _option_names(match: re.Match[str]) -> str:
 def run_command(command: Callable[[], None]) -> NoReturn:
     """Run a command and end the process; a user's error gives one line on standard error and exit code 2."""
     exit_code = _exit_code_of(command)
-    # Who joined other processes has loaded this module; the rest need not wait for torch.
+    # A process that joined others has loaded this module. Other processes must not wait for torch.
     if parallel := sys.modules.get("gen_dist.parallel.processes"):
         parallel.end_process(exit_code)
     sys.exit(exit_code)
@@ -170,35 +170,35 @@ def _exit_code_of(command: Callable[[], None]) -> int:
             print(f"{where}error: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
-        return 130  # as shells count a command that Ctrl-C ended
+        return 130  # the code that shells give a command ended by Ctrl-C
     except BrokenPipeError:
-        # The reader went away (as `| head` does): no error of ours. Python would complain again when it flushes.
+        # The reader closed the pipe, as `| head` does. Without this line Python complains again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def call_parsed(function: Callable[..., None], words: Sequence[str], prog: str) -> None:
-    """Call a function, its arguments parsed from words of the command line.
+    """Call a function with arguments parsed from words of the command line.
 
     Raises:
-        ConfigError: an unknown option, or a value that cannot be.
+        ConfigError: an unknown option, or an invalid value.
         SystemExit: after printing help.
     """
-    # Parsing gives the call to make: made within, what the function itself prints would count as a parsing error.
+    # The call is made after parsing, because output during parsing counts as a parsing error.
     _with_short_errors(lambda: tyro.cli(_deferred(function), args=words, prog=prog))()
 
 
 def run_subcommand(functions: Sequence[Callable[..., None]], words: Sequence[str], prog: str) -> None:
-    """Run the function that the first word names, its arguments parsed from the others.
+    """Run the function that the first word names, with arguments parsed from the other words.
 
     Raises:
-        ConfigError: an unknown command or option, or a value that cannot be.
+        ConfigError: an unknown command or option, or an invalid value.
         SystemExit: after printing help.
     """
     if not words:
         words = ["--help"]
     commands = {function.__name__: _deferred(function) for function in functions}
-    # Parsing gives the call to make: made within, what the command itself prints would count as a parsing error.
+    # The call is made after parsing, because output during parsing counts as a parsing error.
     _with_short_errors(lambda: tyro.extras.subcommand_cli_from_dict(commands, args=words, prog=prog))()
 
 

@@ -1,4 +1,4 @@
-"""Importing large packages without Python's garbage collector, which takes a seventh of the time that torch takes."""
+"""Imports of large packages without Python's garbage collector, which takes a seventh of the time to import torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quick_import() -> Iterator[None]:
-    """Within it nothing is collected: modules, classes and functions stay, and looking through them finds nothing."""
+    """Switch the collector off: modules, classes and functions stay alive, so that it would find nothing to free."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Imports without the garbage collector, which is as it was afterwards."""
+"""Imports without the garbage collector, whose state is restored afterwards."""
 
 import gc
 
@@ -7,7 +7,7 @@ import pytest
 from gen_dist.importing import quick_import
 
 
-def test_the_collector_is_off_within_and_as_it_was_afterwards() -> None:
+def test_the_collector_is_off_within_and_restored_afterwards() -> None:
     assert gc.isenabled()
     with quick_import():
         assert not gc.isenabled()

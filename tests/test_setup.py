@@ -1,4 +1,4 @@
-"""The set-up: imports are light, a foreign `kernels` stays out, layers are enforced, versions and launch files fit."""
+"""The set-up: light imports, no foreign `kernels`, enforced layers without cycles, pinned versions, launch files."""
 
 import os
 import re

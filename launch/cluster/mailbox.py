@@ -14,7 +14,7 @@ from ray.train import UserCallback
 
 @dataclass(frozen=True)
 class News:
-    """What happened since the command last looked."""
+    """Events since the command last read its mailbox."""
 
     text: str
     """Text for the command's standard error."""

@@ -36,7 +36,7 @@ _RAY_SECONDS = {
 
 @dataclass(frozen=True)
 class Task:
-    """What all workers of a run receive."""
+    """Arguments that all workers of a run receive."""
 
     config_json: str
     name: str

@@ -51,7 +51,7 @@ _leave = threading.Event()
 
 @dataclass(frozen=True)
 class Plan:
-    """What all trials receive."""
+    """Arguments that all trials receive."""
 
     launch: str
     """Unique name of this start of the sweep."""

@@ -17,7 +17,7 @@ import pytest
 from tests.support.children import end_with_parent
 
 INTERFACE = "gd0"
-"""Of the cable, on both hosts."""
+"""Name of the cable's interface on both hosts."""
 
 
 def _ip(*words: str) -> subprocess.CompletedProcess[str]:
@@ -26,20 +26,20 @@ def _ip(*words: str) -> subprocess.CompletedProcess[str]:
 
 @dataclass(frozen=True)
 class Host:
-    """One of the two."""
+    """One of the two hosts."""
 
     namespace: str
     address: str
 
     @property
     def enter(self) -> list[str]:
-        """What comes before a command that is to run on this host."""
-        # Hosts share no memory. `ip netns exec` gives each command mounts of its own.
+        """Words before a command that make it run on this host."""
+        # Hosts must not share memory. `ip netns exec` gives each command its own mounts.
         own_memory = 'mount -t tmpfs -o size=8g tmpfs /dev/shm && exec "$@"'
         return ["ip", "netns", "exec", self.namespace, "sh", "-c", own_memory, "sh"]
 
     def start(self, command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-        """Start a command on this host, in its own session, its output in a file."""
+        """Start a command on this host, in its own session, with its output in a file."""
         with log.open("ab") as file:
             return subprocess.Popen(
                 [*self.enter, *command],
@@ -53,24 +53,24 @@ class Host:
 
     @property
     def directory(self) -> Path:
-        """For sockets of this host's programs, whose paths have to be short; removed with it."""
+        """Directory for sockets of this host's programs, whose paths must be short; removed with the host."""
         return Path("/tmp") / self.namespace
 
     def set_cable(self, plugged: bool) -> None:
-        """Plug the cable in, or pull it: what is sent is lost from then on, and nobody is told."""
+        """Plug the cable in, or pull it. While it is out, packets are lost without an error."""
         done = _ip("-n", self.namespace, "link", "set", INTERFACE, "up" if plugged else "down")
         assert done.returncode == 0, done.stderr
 
     def process_ids(self) -> list[int]:
-        """Of all processes on this host."""
+        """Ids of all processes on this host."""
         return [int(word) for word in _ip("netns", "pids", self.namespace).stdout.split()]
 
 
 @contextlib.contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """Within it, two hosts that reach each other. All their processes are ended with them.
+    """Give two hosts that reach each other, and end all their processes with them.
 
-    Skips the test where namespaces may not be made.
+    Skips the test on machines that do not allow network namespaces.
     """
     if os.name != "posix" or os.geteuid() != 0 or not shutil.which("ip"):
         pytest.skip("two hosts on one machine need root and the program ip")

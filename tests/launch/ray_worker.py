@@ -1,4 +1,4 @@
-"""What Ray's workers run for test_ray.py: the same as rank_worker.py under Accelerate, for some objectives."""
+"""Training in Ray's workers for test_ray.py: some objectives, as rank_worker.py trains them under Accelerate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.runs import make_trainer
 
 
 def train_objectives(settings: dict[str, Any]) -> None:
-    """Train each objective and have the main worker write its logs."""
+    """Train each objective; the main worker writes the logs."""
     logs = {}
     for objective in settings["objectives"]:
         config = config_of_ranks(objective)

@@ -1,4 +1,4 @@
-"""Many hosts: two that are network namespaces, SLURM's script, torchrun, and what keeps processes from joining."""
+"""Many hosts: two network namespaces, SLURM's script, torchrun, and reasons why processes cannot join."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def _start(command: Sequence[object], **environment: str) -> "subprocess.Popen[s
 
 
 def _outputs(processes: list["subprocess.Popen[str]"], timeout: float = 120) -> list[str]:
-    """What each printed, once all have ended; none of them outlives this."""
+    """Output of each process. All of them have ended when this returns."""
     try:
         return [process.communicate(timeout=timeout)[0] for process in processes]
     finally:
@@ -67,7 +67,7 @@ def _assert_equals_one_process(run: Path, alone: Path) -> None:
 
 @pytest.fixture
 def hosts() -> Iterator[tuple[Host, Host]]:
-    """Two hosts that a cable joins."""
+    """Two hosts with a cable between them."""
     with two_hosts() as both:
         yield both
 
@@ -132,7 +132,7 @@ def test_torchrun_trains_one_run_of_two_processes(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("gpus", ["", "1"], ids=["of CPUs", "of a GPU each"])
 def test_the_slurm_script_trains_one_run_on_two_nodes(gpus: str, tmp_path: Path) -> None:
-    """With stand-ins for SLURM's commands: both nodes are this machine. Where it has no GPU, those run on its CPUs."""
+    """With stand-ins for SLURM's commands: both nodes are this machine. Without GPUs, their processes use its CPUs."""
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "scontrol").write_text(
@@ -159,7 +159,7 @@ def test_the_slurm_script_trains_one_run_on_two_nodes(gpus: str, tmp_path: Path)
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
-    """Start this process as one of two that were launched, and give what it says of those that it cannot join."""
+    """Function that starts this process as one of two launched ones, and returns its error."""
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
 
     def error_of(rank: int, address: str, port: int, **environment: str) -> str:

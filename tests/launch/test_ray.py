@@ -1,4 +1,4 @@
-"""Real Ray clusters on this host: the same run as elsewhere, killed workers, closed doors, and errors of one line."""
+"""Real Ray clusters on this host: the same run as without Ray, killed workers, closed ports, and errors of one line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SECONDS = 240
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Of commands: a token, a cache, a home and a place for Ray's logs and sockets of this test's own."""
+    """Environment of commands, with this test's own token, cache, home, and directory for Ray's logs and sockets."""
     own = {"HOME": str(tmp_path / "home"), "GEN_DIST_CACHE": str(tmp_path / "packed"), "PYTHONPATH": str(REPOSITORY)}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     (tmp_path / "home").mkdir()
@@ -45,7 +45,7 @@ def _launch(script: str, *words: object) -> list[str]:
 
 
 def _run(command: list[str], environment: dict[str, str], timeout: float = SECONDS) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; it is stopped, and what it started with it, if that takes too long."""
+    """Run a command to its end. After the timeout, end it and the processes that it started."""
     process = subprocess.Popen(
         command,
         env=environment,
@@ -67,7 +67,7 @@ def _run(command: list[str], environment: dict[str, str], timeout: float = SECON
 
 
 def _error_of(command: list[str], environment: dict[str, str]) -> str:
-    """The one line that a command which cannot work ends with, and nothing but it."""
+    """Error line of a command that fails; it must be the only output."""
     done = _run(command, environment)
     assert done.returncode == 2, done.stdout + done.stderr
     assert not done.stdout and done.stderr.count("\n") == 1, done.stdout + done.stderr
@@ -83,7 +83,7 @@ def _losses(run: Path) -> list[float]:
 
 
 def test_two_workers_equal_one_process_which_resumes_their_run(environment: dict[str, str], tmp_path: Path) -> None:
-    """Half of it in Ray's workers, the rest in one process, by the same options."""
+    """Ray's workers train the first half, one process the second half, with the same options."""
     file, run = write_config(tmp_path / "config.json", _config()), tmp_path / "runs" / "first"
     words = ["--config", file, "--checkpoint-every", 20, "--evaluate-every", 20]
     constant = ["--decay", "constant", "--workers", 2, "--storage", run.parent, "--run-dir", "first"]
@@ -127,7 +127,7 @@ with connect(None, 2, 2):
 
 
 def _worker_ids(driver: subprocess.Popen[bytes]) -> list[int]:
-    """Of the processes that train for a command."""
+    """Ids of the processes that train for a command."""
     with contextlib.suppress(psutil.NoSuchProcess):
         below = psutil.Process(driver.pid).children(recursive=True)
         return [one.pid for one in below if any("RayTrainWorker" in word for word in one.cmdline())]
@@ -181,7 +181,7 @@ def _newest_step(run: Path) -> int:
 
 @pytest.mark.slow
 def test_a_run_at_a_url_saves_on_sigterm_and_resumes(environment: dict[str, str], tmp_path: Path) -> None:
-    """fsspec's local files as one more scheme: nothing of the run is in the working directory, all is at the URL."""
+    """fsspec's local files serve as a URL: every file of the run is there, and none in the working directory."""
     config = _config(steps=4000, checkpoint_every=100, evaluate_every=4000, log_every=50, sample_every=4000)
     file, kept = write_config(tmp_path / "config.json", config), tmp_path / "bucket"
     words = ["--config", file, "--workers", 2, "--storage", f"fsspec+local://{kept}", "--run-dir", "far"]
@@ -211,7 +211,7 @@ def test_a_run_at_a_url_saves_on_sigterm_and_resumes(environment: dict[str, str]
 
 @contextlib.contextmanager
 def _head(environment: dict[str, str], directory: Path) -> Iterator[tuple[int, int, int]]:
-    """Within it, a head on loopback; gives its port and those of its dashboard and of remote clients."""
+    """Run a head on loopback, and give its port and the ports of its dashboard and of remote clients."""
     port, dashboard, client = _free_port(), _free_port(), _free_port()
     with (directory / "head.log").open("wb") as log:
         words = ["head", "--port", port, "--dashboard-port", dashboard, "--client-port", client, "--cpus", 2]
@@ -242,7 +242,7 @@ def _listens(port: int) -> bool:
 
 
 def _python(code: str, environment: dict[str, str]) -> str:
-    """What Python code prints, errors included."""
+    """Output of Python code, errors included."""
     done = _run([sys.executable, "-c", code], environment, timeout=90)
     return done.stdout + done.stderr
 
@@ -270,12 +270,12 @@ def test_a_job_trains_and_no_port_opens_without_the_token(environment: dict[str,
         assert {port, dashboard} <= {one.laddr.port for one in doors}
         assert {one.laddr.ip for one in doors} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
-        # On loopback Ray's drivers look for it only if told so.
+        # Ray's drivers find a cluster on loopback only with this variable.
         stranger = environment | {"HOME": str(tmp_path / "stranger"), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
         stranger["RAY_AUTH_MODE"] = "disabled"
         (tmp_path / "stranger").mkdir()
         guesser = stranger | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
-        # Whoever has the token comes in by each of them: it is the token that keeps the others out.
+        # The owner of the token gets in at each port, so that only the token keeps the others out.
         owner = environment | {
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_AUTH_MODE": "token",
@@ -305,9 +305,9 @@ def _belongs_to(process: psutil.Process, token: Path) -> bool:
 def _gets_in(
     environment: dict[str, str], port: int, dashboard: int, client_port: int, doors: Sequence[int]
 ) -> list[str]:
-    """The doors of a cluster that let us in, by name."""
+    """Ports of a cluster that let us in, by name."""
     let_in = []
-    # Each HTTP server among the doors, with what its interfaces can do; a refusal is 401 or 403.
+    # Requests to each HTTP server among the ports; a refusal is 401 or 403.
     paths = ["/api/jobs/", "/api/version", "/nodes?view=summary", "/api/actors", "/api/job_agent/jobs/", "/logs"]
     code = f"""
 import json, os, urllib.request, urllib.error
@@ -327,7 +327,7 @@ for door in {sorted(set(doors))}:
                 print("no HTTP", door, path, type(error).__name__)
 """
     answers = _python(code, environment)
-    # Figures for Prometheus are no secret, and nothing can be done there.
+    # Figures for Prometheus are not secret, and that interface executes nothing.
     let_in += [line for line in answers.splitlines() if line.startswith("IN ") and "b'# HELP" not in line]
     gcs = f"""
 from ray._raylet import GcsClient
@@ -449,7 +449,7 @@ def test_full_or_read_only_storage_loses_nothing_saved(
 
 
 def test_ray_is_not_needed_to_train_without_it() -> None:
-    """`launch/train.py` neither imports Ray nor waits for it."""
+    """`launch/train.py` does not import Ray, which takes seconds."""
     code = "import sys; import gen_dist.launch.cluster.options, gen_dist.training.run; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

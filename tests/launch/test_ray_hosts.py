@@ -39,7 +39,7 @@ def _newest(run: Path) -> int:
 
 
 def _processes(run: Path) -> list[int]:
-    """Of each start of the run."""
+    """Number of processes of each start of the run."""
     last = json.loads((run / "environment.json").read_text())
     return [start["processes"] for start in [*reversed(last["earlier"]), last]]
 
@@ -47,7 +47,7 @@ def _processes(run: Path) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.timeout(580)
 def test_a_run_continues_without_a_lost_host_and_takes_it_back(tmp_path: Path) -> None:
-    """Which of the two had the main worker does not matter: the other takes the run directory over."""
+    """Either host may have the main worker: the other one takes the run directory over."""
     never = 10**6
     config = small_config(
         "vae", steps=never, checkpoint_every=EVERY, evaluate_every=never, log_every=50, sample_every=never
@@ -100,6 +100,6 @@ def test_a_run_continues_without_a_lost_host_and_takes_it_back(tmp_path: Path) -
 
 
 def _answers(host: Host, port: int) -> bool:
-    """Whether a program on the host takes connections."""
+    """Return True if a program on the host takes connections."""
     code = f"import socket; socket.create_connection(({host.address!r}, {port}), 1)"
     return host.start([sys.executable, "-c", code], {}, Path(os.devnull)).wait() == 0

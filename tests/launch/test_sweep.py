@@ -1,4 +1,4 @@
-"""Sweeps: what is searched, who is stopped, what is shown; and a whole one on Ray."""
+"""Sweeps: the searched space, early stopping, the output; and a whole sweep on Ray."""
 
 import csv
 import dataclasses
@@ -219,7 +219,7 @@ def test_a_nan_metric_ranks_last_and_a_missing_one_is_named() -> None:
 
 def test_the_best_third_continues_at_each_rung_in_any_order() -> None:
     halving = Halving(900, 100, 3.0, less_is_better=True)
-    assert halving.continues(0, 100, 9.0)  # the first has nobody beside it
+    assert halving.continues(0, 100, 9.0)  # the only trial at its rung
     assert halving.continues(1, 100, 5.0)
     assert not halving.continues(2, 100, 7.0)
     assert not halving.continues(0, 200, 1.0), "its value at the rung counts"
