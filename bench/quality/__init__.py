@@ -1,1 +1,1 @@
-"""What the presets learn: the tables and pictures of the README."""
+"""What the presets learn: the tables and pictures of gen_dist/README.md."""

@@ -1,4 +1,4 @@
-"""The results in the README: presets on full MNIST, and the pictures: `python bench/quality/results.py --help`.
+"""The results in gen_dist/README.md: presets on full MNIST, and the pictures: `python bench/quality/results.py --help`.
 
 Each run is one command as a user types it, in a new process, one after another.
 """
