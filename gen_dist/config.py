@@ -1,6 +1,6 @@
-"""The config of a run: frozen dataclasses that check themselves. No torch in here, so that --help is quick.
+"""The config of a run: frozen dataclasses that check their own values. It does not import torch, so --help is quick.
 
-The config of an objective or a network also says what readers that must not import torch have to know of it.
+The config of an objective or a network also states facts for readers that must not import torch.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ WandbMode = Literal["disabled", "offline", "online"]
 
 @dataclass(frozen=True)
 class _Checked:
-    """A config that refuses values which its field types do not name."""
+    """Base of configs: it refuses values that a field's type does not name."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError if a field of named choices, or a tuple of such, has another value."""
+        """Raise ConfigError if a Literal field, or a tuple of them, has a value outside its choices."""
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is ClassVar:
                 continue
@@ -45,23 +45,23 @@ class _Checked:
 
 @dataclass(frozen=True)
 class DataConfig(_Checked):
-    """How a source of images is packed and held."""
+    """Packing and memory of a data source."""
 
     image_size: int | None = None
-    """Side in pixels: images are resized by their shorter side, then cropped at the centre. None keeps the size of
-    sources whose images are all alike, and is 64 for `folder:`."""
+    """Side in pixels: images are resized by their shorter side, then cropped at the centre. None keeps the source's
+    size where all images share one, and is 64 for `folder:`."""
     channels: Literal[1, 3] | None = None
-    """1 for grayscale, 3 for RGB. None keeps what the source has; folders with any coloured image become RGB."""
+    """1 for grayscale, 3 for RGB. None keeps the source's channels; folders with any coloured image become RGB."""
     test_fraction: float = 0.1
-    """Share of the images held out for testing where the source has no test split of its own."""
+    """Share of the images held out for testing if the source has no test split."""
     unreadable_images: Literal["skip", "error"] = "skip"
-    """What to do with files that are no readable images: leave them out with a warning, or stop."""
+    """Treatment of unreadable images: skip them with a warning, or stop with an error."""
     synthetic_images: int = 4096
     """Number of training images that `synthetic` makes."""
     resident_budget_mib: int = 2048
-    """Images are held in device memory up to this size in MiB; larger sets are gathered from disk by a thread."""
+    """Largest data set held in device memory, in MiB; a thread reads larger ones from disk."""
     cache_dir: str | None = None
-    """Where packed images are kept. None is $GEN_DIST_CACHE, else ~/.cache/gen_dist."""
+    """Directory of packed images. None is $GEN_DIST_CACHE, else ~/.cache/gen_dist."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,10 +75,10 @@ class DataConfig(_Checked):
 
 @dataclass(frozen=True)
 class NetworkConfig(_Checked):
-    """Base of the networks' configs, which `networks` knows by their kind.
+    """Base of the networks' configs, which `networks` lists by kind.
 
-    A network is used in four roles: encoder, decoder, generator and discriminator. The first and last are made from its
-    `encoder` class, the others from its `decoder` class.
+    A network has four roles: encoder, decoder, generator and discriminator. Encoder and discriminator are instances of
+    its `encoder` class, decoder and generator of its `decoder` class.
     """
 
     kind: Suppress[str] = ""
@@ -109,7 +109,7 @@ class MlpConfig(NetworkConfig):
     hidden_sizes: tuple[int, ...] = (400,)
     """Widths of the encoder's hidden layers, images first; the decoder has them in reverse."""
     activation: Activation = "relu"
-    """Nonlinearity after each hidden layer; `leaky_relu` has slope 0.2, as GANs have it."""
+    """Nonlinearity after each hidden layer; `leaky_relu` has slope 0.2, as is usual in GANs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,7 +128,7 @@ class ConvConfig(NetworkConfig):
     decoder: ClassVar[str] = "gen_dist.networks.conv:ConvDecoder"
     kind: Suppress[Literal["conv"]] = "conv"
     feature_maps: tuple[int, ...] = (32, 64)
-    """Numbers of channels after the encoder's convolutions, each halving the side; the decoder has them in reverse."""
+    """Channels after each of the encoder's convolutions, which halve the sides; the decoder has them in reverse."""
     hidden_size: int = 256
     """Width of the fully connected layer between the convolutions and the latents."""
     activation: Activation = "relu"
@@ -159,9 +159,9 @@ class DcganConfig(NetworkConfig):
     latent_dim: int = 100
     """Number of latents."""
     generator_norm: Norm = "batch"
-    """Normalization in the generator or decoder, but for its output."""
+    """Normalization in the generator or decoder, except at its output."""
     discriminator_norm: Norm = "batch"
-    """Normalization in the discriminator or encoder, but for its first layer."""
+    """Normalization in the discriminator or encoder, except in its first layer."""
     spectral_norm: bool = False
     """Divide each weight of the discriminator or encoder by its largest singular value (Miyato et al. 2018)."""
 
@@ -173,14 +173,14 @@ class DcganConfig(NetworkConfig):
 @networks.register
 @dataclass(frozen=True)
 class ResnetConfig(NetworkConfig):
-    """Residual blocks at each resolution, for generators and discriminators alike."""
+    """Residual blocks at each resolution, for generators and discriminators."""
 
     kind: Suppress[Literal["resnet"]] = "resnet"
     block: Literal["sngan", "r3gan"] = "sngan"
-    """`sngan`: two 3 x 3 convolutions (Miyato et al. 2018). `r3gan`: a bottleneck of grouped convolutions that starts
-    as the identity, bilinear resampling, leaky ReLU (Huang et al. 2024)."""
+    """`sngan`: two 3 x 3 convolutions (Miyato et al. 2018). `r3gan`: a bottleneck of grouped convolutions, initially
+    the identity, with bilinear resampling and leaky ReLU (Huang et al. 2024)."""
     feature_maps: tuple[int, ...] = (128, 128, 128, 128)
-    """Channels at each resolution, the image's own first; each next has half the side."""
+    """Channels at each resolution, that of the image first; each next resolution has half the side."""
     blocks: int = 1
     """Residual blocks at each resolution."""
     latent_dim: int = 128
@@ -223,17 +223,17 @@ Capability = Literal["samples", "encoder", "posterior", "likelihood"]
 
 @dataclass(frozen=True)
 class ObjectiveConfig(_Checked):
-    """Base of the objectives' configs, which `objectives` knows by their kind."""
+    """Base of the objectives' configs, which `objectives` lists by kind."""
 
     kind: Suppress[str] = ""
     implementation: ClassVar[str]
     """Class of the objective, as `module:Class`; see `gen_dist.objectives.base.Objective`."""
     family: ClassVar[str]
-    """Objectives of one family share what textbooks say of them: `vae` and `gan` are compared with each other."""
+    """Name that groups objectives with the same textbook properties; `vae` and `gan` are compared with each other."""
     family_name: ClassVar[str]
-    """The family's name in a sentence."""
+    """Name of the family in a sentence."""
     lacks: ClassVar[Mapping[Capability, str]]
-    """Capabilities that the objective does not have, each with the reason as a clause:
+    """Missing capabilities, each with the reason as a clause:
 
     - samples: latents drawn from a prior decode to new images;
     - encoder: images map to latents and can be reconstructed;
@@ -243,12 +243,12 @@ class ObjectiveConfig(_Checked):
 
     @property
     def test_metrics(self) -> tuple[str, ...]:
-        """Names of what `Objective.evaluate` measures; less of the first, the headline, is better."""
+        """Names of the metrics of `Objective.evaluate`. The first is the headline; lower is better."""
         return ()
 
     @property
     def periods(self) -> tuple[int, ...]:
-        """Numbers of steps after which phases and penalties come round; their least common multiple is a round."""
+        """Periods of phases and penalties, in steps; the schedule repeats after their least common multiple."""
         return (1,)
 
 
@@ -259,14 +259,14 @@ objectives = Registry("objective", ObjectiveConfig, "gen_dist.objectives")
 @objectives.register
 @dataclass(frozen=True)
 class AutoencoderConfig(ObjectiveConfig):
-    """Autoencoder: the reconstruction error alone. It has no prior, so it cannot generate."""
+    """Autoencoder: minimizes the reconstruction error alone. It has no prior, so it cannot generate."""
 
     implementation: ClassVar[str] = "gen_dist.objectives.autoencoder:Autoencoder"
     family: ClassVar[str] = "autoencoder"
     family_name: ClassVar[str] = "autoencoder"
     lacks: ClassVar[Mapping[Capability, str]] = {
         "samples": "an autoencoder has no prior over its latents to draw samples from",
-        "posterior": "an autoencoder has codes on no given scale, not a posterior",
+        "posterior": "an autoencoder has codes of arbitrary scale, not a posterior",
         "likelihood": "an autoencoder has no prior over its latents, so no likelihood",
     }
     kind: Suppress[Literal["autoencoder"]] = "autoencoder"
@@ -295,7 +295,7 @@ class VaeConfig(ObjectiveConfig):
     likelihood: Likelihood = "bernoulli"
     """p(x given z): `bernoulli` on logits, or `gaussian` with mean from the decoder and one scale for all pixels."""
     gaussian_scale: float | None = None
-    """Standard deviation of the Gaussian likelihood in pixel units ([0, 1]). None learns it."""
+    """Standard deviation of the Gaussian likelihood, in units of intensities in [0, 1]. None learns it."""
     beta: float = 1.0
     """Weight of the KL term (Higgins et al. 2017)."""
     kl_warmup_steps: int = 0
@@ -303,11 +303,11 @@ class VaeConfig(ObjectiveConfig):
     importance_samples: int = 1
     """Latent samples K per image. K > 1 trains the importance-weighted bound (Burda et al. 2016, eq. 8)."""
     gradient: GradientEstimator = "total"
-    """Of the encoder: `total`, or `path`, through the latents alone, without a term that is zero on average: of more
-    variance at first, of less once the encoder is near the posterior (Roeder et al. 2017; K > 1: Tucker et al. 2019).
-    The loss then has the KL of the sample, not its mean."""
+    """Gradient of the encoder. `path` flows through the latents alone and omits a term of zero mean: its variance is
+    higher than that of `total` at first, and lower once the encoder is near the posterior (Roeder et al. 2017; K > 1:
+    Tucker et al. 2019). The loss of `path` has the KL of the sample, not its mean."""
     dynamic_binarization: bool = False
-    """Draw each pixel from Bernoulli(intensity) anew at every use, so that the likelihood is one of binary data."""
+    """Draw each pixel from Bernoulli(intensity) at every use, so that the likelihood is one of binary data."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -343,7 +343,7 @@ Augmentation = Literal["colour", "translation", "cutout"]
 
 @dataclass(frozen=True)
 class AdversarialConfig(ObjectiveConfig):
-    """Base of the configs of GANs: how the discriminator sees images and classes."""
+    """Base of the configs of GANs: classes, augmentation and noise in the discriminator's input."""
 
     family: ClassVar[str] = "gan"
     family_name: ClassVar[str] = "GAN"
@@ -353,15 +353,14 @@ class AdversarialConfig(ObjectiveConfig):
         "likelihood": "a GAN has no likelihood",
     }
     conditioning: Conditioning = "none"
-    """How networks see the class: not at all; `concat` as one-hot latents and as a channel of the image (Mirza &
-    Osindero 2014); `projection` in the discriminator, concat in the generator (Miyato & Koyama 2018)."""
+    """Class input of the networks. `none`: no classes. `concat`: one-hot latents and a channel of the image (Mirza &
+    Osindero 2014). `projection` in the discriminator, concat in the generator (Miyato & Koyama 2018)."""
     augmentation: tuple[Augmentation, ...] = ()
-    """Changes made to real and generated images alike before the discriminator sees them, so that few images last
-    longer (Zhao et al. 2020)."""
+    """Augmentations of real and generated images in the discriminator's input, against overfitting of small data sets
+    (Zhao et al. 2020)."""
     instance_noise: float = 0.0
-    """Standard deviation of noise on real and generated images before the discriminator sees them, where black and
-    white are 2 apart. It keeps the discriminator from telling images by their background alone (Soenderby et al.
-    2017)."""
+    """Standard deviation of noise on real and generated images in the discriminator's input, where black and white are
+    2 apart. It keeps the discriminator from classifying images by their background alone (Soenderby et al. 2017)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -371,7 +370,7 @@ class AdversarialConfig(ObjectiveConfig):
 @objectives.register
 @dataclass(frozen=True)
 class GanConfig(AdversarialConfig):
-    """Generative adversarial network: the generator against the discriminator (Goodfellow et al. 2014)."""
+    """Generative adversarial network: a generator and a discriminator (Goodfellow et al. 2014)."""
 
     implementation: ClassVar[str] = "gen_dist.objectives.shared_scores:SharedScoresGan"
     kind: Suppress[Literal["gan"]] = "gan"
@@ -379,7 +378,7 @@ class GanConfig(AdversarialConfig):
     """`non_saturating` on logits (Goodfellow et al. 2014), `least_squares` (Mao et al. 2017) or `hinge` (Lim & Ye
     2017)."""
     generator_every: int = 1
-    """The generator takes its turn at every such step, the discriminator at all."""
+    """Period of the generator's updates in steps; the discriminator is updated at every step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -399,11 +398,11 @@ class WganGpConfig(AdversarialConfig):
     implementation: ClassVar[str] = "gen_dist.objectives.wgan_gp:WganGp"
     kind: Suppress[Literal["wgan-gp"]] = "wgan-gp"
     generator_every: int = 5
-    """Steps of the critic for one of the generator."""
+    """Critic updates per generator update."""
     penalty_weight: float = 10.0
     """Weight of the gradient penalty."""
     penalty_every: int = 1
-    """The penalty is computed at every such step only, then that many times as heavy."""
+    """Period of the penalty in steps; its weight is multiplied by the period."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -425,9 +424,9 @@ class R3ganConfig(AdversarialConfig):
     implementation: ClassVar[str] = "gen_dist.objectives.r3gan:R3gan"
     kind: Suppress[Literal["r3gan"]] = "r3gan"
     penalty_weight: float = 1.0
-    """gamma: half of it weighs the squared gradient at real images (R1) and at generated ones (R2)."""
+    """gamma: the squared gradients at real images (R1) and at generated ones (R2) have weight gamma / 2 each."""
     penalty_every: int = 1
-    """The penalties are computed at every such step only, then that many times as heavy (Karras et al. 2020)."""
+    """Period of the penalties in steps; their weight is multiplied by the period (Karras et al. 2020)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -443,8 +442,8 @@ class R3ganConfig(AdversarialConfig):
 @objectives.register
 @dataclass(frozen=True)
 class VaeGanConfig(ObjectiveConfig):
-    """A VAE whose decoder is a GAN's generator: reconstructions are compared in the discriminator's features (Larsen
-    et al. 2016)."""
+    """VAE with a GAN's generator as decoder: reconstructions are compared in the discriminator's features (Larsen et
+    al. 2016)."""
 
     implementation: ClassVar[str] = "gen_dist.objectives.vae_gan:VaeGan"
     family: ClassVar[str] = "vae-gan"
@@ -471,24 +470,24 @@ class VaeGanConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class OptimizerConfig(_Checked):
-    """The optimizer of every phase, as in torch.optim."""
+    """Optimizer of every phase, as in torch.optim."""
 
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """Algorithm; `sgd` takes its momentum from the first of the betas."""
+    """Algorithm; the momentum of `sgd` is the first of the betas."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of Adam's first and second moment."""
+    """Decay rates of Adam's first and second moments."""
     epsilon: float = 1e-8
     """Adam's term for numerical stability."""
     weight_decay: float = 0.0
     """L2 penalty (`adam`, `sgd`) or decoupled decay (`adamw`)."""
     clip_norm: float | None = None
-    """Gradients are scaled down to this global L2 norm. None does not clip."""
+    """Largest global L2 norm of the gradients; larger ones are scaled down to it. None does not clip."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from 0."""
     decay: Decay = "constant"
-    """What the learning rate does after the warm-up: stay, or fall to 0 at the last step."""
+    """Learning rate after the warm-up: constant, or falling to 0 at the last step."""
     ema_decay: float | None = None
-    """Decay per step of the moving average of the weights that sampling and testing use. None keeps no average."""
+    """Decay per step of the moving average of weights, which sampling and evaluation use. None keeps no average."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -504,12 +503,12 @@ class OptimizerConfig(_Checked):
 
 @dataclass(frozen=True)
 class _ByKind:
-    """Marks a field that JSON reads as the config of a registry with the same `kind`, and errors speak of that one."""
+    """Annotation of a field that JSON reads by its `kind`: the config of that kind in the registry, also in errors."""
 
     registry: Registry[Any]
 
     def __get_pydantic_core_schema__(self, _base: Any, handler: Any) -> Any:
-        from pydantic import Field  # not above: --help would wait for it
+        from pydantic import Field  # imported late: it would slow --help
 
         union: Any = Union[self.registry.configs()]  # noqa: UP007  a union of a tuple
         return handler.generate_schema(Annotated[union, Field(discriminator="kind")])
@@ -517,38 +516,38 @@ class _ByKind:
 
 @dataclass(frozen=True)
 class TrainConfig(_Checked):
-    """Everything that decides a run. Two runs of one config on one data set are the same run."""
+    """Everything that determines a run: two runs of one config on one data set are equal."""
 
     preset: Suppress[str] = "custom"
     data: str = "mnist5k"
     """Images to learn: mnist5k, mnist, fashion_mnist, kmnist, cifar10, svhn, folder:PATH, parquet:PATH, synthetic."""
     data_root: str = "data"
-    """Directory with the torchvision data sets (it holds MNIST/raw and the like); downloads go there."""
+    """Directory of the torchvision data sets (MNIST/raw and the like) and of downloads."""
     steps: int = 2000
     """Optimizer steps of the whole run."""
     global_batch_size: int = 128
     """Images per optimizer step over all processes and accumulated micro-batches."""
     accumulation: int = 1
-    """Micro-batches that each process adds up per optimizer step, for batches that do not fit in memory."""
+    """Micro-batches per process and optimizer step, for batches that do not fit in memory; gradients are summed."""
     learning_rate: float = 1e-3
     """Highest learning rate of the schedule."""
     seed: int = 0
     """Key of all randomness: initial weights, order of the images, noise. 0 to 2^63 - 1."""
     precision: Precision = "auto"
-    """Arithmetic of the networks; losses are float32. `auto` is what `accelerate launch --mixed_precision` says, else
-    bf16 on GPUs that have it, else float32."""
+    """Precision of the networks; losses are float32. `auto` takes that of `accelerate launch --mixed_precision`, else
+    bf16 on GPUs that support it, else float32."""
     compile: bool = False
-    """Compile each phase with torch.compile: steps take less time, and the start takes more, seconds to minutes."""
+    """Compile each phase with torch.compile: steps are faster, and the start takes seconds to minutes longer."""
     cuda_graphs: bool = True
-    """On one GPU, record the device's work of a step and replay it as one launch; not in fp16. Memory that a step takes
-    is then kept for the next one, and evaluation takes its own."""
+    """On one GPU, record the device work of a step as a CUDA graph and replay it as one launch; not in fp16. The graph
+    keeps the memory of a step, so evaluation needs memory beside it."""
     sync_batch_norm: bool = False
-    """Batch statistics over the images of all processes, so that their number does not change the run. Otherwise each
-    process normalizes its own images, as the papers have it."""
+    """Compute batch statistics over all processes, so that their number does not change the run. Otherwise each
+    process normalizes its own images, as in the papers."""
     device: Device = "auto"
-    """Where to train; `auto` takes a GPU if there is one."""
+    """Device of the training; `auto` takes a GPU if there is one."""
     run_dir: str | None = None
-    """Directory that the run writes to and resumes from. None is runs/PRESET."""
+    """Directory of the run, to write to and resume from. None is runs/PRESET."""
     checkpoint_every: int = 500
     """Steps between checkpoints; one is also written at the end and on SIGTERM or SIGINT."""
     keep_checkpoints: int = 2
@@ -556,9 +555,9 @@ class TrainConfig(_Checked):
     sample_every: int = 500
     """Steps between pictures of samples and reconstructions."""
     evaluate_every: int = 500
-    """Steps between evaluations on the test split; one is also made at the end."""
+    """Steps between evaluations on the test split; another is made at the end."""
     log_every: int = 50
-    """Steps between lines in metrics.jsonl; each is the mean over the steps since the line before."""
+    """Steps between lines in metrics.jsonl; each line has means over the steps since the previous one."""
     wandb: WandbMode | None = None
     """Weights & Biases logging: disabled, offline or online. None takes $WANDB_MODE, else disabled."""
     packing: DataConfig = field(default_factory=DataConfig)
@@ -581,10 +580,10 @@ class TrainConfig(_Checked):
 
     @property
     def run_path(self) -> Path:
-        """Where the run writes; `~` and `~user` at its start become the home directory.
+        """Directory of the run; `~` and `~user` at its start become the home directory.
 
         Raises:
-            ConfigError: there is no such home directory.
+            ConfigError: the home directory does not exist.
         """
         if self.run_dir is None:
             return Path("runs") / self.preset
@@ -604,7 +603,7 @@ class TrainConfig(_Checked):
         """Read a config from JSON text; `source` names it in errors.
 
         Raises:
-            ConfigError: the text is no JSON, or has unknown names or values of a wrong type or out of range.
+            ConfigError: the text is not JSON, or has unknown names, or values of a wrong type or out of range.
         """
         from pydantic import ConfigDict, TypeAdapter, ValidationError  # 70 ms that only --config needs
 
@@ -617,7 +616,7 @@ class TrainConfig(_Checked):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")  # pydantic's name for our own errors
+            message = first["msg"].removeprefix("Value error, ")  # pydantic's prefix for our own errors
             raise ConfigError(": ".join(filter(None, (source, place, message)))) from None
 
 

@@ -1,26 +1,26 @@
-"""What a user can do wrong. Every command prints such an error as one line and exits with code 2."""
+"""Errors that a user can cause. Every command prints such an error as one line and exits with code 2."""
 
 
 class UserError(ValueError):
-    """Base of all errors that a user caused and can mend: the message carries the values and the way out."""
+    """Base of all errors that a user caused and can fix: the message has the values and the way out."""
 
     shared = False
-    """Whether all processes of a host raise it at once, so that one of them is enough to tell of it."""
+    """True if all processes of a host raise the error at once, so that one of them is enough to print it."""
 
 
 class ConfigError(UserError):
-    """A config that cannot run: an unknown preset, a value out of range, values that do not go together."""
+    """Invalid config: an unknown preset, a value out of range, or values that contradict each other."""
 
     shared = True
 
 
 class DataError(UserError):
-    """A data source that is missing, empty, damaged or of the wrong shape."""
+    """Invalid data source: missing, empty, damaged or of the wrong shape."""
 
 
 class CheckpointError(UserError):
-    """A run directory or checkpoint that cannot be used: missing, damaged, or of another config."""
+    """Unusable run directory or checkpoint: missing, damaged, or of another config."""
 
 
 class TakenOverError(CheckpointError):
-    """The run directory belongs to a later start of the same launch: what raises it was thought dead."""
+    """A later start of the same launch has claimed the run directory, since this process was presumed dead."""

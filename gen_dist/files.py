@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and that stay when the machine stops."""
+"""Atomic, durable writes of files and directories."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a whole file or nothing: a process that dies half-way leaves what stood there before.
+    """Write a whole file or nothing: if the process dies half-way, the previous content stays.
 
-    Text becomes UTF-8. The file is on disk (fsync) before it takes its name.
+    Text is encoded as UTF-8. The file is on disk (fsync) before it is renamed into place.
 
     Raises:
         OSError: the disk is full, or the directory is missing or not writable.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.tmp")  # one fixed name, so that killed runs pile nothing up
+    temporary = path.with_name(f".{path.name}.tmp")  # one fixed name, so that killed runs do not accumulate files
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -33,18 +33,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """Within it, a directory to put files in; after it they stand at `path`, where what was there before makes way.
+    """Context manager that yields an empty directory and, on success, replaces `path` with it.
 
-    They are on disk (fsync) before they take their place. If an error leaves it, nothing has changed. A link at `path`
-    stays one: it is the directory that it leads to which makes way.
+    Its files are on disk (fsync) before they are moved to `path`. After an error, `path` is unchanged. A link at `path`
+    stays a link: its target is replaced.
 
     Raises:
-        OSError: the disk is full or cannot be written to, as far as that shows, before anything is put there.
+        OSError: the disk is full or not writable; if this is detectable at the start, before any file is written.
     """
     path = path.resolve()
     partial, replaced = (path.with_name(f".{path.name}.{state}") for state in ("partial", "replaced"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    if partial.exists():  # of a writer that was killed
+    if partial.exists():  # left by a killed writer
         shutil.rmtree(partial)
     partial.mkdir()
     try:
@@ -66,19 +66,19 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Force a file's content, or a directory's entries, to disk. A directory that cannot be synced is left as it is.
+    """Force a file's content, or a directory's entries, to disk. Ignore directories that cannot be synced.
 
     Raises:
         OSError: the disk is full or failing, or the file is missing or not writable.
     """
     is_directory = path.is_dir()
     try:
-        descriptor = os.open(path, os.O_RDONLY if is_directory else os.O_RDWR)  # Windows syncs what it may write
+        descriptor = os.open(path, os.O_RDONLY if is_directory else os.O_RDWR)  # Windows syncs only writable files
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
-        # Windows opens no directory; some network file systems cannot sync one.
+        # Windows cannot open a directory; some network file systems cannot sync one.
         if not (is_directory and error.errno in (errno.EACCES, errno.EINVAL, errno.ENOTSUP)):
             raise

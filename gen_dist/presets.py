@@ -1,4 +1,4 @@
-"""Named configs, one entry each. `gen-dist train NAME` trains one; every option overrides its value."""
+"""Named configs. `gen-dist train NAME` trains one; every option overrides its value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -27,41 +27,41 @@ _PRESETS: dict[str, "Preset"] = {}
 
 @dataclass(frozen=True)
 class Preset:
-    """A named config, and what to expect of it."""
+    """A named config and its expected result."""
 
     config: TrainConfig
     description: str
     """One line without a full stop."""
     expected: str | None = None
-    """Result on the test split of full MNIST, or of 10,000 samples. None where it was not measured."""
+    """Result on the test split of full MNIST, or of 10,000 samples. None if not measured."""
     seconds: int | None = None
-    """Training time on two CPU cores (AMD EPYC, family 25), without tests, pictures and checkpoints."""
+    """Training time on two CPU cores (AMD EPYC, family 25), without evaluation, pictures and checkpoints."""
 
 
 def add_preset(
     name: str, config: TrainConfig, description: str, *, expected: str | None = None, seconds: int | None = None
 ) -> None:
-    """Add a preset. A module that registers a part of its own adds that part's presets.
+    """Add a preset. A module that registers an objective or a network adds its presets with this.
 
     Raises:
         ConfigError: the name is taken.
     """
     if name in _PRESETS:
-        raise ConfigError(f"preset {name!r} is there already")
+        raise ConfigError(f"preset {name!r} exists already; choose another name")
     _PRESETS[name] = Preset(replace(config, preset=name), description, expected, seconds)
 
 
 def presets() -> Mapping[str, Preset]:
-    """All presets by name, those of modules that register their own parts included."""
+    """All presets by name, including those of modules that register their own objectives or networks."""
     objectives.configs(), networks.configs()  # imports such modules
     return _PRESETS
 
 
 def get_preset(name: str) -> TrainConfig:
-    """The config of a preset.
+    """Config of a preset.
 
     Raises:
-        ConfigError: no preset has that name; lists the names.
+        ConfigError: no preset has this name; the message lists all names.
     """
     if name not in _PRESETS and name not in presets():
         raise ConfigError(f"unknown preset {name!r}; there are {', '.join(_PRESETS)}")
@@ -69,9 +69,9 @@ def get_preset(name: str) -> TrainConfig:
 
 
 # Three epochs of 60,000 images. Tuned on full MNIST for the least time to a test negative ELBO of 105.6: a high rate
-# that falls to 0, a shorter memory of squared gradients than Adam's usual one, for they change fast in so short a run,
-# and the largest batch that needs no more images. The test split is a sixth of an epoch's images: looking at it in
-# between, and not at the end alone, would cost more than all else that so short a run records.
+# that falls to 0, a smaller beta2 than Adam's default, since squared gradients change fast in so short a run, and the
+# largest batch that needs no more images. The test split is a sixth of an epoch's images: further evaluations than
+# the one at the end would cost more than all else that so short a run records.
 _MNIST = TrainConfig(
     steps=940,
     global_batch_size=192,
@@ -82,9 +82,9 @@ _MNIST = TrainConfig(
     optimization=OptimizerConfig(betas=(0.9, 0.98), warmup_steps=80, decay="linear"),
 )
 
-# Five epochs and three quarters of 60,000 images. Tuned on full MNIST for even shares of the digits. Noise does most
-# for them: without it the discriminator tells 93 % of the images by details, mostly of the background, and says little
-# of what is drawn.
+# 5.75 epochs of 60,000 images. Tuned on full MNIST for equal shares of the digits. Noise matters most: without it the
+# discriminator classifies 93 % of the images by details, mostly of the background, and its gradient says little about
+# the digit.
 _MNIST_GAN = TrainConfig(
     steps=5400,
     global_batch_size=64,

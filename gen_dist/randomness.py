@@ -1,19 +1,19 @@
-"""The streams of keyed randomness: every draw of a run is a function of (seed, stream, step, global row).
+"""Streams of keyed randomness: every draw of a run is a function of (seed, stream, step, global row).
 
-A stream is one use of randomness. Two uses never share a stream, so adding one changes no other. Numbers are part of
-the definition of a run: never renumber them, only append.
+A stream is one use of randomness. Two uses never share a stream, so adding one changes no other. The numbers are part
+of the definition of a run: only append, never renumber.
 """
 
 from enum import IntEnum
 
 
 class Stream(IntEnum):
-    """What a draw is for; the second word of its key."""
+    """Purpose of a draw; the second word of its key."""
 
     ORDER = 0
     """Order of the training images; its step is the epoch."""
     HELD_OUT = 1
-    """Which images of a source without a test split are held out."""
+    """Choice of the held-out images of a source without a test split."""
     LATENTS = 2
     """Noise that reparameterizes the posterior in training."""
     BINARIZATION = 3
@@ -33,17 +33,17 @@ class Stream(IntEnum):
     FAKE_AUGMENTATION = 10
     """Augmentation of generated images in the discriminator's turn."""
     GENERATOR_REAL_AUGMENTATION = 11
-    """Augmentation of training images in the generator's turn, where its loss compares with them."""
+    """Augmentation of training images in the generator's turn, for losses that compare with them."""
     GENERATOR_FAKE_AUGMENTATION = 12
     """Augmentation of generated images in the generator's turn."""
     DISCRIMINATOR_LATENTS = 13
-    """Latents of the generated images that a discriminator learns from at steps without a turn of the generator."""
+    """Latents of generated images in the discriminator's turn, at steps without a turn of the generator."""
     GENERATOR_LATENTS = 14
-    """Latents of the images that a generator learns by."""
+    """Latents of generated images in the generator's turn."""
     PENALTY_MIX = 15
-    """Where between a real and a generated image a gradient penalty is taken."""
+    """Position between a real and a generated image at which a gradient penalty is computed."""
     REAL_NOISE = 16
-    """Noise on training images in the discriminator's turn; here and below, beside their augmentation."""
+    """Noise on training images in the discriminator's turn; like the three below, separate from augmentation."""
     FAKE_NOISE = 17
     """Noise on generated images in the discriminator's turn."""
     GENERATOR_REAL_NOISE = 18
@@ -51,4 +51,4 @@ class Stream(IntEnum):
     GENERATOR_FAKE_NOISE = 19
     """Noise on generated images in the generator's turn."""
     WALKS = 20
-    """Ends of walks through the prior, and where on them the smoothness of the latent space is measured."""
+    """Ends of walks through the prior, and positions on them at which smoothness is measured."""

@@ -1,8 +1,8 @@
-"""Parts that a config can name by kind: objectives and networks. Nothing here imports torch.
+"""Registry of the objectives and networks that a config can name by kind. It does not import torch.
 
-A part's config says where its class is, so that a config can be made and read, and `--help` printed, without importing
-it. The configs of this package's own parts stand in `gen_dist.config`, which imports quickly. A module in the part's
-folder that imports `gen_dist.registry` registers its config itself: it is found by its file, and needs no other edit.
+A part's config names the place of its class, so configs and `--help` work without importing that class. The configs of
+this package's own parts are in `gen_dist.config`, which imports quickly. A module in the part's folder that imports
+`gen_dist.registry` registers its config itself: its file is found, and needs no other edit.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Config = TypeVar("Config", bound=type[Any])
 
 
 class Registry(Generic[C]):
-    """Config classes of one sort of part, by kind."""
+    """Config classes of one sort of part (objective or network), by kind."""
 
     def __init__(self, sort: str, base: type[C], folder: str) -> None:
-        """Begin an empty registry.
+        """Create an empty registry.
 
         Args:
             sort: name of the sort in errors, such as `objective`.
-            base: class that all of its configs derive from.
-            folder: package whose modules may register parts, such as `gen_dist.objectives`.
+            base: base class of all its configs.
+            folder: package with the modules that may register parts, such as `gen_dist.objectives`.
         """
         self._sort = sort
         self._base = base
@@ -40,11 +40,11 @@ class Registry(Generic[C]):
         """Register a config class under the default of its field `kind`; a decorator above `@dataclass(frozen=True)`.
 
         Raises:
-            ConfigError: the class is no frozen dataclass of this sort, has no kind, or the kind is taken.
+            ConfigError: the class is not a frozen dataclass of this sort, has no kind, or its kind is taken.
         """
         name = f"{self._sort} config {config.__qualname__}"
         if not (issubclass(config, self._base) and dataclasses.is_dataclass(config)):
-            raise ConfigError(f"{name} is no dataclass derived from {self._base.__name__}")
+            raise ConfigError(f"{name} is not a dataclass derived from {self._base.__name__}")
         if not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
             raise ConfigError(f"{name} is not frozen; decorate it with @dataclass(frozen=True)")
         kind = getattr(config, "kind", "")
@@ -56,7 +56,7 @@ class Registry(Generic[C]):
         return config
 
     def configs(self) -> tuple[type[C], ...]:
-        """All config classes, those of modules found in the folder included."""
+        """All config classes, including those of modules found in the folder."""
         if not self._searched:
             self._searched = True
             for module in _modules_that_register(self._folder):
@@ -65,13 +65,13 @@ class Registry(Generic[C]):
 
 
 def load(place: str) -> Any:
-    """The class at `module:Class`. Imports its module, and with it torch."""
+    """Import the class at `module:Class`, and torch with it."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def _modules_that_register(folder: str) -> list[str]:
-    """Names of a package's modules that import this one; found by their text, so that no other is imported."""
+    """Names of a package's modules that import this one, found by their text, so that no other is imported."""
     spec = importlib.util.find_spec(folder)
     places = spec.submodule_search_locations if spec else None
     files = sorted(file for place in places or [] for file in Path(place).glob("[!_]*.py"))
