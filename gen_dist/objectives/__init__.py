@@ -1,4 +1,4 @@
-"""Objectives: one file each. An objective owns its networks and the ordered phases that train them."""
+"""Objectives, one file each. An objective owns its networks and the ordered phases that train them."""
 
 from gen_dist.config import TrainConfig
 from gen_dist.objectives.base import Objective
@@ -9,7 +9,7 @@ __all__ = ["Batch", "Objective", "Phase", "TurnResult", "build_objective"]
 
 
 def build_objective(config: TrainConfig, image_shape: tuple[int, int, int], classes: int) -> Objective:
-    """The objective of a config with freshly initialized networks, from torch's random state.
+    """Build the objective of a config; torch's random state initializes its networks.
 
     Args:
         config: config of the run.

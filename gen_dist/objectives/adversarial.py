@@ -1,8 +1,8 @@
-"""Parts that all adversarial objectives share: the two networks, what the discriminator sees, and the two phases.
+"""Base of all adversarial objectives: the two networks, the discriminator's input, and the two phases.
 
 The generator takes its turn first and carries its images to the discriminator, so no image is generated twice. New ones
-are drawn only at steps without a generator turn. Papers begin with the discriminator; the order here differs from
-theirs in the very first turn alone.
+are drawn only at steps without a generator turn. Papers begin with the discriminator; the two orders differ only in the
+very first turn.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def signed_unit(images: Tensor) -> Tensor:
 
 
 class Streams(NamedTuple):
-    """The streams of what one phase draws."""
+    """Random streams of one phase."""
 
     latents: Stream
     real: tuple[Stream, Stream]
     """Augmentation of training images, and noise on them."""
     fake: tuple[Stream, Stream]
-    """The same of generated images."""
+    """Augmentation of generated images, and noise on them."""
 
 
 DISCRIMINATOR_STREAMS = Streams(
@@ -49,11 +49,11 @@ GENERATOR_STREAMS = Streams(
     (Stream.GENERATOR_FAKE_AUGMENTATION, Stream.GENERATOR_FAKE_NOISE),
 )
 GENERATED = "generated"
-"""What the generator's turn hands on: its images, float32 [B, C, H, W]."""
+"""Name of the carried images of the generator's turn, float32 [B, C, H, W]."""
 
 
 class Adversarial(Objective):
-    """A generator and a discriminator. Inside, images are float32 -1..1."""
+    """A generator and a discriminator. Their images are float32 -1..1."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Adversarial(Objective):
         """Build both networks. A `bounded` generator ends with tanh, others with their last layer.
 
         Raises:
-            ConfigError: conditioning is asked for on images without classes, or the network does not fit the images.
+            ConfigError: a conditional objective has images without classes, or the network does not fit the images.
         """
         super().__init__()
         self.config = config
@@ -88,7 +88,7 @@ class Adversarial(Objective):
         )
 
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images float32 [B, C, H, W], of which -1..1 is shown, from latents [B, D]."""
+        """Decode latents [B, D] to images float32 [B, C, H, W]; pictures show the range -1..1."""
         generated = self.networks["generator"](latents, labels).float()
         return generated.tanh() if self.bounded else generated
 
@@ -96,7 +96,7 @@ class Adversarial(Objective):
         return (decoded * 0.5 + 0.5).clamp(0.0, 1.0)
 
     def generate(self, batch: Batch, stream: Stream) -> Tensor:
-        """As many new images as the batch has, and of the same classes."""
+        """Generate one new image per image of the batch, with its label."""
         latents = normal(batch.key(stream), len(batch.images), self.latent_dim)
         return self.decode(latents, batch.labels)
 
@@ -106,18 +106,18 @@ class Adversarial(Objective):
         return bool(self._seen.augmentation or self._seen.instance_noise)
 
     def as_seen(self, images: Tensor, batch: Batch, streams: tuple[Stream, Stream]) -> Tensor:
-        """Images as the discriminator sees them: augmented, with noise on top."""
+        """Augment images for the discriminator, and add noise."""
         augmentation, noise = streams
         images = augment(images, self._seen.augmentation, batch.key(augmentation))
         return add_noise(images, self._seen.instance_noise, batch.key(noise))
 
     def scores(self, images: Tensor, labels: Tensor) -> Tensor:
-        """float32 [B]."""
+        """Discriminator scores of images, float32 [B]."""
         scores: Tensor = self.networks["discriminator"](images, labels)
         return scores
 
     def scores_of_both(self, real: Tensor, fake: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores [B] each. At once, unless batch statistics of the two would mix and tell them apart no more."""
+        """Scores of real and generated images, [B] each: in one pass, unless batch normalization would mix the two."""
         discriminator = self.networks["discriminator"]
         assert isinstance(discriminator, Discriminator)
         if discriminator.mixes_images:
@@ -126,7 +126,7 @@ class Adversarial(Objective):
         return real_scores, fake_scores
 
     def refuse_batch_norm(self) -> None:
-        """Raise ConfigError if a score depends on other images: its gradient's penalty would not be one image's."""
+        """Raise ConfigError if a score depends on other images: a gradient penalty is defined per image."""
         discriminator = self.networks["discriminator"]
         assert isinstance(discriminator, Discriminator)
         if discriminator.mixes_images:
@@ -137,7 +137,7 @@ class Adversarial(Objective):
 
 
 class GeneratorPhase(Phase):
-    """The generator's turn; it hands on what it generated."""
+    """The generator's turn, which carries its images to later turns."""
 
     objective: Adversarial
     logs_gradient_norm = True
@@ -149,7 +149,7 @@ class GeneratorPhase(Phase):
 
 
 class DiscriminatorPhase(Phase):
-    """The discriminator's turn: `losses` says what it minimizes."""
+    """The discriminator's turn, on training images and generated ones."""
 
     objective: Adversarial
     logs_gradient_norm = True
@@ -166,13 +166,13 @@ class DiscriminatorPhase(Phase):
         return signed_unit(batch.images), generated
 
     def as_seen(self, real: Tensor, fake: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The same as the discriminator sees them."""
+        """Augment both for the discriminator, and add noise."""
         objective, streams = self.objective, DISCRIMINATOR_STREAMS
         return objective.as_seen(real, batch, streams.real), objective.as_seen(fake, batch, streams.fake)
 
 
 def accuracy_logs(real_scores: Tensor, fake_scores: Tensor, threshold: float) -> dict[str, Tensor]:
-    """Logs: shares of real and of generated images on their side of a threshold, and all scores for a histogram."""
+    """Logs of the shares of real and generated images on the right side of a threshold, and of all scores."""
     return {
         "accuracy_real": (real_scores.detach() > threshold).float().mean(),
         "accuracy_fake": (fake_scores.detach() <= threshold).float().mean(),
@@ -181,7 +181,7 @@ def accuracy_logs(real_scores: Tensor, fake_scores: Tensor, threshold: float) ->
 
 
 def pair_accuracy_logs(real_scores: Tensor, fake_scores: Tensor) -> dict[str, Tensor]:
-    """Logs where scores have no zero: the share of pairs in which the real image scores more, and all scores."""
+    """Logs for scores without a zero point: the share of pairs with the real image scored higher, and all scores."""
     return {
         "accuracy": (real_scores.detach() > fake_scores.detach()).float().mean(),
         **all_scores(real_scores, fake_scores),
@@ -189,16 +189,16 @@ def pair_accuracy_logs(real_scores: Tensor, fake_scores: Tensor) -> dict[str, Te
 
 
 def all_scores(real_scores: Tensor, fake_scores: Tensor) -> dict[str, Tensor]:
-    """Logs of the scores of single images."""
+    """Logs of the scores of single images, for histograms."""
     return {"scores_real": real_scores.detach(), "scores_fake": fake_scores.detach()}
 
 
 def slopes_and_scores(scores: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of each image's score in that image, [B, ...], itself differentiable, and the scores [B].
+    """Differentiable gradients of the images' scores with respect to the images, [B, ...], and the scores [B].
 
-    In float32 whatever the precision of the step: squared gradients in half precision are noise. As a function
-    transform it is part of the forward pass, so that torch.compile, which has no gradients of gradients, and
-    DistributedDataParallel, which does not see `autograd.grad`, both work.
+    Always computed in float32: squared gradients in half precision are noise. The gradient is a function transform, and
+    so part of the forward pass: torch.compile has no double backward, and DistributedDataParallel does not see
+    `autograd.grad`.
     """
 
     def total(inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,14 @@
-"""Differentiable augmentation of what a discriminator sees (DiffAugment: Zhao et al. 2020), and noise on top of it.
+"""Differentiable augmentation of a discriminator's input (DiffAugment: Zhao et al. 2020), and additive noise.
 
-Real and generated images are changed alike, and the generator's gradient passes through. Every number drawn is keyed by
-(seed, stream, step, global row), so that an image is changed alike whatever rank or micro-batch holds it.
+Real and generated images are augmented alike, and the generator's gradient passes through. Every draw is keyed by
+(seed, stream, step, global row), so an image is augmented alike on any rank and in any micro-batch.
 
-What is moved in or cut out is 0, mid-grey, as in the paper, and not the -1 of a black background. On black a shift or a
-cut could not be told from a digit that stands off its centre or is drawn in part: the generator could learn to make
-such images. On grey the discriminator sees what was done to an image, and judges the rest of it.
+Pixels that are moved in or cut out are 0, mid-grey, as in the paper, and not the -1 of a black background. On black, a
+shift or a cut would look like a digit that is off-centre or incomplete, and the generator could learn to make such
+images. On grey the discriminator can detect the augmentation and score the rest of the image.
 
-Noise (Soenderby et al. 2017; Arjovsky & Bottou 2017) hides what tells all real images from all
-generated ones at a glance, such as a background of exactly one value: the discriminator has to look at the rest.
+Noise (Soenderby et al. 2017; Arjovsky & Bottou 2017) hides features that separate all real images from all generated
+ones trivially, such as a background of exactly one value.
 """
 
 import math
@@ -21,23 +21,23 @@ from gen_dist.config import Augmentation
 from gen_dist.kernels import Key, normal
 
 DRAWS = 7
-"""Numbers drawn for one image, whatever is done to it: leaving one kind out changes no other."""
+"""Numbers drawn per image, for any selection of kinds: leaving one kind out changes no other."""
 TRANSLATION = 1 / 8
-"""Furthest shift, in sides."""
+"""Largest shift, as a fraction of the side."""
 CUTOUT = 1 / 2
-"""Side of the square that is cut out, in sides; the part of it outside the image is lost."""
+"""Side of the square that is cut out, as a fraction of the image's side; the square may extend beyond the image."""
 
 
 def augment(images: Tensor, kinds: Sequence[Augmentation], key: Key) -> Tensor:
-    """Change colours, then shift, then cut a square out: those of `kinds`, always in this order.
+    """Change colours, shift, and cut out a square: those of `kinds`, always in this order.
 
     Args:
         images: float [B, C, H, W] in -1..1.
-        kinds: what is done; nothing for none.
+        kinds: augmentations to apply; if empty, the images are returned as they are.
         key: key of images[0]; real and generated images need different streams.
 
     Returns:
-        As `images`; changed colours may leave -1..1. Differentiable in the images any number of times.
+        float [B, C, H, W]; changed colours may leave -1..1. Differentiable in the images any number of times.
     """
     if not kinds:
         return images
@@ -62,20 +62,20 @@ def add_noise(images: Tensor, deviation: float, key: Key) -> Tensor:
 
 
 def uniform(key: Key, rows: int, width: int) -> Tensor:
-    """Float32 [rows, width] in 0..1, both ends included, keyed as `normal` is: the normal CDF of normal draws."""
+    """Draw uniforms, float32 [rows, width] in [0, 1], keyed like `normal`: the normal CDF of normal draws."""
     return 0.5 + 0.5 * torch.erf(normal(key, rows, width) * math.sqrt(0.5))
 
 
 def _integers(uniforms: Tensor, count: int) -> Tensor:
-    """One of 0 .. count - 1 for each: int64 [B] of float [B]."""
+    """Map uniforms [B] to integers 0 .. count - 1, int64 [B]."""
     return (uniforms * count).to(torch.int64).clamp(max=count - 1)
 
 
 def _change_colours(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    """Brightness by -1/2..1/2, saturation times 0..2, contrast times 1/2..3/2, in one pass over the images.
+    """Change brightness by -1/2..1/2, saturation by a factor 0..2 and contrast by 1/2..3/2, in one pass.
 
-    Saturation stretches each pixel from the mean of its channels, and contrast from the mean of the whole image, which
-    saturation leaves as it is: so the three are one sum with a factor for each term.
+    Saturation scales each pixel's deviation from the mean of its channels, and contrast that from the mean of the whole
+    image. Saturation does not change the latter mean, so the three are one sum with a factor for each term.
     """
     brightness, saturation, contrast = (
         draw.to(images.dtype)[:, None, None, None] for draw in (brightness - 0.5, 2.0 * saturation, contrast + 0.5)
@@ -88,9 +88,9 @@ def _change_colours(images: Tensor, brightness: Tensor, saturation: Tensor, cont
 
 
 def _translate(images: Tensor, down: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Roll each image by a whole number of pixels; and where that moved nothing in from the other end: [B, 1, H, W].
+    """Roll each image by whole pixels, and mark the pixels that did not wrap around, bool [B, 1, H, W].
 
-    A roll is a permutation, so that its backward pass adds no two numbers: it is the same to the bit on any device.
+    A roll is a permutation, so its backward pass adds no two numbers and is equal to the bit on any device.
     """
     batch, channels, height, width = images.shape
     from_row, row_is_inside = _shifted(down, height)
@@ -101,7 +101,7 @@ def _translate(images: Tensor, down: Tensor, right: Tensor) -> tuple[Tensor, Ten
 
 
 def _shifted(uniforms: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """For each place along a side: the one that moves there, cyclically, and whether that crossed no end. [B, side]."""
+    """Source index of each place along a side, cyclic, and True where it did not wrap around: [B, side] each."""
     furthest = int(side * TRANSLATION + 0.5)
     shift = _integers(uniforms, 2 * furthest + 1) - furthest
     source = torch.arange(side, device=uniforms.device) - shift[:, None]
@@ -109,7 +109,7 @@ def _shifted(uniforms: Tensor, side: int) -> tuple[Tensor, Tensor]:
 
 
 def _outside_cut(sides: Sequence[int], middle_row: Tensor, middle_column: Tensor) -> Tensor:
-    """Where a rectangle of half the sides, with its middle anywhere in the image, is not: bool [B, 1, H, W]."""
+    """Mask of the pixels outside a rectangle of half the sides, centred anywhere in the image: bool [B, 1, H, W]."""
     in_row, in_column = (
         _cut(uniforms, side) for uniforms, side in zip((middle_row, middle_column), sides, strict=True)
     )
@@ -117,9 +117,9 @@ def _outside_cut(sides: Sequence[int], middle_row: Tensor, middle_column: Tensor
 
 
 def _cut(uniforms: Tensor, side: int) -> Tensor:
-    """Whether each place along a side is in the cut: bool [B, side]."""
+    """True at the places along a side that are in the cut: bool [B, side]."""
     length = int(side * CUTOUT + 0.5)
-    # A cut of even length has its middle between two pixels, of which a side has one more than pixels, ends included.
+    # The middle of a cut of even length lies between two pixels: side + 1 such places, ends included.
     first = _integers(uniforms, side + 1 - length % 2) - length // 2
     places = torch.arange(side, device=uniforms.device) - first[:, None]
     return (places >= 0) & (places < length)

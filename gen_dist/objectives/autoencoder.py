@@ -1,4 +1,4 @@
-"""Autoencoder: encode to few latents, decode, train on the reconstruction error (Hinton & Salakhutdinov 2006)."""
+"""Autoencoder: few latents, trained on the reconstruction error (Hinton & Salakhutdinov 2006)."""
 
 from torch import Tensor
 
@@ -26,7 +26,7 @@ class Autoencoder(EncoderDecoder):
         return self.networks["encoder"](unit_interval(images)).float(), None
 
     def reconstruction_error(self, images: Tensor) -> Tensor:
-        """Per image, float32 [B]: cross-entropy in nats, or the squared error."""
+        """Reconstruction error per image, float32 [B]: cross-entropy in nats, or squared error."""
         targets = unit_interval(images)
         decoded = self.networks["decoder"](self.networks["encoder"](targets))
         return bernoulli_nll(decoded, targets) if self.likelihood == "bernoulli" else squared_error(decoded, targets)

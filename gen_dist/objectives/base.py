@@ -1,4 +1,4 @@
-"""An objective as the trainer sees it: its networks, and an ordered list of phases that train them."""
+"""Base of all objectives: networks, and an ordered list of phases that train them."""
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,10 @@ def unit_interval(images: Tensor) -> Tensor:
 
 
 class Objective(nn.Module):
-    """Networks, how they are trained (phases) and how they are used (encode, decode, sample).
+    """Networks, their training (phases) and their use (encode, decode, sample).
 
-    A subclass is made from `(config, network, image_shape, classes)`. Its config says which capabilities it lacks, and
-    why; a method that belongs to one of those raises UserError.
+    A subclass is made from `(config, network, image_shape, classes)`. Its config lists the capabilities that it lacks,
+    with reasons; methods of those raise UserError.
     """
 
     config: ObjectiveConfig
@@ -29,8 +29,8 @@ class Objective(nn.Module):
     evaluation_samples: int = 1
     """Latents decoded per image in `evaluate`; its batch size is divided by this."""
     carries_graphs: bool = False
-    """True if tensors that a phase carries to a later one may have a graph, for that phase to go backward through. The
-    trainer sets it where gradients are autograd's own, of the whole batch at once."""
+    """True if carried tensors may have a graph, through which a later phase runs backward. The trainer sets it if
+    backward is plain: one micro-batch, no loss scale, no compiled graph."""
 
     @property
     def encodes(self) -> bool:
@@ -43,20 +43,20 @@ class Objective(nn.Module):
         return "samples" not in self.config.lacks
 
     def phases(self) -> dict[str, Phase]:
-        """New phases over the networks of this objective, by name, in the order of their turns."""
+        """Create the phases over the networks of this objective, by name, in the order of their turns."""
         raise NotImplementedError
 
     def start_at(self, mean_image: Tensor) -> None:
         """Set initial values that follow from the training data's mean image, float32 [C, H, W] in 0..1."""
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Posterior of images uint8 [B, C, H, W]: mean [B, D] and log-variance [B, D], None where there is none."""
+        """Posterior of images uint8 [B, C, H, W]: mean [B, D] and log-variance [B, D] or None."""
         raise UserError(self.config.lacks.get("encoder", f"{type(self).__name__} does not define encode"))
 
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Output of the decoder or generator for latents [B, D]: logits or means [B, C, H, W].
+        """Decode latents [B, D] to logits or means [B, C, H, W].
 
-        A conditional objective takes `labels`, int64 [B].
+        A conditional objective needs `labels`, int64 [B].
         """
         raise NotImplementedError
 
@@ -65,16 +65,16 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def evaluate(self, batch: Batch) -> dict[str, Tensor]:
-        """Measure held-out images: the metrics that the config names, one value per image, float [B] each.
+        """Compute the config's `test_metrics` of held-out images: one value per image, float [B] each.
 
-        `batch.first_row` is the place of the first image in the split. Objectives without a measure of single images
-        return nothing.
+        `batch.first_row` is the index of the first image in the split. Objectives without per-image metrics return an
+        empty dict.
         """
         return {}
 
 
 class EncoderDecoder(Objective):
-    """Base of objectives with an encoder and a decoder that gives the parameters of a likelihood of pixels."""
+    """Base of objectives with an encoder, and a decoder to the parameters of a likelihood of pixels."""
 
     def __init__(
         self, likelihood: Likelihood, network: NetworkConfig, image_shape: tuple[int, int, int], encoder_outputs: int
@@ -102,10 +102,10 @@ class EncoderDecoder(Objective):
 
 
 def likelihood_parameters(mean_image: Tensor, likelihood: Likelihood) -> Tensor:
-    """Decoder output for pixels with these mean intensities in 0..1: logits, or the means themselves.
+    """Decoder output for pixels of these mean intensities in 0..1: logits, or the means themselves.
 
-    Output biases start there, as in the code of Burda et al. 2016, so the first steps need not learn the mean image.
+    Output biases start at it, as in the code of Burda et al. 2016, so the first steps need not learn the mean image.
     """
     if likelihood == "gaussian":
         return mean_image
-    return torch.logit(mean_image, eps=1e-3)  # pixels that are never inked would start at minus infinity
+    return torch.logit(mean_image, eps=1e-3)  # pixels that are always 0 would start at minus infinity

@@ -1,4 +1,4 @@
-"""An objective in eval mode."""
+"""Eval mode of an objective."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gen_dist.objectives.base import Objective
 
 @contextlib.contextmanager
 def evaluating(objective: Objective) -> Iterator[Objective]:
-    """Within it, the objective is in eval mode and draws no graph."""
+    """Context manager that puts an objective into eval mode, without autograd."""
     was_training = objective.training
     objective.eval()
     try:

@@ -1,4 +1,4 @@
-"""Generative adversarial networks that score one image at a time: non-saturating, least-squares or hinge loss."""
+"""Generative adversarial networks with a loss of single scores: non-saturating, least-squares or hinge."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gen_dist.objectives.phase import Batch, Phase, TurnResult
 
 
 class Gan(Adversarial):
-    """GAN, conditional GAN, DCGAN, LSGAN and SNGAN, which differ in the loss, the labels and the networks."""
+    """GAN, conditional GAN, DCGAN, LSGAN and SNGAN, which differ in loss, conditioning and networks."""
 
     config: GanConfig
 
@@ -59,7 +59,7 @@ class GanDiscriminatorPhase(DiscriminatorPhase):
         return self.result(*self.objective.scores_of_both(real, fake, batch.labels))
 
     def result(self, real_scores: Tensor, fake_scores: Tensor) -> TurnResult:
-        """Loss and logs of scores [B] each."""
+        """Loss and logs for scores of real and generated images, [B] each."""
         name = self.objective.config.loss
         loss = (real_loss(name, real_scores) + fake_loss(name, fake_scores)).mean()
         threshold = 0.5 if name == "least_squares" else 0.0  # half-way between the two targets

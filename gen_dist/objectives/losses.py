@@ -1,8 +1,8 @@
 """Likelihoods, bounds and adversarial losses: pure functions, one value per image.
 
-Likelihoods and bounds sum over pixels and latents and are in nats. Their `dtype` is that of the sum. float64 serves
-where differences of large sums are exponentiated, as in importance weights: a float32 sum of 500 nats is rounded by
-3e-5, which is then the error of every weight and gradient.
+Likelihoods and bounds are sums over pixels and latents, in nats; their `dtype` is that of the sum. Use float64 where
+differences of large sums are exponentiated, as in importance weights: a float32 sum of 500 nats has a rounding error of
+3e-5, which becomes the relative error of every weight and gradient.
 """
 
 import math
@@ -21,8 +21,8 @@ LOG_2PI = math.log(2.0 * math.pi)
 def bernoulli_nll(logits: Tensor, targets: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """-log p(x given z) of independent Bernoulli pixels (Kingma & Welling 2014, appendix C.1).
 
-    With real-valued targets it is the usual cross-entropy, which is no likelihood: compare such figures only with
-    others of the same kind.
+    With real-valued targets it is the usual cross-entropy, which is not a likelihood: compare such values only with
+    each other.
 
     Args:
         logits: [B, ...], before the sigmoid.
@@ -38,14 +38,14 @@ def bernoulli_nll(logits: Tensor, targets: Tensor, dtype: torch.dtype = torch.fl
 class _CrossEntropy(torch.autograd.Function):
     """Binary cross-entropy of each pixel: relu(l) - l t - log sigmoid(|l|), with the gradient sigmoid(l) - t.
 
-    Equal to torch's binary_cross_entropy_with_logits but for rounding, at a third of its cost on CPUs, where log1p is
-    fifteen times as slow as a logarithm and a sigmoid. Targets get no gradient.
+    Equal to torch's binary_cross_entropy_with_logits up to rounding, at a third of its cost on CPUs, where log1p takes
+    fifteen times as long as a logarithm and a sigmoid. Targets get no gradient.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, logits: Tensor, targets: Tensor) -> Tensor:
         ctx.save_for_backward(logits, targets)
-        # Of what is done in place here, torch.compile of 2.11 made gradients that were wrong without a word.
+        # No in-place operations here: with them, torch.compile of 2.11 returns wrong gradients without a warning.
         if torch.compiler.is_compiling():
             return torch.addcmul(logits.relu(), logits, targets, value=-1.0) - logits.abs().sigmoid().log()
         log_sigmoid = logits.abs().sigmoid_().log_()
@@ -61,11 +61,11 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def log_likelihoods_of_binary_image(logits: Tensor, target: Tensor) -> Tensor:
-    """log p(x given z) of independent Bernoulli pixels, of one binary image for many latents, without gradients.
+    """log p(x given z) of independent Bernoulli pixels: one binary image, many latents, no gradients.
 
-    The negative of `bernoulli_nll` but for rounding, at a third of its cost. -softplus((1 - 2 x) l) of a pixel has no
-    difference of large numbers, and up to 16 pixels share one logarithm: of the product of their sigmoid(|l|), each in
-    0.5..1.
+    The negative of `bernoulli_nll` up to rounding, at a third of its cost. A pixel's -softplus((1 - 2 x) l) has no
+    difference of large numbers, and up to 16 pixels share one logarithm: that of the product of their sigmoid(|l|),
+    each in 0.5..1.
 
     Args:
         logits: float32 [K, ...], before the sigmoid.
@@ -94,7 +94,7 @@ def gaussian_nll(means: Tensor, targets: Tensor, log_scale: Tensor, dtype: torch
         log_scale: [], logarithm of the standard deviation in pixel units.
 
     Returns:
-        [B], nats per image of a density: it is negative where the scale is small.
+        [B], nats per image; the value of a density, so it may be negative where the scale is small.
     """
     error = (means.float() - targets) * torch.exp(-log_scale)
     return (0.5 * error * error + log_scale + 0.5 * LOG_2PI).flatten(1).sum(1, dtype=dtype)
@@ -130,7 +130,7 @@ def importance_weighted_bound(log_weights: Tensor) -> Tensor:
 
 
 def real_loss(loss: GanLoss, scores: Tensor) -> Tensor:
-    """What a discriminator loses on real images: scores [B] -> [B].
+    """Discriminator loss on real images: scores [B] -> [B].
 
     `non_saturating`: -log D(x), Goodfellow et al. 2014, eq. 1. `least_squares`: Mao et al. 2017, eq. 2 with a = 0 and
     b = c = 1. `hinge`: Lim & Ye 2017, eq. 4. `wasserstein`: Arjovsky et al. 2017, eq. 2.
@@ -147,7 +147,7 @@ def real_loss(loss: GanLoss, scores: Tensor) -> Tensor:
 
 
 def fake_loss(loss: GanLoss, scores: Tensor) -> Tensor:
-    """What a discriminator loses on generated images: scores [B] -> [B]; equations as in `real_loss`."""
+    """Discriminator loss on generated images: scores [B] -> [B]; equations as in `real_loss`."""
     match loss:
         case "non_saturating":
             return F.softplus(scores)
@@ -160,7 +160,7 @@ def fake_loss(loss: GanLoss, scores: Tensor) -> Tensor:
 
 
 def generator_loss(loss: GanLoss, scores: Tensor) -> Tensor:
-    """What a generator loses by the scores of its images: [B] -> [B].
+    """Generator loss of the scores of its images: [B] -> [B].
 
     `non_saturating`: -log D(G(z)), Goodfellow et al. 2014, section 3. `least_squares`: Mao et al. 2017, eq. 2.
     """
@@ -172,17 +172,17 @@ def generator_loss(loss: GanLoss, scores: Tensor) -> Tensor:
 
 
 def relativistic_loss(winning_scores: Tensor, losing_scores: Tensor) -> Tensor:
-    """-log sigmoid of how much more the winners score than the losers they are paired with: [B], [B] -> [B].
+    """-log sigmoid(winning score - losing score) of each pair: [B], [B] -> [B].
 
-    The discriminator wants real images to win and the generator its own (Huang et al. 2024, eq. 2, with f(t) = -log(1 +
-    exp(-t)) as in section 2).
+    Real images are the winners in the discriminator's loss, generated ones in the generator's (Huang et al. 2024, eq.
+    2, with f(t) = -log(1 + exp(-t)) as in section 2).
     """
     return F.softplus(losing_scores - winning_scores)
 
 
 def one_centred_penalty(slopes: Tensor) -> Tensor:
     """(|slope| - 1)^2 of each image (Gulrajani et al. 2017, eq. 3): gradients of scores in images [B, ...] -> [B]."""
-    # A norm has no gradient at 0, where a critic that is flat or dead would turn all weights into NaN.
+    # A norm has no gradient at 0: a critic with zero slope would turn all weights into NaN.
     norms = (slopes.float().flatten(1).square().sum(1) + 1e-12).sqrt()
     return (norms - 1.0).square()
 

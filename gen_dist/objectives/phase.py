@@ -1,4 +1,4 @@
-"""A phase: one optimizer's turn within a step, and what it takes and gives."""
+"""A phase: one optimizer's turn within a step, its input and its result."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     rng: Tensor
     """int64 [2], (seed, step), on the device of the images: the key of all noise."""
     first_row: int
-    """Global row of images[0]: its place in the global batch, whatever rank holds it."""
+    """Global row of images[0]: its index in the global batch, on any rank."""
     penalized: bool = True
     """True at steps where a lazily computed penalty is due."""
     carried: Mapping[str, Tensor] = {}
@@ -42,7 +42,7 @@ class TurnResult(NamedTuple):
 
 
 class WithNetworks(Protocol):
-    """An objective as a phase sees it; see `gen_dist.objectives.base.Objective`."""
+    """The part of an objective that a phase uses; see `gen_dist.objectives.base.Objective`."""
 
     networks: nn.ModuleDict
 
@@ -53,9 +53,9 @@ class Phase(nn.Module):
     A phase holds the objective with all its networks and names those that it trains, by default all of them. The
     trainer freezes the others, so a phase can be wrapped by DistributedDataParallel and compiled as one module.
 
-    On a GPU, Python runs only in the first steps of each kind; later steps replay the recorded device work. Whatever
-    changes from step to step must therefore come from `batch.rng`, (seed, step), or from other tensors. The host may
-    not wait for results, as `item` and boolean masks do, and may not copy to the device.
+    On a GPU, Python runs only in the first steps of each kind; later steps replay the recorded device work. Values that
+    change from step to step must therefore come from `batch.rng`, (seed, step), or from other tensors. The host must
+    not wait for results, as with `item` and boolean masks, and must not copy to the device.
     """
 
     objective: WithNetworks
@@ -66,7 +66,7 @@ class Phase(nn.Module):
     penalty_every: int = 1
     """Batches are `penalized` at steps divisible by this (lazy regularization: Karras et al. 2020, appendix B)."""
     logs_gradient_norm: bool = False
-    """True if the norm of the phase's gradients is logged, clipped or not."""
+    """True if the norm of the phase's gradients is logged, with and without clipping."""
 
     def __init__(self, objective: WithNetworks) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""R3GAN: relativistic pairing loss, zero-centred penalties at real and at generated images (Huang et al. 2024)."""
+"""R3GAN: relativistic pairing loss, with zero-centred penalties at real and generated images (Huang et al. 2024)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from gen_dist.objectives.phase import Batch, Phase, TurnResult
 
 
 class R3gan(Adversarial):
-    """Each generated image is compared with a real one, so that no mode of the data can be left out cheaply."""
+    """Relativistic pairing GAN: it compares each generated image with a real one, which penalizes mode collapse."""
 
     config: R3ganConfig
 
     def __init__(
         self, config: R3ganConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
     ) -> None:
-        # The paper's own generator ends with a linear layer; others end as they do in their papers.
+        # The paper's generator ends with a linear layer; other networks end as in their papers.
         bounded = not (isinstance(network, ResnetConfig) and network.block == "r3gan")
         super().__init__(config, network, image_shape, classes, bounded=bounded)
         self.refuse_batch_norm()
@@ -40,7 +40,7 @@ class R3gan(Adversarial):
 class R3ganDiscriminatorPhase(DiscriminatorPhase):
     """Minimize the pairing loss plus gamma / 2 times R1 + R2 (Huang et al. 2024, eq. 2 and section 2.2).
 
-    The slopes are those at the images before they are augmented.
+    The slopes are taken at the images before augmentation.
     """
 
     objective: R3gan
@@ -72,14 +72,14 @@ class R3ganDiscriminatorPhase(DiscriminatorPhase):
 
 
 class R3ganGeneratorPhase(GeneratorPhase):
-    """Minimize the pairing loss with the roles exchanged."""
+    """Minimize the pairing loss with the roles of real and generated images exchanged."""
 
     objective: R3gan
 
     def forward(self, batch: Batch) -> TurnResult:
         objective = self.objective
         real = objective.as_seen(signed_unit(batch.images), batch, GENERATOR_STREAMS.real)
-        with torch.no_grad():  # apart, so that nothing goes backward through them
+        with torch.no_grad():  # a separate pass, so that no gradient flows through them
             real_scores = objective.scores(real, batch.labels)
         generated = objective.generate(batch, GENERATOR_STREAMS.latents)
         fake_scores = objective.scores(objective.as_seen(generated, batch, GENERATOR_STREAMS.fake), batch.labels)

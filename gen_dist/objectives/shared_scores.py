@@ -1,14 +1,15 @@
-"""A GAN whose generated images are scored once a step, where both turns would find the same scores.
+"""A GAN that scores its generated images once a step, if both turns would compute equal scores.
 
 The generator's turn scores its images x = G(z) to minimize L_G(D(x)), and the discriminator's turn scores the same
 images to minimize L_D(D(x)). If nothing changes in between, D(x) and its graph can be used twice:
 
-- generator: one backward pass from L_G to x alone gives the slopes s = dL_G/dx. The gradient of sum(x * s), with s
-  constant, in the generator's weights is that of L_G by the chain rule.
-- discriminator: the graph of D(x) is kept, and its backward pass in the next turn goes to the discriminator's weights.
+- generator: one backward pass from L_G to x alone gives the slopes s = dL_G/dx. With s constant, sum(x * s) has the
+  same gradient with respect to the generator's weights as L_G, by the chain rule.
+- discriminator: the graph of D(x) is kept, and the backward pass of the next turn runs through it to the
+  discriminator's weights.
 
-The weights are those of `gan.Gan`, bit for bit. It saves one forward pass of the discriminator: 7 to 9 % of the time of
-a `dcgan-64` step on CPUs.
+The trained weights equal those of `gan.Gan` bit for bit. This saves one forward pass of the discriminator: 7 to 9 % of
+the time of a `dcgan-64` step on CPUs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ FAKE_SCORES = "fake_scores"
 
 
 class SharedScoresGan(Gan):
-    """A GAN that scores generated images once a step where that changes nothing and graphs can be carried."""
+    """A GAN that scores generated images once a step if that changes no result and graphs can be carried."""
 
     def phases(self) -> dict[str, Phase]:
         if not self.scores_are_shared():
@@ -40,10 +41,10 @@ class SharedScoresGan(Gan):
         return {"generator": generator, "discriminator": SharedScoresDiscriminatorPhase(self)}
 
     def scores_are_shared(self) -> bool:
-        """True if both turns of a step would find equal scores, and sharing them is faster.
+        """True if both turns of a step would compute equal scores, and sharing them is faster.
 
-        Scores differ where noise or augmentation is drawn anew, or where a power iteration changes the weights. Without
-        batch normalization, one pass over real and generated images together is faster than a pass in each turn.
+        Noise, augmentation and power iterations make the scores of the two turns differ. Without batch normalization,
+        one pass over real and generated images together is faster than a pass in each turn.
         """
         discriminator = self.networks["discriminator"]
         assert isinstance(discriminator, Discriminator)
@@ -63,16 +64,16 @@ class SharedScoresGeneratorPhase(GanGeneratorPhase):
         with _requiring_gradients(list(objective.networks["discriminator"].parameters())):
             scores = objective.scores(seen, batch.labels)
         loss = generator_loss(self.loss, scores).mean()
-        with torch.autocast(seen.device.type, enabled=False):  # `backward` is called outside of autocast as well
+        with torch.autocast(seen.device.type, enabled=False):  # like `backward`, which runs outside autocast
             (slopes,) = torch.autograd.grad(loss, seen, retain_graph=True)
         seen.requires_grad_(False)
         value = loss.detach()
-        zero = ((generated - seen) * slopes).sum()  # its gradient in the generator is the loss's
+        zero = ((generated - seen) * slopes).sum()  # with respect to the generator, it has the loss's gradient
         return TurnResult(value + zero, {"loss": value}, {GENERATED: seen, FAKE_SCORES: scores})
 
 
 class SharedScoresDiscriminatorPhase(GanDiscriminatorPhase):
-    """The discriminator's turn, which scores real images only if the generator's turn has carried its scores."""
+    """The discriminator's turn: if it gets carried scores of generated images, it scores the real ones alone."""
 
     def forward(self, batch: Batch) -> TurnResult:
         fake_scores = batch.carried.get(FAKE_SCORES)
@@ -83,7 +84,7 @@ class SharedScoresDiscriminatorPhase(GanDiscriminatorPhase):
 
 @contextlib.contextmanager
 def _requiring_gradients(frozen: Sequence[Tensor]) -> Iterator[None]:
-    """Let parameters that this turn has frozen be part of a graph."""
+    """Context manager that makes frozen parameters part of the graph."""
     assert not any(parameter.requires_grad for parameter in frozen)
     for parameter in frozen:
         parameter.requires_grad_(True)

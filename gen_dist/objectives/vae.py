@@ -26,13 +26,13 @@ class ImportanceSamples(NamedTuple):
     log_weights: Tensor
     """log p(x, z_k) - log q(z_k given x): float64 [B, K], nats."""
     latents: Tensor
-    """[B * K, latents], those of an image together."""
+    """[B * K, latents]; the samples of an image are adjacent."""
     kl_nats: Tensor
     """KL of the posterior from the prior, [B]."""
 
 
 class Vae(EncoderDecoder):
-    """Encoder to the posterior's mean and log-variance, decoder to the likelihood's parameters."""
+    """Variational autoencoder: the encoder gives the posterior's parameters, the decoder the likelihood's."""
 
     config: VaeConfig
 
@@ -51,7 +51,7 @@ class Vae(EncoderDecoder):
         return {"vae": MaximizeElbo(self)}
 
     def targets(self, batch: Batch, stream: Stream) -> Tensor:
-        """What the decoder has to explain: float32 [B, C, H, W] in 0..1, binarized anew if so configured."""
+        """Targets of the likelihood: float32 [B, C, H, W] in 0..1, freshly binarized if so configured."""
         if self.config.dynamic_binarization:
             return binarize(batch.images, batch.key(stream))
         return unit_interval(batch.images)
@@ -63,25 +63,27 @@ class Vae(EncoderDecoder):
         return gaussian_nll(decoded, targets, self.networks["scale"](), dtype)
 
     def nll_and_kl(self, targets: Tensor, batch: Batch, stream: Stream) -> tuple[Tensor, Tensor]:
-        """The two terms of the negative ELBO with one latent sample: nats per image, [B] each."""
+        """Both terms of the negative ELBO with one latent sample: nats per image, [B] each."""
         parameters = self.networks["encoder"](targets)
         latents, kl_nats = reparameterize_kl(parameters, batch.key(stream))
         return self.nll(self.networks["decoder"](latents), targets), kl_nats
 
     def nll_and_path_kl(self, targets: Tensor, batch: Batch, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, the KL once as log q - log p of the sample, whose gradient is through the latents alone, and once
-        as it is, without a gradient; [B] each."""
+        """Terms of the negative ELBO for the path gradient, [B] each: nll, sampled KL, analytic KL.
+
+        The sampled KL, log q - log p, has a gradient through the latents alone; the analytic KL has none.
+        """
         parameters = self.networks["encoder"](targets).float()
         latents, kl_nats = reparameterize_kl(parameters, batch.key(stream))
         nll = self.nll(self.networks["decoder"](latents), targets)
         return nll, -self._log_prior_to_posterior(latents, parameters.detach()), kl_nats.detach()
 
     def log_weights(self, targets: Tensor, batch: Batch, stream: Stream, samples: int) -> ImportanceSamples:
-        """K latent samples an image and their importance weights.
+        """Draw K latent samples per image, with importance weights.
 
-        With the configured gradient `path`, the weights have gradients through the latents alone.
+        With gradient `path`, the weights have gradients through the latents alone.
         """
-        # Latents rounded to half precision would not be draws of the density that is divided out.
+        # Latents rounded to half precision would not be draws from the density in the denominator.
         parameters = self.networks["encoder"](targets).float()
         latents, kl_nats = reparameterize_kl(parameters, batch.key(stream), samples=samples)
         nll = self.nll(self.networks["decoder"](latents), targets.repeat_interleave(samples, dim=0), torch.float64)
@@ -91,9 +93,9 @@ class Vae(EncoderDecoder):
         return ImportanceSamples(log_weights.view(-1, samples), latents, kl_nats)
 
     def _log_prior_to_posterior(self, latents: Tensor, parameters: Tensor) -> Tensor:
-        """log p(z) - log q(z given x), [B], of latents [B, L] and the encoder's output [B, 2 L]."""
+        """log p(z) - log q(z given x), [B], from latents [B, L] and the encoder's output [B, 2 L]."""
         mean, logvar = parameters.chunk(2, dim=1)
-        logvar = logvar.clamp(*LOGVAR_RANGE)  # as the latents were drawn
+        logvar = logvar.clamp(*LOGVAR_RANGE)  # as in `reparameterize_kl`, which drew the latents
         return standard_normal_log_density(latents) - normal_log_density(latents, mean, logvar)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +118,7 @@ class GaussianScale(nn.Module):
 
     def __init__(self, scale: float | None) -> None:
         super().__init__()
-        # 0.2 is about the spread of pixels around their mean: a start from which either direction is near.
+        # 0.2 is about the standard deviation of pixels around their mean.
         self.log_scale = nn.Parameter(torch.tensor(math.log(0.2 if scale is None else scale)), scale is None)
 
     def forward(self) -> Tensor:
@@ -139,7 +141,7 @@ class MaximizeElbo(Phase):
             trained_kl = kl
         weight: float | Tensor = config.beta
         if config.kl_warmup_steps:
-            # From the step on the device: a Python number that changes each step would recompile the phase.
+            # The step is read on the device: a Python number that changes each step would recompile the phase.
             weight = config.beta * (batch.rng[1] / config.kl_warmup_steps).clamp(max=1.0)
         loss = nll + weight * trained_kl
         return TurnResult(loss, {"loss": loss.detach(), "nll": nll.detach(), "kl": kl.detach()})
@@ -155,7 +157,7 @@ class MaximizeImportanceWeightedBound(Phase):
         samples = self.objective.config.importance_samples
         drawn = self.objective.log_weights(targets, batch, Stream.LATENTS, samples)
         if self.objective.config.gradient == "path" and drawn.latents.requires_grad:
-            # The decoder's gradient weighs the samples by their normalized weights, the encoder's by their squares.
+            # Samples count with their normalized weights in the decoder's gradient, with the squares in the encoder's.
             weights = drawn.log_weights.detach().softmax(dim=1).float().view(-1, 1)
             drawn.latents.register_hook(weights.mul)
         loss = -importance_weighted_bound(drawn.log_weights).mean().float()

@@ -1,4 +1,4 @@
-"""VAE-GAN: reconstructions are compared in what the discriminator sees in them (Larsen et al. 2016, algorithm 1)."""
+"""VAE-GAN: reconstructions are compared in the discriminator's features (Larsen et al. 2016, algorithm 1)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from gen_dist.objectives.phase import Batch, Phase, TurnResult
 from gen_dist.randomness import Stream
 
 POSTERIOR_LATENTS, REAL_FEATURES = "posterior_latents", "real_features"
-"""What the encoder's turn hands on: float [B, D] and [B, F]; the discriminator has its turn after all others."""
+"""Names of the tensors carried from the encoder's turn, float [B, D] and [B, F]; the discriminator is last."""
 RECONSTRUCTIONS = "reconstructions"
-"""What the generator's turn hands on, beside generated images: float32 [B, C, H, W] in -1..1."""
+"""Name of the carried reconstructions of the generator's turn: float32 [B, C, H, W] in -1..1."""
 
 
 class VaeGan(Adversarial):
-    """A VAE whose decoder is a generator, and a discriminator whose features measure its reconstructions."""
+    """A VAE with a generator as decoder, and a discriminator with features that measure reconstructions."""
 
     config: VaeGanConfig
 
@@ -52,12 +52,12 @@ class VaeGan(Adversarial):
         return mean, logvar
 
     def draw_latents(self, batch: Batch, stream: Stream) -> tuple[Tensor, Tensor]:
-        """Latents [B, D] drawn from the posterior, and the KL in nats [B]."""
+        """Draw latents [B, D] from the posterior, and compute the KL in nats [B]."""
         parameters = self.networks["encoder"](signed_unit(batch.images))
         return reparameterize_kl(parameters, batch.key(stream))
 
     def features_and_scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What the discriminator sees in images, [B, F], and how it scores them, [B]."""
+        """Discriminator features [B, F] and scores [B] of images."""
         discriminator = self.networks["discriminator"]
         assert isinstance(discriminator, Discriminator)
         return discriminator.features_and_scores(images, None)
@@ -69,7 +69,7 @@ class VaeGan(Adversarial):
 
 
 class VaeGanEncoderPhase(Phase):
-    """The encoder's turn: beta * KL plus the error of the features, -log N(f(x); f(x~), I) but for a constant."""
+    """Minimize beta * KL plus the error of the features, -log N(f(x); f(x~), I) up to a constant."""
 
     objective: VaeGan
     logs_gradient_norm = True
@@ -90,7 +90,7 @@ class VaeGanEncoderPhase(Phase):
 
 
 class VaeGanGeneratorPhase(GeneratorPhase):
-    """The generator's turn: gamma times the error of the features, and scores of reconstructions and of samples."""
+    """Minimize gamma times the error of the features, plus the loss of the scores of reconstructions and samples."""
 
     objective: VaeGan
 
@@ -108,7 +108,7 @@ class VaeGanGeneratorPhase(GeneratorPhase):
 
 
 class VaeGanDiscriminatorPhase(DiscriminatorPhase):
-    """The discriminator's turn: training images against reconstructions and samples."""
+    """Minimize the loss of the scores of training images, reconstructions and samples."""
 
     objective: VaeGan
 

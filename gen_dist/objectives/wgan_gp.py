@@ -17,7 +17,7 @@ from gen_dist.randomness import Stream
 
 
 class WganGp(Adversarial):
-    """A critic that is kept near slope 1 between real and generated images, and a generator that follows it."""
+    """Wasserstein GAN with a critic of slope near 1 between real and generated images."""
 
     config: WganGpConfig
 
@@ -33,7 +33,7 @@ class WganGp(Adversarial):
 
 
 class WganCriticPhase(DiscriminatorPhase):
-    """Minimize fake less real scores plus the penalty; the negative of the former estimates the distance."""
+    """Minimize fake minus real scores plus the penalty; real minus fake scores estimate the distance."""
 
     objective: WganGp
 
