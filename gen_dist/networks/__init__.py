@@ -1,4 +1,4 @@
-"""Encoders and decoders: single-device modules that know no loss, no rank and no precision."""
+"""Encoders and decoders: single-device modules, independent of loss, rank and precision."""
 
 from gen_dist.config import NetworkConfig
 from gen_dist.networks.base import Decoder, Encoder
@@ -8,7 +8,7 @@ __all__ = ["Decoder", "Encoder", "build_decoder", "build_encoder"]
 
 
 def build_encoder(config: NetworkConfig, image_shape: tuple[int, int, int], outputs: int) -> Encoder:
-    """A network from images float32 [B, C, H, W] to [B, outputs].
+    """Build a network from images float32 [B, C, H, W] to [B, outputs].
 
     Raises:
         ConfigError: the network does not fit the images.
@@ -18,7 +18,7 @@ def build_encoder(config: NetworkConfig, image_shape: tuple[int, int, int], outp
 
 
 def build_decoder(config: NetworkConfig, image_shape: tuple[int, int, int], inputs: int | None = None) -> Decoder:
-    """A network from latents float32 [B, inputs] to [B, C, H, W]. None takes config.latent_dim inputs.
+    """Build a network from latents float32 [B, inputs] to [B, C, H, W]. None means config.latent_dim inputs.
 
     Raises:
         ConfigError: the network does not fit the images.

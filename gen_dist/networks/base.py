@@ -1,4 +1,4 @@
-"""What all encoders and decoders have in common, and the layers that several of them use."""
+"""Bases of all encoders and decoders, and the layers that several of them share."""
 
 import math
 
@@ -11,16 +11,16 @@ from gen_dist.kernels import pixel_by_pixel
 
 
 class Encoder(nn.Module):
-    """Images float32 [B, C, H, W] -> [B, outputs]: a trunk that finds features, and a linear head that reads them.
+    """Images float32 [B, C, H, W] -> [B, outputs]: a trunk to features, and a linear head on them.
 
-    With one output it is a discriminator or critic.
+    With one output it serves as a discriminator or critic.
     """
 
     feature_count: int
     head: nn.Linear
 
     def features(self, images: Tensor) -> Tensor:
-        """What the trunk finds in the images: [B, feature_count]."""
+        """Features of the trunk, [B, feature_count]."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
@@ -28,20 +28,20 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents float32 [B, inputs] -> [B, C, H, W]. It is also a generator."""
+    """Latents float32 [B, inputs] -> [B, C, H, W]. It also serves as a generator."""
 
     def start_at(self, image: Tensor) -> None:
-        """Have every latent decode to about this image, [C, H, W], or to its mean colour, before training."""
+        """Set initial values so that every latent decodes to about this image, [C, H, W], or to its mean colour."""
         raise NotImplementedError
 
 
 def channels_last(maps: Tensor) -> Tensor:
-    """The same feature maps in the layout that is fastest, as what is done with them then is.
+    """Copy feature maps into the memory layout that is fastest for the layers after them.
 
-    Pixel by pixel on CPUs, by up to a third in residual networks, and on GPUs in half precision, whose matrix units
-    take such maps; channel by channel on GPUs in float32. Weights stay as they are, as optimizers know one layout only;
-    and compiled code chooses for itself, from the layout that everything has by default: of maps that a view gave
-    another one, it would foretell strides that cuDNN's gradients do not have.
+    On CPUs that is channels_last, which saves up to a third of the time of residual networks, and so it is on GPUs in
+    half precision, for the matrix units; on GPUs in float32 it is contiguous. Weights keep their layout, since
+    optimizers support only one. Compiled code starts from contiguous maps and chooses layouts itself: from maps in
+    another layout, it would predict strides that cuDNN's gradients do not have.
     """
     kind = maps.device.type
     if torch.compiler.is_compiling():
@@ -57,7 +57,7 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
         case "batch":
             return nn.BatchNorm2d(channels)
         case "group":
-            # Up to 32 groups (Wu & He 2018), and few channels in none: alone, a channel's own mean would be lost.
+            # Up to 32 groups (Wu & He 2018) of at least 4 channels: a group of one channel would lose its mean.
             most = max(1, min(32, channels // 4))
             return nn.GroupNorm(max(groups for groups in range(1, most + 1) if channels % groups == 0), channels)
         case "none":
@@ -72,7 +72,7 @@ def last_sides(config: ResnetConfig, image_shape: tuple[int, int, int]) -> tuple
     if height % step or width % step:
         shorter = min(height, width)
         nearest = " or ".join(map(str, sorted({max(step, shorter // step * step), -(-shorter // step) * step})))
-        # The largest power of two in both sides tells how often they can be halved.
+        # The largest power of two that divides both sides gives the number of halvings.
         halvings = (math.gcd(height, width) & -math.gcd(height, width)).bit_length() - 1
         fewer = f", or name {halvings + 1} feature_maps at most" if halvings else ""
         raise ConfigError(
@@ -83,7 +83,7 @@ def last_sides(config: ResnetConfig, image_shape: tuple[int, int, int]) -> tuple
 
 
 def draw_weight(layer: nn.Module, gain: float) -> None:
-    """Initial values that keep the size of activations: N(0, gain^2 / inputs of one output), and biases 0."""
+    """Draw initial weights from N(0, gain^2 / fan-in), which keeps the size of activations, and set biases to 0."""
     assert isinstance(layer, (nn.Linear, nn.Conv2d))
     nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
     if layer.bias is not None:
@@ -91,7 +91,7 @@ def draw_weight(layer: nn.Module, gain: float) -> None:
 
 
 def set_bias(layer: nn.Module, values: Tensor) -> None:
-    """Give the bias of a layer these values."""
+    """Set the bias of a layer to these values."""
     assert isinstance(layer.bias, Tensor)
     with torch.no_grad():
         layer.bias.copy_(values)

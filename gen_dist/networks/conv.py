@@ -20,7 +20,7 @@ def _sides(config: ConvConfig, image_shape: tuple[int, int, int]) -> list[tuple[
     if min(sides[-1]) < 1:
         smallest = min(image_shape[1:])
         raise ConfigError(
-            f"{len(config.feature_maps)} halvings leave nothing of images of side {smallest}; "
+            f"images of side {smallest} cannot be halved {len(config.feature_maps)} times; "
             f"name at most {int(math.log2(smallest))} feature_maps"
         )
     return sides
@@ -65,7 +65,7 @@ class ConvDecoder(Decoder):
         outputs = (*reversed(config.feature_maps[:-1]), image_shape[0])
         for i, (before, features) in enumerate(zip(reversed(config.feature_maps), outputs, strict=True)):
             (height, width), (next_height, next_width) = sides[-1 - i], sides[-2 - i]
-            # Odd sides were rounded down on the way in; the padding gives the lost row and column back.
+            # The encoder rounds odd sides down; the padding restores the lost row and column.
             lost = (next_height - 2 * height, next_width - 2 * width)
             layers += [
                 nn.ConvTranspose2d(before, features, kernel_size=4, stride=2, padding=1, output_padding=lost),

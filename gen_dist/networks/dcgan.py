@@ -1,7 +1,7 @@
-"""Networks of strided and of transposed convolutions (Radford et al. 2016).
+"""Networks of strided and transposed convolutions (Radford et al. 2016).
 
-At 64 x 64 pixels, 64 feature maps and batch normalization they are the ones that the paper's PyTorch version made
-common: no layer has a bias, the first and the last are not normalized.
+At 64 x 64 pixels, 64 feature maps and batch normalization they equal those of PyTorch's DCGAN example: no layer has a
+bias, and the first and the last are not normalized.
 """
 
 import math
@@ -17,18 +17,18 @@ from gen_dist.networks.spectral_norm import spectrally_normalize
 
 
 def _halvings(side: int) -> int:
-    """Halvings after which 4 to 7 pixels are left, at least one; the side fits if they leave no rest."""
+    """Number of halvings down to 4 to 7 pixels, at least one; the side fits if no halving has a remainder."""
     return max(1, side.bit_length() - 3)
 
 
 def _nearest_sides(side: int) -> list[int]:
-    """The side itself if it is 4 to 7 times a power of two and can be halved, else those next to it that are."""
+    """The side itself if it is 4 to 7 times a power of two and can be halved, else the nearest such sides."""
     step = 2 ** _halvings(side)
     return sorted({max(8, side // step * step), max(8, -(-side // step) * step)})
 
 
 def _levels(config: DcganConfig, image_shape: tuple[int, int, int]) -> tuple[list[int], tuple[int, int]]:
-    """Channels after each halving of the images, and the height and width that are left in the end."""
+    """Channels after each halving of the images, and the height and width after the last."""
     _, height, width = image_shape
     halvings = _halvings(height)
     fits = all(_nearest_sides(side) == [side] for side in (height, width))
@@ -42,7 +42,7 @@ def _levels(config: DcganConfig, image_shape: tuple[int, int, int]) -> tuple[lis
 
 
 def _draw_weights(network: nn.Module) -> None:
-    """Initial weights as in Radford et al. 2016, section 4."""
+    """Draw initial weights as in Radford et al. 2016, section 4."""
     for layer in network.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(layer.weight, std=0.02)
@@ -53,7 +53,7 @@ def _draw_weights(network: nn.Module) -> None:
 
 
 class DcganEncoder(Encoder):
-    """Images [B, C, H, W] -> [B, outputs]: convolutions of kernel 4 and stride 2, then one of the whole last map."""
+    """Images [B, C, H, W] -> [B, outputs]: convolutions of kernel 4 and stride 2, then one over the whole last map."""
 
     def __init__(self, config: DcganConfig, image_shape: tuple[int, int, int], outputs: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class DcganEncoder(Encoder):
             layers.append(HalvingConvolution(inputs, count, bias=norm == "none"))
             if level:
                 layers.append(norm_layer(norm, count))
-            layers.append(nn.LeakyReLU(0.2, inplace=True))  # no one else reads what goes in
+            layers.append(nn.LeakyReLU(0.2, inplace=True))  # nothing else reads its input
             inputs = count
         self.convolutions = nn.Sequential(*layers)
         self.feature_count = inputs * math.prod(last_sides)
@@ -75,7 +75,7 @@ class DcganEncoder(Encoder):
             spectrally_normalize(self)
 
     def features(self, images: Tensor) -> Tensor:
-        # In the order in which the maps lie in memory: neither they nor their gradient are copied.
+        # In the maps' memory order, so that neither they nor their gradient are copied.
         return self.convolutions(channels_last(images)).permute(0, 2, 3, 1).flatten(1)
 
 
@@ -100,7 +100,7 @@ class DcganDecoder(Decoder):
         self.convolutions = nn.Sequential(*layers)
         _draw_weights(self)
         if not bias:
-            # Not a parameter, which these nets do not have here; but other decoders start at a colour, so can this.
+            # A buffer for `start_at`: these networks train no bias here.
             output = self.convolutions[-1]
             del output.bias
             output.register_buffer("bias", torch.zeros(image_shape[0]))

@@ -11,8 +11,8 @@ from gen_dist.config import Activation, MlpConfig
 from gen_dist.kernels import Linear
 from gen_dist.networks.base import Decoder, Encoder, set_bias
 
-# ReLUs work in place: what goes in is the output of the layer before, which no one else reads and no gradient needs, so
-# it need not be kept beside what comes out.
+# ReLUs work in place, which saves memory: their input is the output of the previous layer, which nothing else reads and
+# no gradient needs.
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "relu": functools.partial(nn.ReLU, inplace=True),
     "tanh": nn.Tanh,

@@ -1,4 +1,4 @@
-"""Generator and discriminator, with or without classes, on any of the decoders and encoders."""
+"""Generator and discriminator, with or without classes, on any decoder and encoder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gen_dist.networks.spectral_norm import spectrally_normalized
 
 
 class Generator(nn.Module):
-    """Latents [B, D], and labels int64 [B] if it is conditional, to images [B, C, H, W]."""
+    """Latents [B, D], and labels int64 [B] if conditional, to images [B, C, H, W]."""
 
     def __init__(self, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int) -> None:
-        """Append one-hot labels to the latents where `classes` is above 0 (Mirza & Osindero 2014)."""
+        """Build the decoder; with `classes` above 0, its latents include one-hot labels (Mirza & Osindero 2014)."""
         super().__init__()
         self.classes = classes
         self.decoder = build_decoder(network, image_shape, network.latent_dim + classes)
@@ -29,7 +29,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images [B, C, H, W], and labels int64 [B] if it is conditional, to scores [B]."""
+    """Images [B, C, H, W], and labels int64 [B] if conditional, to scores [B]."""
 
     def __init__(
         self, network: NetworkConfig, image_shape: tuple[int, int, int], conditioning: Conditioning, classes: int
@@ -42,14 +42,14 @@ class Discriminator(nn.Module):
             self.class_maps = nn.Embedding(classes, height * width)
         elif conditioning == "projection":
             self.class_vectors = nn.Embedding(classes, self.encoder.feature_count)
-            # As small as the head's own weights, so that the class term does not drown the features at first.
+            # As small as the head's weights, so that the class term does not outweigh the features at first.
             nn.init.normal_(self.class_vectors.weight, std=self.encoder.feature_count**-0.5)
             if spectrally_normalized(self.encoder):
                 spectral_norm(self.class_vectors)
 
     @property
     def mixes_images(self) -> bool:
-        """True if batch normalization makes an image's score depend on the rest of its batch."""
+        """True if batch normalization makes an image's score depend on the other images of its batch."""
         return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.modules())
 
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Residual networks of R3GAN (Huang et al. 2024).
 
-Each block is a bottleneck of grouped convolutions that starts as the identity, images are resampled between the blocks,
-and the smallest map is read and made by one weight for each of its pixels and channels.
+Each block is a bottleneck of grouped convolutions, initially the identity, and maps are resampled between the blocks.
+Encoder and decoder have one weight for each pixel and channel of the smallest map.
 """
 
 import math
@@ -17,9 +17,9 @@ from gen_dist.networks.base import Decoder, Encoder, channels_last, draw_weight,
 from gen_dist.networks.spectral_norm import spectrally_normalize
 
 _GROUP_WIDTH = 16
-"""Channels in a group of a block's 3 x 3 convolution, as in the code of the paper, or fewer."""
+"""Largest number of channels in a group of a block's 3 x 3 convolution, as in the code of the paper."""
 _LEAKY_GAIN = math.sqrt(2 / (1 + 0.2**2))
-"""Factor by which a leaky ReLU of slope 0.2 shrinks activations."""
+"""Gain that compensates for a leaky ReLU of slope 0.2."""
 
 
 class R3ganEncoder(Encoder):
@@ -54,7 +54,7 @@ class R3ganDecoder(Decoder):
 
 
 def _trunk(config: ResnetConfig, channels: int, sides: tuple[int, int]) -> nn.Sequential:
-    """Images to one weighted sum of each channel of the last map."""
+    """Build the layers from images to a weighted sum of each channel of the last map."""
     widths = config.feature_maps
     layers: list[nn.Module] = [_pointwise(channels, widths[0])]
     for level, width in enumerate(widths):
@@ -69,7 +69,7 @@ def _trunk(config: ResnetConfig, channels: int, sides: tuple[int, int]) -> nn.Se
 
 
 def _generator(config: ResnetConfig, channels: int) -> nn.Sequential:
-    """The smallest map to images."""
+    """Build the layers from the smallest map to images."""
     layers: list[nn.Module] = []
     before = config.feature_maps[-1]
     for level, width in reversed(list(enumerate(config.feature_maps))):
@@ -89,11 +89,11 @@ def _pointwise(inputs: int, outputs: int, bias: bool = False) -> nn.Conv2d:
 
 
 def _blocks(config: ResnetConfig, width: int, norm: Norm, spectral_norm: bool = False) -> list[nn.Module]:
-    """The blocks of one resolution.
+    """Build the blocks of one resolution.
 
-    So that the net starts out alike whatever its depth, weights shrink with the number of branches (Zhang et al. 2019)
-    and the last of each starts at zero. Where a spectral norm divides the weights, their scale means nothing, and zero
-    has none to divide by: the last of each then starts like the others.
+    Weights shrink with the number of blocks, and the last convolution of each block starts at zero, so the initial
+    network does not depend on its depth (Zhang et al. 2019). Spectral normalization removes the scale of weights and
+    cannot divide zero by its norm: with it, the last convolution starts like the others.
     """
     gain = _LEAKY_GAIN * (config.blocks * len(config.feature_maps)) ** -0.25
     last_gain = gain if spectral_norm else 0.0
@@ -142,9 +142,9 @@ class _ModulatedBasis(nn.Module):
 
 
 class _Bilinear(nn.Module):
-    """Feature maps at half or twice the side by the bilinear filter, weights 1 3 3 1 along each side; zeros outside.
+    """Bilinear resampling of feature maps to half or twice the side: weights 1 3 3 1 along each side, zero padding.
 
-    A convolution of each channel by itself: torch's own interpolation adds gradients up in any order on GPUs.
+    It is a depthwise convolution, since torch's interpolation sums gradients in arbitrary order on GPUs.
     """
 
     kernel: Tensor

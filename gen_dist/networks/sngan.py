@@ -1,7 +1,7 @@
 """Residual networks of SNGAN (Miyato et al. 2018, appendix B.4).
 
-Normalization and ReLU come before each convolution, images are resampled inside the blocks, and the discriminator adds
-up its last map.
+Normalization and ReLU come before each convolution, maps are resampled inside the blocks, and the discriminator sums
+its last map over pixels.
 """
 
 import math
@@ -50,7 +50,10 @@ class SnganDecoder(Decoder):
 
 
 def _trunk(config: ResnetConfig, channels: int) -> nn.Sequential:
-    """Images to the sums of the last map's channels. The last block of each resolution but the smallest halves it."""
+    """Build the layers from images to sums over pixels.
+
+    The last block of each resolution except the smallest halves it.
+    """
     norm = config.discriminator_norm
     layers: list[nn.Module] = []
     inputs = channels
@@ -65,7 +68,10 @@ def _trunk(config: ResnetConfig, channels: int) -> nn.Sequential:
 
 
 def _generator(config: ResnetConfig, channels: int) -> nn.Sequential:
-    """The smallest map to images. The first block of each resolution but the smallest doubles the one before."""
+    """Build the layers from the smallest map to images.
+
+    The first block of each resolution except the smallest doubles the sides.
+    """
     norm = config.generator_norm
     layers: list[nn.Module] = []
     inputs = config.feature_maps[-1]
@@ -81,16 +87,16 @@ def _generator(config: ResnetConfig, channels: int) -> nn.Sequential:
 
 
 def _draw_weight(layer: nn.Linear | nn.Conv2d, gain: float) -> None:
-    """Initial values as in the code of Miyato et al. 2018: Glorot's, larger by the square root of 2 before a ReLU."""
+    """Draw Glorot's initial weights times a gain, sqrt(2) before a ReLU, as in the code of Miyato et al. 2018."""
     nn.init.xavier_uniform_(layer.weight, gain)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
 class _Block(nn.Module):
-    """Feature maps [B, inputs, H, W] -> [B, outputs, H', W'] by two 3 x 3 convolutions, added to a 1 x 1 of the input.
+    """Feature maps [B, inputs, H, W] -> [B, outputs, H', W']: two 3 x 3 convolutions plus a 1 x 1 shortcut.
 
-    The 1 x 1 convolution stands on the side with fewer pixels: it commutes with resampling.
+    The 1 x 1 convolution commutes with resampling, and is done at the resolution with fewer pixels.
     """
 
     def __init__(
@@ -113,8 +119,8 @@ class _Block(nn.Module):
             residual, shortcut = [*residual, resample], [resample, *shortcut]
         elif resampling == "double":
             residual, shortcut = [resample, *residual], [*shortcut, resample]
-        if not first:  # images are no activations: they enter as they are
-            residual = [norm_layer(norm, inputs), nn.ReLU(), *residual]  # not in place: the shortcut has the same maps
+        if not first:  # the first block gets images, not activations
+            residual = [norm_layer(norm, inputs), nn.ReLU(), *residual]  # not in place: the shortcut reads its input
         self.residual = nn.Sequential(*residual)
         self.shortcut = nn.Sequential(*shortcut)
 

@@ -1,4 +1,4 @@
-"""Spectral normalization, whose power iteration is taken once a turn (Miyato et al. 2018)."""
+"""Spectral normalization with one power iteration per turn (Miyato et al. 2018)."""
 
 from collections.abc import Iterable
 
@@ -11,15 +11,15 @@ from torch.nn.utils.parametrize import is_parametrized
 def spectrally_normalize(module: nn.Module) -> None:
     """Divide every weight of linear and convolutional layers by its largest singular value (Miyato et al. 2018).
 
-    Each forward in training mode takes one step of power iteration, unless `iterate_spectral_norms` does; its two
-    vectors are buffers, saved with the rest.
+    Each forward in training mode takes one step of power iteration, unless `iterate_spectral_norms` does. The two
+    vectors of the iteration are buffers, saved with the weights.
     """
     for layer in [layer for layer in module.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]:
         spectral_norm(layer)
 
 
 def spectrally_normalized(module: nn.Module) -> list[nn.Module]:
-    """The layers of a module whose weights have a spectral norm."""
+    """Layers of a module with spectrally normalized weights."""
     return [
         layer
         for layer in module.modules()
@@ -28,9 +28,9 @@ def spectrally_normalized(module: nn.Module) -> list[nn.Module]:
 
 
 def iterate_spectral_norms(layers: Iterable[nn.Module]) -> None:
-    """Take one step of power iteration for each of these layers; forwards then take none until the next `train()`.
+    """Take one step of power iteration in each of these layers; forwards then take none until the next `train()`.
 
-    So a turn of several forwards or micro-batches has the same weights in all of them.
+    All forwards and micro-batches of a turn thus have the same weights.
     """
     for layer in layers:
         norm = _norm_of(layer)
