@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +49,7 @@ from gen_dist.cli import run_subcommand
 from gen_dist.errors import ConfigError
 from tests.conftest import REPOSITORY
 from tests.support.children import end_with_parent
+from tests.support.warm_python import warm_python
 
 THRESHOLD = 5.0
 TURNS = 8
@@ -414,7 +414,7 @@ def start_gate(clone: Path, temporary: Path, *words: str) -> subprocess.Popen[st
     temporary.mkdir()
     variables = {**os.environ, "PYTHONPATH": str(clone), "TMPDIR": str(temporary)}
     return subprocess.Popen(
-        [sys.executable, "bench/gate/gate.py", *words],
+        [*warm_python(), "bench/gate/gate.py", *words],
         cwd=clone,
         env=variables,
         stdout=subprocess.PIPE,
@@ -466,7 +466,7 @@ def test_nothing_is_left_when_it_is_stopped(number: int, code: int, clone: Path,
     workers: list[psutil.Process] = []
 
     def has_workers() -> bool:
-        workers[:] = [child for child in psutil.Process(process.pid).children() if "gate_worker.py" in _words(child)]
+        workers[:] = [child for child in psutil.Process(process.pid).children() if "gate/worker.py" in _words(child)]
         return len(workers) == 2
 
     wait_until(has_workers)

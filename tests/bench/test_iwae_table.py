@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from gen_dist.presets import get_preset
 from gen_dist.reports.run_record import read_run
 from tests.conftest import REPOSITORY
 from tests.support.digits import mnist_files, read_png
+from tests.support.warm_python import warm_python
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def config_of(directory: Path) -> TrainConfig:
 
 def table(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "bench/quality/iwae_table.py", *words],
+        [*warm_python(), "bench/quality/iwae_table.py", *words],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

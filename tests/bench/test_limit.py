@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from gen_dist.training.trainer import Trainer
 from tests.conftest import REPOSITORY
 from tests.support.children import ended_by_sigterm
 from tests.support.flops import TorchsCount
+from tests.support.warm_python import warm_python
 
 
 def small(preset: str) -> TrainConfig:
@@ -114,7 +114,7 @@ def test_a_fraction_has_a_figure_of_each_round() -> None:
 
 def test_command_prints_limit_share_and_where_the_rest_goes() -> None:
     words = ["bench/costs/limit.py", "vae-mnist", "--batch-size", "16", "--rounds", "1", "--data", "synthetic"]
-    done = subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run([*warm_python(), *words], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(kind in done.stdout for kind in ("fraction of the limit", "vae/backward", *KINDS))
 
@@ -130,7 +130,7 @@ def test_command_prints_limit_share_and_where_the_rest_goes() -> None:
 )
 def test_wrong_input_ends_with_one_line_and_code_2(words: list[str], said: str) -> None:
     done = subprocess.run(
-        [sys.executable, "bench/costs/limit.py", *words], cwd=REPOSITORY, capture_output=True, text=True
+        [*warm_python(), "bench/costs/limit.py", *words], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
@@ -139,5 +139,5 @@ def test_wrong_input_ends_with_one_line_and_code_2(words: list[str], said: str) 
 
 def test_nothing_stays_of_a_measurement_that_is_asked_to_end(tmp_path: Path) -> None:
     words = ["bench/costs/limit.py", "vae-mnist", "--rounds", "1000"]
-    assert ended_by_sigterm(words, tmp_path) == 143
+    assert ended_by_sigterm(warm_python(), words, tmp_path) == 143
     assert list(tmp_path.glob("gen_dist-*")) == []

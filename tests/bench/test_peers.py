@@ -27,6 +27,7 @@ from gen_dist.presets import get_preset
 from tests.conftest import REPOSITORY
 from tests.support.children import ended_by_sigterm
 from tests.support.digits import mnist_files
+from tests.support.warm_python import warm_python
 
 
 @pytest.fixture(scope="module")
@@ -196,10 +197,10 @@ def test_threads_of_the_environment_are_refused_as_a_run_refuses_them(
 
 def test_nothing_stays_of_a_comparison_that_is_asked_to_end(data_root: Path, tmp_path: Path) -> None:
     words = ["bench/peers/compare.py", "--data-root", str(data_root), "--peers", "plain"]
-    assert ended_by_sigterm(words, tmp_path) == 143
+    assert ended_by_sigterm(warm_python(), words, tmp_path) == 143
     assert list(tmp_path.glob("gen_dist-*")) == []
 
 
 def compare(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "bench/peers/compare.py", *words]
+    command = [*warm_python(), "bench/peers/compare.py", *words]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=250)

@@ -20,10 +20,11 @@ from gen_dist.presets import get_preset
 from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
 from tests.support.children import end_with_parent, ended_by_sigterm
+from tests.support.warm_python import warm_python
 
 
 def run_benchmarks(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *words]
+    command = [*warm_python(), "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *words]
     # Within a worker of xdist, its variables would switch measuring off.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     return subprocess.run(
@@ -116,7 +117,7 @@ def test_overhead_knows_a_run_with_nothing_due():
 )
 def test_overhead_refuses_wrong_input_in_one_line(words: list[str], said: str):
     done = subprocess.run(
-        [sys.executable, "bench/costs/overhead.py", *words], cwd=REPOSITORY, capture_output=True, text=True
+        [*warm_python(), "bench/costs/overhead.py", *words], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
@@ -126,7 +127,7 @@ def test_overhead_refuses_wrong_input_in_one_line(words: list[str], said: str):
 def test_nothing_stays_of_a_measured_overhead_that_is_asked_to_end(tmp_path: Path):
     """Nor of the run that its own process does at that time: this is of the second directory, the run's."""
     words = ["bench/costs/overhead.py", "--presets", "vae-mnist", "--data", "synthetic"]
-    assert ended_by_sigterm(words, tmp_path, directories=2) == 143
+    assert ended_by_sigterm(warm_python(), words, tmp_path, directories=2) == 143
     assert list(tmp_path.glob("gen_dist-*")) == []
 
 

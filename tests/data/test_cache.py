@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, open_dataset
 from gen_dist.data import cache as packed
 from gen_dist.errors import DataError
+from tests.support.warm_python import warm_python
 
 ROOT = Path(__file__).parent.parent.parent
 BUILDER = """
@@ -38,7 +38,7 @@ print(json.dumps({"lines": lines, "digest": dataset.digest, "sum": int(dataset.t
 
 def start_builder(tmp_path: Path, number: int, images: int) -> subprocess.Popen[str]:
     """A process that waits for the file `go` and then opens the synthetic images."""
-    command = [sys.executable, "-c", BUILDER, str(tmp_path / f"ready{number}"), str(tmp_path / "go")]
+    command = [*warm_python(), "-c", BUILDER, str(tmp_path / f"ready{number}"), str(tmp_path / "go")]
     return subprocess.Popen(
         [*command, str(tmp_path / "cache"), str(images)],
         cwd=ROOT,

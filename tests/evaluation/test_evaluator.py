@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,13 +36,13 @@ from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
 from tests.support.runs import OBJECTIVES, each_of, small_config
+from tests.support.warm_python import in_two_ranks, warm_python
 
 OF_SAMPLES = {"fid", "kid", "precision", "recall", "density", "coverage", "sharpness", "diversity", "path_length"}
 OF_CLASSES = {"classes", "class_shares", "class_variation"}
 OF_DATA = {"sharpness_data", "diversity_data"}
 SMALL = {"samples": 260, "nll_samples": 30, "nll_images": 7}
 ONE_OF_A_KIND = {"autoencoder", "vae, learned Gaussian scale", "iwae", "conditional gan", "vae-gan"}
-TWO = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/configs/cpu_2_processes.yaml", "-m"]
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +166,7 @@ def test_two_ranks_equal_one_whatever_their_shares(objective: str, runs: Path) -
     words = ["--samples", 510, "--nll-samples", 30, "--nll-images", 7]
     cache = f"{os.environ['GEN_DIST_CACHE']} of two for {objective}"  # so that the two compute the reference as well
     done = subprocess.run(
-        [str(word) for word in (*TWO, "gen_dist.commands", "evaluate", run, *words)],
+        [str(word) for word in (*in_two_ranks(), "-m", "gen_dist.commands", "evaluate", run, *words)],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "GEN_DIST_CACHE": cache},
         capture_output=True,
@@ -250,7 +249,7 @@ def test_colour_images_without_inception_have_pixels_alone(runs: Path, tmp_path:
 
 
 def _gen_dist(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gen_dist.commands", *map(str, words)]
+    command = [*warm_python(), "-m", "gen_dist.commands", *map(str, words)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), **more}
     return subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=120, cwd=REPOSITORY, env=environment

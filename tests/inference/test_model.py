@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from gen_dist.training.run import train
 from gen_dist.training.trainer import Trainer
 from tests.conftest import REPOSITORY
 from tests.support.runs import ADVERSARIAL, OBJECTIVES, each_of, make_trainer, run_steps, small_config
+from tests.support.warm_python import warm_python
 
 SHAPE = (1, 28, 28)
 WITHOUT_ENCODER = [name for name in ADVERSARIAL if name != "vae-gan"]
@@ -156,7 +156,7 @@ def test_directories_of_no_run_are_refused(tmp_path: Path) -> None:
 
 
 def _gen_dist(*words: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gen_dist.commands", *map(str, words)]
+    command = [*warm_python(), "-m", "gen_dist.commands", *map(str, words)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=cwd, env=environment)
 

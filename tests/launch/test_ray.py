@@ -25,6 +25,7 @@ from gen_dist.records.metrics_file import read_metrics
 from tests.conftest import REPOSITORY
 from tests.support.children import end_with_parent
 from tests.support.runs import OBJECTIVES, close_losses, losses_of, make_trainer, run_steps, small_config, write_config
+from tests.support.warm_python import warm_python
 
 RAY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "OMP_NUM_THREADS": "1"}
 SECONDS = 240
@@ -68,7 +69,7 @@ def _run(command: list[str], environment: dict[str, str], timeout: float = SECON
 
 def _error_of(command: list[str], environment: dict[str, str]) -> str:
     """Error line of a command that fails; it must be the only output."""
-    done = _run(command, environment)
+    done = _run([*warm_python(), *command[1:]], environment)
     assert done.returncode == 2, done.stdout + done.stderr
     assert not done.stdout and done.stderr.count("\n") == 1, done.stdout + done.stderr
     return done.stderr.removesuffix("\n")
@@ -91,7 +92,8 @@ def test_two_workers_equal_one_process_which_resumes_their_run(environment: dict
     assert done.returncode == 0, done.stdout + done.stderr
     assert "finished at step 40" in done.stdout and "step 40/40" in done.stderr
     assert load(checkpoint_paths(run)[0])[0].facts["world_size"] == 2
-    done = _run(_launch("train.py", *words, "--decay", "constant", "--run-dir", run), environment)
+    one = [*warm_python(), *_launch("train.py", *words, "--decay", "constant", "--run-dir", run)[1:]]
+    done = _run(one, environment)
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stderr and "now with 1 processes" in done.stderr
     trainer = make_trainer(TrainConfig.from_json((run / "config.json").read_text(), "the run"))

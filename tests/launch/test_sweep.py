@@ -8,7 +8,6 @@ import math
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from gen_dist.presets import get_preset, presets
 from gen_dist.records.metrics_file import read_metrics
 from tests.conftest import REPOSITORY
 from tests.support.runs import make_trainer, small_config, write_config
+from tests.support.warm_python import warm_python
 
 VAE = get_preset("vae-mnist")
 
@@ -432,7 +432,7 @@ def _run(words: Sequence[object], directory: Path, limit: float = 240) -> subpro
         "RAY_AUTH_TOKEN_PATH": str(directory / "token"),
         "GEN_DIST_CACHE": str(directory / "packed"),
     }
-    command = [sys.executable, str(REPOSITORY / "launch/ray_sweep.py"), *map(str, words)]
+    command = [*warm_python(), str(REPOSITORY / "launch/ray_sweep.py"), *map(str, words)]
     return subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True, timeout=limit)
 
 

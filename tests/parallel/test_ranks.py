@@ -31,8 +31,8 @@ from tests.support.runs import (
     write_config,
 )
 from tests.support.two_players import GENERATOR_EVERY, STEPS, all_logs, state_norms, two_players
+from tests.support.warm_python import in_two_ranks, warm_python
 
-ONE = [sys.executable]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
 LAUNCHED_ONE = [*LAUNCH, str(REPOSITORY / "launch/configs/one_process.yaml")]
 TWO = [*LAUNCH, str(REPOSITORY / "launch/configs/cpu_2_processes.yaml")]
@@ -219,14 +219,16 @@ def test_two_phases_accumulated_or_compiled_equal_whole_eager_ones(changes: dict
     assert all(parameter.requires_grad for parameter in changed.objective.parameters())
 
 
-@pytest.mark.parametrize(("start", "resume"), [(TWO, ONE), (ONE, TWO)], ids=["two then one", "one then two"])
-def test_a_run_goes_on_with_another_number_of_ranks(start: list[str], resume: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("start", "resume"), [(in_two_ranks, warm_python), (warm_python, in_two_ranks)])
+def test_a_run_goes_on_with_another_number_of_ranks(
+    start: Callable[[], list[str]], resume: Callable[[], list[str]], tmp_path: Path
+) -> None:
     config = write_config(tmp_path / "config.json", small_config("vae", checkpoint_every=25))
     train = (REPOSITORY / "launch/train.py", "--config", config, "--run-dir", tmp_path / "run")
-    _run(*start, *train)
+    _run(*start(), *train)
     before = read_metrics(tmp_path / "run/metrics.jsonl")
     shutil.rmtree(tmp_path / "run/checkpoints/step_00000050")
-    done = _run(*resume, *train)
+    done = _run(*resume(), *train)
     assert "resuming" in done.stderr
     after = read_metrics(tmp_path / "run/metrics.jsonl")
     assert [record["step"] for record in after] == list(range(1, 51))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,8 +14,7 @@ from torch import Tensor, nn
 from gen_dist.parallel.sync_batch_norm import SyncBatchNorm, synchronize
 from tests.conftest import REPOSITORY
 from tests.parallel.sync_batch_norm_worker import CASES, STEPS, make_case, run_case
-
-TWO = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/configs/cpu_2_processes.yaml"]
+from tests.support.warm_python import in_two_ranks
 
 
 @pytest.fixture(scope="module", params=["eager", pytest.param("compiled", marks=pytest.mark.slow)])
@@ -28,7 +26,7 @@ def how(request: pytest.FixtureRequest) -> str:
 def two_ranks(how: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     out = tmp_path_factory.mktemp("ranks")
     done = subprocess.run(
-        [*TWO, "tests/parallel/sync_batch_norm_worker.py", str(out), how],
+        [*in_two_ranks(), "tests/parallel/sync_batch_norm_worker.py", str(out), how],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from gen_dist.errors import CheckpointError
 from gen_dist.records.metrics_file import read_metrics
 from tests.conftest import REPOSITORY
 from tests.support.trackers import make_tracker
+from tests.support.warm_python import warm_python
 
 
 def test_each_log_is_one_line_that_is_on_disk_at_once(tmp_path):
@@ -143,7 +143,7 @@ def test_a_killed_process_loses_no_line_that_it_logged(tmp_path):
         "for step in range(1, 10**9):\n"
         "    run.log(step, {'train/loss': 1.0 / step}); print(step, flush=True)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*warm_python(), "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for _ in range(200):
         process.stdout.readline()

@@ -16,6 +16,7 @@ from gen_dist.records.metrics_file import read_metrics
 from gen_dist.records.wandb_run import wandb_mode
 from tests.conftest import REPOSITORY
 from tests.support.trackers import make_tracker
+from tests.support.warm_python import warm_python
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +90,7 @@ except UserError as error:
 def wandb_run(
     path: Path, mode: str, start: int = 0, *more: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WANDB_RUN, str(path), mode, str(start), *more]
+    command = [*warm_python(), "-c", WANDB_RUN, str(path), mode, str(start), *more]
     return subprocess.run(
         command,
         cwd=REPOSITORY,

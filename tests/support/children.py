@@ -23,10 +23,10 @@ def end_with_parent() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def ended_by_sigterm(words: Sequence[str], temporary: Path, directories: int = 1) -> int:
+def ended_by_sigterm(python: Sequence[str], words: Sequence[str], temporary: Path, directories: int = 1) -> int:
     """Exit code of a benchmark that gets SIGTERM once so many of its directories are in `temporary`."""
     process = subprocess.Popen(
-        [sys.executable, *words],
+        [*python, *words],
         cwd=REPOSITORY,
         env={**os.environ, "TMPDIR": str(temporary)},
         stdout=subprocess.DEVNULL,

@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from gen_dist.training.outcome import DivergenceError
 from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
 from tests.support.runs import assert_same_bits, small_config, write_config
+from tests.support.warm_python import warm_python
 
 TIMES = ("images_per_second",)
 
@@ -253,7 +253,7 @@ def test_a_signal_saves_exits_with_zero_and_the_command_goes_on(
     number: signal.Signals, uninterrupted: Path, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path / "config.json", _config(tmp_path / "run", checkpoint_every=1000))
-    command = [sys.executable, str(REPOSITORY / "launch/train.py"), "--config", str(config)]
+    command = [*warm_python(), str(REPOSITORY / "launch/train.py"), "--config", str(config)]
     for _attempt in range(5):  # on a busy machine a run may end before this process gets to signal it
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         output = _signalled(command, number, tmp_path)
@@ -262,7 +262,7 @@ def test_a_signal_saves_exits_with_zero_and_the_command_goes_on(
     assert "stopped at step" in output
     step, _ = _state(tmp_path / "run")
     assert 9 <= step < 40
-    assert f"to go on: python {command[1]} --config {config}" in output
+    assert f"to go on: python {command[-3]} --config {config}" in output
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=120)
     assert done.returncode == 0
     assert f"resuming {tmp_path / 'run'} at step {step} of 40" in done.stderr

@@ -1,0 +1,35 @@
+"""Run one program in two processes that find each other, as `accelerate launch` would, without its three seconds.
+
+    python tests/support/two_ranks.py PYTHON... -- WORDS...
+
+The tests of the launcher itself (tests/parallel/test_ranks.py) take `accelerate launch`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+RANKS = 2
+
+
+def main(words: list[str]) -> int:
+    """Start the processes, wait for all of them, and return the first exit code that is not 0."""
+    cut = words.index("--")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": "-1"}
+    started = [
+        subprocess.Popen(
+            [*words[:cut], *words[cut + 1 :]], env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(RANKS)
+    ]
+    return next((code for code in [process.wait() for process in started] if code), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

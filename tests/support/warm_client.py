@@ -1,0 +1,60 @@
+"""Client of `warm_python.py`: stands for a program that runs elsewhere. It imports little, to start at once."""
+
+from __future__ import annotations
+
+import array
+import marshal
+import os
+import signal
+import socket
+import sys
+from typing import NamedTuple
+
+CLIENT = __file__
+MESSAGE_BYTES = 2**16
+
+
+class Program(NamedTuple):
+    """What to run: the words behind `python`, the working directory and the environment."""
+
+    words: list[str]
+    directory: str
+    environment: dict[str, str]
+
+
+def read_message(client: socket.socket) -> tuple[Program, list[int]]:
+    """The program that a client asks for, and its standard streams."""
+    streams = array.array("i")
+    message, ancillary, _, _ = client.recvmsg(8, socket.CMSG_LEN(3 * streams.itemsize))
+    for _, _, data in ancillary:
+        streams.frombytes(data)
+    content = b""
+    while len(content) < int.from_bytes(message, "little"):
+        content += client.recv(MESSAGE_BYTES)
+    return Program(*marshal.loads(content)), list(streams)
+
+
+def main(address: str, words: list[str]) -> None:
+    """Have a program run with this process's streams; pass signals on to it, and end as it ends."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(address)
+        content = marshal.dumps((words, os.getcwd(), dict(os.environ)))
+        streams = array.array("i", [0, 1, 2])
+        server.sendmsg([len(content).to_bytes(8, "little")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+        server.sendall(content)
+        process = int.from_bytes(server.recv(8), "little")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, _frame: os.kill(process, number))
+        answer = server.recv(8)
+    if not answer:
+        sys.exit("the process that starts others has ended")
+    code = int.from_bytes(answer, "little", signed=True)
+    if code < 0:
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
