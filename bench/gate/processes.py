@@ -15,7 +15,7 @@ from bench.measuring import temporary
 from gen_dist.errors import ConfigError
 
 WORKER = Path(__file__).resolve().parent / "worker.py"
-REPOSITORY = WORKER.parent.parent
+REPOSITORY = WORKER.parent.parent.parent
 
 
 class BenchmarkError(Exception):

@@ -134,7 +134,7 @@ def checkpoint(place: Place) -> Operation:
     """Save a checkpoint, digests and fsync with it, and load it again."""
     import torch
 
-    checkpoints = module_of("gen_dist.records.checkpoint", "gen_dist.records.checkpoint")
+    checkpoints = module_of("gen_dist.records.checkpoint", "gen_dist.checkpoint")
     trainer = _trainer("vae-mnist")
     trainer.run_step(0)  # before it the optimizer has no state
 
@@ -250,8 +250,8 @@ def _trainer(preset: str) -> Any:
 
     from gen_dist.presets import get_preset
 
-    trainer = module_of("gen_dist.training.trainer", "gen_dist.training.trainer")
-    processes = module_of("gen_dist.parallel.processes.processes", "gen_dist.parallel.processes")
+    trainer = module_of("gen_dist.training.trainer", "gen_dist.trainer")
+    processes = module_of("gen_dist.parallel.processes", "gen_dist.parallel")
     # The schedule of the learning rate must not come to its end: past it the rate is negative.
     config = replace(get_preset(preset), device="cpu", steps=10**6)
     return trainer.Trainer(config, _digits(), processes.start_processes(config))
@@ -281,7 +281,7 @@ class Worker:
         from gen_dist.config import TrainConfig
 
         kernels = module_of("gen_dist.kernels", "kernels")
-        module_of("gen_dist.parallel.processes.processes", "gen_dist.parallel.processes").start_processes(
+        module_of("gen_dist.parallel.processes", "gen_dist.parallel").start_processes(
             TrainConfig(device="cpu")
         )
         return {

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,6 @@ from gen_dist.cli import run_subcommand
 from gen_dist.errors import ConfigError
 from tests.conftest import REPOSITORY
 from tests.support.children import end_with_parent
-from tests.support.warm_python import warm_python
 
 THRESHOLD = 5.0
 TURNS = 8
@@ -414,7 +414,7 @@ def start_gate(clone: Path, temporary: Path, *words: str) -> subprocess.Popen[st
     temporary.mkdir()
     variables = {**os.environ, "PYTHONPATH": str(clone), "TMPDIR": str(temporary)}
     return subprocess.Popen(
-        [*warm_python(), "bench/gate/gate.py", *words],
+        [sys.executable, "bench/gate/gate.py", *words],
         cwd=clone,
         env=variables,
         stdout=subprocess.PIPE,
