@@ -281,9 +281,7 @@ class Worker:
         from gen_dist.config import TrainConfig
 
         kernels = module_of("gen_dist.kernels", "kernels")
-        module_of("gen_dist.parallel.processes", "gen_dist.parallel").start_processes(
-            TrainConfig(device="cpu")
-        )
+        module_of("gen_dist.parallel.processes", "gen_dist.parallel").start_processes(TrainConfig(device="cpu"))
         return {
             "packages": [str(gen_dist.__file__), str(kernels.__file__)],
             "threads": torch.get_num_threads(),
