@@ -1,8 +1,8 @@
 """Registry of the objectives and networks that a config can name by kind. It does not import torch.
 
 A part's config names the place of its class, so configs and `--help` work without importing that class. The configs of
-this package's own parts are in `gen_dist.config`, which imports quickly. A module in the part's folder that imports
-`gen_dist.registry` registers its config itself: its file is found, and needs no other edit.
+this package's own parts are in `gen_dist.config`, which imports quickly. A module in the part's folder with a line
+`@objectives.register` (or `@networks.register`) is found by that text, and needs no other edit.
 """
 
 from __future__ import annotations
@@ -59,9 +59,20 @@ class Registry(Generic[C]):
         """All config classes, including those of modules found in the folder."""
         if not self._searched:
             self._searched = True
-            for module in _modules_that_register(self._folder):
+            for module in _modules_with(f"@{self._sort}s.register", self._folder):
                 importlib.import_module(module)
         return tuple(self._by_kind.values())
+
+    def __getitem__(self, kind: str) -> type[Any]:
+        """The config class of a kind.
+
+        Raises:
+            ConfigError: no part has that kind; lists the kinds.
+        """
+        self.configs()
+        if kind not in self._by_kind:
+            raise ConfigError(f"unknown {self._sort} {kind!r}; there are {', '.join(self._by_kind)}")
+        return self._by_kind[kind]
 
 
 def load(place: str) -> Any:
@@ -70,9 +81,9 @@ def load(place: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _modules_that_register(folder: str) -> list[str]:
-    """Names of a package's modules that import this one, found by their text, so that no other is imported."""
+def _modules_with(text: str, folder: str) -> list[str]:
+    """Names of a package's modules that contain a text, without importing any."""
     spec = importlib.util.find_spec(folder)
     places = spec.submodule_search_locations if spec else None
     files = sorted(file for place in places or [] for file in Path(place).glob("[!_]*.py"))
-    return [f"{folder}.{file.stem}" for file in files if "gen_dist.registry" in file.read_text(encoding="utf-8")]
+    return [f"{folder}.{file.stem}" for file in files if text in file.read_text(encoding="utf-8")]

@@ -442,3 +442,19 @@ def test_a_relative_folder_is_the_same_source(
         open_dataset(f"folder:{path}", ".", packing, lines.append)
         assert any("unreadable images: a/bad.png" in line for line in lines)
     assert len(list((tmp_path / "cache").glob("folder-here-*"))) == 1
+
+
+# A new source that needs no files has one line here.
+WITHOUT_FILES = [
+    "mnist5k",
+    "synthetic",
+]
+
+
+@pytest.mark.parametrize("source", WITHOUT_FILES)
+def test_a_source_packs_the_same_images_twice(source: str, tmp_path: Path) -> None:
+    found = [open_dataset(source, tmp_path, DataConfig(cache_dir=str(tmp_path / name))) for name in ("one", "two")]
+    assert found[0].digest == found[1].digest
+    for split in (found[0].train, found[0].test):
+        assert split.images.dtype == np.uint8 and split.images.ndim == 4 and len(split.images) == len(split.labels) > 0
+        assert split.labels.min() >= 0 and split.labels.max() < len(found[0].class_names)

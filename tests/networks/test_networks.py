@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 
-from gen_dist.config import Activation, ConvConfig, DcganConfig, MlpConfig, NetworkConfig, ResnetConfig
+from gen_dist.config import Activation, ConvConfig, DcganConfig, MlpConfig, NetworkConfig, ResnetConfig, networks
 from gen_dist.errors import ConfigError
 from gen_dist.networks import Decoder, Encoder, build_decoder, build_encoder
 
+# A new network has one line here, such as `"mine": networks["mine"](latent_dim=5)`.
 SMALL: dict[str, NetworkConfig] = {
-    "mlp": MlpConfig(hidden_sizes=(16, 8), latent_dim=5),
+    "mlp": networks["mlp"](hidden_sizes=(16, 8), latent_dim=5),
     "conv": ConvConfig(feature_maps=(4, 6), hidden_size=16, latent_dim=5),
     "dcgan": DcganConfig(feature_maps=4, latent_dim=5),
     "dcgan, group norm": DcganConfig(feature_maps=4, latent_dim=5, generator_norm="group", discriminator_norm="group"),

@@ -28,6 +28,7 @@ from gen_dist.config import (
     VaeConfig,
     VaeGanConfig,
     WganGpConfig,
+    objectives,
 )
 from gen_dist.data import Dataset, open_dataset
 from gen_dist.parallel.processes import start_processes
@@ -41,9 +42,10 @@ SMALL_SNGAN = ResnetConfig(feature_maps=(4, 6, 6), latent_dim=5, generator_norm=
 SMALL_R3GAN = ResnetConfig(block="r3gan", feature_maps=(4, 8), latent_dim=5)
 ALL_AUGMENTATIONS: tuple[Augmentation, ...] = ("colour", "translation", "cutout")
 
-# A new objective or network has one line here; all tests that take every objective then take it.
+# A new objective or network has one line here, such as `"mine": (objectives["mine"](), SMALL_MLP)`. All tests that take
+# every objective then take it.
 OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
-    "autoencoder": (AutoencoderConfig(), SMALL_MLP),
+    "autoencoder": (objectives["autoencoder"](), SMALL_MLP),
     "autoencoder, squared error": (AutoencoderConfig(likelihood="gaussian"), SMALL_MLP),
     "vae": (VaeConfig(), SMALL_MLP),
     "vae, convolutional": (VaeConfig(), SMALL_CONV),
