@@ -1,4 +1,4 @@
-"""The training step's random draws and heaviest arithmetic behind plain functions. Imports nothing of gen_dist."""
+"""Random draws and the heaviest arithmetic of a training step, as plain functions. Imports nothing from gen_dist."""
 
 from .convolution import DoublingConvolution, HalvingConvolution, pixel_by_pixel
 from .key import Key

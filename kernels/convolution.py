@@ -1,8 +1,8 @@
 """Convolutions that halve the sides of feature maps, and transposed ones that double them, faster on CPUs.
 
-Both have kernel 4, stride 2 and padding 1. On processors without AVX-512 oneDNN is slow in two of their gradients and
-results: gradients of weights that outgrow the cache take it two to four times as long as one matrix product of the same
-numbers, and so does whatever makes an image of a few channels. Those are matrix products here.
+Both have kernel 4, stride 2 and padding 1. On processors without AVX-512, oneDNN is slow in two cases: gradients of
+weights that outgrow the cache, and operations with an image of a few channels as result. Each takes two to four times
+as long as one matrix product of the same numbers, which is used here instead.
 """
 
 import itertools
@@ -16,20 +16,20 @@ from .wanted import wanted_gradients
 
 # Measured on two Zen 3 cores at batches of 64 and 128.
 WEIGHTS_OF_A_PRODUCT = 2**19
-"""The gradient of so many weights is faster as a matrix product."""
+"""Number of weights from which their gradient is faster as a matrix product."""
 IMAGE_CHANNELS = 4
-"""And all that has at most so many channels on its large side is, but for the halving convolution itself."""
+"""Largest number of channels on the large side for which every operation but the halving itself is a product."""
 
 
 class HalvingConvolution(nn.Conv2d):
-    """An `nn.Conv2d` that halves both sides, with its results to rounding."""
+    """An `nn.Conv2d` that halves both sides, with equal results up to rounding."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__(inputs, outputs, kernel_size=4, stride=2, padding=1, bias=bias)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """[B, inputs, 2H, 2W] -> [B, outputs, H, W]; odd sides are halved and rounded down."""
-        weight = self.weight  # read once: a parametrization computes it anew at each reading
+        """Feature maps [B, inputs, 2H, 2W] -> [B, outputs, H, W]; halves of odd sides are rounded down."""
+        weight = self.weight  # read once: a parametrization recomputes it at each access
         even = not (maps.shape[2] % 2 or maps.shape[3] % 2)
         if even and products_are_faster(maps, weight):
             halved: Tensor = _Halving.apply(maps, weight, self.bias)
@@ -38,13 +38,13 @@ class HalvingConvolution(nn.Conv2d):
 
 
 class DoublingConvolution(nn.ConvTranspose2d):
-    """An `nn.ConvTranspose2d` that doubles both sides, with its results to rounding."""
+    """An `nn.ConvTranspose2d` that doubles both sides, with equal results up to rounding."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__(inputs, outputs, kernel_size=4, stride=2, padding=1, bias=bias)
 
     def forward(self, maps: Tensor) -> Tensor:  # type: ignore[override]
-        """[B, inputs, H, W] -> [B, outputs, 2H, 2W]."""
+        """Feature maps [B, inputs, H, W] -> [B, outputs, 2H, 2W]."""
         weight = self.weight
         if products_are_faster(maps, weight):
             doubled: Tensor = _Doubling.apply(maps, weight, self.bias)
@@ -53,21 +53,21 @@ class DoublingConvolution(nn.ConvTranspose2d):
 
 
 def pixel_by_pixel(maps: Tensor) -> Tensor:
-    """The same feature maps [B, C, H, W], laid out with channels last.
+    """Copy feature maps [B, C, H, W] into the channels_last layout.
 
-    What convolutions and all else do with such maps keeps that layout. Where maps and their gradient have two layouts,
-    each operation on both takes several times as long.
+    Convolutions and other operations keep that layout. Operations on maps and gradients of different layouts take
+    several times as long.
     """
-    if maps.shape[1] == 1:  # laid out either way already, and taken for the other one unless the strides say so
+    if maps.shape[1] == 1:  # both layouts are equal in memory: only the strides mark the maps as channels_last
         return maps.reshape(len(maps), *maps.shape[2:], 1).permute(0, 3, 1, 2)
     return maps.contiguous(memory_format=torch.channels_last)
 
 
 def products_are_faster(maps: Tensor, weight: Tensor) -> bool:
-    """Whether some of a layer's arithmetic should be matrix products; weight [D, C, 4, 4], with C on the large side.
+    """True if some of a layer's arithmetic should be matrix products; weight [D, C, 4, 4], with C on the large side.
 
-    Compiled code and autocast go their own ways. Told by the processor's instructions and not by a timing, so that it
-    never changes between two runs that have to agree bit for bit.
+    Never with compiled code or autocast. The choice depends on the processor's instruction set, not on a timing, so it
+    is equal in any two runs that must agree bit for bit.
     """
     return (
         (weight.numel() >= WEIGHTS_OF_A_PRODUCT or weight.shape[1] <= IMAGE_CHANNELS)
@@ -80,7 +80,7 @@ def products_are_faster(maps: Tensor, weight: Tensor) -> bool:
 
 
 class _Halving(torch.autograd.Function):
-    """The convolution. Its backward is made of operations that have gradients themselves."""
+    """The convolution. Its backward consists of differentiable operations."""
 
     @staticmethod
     def forward(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -88,7 +88,7 @@ class _Halving(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        """Apart from `forward`, so that torch.func takes gradients."""
+        """Save tensors; separate from `forward`, as torch.func requires."""
         ctx.save_for_backward(*inputs)
 
     @staticmethod
@@ -104,7 +104,7 @@ class _Halving(torch.autograd.Function):
 
 
 class _Doubling(torch.autograd.Function):
-    """The transposed convolution: in its gradients, maps and gradient change places."""
+    """The transposed convolution: in its gradients, maps and gradient exchange roles."""
 
     @staticmethod
     def forward(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -113,7 +113,7 @@ class _Doubling(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        """As in `_Halving`."""
+        """Save tensors, as in `_Halving`."""
         ctx.save_for_backward(*inputs)
 
     @staticmethod
@@ -129,25 +129,25 @@ class _Doubling(torch.autograd.Function):
 
 
 def weight_gradient(large: Tensor, small: Tensor, weight: Tensor) -> Tensor:
-    """Gradient in weight [D, C, 4, 4], between maps [B, C, 2H, 2W] and maps of half their sides, [B, D, H, W]."""
+    """Gradient with respect to weight [D, C, 4, 4], from large maps [B, C, 2H, 2W] and small maps [B, D, H, W]."""
     if weight.numel() < WEIGHTS_OF_A_PRODUCT and weight.shape[1] > IMAGE_CHANNELS:
         shape = ([2, 2], [1, 1], [1, 1], False, [0, 0], 1)
         return torch.ops.aten.convolution_backward(small, large, weight, None, *shape, [False, True, False])[1]
     padded = F.pad(large.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    # Patches as rows, with channels last as the maps have them, so that they are copied in long runs.
+    # Patches are rows with channels last, as in the maps, so that they are copied in long runs.
     patches = padded.unfold(1, 4, 2).unfold(2, 4, 2).permute(0, 1, 2, 4, 5, 3).flatten(0, 2).flatten(1)
     product = small.permute(0, 2, 3, 1).flatten(0, 2).t() @ patches
-    # Through one dimension, for the strides of the weight even where C is 1: DistributedDataParallel minds them.
+    # Flattened first, so that strides equal the weight's even if C is 1: DistributedDataParallel compares them.
     return product.unflatten(1, (4, 4, -1)).permute(0, 3, 1, 2).flatten().view(weight.shape)
 
 
 def double(maps: Tensor, weight: Tensor) -> Tensor:
-    """The transposed convolution of maps [B, D, H, W] with weight [D, C, 4, 4]: [B, C, 2H, 2W]."""
+    """Transposed convolution of maps [B, D, H, W] with weight [D, C, 4, 4]: [B, C, 2H, 2W]."""
     if weight.shape[1] > IMAGE_CHANNELS:
         return F.conv_transpose2d(maps, weight, stride=2, padding=1)
     batch, _, height, width = maps.shape
     patches = maps.permute(0, 2, 3, 1).flatten(0, 2) @ weight.permute(0, 2, 3, 1).flatten(1)
-    # Row 2i + 2a + p of the padded result takes row 2a + p of the patch at row i; columns likewise.
+    # Row 2i + 2a + p of the padded result sums row 2a + p of the patch at row i; columns likewise.
     patches = patches.view(batch, height, width, 2, 2, 2, 2, -1)
     padded = patches.new_zeros(batch, height + 1, 2, width + 1, 2, weight.shape[1])
     for a, b in itertools.product((0, 1), (0, 1)):

@@ -1,4 +1,4 @@
-"""The key of a draw: all random numbers here are functions of it and of a place in the row."""
+"""Key of a draw: all random numbers of this package are functions of it and of a position in the row."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,9 @@ from torch import Tensor
 
 
 class Key(NamedTuple):
-    """What a block of draws depends on. Row i of the block is the global row `first_row + i`.
+    """Key of a block of draws. Row i of the block is the global row `first_row + i`.
 
-    Neither the rank nor the micro-batch that holds a row is part of its key, so any split of a batch draws the same
-    numbers.
+    Neither rank nor micro-batch is part of the key, so any split of a batch draws the same numbers.
     """
 
     rng: Tensor

@@ -1,7 +1,7 @@
 """The latent step of a variational autoencoder: reparameterization and KL divergence (Kingma & Welling 2014).
 
-There are three definitions of it: what CPUs run (NumPy's noise, then `plain_latents_kl`), the fused kernel that GPUs
-run (kernels/triton_latent.py), and that kernel's twin in torch operations, for its tests and for other devices.
+It has three implementations: that of CPUs (NumPy's noise, then `plain_latents_kl`), the fused kernel of GPUs
+(kernels/triton_latent.py), and that kernel's twin in torch operations, for tests and other devices.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ def reparameterize_kl(
     """Latents z = mean + exp(logvar / 2) * eps and KL(N(mean, exp(logvar)) || prior) (Kingma & Welling 2014, app. B).
 
     With logvar = log sigma^2 the standard deviation is exp(logvar / 2), not exp(logvar). All arithmetic is float32, or
-    float64 for float64 parameters. Gradients flow to `parameters` and `prior`, and are zero by a log-variance outside
+    float64 for float64 parameters. Gradients flow to `parameters` and `prior`; they are zero at log-variances outside
     LOGVAR_RANGE.
 
     Args:
@@ -40,15 +40,15 @@ def reparameterize_kl(
             output: means in the first half of the channels, log-variances in the second.
         key: key of the noise of parameters[0], on the device of `parameters`.
         samples: latents drawn per image.
-        deterministic: give the mean and draw nothing.
-        prior: means and log-variances of a Gaussian prior, as `parameters`; None stands for N(0, I).
+        deterministic: return the mean and draw no noise.
+        prior: means and log-variances of a Gaussian prior, as `parameters`; None means N(0, I).
 
     Returns:
-        latents [B * samples, C, ...], the samples of one image in adjoining rows, dtype and memory format of
-        `parameters`, and kl_nats [B], float32 (float64 for float64), summed over an image's latents.
+        latents [B * samples, C, ...], with the samples of one image in adjacent rows, dtype and memory format of
+        `parameters`; and kl_nats [B], float32 (float64 for float64), summed over an image's latents.
 
     Raises:
-        ValueError: a shape, dtype or number that does not fit.
+        ValueError: a shape, dtype or number is invalid.
     """
     _check(parameters, key.rng, samples, prior)
     if parameters.device.type != "cpu":
@@ -74,26 +74,26 @@ def _check(parameters: Tensor, rng: Tensor, samples: int, prior: Tensor | None) 
     if parameters.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise ValueError(f"parameters are {parameters.dtype}; use float32, bfloat16, float16 or float64")
     if rng.shape != (2,) or rng.dtype != torch.int64:
-        raise ValueError(f"rng is {rng.dtype} {list(rng.shape)}; it has to be int64 [2], (seed, step)")
+        raise ValueError(f"rng is {rng.dtype} {list(rng.shape)}; it must be int64 [2], (seed, step)")
     if samples < 1:
-        raise ValueError(f"samples is {samples}; an image has at least 1")
+        raise ValueError(f"samples is {samples}; it must be at least 1")
     if prior is not None and (prior.shape != parameters.shape or prior.dtype != parameters.dtype):
         raise ValueError(
             f"prior is {prior.dtype} {list(prior.shape)}, parameters are {parameters.dtype} {list(parameters.shape)}: "
-            "both have to be alike"
+            "they must be equal"
         )
 
 
 def plain_latents_kl(
     parameters: Tensor, noise: Tensor | None, samples: int, prior: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The latent step given its noise, differentiated by autograd: the reference, and what torch.compile takes.
+    """Compute the latent step from given noise, differentiable by autograd; the reference, also for torch.compile.
 
     Args:
         parameters: float32 or float64 [B, 2C, ...].
-        noise: [B, samples, C, ...]; None stands for zeros.
+        noise: [B, samples, C, ...]; None means zeros.
         samples: latents per image.
-        prior: as `parameters`; None stands for N(0, I).
+        prior: as `parameters`; None means N(0, I).
 
     Returns:
         latents [B, samples, C, ...] and kl_nats [B].
@@ -115,8 +115,11 @@ def plain_latents_kl(
 
 
 class _LatentsKl(torch.autograd.Function):
-    """`plain_latents_kl` with the gradient written out: a third of the operators, each of which costs more than its
-    arithmetic at a few thousand latents. The gradient has none itself: that takes `plain_latents_kl`."""
+    """`plain_latents_kl` with an explicit gradient, which takes a third of the operators.
+
+    At a few thousand latents, an operator's overhead exceeds its arithmetic. There is no double backward; use
+    `plain_latents_kl` for that.
+    """
 
     @staticmethod
     def forward(ctx: Any, parameters: Tensor, noise: Tensor | None, samples: int) -> tuple[Tensor, Tensor]:
@@ -136,18 +139,18 @@ class _LatentsKl(torch.autograd.Function):
         torch.mul(kl_gradient, std * std - 1.0, out=logvar_gradient)
         if noise is not None:
             logvar_gradient.addcmul_(std, (latents_gradient * noise).sum(1))
-        # The clamp passes no gradient where it acts, as torch.clamp's does not.
+        # Like torch.clamp, the clamp passes no gradient where it acts.
         logvar_gradient.mul_(0.5).masked_fill_(clamp_acts(raw_logvar), 0.0)
         return gradient, None, None
 
 
 def clamp_acts(logvar: Tensor) -> Tensor:
-    """Where a log-variance is outside LOGVAR_RANGE; not where it is NaN, so that its gradient is NaN as well."""
+    """True where a log-variance is outside LOGVAR_RANGE, False at NaN, so that its gradient is NaN as well."""
     low, high = LOGVAR_RANGE
     return (logvar < low) | (logvar > high)
 
 
-# The noise follows the order of memory, which torch.compile may not change.
+# The noise is drawn in memory order, so torch.compile must not change strides.
 @torch.library.custom_op("gen_dist::reparameterize_kl", mutates_args=(), tags=(torch.Tag.needs_exact_strides,))
 def reparameterize_kl_operator(
     parameters: Tensor,
@@ -158,13 +161,13 @@ def reparameterize_kl_operator(
     samples: int,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`reparameterize_kl` with the device noise: the fused kernel where there is Triton for the device, else its twin.
+    """Operator of `reparameterize_kl` with the device noise: the fused kernel on Triton devices, else its twin.
 
-    Opaque to torch.compile. Backward keeps the parameters, the prior and rng, and draws the noise again.
+    It is opaque to torch.compile. Backward saves the parameters, the prior and rng, and redraws the noise.
     """
     parameters, prior = _dense(parameters), _like(prior, parameters)
     if runs_triton(parameters.device) and parameters.dtype != torch.float64:
-        from . import triton_latent  # there is no Triton on macOS and Windows
+        from . import triton_latent  # macOS and Windows have no Triton
 
         return triton_latent.forward(parameters, prior, rng, stream, first_row, samples, deterministic)
     return twin_forward(parameters, prior, rng, stream, first_row, samples, deterministic)
@@ -182,7 +185,7 @@ def reparameterize_kl_backward_operator(
     samples: int,
     deterministic: bool,
 ) -> list[Tensor]:
-    """The gradients by `parameters` and, if there is one, `prior`; a gradient of None is that of an unused output."""
+    """Gradients of `parameters` and, if given, of `prior`; the incoming gradient of an unused output is None."""
     parameters = _dense(parameters)
     prior, latents_gradient = _like(prior, parameters), _like(latents_gradient, parameters)
     if runs_triton(parameters.device) and parameters.dtype != torch.float64:
@@ -195,12 +198,12 @@ def reparameterize_kl_backward_operator(
 
 
 def _dense(parameters: Tensor) -> Tensor:
-    """Parameters without gaps, in their memory format."""
+    """Make parameters dense in their memory format."""
     return parameters.contiguous(memory_format=memory_format_of(parameters))
 
 
 def _like(tensor: Tensor | None, parameters: Tensor) -> Tensor | None:
-    """A tensor without gaps, in the memory format of `parameters`."""
+    """Make a tensor dense in the memory format of `parameters`."""
     return None if tensor is None else tensor.contiguous(memory_format=memory_format_of(parameters))
 
 
@@ -261,16 +264,16 @@ def twin_forward(
     samples: int,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The kernel's forward pass in torch operations, on any device.
+    """Forward pass of the kernel in torch operations, on any device.
 
     Args:
         parameters: [B, 2C, ...], dense; computed in `arithmetic_dtype`.
-        prior: as `parameters`; None stands for N(0, I).
+        prior: as `parameters`; None means N(0, I).
         rng: int64 [2], (seed, step).
         stream: stream of the noise.
         first_row: global row of parameters[0].
         samples: latents per image.
-        deterministic: draw nothing.
+        deterministic: draw no noise.
 
     Returns:
         latents [B * samples, C, ...] as `empty_latents`, and kl_nats [B] in `arithmetic_dtype`.
@@ -293,21 +296,21 @@ def twin_backward(
     samples: int,
     deterministic: bool,
 ) -> list[Tensor]:
-    """The kernel's backward pass in torch operations, written out as the kernel has it.
+    """Backward pass of the kernel in torch operations, with the kernel's formulas.
 
     Args:
         latents_gradient: [B * samples, C, ...], or None.
         kl_gradient: [B], or None.
-        parameters: as of `twin_forward`, like the rest.
+        parameters: as in `twin_forward`, like the rest.
         prior: [B, 2C, ...], or None.
         rng: int64 [2].
         stream: stream of the noise.
         first_row: global row of parameters[0].
         samples: latents per image.
-        deterministic: nothing was drawn.
+        deterministic: the forward pass drew no noise.
 
     Returns:
-        The gradient by `parameters` and, if there is one, by `prior`, each like its tensor.
+        Gradients of `parameters` and, if given, of `prior`, each of the shape, dtype and layout of its tensor.
     """
     dtype = arithmetic_dtype(parameters)
     mean, raw_logvar = parameters.to(dtype).chunk(2, dim=1)
@@ -339,12 +342,12 @@ def twin_backward(
 
 
 def _joined(mean_half: Tensor, logvar_half: Tensor, like: Tensor) -> Tensor:
-    """The two halves as one tensor, dtype and memory format of another."""
+    """Concatenate the two halves in the dtype and memory format of `like`."""
     return torch.empty_like(like).copy_(torch.cat((mean_half, logvar_half), dim=1))
 
 
 def _twin_noise(parameters: Tensor, rng: Tensor, stream: int, first_row: int, samples: int) -> Tensor:
-    """The device noise in the memory order of the latents: [B, samples, C, ...] in `arithmetic_dtype`."""
+    """Device noise in the memory order of the latents: [B, samples, C, ...] in `arithmetic_dtype`."""
     rows, channels, *spatial = parameters.shape
     noise = device_normal(
         rng,

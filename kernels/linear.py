@@ -1,8 +1,8 @@
-"""A linear layer that multiplies float32 matrices with the faster of the two libraries that torch brings on CPUs.
+"""A linear layer that multiplies float32 matrices with the faster of torch's two CPU libraries, MKL and oneDNN.
 
-torch gives float32 matrix products to MKL, which leaves the 512-bit vectors of AMD's processors alone. oneDNN, which
-torch brings as well, does not: there forward and both gradients of a layer of 784 x 400 take half the time in it. On
-AMD's processors without such vectors MKL is faster: whole steps of VAEs take 1.1 to 1.2 times as long in oneDNN.
+torch gives float32 matrix products to MKL, which does not use the 512-bit vectors of AMD's processors. oneDNN does:
+there, forward and both gradients of a layer of 784 x 400 take half the time in it. On AMD's processors without such
+vectors MKL is faster: whole VAE steps take 1.1 to 1.2 times as long in oneDNN.
 """
 
 import functools
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from .wanted import wanted_gradients
 
 LEAST_WEIGHTS = 2**16
-"""Smaller layers gain nothing; measured on two Zen 5 cores at batches of 128 and 256."""
+"""Smallest number of weights for which oneDNN is faster; measured on two Zen 5 cores at batches of 128 and 256."""
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` with the same parameters, names, initial values and results to rounding."""
+    """An `nn.Linear` with equal parameters, names and initial values, and equal results up to rounding."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[B, in_features] -> [B, out_features]."""
-        weight = self.weight  # read once: a parametrization computes it anew at each reading
-        # Compiled code and autocast have matrix products of their own.
+        """Inputs [B, in_features] -> [B, out_features]."""
+        weight = self.weight  # read once: a parametrization recomputes it at each access
+        # Compiled code and autocast choose their own matrix products.
         if (
             inputs.device.type == "cpu"
             and inputs.dtype == weight.dtype == torch.float32
@@ -42,21 +42,21 @@ class Linear(nn.Linear):
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether this machine has oneDNN, and a processor on which MKL is slow."""
+    """True if this machine has oneDNN, and a processor on which MKL is slow."""
     path = Path("/proc/cpuinfo")
     return path.exists() and mkl_is_slow(path.read_text()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def mkl_is_slow(cpuinfo: str) -> bool:
-    """Whether a processor is AMD's with 512-bit vectors, by the text of /proc/cpuinfo.
+    """True if the text of /proc/cpuinfo describes an AMD processor with 512-bit vectors.
 
-    Not by a timing: so it never changes between two runs that have to agree bit for bit.
+    The choice does not depend on a timing, so it is equal in any two runs that must agree bit for bit.
     """
     return "AuthenticAMD" in cpuinfo and "avx512f" in cpuinfo
 
 
 class _OneDnnLinear(torch.autograd.Function):
-    """y = x W^T + b; dx = dy W, dW = dy^T x, db = sum dy. Products again, so that gradients have gradients."""
+    """y = x W^T + b; dx = dy W, dW = dy^T x, db = sum dy. The gradients are differentiable products themselves."""
 
     @staticmethod
     def forward(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -64,7 +64,7 @@ class _OneDnnLinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        """Apart from `forward`, so that torch.func takes gradients."""
+        """Save tensors; separate from `forward`, as torch.func requires."""
         ctx.save_for_backward(*inputs)
 
     @staticmethod
@@ -79,6 +79,6 @@ class _OneDnnLinear(torch.autograd.Function):
 
 
 def onednn_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """inputs [N, K] times the transpose of weight [M, K], plus bias [M]: float32 [N, M]. Any of them may be a view."""
+    """Inputs [N, K] times the transpose of weight [M, K], plus bias [M]: float32 [N, M]. All may be views."""
     output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
     return output

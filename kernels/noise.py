@@ -1,11 +1,11 @@
 """Keyed draws: standard normals and binarized images as functions of (seed, stream, step, global row).
 
 `rng` is int64 [2] = (seed, step) on the device that draws, so that no Python number changes from step to step. On CPUs
-each draw is one opaque operator under torch.compile, which is never hoisted, repeated or reordered; eager code calls
-the same function without the dispatcher, whose cold code costs more than the draw.
+each draw is one opaque operator under torch.compile, which is never hoisted, repeated or reordered. Eager code calls
+the same function without the dispatcher, which costs more than the draw when its code is not in the cache.
 
 CPUs draw normals with NumPy's generator (`host_normal`). Other devices draw the device noise: `device_normal` in torch
-operations, the same in Triton (kernels/triton_noise.py) where there is Triton for the device.
+operations, or the same in Triton (kernels/triton_noise.py) on devices that run Triton.
 """
 
 import importlib.util
@@ -64,9 +64,9 @@ def binarize(images: Tensor, key: Key) -> Tensor:
 
 
 def _is_transformed() -> bool:
-    """Whether this code is compiled, or differentiated by torch.func: its tensors have no memory for a kernel then.
+    """True if torch.compile or torch.func transforms this code: its tensors then have no memory for a kernel.
 
-    Other code calls none of the operators, whose first call imports torch's compiler, which takes seconds.
+    Other code avoids the operators, since the first call of one imports torch's compiler, which takes seconds.
     """
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
@@ -80,7 +80,7 @@ _TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def runs_triton(device: torch.device) -> bool:
-    """Whether the Triton kernels run on this device: NVIDIA's and AMD's GPUs, both of which torch calls "cuda"."""
+    """True if the Triton kernels run on this device: an NVIDIA or AMD GPU, both named "cuda" in torch."""
     return device.type == "cuda" and _TRITON_IS_INSTALLED
 
 
@@ -98,7 +98,7 @@ def _triton_normal(rng: Tensor, stream: int, first_row: int, rows: int, width: i
 
 @torch.library.custom_op("gen_dist::normal", mutates_args=())
 def normal_operator(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
-    """`normal` as code calls it that is transformed. Its result is its own: compiled code may reuse the memory."""
+    """Operator of `normal` for transformed code. It returns a copy, since compiled code may reuse the memory."""
     if runs_triton(rng.device):
         return _triton_normal(rng, stream, first_row, rows, width)
     return _host_normal(rng, stream, first_row, rows, width).clone()
@@ -110,21 +110,21 @@ def _(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor
 
 
 class _Lookahead(threading.local):
-    """Normal draws on the CPU, of several steps at once where one step follows another.
+    """Cache of normal draws on the CPU, which draws several consecutive steps at once.
 
-    Between two matrix products nothing of Python or NumPy is in the cache, and a draw of a few thousand numbers costs
-    ten times what its arithmetic does. Drawn sixteen steps at a time it is paid once. What is drawn does not change.
+    Between two matrix products the code of Python and NumPy is not in the cache, so a draw of a few thousand numbers
+    costs ten times its arithmetic. Sixteen steps at a time pay that once. The numbers do not change.
     """
 
     STEPS = 16
-    LARGEST = 2**17  # draws of a step; larger ones cost what their arithmetic does
-    STREAMS = 8  # kept; the least recently used goes first
+    LARGEST = 2**17  # draws per step; beyond that, arithmetic dominates
+    STREAMS = 8  # entries; the least recently used is evicted first
 
     def __init__(self) -> None:
         self._drawn: OrderedDict[tuple[int, ...], tuple[int, Tensor]] = OrderedDict()
 
     def normal(self, seed: int, stream: int, step: int, first_row: int, rows: int, width: int) -> Tensor:
-        """A view of what is kept: not to be written to."""
+        """Read-only view of a step's draws, float32 [rows, width]."""
         key = (seed, stream, first_row, rows, width)
         kept = self._drawn.get(key)
         if kept is None or not kept[0] <= step < kept[0] + len(kept[1]):
@@ -142,9 +142,9 @@ _LOOKAHEAD = _Lookahead()
 
 
 def host_normal(seed: int, stream: int, steps: range, first_row: int, rows: int, width: int) -> NDArray[np.float32]:
-    """The definition of `normal` on CPUs, for some steps: float32 [steps, rows, width].
+    """Definition of `normal` on CPUs, for several steps: float32 [steps, rows, width].
 
-    The pairs of a row take their radii from the first half of its words, their angles from the second.
+    In a row, the radii of the pairs come from the first half of its words, the angles from the second.
     """
     pairs = -(-width // 2)
     words = np.concatenate([host_words(seed, stream, step, first_row, rows, pairs) for step in steps])
@@ -186,24 +186,24 @@ def device_normal(
     samples: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The definition of `normal` on other devices, the device noise, in torch operations that torch.compile fuses.
+    """Definition of `normal` on other devices (device noise), in torch operations that torch.compile fuses.
 
     Element d of sample k of global row r comes from the words w0 .. w3 of Philox-4x32-10 with the counter
     (k * ceil(width / 4) + d // 4, r, stream, step), each modulo 2^32, and the key (low, high half of the seed):
-    elements 4j and 4j + 1 are the Box-Muller pair of w0 and w1, elements 4j + 2 and 4j + 3 that of w2 and w3. Nothing
-    in it tells of a tile, a shard or a batch size.
+    elements 4j and 4j + 1 are the Box-Muller pair of w0 and w1, elements 4j + 2 and 4j + 3 that of w2 and w3. None of
+    it depends on a tile, a shard or a batch size.
 
     Args:
         rng: int64 [2], (seed, step), on the device that draws.
-        stream: what the draw is for.
+        stream: purpose of the draw.
         first_row: global row of the first one drawn.
         rows: number of rows.
         width: draws in a sample of a row.
         samples: samples of a row.
-        dtype: of the arithmetic and the draws.
+        dtype: dtype of the arithmetic and the draws.
 
     Returns:
-        [rows * samples, width], the samples of one row in adjoining rows.
+        [rows * samples, width], with the samples of one row in adjacent rows.
     """
     blocks = -(-width // 4)
     words = device_words(rng, stream, first_row, rows, samples * blocks * 4)
@@ -218,7 +218,7 @@ def device_box_muller(words: Tensor, dtype: torch.dtype = torch.float32) -> Tens
 
     Args:
         words: int64 [..., 2], each 0 .. 2^32 - 1: radius, then angle.
-        dtype: of the arithmetic and the normals.
+        dtype: dtype of the arithmetic and the normals.
 
     Returns:
         [..., 2], at most 6.8 in size.
@@ -227,15 +227,15 @@ def device_box_muller(words: Tensor, dtype: torch.dtype = torch.float32) -> Tens
     # The half-step of 2^-33 keeps the uniform in (0, 1] and its logarithm finite.
     uniform = radius_word.to(torch.float32) * 2.0**-32 + 2.0**-33
     radius = (-2.0 * uniform.to(dtype).log()).sqrt()
-    # The nearest quarter turn is exact, and the rest at most an eighth of a turn to either side: float32 holds it three
-    # bits more precisely than the whole angle.
+    # The nearest quarter turn is exact, and the rest is at most an eighth of a turn to either side, which float32 holds
+    # with three bits more precision than the whole angle.
     quarter = (angle_word + 2**29) >> 30
     rest = (angle_word - (quarter << 30)).to(dtype) * (2.0 * math.pi * 2.0**-32)
     sine, cosine = rest.sin(), rest.cos()
     exchanged = (quarter & 1) != 0
     x, y = torch.where(exchanged, sine, cosine), torch.where(exchanged, cosine, sine)
     x = torch.where((quarter == 1) | (quarter == 2), -x, x)
-    y = torch.where((quarter == 2) | (quarter == 3), -y, y)  # a quarter of 4 is one of 0
+    y = torch.where((quarter == 2) | (quarter == 3), -y, y)  # quarter 4 equals quarter 0
     return torch.stack((radius * x, radius * y), dim=-1)
 
 
@@ -249,7 +249,7 @@ def _host_binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> 
 
 @torch.library.custom_op("gen_dist::binarize", mutates_args=())
 def binarize_operator(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
-    """`binarize` as code calls it that is transformed."""
+    """Operator of `binarize` for transformed code."""
     if runs_triton(rng.device):
         return _triton_binarize(images, rng, stream, first_row)
     return _host_binarize(images, rng, stream, first_row)
@@ -260,17 +260,17 @@ def _(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
     return torch.empty(images.shape, dtype=torch.float32, device=images.device)
 
 
-# Bernoulli(v / 255) as `16-bit number < v * 257`, since 257 * 255 = 65535. The largest number counts as the one below
-# it, so that a pixel of 255 is always 1, as a pixel of 0 is always 0.
+# Bernoulli(v / 255) is drawn as `16-bit number < v * 257`, since 257 * 255 = 65535. The largest number is replaced by
+# the one below it, so that a pixel of 255 is always 1, as a pixel of 0 is always 0.
 TIE_BYTES = 64
 
 
 def host_threshold(images: NDArray[np.uint8], noise: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """True with probability intensity / 255, from 8 random bits a pixel and 8 more for one pixel in 256.
+    """Draw True with probability intensity / 255, from 8 random bits per pixel and 8 more for one pixel in 256.
 
-    A 16-bit number with high byte h is below 257 v = 256 v + v where h < v, and where h = v if its low byte is below v.
-    The case h = 255 may stand for h = v: both have one chance in 256, and 255 is below no intensity. So the low byte is
-    looked at there alone; it comes from the row's last TIE_BYTES, by the pixel's number.
+    A 16-bit number with high byte h is below 257 v = 256 v + v if h < v, or if h = v and its low byte is below v. The
+    case h = 255 can replace h = v: both have probability 1 / 256, and 255 is below no intensity. So the low byte is
+    read for h = 255 alone; it comes from the row's last TIE_BYTES, by the pixel's index.
 
     Args:
         images: uint8 [rows, pixels].
@@ -289,7 +289,7 @@ def host_threshold(images: NDArray[np.uint8], noise: NDArray[np.uint8]) -> NDArr
 
 
 def device_binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
-    """The definition of `binarize` on other devices, in torch operations that torch.compile fuses."""
+    """Definition of `binarize` on other devices, in torch operations that torch.compile fuses."""
     rows, pixels = images.shape[0], math.prod(images.shape[1:])
     pairs = device_words(rng, stream, first_row, rows, -(-pixels // 2))
     halves = torch.stack((pairs & 0xFFFF, pairs >> 16), dim=-1).view(rows, -1)[:, :pixels]
@@ -297,5 +297,5 @@ def device_binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) ->
 
 
 def device_threshold(images: Tensor, noise: Tensor) -> Tensor:
-    """1.0 with probability intensity / 255: uint8 [rows, pixels] and int64 0 .. 65535 [rows, pixels] to float32."""
+    """Draw 1.0 with probability intensity / 255: uint8 images and int64 0 .. 65535, [rows, pixels] each, to float32."""
     return (noise.clamp(max=65534) < images.to(torch.int64) * 257).to(torch.float32)

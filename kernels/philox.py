@@ -1,7 +1,7 @@
 """Philox counter-based random words (Salmon et al. 2011): functions of key and counter, so any row can be drawn alone.
 
-Two definitions stand behind one contract, each the fastest on its device: NumPy's Philox-4x64-10 bit generator on CPUs
-(a nanosecond a word, and it skips to any row), and Philox-4x32-10 in torch integer operations elsewhere.
+Two definitions share one contract, each the fastest on its device: NumPy's Philox-4x64-10 bit generator on CPUs (a
+nanosecond per word, with skips to any row), and Philox-4x32-10 in torch integer operations elsewhere.
 """
 
 import threading
@@ -14,7 +14,7 @@ _LOW_32 = 0xFFFFFFFF
 
 
 class _HostPhilox(threading.local):
-    """One NumPy bit generator a thread, moved to any key and counter: making a new one costs three times as much."""
+    """One NumPy bit generator per thread, set to any key and counter; creating one takes three times as long."""
 
     def __init__(self) -> None:
         self.generator = np.random.Philox(key=0)
@@ -22,7 +22,7 @@ class _HostPhilox(threading.local):
         self.counter, self.key = self.state["state"]["counter"], self.state["state"]["key"]
 
     def words(self, key: tuple[int, int], counter: tuple[int, int, int, int], count: int) -> np.ndarray:
-        """The first `count` words after a counter, uint64."""
+        """First `count` words after a counter, uint64."""
         self.key[:] = key
         self.counter[:] = counter
         self.generator.state = self.state
@@ -35,7 +35,7 @@ _HOST = _HostPhilox()
 def host_words(seed: int, stream: int, step: int, first_row: int, rows: int, words_per_row: int) -> np.ndarray:
     """Random words of consecutive rows, drawn by NumPy's Philox-4x64-10.
 
-    Row r is a function of (seed, stream, step, r, words_per_row) alone: it owns counter blocks r * b + 1 to (r + 1) * b
+    Row r is a function of (seed, stream, step, r, words_per_row) alone. It has counter blocks r * b + 1 to (r + 1) * b
     with b = ceil(words_per_row / 4), the step in the counter's third word, and (seed, stream) as the key.
 
     Returns:

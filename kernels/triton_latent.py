@@ -1,7 +1,7 @@
 """The latent step in one pass over memory: reparameterization, KL divergence and their gradient in Triton.
 
 A program reads a tile of the encoder's output once, both halves by offset, draws the noise itself and writes latents
-and a partial sum of the KL divergence. The backward pass draws the same noise again: none is ever stored.
+and a partial sum of the KL divergence. The backward pass redraws the same noise, so none is stored.
 """
 
 # Device code is typed by Triton.
@@ -18,10 +18,10 @@ from .triton_noise import Launch, Tile, noise_tile, tile_of, warp_size_of
 
 @triton.jit
 def parameter_offsets(row, column, LATENTS: tl.constexpr, RUN: tl.constexpr):
-    """Where the means of a tile stand in [rows, 2 * LATENTS]; their log-variances stand RUN elements further.
+    """Offsets of the means of a tile in [rows, 2 * LATENTS]; their log-variances are RUN elements further.
 
-    RUN means, then RUN log-variances, then the next RUN means: all LATENTS of a row in contiguous tensors, the channels
-    of a pixel in channels_last ones.
+    RUN means are followed by RUN log-variances, then by the next RUN means. RUN is all LATENTS of a row in contiguous
+    tensors, and the channels of a pixel in channels_last ones.
     """
     within = column
     if RUN != LATENTS:
@@ -31,19 +31,19 @@ def parameter_offsets(row, column, LATENTS: tl.constexpr, RUN: tl.constexpr):
 
 @triton.jit
 def clamp_logvar(logvar, LOW: tl.constexpr, HIGH: tl.constexpr):
-    """The log-variance within its range; NaN stays NaN."""
+    """Clamp the log-variance to its range; NaN stays NaN."""
     return tl.clamp(logvar, LOW, HIGH, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def where_unclamped(logvar, gradient, LOW: tl.constexpr, HIGH: tl.constexpr):
-    """The gradient by the clamped log-variance as that by the log-variance: zero where the clamp acts."""
+    """Gradient of the log-variance from that of the clamped one: zero where the clamp acts."""
     return tl.where((logvar < LOW) | (logvar > HIGH), 0.0, gradient)
 
 
 @triton.jit
 def scaled_exp(exponent, FACTOR: tl.constexpr):
-    """exp(FACTOR * exponent), as the power of two that is one instruction."""
+    """exp(FACTOR * exponent), as a power of two, which is one instruction."""
     return tl.exp2(exponent * (FACTOR * 1.4426950408889634))
 
 
@@ -76,7 +76,7 @@ def forward_kernel(
     column = first_column + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < LATENTS)[None, :]
     offsets = parameter_offsets(row, column, LATENTS, RUN)
-    # Lanes outside hold mean 0 and log-variance 0, of posterior and prior: their divergence is 0.
+    # Lanes outside hold mean 0 and log-variance 0 for posterior and prior, so their divergence is 0.
     mean = tl.load(parameters_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     logvar = tl.load(parameters_ptr + (offsets + RUN), mask=inside, other=0.0).to(tl.float32)
     logvar = clamp_logvar(logvar, LOW, HIGH)
@@ -126,10 +126,10 @@ def backward_kernel(
     COLUMNS: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """The gradients of `forward_kernel` by parameters and prior, in their layouts.
+    """Gradients of the parameters and the prior of `forward_kernel`, in their layouts.
 
-    latents_gradient_ptr or kl_gradient_ptr is None where that output was not used; prior_ptr and prior_gradient_ptr are
-    None for the standard normal prior, and where nothing depends on the prior.
+    latents_gradient_ptr or kl_gradient_ptr is None if that output was not used. prior_ptr and prior_gradient_ptr are
+    None for the standard normal prior, and if no output in use depends on the prior.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     first_column = tl.program_id(1) * COLUMNS
@@ -186,7 +186,7 @@ def _launch(
     deterministic: bool,
     **integers: int,
 ) -> Launch:
-    """The launch of either kernel over tiles of the latents of `parameters`."""
+    """Launch of either kernel over tiles of the latents of `parameters`."""
     low, high = LOGVAR_RANGE
     latents = latents_per_sample(parameters)
     return Launch(
@@ -209,16 +209,16 @@ def _launch(
 def forward_launch(
     parameters: Tensor, stream: int, first_row: int, samples: int, deterministic: bool, *, warp_size: int = 32
 ) -> Launch:
-    """The launch of `forward_kernel` for parameters of this shape, dtype and memory format.
+    """Launch of `forward_kernel` for parameters of this shape, dtype and memory format.
 
     Pointers: parameters, prior or None, latents, kl float32 [B, grid[1]], rng.
 
     Args:
-        parameters: [B, 2C, ...], dense, not empty. Its data are not looked at: it may be on "meta".
+        parameters: [B, 2C, ...], dense, not empty. Its data are not read: it may be on "meta".
         stream: stream of the noise.
         first_row: global row of parameters[0].
         samples: latents per image.
-        deterministic: draw nothing.
+        deterministic: draw no noise.
         warp_size: threads of a warp.
     """
     tile = tile_of(latents_per_sample(parameters), parameters.dtype, warp_size)
@@ -236,22 +236,22 @@ def backward_launch(
     with_prior: bool = False,
     warp_size: int = 32,
 ) -> Launch:
-    """The launch of `backward_kernel`, as `forward_launch`.
+    """Launch of `backward_kernel`, as `forward_launch`.
 
     Pointers: latents_gradient or None, kl_gradient or None, parameters, prior or None, rng, parameters_gradient,
     prior_gradient or None.
 
     Args:
-        parameters: as of `forward_launch`, like what is not named here.
+        parameters: as in `forward_launch`.
         stream: stream of the noise.
         first_row: global row of parameters[0].
         samples: latents per image.
-        deterministic: nothing was drawn.
-        kl_gradient_stride: elements from one row's gradient of the divergence to the next one's; 0 where all share one.
-        with_prior: whether there will be a prior.
+        deterministic: the forward pass drew no noise.
+        kl_gradient_stride: elements between the divergence gradients of consecutive rows; 0 if all rows share one.
+        with_prior: True if the launch gets a prior.
         warp_size: threads of a warp.
     """
-    # Nine tensors of eight float32 elements in a thread would take over 64 registers, with which half of the warps fit.
+    # Nine tensors of eight float32 elements in a thread would need over 64 registers, the limit for half of the warps.
     thread_elements = 4 if with_prior and parameters.dtype == torch.float32 else 8
     tile = tile_of(latents_per_sample(parameters), parameters.dtype, warp_size, thread_elements)
     integers = {"first_row": first_row, "noise_stream": stream, "kl_gradient_stride": kl_gradient_stride}
@@ -267,7 +267,7 @@ def forward(
     samples: int,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Latents and KL by `forward_kernel`; arguments as of `kernels.latent.twin_forward`, parameters and prior dense."""
+    """Latents and KL by `forward_kernel`; arguments as in `kernels.latent.twin_forward`, parameters and prior dense."""
     latents = empty_latents(parameters, samples)
     if parameters.numel() == 0:
         return latents, parameters.new_zeros(parameters.shape[0], dtype=torch.float32)
@@ -289,7 +289,7 @@ def backward(
     samples: int,
     deterministic: bool,
 ) -> list[Tensor]:
-    """Gradients by `backward_kernel`, as `kernels.latent.twin_backward`; all but kl_gradient of one memory format."""
+    """Gradients by `backward_kernel`, as `kernels.latent.twin_backward`; all but kl_gradient in one memory format."""
     gradient = torch.empty_like(parameters)
     prior_gradient = None if prior is None else torch.empty_like(prior)
     gradients = [gradient] if prior_gradient is None else [gradient, prior_gradient]

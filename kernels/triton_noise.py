@@ -1,7 +1,7 @@
-"""The device noise in Triton: Philox words, standard normals of a tile, and the kernels behind `normal` and `binarize`.
+"""Device noise in Triton: Philox words, standard normals of a tile, and the kernels behind `normal` and `binarize`.
 
-The specification stands in kernels/noise.py. Every draw is a function of its counter, so a tile of any shape anywhere
-gives the same bits, and a backward pass draws again what the forward pass drew.
+The specification is in kernels/noise.py. Every draw is a function of its counter, so tiles of any shape and position
+give the same bits, and a backward pass can redraw the noise of the forward pass.
 """
 
 # Device code is typed by Triton.
@@ -17,16 +17,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with all that its launch needs beside pointers, as a pure function of shapes, dtype and memory format.
+    """A kernel and all arguments of its launch except pointers: a pure function of shapes, dtype and memory format.
 
-    The product launches it, and so may whoever compiles the kernel ahead of time: what is proven is what runs.
+    Training and ahead-of-time compilation in tests use the same launches, so the tested kernels are those that run.
 
     Attributes:
         kernel: the @triton.jit function.
         grid: programs in x and y.
-        integers: the kernel's run-time integers by name; never specialized on.
+        integers: the kernel's run-time integers by name; Triton does not specialize on them.
         constants: its constexpr arguments by name.
-        num_warps: warps a program.
+        num_warps: warps per program.
     """
 
     kernel: triton.JITFunction
@@ -36,7 +36,7 @@ class Launch:
     num_warps: int
 
     def __call__(self, **pointers: Tensor | None) -> None:
-        """Run on these tensors by argument name, rng_ptr among them; None stands for what the call does without."""
+        """Run the kernel on these tensors by argument name, rng_ptr among them; None for those not used."""
         # Triton launches on the current device, which need not be the tensors'.
         with torch.cuda.device_of(pointers["rng_ptr"]):
             self.kernel[self.grid](**pointers, **self.integers, **self.constants, num_warps=self.num_warps)
@@ -44,7 +44,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program computes: ROWS x COLUMNS elements, VECTOR of them side by side in a thread (16 bytes)."""
+    """Elements of one program: ROWS x COLUMNS, with VECTOR adjacent elements (16 bytes) in a thread."""
 
     rows: int
     columns: int
@@ -52,7 +52,7 @@ class Tile:
     num_warps: int
 
     def grid(self, rows: int, width: int) -> tuple[int, int]:
-        """Programs that cover [rows, width]."""
+        """Number of programs in x and y that cover [rows, width]."""
         return -(-rows // self.rows), -(-width // self.columns)
 
     def constants(self) -> dict[str, int | float | bool]:
@@ -64,17 +64,17 @@ WIDEST_TILE = 1024
 
 
 def tile_of(width: int, dtype: torch.dtype, warp_size: int, thread_elements: int = 8) -> Tile:
-    """The tile for rows of `width` elements.
+    """Tile for rows of `width` elements.
 
-    The number of rows has no say in it: a row's sums are then the same bits in a shard as in the whole batch.
+    It does not depend on the number of rows, so the sums of a row have the same bits in a shard as in the whole batch.
     Rows of up to 256 elements lie within one warp, whose sums need no shared memory.
 
     Args:
         width: elements of a row.
-        dtype: of the elements in memory.
+        dtype: dtype of the elements in memory.
         warp_size: threads of a warp.
-        thread_elements: elements a thread computes. Eight are one access of 16 bytes in half precision and two in
-            float32; fewer take fewer registers.
+        thread_elements: elements per thread. Eight are one access of 16 bytes in half precision and two in
+            float32; fewer need fewer registers.
     """
     vector = 16 // dtype.itemsize
     columns = max(vector, min(1 << (width - 1).bit_length(), WIDEST_TILE))
@@ -91,9 +91,9 @@ def warp_size_of(device: torch.device) -> int:
 
 @triton.jit
 def philox_4x32_10(c0, c1, c2, c3, k0, k1):
-    """Ten rounds of Philox-4x32 (Salmon et al. 2011, section 3.3) on uint32 counters c0 .. c3 under the key k0, k1.
+    """Ten rounds of Philox-4x32 (Salmon et al. 2011, section 3.3) on uint32 counters c0 .. c3 with the key k0, k1.
 
-    Products of 64 bits compile to one wide multiplication where a high and a low half would take two.
+    Products of 64 bits compile to one wide multiplication; separate high and low halves would take two.
     """
     for _ in tl.static_range(10):
         first = c0.to(tl.uint64) * 0xD2511F53
@@ -109,13 +109,13 @@ def philox_4x32_10(c0, c1, c2, c3, k0, k1):
 
 @triton.jit
 def box_muller(radius_word, angle_word):
-    """Two uint32 words to two standard normals, at most 6.8 in size (Box & Muller 1958).
+    """Transform two uint32 words to two standard normals, at most 6.8 in size (Box & Muller 1958).
 
-    tl.sin and tl.cos reduce their argument on a slow path through local memory. Here the angle is a fraction of a turn
-    already: its nearest quarter turn is an exchange and two signs, and the rest, at most an eighth of a turn to either
-    side, a polynomial. Coefficients: minimax fits of sin and cos of (pi / 2) f on |f| <= 1/2.
+    tl.sin and tl.cos reduce their argument on a slow path through local memory. Here the angle is already a fraction of
+    a turn: its nearest quarter turn is an exchange and two signs, and the rest, at most an eighth of a turn to either
+    side, is a polynomial. Coefficients: minimax fits of sin and cos of (pi / 2) f on |f| <= 1/2.
     """
-    # 2^-32 w is exact, so that a fused multiply-add and two roundings give the same bits everywhere.
+    # 2^-32 w is exact, so a fused multiply-add and two separate operations give the same bits.
     uniform = radius_word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
     radius = tl.sqrt(-2.0 * tl.log(uniform))
 
@@ -129,7 +129,7 @@ def box_muller(radius_word, angle_word):
     cosine = cosine * square - 1.2337005138397217
     cosine = cosine * square + 1.0
 
-    # An eighth of a turn more, and the two top bits number the nearest quarter turn.
+    # After adding an eighth of a turn, the two top bits are the number of the nearest quarter turn.
     quarter = tl.add(angle_word, 0x20000000, sanitize_overflow=False)
     exchanged = (quarter & 0x40000000) != 0
     x = tl.where(exchanged, sine, cosine).to(tl.uint32, bitcast=True)
@@ -141,7 +141,7 @@ def box_muller(radius_word, angle_word):
 
 @triton.jit
 def four_normals(block, row, stream, step, k0, k1):
-    """The four standard normals of each counter (block, row, stream, step)."""
+    """Draw the four standard normals of each counter (block, row, stream, step)."""
     w0, w1, w2, w3 = philox_4x32_10(block, row, stream, step, k0, k1)
     n0, n1 = box_muller(w0, w1)
     n2, n3 = box_muller(w2, w3)
@@ -150,7 +150,7 @@ def four_normals(block, row, stream, step, k0, k1):
 
 @triton.jit
 def key_and_step(rng_ptr):
-    """Low and high half of the seed, and the step, uint32 each, from int64 [2] = (seed, step)."""
+    """Load the low and high half of the seed and the step, uint32 each, from int64 [2] = (seed, step)."""
     seed = tl.load(rng_ptr).to(tl.uint64, bitcast=True)
     step = tl.load(rng_ptr + 1).to(tl.uint32)
     return seed.to(tl.uint32), (seed >> 32).to(tl.uint32), step
@@ -166,13 +166,13 @@ def noise_tile(
     COLUMNS: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """Standard normals of a tile, float32 [ROWS, COLUMNS].
+    """Draw standard normals of a tile, float32 [ROWS, COLUMNS].
 
-    VECTOR neighbours are drawn by the thread that holds them in a 16-byte access, so nothing changes threads.
+    The thread that holds VECTOR adjacent elements in a 16-byte access draws them, so no data move between threads.
 
     Args:
         rng_ptr: int64 [2], (seed, step).
-        row: global rows [ROWS], any integers; they count modulo 2^32.
+        row: global rows [ROWS], any integers, taken modulo 2^32.
         first_block: counter block of column 0.
         stream: stream of the noise.
         ROWS: rows of the tile.
@@ -200,8 +200,8 @@ def noise_tile(
 
 @triton.jit
 def place_of_tile(rows, first_row, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A program's tile of [rows, WIDTH]: its first column, global rows [ROWS], and of its elements, [ROWS, COLUMNS],
-    where they are in memory and whether they are there at all."""
+    """First column and global rows [ROWS] of a program's tile of [rows, WIDTH], and for its elements [ROWS, COLUMNS]
+    the offsets in memory and a mask, True within the tensor."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     first_column = tl.program_id(1) * COLUMNS
     column = first_column + tl.arange(0, COLUMNS)
@@ -223,7 +223,7 @@ def normal_kernel(
 ):
     """Write standard normals, float32 [rows, WIDTH]; a program writes one tile.
 
-    The stream of the noise is `noise_stream`, since Triton keeps `stream` for that of the launch.
+    The stream of the noise is named `noise_stream`, since Triton reserves `stream` for that of the launch.
     """
     first_column, row, offset, inside = place_of_tile(rows, first_row, WIDTH, ROWS, COLUMNS)
     noise = noise_tile(rng_ptr, row, first_column // 4, noise_stream, ROWS, COLUMNS, VECTOR)
@@ -231,7 +231,7 @@ def normal_kernel(
 
 
 def normal_launch(stream: int, first_row: int, rows: int, width: int, *, warp_size: int = 32) -> Launch:
-    """The launch of `normal_kernel` for float32 [rows, width], neither of them 0. Pointers: normals, rng."""
+    """Launch of `normal_kernel` for float32 [rows, width], neither of them 0. Pointers: normals, rng."""
     return _launch_of_tiles(normal_kernel, tile_of(width, torch.float32, warp_size), stream, first_row, rows, width)
 
 
@@ -248,7 +248,7 @@ def _launch_of_tiles(
 
 
 def normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> Tensor:
-    """`kernels.normal` by the kernel, on the device of `rng`."""
+    """Draw `kernels.normal` with the kernel, on the device of `rng`."""
     normals = torch.empty((rows, width), dtype=torch.float32, device=rng.device)
     if normals.numel():
         launch = normal_launch(stream, first_row, rows, width, warp_size=warp_size_of(rng.device))
@@ -258,9 +258,9 @@ def normal(rng: Tensor, stream: int, first_row: int, rows: int, width: int) -> T
 
 @triton.jit
 def halves_tile(rng_ptr, row, first_block, stream, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Random 16-bit numbers of a tile, uint32 [ROWS, COLUMNS]: low, then high halves of the words of its counters.
+    """Draw random 16-bit numbers of a tile, uint32 [ROWS, COLUMNS]: low, then high halves of its counters' words.
 
-    Eight neighbours are drawn by one thread. The arguments are those of `noise_tile`, but that a counter has eight.
+    One thread draws eight adjacent numbers. Arguments are as in `noise_tile`, with eight numbers per counter.
     """
     k0, k1, step = key_and_step(rng_ptr)
     shape: tl.constexpr = (ROWS, COLUMNS // 8)
@@ -300,13 +300,13 @@ def binarize_kernel(
 
 
 def binarize_launch(stream: int, first_row: int, rows: int, width: int, *, warp_size: int = 32) -> Launch:
-    """The launch of `binarize_kernel` for uint8 [rows, width], neither of them 0. Pointers: binary, images, rng."""
-    tile = tile_of(width, torch.uint16, warp_size)  # eight draws a thread, of 16 bits each
+    """Launch of `binarize_kernel` for uint8 [rows, width], neither of them 0. Pointers: binary, images, rng."""
+    tile = tile_of(width, torch.uint16, warp_size)  # eight draws of 16 bits per thread
     return _launch_of_tiles(binarize_kernel, tile, stream, first_row, rows, width)
 
 
 def binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
-    """`kernels.binarize` by the kernel, on the device of `rng`."""
+    """Draw `kernels.binarize` with the kernel, on the device of `rng`."""
     images = images.contiguous()
     binary = torch.empty_like(images, dtype=torch.float32)
     if binary.numel():

@@ -1,14 +1,14 @@
-"""Which gradients a layer's own backward has to compute."""
+"""Selection of the gradients that a layer's own backward must compute."""
 
 from typing import Any
 
 
 def wanted_gradients(ctx: Any) -> tuple[bool, bool, bool]:
-    """Whether gradients of inputs, weight and bias, all of which were saved, are still wanted.
+    """True for each gradient of inputs, weight and bias (all saved) that is still needed.
 
-    Those of leaves that were frozen since the forward pass are not. For torch's own layers the engine leaves out what a
-    pass through `autograd.grad`, or `backward` with `inputs`, is not for; functions in Python are only told what
-    required a gradient at the forward pass.
+    Gradients of leaves frozen since the forward pass are not needed. With `autograd.grad`, or `backward` with `inputs`,
+    the engine skips unneeded gradients of torch's own layers, but a Python function learns only which tensors required
+    a gradient at the forward pass.
     """
     return tuple(  # type: ignore[return-value]
         wanted and (tensor is None or tensor.requires_grad)
