@@ -1,4 +1,4 @@
-"""Fixtures for all tests. Threads are set before torch is imported: results must not depend on how many there are."""
+"""Fixtures for all tests. It sets the number of threads before torch is imported: results must not depend on it."""
 
 import os
 
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 @pytest.fixture(autouse=True)
 def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packed data go to one directory for the whole session, never to the user's own cache."""
+    """Directory of packed data for the whole session, in place of the user's cache."""
     monkeypatch.setenv("GEN_DIST_CACHE", str(tmp_path_factory.getbasetemp() / "packed"))
     monkeypatch.delenv("WANDB_MODE", raising=False)
 
 
 @pytest.fixture
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fresh memory for floats holds NaN, so that an unwritten output cannot pass."""
+    """Fill fresh memory of floats with NaN, so that an unwritten output cannot pass."""
     empty = np.empty
 
     def poisoned(*args: Any, **kwargs: Any) -> NDArray[Any]:

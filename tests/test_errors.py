@@ -1,4 +1,4 @@
-"""Everything that a user can do wrong: one line that names the values and the way out, and exit code 2."""
+"""User errors: each prints one line with the values and the way out, and exits with code 2."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ABSENT = "absent"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a case may write, and a finished run to spoil."""
+    """Directory of a case, and a finished run that it may damage."""
 
     path: Path
     run: Path
@@ -54,12 +54,12 @@ class Place:
         return path
 
     def nested_config(self, part: str, **changes: object) -> list[object]:
-        """Options that name a config file with some values of its network, objective or another part replaced."""
+        """Options with a config file in which some values of its network, objective or another part are replaced."""
         values = json.loads(small_config("vae, convolutional").to_json())[part] | changes
         return ["--config", self.config(**{part: {name: value for name, value in values.items() if value != ABSENT}})]
 
     def config(self, **changes: object) -> Path:
-        """A config file with some values replaced, types unchecked."""
+        """Config file with some values replaced, types unchecked."""
         values = json.loads(small_config("vae", run_dir=str(self.path / "run")).to_json())
         return self.file("config.json", json.dumps(values | changes))
 
@@ -85,7 +85,7 @@ def _truncated_png(place: Place) -> bytes:
 
 
 def _without_labels(place: Place, preset: str, *options: object) -> list[object]:
-    """A preset on a folder of images without folders of classes in it."""
+    """Arguments for a preset on a folder of images without class folders."""
     return [preset, *_folder(place, {f"{i}.png": _png(place) for i in range(12)})[1:], *options]
 
 

@@ -1,4 +1,4 @@
-"""A file is written whole or not at all."""
+"""Atomic writes of files and directories."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _write_directory(path, *names, spoil=None):
             spoil()
 
 
-def test_a_directory_takes_the_place_of_another_whole_or_not_at_all(tmp_path):
+def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "deep/out"
 
     def names():

@@ -1,4 +1,4 @@
-"""The guides are right: their code runs, their links and paths exist, the front page is short.
+"""Correctness of the guides: their code runs, their links and paths exist, the front page is short.
 
 The blocks of a guide run in order in one directory, which has what the text mentions: images in `holiday/`, files of
 torchvision in `data/`, and a small trained run for each `runs/PRESET` that a command names.
@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a guide's commands run: as the root of a checkout, with a user's images and data."""
+    """Directory of a guide's commands: a copy of the root of a checkout, with a user's images and data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["gen-dist"])
     for name in ("gen_dist", "launch"):
@@ -167,14 +167,14 @@ def _run(block: Block) -> None:
 
 
 def _copy_runs(blocks: list[Block], directory: Path, trained: Callable[[str], Path]) -> None:
-    """Make the trained runs that the blocks speak of."""
+    """Copy the trained runs that the blocks name."""
     spoken_of = {name for block in blocks for name in re.findall(r"runs/([\w-]+)", block.text)}
     for preset in sorted(spoken_of & presets().keys()):
         shutil.copytree(trained(preset), directory / "runs" / preset)
 
 
 def _write_holiday(path: Path) -> None:
-    """A user's photographs: of several sizes, in two folders."""
+    """Write a user's photographs: several sizes, in two folders."""
     chance = np.random.default_rng(0)
     for index in range(40):
         file = path / ("beach", "city")[index % 2] / f"{index}.jpg"
@@ -183,7 +183,7 @@ def _write_holiday(path: Path) -> None:
 
 
 def _write_idx_files(path: Path) -> None:
-    """Files as MNIST's, with fewer images: a header of big-endian numbers, then bytes."""
+    """Write files in MNIST's format, with fewer images: a header of big-endian numbers, then bytes."""
     path.mkdir(parents=True)
     chance = np.random.default_rng(0)
     for split, count in (("train", 200), ("t10k", 100)):

@@ -24,7 +24,7 @@ HEAVY = {"accelerate", "matplotlib", "numpy", "pyarrow", "ray", "torch", "torchv
 
 
 def run(command: Sequence[str | Path], directory: Path, *paths: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command in a directory, with `paths` first in Python's search path, in their order."""
+    """Run a command in a directory, with `paths` first in Python's search path, in this order."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "COLUMNS": "200"}
     return subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True, timeout=120)
 

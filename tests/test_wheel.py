@@ -26,7 +26,7 @@ setuptools.build_meta.build_wheel(".")
 
 
 def _run(command: Sequence[object], directory: Path, timeout: float = 120) -> str:
-    """Output of a command that does not see this checkout."""
+    """Output of a command that cannot import this checkout."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         list(map(str, command)), cwd=directory, env=environment, capture_output=True, text=True, timeout=timeout
@@ -37,7 +37,7 @@ def _run(command: Sequence[object], directory: Path, timeout: float = 120) -> st
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory with the wheel in dist/, and with the sdist unpacked, in which the wheel was built once more."""
+    """Directory with the wheel in dist/, and with the unpacked sdist, which has a second wheel built from it."""
     tree = tmp_path_factory.mktemp("tree")
     for folder in ("gen_dist", "kernels", "launch", "bench", "tests"):
         copytree(REPOSITORY / folder, tree / folder, symlinks=True, ignore=ignore_patterns("__pycache__"))
@@ -49,7 +49,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scripts of a fresh environment with the wheel installed; other packages are those of this environment."""
+    """Scripts of a fresh environment with the wheel; other packages are those of this environment."""
     home = tmp_path_factory.mktemp("fresh")
     venv.create(home, symlinks=True)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)}))

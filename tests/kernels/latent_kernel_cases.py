@@ -149,7 +149,7 @@ def box_muller_kernel(words_ptr, normals_ptr, PAIRS: tl.constexpr):
     tl.store(normals_ptr + 2 * pair + 1, y)
 
 
-def test_box_muller_of_extreme_words_and_of_each_eighth_of_a_turn_equals_the_definition() -> None:
+def test_box_muller_equals_its_definition_at_all_angles() -> None:
     eighths = [max(0, min(2**32 - 1, k * 2**29 + offset)) for k in range(9) for offset in (-1, 0, 1, 2**27)]
     radii = [0, 1, 2, 2**31 - 1, 2**31, 2**32 - 129, 2**32 - 128, 2**32 - 1]
     words = torch.cartesian_prod(torch.tensor(radii), torch.tensor(eighths))[:256]
@@ -216,7 +216,7 @@ def test_latent_kernels_equal_their_twins_in_every_layout(dtype: torch.dtype, la
 
 @pytest.mark.parametrize("shape", [(0, 40), (0, 6, 3, 5), (3, 0), (3, 4, 0, 5)], ids=str)
 @pytest.mark.parametrize("with_prior", [False, True])
-def test_latent_kernels_of_nothing_give_no_latents_and_no_divergence(shape: tuple[int, ...], with_prior: bool) -> None:
+def test_latent_kernels_of_an_empty_batch_are_empty(shape: tuple[int, ...], with_prior: bool) -> None:
     parameters = torch.empty(shape)
     assert_equals_the_twin(parameters, parameters.clone() if with_prior else None, samples=2)
     _, kl_nats = triton_latent.forward(parameters, None, RNG, STREAM, FIRST_ROW, 2, False)
@@ -255,7 +255,7 @@ def test_latent_kernels_clamp_wild_log_variances_and_keep_nan(dtype: torch.dtype
 
 @pytest.mark.parametrize("unused", ["latents", "kl"])
 @pytest.mark.parametrize("with_prior", [False, True])
-def test_backward_kernel_without_one_of_the_gradients_takes_it_as_zero(with_prior: bool, unused: str) -> None:
+def test_backward_kernel_takes_a_missing_gradient_as_zero(with_prior: bool, unused: str) -> None:
     parameters = draw(3, 14, seed=1, dtype=torch.float32, memory_format=torch.contiguous_format)
     prior = parameters.flip(0) if with_prior else None
     gradients: dict[str, Tensor | None] = {"latents": torch.full((6, 7), 0.5), "kl": torch.full((3,), 2.0)}
@@ -270,7 +270,7 @@ def test_backward_kernel_without_one_of_the_gradients_takes_it_as_zero(with_prio
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_backward_kernel_reads_an_expanded_divergence_gradient_where_it_is() -> None:
+def test_backward_kernel_reads_an_expanded_divergence_gradient() -> None:
     parameters = draw(5, 14, seed=1, dtype=torch.float32, memory_format=torch.contiguous_format)
     arguments = (parameters, None, RNG, STREAM, FIRST_ROW, 1, False)
     expanded = triton_latent.backward(None, torch.tensor(0.25).expand(5), *arguments)[0]
@@ -310,7 +310,7 @@ def test_latents_do_not_depend_on_the_tile(columns: int) -> None:
 
 @pytest.mark.parametrize("make", [lambda p: p, lambda p: p.expand(4, 6, 3, 5), lambda p: p.transpose(2, 3)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_the_operator_runs_the_kernels_and_differentiates_through_them(
+def test_the_operator_runs_and_differentiates_the_kernels(
     monkeypatch: pytest.MonkeyPatch, make: Callable[[Tensor], Tensor], memory_format: torch.memory_format
 ) -> None:
     """Dense or not, with gradients of latents in either memory format."""

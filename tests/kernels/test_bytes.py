@@ -59,14 +59,14 @@ def traffic(call: Call, case: Case, target: str = "sm_90") -> tuple[Traffic, Run
 
 
 @pytest.mark.parametrize("case", QUICK_CASES, ids=str)
-def test_forward_reads_each_parameter_once_and_writes_each_latent_once(case: Case) -> None:
+def test_forward_accesses_each_parameter_and_latent_once(case: Case) -> None:
     moved, run = traffic(forward_call(Inputs.of(case), "sm_90"), case)
     assert moved == Traffic(loaded=2.0 + 2.0 * case.prior, stored=1.0 * case.samples)
     assert (run.counts("kl_ptr", "store") == 1).all()
 
 
 @pytest.mark.parametrize("case", QUICK_CASES, ids=str)
-def test_backward_reads_parameters_and_gradient_once_and_writes_one_gradient(case: Case) -> None:
+def test_backward_accesses_each_parameter_and_gradient_once(case: Case) -> None:
     moved, run = traffic(backward_call(Inputs.of(case), "sm_90"), case)
     assert moved == Traffic(loaded=2.0 + case.samples + 2.0 * case.prior, stored=2.0 + 2.0 * case.prior)
     # A row's gradient of the divergence is read by each program, and by each warp of it, at most once.
@@ -81,7 +81,7 @@ def run_programs(case: Case) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(("rows", "width"), [(3, 7), (2, 1030)])
-def test_normal_writes_each_draw_once_and_reads_nothing_but_its_key(rows: int, width: int) -> None:
+def test_normal_writes_each_draw_once_and_reads_its_key_alone(rows: int, width: int) -> None:
     run = normal_call(torch.tensor([1, 2]), 3, 4, rows, width, "sm_90").run("sm_90")
     assert (run.counts("normals_ptr", "store") == 1).all()
     assert run.trace.accesses.keys() == {run.compiled.runtime.index(name) for name in ("normals_ptr", "rng_ptr")}
@@ -89,9 +89,7 @@ def test_normal_writes_each_draw_once_and_reads_nothing_but_its_key(rows: int, w
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-def test_every_access_is_of_16_bytes_where_tensors_and_rows_are_aligned(
-    dtype: torch.dtype, channels_last: bool
-) -> None:
+def test_accesses_of_aligned_tensors_and_rows_have_16_bytes(dtype: torch.dtype, channels_last: bool) -> None:
     case = Case((2, 2 * 16, 4, 8) if channels_last else (2, 2 * 512), dtype, channels_last)
     for call in (forward_call(Inputs.of(case), "sm_90"), backward_call(Inputs.of(case), "sm_90")):
         run = call.run("sm_90")

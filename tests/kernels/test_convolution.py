@@ -70,7 +70,7 @@ def test_results_and_gradients_equal_float64(
 @pytest.mark.usefixtures("few_weights_are_many")
 @pytest.mark.parametrize("frozen", ["maps", "weight"])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_without_a_bias_and_with_one_operand_frozen_the_other_has_its_gradient(layer: str, frozen: str) -> None:
+def test_a_frozen_operand_leaves_the_other_its_gradient(layer: str, frozen: str) -> None:
     """As in a generator's turn, which the discriminator's weights get no gradients in."""
     ours, torchs = LAYERS[layer]
     maps, weight, _ = _leaves(layer, (3, 8, 3, 2, 3), torch.channels_last)

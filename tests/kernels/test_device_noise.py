@@ -75,7 +75,7 @@ def test_device_box_muller_turns_by_the_whole_angle() -> None:
     torch.testing.assert_close(device_box_muller(words).double(), expected, rtol=0, atol=1e-6)
 
 
-def test_device_normal_in_float64_is_the_same_noise_more_precisely() -> None:
+def test_device_normal_in_float64_is_the_same_noise() -> None:
     wide = device_normal(RNG, 2, 0, 100, 50, dtype=torch.float64)
     assert wide.dtype == torch.float64
     torch.testing.assert_close(device_normal(RNG, 2, 0, 100, 50).double(), wide, rtol=0, atol=1e-6)
@@ -104,7 +104,7 @@ def test_another_key_gives_unrelated_device_draws(change: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_device_binarize_shards_equal_the_whole_and_keep_the_shape(shape: tuple[int, ...]) -> None:
+def test_device_binarize_keeps_shape_and_shards_equal_the_whole(shape: tuple[int, ...]) -> None:
     images = torch.randint(0, 256, (9, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     whole = device_binarize(images, RNG, 3, 4)
     assert whole.shape == images.shape
@@ -122,7 +122,7 @@ def test_device_binarize_leaves_black_and_white_as_they_are() -> None:
     assert not device_threshold(black, torch.zeros(2000, 101, dtype=torch.int64)).any()
 
 
-def test_device_binarize_draws_each_pixel_with_its_intensity_and_on_its_own() -> None:
+def test_device_binarize_draws_independent_pixels_by_intensity() -> None:
     images = torch.arange(1, 255, dtype=torch.uint8).repeat(4000, 1)
     drawn = device_binarize(images, RNG, 3, 0)
     assert set(drawn.unique().tolist()) == {0.0, 1.0}

@@ -51,7 +51,7 @@ def test_the_kernel_equals_its_twin(
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=2 * bound, atol=samples * bound)
 
 
-def test_normals_equal_their_definition_and_those_of_a_shard_the_wholes() -> None:
+def test_normals_equal_their_definition_and_shards_the_whole() -> None:
     drawn = normal(Key(_rng(), STREAM, FIRST_ROW), 300, 37)
     torch.testing.assert_close(drawn, device_normal(_rng(), STREAM, FIRST_ROW, 300, 37), rtol=0, atol=2e-6)
     assert torch.equal(normal(Key(_rng(), STREAM, FIRST_ROW + 100), 50, 37), drawn[100:150])
@@ -76,7 +76,7 @@ def test_two_shards_of_rows_have_the_bits_of_the_whole() -> None:
         assert torch.equal(value, torch.cat(parts))
 
 
-def test_compiled_it_is_one_graph_that_draws_anew_when_the_step_changes() -> None:
+def test_compiled_it_is_one_graph_with_new_noise_at_each_step() -> None:
     def step(parameters: Tensor, rng: Tensor) -> Tensor:
         latents, kl_nats = reparameterize_kl(parameters, Key(rng, STREAM, 0))
         return (latents.square().sum(1) + kl_nats).mean()
@@ -94,7 +94,7 @@ def test_compiled_it_is_one_graph_that_draws_anew_when_the_step_changes() -> Non
     assert len(set(losses)) == 5
 
 
-def test_a_cuda_graph_draws_what_the_step_tensor_says_at_each_replay() -> None:
+def test_a_cuda_graph_reads_the_step_tensor_at_each_replay() -> None:
     parameters, rng = _parameters(64, 40), _rng(0)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

@@ -61,7 +61,7 @@ def test_every_combination_of_outputs_and_inputs_compiles(
     assert len({kernel.hash for kernel in compiled}) == 4
 
 
-def test_a_tile_does_not_depend_on_the_number_of_rows_and_covers_it() -> None:
+def test_tiles_cover_all_rows_and_do_not_depend_on_their_number() -> None:
     for width in (1, 7, 20, 33, 256, 257, 1000, 1024, 1030, 70_000):
         for dtype in (torch.float32, torch.bfloat16):
             launches = {

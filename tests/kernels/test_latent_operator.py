@@ -181,7 +181,7 @@ def plain(parameters: Tensor, rng: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("latent_step", [operator, public])
-def test_twenty_compiled_steps_equal_eager_ones_with_new_noise_in_each(
+def test_compiled_steps_equal_eager_ones_with_new_noise_each(
     latent_step: Callable[..., tuple[Tensor, Tensor]],
 ) -> None:
     images = draw((16, 12), torch.contiguous_format, 3, torch.float32)
@@ -214,7 +214,7 @@ def test_twenty_compiled_steps_equal_eager_ones_with_new_noise_in_each(
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_compilation_does_not_change_the_memory_format_that_the_noise_follows(
+def test_compilation_keeps_the_memory_format_of_the_noise(
     memory_format: torch.memory_format,
 ) -> None:
     """Inductor likes the outputs of convolutions channels_last."""

@@ -49,7 +49,7 @@ def test_results_are_the_same_bits_each_time() -> None:
     assert all(torch.equal(onednn_linear(x, weight), onednn_linear(x.clone(), weight.clone())) for _ in range(10))
 
 
-def test_a_linear_layer_starts_as_torchs_does_and_keeps_its_names() -> None:
+def test_a_linear_layer_has_torchs_initial_values_and_names() -> None:
     torch.manual_seed(3)
     ours = Linear(30, 20)
     torch.manual_seed(3)

@@ -125,7 +125,7 @@ def test_binarize_draws_each_pixel_with_its_intensity() -> None:
     assert drawn[:, 0].sum() == 0
 
 
-def test_the_thresholds_have_the_same_probability_for_every_intensity() -> None:
+def test_thresholds_have_equal_probability_at_every_intensity() -> None:
     """All 65,536 pairs of bytes against all intensities: what is random is counted out, not sampled."""
     high, low = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8), indexing="ij")
     noise = np.concatenate([high.reshape(-1, 1), low.reshape(-1, 1).repeat(TIE_BYTES, axis=1)], axis=1)
@@ -147,7 +147,7 @@ def test_binarize_shards_equal_the_whole_and_keep_the_shape() -> None:
     assert torch.equal(torch.cat([binarize(images[:2], Key(RNG, 3, 4)), binarize(images[2:], Key(RNG, 3, 6))]), whole)
 
 
-def test_looking_ahead_changes_no_draw_in_whatever_order_steps_are_asked_for() -> None:
+def test_lookahead_changes_no_draw_in_any_order_of_steps() -> None:
     for step in [0, 1, 2, 3, 2, 9, 10, 11, 12, 5, 30, 31, 40, 8, 9, 10]:
         for stream, rows, width in [(2, 6, 7), (5, 3, 4)]:
             draw = normal(Key(torch.tensor([7, step]), stream, 4), rows, width)
@@ -164,7 +164,7 @@ def test_operators_pass_opcheck(operator: str) -> None:
         torch.library.opcheck(binarize_operator, (torch.randint(0, 256, (5, 7), dtype=torch.uint8), RNG, 3, 0))
 
 
-def test_a_compiled_region_draws_anew_when_only_the_step_tensor_changes() -> None:
+def test_a_compiled_region_draws_anew_for_a_new_step_tensor() -> None:
     compiled = torch.compile(lambda rng: normal(Key(rng, 2, 0), 4, 6) * 2.0, fullgraph=True)
     rng = torch.tensor([7, 0])
     draws = []

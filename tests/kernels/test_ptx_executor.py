@@ -301,7 +301,7 @@ def test_the_trace_counts_bytes_and_widths() -> None:
     assert trace.counts(1, "store", 256).sum() == 0
 
 
-def test_a_register_read_before_it_is_written_is_counted_and_poisons_what_follows() -> None:
+def test_reads_of_unwritten_registers_are_counted_and_poison() -> None:
     out = np.zeros(32, np.uint32)
     body = """
     setp.lt.u32 %p1, %r0, 30; @%p1 mov.b32 %r1, 5;
@@ -329,7 +329,7 @@ READ_OTHER_WARP = (
 )
 
 
-def test_shared_memory_passes_values_between_warps_of_one_program() -> None:
+def test_shared_memory_passes_values_between_warps_of_a_program() -> None:
     out = np.zeros(128, np.uint32)
     body = f"{SHARED_STORE} bar.sync 0; {READ_OTHER_WARP}".replace(
         "add.s64 %rd1, %rd0, %rd10;",

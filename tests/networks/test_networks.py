@@ -1,4 +1,4 @@
-"""Encoders and decoders: shapes, initial weights, the papers' arithmetic, spectral norms, sizes that do not fit."""
+"""Encoders and decoders: shapes, initial weights, the papers' arithmetic, spectral norms, invalid sizes."""
 
 from __future__ import annotations
 
@@ -97,14 +97,14 @@ def test_the_seed_alone_decides_the_initial_weights(name: str) -> None:
 def test_gradients_reach_every_parameter_in_its_memory_order(name: str, shape: tuple[int, int, int]) -> None:
     encoder, decoder = make(SMALL[name], shape)
     for module in (*encoder.modules(), *decoder.modules()):
-        # The last convolutions of r3gan blocks start at zero and let nothing through to what is before them.
+        # The last convolutions of r3gan blocks start at zero, which blocks gradients of the layers before them.
         if isinstance(module, nn.Conv2d) and not bool(module.weight.any()):
             nn.init.normal_(module.weight, std=0.1)
     (encoder(some_images(shape)).square().sum() + decoder(torch.randn(4, 5)).square().sum()).backward()
     for parameter in (*encoder.parameters(), *decoder.parameters()):
         assert parameter.grad is not None
         assert float(parameter.grad.abs().sum()) > 0
-        assert parameter.is_contiguous() and parameter.grad.is_contiguous()  # fused optimizers take them for alike
+        assert parameter.is_contiguous() and parameter.grad.is_contiguous()  # fused optimizers assume equal layouts
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -120,13 +120,13 @@ def test_every_latent_can_be_made_to_start_at_a_colour(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dcgan, group norm", "dcgan, no norm", "sngan, two blocks and norms", "r3gan"])
-def test_without_batch_norm_an_image_does_not_depend_on_the_others(name: str) -> None:
+def test_without_batch_norm_images_are_independent(name: str) -> None:
     encoder, _ = make(SMALL[name])
     images = some_images()
     torch.testing.assert_close(encoder(images)[:1], encoder(images[:1]))
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if name != "dcgan"])  # which is normalized over the batch
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "dcgan"])  # it has batch normalization
 def test_penalties_of_gradients_have_gradients_themselves(name: str) -> None:
     encoder, _ = make(SMALL[name], outputs=1)
     for module in encoder.modules():
@@ -160,7 +160,7 @@ def test_activations_in_place_compute_the_same(name: str, activation: Activation
             for module in activations:
                 assert module.inplace
                 module.inplace = in_place
-            outputs = twin(seen)  # a leaf: autograd refuses to have it written to
+            outputs = twin(seen)  # a leaf: autograd forbids in-place writes to it
             (slopes,) = torch.autograd.grad(outputs.sin().sum(), seen, create_graph=True)
             parameters = list(twin.parameters())
             gradients = torch.autograd.grad(outputs.sin().sum(), parameters, retain_graph=True)
@@ -168,7 +168,7 @@ def test_activations_in_place_compute_the_same(name: str, activation: Activation
             found.append(([outputs, slopes, *gradients], of_penalty))
         (fast, fast_of_penalty), (slow, slow_of_penalty) = found
         assert all(map(torch.equal, fast, slow))
-        # Through batch normalization, autograd adds up what a penalty's gradient has in another order.
+        # Through batch normalization, autograd sums the terms of a penalty's gradient in another order.
         torch.testing.assert_close(fast_of_penalty, slow_of_penalty)
 
 
@@ -193,7 +193,7 @@ def test_leaky_relu_has_the_slope_of_gans() -> None:
 
 
 def _dcgan_of_the_paper() -> tuple[nn.Sequential, nn.Sequential]:
-    """Discriminator and generator of 64 x 64 RGB images as Radford et al. 2016 draw them, by convolutions alone."""
+    """Discriminator and generator of 64 x 64 RGB images as in Radford et al. 2016, of convolutions alone."""
     discriminator: list[nn.Module] = []
     generator: list[nn.Module] = [nn.ConvTranspose2d(100, 512, 4, bias=False)]
     for inputs, outputs in itertools.pairwise((3, 64, 128, 256, 512)):
@@ -207,7 +207,7 @@ def _dcgan_of_the_paper() -> tuple[nn.Sequential, nn.Sequential]:
 
 
 def _same_but_for_shape(parameters: list[nn.Parameter], others: list[nn.Parameter]) -> None:
-    """Copy parameters to others of the same number of values, in order."""
+    """Copy parameters to those of another network with the same numbers of values, in order."""
     assert [p.numel() for p in parameters] == [p.numel() for p in others]
     with torch.no_grad():
         for theirs, mine in zip(parameters, others, strict=True):
@@ -218,7 +218,7 @@ def test_a_dcgan_of_64_pixels_is_that_of_the_paper() -> None:
     encoder, decoder = make(DcganConfig(), (3, 64, 64), outputs=1)
     encoder.double(), decoder.double()
     discriminator, generator = _dcgan_of_the_paper()
-    # A linear layer sees the whole map pixel by pixel; it has its inputs last, a transposed convolution first.
+    # A linear layer has its map in channels_last order, and its inputs last; a transposed convolution has them first.
     *theirs, last = discriminator.parameters()
     _same_but_for_shape([*theirs, nn.Parameter(last.permute(0, 2, 3, 1))], list(encoder.parameters()))
     first, *theirs = generator.parameters()
@@ -261,7 +261,7 @@ def test_norms_take_the_place_of_biases() -> None:
 
 
 def _sngan_block(block: nn.Module, maps: Tensor, resampling: str, first: bool) -> Tensor:
-    """A block of Miyato et al. 2018 in the order of their figure: shortcuts are convolved before they are pooled."""
+    """Block of Miyato et al. 2018 in the order of their figure: shortcuts are convolved, then pooled."""
     weights = dict(block.named_parameters())
     (w1, b1, w2, b2) = (value for name, value in weights.items() if name.startswith("residual"))
     shortcut = [value for name, value in weights.items() if name.startswith("shortcut")]
@@ -298,7 +298,7 @@ def test_sngan_networks_are_those_of_the_paper() -> None:
 
 
 def _bilinear(maps: Tensor, scale: float) -> Tensor:
-    """torch's bilinear resampling of images with a border of zeros."""
+    """Bilinear resampling of images with zero padding, by torch."""
     padded = F.pad(maps, (2, 2, 2, 2))
     resampled = F.interpolate(padded, scale_factor=scale, mode="bilinear", antialias=True)
     border = int(2 * scale)
@@ -306,7 +306,7 @@ def _bilinear(maps: Tensor, scale: float) -> Tensor:
 
 
 def test_r3gan_networks_are_those_of_the_paper() -> None:
-    """At the start every block is the identity: what is left is resampling, 1 x 1 convolutions and the two bases."""
+    """Initially every block is the identity, so only resampling, 1 x 1 convolutions and the two bases act."""
     encoder: Any
     decoder: Any
     encoder, decoder = make(ResnetConfig(block="r3gan", feature_maps=(8, 8, 12), blocks=2, latent_dim=5))
@@ -316,7 +316,7 @@ def test_r3gan_networks_are_those_of_the_paper() -> None:
     maps = _bilinear(_bilinear(F.conv2d(images, enter.weight), 0.5), 0.5)
     expected = (F.conv2d(maps, widen.weight) * last.weight[:, 0]).sum(dim=(2, 3))
     torch.testing.assert_close(encoder.features(images), expected)
-    assert encoder.head.bias is None  # relativistic losses could not train it
+    assert encoder.head.bias is None  # relativistic losses give it no gradient
     _b1, _b2, narrow, *_, leave = decoder.trunk.children()
     maps = decoder.start.basis * decoder.start.linear(latents)[:, :, None, None]
     maps = _bilinear(_bilinear(F.conv2d(maps, narrow.weight), 2), 2)
@@ -328,7 +328,7 @@ def test_an_r3gan_block_is_a_bottleneck_of_grouped_convolutions() -> None:
     convolutions = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
     widening, grouped, narrowing = convolutions[1:4]
     assert (widening.out_channels, grouped.groups, narrowing.out_channels) == (96, 6, 48)
-    # Fixup: two resolutions of three blocks, three layers each; and leaky ReLUs of slope 0.2 before the next.
+    # Fixup: two resolutions of three blocks, three layers each; leaky ReLUs of slope 0.2 follow.
     gain = (2 / 1.04) ** 0.5 * 6**-0.25
     assert float(widening.weight.detach().std()) == pytest.approx(gain / 48**0.5, rel=0.05)
     assert float(grouped.weight.detach().std()) == pytest.approx(gain / (9 * 16) ** 0.5, rel=0.05)
@@ -378,7 +378,7 @@ def test_a_spectral_norm_makes_every_largest_singular_value_one(name: str) -> No
 
 
 @pytest.mark.parametrize("name", SPECTRAL)
-def test_power_iteration_goes_on_in_training_only_and_once_a_forward(name: str) -> None:
+def test_power_iteration_runs_once_per_training_forward(name: str) -> None:
     encoder: Any = make(SMALL[name])[0]
     vectors = {key: value.clone() for key, value in encoder.state_dict().items() if key.endswith(("_u", "_v"))}
     assert len(vectors) == 2 * len(_weights_in_use(encoder.eval()))
@@ -410,7 +410,7 @@ def _train(encoder: Encoder, first: int, last: int) -> None:
 
 
 @pytest.mark.parametrize("name", SPECTRAL)
-def test_spectral_norms_go_on_exactly_from_saved_state_and_in_copies(name: str) -> None:
+def test_spectral_norms_resume_exactly_from_state_and_in_copies(name: str) -> None:
     whole, _ = make(SMALL[name])
     _train(whole, 0, 3)
     resumed, _ = make(SMALL[name], seed=9)
@@ -432,7 +432,7 @@ def test_spectral_norms_go_on_exactly_from_saved_state_and_in_copies(name: str) 
     ],
 )
 def test_compiled_networks_are_the_eager_ones(name: str, backend: str) -> None:
-    # In float64: compiled code adds up in another order.
+    # In float64, since compiled code sums in another order.
     encoder, decoder = (network.double() for network in make(SMALL[name], (1, 8, 8)))
     eager = copy.deepcopy(encoder), copy.deepcopy(decoder)
     networks = [(encoder, eager[0], some_images((1, 8, 8)).double()), (decoder, eager[1], torch.randn(4, 5).double())]

@@ -1,6 +1,6 @@
-"""Adversarial objectives against the equations of their papers: float64, and torch.autograd for gradients of gradients.
+"""Adversarial objectives against the equations of their papers: float64, and torch.autograd for double backward.
 
-Only the networks, copied to float64, augmentation, which has tests of its own, and raw draws are the product's.
+Only the networks, copied to float64, augmentation, which has its own tests, and raw draws are those of gen_dist.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from tests.support.runs import (
 )
 
 SEED = 11
-FIRST_ROW = 6  # not 0, so that a draw that forgets it is another one
+FIRST_ROW = 6  # not 0, so that a draw without it differs
 ROWS = 15
 every_objective = each_of(ADVERSARIAL)
 CONDITIONAL = [name for name in ADVERSARIAL if getattr(OBJECTIVES[name][0], "conditioning", "none") != "none"]
@@ -71,7 +71,7 @@ PHASES: dict[str, dict[str, tuple[str, ...]]] = {
     "r3gan": {"generator": ("generator",), "discriminator": ("discriminator",)},
     "vae-gan": {"encoder": ("encoder",), "generator": ("generator",), "discriminator": ("discriminator",)},
 }
-"""The turns of each kind of objective in their order, and which networks each trains."""
+"""Turns of each kind of objective in their order, and the networks that each trains."""
 
 NOISE_BESIDE = {
     Stream.REAL_AUGMENTATION: Stream.REAL_NOISE,
@@ -86,14 +86,14 @@ LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], 
     "hinge": (lambda s: (1 - s).clamp(min=0), lambda s: (1 + s).clamp(min=0), lambda s: -s),
     "wasserstein": (lambda s: -s, lambda s: s, lambda s: -s),
 }
-"""By scores: what the discriminator loses on a real and on a generated image, and the generator on a generated one."""
+"""Losses by scores: the discriminator's on real and on generated images, and the generator's on generated ones."""
 
 
 class _Reference:
-    """The terms of one batch, written from the papers."""
+    """Terms of one batch, written from the papers."""
 
     def __init__(self, objective: Adversarial, config: ObjectiveConfig, batch: Batch) -> None:
-        """Of weights as they are, their spectral norms iterated once a turn, by the trainer."""
+        """Copy the weights of the objective, whose spectral norms the trainer iterates once per turn."""
         assert not isinstance(config, AutoencoderConfig | VaeConfig)
         self.networks = copy.deepcopy(objective.networks).double()
         self._config = config
@@ -101,7 +101,7 @@ class _Reference:
         self._step = int(batch.rng[1])
         self._batch = batch
         self._latent_dim = objective.latent_dim
-        # Huang et al. 2024 have a linear layer at the end, all others tanh.
+        # The generator of Huang et al. 2024 ends with a linear layer, all others with tanh.
         self._bounded = not isinstance(objective.networks["generator"].decoder, R3ganDecoder) or config.kind != "r3gan"
         self._training_images = batch.images.double() / 127.5 - 1
 
@@ -133,11 +133,11 @@ class _Reference:
         return decoded.tanh() if self._bounded else decoded
 
     def generated(self, latents: Stream) -> Tensor:
-        """Images of latents from the prior, [B, ...]."""
+        """Images from latents of the prior, [B, ...]."""
         return self._decode(self._normals(latents, self._latent_dim))
 
     def reconstructions(self) -> Tensor:
-        """Images of latents that an earlier turn handed on, [B, ...]."""
+        """Images from latents that an earlier turn carried, [B, ...]."""
         return self._decode(self._batch.carried["posterior_latents"].double())
 
     def _features_and_scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +159,7 @@ class _Reference:
         return self._features_and_scores(images)[1]
 
     def _slopes(self, images: Tensor, augmentation: Stream | None = None) -> Tensor:
-        """|d score / d image| of each image, which is augmented before it is scored: [B]."""
+        """|d score / d image| of each image before augmentation: [B]."""
         images = images.detach().requires_grad_()
         seen = images if augmentation is None else self._augmented(images, augmentation)
         (gradients,) = torch.autograd.grad(self._scores(seen).sum(), images, create_graph=True)
@@ -233,12 +233,12 @@ class _Reference:
         return latents, torch.distributions.kl_divergence(posterior, prior).sum(1).mean()
 
     def real_features(self) -> Tensor:
-        """What the discriminator sees in training images, [B, F]."""
+        """Discriminator features of training images, [B, F]."""
         return self._features_and_scores(self._training_images)[0]
 
 
 def _feature_error(real: Tensor, seen: Tensor) -> Tensor:
-    """-log N(f(x); f(x~), I), of features [B, F], but for its constant."""
+    """Mean of -log N(f(x); f(x~), I) over features [B, F], up to a constant."""
     constant = real.shape[1] * math.log(2 * math.pi) / 2
     return -torch.distributions.Normal(seen, 1.0).log_prob(real).sum(1).mean() - constant
 
@@ -251,7 +251,7 @@ def _accuracies(real_scores: Tensor, fake_scores: Tensor, threshold: float) -> d
 
 
 def _reference_of(objective: Adversarial, config: ObjectiveConfig, phase: str, batch: Batch) -> Any:
-    """The reference's networks, and its loss and all logs once the phase has run."""
+    """Networks of the reference, and its loss and all logs after the phase."""
     reference = _Reference(objective, config, batch)
     loss, logs = getattr(reference, f"{phase}_phase")()
     return reference, loss, {"loss": loss, **logs}
@@ -262,7 +262,7 @@ def _config_of(name: str) -> ObjectiveConfig:
 
 
 def _trainer(name: str, **changes: Any) -> Trainer:
-    """Past a few large steps: away from initial values at which terms vanish or scores are all alike."""
+    """Trainer after a few large steps, away from initial values with vanishing terms or equal scores."""
     trainer = make_trainer(replace(small_config(name, seed=SEED, learning_rate=5e-3), **changes))
     run_steps(trainer, 0, 5)
     return trainer
@@ -274,7 +274,7 @@ def _adversarial(trainer: Trainer) -> Adversarial:
 
 
 def _batch(trainer: Trainer, step: int = 4, penalized: bool = True) -> Batch:
-    """As a turn gets it that is the first of its step, but for what the turns of a VAE-GAN need of each other."""
+    """Batch of the first turn of a step, with the carried tensors that the turns of a VAE-GAN need."""
     images = torch.from_numpy(trainer.dataset.train.images[30 : 30 + ROWS])
     labels = torch.from_numpy(trainer.dataset.train.labels[30 : 30 + ROWS])
     carried: dict[str, Tensor] = {}
@@ -296,7 +296,7 @@ def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
 
 
 def _phases_of(names: Any) -> list[tuple[str, str, bool]]:
-    """(objective, phase, penalized): penalties are left out where they are computed at some steps only."""
+    """All (objective, phase, penalized); lazily computed penalties also have cases without them."""
     return [
         (name, phase, penalized)
         for name in names
@@ -306,12 +306,10 @@ def _phases_of(names: Any) -> list[tuple[str, str, bool]]:
 
 
 @pytest.mark.parametrize(("objective", "phase", "penalized"), _phases_of(ADVERSARIAL))
-def test_the_loss_of_a_phase_its_logs_and_its_gradients_are_those_of_the_paper(
-    objective: str, phase: str, penalized: bool
-) -> None:
+def test_loss_logs_and_gradients_of_a_phase_equal_the_paper(objective: str, phase: str, penalized: bool) -> None:
     trainer = _trainer(objective)
     model, config = _adversarial(trainer), _config_of(objective)
-    model.carries_graphs = False  # no turn is there to freeze the discriminator
+    model.carries_graphs = False  # no turn freezes the discriminator
     batch = _batch(trainer, penalized=penalized)
     reference, expected_loss, expected_logs = _reference_of(model, config, phase, batch)
     phases = model.phases()
@@ -319,7 +317,7 @@ def test_the_loss_of_a_phase_its_logs_and_its_gradients_are_those_of_the_paper(
     assert list(phases) == list(PHASES[config.kind])
     loss, logs, carried = phases[phase](batch)
     _assert_equal({"the loss": loss} | logs, {"the loss": expected_loss} | expected_logs)
-    _assert_equal(carried, _handed_on_by(reference, config, phase))
+    _assert_equal(carried, _carried_by(reference, config, phase))
     assert not any(value.requires_grad for value in (*logs.values(), *carried.values()))
 
     trained = reference.parameters(phases[phase].trains)
@@ -328,12 +326,12 @@ def test_the_loss_of_a_phase_its_logs_and_its_gradients_are_those_of_the_paper(
     expected = torch.autograd.grad(expected_loss, list(trained.values()))
     largest = max(float(gradient.norm()) for gradient in expected)
     for name, mine, theirs in zip(trained, found, expected, strict=True):
-        # A bias of all scores alike is lost where only their differences count.
+        # A common bias of all scores has no gradient if only differences of scores count.
         assert theirs.norm() > 1e-6 * largest or (objective in PENALIZED and name.endswith("encoder.head.bias")), name
         assert (mine - theirs).norm() <= 1e-4 * theirs.norm() + 1e-6 * largest, name
 
 
-def _handed_on_by(reference: _Reference, config: ObjectiveConfig, phase: str) -> dict[str, Tensor]:
+def _carried_by(reference: _Reference, config: ObjectiveConfig, phase: str) -> dict[str, Tensor]:
     if phase == "encoder":
         return {"posterior_latents": reference.posterior()[0], "real_features": reference.real_features()}
     if phase != "generator":
@@ -343,13 +341,13 @@ def _handed_on_by(reference: _Reference, config: ObjectiveConfig, phase: str) ->
 
 
 class _Turn(NamedTuple):
-    """What a phase met at one of its forwards in the trainer."""
+    """State of one forward of a phase in the trainer."""
 
     phase: Phase
     batch: Batch
     reference_loss: Tensor
     reference_logs: dict[str, Tensor]
-    reference_handed_on: dict[str, Tensor]
+    reference_carried: dict[str, Tensor]
     weights: dict[str, Tensor]
     requiring_gradients: set[str]
     with_gradients: set[str]
@@ -372,7 +370,7 @@ def _watched_turns(trainer: Trainer) -> Iterator[list[_Turn]]:
                 arguments[0],
                 loss.detach(),
                 {f"{names[type(module)]}/{name}": value.detach() for name, value in logs.items()},
-                _handed_on_by(reference, config, names[type(module)]),
+                _carried_by(reference, config, names[type(module)]),
                 {name: parameter.detach().clone() for name, parameter in parameters.items()},
                 {name for name, parameter in parameters.items() if parameter.requires_grad},
                 {name for name, parameter in parameters.items() if parameter.grad is not None},
@@ -387,10 +385,10 @@ def _watched_turns(trainer: Trainer) -> Iterator[list[_Turn]]:
 
 
 @every_objective
-def test_a_step_gives_each_phase_its_images_and_moves_what_the_phase_trains_alone(objective: str) -> None:
-    """The trainer's side: which images, labels, rows and step a phase is given, what is frozen, what comes after."""
+def test_a_phase_gets_its_images_and_moves_its_networks_alone(objective: str) -> None:
+    """Images, labels, rows and step that the trainer gives a phase, frozen weights, and the order of turns."""
     trainer = _trainer(objective, accumulation=2)
-    for step in (12, 13):  # 12 is every phase's turn and every penalty's
+    for step in (12, 13):  # at step 12 every phase has a turn, and every penalty is due
         chosen = image_indices(len(trainer.dataset.train.images), SEED, step, 24, 0, 24)
         with _watched_turns(trainer) as turns:
             logs = trainer.run_step(step)
@@ -411,7 +409,7 @@ def test_a_step_gives_each_phase_its_images_and_moves_what_the_phase_trains_alon
                 assert {parameter.split(".")[0] for parameter in turn.requiring_gradients} == set(turn.phase.trains)
                 assert turn.with_gradients == (turn.requiring_gradients if part else set())
                 _assert_equal(dict(turn.batch.carried), earlier[part])
-                earlier[part].update(turn.reference_handed_on)
+                earlier[part].update(turn.reference_carried)
             changed = {
                 parameter for parameter, value in first.weights.items() if not torch.equal(moved[parameter], value)
             }
@@ -424,7 +422,7 @@ def test_a_step_gives_each_phase_its_images_and_moves_what_the_phase_trains_alon
         assert all(parameter.grad is None and parameter.requires_grad for parameter in trainer.objective.parameters())
 
 
-def test_a_spectral_norm_is_iterated_once_a_turn_whatever_its_forwards_and_micro_batches() -> None:
+def test_spectral_norms_are_iterated_once_per_turn() -> None:
     network = replace(SMALL_DCGAN, generator_norm="group", discriminator_norm="none", spectral_norm=True)
     config = small_config("r3gan", seed=SEED, network=network)
     whole, parts = make_trainer(config), make_trainer(replace(config, accumulation=4))
@@ -438,14 +436,14 @@ def test_a_spectral_norm_is_iterated_once_a_turn_whatever_its_forwards_and_micro
 
 
 @every_objective
-def test_latents_are_the_same_for_one_step_and_others_for_another_step_or_turn(objective: str) -> None:
+def test_latents_are_functions_of_step_and_turn(objective: str) -> None:
     trainer = _trainer(objective)
-    trainer.objective.carries_graphs = False  # no turn is there to freeze the discriminator
+    trainer.objective.carries_graphs = False  # no turn freezes the discriminator
     phases, drawn = _adversarial(trainer).phases(), []
     handle = trainer.objective.networks["generator"].register_forward_pre_hook(
         lambda _module, arguments: drawn.append(arguments[0].detach())
     )
-    # The discriminator of a VAE-GAN draws none: it has a turn of the generator before each of its own.
+    # The discriminator of a VAE-GAN draws none: a turn of the generator precedes each of its turns.
     turns = ["generator", *(name for name in ("critic", "discriminator") if name in phases and objective != "vae-gan")]
     calls = [(turns[-1], 4), (turns[-1], 4), *((turn, 4) for turn in turns[:-1]), (turns[-1], 5)]
     of_prior = []
@@ -463,7 +461,7 @@ def test_latents_are_the_same_for_one_step_and_others_for_another_step_or_turn(o
 
 @each_of([name for name in ADVERSARIAL if "augmented" in name])
 @pytest.mark.parametrize("phase", ["discriminator", "generator"])
-def test_the_discriminator_sees_real_and_generated_images_augmented_alike(objective: str, phase: str) -> None:
+def test_real_and_generated_images_are_augmented_alike(objective: str, phase: str) -> None:
     trainer = make_trainer(small_config(objective, seed=SEED))
     model, batch = _adversarial(trainer), _batch(trainer)
     seen: list[Tensor] = []
@@ -487,7 +485,7 @@ def test_the_discriminator_sees_real_and_generated_images_augmented_alike(object
 
 
 @pytest.mark.parametrize("objective", CONDITIONAL)
-def test_another_label_changes_the_image_and_the_score_and_those_of_no_other_row(objective: str) -> None:
+def test_a_label_changes_image_and_score_of_its_row_alone(objective: str) -> None:
     trainer = _trainer(objective)
     model, batch = _adversarial(trainer), _batch(trainer)
     model.eval()
@@ -524,8 +522,8 @@ def test_a_penalty_through_batch_statistics_is_refused(objective: ObjectiveConfi
 
 
 @every_objective
-def test_scores_of_training_images_do_not_depend_on_the_generated_ones_beside_them(objective: str) -> None:
-    """Joined they would, in a discriminator with batch statistics; in the others both ways are one."""
+def test_real_scores_do_not_depend_on_generated_images(objective: str) -> None:
+    """In one joint pass they would, with batch statistics; without them both ways give equal scores."""
     trainer = _trainer(objective)
     model, batch = _adversarial(trainer), _batch(trainer)
     real, fake = signed_unit(batch.images), model.generate(batch, DISCRIMINATOR_STREAMS.latents)
@@ -556,7 +554,7 @@ def test_a_histogram_of_scores_is_numpys_over_all_micro_batches() -> None:
         assert sum(share > 0 for share in shares) > 1
 
 
-def test_scores_on_the_edges_of_bins_and_beyond_all_of_them_are_counted() -> None:
+def test_scores_on_bin_edges_and_out_of_range_are_counted() -> None:
     trainer = make_trainer(small_config("gan"))
     rows = [[-1e30, -10.0, -9.0, -0.5, 0.0, 0.5, 9.0, 10.0, 1e30], [3.5] * 9]
     averaged = trainer.average_logs([{"scores_real": torch.tensor(row), "loss": torch.tensor(2.0)} for row in rows])
@@ -594,7 +592,7 @@ def test_penalties_are_of_each_images_whole_slope() -> None:
     slopes[1, 0, 1, 1] = 1.0
     torch.testing.assert_close(losses.one_centred_penalty(slopes), torch.tensor([16.0, 0.0, 1.0]), rtol=1e-5, atol=2e-6)
     torch.testing.assert_close(losses.zero_centred_penalty(slopes), torch.tensor([25.0, 1.0, 0.0]))
-    narrow = losses.zero_centred_penalty(slopes.half() * 100)  # 250,000 is no number of half precision
+    narrow = losses.zero_centred_penalty(slopes.half() * 100)  # half precision cannot hold 250,000
     torch.testing.assert_close(narrow, torch.tensor([250_000.0, 10_000.0, 0.0]))
 
 
@@ -617,7 +615,7 @@ def test_a_dead_critic_is_trained_on_with_finite_gradients(objective: str) -> No
     assert trainer.broken_networks() == []
 
 
-def test_vae_gan_measures_reconstructions_by_pixels_on_the_test_split() -> None:
+def test_vae_gan_evaluates_reconstructions_by_pixels() -> None:
     trainer = _trainer("vae-gan")
     split, model = trainer.dataset.test, trainer.best_objective
     images = torch.from_numpy(split.images.copy())

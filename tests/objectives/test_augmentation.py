@@ -1,4 +1,4 @@
-"""Augmentation: the published transformations, keyed by the row, differentiable twice, and the same compiled."""
+"""Augmentation: the published transformations, keyed by row, twice differentiable, and equal when compiled."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_each_part_of_the_key_changes_what_is_done(change: str) -> None:
     assert all(not torch.equal(one, two) for one, two in zip(other, same, strict=True))
 
 
-def test_leaving_a_kind_out_changes_no_other_and_their_order_does_not_matter() -> None:
+def test_kinds_do_not_depend_on_each_other_or_on_their_order() -> None:
     images = images_of(16, 3, 16, 16)
     everything = augmented(images, ALL)
     one_by_one = images
@@ -82,7 +82,7 @@ def test_noise_is_normal_and_of_the_deviation_that_is_asked_for() -> None:
     assert add_noise(images, 0.0, Key(RNG, Stream.REAL_NOISE, 0)) is images
 
 
-def test_noise_is_keyed_by_the_row_and_each_part_of_the_key_changes_it() -> None:
+def test_noise_depends_on_the_row_and_each_part_of_the_key() -> None:
     images = images_of(9, 3, 5, 8)
     whole = _noisy(images)
     assert torch.equal(torch.cat([_noisy(images[:4]), _noisy(images[4:5], 4), _noisy(images[5:], 5)]), whole)
@@ -103,7 +103,7 @@ def test_colours_are_those_of_the_paper_one_after_the_other() -> None:
     channels = images.mean(dim=1, keepdim=True)
     overall = images.mean(dim=(1, 2, 3))
     brightness = changed.mean(dim=(1, 2, 3)) - overall
-    # Deviations within a pixel tell saturation * contrast, those of the pixels' means contrast alone.
+    # Deviations within a pixel give saturation * contrast, those of the pixels' means contrast alone.
     contrast = _ratio(changed.mean(dim=1, keepdim=True), channels)
     saturation = _ratio(changed - changed.mean(dim=1, keepdim=True), images - channels) / contrast
     for draws, low, high in ((brightness, -0.5, 0.5), (saturation, 0.0, 2.0), (contrast, 0.5, 1.5)):
@@ -120,18 +120,18 @@ def test_colours_are_those_of_the_paper_one_after_the_other() -> None:
 
 
 def _ratio(changed: Tensor, images: Tensor) -> Tensor:
-    """Factor of the deviations of images from their means: [B]."""
+    """Ratio of the deviations of images from their means: [B]."""
     changed, images = (one - one.mean(dim=(1, 2, 3), keepdim=True) for one in (changed, images))
     return (changed * images).sum(dim=(1, 2, 3)) / images.square().sum(dim=(1, 2, 3))
 
 
-def test_grey_images_get_the_brightness_and_contrast_of_coloured_ones() -> None:
+def test_grey_and_colour_images_change_brightness_alike() -> None:
     grey = images_of(20, 1, 8, 8)
     coloured = augmented(grey.expand(-1, 3, -1, -1), ("colour",))
     torch.testing.assert_close(augmented(grey, ("colour",)).expand(-1, 3, -1, -1), coloured)
 
 
-def test_images_move_by_up_to_an_eighth_of_each_side_and_grey_comes_in() -> None:
+def test_images_shift_by_up_to_an_eighth_with_grey_borders() -> None:
     height, width = 16, 24
     images = images_of(2000, 2, height, width).abs() + 0.1
     moved = augmented(images, ("translation",))
@@ -140,7 +140,7 @@ def test_images_move_by_up_to_an_eighth_of_each_side_and_grey_comes_in() -> None
         inside = result[0] != 0
         rows, columns = inside.any(dim=1).nonzero().flatten(), inside.any(dim=0).nonzero().flatten()
         assert inside.sum() == len(rows) * len(columns)
-        # What is left touches the end that it was moved to.
+        # The rest of the image touches the side that it moved to.
         down = int(rows[0]) if rows[0] > 0 else len(rows) - height
         right = int(columns[0]) if columns[0] > 0 else len(columns) - width
         source = image[:, max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)]
@@ -153,7 +153,7 @@ def test_images_move_by_up_to_an_eighth_of_each_side_and_grey_comes_in() -> None
 
 
 @pytest.mark.parametrize("side", [9, 28])
-def test_a_square_of_half_the_side_is_cut_out_with_its_middle_anywhere(side: int) -> None:
+def test_a_square_of_half_the_side_is_cut_out_anywhere(side: int) -> None:
     images = images_of(2000, 3, side, side).abs() + 0.1
     result = augmented(images, ("cutout",))
     cut = (result == 0).any(dim=1)
@@ -173,12 +173,12 @@ def test_a_square_of_half_the_side_is_cut_out_with_its_middle_anywhere(side: int
 def test_first_and_second_derivatives_are_right(kinds: tuple[Augmentation, ...]) -> None:
     images = images_of(2, 3, 4, 5, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda one: augmented(one, kinds), images)
-    # Squared, since what is linear has no second derivative of its own.
+    # Squared, since a linear function has no second derivative.
     assert torch.autograd.gradgradcheck(lambda one: augmented(one.square(), kinds), images)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_gradient_penalty_through_augmentation_reaches_the_weights(channels: int) -> None:
+def test_gradient_penalties_pass_through_augmentation(channels: int) -> None:
     torch.manual_seed(0)
     net = torch.nn.Sequential(
         torch.nn.Conv2d(channels, 4, 3), torch.nn.Softplus(), torch.nn.Flatten(), torch.nn.LazyLinear(1)
@@ -187,11 +187,11 @@ def test_a_gradient_penalty_through_augmentation_reaches_the_weights(channels: i
     (gradient,) = torch.autograd.grad(net(augmented(images, ALL)).sum(), images, create_graph=True)
     assert (augmented(images, ("translation", "cutout")) == 0).any()
     gradient.square().sum().backward()
-    for weights in list(net.parameters())[:3]:  # the last bias has no part in the gradient
+    for weights in list(net.parameters())[:3]:  # the gradient does not depend on the last bias
         assert weights.grad is not None and weights.grad.abs().sum() > 0
 
 
-def test_compiled_as_one_graph_it_is_the_same_and_new_steps_compile_nothing() -> None:
+def test_compiled_augmentation_is_equal_and_never_recompiles() -> None:
     def both(images: Tensor, rng: Tensor) -> Tensor:
         return add_noise(augment(images, ALL, Key(rng, STREAM, 12)), NOISE, Key(rng, Stream.REAL_NOISE, 12))
 
@@ -223,7 +223,7 @@ def test_one_image_takes_as_many_draws_whatever_is_done(monkeypatch: pytest.Monk
 
 
 def test_the_ends_of_the_draws_stay_in_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CDF of 6.8 rounds to 1 in float32: one more than the last integer, if it were not clamped."""
+    """The CDF of 6.8 rounds to 1 in float32, which without the clamp would be one more than the last integer."""
     import gen_dist.objectives.augmentation as module
 
     for end in (-6.8, 6.8):

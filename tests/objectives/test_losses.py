@@ -23,13 +23,13 @@ def _random(seed: int) -> torch.Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def test_bernoulli_nll_equals_the_log_probability_of_binary_pixels() -> None:
+def test_bernoulli_nll_equals_log_probability_of_binary_pixels() -> None:
     logits, targets = _random(0) * 10, (_random(1) > 0).float()
     expected = -Bernoulli(logits=logits.double()).log_prob(targets.double()).flatten(1).sum(1)
     torch.testing.assert_close(bernoulli_nll(logits, targets).double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_bernoulli_nll_and_its_gradient_equal_the_cross_entropy_of_real_pixels() -> None:
+def test_bernoulli_nll_and_its_gradient_equal_cross_entropy() -> None:
     logits, targets = (_random(0) * 10).requires_grad_(), torch.rand(SHAPE, generator=torch.Generator().manual_seed(1))
     wide = logits.detach().double()
     probability = wide.sigmoid()
@@ -74,7 +74,7 @@ def test_importance_weighted_bound_is_the_log_of_the_mean_weight() -> None:
     weights = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]])
     expected = torch.tensor([math.log(2.0), math.log(4.0)])
     torch.testing.assert_close(importance_weighted_bound(weights.log()), expected)
-    shifted = importance_weighted_bound(weights.log() - 5000.0)  # far below what float32's exp can say
+    shifted = importance_weighted_bound(weights.log() - 5000.0)  # far below the range of float32's exp
     torch.testing.assert_close(shifted, expected - 5000.0)
 
 

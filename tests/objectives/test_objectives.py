@@ -1,4 +1,4 @@
-"""Objectives with a likelihood against the papers: float64, torch.distributions, their networks' outputs."""
+"""Objectives with a likelihood against the papers: float64, torch.distributions, outputs of their networks."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from gen_dist.training.trainer import Trainer
 from tests.support.runs import ADVERSARIAL, OBJECTIVES, make_trainer, run_steps, small_config
 
 SEED = 11
-FIRST_ROW = 6  # not 0, so that a draw that forgets it is another one
+FIRST_ROW = 6  # not 0, so that a draw without it differs
 EXPLICIT = {name: configs for name, configs in OBJECTIVES.items() if name not in ADVERSARIAL}
 every_objective = pytest.mark.parametrize("objective", EXPLICIT)
 
 
 class _Reference:
-    """The terms of one batch, written from the papers. Only the networks and the raw draws are the product's own."""
+    """Terms of one batch, written from the papers. Only the networks and the raw draws are those of gen_dist."""
 
     def __init__(self, trainer: Trainer, images: Tensor, step: int, first_row: int, *, test: bool) -> None:
         assert isinstance(trainer.config.objective, AutoencoderConfig | VaeConfig)
@@ -48,7 +48,7 @@ class _Reference:
         return Independent(Normal(mean, (logvar / 2).exp()), 1)
 
     def _noise(self, stream: Stream, samples: int) -> Tensor:
-        """Standard normal, [samples, B, D]; the samples of an image stand side by side in its row."""
+        """Standard normals, [samples, B, D]; the samples of an image are adjacent in its row."""
         rows = len(self._images)
         width = samples * self._latent_dim
         drawn = host_normal(SEED, stream, range(self._step, self._step + 1), self._first_row, rows, width)
@@ -58,7 +58,7 @@ class _Reference:
         """log p(x given z), summed over pixels: [B]."""
         assert isinstance(self._objective, VaeConfig)
         decoded = self._networks["decoder"](latents.float()).double()
-        if self._objective.likelihood == "bernoulli":  # of real-valued pixels: the cross-entropy
+        if self._objective.likelihood == "bernoulli":  # the cross-entropy of real-valued pixels
             return Independent(Bernoulli(logits=decoded, validate_args=False), 3).log_prob(self.targets)
         fixed = self._objective.gaussian_scale
         learned = self._networks["scale"].log_scale
@@ -95,7 +95,7 @@ class _Reference:
         return (decoded - self.targets).square().sum(dim=(1, 2, 3))
 
     def training(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the phase has to return: loss [] and logs [] each."""
+        """Expected result of the phase: loss [] and logs [] each."""
         if isinstance(self._objective, AutoencoderConfig):
             loss = self.reconstruction_error().mean()
             return loss, {"loss": loss, "reconstruction_error": loss}
@@ -137,7 +137,7 @@ class _Reference:
         return surrogate - surrogate.detach()
 
     def evaluation(self) -> dict[str, Tensor]:
-        """What `evaluate` has to return: [B] each. The ELBO has no beta and no warm-up."""
+        """Expected result of `evaluate`: [B] each. The ELBO has no beta and no warm-up."""
         if isinstance(self._objective, AutoencoderConfig):
             return {"reconstruction_error": self.reconstruction_error()}
         terms = self.elbo_terms()
@@ -149,7 +149,7 @@ class _Reference:
 
 
 def _trainer(name: str, **changes: Any) -> Trainer:
-    """Past a few large steps: away from initial values at which terms vanish or scales are round."""
+    """Trainer after a few large steps, away from initial values with vanishing terms or round scales."""
     trainer = make_trainer(replace(small_config(name, seed=SEED, learning_rate=2e-2), **changes))
     run_steps(trainer, 0, 8)
     return trainer
@@ -170,9 +170,7 @@ def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
     ],
     ids=lambda value: f"beta {value.beta}" if isinstance(value, VaeConfig) else None,
 )
-def test_the_loss_of_a_phase_its_logs_and_its_gradients_are_those_of_the_paper(
-    name: str, step: int, config: ObjectiveConfig
-) -> None:
+def test_loss_logs_and_gradients_of_a_phase_equal_the_paper(name: str, step: int, config: ObjectiveConfig) -> None:
     trainer = _trainer(name, objective=config)
     images = torch.from_numpy(trainer.dataset.train.images[30:45])
     batch = Batch(images, torch.zeros(15, dtype=torch.int64), torch.tensor([SEED, step]), FIRST_ROW)
@@ -210,12 +208,12 @@ def test_the_path_gradient_is_the_total_one_on_average(samples: int) -> None:
     errors = (total - path).std(0) / math.sqrt(len(total))
     assert ((total - path).mean(0).abs() <= 4.5 * errors + 1e-6).all()
     assert not torch.equal(total, path)
-    assert total.mean(0).norm() > 5 * errors.norm()  # something that could have differed
+    assert total.mean(0).norm() > 5 * errors.norm()  # the comparison is not of noise alone
 
 
 @every_objective
-def test_the_loss_of_a_step_is_that_of_its_images_and_its_rows_noise(objective: str) -> None:
-    """The trainer's side of it: which images, which step and which rows a phase is given."""
+def test_the_loss_of_a_step_follows_from_its_images_and_noise(objective: str) -> None:
+    """Images, step and rows that the trainer gives a phase."""
     trainer = _trainer(objective, accumulation=2)
     chosen = image_indices(len(trainer.dataset.train.images), SEED, 9, 24, 0, 24)
     images = torch.from_numpy(trainer.dataset.train.images[chosen])

@@ -1,4 +1,4 @@
-"""Generated images are scored once a step where both turns can use it: the same as scoring them in each turn."""
+"""Scoring generated images once a step gives the same results as scoring them in each turn."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tests.support.runs import SMALL_DCGAN, SMALL_SNGAN, UNMIXED_DCGAN, make_tra
 needs_onednn_linear = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this build of torch has no oneDNN linear operator"
 )
-# Few channels on the large side of its first layer, whose gradients are products then; the others are torch's own.
+# With few channels on the large side, gradients of the first layer are products; those of the others are torch's.
 NETWORK = DcganConfig(feature_maps=8, latent_dim=5)
 
 
 @pytest.fixture(autouse=True)
 def products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convolutions as on a processor where some are products."""
+    """Select the convolutions of a processor on which some are products."""
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
 
 
@@ -42,7 +42,7 @@ def _config(objective: GanConfig, network: NetworkConfig = NETWORK, **changes: A
 
 @contextmanager
 def _scored_images(trainer: Trainer) -> Iterator[list[int]]:
-    """Numbers of images that the discriminator scores, pass by pass."""
+    """Numbers of images in each pass of the discriminator."""
     passes: list[int] = []
     discriminator = trainer.objective.networks["discriminator"]
     handle = discriminator.register_forward_hook(lambda _module, inputs, _output: passes.append(len(inputs[0])))
@@ -62,8 +62,10 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def _assert_same_state(once: Trainer, twice: Trainer) -> None:
-    """Weights, their averages and moments. The discriminator's own statistics see two passes a step, not three; nothing
-    reads them."""
+    """Assert equal weights, averages and moments.
+
+    Running statistics of the discriminator count two passes a step, not three; nothing reads them.
+    """
     for group, tensors in twice.tensors().items():
         for name, value in tensors.items():
             if not (name.startswith("discriminator") and name.endswith(STATISTICS)):
@@ -96,7 +98,7 @@ def test_scoring_once_is_the_same_run_bit_for_bit(objective: GanConfig) -> None:
 
 
 def test_scoring_once_in_bfloat16_gives_equal_gradients() -> None:
-    """Those of real images and of generated ones are added in float32 then, not in bfloat16."""
+    """Gradients of real and generated images are added in float32 then, not in bfloat16."""
     config = _config(GanConfig(), precision="bf16")
     once, twice = make_trainer(config), _scoring_twice(config)
     with _scored_images(once) as passes:
@@ -158,8 +160,8 @@ def test_accumulated_compiled_or_scaled_turns_carry_no_graph(changes: dict[str, 
 
 @pytest.mark.parametrize("rows", [24, 25], ids=["even", "uneven"])
 @pytest.mark.parametrize("owns", [True, False], ids=["shared weights", "DistributedDataParallel"])
-def test_processes_with_shared_weights_and_equal_rows_carry_graphs(rows: int, owns: bool) -> None:
-    """An image's gradient goes over all processes where batch normalization does, and so before any share weighs it."""
+def test_shared_weights_with_equal_rows_carry_graphs(rows: int, owns: bool) -> None:
+    """With batch normalization over processes, gradients cross processes before ranks are weighted."""
     config = _config(GanConfig(), global_batch_size=rows)
     two = Processes(0, 0, 2, torch.device("cpu"))
 
@@ -201,7 +203,7 @@ CASES: dict[Any, tuple[list[tuple[int, ...]], Any]] = {
     _Doubling: ([(2, 8, 4, 4), (8, 3, 4, 4), (3,)], functools.partial(F.conv_transpose2d, stride=2, padding=1)),
     _OneDnnLinear: ([(2, 3), (4, 3), (4,)], F.linear),
 }
-"""Shapes of inputs, weight and bias, and torch's own function."""
+"""Shapes of inputs, weight and bias, and torch's function, by our function."""
 each_function = pytest.mark.parametrize(
     "function", [_Halving, _Doubling, pytest.param(_OneDnnLinear, marks=needs_onednn_linear)]
 )
