@@ -1,4 +1,4 @@
-"""Calls of the kernels for tests: inputs, the compiled kernel run on them, and the same in float64."""
+"""Calls of the kernels for tests: inputs, the compiled kernel's run on them, and a float64 reference."""
 
 import functools
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "f
 
 
 def warp_size_of(target: str) -> int:
-    """Threads of a warp."""
+    """Threads of a warp on a target."""
     return TARGETS[target][2]
 
 
@@ -32,13 +32,13 @@ class Case:
     """One call of `reparameterize_kl`.
 
     Attributes:
-        shape: of the parameters, [B, 2C, ...].
-        dtype: of parameters, prior and latents.
-        channels_last: memory format of all of them.
-        samples: latents an image.
-        prior: whether there is a prior beside N(0, I).
-        deterministic: draw nothing.
-        misaligned: whether tensors start one element off an address that is a multiple of 16 bytes.
+        shape: shape of the parameters, [B, 2C, ...].
+        dtype: dtype of parameters, prior and latents.
+        channels_last: True if all of them are channels_last.
+        samples: latents per image.
+        prior: True if the prior is not N(0, I).
+        deterministic: draw no noise.
+        misaligned: True if tensors start one element off a multiple of 16 bytes.
     """
 
     shape: tuple[int, ...]
@@ -59,25 +59,25 @@ class Case:
 
     @property
     def latents(self) -> int:
-        """Of one sample of one image."""
+        """Latents of one sample of one image."""
         return int(np.prod(self.shape[1:])) // 2
 
 
 QUICK_CASES = (
     Case((5, 2 * 64)),
     Case((3, 2 * 7), torch.float16),
-    Case((2, 2 * 1030), torch.bfloat16),  # two programs a row, the second nearly empty
+    Case((2, 2 * 1030), torch.bfloat16),  # two programs per row, the second nearly empty
     Case((2, 2 * 1500), torch.bfloat16, samples=2, prior=True),
     Case((2, 16, 2, 3, 3), torch.float16, channels_last=True),
-    Case((2, 6, 5, 7), channels_last=True, samples=3),  # a run of channels that no vector divides
+    Case((2, 6, 5, 7), channels_last=True, samples=3),  # a run of channels not divisible by a vector
     Case((3, 2 * 33), prior=True, deterministic=True, misaligned=True),
 )
-"""Every dtype, layout and option in few calls, so that few have to be compiled."""
+"""Every dtype, layout and option in few calls, for few compilations."""
 
 
 @dataclass
 class Inputs:
-    """The tensors of a case, and the gradients that come back to it."""
+    """Tensors of a case, and the gradients of its results."""
 
     case: Case
     parameters: Tensor
@@ -88,7 +88,7 @@ class Inputs:
 
     @staticmethod
     def of(case: Case) -> "Inputs":
-        """Ordinary numbers: standard normal but for log-variances, which have half of that spread."""
+        """Draw ordinary numbers: standard normal, log-variances with half of that spread."""
         generator = torch.Generator().manual_seed(0)
 
         def draw(*shape: int) -> Tensor:
@@ -110,7 +110,7 @@ class Inputs:
 
 
 def _placed(values: Tensor, case: Case) -> Tensor:
-    """A copy of the values in the case's dtype and memory format, on its alignment."""
+    """Copy values to the case's dtype, memory format and alignment."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}
     memory_format = last[values.ndim] if case.channels_last else torch.contiguous_format
     strides = torch.empty(values.shape, memory_format=memory_format, device="meta").stride()
@@ -123,11 +123,11 @@ def _placed(values: Tensor, case: Case) -> Tensor:
 
 @dataclass
 class Run:
-    """A kernel that has run.
+    """A finished run of a kernel.
 
     Attributes:
-        compiled: what ran.
-        trace: what it did.
+        compiled: the kernel.
+        trace: its memory accesses.
         sizes: bytes of each tensor by argument name.
     """
 
@@ -136,7 +136,7 @@ class Run:
     sizes: dict[str, int]
 
     def counts(self, name: str, kind: Any) -> NDArray[np.int64]:
-        """How often each byte of a tensor was loaded or stored."""
+        """Number of loads or stores of each byte of a tensor."""
         return self.trace.counts(self.compiled.runtime.index(name), kind, self.sizes[name])
 
     def widths(self, name: str, kind: Any) -> set[int]:
@@ -146,27 +146,27 @@ class Run:
 
 @dataclass
 class Call:
-    """A launch with its tensors by argument name; None where the call does without."""
+    """A launch with its tensors by argument name; None for those not used."""
 
     launch: Launch
     inputs: dict[str, Tensor | None]
     outputs: dict[str, Tensor | None]
 
     def output(self, name: str) -> Tensor:
-        """One of the outputs, which the call does not do without."""
+        """Output of this name, which must be in use."""
         tensor = self.outputs[name]
         assert tensor is not None
         return tensor
 
     def compile(self, target: str, directory: Path = REPOSITORY) -> Compiled:
-        """For a target of `kernel_compiler.TARGETS`; the package `kernels` stands in `directory`."""
+        """Compile for a target of `kernel_compiler.TARGETS`; the package `kernels` is in `directory`."""
         return compile_launch(self.launch, {**self.inputs, **self.outputs}, target, directory)
 
     def run(self, target: str, directory: Path = REPOSITORY, approximation: float = 0.0) -> Run:
-        """Compile and run on the CPU, `approximation` as of `execute`.
+        """Compile and run on the CPU, `approximation` as in `execute`.
 
-        Inputs cannot be written. Outputs hold NaN before, and what a register held before its first value must not
-        change them: where one is read, as in half-used packed registers, the kernel runs twice with different poisons.
+        Inputs are read-only. Outputs are NaN before the run, and must not depend on undefined registers: if one is
+        read, as in half-used packed registers, the kernel runs twice with different poisons.
         """
         compiled = self.compile(target, directory)
         inputs, outputs = _memories(self.inputs), _memories(self.outputs)
@@ -205,14 +205,14 @@ def _program(assembly: str) -> Program:
 
 
 def memory_of(tensor: Tensor) -> NDArray[np.uint8]:
-    """The bytes of a tensor without gaps, in memory order; shared with it."""
+    """Bytes of a dense tensor in memory order; they share its memory."""
     flat = tensor.detach().as_strided((tensor.numel(),), (1,), tensor.storage_offset())
     memory: NDArray[np.uint8] = flat.view(torch.uint8).numpy()
     return memory
 
 
 def forward_call(inputs: Inputs, target: str) -> Call:
-    """The forward kernel on a case."""
+    """Call of the forward kernel on a case."""
     case = inputs.case
     launch = triton_latent.forward_launch(
         inputs.parameters,
@@ -233,7 +233,7 @@ def forward_call(inputs: Inputs, target: str) -> Call:
 
 
 def backward_call(inputs: Inputs, target: str, *, of_latents: bool = True, of_kl: bool = True) -> Call:
-    """The backward kernel on a case whose latents, KL divergence or both were used."""
+    """Call of the backward kernel on a case with latents, KL divergence or both in use."""
     case = inputs.case
     prior = inputs.prior if of_kl else None
     launch = triton_latent.backward_launch(
@@ -263,13 +263,13 @@ def backward_call(inputs: Inputs, target: str, *, of_latents: bool = True, of_kl
 
 
 def normal_call(rng: Tensor, stream: int, first_row: int, rows: int, width: int, target: str) -> Call:
-    """The noise kernel."""
+    """Call of the noise kernel."""
     launch = triton_noise.normal_launch(stream, first_row, rows, width, warp_size=warp_size_of(target))
     return Call(launch, {"rng_ptr": rng}, {"normals_ptr": torch.empty(rows, width)})
 
 
 def binarize_call(images: Tensor, rng: Tensor, stream: int, first_row: int, target: str) -> Call:
-    """The kernel that draws the pixels of images uint8 [rows, width]."""
+    """Call of the kernel that draws the pixels of images uint8 [rows, width]."""
     launch = triton_noise.binarize_launch(stream, first_row, *images.shape, warp_size=warp_size_of(target))
     binary = torch.empty(images.shape)
     return Call(launch, {"images_ptr": images, "rng_ptr": rng}, {"binary_ptr": binary})
@@ -280,9 +280,9 @@ def binarize_call(images: Tensor, rng: Tensor, stream: int, first_row: int, targ
 
 @dataclass
 class Reference:
-    """A call in float64, and how large the numbers are that its results are sums of.
+    """Results of a call in float64, and their scales: the sums of the sizes of their terms.
 
-    Rounding errors are in proportion to those: where large terms cancel, no float32 arithmetic is near the result.
+    Rounding errors are proportional to the scales: where large terms cancel, no float32 arithmetic is near the result.
     """
 
     latents: Tensor
@@ -296,7 +296,7 @@ class Reference:
 
 
 def reference(inputs: Inputs, *, of_latents: bool = True, of_kl: bool = True) -> Reference:
-    """By the twin's forward pass in float64; its gradients by autograd, so that no formula is written twice."""
+    """Compute a call by the twin's forward pass in float64 and autograd, so that no formula is written twice."""
     case = inputs.case
     parameters = inputs.parameters.double().requires_grad_()
     prior = None if inputs.prior is None else inputs.prior.double().requires_grad_()
@@ -369,7 +369,7 @@ def _moments(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def ulps_apart(values: Tensor, expected: Tensor) -> Tensor:
-    """How many numbers of the dtype of `values` lie between them and `expected`, rounded to that dtype; NaN equals NaN.
+    """Distance of `values` from `expected` rounded to their dtype, in numbers of that dtype; NaN equals NaN.
 
     Args:
         values: float32, bfloat16 or float16.
@@ -399,21 +399,21 @@ def errors_in_scale(values: Tensor, expected: Tensor, scale: Tensor) -> Tensor:
 LATENTS_ERROR = 2e-6
 GRADIENT_ERROR = 1e-6
 KL_ERROR = 1e-6
-"""Results are sums of terms, each with a few float32 roundings of 2^-24 = 6e-8, and errors are measured in units of the
-sum of the terms' sizes (`Reference`): where terms cancel, no float32 arithmetic comes nearer to the result.
+"""Tolerances. Results are sums of terms, each with a few float32 roundings of 2^-24 = 6e-8, and errors are measured in
+units of the sum of the terms' sizes (`Reference`): where terms cancel, no float32 arithmetic is nearer to the result.
 
 - float32: 2e-6 absolute for latents of ordinary size, 1e-6 of the terms for gradients.
-- bfloat16, float16: 1 unit in the last place of the float64 result rounded once; and where terms cancel, what float32
-  is allowed.
-- KL: 1e-6 of itself, and where posteriors are so near their prior that its terms cancel, 4e-7 of those.
+- bfloat16, float16: 1 unit in the last place of the float64 result rounded once; where terms cancel, the tolerance of
+  float32.
+- KL: 1e-6 of itself; where posteriors are so near their prior that its terms cancel, 4e-7 of the terms.
 
-All of it has to hold with approximate instructions (2^x, square root) as wrong as NVIDIA documents them to be: 2^-22.5
-for each 2^x. Three of them are in a variance in units of the prior's, so that the KL has 1e-6 of its terms.
+These must hold with the largest error that NVIDIA documents for approximate instructions (2^x, square root): 2^-22.5
+for each 2^x. A variance in units of the prior's has three of them, so the KL has 1e-6 of its terms.
 """
 
 
 def assert_close(values: Tensor, expected: Tensor, scale: Tensor, allowed: float) -> None:
-    """Each value within `allowed` of the scale; halves within 1 ulp, if that is more."""
+    """Assert that errors are at most `allowed` of the scale, or in half precision at most 1 ulp."""
     errors = errors_in_scale(values, expected, scale)
     close = errors <= allowed
     if values.dtype != torch.float32:
@@ -424,11 +424,11 @@ def assert_close(values: Tensor, expected: Tensor, scale: Tensor, allowed: float
 def check_forward(
     inputs: Inputs, expected: Reference, target: str, directory: Path = REPOSITORY, approximation: float = 0.0
 ) -> None:
-    """The forward kernel gives what float64 does."""
+    """Check the forward kernel against float64."""
     call = forward_call(inputs, target)
     call.run(target, directory, approximation)
     latents, kl_nats = call.output("latents_ptr"), call.output("kl_ptr").sum(1)
-    # Absolute for latents of ordinary size, relative for those whose posterior is wider than 1.
+    # Absolute for latents of ordinary size, relative for those with posterior wider than 1.
     assert_close(latents, expected.latents, expected.latents_scale.clamp(min=1.0), LATENTS_ERROR)
     kl_scale = expected.kl_scale if approximation else torch.maximum(expected.kl_nats, 0.4 * expected.kl_scale)
     assert_close(kl_nats, expected.kl_nats, kl_scale, KL_ERROR)
@@ -442,7 +442,7 @@ def check_backward(
     approximation: float = 0.0,
     **of: bool,
 ) -> None:
-    """The backward kernel gives what differentiation in float64 does; `of` as of `backward_call`."""
+    """Check the backward kernel against differentiation in float64; `of` as in `backward_call`."""
     call = backward_call(inputs, target, **of)
     call.run(target, directory, approximation)
     gradient = call.output("parameters_gradient_ptr")
@@ -455,7 +455,7 @@ def check_backward(
 def check_binarize(
     rng: Tensor, first_row: int, rows: int, width: int, target: str, directory: Path = REPOSITORY
 ) -> None:
-    """The kernel draws the pixels that the definition does."""
+    """Check the kernel's pixels against their definition."""
     images = torch.randint(0, 256, (rows, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(width))
     images[:, :5] = torch.tensor([0, 255, 128, 0, 0])  # never, always, half of the time
     call = binarize_call(images, rng, 3, first_row, target)
@@ -464,7 +464,7 @@ def check_binarize(
 
 
 def check_normal(rng: Tensor, first_row: int, rows: int, width: int, target: str, directory: Path = REPOSITORY) -> None:
-    """The noise kernel gives what the definition of the noise does."""
+    """Check the noise kernel against the definition of the noise."""
     stream = 4
     call = normal_call(rng, stream, first_row, rows, width, target)
     call.run(target, directory)
@@ -473,7 +473,7 @@ def check_normal(rng: Tensor, first_row: int, rows: int, width: int, target: str
 
 
 def with_logvar(inputs: Inputs, *values: float) -> Inputs:
-    """The inputs with these log-variances in turn, in the posterior and, backwards, in the prior."""
+    """Replace the log-variances by these in turn in the posterior, and in reverse order in the prior."""
 
     def replaced(parameters: Tensor, order: tuple[float, ...]) -> Tensor:
         changed = parameters.clone()

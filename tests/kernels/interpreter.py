@@ -1,6 +1,6 @@
-"""Triton's interpreter, which runs kernels on CPU tensors: started in a process of its own, and mended.
+"""Triton's interpreter, which runs kernels on CPU tensors, in a process of its own and with one fix.
 
-It is chosen by an environment variable that Triton reads as it is imported, and excludes compilation from then on.
+An environment variable selects it when Triton is imported, and excludes compilation in that process.
 """
 
 import os
@@ -14,10 +14,10 @@ from tests.conftest import REPOSITORY
 
 
 def run_tests_interpreted(path: Path) -> str:
-    """Run the tests of a file whose kernels are to be interpreted; its report's last lines if all of them passed.
+    """Run the tests of a file with interpreted kernels; return the last lines of the report if all of them passed.
 
     Raises:
-        AssertionError: with the report, if a test failed, or was skipped, or there was none.
+        AssertionError: with the report, if a test failed or was skipped, or if there was none.
     """
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(path)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -32,7 +32,7 @@ def run_tests_interpreted(path: Path) -> str:
 def round_bfloat16_to_nearest() -> None:
     """Make conversions from float32 to bfloat16 round to nearest even, as they do on GPUs.
 
-    The interpreter of Triton 3.8 drops the low bits. To be called in the interpreting process, before a kernel runs.
+    The interpreter of Triton 3.8 truncates. Call this in the interpreting process, before a kernel runs.
     """
     import triton.language as tl
     from triton.runtime import interpreter

@@ -1,8 +1,8 @@
-"""Compiles Triton kernels ahead of time, for GPUs that are not there, in a process of its own.
+"""Ahead-of-time compilation of Triton kernels without a GPU, in a process of its own.
 
-Triton decides when it is imported whether kernels are compiled or interpreted, and tests do both; so a child process
-without TRITON_INTERPRET compiles. It forks for each request: the kernels' modules are imported anew, from the
-repository or from a directory of changed copies. Nothing is compiled twice in one session of tests.
+Triton decides when it is imported whether kernels are compiled or interpreted, and tests do both, so a child process
+without TRITON_INTERPRET compiles. It forks for each request, which imports the kernels' modules from the repository or
+from a directory of changed copies. Nothing is compiled twice in one session of tests.
 """
 
 import atexit
@@ -33,7 +33,7 @@ TARGETS = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
-"""Back end, architecture and threads of a warp, as Triton names them."""
+"""Back end, architecture and threads of a warp, in Triton's names."""
 
 POINTERS = {
     torch.float32: "*fp32",
@@ -45,7 +45,7 @@ POINTERS = {
 
 
 class Launch(Protocol):
-    """What `kernels.triton_noise.Launch` says of a launch."""
+    """Attributes of `kernels.triton_noise.Launch`."""
 
     @property
     def kernel(self) -> Any: ...
@@ -61,7 +61,7 @@ class Launch(Protocol):
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a kernel.
+    """A compiled kernel.
 
     Attributes:
         assembly: PTX, or AMD's assembly.
@@ -83,12 +83,12 @@ def compile_launch(
 
     Args:
         launch: kernel, constants, warps and integers.
-        pointers: tensors by argument name, whose dtype and alignment the code depends on; None where there is none.
+        pointers: tensors by argument name, or None; the code depends on their dtype and alignment.
         target: a name of TARGETS.
         directory: parent of the package `gen_dist` whose kernels are compiled.
 
     Raises:
-        RuntimeError: with the compiler's own words.
+        RuntimeError: with the compiler's message.
     """
     function = launch.kernel.fn
     signature = {name: "constexpr" for name in launch.constants} | {
@@ -126,7 +126,7 @@ def _compiled(request: str) -> Compiled:
 
 
 class _Compiler:
-    """The child process, and the directory that Triton's own cache has while the tests run."""
+    """The child process, and the directory of Triton's cache during the tests."""
 
     def __init__(self) -> None:
         self.cache = tempfile.mkdtemp(prefix="compiled-kernels-")
@@ -141,7 +141,7 @@ class _Compiler:
         )
 
     def ask(self, request: str) -> dict[str, Any]:
-        """One request, one line; its answer, one line."""
+        """Send a request of one line, and return the answer of one line."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(request + "\n")
         self.process.stdin.flush()
@@ -152,7 +152,7 @@ class _Compiler:
         return result
 
     def close(self) -> None:
-        """End the child and remove what it left."""
+        """End the child and remove its files."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
@@ -167,7 +167,7 @@ def _compiler() -> _Compiler:
 
 
 def main() -> None:
-    """The child: requests from standard input, answers to standard output."""
+    """Run the child: read requests from standard input, write answers to standard output."""
     import triton.compiler  # noqa: F401  once, before the forks
 
     for request in sys.stdin:
@@ -219,13 +219,13 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled kernel takes of a GPU.
+    """Resources of a compiled kernel.
 
     Attributes:
-        registers: of a thread.
-        stack: bytes of a thread, local memory and spilled registers among them.
-        operations: how often each instruction stands in the machine code, modifiers included; empty where there is
-            nothing to disassemble it with.
+        registers: registers per thread.
+        stack: bytes per thread, including local memory and spilled registers.
+        operations: number of each instruction in the machine code, with modifiers; empty if no disassembler is
+            installed.
     """
 
     registers: int
@@ -233,7 +233,7 @@ class Usage:
     operations: Counter[str]
 
     def count(self, *names: str) -> int:
-        """Instructions whose opcode, without its modifiers, is one of these."""
+        """Number of instructions with one of these opcodes, without modifiers."""
         return sum(count for opcode, count in self.operations.items() if opcode.split(".")[0] in names)
 
 
@@ -241,7 +241,7 @@ _SASS = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*
 
 
 def cuda_usage(compiled: Compiled) -> Usage:
-    """By cuobjdump where Triton brought it, else by ptxas, which tells of registers and memory alone."""
+    """Usage by cuobjdump if Triton includes it, else by ptxas, which reports registers and memory alone."""
     from triton import knobs
 
     try:
@@ -259,7 +259,7 @@ def cuda_usage(compiled: Compiled) -> Usage:
 
 
 def ptxas_usage(compiled: Compiled) -> Usage:
-    """By the assembler's own words on the kernel's PTX."""
+    """Usage by the assembler's report on the kernel's PTX."""
     from triton import knobs
 
     architecture = re.search(r"\.target (sm_(\d+)\w*)", compiled.assembly)
@@ -271,7 +271,7 @@ def ptxas_usage(compiled: Compiled) -> Usage:
         words = _output(ptxas.path, "-v", f"-arch={architecture[1]}", "-o", os.devnull, ptx.name)
     registers = re.search(r"Used (\d+) registers", words)
     assert registers is not None
-    # The stack frame has the spilled registers in it; their stores and loads are named beside it.
+    # The stack frame includes the spilled registers; their stores and loads are reported separately.
     return Usage(int(registers[1]), sum(map(int, re.findall(r"(\d+) bytes (?:stack|spill)", words))), Counter())
 
 
@@ -281,7 +281,7 @@ def _output(*command: str) -> str:
 
 
 def amd_usage(compiled: Compiled) -> Usage:
-    """By the notes and instructions of AMD's assembly."""
+    """Usage by the notes and instructions of AMD's assembly."""
 
     def note(name: str) -> int:
         return int(re.findall(rf"\.{name}:\s+(\d+)", compiled.assembly)[-1])

@@ -1,6 +1,6 @@
 """The Triton kernels, interpreted, against their twins in float64. Run by tests/kernels/test_latent_kernel.py.
 
-Needs TRITON_INTERPRET=1 before Triton is imported, so pytest does not find this file by its name.
+It needs TRITON_INTERPRET=1 before Triton is imported, so its name keeps pytest from collecting it.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 RNG = torch.tensor([0x123456789ABCDEF, 17])
 STREAM, FIRST_ROW = 3, 5
-# Half a unit in the last place of a result, and a little for the float32 arithmetic before.
+# Half a unit in the last place of a result, plus a margin for the float32 arithmetic before.
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2**-8 * 1.01, torch.float16: 2**-11 * 1.01}
 DTYPES = list(ROUNDING)
 LAYOUTS = {
@@ -71,7 +71,7 @@ def assert_equals_the_twin(
     deterministic: bool = False,
     kl_tolerance: float = 1e-6,
 ) -> None:
-    """Latents, KL and gradients of the kernels against the twins' in float64, from the same rounded inputs."""
+    """Assert that latents, KL and gradients equal the twins' in float64, from the same rounded inputs."""
     noise = (RNG, STREAM, FIRST_ROW, samples, deterministic)
     dtype, rows = parameters.dtype, len(parameters)
     latents, kl_nats = triton_latent.forward(parameters, prior, *noise)
@@ -105,7 +105,7 @@ def assert_equals_the_twin(
 
 @triton.jit
 def words_kernel(counters_ptr, keys_ptr, words_ptr):
-    """uint32 counters [n, 4] and keys [n, 2] to words [n, 4], one a program."""
+    """uint32 counters [n, 4] and keys [n, 2] to words [n, 4], one row per program."""
     n = tl.program_id(0)
     w0, w1, w2, w3 = triton_noise.philox_4x32_10(
         tl.load(counters_ptr + 4 * n),
@@ -236,7 +236,7 @@ def test_latent_kernels_clamp_wild_log_variances_and_keep_nan(dtype: torch.dtype
     if with_prior:
         prior = draw(6, 2 * 7, seed=2, dtype=dtype, memory_format=torch.contiguous_format)
         prior[1:4, 7:] = torch.tensor(logvars)
-    if dtype == torch.float16:  # exp(20 / 2) fits into it, gradients of exp(20) do not
+    if dtype == torch.float16:  # exp(20 / 2) is within its range, gradients of exp(20) are not
         parameters[:3, 7:] = parameters[:3, 7:].clamp(max=4.0)
         if prior is not None:
             prior[1:4, 7:] = prior[1:4, 7:].clamp(min=-4.0)
@@ -313,7 +313,7 @@ def test_latents_do_not_depend_on_the_tile(columns: int) -> None:
 def test_the_operator_runs_and_differentiates_the_kernels(
     monkeypatch: pytest.MonkeyPatch, make: Callable[[Tensor], Tensor], memory_format: torch.memory_format
 ) -> None:
-    """Dense or not, with gradients of latents in either memory format."""
+    """Parameters are dense or not, and gradients of latents have either memory format."""
 
     def gradients() -> list[Tensor]:
         base = draw(1, 6, 3, 5, seed=1, dtype=torch.float32, memory_format=memory_format)

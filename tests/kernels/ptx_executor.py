@@ -1,17 +1,17 @@
-"""Runs the PTX that Triton emits on a CPU, so that a compiled kernel is checked where there is no GPU.
+"""Execution of Triton's PTX on a CPU, to check compiled kernels without a GPU.
 
-What runs is the compiled program: its layouts, vector accesses, shuffles, shared memory, predicates and contracted
-multiply-adds. All threads of all programs (PTX: CTAs) of a grid advance together, one NumPy vector a register; where
-they part, those furthest behind go first. Instructions stand in a table, and one that is not in it, or has a modifier
-that the table does not allow, is an error: nothing is skipped. Semantics: NVIDIA, "Parallel Thread Execution ISA".
+It runs the compiled program: its layouts, vector accesses, shuffles, shared memory, predicates and contracted
+multiply-adds. All threads of all programs (PTX: CTAs) of a grid advance together, with one NumPy vector per register;
+after a divergence, those furthest behind go first. An instruction that is not in the table, or has a modifier that the
+table does not allow, is an error: nothing is skipped. Semantics: NVIDIA, "Parallel Thread Execution ISA".
 
-Also an error: an access out of bounds or off its alignment, a store to a read-only array, a barrier that not all
-threads of a program reach, a shared byte that is read before it is written, or by another warp with no barrier in
-between. Reads of registers that no instruction has written are counted in the trace and give a poison: compilers leave
-halves of packed registers undefined, and whether that reaches a result shows under another poison.
+Other errors: an access out of bounds or misaligned, a store to a read-only array, a barrier that not all threads of a
+program reach, and a shared byte that is read before it is written, or by another warp without a barrier in between.
+Reads of unwritten registers are counted in the trace and return a poison: compilers leave halves of packed registers
+undefined, and a result that depends on them changes with the poison.
 
-Approximate instructions (ex2, lg2, sqrt, rcp, ...) give the exact result rounded once, unless their documented error is
-asked for: see `execute`.
+Approximate instructions (ex2, lg2, sqrt, rcp, ...) give the exact result rounded once, or have their documented error
+on request: see `execute`.
 """
 
 import operator
@@ -50,7 +50,7 @@ from tests.kernels.ptx_program import (
 
 WARP = 32
 MOST_THREADS = 2**14
-"""Threads that run side by side: the vectors of a few hundred registers then stay in a processor's cache."""
+"""Threads that run together, few enough to keep the vectors of a few hundred registers in a processor's cache."""
 
 Mask = NDArray[np.bool_]
 
@@ -60,11 +60,11 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Access:
-    """What one instruction did to one buffer.
+    """Accesses of one instruction to one buffer.
 
     Attributes:
-        kind: whether memory was read or written.
-        width: bytes a thread.
+        kind: load or store.
+        width: bytes per thread.
         offsets: int64, the first byte of each thread that took part.
     """
 
@@ -75,12 +75,12 @@ class Access:
 
 @dataclass
 class Trace:
-    """All that a launch did to global memory, and what it did wrong without harm.
+    """Accesses of a launch to global memory, and its reads of undefined registers.
 
     Attributes:
-        accesses: of each argument that is an array, by its index, in order.
-        undefined: how often each register was read, by a thread that needed it, before any value was in it.
-        executed: instructions, counted once for each thread.
+        accesses: accesses to each array argument, by its index, in order.
+        undefined: number of reads of each register before its first value, by threads that needed it.
+        executed: number of instructions, counted once per thread.
     """
 
     accesses: dict[int, list[Access]] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Trace:
     executed: int = 0
 
     def counts(self, argument: int, kind: Literal["load", "store"], size: int) -> NDArray[np.int64]:
-        """How often each byte of an argument of `size` bytes was read or written."""
+        """Number of reads or writes of each byte of an argument of `size` bytes."""
         counts = np.zeros(size, np.int64)
         for access in self.accesses.get(argument, []):
             if access.kind == kind:
@@ -98,7 +98,7 @@ class Trace:
         return counts
 
     def widths(self, argument: int, kind: Literal["load", "store"]) -> Counter[int]:
-        """How many accesses of a thread had each width, in bytes."""
+        """Number of accesses per thread by width in bytes."""
         widths: Counter[int] = Counter()
         for access in self.accesses.get(argument, []):
             if access.kind == kind:
@@ -111,14 +111,14 @@ class Trace:
 
 @dataclass
 class _Value:
-    """What a register holds: its bits [threads], and which threads have any; None says all."""
+    """Value of a register: its bits [threads], and the threads in which it is defined; None means all."""
 
     bits: Bits
     defined: Mask | None
 
 
 class _Machine:
-    """The state of some programs of a grid, all of whose threads run side by side."""
+    """State of some programs of a grid, with all their threads running together."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class _Machine:
         self.operations = tuple(map(_operation, program.instructions))
 
     def run(self) -> None:
-        """Until every thread has returned."""
+        """Run until every thread has returned."""
         instructions = self.program.instructions
         with np.errstate(all="ignore"):
             while (at := int(self.position.min())) < len(instructions):
@@ -162,11 +162,11 @@ class _Machine:
                 self.operations[at](self, instruction)
 
     def error(self, what: str) -> PtxError:
-        """An error at the instruction that runs."""
+        """Error at the current instruction."""
         return PtxError(f"{what}: {self.instruction.text}")
 
     def read(self, operand: Operand, bits: int) -> Bits:
-        """The operand's value in every thread, unsigned [threads] (bool for predicates: bits = 1)."""
+        """Value of an operand in every thread, unsigned [threads] (bool for predicates: bits = 1)."""
         if isinstance(operand, Constant):
             value = operand.bits & ((1 << bits) - 1)
             return np.full(self.threads, value, bool if bits == 1 else unsigned(bits))
@@ -187,7 +187,7 @@ class _Machine:
         return held.bits
 
     def write(self, operand: Operand, bits: Bits) -> None:
-        """Give a register a value in the active threads."""
+        """Write a register in the active threads."""
         if not isinstance(operand, Register):
             raise self.error("not a register")
         if operand.name == "_":
@@ -203,13 +203,13 @@ class _Machine:
         self.registers[operand.name] = _Value(np.where(self.active, bits, old.bits), defined)
 
     def addresses(self, operand: Operand) -> NDArray[np.int64]:
-        """The addresses that a memory operand names."""
+        """Addresses of a memory operand."""
         if not isinstance(operand, Address):
             raise self.error("not an address")
         return self.read(operand.base, 64).astype(np.int64) + operand.offset
 
     def load(self, addresses: NDArray[np.int64], width: int, space: str) -> NDArray[np.uint8]:
-        """uint8 [threads, width]; zeros in the threads that do not take part."""
+        """Load uint8 [threads, width]; zeros in inactive threads."""
         loaded = np.zeros((self.threads, width), np.uint8)
         threads = self._aligned(addresses, width)
         if len(threads):
@@ -241,7 +241,7 @@ class _Machine:
             self.buffers[index][offsets[:, None] + np.arange(width)] = values[threads]
 
     def _aligned(self, addresses: NDArray[np.int64], width: int) -> NDArray[np.int64]:
-        """The threads that take part in an access of `width` bytes."""
+        """Active threads of an access of `width` bytes; raise PtxError if one is misaligned."""
         threads = np.flatnonzero(self.active)
         if (addresses[threads] % width).any():
             raise self.error(f"access of {width} bytes off its alignment")
@@ -260,7 +260,7 @@ class _Machine:
     def _global_bytes(
         self, threads: NDArray[np.int64], addresses: NDArray[np.int64], width: int, kind: Literal["load", "store"]
     ) -> tuple[int, NDArray[np.int64]]:
-        """The one argument that the threads access, and the offset of each in it."""
+        """Argument that the threads access, which must be one, and the offset of each thread in it."""
         starts = addresses[threads]
         index = int(starts[0] >> _ARGUMENT_SHIFT) - 1
         if index not in self.buffers or (starts >> _ARGUMENT_SHIFT != index + 1).any():
@@ -277,7 +277,7 @@ class _Machine:
 
 
 class _SharedMemory:
-    """The shared memory of some programs, and which warp has touched each byte since the last barrier."""
+    """Shared memory of some programs, and the warp that has accessed each byte since the last barrier."""
 
     NOBODY, SEVERAL = -1, -2
 
@@ -288,7 +288,7 @@ class _SharedMemory:
         self._reader = np.full((programs, size), self.NOBODY)
 
     def read(self, where: Any, warps: NDArray[np.int64]) -> str | None:
-        """Note a read; what is wrong with it, if anything."""
+        """Record a read; return its error, if any."""
         if not self._written[where].all():
             return "shared memory read before it was written"
         if _others(self._writer[where], warps):
@@ -297,7 +297,7 @@ class _SharedMemory:
         return None
 
     def write(self, where: Any, warps: NDArray[np.int64]) -> str | None:
-        """Note a write; what is wrong with it, if anything."""
+        """Record a write; return its error, if any."""
         if _others(self._writer[where], warps) or _others(self._reader[where], warps):
             return "shared memory written with no barrier since another warp touched it"
         self._written[where] = True
@@ -305,7 +305,7 @@ class _SharedMemory:
         return None
 
     def barrier(self, programs: NDArray[np.int64]) -> None:
-        """All warps of these programs have met."""
+        """Record a barrier of all warps of these programs."""
         self._writer[programs] = self.NOBODY
         self._reader[programs] = self.NOBODY
 
@@ -331,11 +331,11 @@ def _special_registers(
 
 
 _ARGUMENT_SHIFT = 36
-"""Argument i lives in the middle of the addresses from (i + 1) << 36 on: a pointer that strays meets no other."""
+"""Argument i is in the middle of the addresses from (i + 1) << 36 on, so a stray pointer hits no other argument."""
 
 
 def _address_of(index: int, buffer: NDArray[np.uint8]) -> int:
-    """The address of an argument; its alignment is that of the array itself."""
+    """Address of an argument, with the alignment of the array itself."""
     middle = 1 << (_ARGUMENT_SHIFT - 1)
     return ((index + 1) << _ARGUMENT_SHIFT) + middle + buffer.ctypes.data % 128
 
@@ -343,9 +343,9 @@ def _address_of(index: int, buffer: NDArray[np.uint8]) -> int:
 def _parameters(
     program: Program, arguments: Sequence[NDArray[Any] | int | float]
 ) -> tuple[dict[str, int], dict[int, NDArray[np.uint8]]]:
-    """The bits of each parameter, and the bytes of each argument that is an array.
+    """Bits of each parameter, and bytes of each array argument.
 
-    Triton adds pointers to scratch memory that these kernels have no use for: null.
+    Triton adds pointers to scratch memory, which these kernels do not use: null.
     """
     if len(arguments) > len(program.parameters):
         raise PtxError(f"{len(arguments)} arguments for {len(program.parameters)} parameters")
@@ -377,17 +377,17 @@ def execute(
 
     Args:
         program: from `parse`.
-        grid: programs in x, y and z; those left out are 1.
+        grid: programs in x, y and z; missing ones are 1.
         arguments: contiguous arrays, changed in place where the kernel writes, and numbers, in the kernel's order.
         shared_bytes: shared memory of a program.
         approximation: error of approximate instructions, in units of the largest that NVIDIA documents, -1 to 1.
-        poison: 64 bits, the lower of which a register holds before its first value.
+        poison: 64 bits; the lower ones are the value of an unwritten register.
 
     Returns:
-        what happened to memory.
+        Trace of the memory accesses.
 
     Raises:
-        PtxError: see the head of this file.
+        PtxError: see the docstring of this module.
     """
     x, y, z = (*grid, 1, 1, 1)[:3]
     trace = Trace()
@@ -406,10 +406,10 @@ class _Entry:
     """An instruction in the table.
 
     Attributes:
-        run: what it does.
-        modifiers: those that it may have, beside types.
-        types: those that it may have.
-        numbers: how many types it may have.
+        run: its implementation.
+        modifiers: allowed modifiers, besides types.
+        types: allowed types.
+        numbers: allowed numbers of types.
     """
 
     run: Callable[[_Machine, Instruction], None]
@@ -433,7 +433,7 @@ _INSTRUCTIONS: dict[str, list[_Entry]] = {}
 def _instruction_named(
     *names: str, modifiers: Iterable[str] = (), types: Iterable[str] = (), numbers: tuple[int, ...] = (1,)
 ) -> Callable[[Any], Any]:
-    """Enter a function into the table; arguments as of `_Entry`."""
+    """Enter a function into the table; arguments as in `_Entry`."""
 
     def enter(function: Callable[[_Machine, Instruction], None]) -> Callable[[_Machine, Instruction], None]:
         for name in names:
@@ -445,7 +445,7 @@ def _instruction_named(
 
 
 def _operation(instruction: Instruction) -> Callable[["_Machine", Instruction], None]:
-    """What the table says that an instruction does."""
+    """Implementation of an instruction, from the table."""
     for entry in _INSTRUCTIONS.get(instruction.name, []):
         if entry.allows(instruction):
             return entry.run
@@ -508,7 +508,7 @@ def _store(machine: _Machine, instruction: Instruction) -> None:
 
 
 def _elements(machine: _Machine, instruction: Instruction, operand: Operand) -> tuple[Operand, ...]:
-    """The registers of a load or store; there are as many as its vector modifier says."""
+    """Registers of a load or store, as many as in its vector modifier."""
     elements = operand.members if isinstance(operand, Group) else (operand,)
     if len(elements) != next((_VECTORS[word] for word in instruction.modifiers if word in _VECTORS), 1):
         raise machine.error("wrong number of registers")
@@ -519,7 +519,7 @@ def _elements(machine: _Machine, instruction: Instruction, operand: Operand) -> 
     "ldmatrix", "stmatrix", modifiers=["sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared"], types=["b16"]
 )
 def _matrices(machine: _Machine, instruction: Instruction) -> None:
-    """Matrices of 8 x 8 halves, a row to each address; the addresses of matrix m come from lanes 8 m to 8 m + 7.
+    """Load matrices of 8 x 8 halves, one row per address; lanes 8 m to 8 m + 7 have the addresses of matrix m.
 
     A lane holds two neighbours of a row, or of a column with .trans: those of row lane // 4, from column lane % 4 * 2.
     """
@@ -715,7 +715,7 @@ def _extract_bits(machine: _Machine, instruction: Instruction) -> None:
     if length.bits == 0 or start.bits + length.bits > bits:
         raise machine.error("field beyond the register")
     values = machine.read(source, bits).astype(unsigned(bits))
-    # To the top of the register and down again, so that the shift brings the sign where there is one.
+    # Shift to the top of the register and down again, which extends the sign of signed types.
     top = integers_of(values << values.dtype.type(bits - start.bits - length.bits), instruction.type)
     machine.write(destination, (top >> top.dtype.type(bits - length.bits)).view(unsigned(bits)))
 
@@ -734,8 +734,8 @@ def _permute_bytes(machine: _Machine, instruction: Instruction) -> None:
     machine.write(destination, result.astype(np.uint32))
 
 
-# What each does to float64 copies of the operands, whose result is then rounded once to the type. Sums, products,
-# quotients and roots of narrower numbers survive a first rounding to float64 (Figueroa 1995).
+# Each operation acts on float64 copies of the operands, and its result is rounded once to the type. For sums, products,
+# quotients and roots of narrower numbers the first rounding to float64 is harmless (Figueroa 1995).
 _FLOAT_ARITHMETIC: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "sub": np.subtract,
@@ -761,8 +761,8 @@ _APPROXIMATION = {
     "ex2": 2.0**-22.5,
     "lg2": 2.0**-22,
 }
-"""Largest error of .approx and .full instructions (PTX ISA, floating-point instructions), relative; of lg2 between 1/2
-and 2 absolute."""
+"""Largest relative error of .approx and .full instructions (PTX ISA, floating-point instructions); that of lg2 between
+1/2 and 2 is absolute."""
 
 
 @_instruction_named("add", "sub", "mul", "fma", modifiers=["rn", "ftz"], types=FLOATS)
@@ -792,7 +792,7 @@ def _float_inputs(machine: _Machine, instruction: Instruction, operand: Operand)
 
 @_instruction_named("add", "sub", "fma", modifiers=["rn"], types=["f32", "f16", "bf16"], numbers=(2,))
 def _mixed_arithmetic(machine: _Machine, instruction: Instruction) -> None:
-    """float32 results of narrower operands, of which the last is float32 as well."""
+    """Compute float32 results of narrower operands and a last operand in float32."""
     destination, *sources, last = instruction.operands
     wide, narrow = instruction.types
     values = [FLOATS[narrow].unpack(machine.read(source, bits_of(narrow))) for source in sources]
@@ -820,7 +820,7 @@ def _integer_arithmetic(machine: _Machine, instruction: Instruction) -> None:
 
 @_instruction_named("mul", "mad", modifiers=["lo", "hi", "wide"], types=INTEGERS)
 def _multiply(machine: _Machine, instruction: Instruction) -> None:
-    """The low half of the product, its high half, or all of it; mad adds to that."""
+    """Compute the low half, the high half or all of the product; mad adds to that."""
     destination, *sources = instruction.operands
     kind, part = instruction.type, instruction.modifiers[0]
     bits = bits_of(kind)
@@ -855,11 +855,11 @@ def _convert(machine: _Machine, instruction: Instruction) -> None:
         machine.write(destination, values.astype(unsigned(bits_of(target))))
         return
     if source in FLOATS:
-        # Two operands fill a packed register, the first its high half.
+        # Two operands fill a packed register; the first is its high half.
         values = np.concatenate([FLOATS[source].unpack(machine.read(part, bits_of(source))) for part in sources[::-1]])
         values = flush(values) if "ftz" in words else values
     else:
-        # A 64-bit integer needs more digits than float64 has; float32 is reached in one rounding.
+        # A 64-bit integer has more digits than float64; it is rounded to float32 directly.
         integers = integers_of(machine.read(sources[0], bits_of(source)), source)
         values = (integers if bits_of(source) < 64 else integers.astype(np.float32)).astype(np.float64)[None]
     if target in FLOATS:
@@ -875,7 +875,7 @@ def _convert(machine: _Machine, instruction: Instruction) -> None:
 
 
 def _saturated_integers(machine: _Machine, instruction: Instruction, values: NDArray[np.float64]) -> Bits:
-    """Floats to integers: rounded as asked for, NaN to 0, the rest to the nearest number of the type."""
+    """Convert floats to integers: rounded by the modifier, NaN to 0, saturated to the type's range."""
     target = instruction.modifiers[-2]
     rounding = next((_ROUND_TO_INTEGER[word] for word in instruction.modifiers if word in _ROUND_TO_INTEGER), None)
     bits = bits_of(target)

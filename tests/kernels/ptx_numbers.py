@@ -1,4 +1,4 @@
-"""The number formats of PTX in NumPy: float32 and narrower floats, each operation rounded once, and integers."""
+"""Number formats of PTX in NumPy: float32 and narrower floats, each operation rounded once, and integers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bits = NDArray[Any]
-"""What registers hold: unsigned integers [threads], bool for predicates."""
+"""Content of a register: unsigned integers [threads], bool for predicates."""
 
 
 def exact_fma(x: NDArray[Any], y: NDArray[Any], z: NDArray[Any]) -> NDArray[np.float64]:
-    """x y + z of float32 or narrower values, as float64 that rounds to any narrower format as the exact value would.
+    """x y + z of float32 or narrower values, as float64 that rounds to narrower formats as the exact value would.
 
-    The product is exact in float64. The sum is rounded to odd, after which a second rounding to at least two bits less
-    does no harm (Boldo & Melquiond 2008, theorem 1).
+    The product is exact in float64. The sum is rounded to odd, which makes a second rounding to at least two bits less
+    harmless (Boldo & Melquiond 2008, theorem 1).
     """
     product = x.astype(np.float64) * y
     total = product + z
@@ -34,10 +34,10 @@ def _to_odd(rounded: NDArray[np.float64], error: NDArray[np.float64]) -> NDArray
 
 
 def _bfloat16_bits(values: NDArray[np.float64]) -> NDArray[np.uint16]:
-    """float64 to bfloat16, to nearest, ties to even, in one rounding."""
+    """Convert float64 to bfloat16 in one rounding to nearest, ties to even."""
     single = values.astype(np.float32)
     error = values - single
-    # float32 rounded to odd, then float32 to bfloat16 by adding a half less an ulp of the last bit kept.
+    # To float32, rounded to odd, then to bfloat16 by adding a half less an ulp of the last bit kept.
     bits = single.view(np.uint32).astype(np.int64)
     away = (error > 0) == (single > 0)
     inexact = np.isfinite(single) & (error != 0) & ((bits & 1) == 0)
@@ -70,10 +70,10 @@ class Float:
     """A floating-point type; a packed one has two values in a register.
 
     Attributes:
-        bits: of one value.
+        bits: bits of one value.
         lanes: values in a register.
-        values: bits to float64, exact.
-        encode: float64 to bits, in one rounding to nearest, ties to even.
+        values: conversion of bits to float64, exact.
+        encode: conversion of float64 to bits, in one rounding to nearest, ties to even.
     """
 
     bits: int
@@ -82,7 +82,7 @@ class Float:
     encode: Callable[[NDArray[np.float64]], Bits]
 
     def unpack(self, register: Bits) -> NDArray[np.float64]:
-        """Registers [N] to float64 [lanes, N], low half first."""
+        """Convert registers [N] to float64 [lanes, N], low half first."""
         if self.lanes == 1:
             return self.values(register)[None]
         whole = register.astype(np.uint64)
@@ -90,7 +90,7 @@ class Float:
         return np.stack([self.values((whole >> np.uint64(self.bits * lane)) & mask) for lane in range(self.lanes)])
 
     def pack(self, values: NDArray[np.float64]) -> Bits:
-        """float64 [lanes, N] to registers [N]."""
+        """Convert float64 [lanes, N] to registers [N]."""
         parts = [self.encode(lane) for lane in values]
         if self.lanes == 1:
             return parts[0]
@@ -109,22 +109,22 @@ FLOATS = {
 
 
 def flush(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Subnormal float32 numbers to zero of their sign (PTX: .ftz)."""
+    """Replace subnormal float32 numbers by zero of their sign (PTX: .ftz)."""
     return np.where(np.abs(values) < 2.0**-126, np.copysign(0.0, values), values)
 
 
 def unsigned(bits: int) -> Any:
-    """The NumPy type of unsigned integers of this many bits."""
+    """NumPy type of unsigned integers with this number of bits."""
     return {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}[bits]
 
 
 def signed(bits: int) -> Any:
-    """The NumPy type of signed integers of this many bits."""
+    """NumPy type of signed integers with this number of bits."""
     return {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}[bits]
 
 
 def bits_of(kind: str) -> int:
-    """Bits of a register of a type."""
+    """Number of bits in a register of a type."""
     if kind in FLOATS:
         return FLOATS[kind].bits * FLOATS[kind].lanes
     if kind == "pred":
@@ -133,7 +133,7 @@ def bits_of(kind: str) -> int:
 
 
 def integers_of(register: Bits, kind: str) -> NDArray[Any]:
-    """The register as numbers of a signed, unsigned or untyped integer type."""
+    """Convert a register to numbers of a signed, unsigned or untyped integer type."""
     numbers = register.astype(unsigned(bits_of(kind)))
     return numbers.view(signed(bits_of(kind))) if kind[0] == "s" else numbers
 

@@ -1,4 +1,4 @@
-"""PTX as text, and as instructions (NVIDIA, "Parallel Thread Execution ISA")."""
+"""Parser of PTX text to instructions (NVIDIA, "Parallel Thread Execution ISA")."""
 
 import re
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from tests.kernels.ptx_numbers import TYPES
 
 
 class PtxError(Exception):
-    """The program did what a GPU forbids, or something that this executor does not know."""
+    """Error of a program: an operation that a GPU forbids, or that this executor does not implement."""
 
 
 @dataclass(frozen=True)
 class Register:
-    """A register, of general purpose or special, by name."""
+    """A general-purpose or special register, by name."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Constant:
-    """An immediate, as a Python integer that holds its bits."""
+    """An immediate, as a Python integer with its bits."""
 
     bits: int
 
@@ -57,9 +57,9 @@ class Instruction:
         name: first part of the opcode.
         modifiers: its other parts, types among them.
         operands: destination first, for those that have one.
-        guard: predicate without which a thread skips it, or None.
-        negated: whether the guard has to be false instead.
-        text: what stood in the PTX.
+        guard: predicate of the threads that run it, or None for all.
+        negated: True if the guard must be false instead.
+        text: its PTX.
     """
 
     name: str
@@ -71,12 +71,12 @@ class Instruction:
 
     @property
     def type(self) -> str:
-        """The type of the operands: by PTX's rules the last modifier."""
+        """Type of the operands: in PTX, the last modifier."""
         return self.modifiers[-1]
 
     @property
     def types(self) -> tuple[str, ...]:
-        """The types among the modifiers; where there are two, that of the result comes first."""
+        """Types among the modifiers; of two, the first is that of the result."""
         return tuple(word for word in self.modifiers if word in TYPES)
 
 
@@ -85,10 +85,10 @@ class Program:
     """A kernel in PTX.
 
     Attributes:
-        name: of the entry.
+        name: name of the entry.
         parameters: names in order.
-        threads: of a program (PTX: CTA).
-        instructions: of all threads.
+        threads: threads of a program (PTX: CTA).
+        instructions: instructions in order.
         labels: index of the instruction that follows each label.
         shared: address of each variable in shared memory.
     """
@@ -108,10 +108,10 @@ _INTEGER = re.compile(r"(-?)(0[xX][0-9a-fA-F]+|\d+)U?$")
 
 
 def parse(ptx: str) -> Program:
-    """The one entry of a PTX module, as Triton or a hand writes it.
+    """Parse the single entry of a PTX module, by Triton or hand-written.
 
     Raises:
-        PtxError: a statement is not understood, or the program asks for local memory.
+        PtxError: a statement is unknown, or the program uses local memory.
     """
     ptx = re.sub(r"//[^\n]*|/\*.*?\*/", "", ptx, flags=re.DOTALL)
     entry = re.search(r"\.entry\s+(\w+)\s*\((.*?)\)([^{]*)\{(.*)", ptx, re.DOTALL)
@@ -124,7 +124,7 @@ def parse(ptx: str) -> Program:
     threads = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", attributes)
     if threads is None:
         raise PtxError("no .reqntid")
-    # Triton's kernels have one symbol of unknown size, at the start of shared memory.
+    # Triton's kernels have one symbol of unspecified size, at the start of shared memory.
     shared = dict.fromkeys(re.findall(r"\.extern\s+\.shared[^;]*?(\w+)\s*\[\s*\]", ptx), 0)
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
@@ -143,7 +143,7 @@ def parse(ptx: str) -> Program:
 
 
 def _after_labels(statement: str, labels: dict[str, int], position: int) -> str:
-    """The statement without what comes before its instruction: labels, braces of scopes, line numbers."""
+    """Remove labels, braces of scopes and line numbers before the instruction of a statement."""
     while True:
         if label := _LABEL.match(statement):
             labels[label[1]] = position
@@ -171,7 +171,7 @@ def _instruction(text: str) -> Instruction:
 
 
 def _split(operands: str) -> list[str]:
-    """At the commas outside braces and brackets."""
+    """Split at the commas outside braces and brackets."""
     return [part.strip() for part in re.split(r",(?![^{\[]*[}\]])", operands) if part.strip()]
 
 

@@ -1,7 +1,7 @@
-"""What the compiled kernels take of a GPU, read from their machine code: no GPU is needed to see a spilled register.
+"""Resources of the compiled kernels, read from their machine code without a GPU.
 
 No stack, no local memory, no atomics, accesses of 128 bits where alignment allows, few enough registers for half of a
-GPU's threads to run at once, and few enough instructions an element.
+GPU's threads to run at once, and few enough instructions per element.
 """
 
 from dataclasses import replace
@@ -32,7 +32,7 @@ LAYOUTS = {False: (4, 2 * 2048), True: (4, 2 * 16, 16, 16)}
 OPTIONS: list[dict[str, Any]] = [{}, {"samples": 4}, {"prior": True}, {"samples": 4, "prior": True}]
 
 MOST_REGISTERS = 64
-"""A thread's share of a GPU's register file at half its most threads; eight warps a scheduler."""
+"""Registers per thread at half of a GPU's largest number of threads: eight warps per scheduler."""
 
 MOST_INSTRUCTIONS = {
     ("forward", False): 70,
@@ -40,21 +40,20 @@ MOST_INSTRUCTIONS = {
     ("backward", False): 80,
     ("backward", True): 106,
 }
-"""Instructions in the machine code for each element that a thread holds, by kernel and whether there is a prior.
+"""Instructions in the machine code per element of a thread, by kernel and presence of a prior.
 
 With a prior four numbers are read and up to four written; in float32 a thread then holds four elements instead of
-eight, over which fewer the arithmetic of addresses is spread."""
+eight, so fewer elements share the address arithmetic."""
 
 LOOP_INSTRUCTIONS = 4
-"""More of them with several samples. The loop stands in the code once: this is what one sample costs, and all that is
-done once an image."""
+"""The same with several samples. The code has the loop once, so this counts one sample and the work per image."""
 
 
 def most_registers(kernel: str, case: Case, target: str) -> int:
-    """`MOST_REGISTERS`, but for the backward pass over several samples, and on AMD's GPUs with a prior.
+    """`MOST_REGISTERS`, except for the backward pass over several samples, and on AMD's GPUs with a prior.
 
-    It keeps parameters, prior and sums alive at once. 72 registers leave 28 warps of 32; forced to 64, NVIDIA's
-    compiler spills 24 to 40 bytes a thread, AMD's 92 to 188.
+    That pass keeps parameters, prior and sums alive at once. 72 registers allow 28 warps of 32; limited to 64, NVIDIA's
+    compiler spills 24 to 40 bytes per thread, AMD's 92 to 188.
     """
     if kernel == "backward" and target.startswith("gfx") and case.prior:
         return 80
@@ -74,7 +73,7 @@ def usage_of(call: Call, target: str) -> Usage:
 
 
 def check_memory(usage: Usage, target: str, narrow_loads: int, narrow_stores: int) -> None:
-    """No memory but global and shared, no atomics, and no more narrow accesses than these."""
+    """Check that memory is global or shared, without atomics, and limit the number of narrow accesses."""
     assert usage.stack == 0
     if not usage.operations:
         pytest.skip("Triton came without cuobjdump: registers and stack are checked, instructions are not")

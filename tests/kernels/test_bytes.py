@@ -1,6 +1,6 @@
-"""The memory traffic of the compiled kernels, counted access by access while they run: every element moves once.
+"""Memory traffic of the compiled kernels, counted per access while they run: every element moves once.
 
-A byte that is loaded twice may come from a cache the second time; these kernels do not count on it.
+A byte that is loaded twice may come from a cache the second time; these kernels do not rely on it.
 """
 
 from collections import Counter
@@ -31,19 +31,19 @@ TENSORS = (
     "parameters_gradient_ptr",
     "prior_gradient_ptr",
 )
-"""Those whose size is that of the latents times what is counted here. The others are [B] or [2]."""
+"""Tensors with a size proportional to the latents. The others are [B] or [2]."""
 
 
 @dataclass
 class Traffic:
-    """Elements loaded and stored for each latent of one sample, in tensors of the size of the latents."""
+    """Elements loaded and stored per latent of one sample, in tensors of the size of the latents."""
 
     loaded: float
     stored: float
 
 
 def traffic(call: Call, case: Case, target: str = "sm_90") -> tuple[Traffic, Run]:
-    """Run a call; every byte of what it reads has to be loaded once, of what it writes stored once."""
+    """Run a call, and check that every input byte is loaded once and every output byte stored once."""
     run = call.run(target)
     total: Counter[str] = Counter()
     for name in run.sizes:
@@ -75,7 +75,7 @@ def test_backward_accesses_each_parameter_and_gradient_once(case: Case) -> None:
 
 
 def run_programs(case: Case) -> tuple[int, int]:
-    """Programs a row, and warps a program, of the backward kernel."""
+    """Programs per row, and warps per program, of the backward kernel."""
     launch = backward_call(Inputs.of(case), "sm_90").launch
     return launch.grid[1], launch.num_warps
 
@@ -99,7 +99,7 @@ def test_accesses_of_aligned_tensors_and_rows_have_16_bytes(dtype: torch.dtype, 
 
 
 def test_all_bytes_of_a_large_call_are_counted() -> None:
-    # 130 rows in several chunks of programs: as many bytes as the tensors have.
+    # 130 rows run in several chunks of programs; the counts must equal the tensors' bytes.
     case = Case((130, 2 * 1024))
     call = forward_call(Inputs.of(case), "sm_90")
     moved, run = traffic(call, case)

@@ -1,4 +1,4 @@
-"""Convolutions as matrix products against torch's own in float64: results, gradients, and when they are chosen."""
+"""Convolutions as matrix products against torch's in float64: results, gradients, and conditions of their choice."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def _leaves(layer: str, shape: tuple[int, ...], layout: torch.memory_format) -> 
 
 @pytest.fixture
 def few_weights_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small layers take the ways of large ones."""
+    """Make small layers use the products of large ones."""
     monkeypatch.setattr("gen_dist.kernels.convolution.WEIGHTS_OF_A_PRODUCT", 100)
     monkeypatch.setattr("gen_dist.kernels.convolution.IMAGE_CHANNELS", 1000)
 
@@ -71,7 +71,7 @@ def test_results_and_gradients_equal_float64(
 @pytest.mark.parametrize("frozen", ["maps", "weight"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_frozen_operand_leaves_the_other_its_gradient(layer: str, frozen: str) -> None:
-    """As in a generator's turn, which the discriminator's weights get no gradients in."""
+    """In a generator's turn, for example, the discriminator's weights get no gradients."""
     ours, torchs = LAYERS[layer]
     maps, weight, _ = _leaves(layer, (3, 8, 3, 2, 3), torch.channels_last)
     (maps if frozen == "maps" else weight).requires_grad_(False)

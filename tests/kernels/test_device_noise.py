@@ -1,4 +1,4 @@
-"""The draws that devices other than CPUs make, run here on CPU tensors: they are torch operations for any device."""
+"""Draws of devices other than CPUs, tested on CPU tensors, since they are torch operations for any device."""
 
 import math
 import subprocess
@@ -38,14 +38,14 @@ def test_device_normal_shards_equal_the_whole(width: int) -> None:
 def test_device_normal_is_normal_at_odd_and_even_widths(width: int) -> None:
     draws = device_normal(RNG, 2, 0, 60_000 // width, width).double().numpy()
     assert stats.kstest(draws.ravel(), "norm").pvalue > 1e-3
-    if width > 1:  # the two of a pair, and neighbours, must not know of each other
+    if width > 1:  # the two of a pair, and neighbours, must be independent
         correlation = np.corrcoef(draws, rowvar=False) - np.eye(width)
         assert np.abs(correlation).max() < 5 / np.sqrt(len(draws))
         assert np.abs(np.corrcoef(draws**2, rowvar=False) - np.eye(width)).max() < 6 / np.sqrt(len(draws))
 
 
 def test_device_normal_is_drawn_at_the_documented_counter() -> None:
-    """Element 6 of sample 2 of row 9 is the third of a block: the cosine of words 2 and 3."""
+    """Element 6 of sample 2 of row 9 is the third of a block, the cosine of words 2 and 3."""
     seed, step, stream = (5 << 32) + 6, 3, 2
     drawn = device_normal(torch.tensor([seed, step]), stream, 8, 4, 10, samples=3, dtype=torch.float64)
     counter = tuple(torch.tensor([word]) for word in (2 * 3 + 6 // 4, 9, stream, step))
@@ -58,14 +58,14 @@ def test_device_normal_is_drawn_at_the_documented_counter() -> None:
 
 
 def test_device_normal_samples_follow_one_another_in_blocks() -> None:
-    """A wider row is not the samples side by side: each sample starts a counter block of its own."""
+    """Samples are not one wider row: each sample starts a new counter block."""
     drawn = device_normal(RNG, 2, 4, 5, 10, samples=3).view(5, 3, 10)
     assert torch.equal(drawn, device_normal(RNG, 2, 4, 5, 36).view(5, 3, 12)[:, :, :10])
     assert torch.equal(drawn[:, 0], device_normal(RNG, 2, 4, 5, 10))
 
 
 def test_device_box_muller_turns_by_the_whole_angle() -> None:
-    """In each eighth of a turn, where sines and cosines are exchanged and change their signs."""
+    """Angles are in each eighth of a turn, with sines and cosines exchanged and of either sign."""
     angles = (torch.arange(1600) * 2**32) // 1600
     words = torch.stack([torch.full_like(angles, 2**20), angles], dim=1)
     radius = math.sqrt(-2 * math.log(2.0**-12 + 2.0**-33))
@@ -117,7 +117,7 @@ def test_device_binarize_leaves_black_and_white_as_they_are() -> None:
     black = torch.zeros(2000, 101, dtype=torch.uint8)
     assert not device_binarize(black, RNG, 3, 0).any()
     assert device_binarize(black + 255, RNG, 3, 0).all()
-    # The number that would spoil it comes once in 65,536 draws: give it to each pixel.
+    # The critical number is drawn once in 65,536 times: give it to each pixel.
     assert device_threshold(black + 255, torch.full((2000, 101), 65535)).all()
     assert not device_threshold(black, torch.zeros(2000, 101, dtype=torch.int64)).any()
 
@@ -143,7 +143,7 @@ def test_device_binarize_uses_both_halves_of_a_word() -> None:
 
 
 def test_kernels_work_without_triton() -> None:
-    """There is none on macOS and Windows."""
+    """macOS and Windows have no Triton."""
     program = (
         "import sys; sys.modules['triton'] = None\n"
         "import torch, kernels\n"

@@ -32,14 +32,14 @@ def test_latents_and_kl_equal_torch_distributions(shape: tuple[int, ...]) -> Non
 
 
 def test_the_standard_deviation_is_exp_of_half_the_log_variance() -> None:
-    """Texts that print z = mean + exp(logvar) * eps mean exp(logvar / 2)."""
+    """Some texts print z = mean + exp(logvar) * eps, which is a misprint of exp(logvar / 2)."""
     parameters = torch.cat([torch.zeros(20000, 1), torch.full((20000, 1), 2.0)], dim=1)
     latents, _ = reparameterize_kl(parameters, Key(RNG, 2, 0))
     assert latents.std().item() == pytest.approx(torch.e, rel=0.02)
 
 
 def test_kl_sums_over_latents() -> None:
-    """A mean over the latents would make beta very large."""
+    """A mean over the latents would divide beta by their number."""
     one = reparameterize_kl(torch.ones(3, 2), Key(RNG, 2, 0))[1]
     ten = reparameterize_kl(torch.ones(3, 20), Key(RNG, 2, 0))[1]
     torch.testing.assert_close(ten, 10 * one)
@@ -139,7 +139,7 @@ def test_gradients_flow_to_the_prior() -> None:
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_other_devices_take_the_operator(memory_format: torch.memory_format) -> None:
-    """On "meta" tensors, which stand for those of a device that is not here."""
+    """Tensors on "meta" represent those of other devices."""
     parameters = torch.empty(3, 8, 4, 5, dtype=torch.bfloat16, device="meta").contiguous(memory_format=memory_format)
     latents, kl_nats = reparameterize_kl(parameters, Key(RNG.to("meta"), 2, 0), samples=2, prior=parameters)
     assert latents.device.type == kl_nats.device.type == "meta"

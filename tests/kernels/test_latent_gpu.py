@@ -1,4 +1,4 @@
-"""The fused latent kernel on a real GPU: its numbers, its shards, compiled, and in a CUDA graph."""
+"""The fused latent kernel on a real GPU: results, shards, under torch.compile and in a CUDA graph."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The product's own launches up to the device: Triton's just-in-time compiler takes them for a GPU that is not here."""
+"""Launches of gen_dist up to the device: Triton's just-in-time compiler compiles them for an absent GPU."""
 
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ RNG = torch.tensor([7, 3])
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
-    """What the launches of a test compile to, for an H100; nothing is run."""
+    """Kernels that the launches of a test compile to, for an H100; nothing runs."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     gpu = mock.MagicMock()
     gpu.get_current_target.return_value = GPUTarget("cuda", 90, 32)
-    gpu.get_current_device.return_value = 1000  # Triton keeps binaries by device: those of a real one stay its own
+    gpu.get_current_device.return_value = 1000  # Triton caches binaries by device, so those of a real one stay separate
     kernels: list[Any] = []
     run = JITFunction.run
 
@@ -36,7 +36,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
 
 
 def test_one_binary_serves_every_batch_size_row_and_stream(compiled: list[Any]) -> None:
-    """A number that Triton specialized on, such as 1 or a multiple of 16, would compile anew, and differently."""
+    """A number that Triton specializes on, such as 1 or a multiple of 16, would compile another binary."""
     for rows, first_row, stream in [(1, 0, 1), (3, 1, 3), (16, 16, 16), (130, 7, 2)]:
         parameters = torch.zeros(rows, 80)
         latents, kl_nats = triton_latent.forward(parameters, None, RNG, stream, first_row, 1, False)

@@ -1,4 +1,4 @@
-"""The registered operators of the latent step, on CPU tensors: there they run the kernels' twins, with their noise."""
+"""Registered operators of the latent step on CPU tensors, where they run the kernels' twins with the device noise."""
 
 import copy
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def draw(shape: tuple[int, ...], memory_format: torch.memory_format, seed: int, 
 
 
 def inputs(shape: str, options: str, dtype: torch.dtype) -> tuple[Any, ...]:
-    """The operator's arguments."""
+    """Arguments of the operator."""
     samples, deterministic, with_prior = OPTIONS[options]
     parameters = draw(*SHAPES[shape], 1, dtype).requires_grad_()
     prior = draw(*SHAPES[shape], 2, dtype).requires_grad_() if with_prior else None
@@ -80,7 +80,7 @@ def test_gradients_pass_gradcheck_in_float64(shape: str, options: str) -> None:
 @pytest.mark.parametrize("unused", ["latents", "kl"])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_gradients_of_one_output_alone_equal_those_of_autograd(options: str, unused: str) -> None:
-    """The other's gradient is None, and the divergence's is one number for all rows."""
+    """The gradient of the other output is None; that of the divergence is one number for all rows."""
     parameters, prior, rng, stream, first_row, samples, deterministic = inputs("image", options, torch.float64)
     leaves = [leaf for leaf in (parameters, prior) if leaf is not None]
     outputs = reparameterize_kl_operator(parameters, prior, rng, stream, first_row, samples, deterministic)
@@ -121,7 +121,7 @@ def test_tensors_with_gaps_give_what_dense_ones_give() -> None:
 
 
 def test_noise_of_latents_is_that_of_normal_in_memory_order() -> None:
-    """Means 0 and log-variances 0 give the noise itself; the samples of an image follow one another."""
+    """Means 0 and log-variances 0 give the noise itself; the samples of an image are adjacent."""
     noise = device_normal(RNG, 2, 7, 4, 30)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         parameters = torch.zeros(4, 6, 2, 5).contiguous(memory_format=memory_format)
@@ -174,7 +174,7 @@ def public(parameters: Tensor, rng: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plain(parameters: Tensor, rng: Tensor) -> tuple[Tensor, Tensor]:
-    """As every textbook has it."""
+    """Textbook formula of the latent step."""
     noise = torch.randn(len(parameters), 1, parameters.shape[1] // 2)
     latents, kl_nats = plain_latents_kl(parameters, noise, 1)
     return latents.squeeze(1), kl_nats
@@ -217,7 +217,7 @@ def test_compiled_steps_equal_eager_ones_with_new_noise_each(
 def test_compilation_keeps_the_memory_format_of_the_noise(
     memory_format: torch.memory_format,
 ) -> None:
-    """Inductor likes the outputs of convolutions channels_last."""
+    """Inductor prefers channels_last outputs of convolutions."""
     torch.manual_seed(0)
     encoder = nn.Conv2d(3, 8, 3, padding=1).to(memory_format=memory_format)
     images = draw((4, 3, 6, 5), memory_format, 1, torch.float32)
@@ -234,7 +234,7 @@ def test_compilation_keeps_the_memory_format_of_the_noise(
 
 
 def gradient_error(latent_step: Callable[..., tuple[Tensor, Tensor]], memory_budget: float) -> float:
-    """How far a compiled gradient is from that on paper, given the latents that the same call returned."""
+    """Error of a compiled gradient against the formula, given the latents of the same call."""
     torch._dynamo.reset()
 
     def step(parameters: Tensor, weights: Tensor, rng: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,12 +258,12 @@ def gradient_error(latent_step: Callable[..., tuple[Tensor, Tensor]], memory_bud
 def test_gradients_are_right_at_every_activation_memory_budget(
     latent_step: Callable[..., tuple[Tensor, Tensor]], memory_budget: float
 ) -> None:
-    """Below 1 the backward pass computes activations again. Noise computed again has to be the same noise."""
+    """Below 1 the backward pass recomputes activations. Recomputed noise must be the same noise."""
     assert gradient_error(latent_step, memory_budget) < 1e-4
 
 
 def test_the_plain_formula_is_wrong_where_ours_is_right() -> None:
-    """Why the test above stands here: torch.compile computes `torch.randn` again, and draws other numbers."""
+    """Reason for the test above: torch.compile recomputes `torch.randn` with other numbers."""
     assert gradient_error(plain, 1.0) < 1e-4
     if gradient_error(plain, 0.5) < 1e-4:
         pytest.skip(f"torch {torch.__version__} differentiates the plain formula right at activation_memory_budget 0.5")

@@ -1,4 +1,4 @@
-"""The oneDNN linear layer against torch's own: results, gradients, and when it is chosen."""
+"""The oneDNN linear layer against torch's: results, gradients, and conditions of its choice."""
 
 from collections.abc import Callable
 
@@ -84,7 +84,7 @@ def test_mkl_is_slow_on_amds_processors_with_wide_vectors(cpuinfo: str, slow: bo
 
 
 def test_a_penalty_on_gradients_has_the_right_gradient() -> None:
-    """Double backward, as a gradient penalty needs it: through our products, and not silently around them."""
+    """Double backward, which a gradient penalty needs, runs through our products."""
 
     def penalty_gradient(layer_of: Callable[..., torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         x = _random(4, 30).to(dtype).requires_grad_()

@@ -1,7 +1,7 @@
-"""The tests of the kernels, tested: each of these changes to their source, one at a time, has to be noticed.
+"""Mutation tests of the kernels: each of these changes to their source, one at a time, must fail a check.
 
-A mutant is compiled for sm_90 and executed like the kernels themselves; it is noticed if a check that they pass fails,
-or if it does what the executor refuses, such as an access out of bounds.
+A mutant is compiled for sm_90 and executed like the kernels themselves. It is detected if a check that they pass fails,
+or if the executor refuses an operation, such as an access out of bounds.
 """
 
 import shutil
@@ -57,13 +57,13 @@ def shared_gradient(directory: Path) -> None:
 
 
 def smallest_word() -> int:
-    """The row, of 2^18, whose first word is smallest: there alone the half-step under the logarithm can be seen."""
+    """Row of 2^18 with the smallest first word: only there does the half-step under the logarithm matter."""
     words: Tensor = device_words(RNG, 4, 0, 2**18, 1)
     return int(words.argmin())
 
 
 def binarize_rarest(directory: Path) -> None:
-    """The largest half would leave out a white pixel, and the smallest draw a black one."""
+    """Check that the largest half draws a white pixel, and the smallest does not draw a black one."""
     first = device_words(RNG, 3, 0, 2**18, 1).flatten() & 0xFFFF
     for row, intensity in ((int(first.argmax()), 255), (int(first.argmin()), 0)):
         assert first[row] == intensity * 257
@@ -74,7 +74,7 @@ def binarize_rarest(directory: Path) -> None:
 
 
 SAMPLES = Case((3, 2 * 18), samples=2)  # 18: the last block of a sample is half used
-WIDE = Case((2, 2 * 1030), torch.bfloat16)  # two programs a row, two blocks a thread
+WIDE = Case((2, 2 * 1030), torch.bfloat16)  # two programs per row, two blocks per thread
 PRIOR = Case((3, 2 * 16), prior=True)
 PIXELS = Case((2, 6, 3, 2), channels_last=True)
 BEYOND = (80.0, -80.0, 20.5, -30.5, 0.0)
@@ -89,7 +89,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "forward, prior": lambda directory: forward(Inputs.of(PRIOR), directory),
     "forward, pixels": lambda directory: forward(Inputs.of(PIXELS), directory),
     "forward, clamped": lambda directory: forward(with_logvar(Inputs.of(Case((3, 2 * 16))), *BEYOND), directory),
-    # Beside variances of e^20 the divergence of a variance of e^-30 is lost: alone it is seen.
+    # Next to variances of e^20 the divergence of a variance of e^-30 is lost to rounding: it has a case of its own.
     "forward, clamped below": lambda directory: forward(
         with_logvar(Inputs.of(Case((3, 2 * 16))), -80.0, 0.0), directory
     ),
@@ -102,7 +102,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
 
 NOISE, LATENT = "triton_noise.py", "triton_latent.py"
 
-# File, source that stands there once, what it becomes, and the check that has to notice.
+# File, source that occurs there once, its replacement, and the check that must fail.
 QUICK_MUTATIONS = [
     (NOISE, "0xD2511F53", "0xD2511F55", "normal"),
     (NOISE, "static_range(10)", "static_range(9)", "normal"),
@@ -190,7 +190,7 @@ MUTATIONS = [
 
 
 def mutant(directory: Path, file: str, source: str, change: str) -> Path:
-    """Copy the kernels with one change, as the package `gen_dist.kernels` of the directory."""
+    """Copy the kernels with one change to the package `gen_dist.kernels` in the directory."""
     package = directory / "gen_dist" / "kernels"
     shutil.copytree(REPOSITORY / "kernels", package, ignore=shutil.ignore_patterns("__pycache__"))
     (directory / "gen_dist" / "__init__.py").touch()

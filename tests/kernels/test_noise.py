@@ -39,7 +39,7 @@ def test_philox_4x32_10_gives_the_known_answers(
 
 
 def test_host_words_are_philox_4x64_10_at_the_documented_counter() -> None:
-    """Row 5 with 6 words owns blocks 10 and 11 of its key; NumPy counts up before it draws."""
+    """Row 5 with 6 words has blocks 10 and 11 of its key; NumPy increments the counter before a draw."""
     generator = np.random.Philox(key=[7, 2], counter=[10, 0, 3, 0])
     np.testing.assert_array_equal(host_words(7, 2, 3, 5, 1, 6)[0], generator.random_raw(8)[:6])
 
@@ -92,13 +92,13 @@ def test_normal_draws_pass_a_kolmogorov_smirnov_test(definition: str) -> None:
     values = draws.flatten().double().numpy()
     assert stats.kstest(values, "norm").pvalue > 1e-3
     assert abs(stats.kurtosis(values)) < 0.05
-    # The two of a pair share their radius: they must be uncorrelated all the same.
+    # The two of a pair share their radius, but must be uncorrelated.
     cosines, sines = (draws[:, :50], draws[:, 50:]) if definition == "host" else (draws[:, ::2], draws[:, 1::2])
     assert abs(np.corrcoef(cosines.flatten(), sines.flatten())[0, 1]) < 0.01
 
 
 def test_every_word_gives_a_finite_normal() -> None:
-    """The extreme words, where a float32 logarithm could meet 0."""
+    """Extreme words, for which the argument of a float32 logarithm could be 0."""
     extremes = [0, 1, 2, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 129, 2**32 - 1]
     words = np.array([(a, b) for a in extremes for b in extremes], dtype=np.uint32)
     host = host_box_muller(words.T.reshape(1, 2, -1))
@@ -126,7 +126,7 @@ def test_binarize_draws_each_pixel_with_its_intensity() -> None:
 
 
 def test_thresholds_have_equal_probability_at_every_intensity() -> None:
-    """All 65,536 pairs of bytes against all intensities: what is random is counted out, not sampled."""
+    """All 65,536 pairs of bytes are counted against all intensities, without sampling."""
     high, low = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8), indexing="ij")
     noise = np.concatenate([high.reshape(-1, 1), low.reshape(-1, 1).repeat(TIE_BYTES, axis=1)], axis=1)
     numbers = torch.arange(65536)[:, None]

@@ -1,6 +1,6 @@
-"""The kernels as compiled for GPUs, executed on the CPU, against float64: every kernel, dtype, layout and option.
+"""Kernels compiled for GPUs, executed on the CPU, against float64: every kernel, dtype, layout and option.
 
-The tolerances stand in tests/kernels/compiled_kernels.py.
+The tolerances are in tests/kernels/compiled_kernels.py.
 """
 
 from collections.abc import Iterator
@@ -95,7 +95,7 @@ BELOW = (-80.0, -30.5, 0.0, 1e-3, -29.875)
 BEYOND = (80.0, 20.5, 19.875, *BELOW)
 
 
-# Beside variances of e^20 the divergence of a variance of e^-30 is lost, so those below stand alone as well.
+# Next to variances of e^20 the divergence of a variance of e^-30 is lost to rounding, so those below have own cases.
 @pytest.mark.parametrize("logvars", [BELOW, BEYOND], ids=["below", "beyond"])
 @pytest.mark.parametrize("case", [Case((4, 2 * 64)), Case((4, 2 * 64), BFLOAT16)], ids=str)
 def test_clamped_log_variances_get_no_gradient(case: Case, logvars: tuple[float, ...]) -> None:
@@ -148,7 +148,7 @@ def test_binarize_kernel_equals_its_definition(rows: int, width: int, target: st
 
 
 def test_normal_kernel_equals_its_definition_at_the_rarest_words() -> None:
-    # Of a million words the smallest gives the longest radius, and the largest a radius near 0.
+    # The smallest of a million words gives the largest radius, and the largest a radius near 0.
     words = device_words(RNG, 4, 0, 2**18, 4)
     for row in (words[:, 0].argmin(), words[:, 2].argmin(), words[:, 0].argmax(), words[:, 2].argmax()):
         check_normal(RNG, int(row), 1, 4, "sm_90")
@@ -168,7 +168,7 @@ def test_two_shards_of_rows_are_bit_equal_to_the_whole(case: Case) -> None:
 
 
 def test_a_row_is_the_same_from_any_tile() -> None:
-    # As `normal` in one program of 1,024 columns, and in four of 256 beside other rows.
+    # As `normal` in one program of 1,024 columns, and in four of 256 with other rows.
     call = normal_call(RNG, 4, 9, 2, 1000, "sm_90")
     call.run("sm_90")
     narrow = normal_call(RNG, 4, 9, 2, 1000, "sm_90")

@@ -1,5 +1,5 @@
-"""The PTX executor itself: instructions against their definitions, what it refuses, and small Triton kernels whose
-answer is known."""
+"""The PTX executor: instructions against their definitions, refused programs, and small Triton kernels with known
+results."""
 
 from fractions import Fraction
 from typing import Any
@@ -22,7 +22,7 @@ from tests.kernels.compiled_kernels import Call  # noqa: E402
 
 
 def module(body: str, parameters: int = 2, threads: int = 32) -> str:
-    """A kernel with pointers in %rd0, %rd1, ..., its thread's number in %r0 and 4 and 8 times that in %rd10, %rd11."""
+    """Kernel with pointers in %rd0, %rd1, ..., the thread's number in %r0, and 4 and 8 times that in %rd10, %rd11."""
     names = [f"kernel_param_{index}" for index in range(parameters)]
     declared = ",\n".join(f".param .u64 {name}" for name in names)
     loads = "\n".join(f"ld.param.b64 %rd{index}, [{name}];" for index, name in enumerate(names))
@@ -53,7 +53,7 @@ def run(
 
 
 def result_of(body: str, *operands: NDArray[Any], dtype: Any = np.uint32) -> NDArray[Any]:
-    """What `body` leaves in %r9 (32 bits) for operands in %r1, %r2, ..., one thread for each of 32 elements."""
+    """Result of `body` in %r9 (32 bits) for operands in %r1, %r2, ..., with one thread for each of 32 elements."""
     loads = ""
     for index, _ in enumerate(operands, start=1):
         loads += f"add.s64 %rd12, %rd{index}, %rd10; ld.global.b32 %r{index}, [%rd12];"
@@ -63,7 +63,7 @@ def result_of(body: str, *operands: NDArray[Any], dtype: Any = np.uint32) -> NDA
 
 
 def words(*values: int) -> NDArray[np.uint32]:
-    """32 words: the given ones, then random ones."""
+    """The given words, then random ones, 32 in all."""
     random = np.random.default_rng(0).integers(2**32, size=32, dtype=np.uint32)
     random[: len(values)] = values
     return random
@@ -185,7 +185,7 @@ def test_floats_to_integers_round_as_asked_for_and_saturate() -> None:
 
 
 def test_a_fused_multiply_add_rounds_once() -> None:
-    # x y = 1 + 2^-11 + 2^-24 lies half-way between two float32 numbers; what is added decides, however small it is.
+    # x y = 1 + 2^-11 + 2^-24 is half-way between two float32 numbers; any addend decides the rounding.
     root = 1 + 2.0**-12
     x, y, z = (
         floats(root, root, root, 1e30),
@@ -205,7 +205,7 @@ def test_a_fused_multiply_add_rounds_once() -> None:
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
 def test_conversions_to_halves_round_to_nearest_even(half: torch.dtype) -> None:
     kind = {torch.bfloat16: "bf16", torch.float16: "f16"}[half]
-    # Two floats side by side in a register; the first operand goes to the high half.
+    # Two floats in one register; the first operand goes to the high half.
     ties = np.array(
         [0x3F808000, 0x3F818000, 0x3F808001, 0x3F801000, 0x3F803000, 0x00008000, 0x33000001, 0x7F7FFFFF], np.uint32
     )
@@ -441,7 +441,7 @@ def test_triton_elementwise_kernel_with_a_masked_tail(dtype: torch.dtype, target
     x = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(dtype)
     out = torch.empty(size, dtype=dtype)
     Call(launch(scale_kernel, 3, {"size": size}, COUNT=128), {"x_ptr": x}, {"out_ptr": out}).run(target)
-    # The product of three and eleven or eight binary digits is exact in float32; that of 24 digits rounds once.
+    # The product of 3 and a number of eleven or eight binary digits is exact in float32; with 24 digits it rounds once.
     expected = (x.double() * 3.0 + 1.0).to(torch.float32).to(dtype)
     assert torch.equal(out, expected)
 
@@ -455,7 +455,7 @@ def test_triton_contracts_a_product_and_a_sum() -> None:
         for side in (-torch.inf, torch.inf):
             neighbour = Fraction(torch.nextafter(out[index], torch.tensor(side)).item())
             assert abs(exact - Fraction(result)) <= abs(exact - neighbour)
-    assert not torch.equal(out, x * y + x)  # or the test could not tell
+    assert not torch.equal(out, x * y + x)  # otherwise the test would prove nothing
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_100"])

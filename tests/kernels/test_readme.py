@@ -1,4 +1,4 @@
-"""The byte table of kernels/README.md is what the code counts."""
+"""The byte table of kernels/README.md equals the counts of the code."""
 
 import re
 
