@@ -1,1 +1,1 @@
-"""From a batch to moved weights, and the loop over steps."""
+"""The training step, from a batch to updated weights, and the training loop."""

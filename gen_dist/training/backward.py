@@ -17,7 +17,7 @@ from gen_dist.training.precision import autocast
 from gen_dist.training.update import Update
 
 Lap = Callable[[str], None]
-"""Takes the name of a part of a step when that part is done; step_times.py has a stopwatch."""
+"""Callback at the end of each part of a step, with the name of the part. step_times.py has a stopwatch."""
 
 
 def no_lap(_part: str) -> None:
@@ -25,14 +25,14 @@ def no_lap(_part: str) -> None:
 
 
 class Computed(NamedTuple):
-    """What a pass over one micro-batch leaves besides gradients."""
+    """Logs and carried tensors of a pass over one micro-batch."""
 
     logs: dict[str, Tensor]
     carried: Mapping[str, Tensor]
 
 
 class Backward(Protocol):
-    """Adds the gradients of a micro-batch to the `grad` of a phase's parameters."""
+    """Gradients of a micro-batch, added to the `grad` of a phase's parameters."""
 
     def add(self, batch: Batch, weight: float, lap: Lap, *, last: bool) -> Computed:
         """Add the gradients of `weight` times the mean loss.
@@ -50,7 +50,7 @@ class Backward(Protocol):
 
 
 class EagerBackward:
-    """Calls the phase's module, then `backward`. The module may be wrapped, or compiled for its forward pass."""
+    """Forward pass of the phase's module, then `backward`. The module may be wrapped or compiled."""
 
     def __init__(
         self,
@@ -72,7 +72,8 @@ class EagerBackward:
             with computing(batch.images.device, self._dtype):
                 loss, logs, carried = TurnResult(*self._module(batch))
             lap("forward")
-            # A carried graph leads to weights that this turn does not train. Naming the inputs has a cost.
+            # A carried graph leads to weights that this turn does not train, so `backward` takes named inputs. They
+            # have a cost, so they are named only then.
             has_graphs = any(value.requires_grad for value in batch.carried.values())
             weighted = loss if weight == 1.0 else loss * weight
             self._update.scale(weighted).backward(inputs=self._parameters if has_graphs else None)
@@ -81,7 +82,7 @@ class EagerBackward:
 
 
 class CompiledBackward:
-    """Runs forward and backward pass as one compiled graph."""
+    """Forward and backward pass as one compiled graph."""
 
     def __init__(self, phase: Phase, parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> None:
         self._phase = CompiledPhase(phase, parameters)
@@ -104,10 +105,10 @@ def choose_backward(
     *,
     compiled: bool,
 ) -> Backward:
-    """The passes of a phase. Call it while everything that the phase does not train is frozen.
+    """Choose the forward and backward pass of a phase, while everything that the phase does not train is frozen.
 
-    One graph of both passes is possible only where `backward` is nobody else's: DistributedDataParallel and the loss
-    scale hook into it. Elsewhere, compiling makes one graph of the forward pass and one of the backward pass.
+    One graph of both passes is possible only without DistributedDataParallel and loss scale: both hook into `backward`.
+    With either, compiling makes one graph of the forward pass and one of the backward pass.
     """
     if compiled and reduction.owns_gradients and not update.scaled and gradients_can_be_traced():
         return CompiledBackward(phase, parameters, dtype)
@@ -118,10 +119,10 @@ def choose_backward(
 
 @contextlib.contextmanager
 def computing(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Autocast to a dtype, and make the compiler's failure an error of one line."""
+    """Context manager that autocasts to a dtype, and turns a failure of the compiler into a ConfigError of one line."""
     try:
         with autocast(device, dtype):
             yield
     except torch._dynamo.exc.BackendCompilerFailed as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"torch.compile failed: {reason}; mend that, or leave out --compile") from error
+        raise ConfigError(f"torch.compile failed: {reason}; fix that, or leave out --compile") from error

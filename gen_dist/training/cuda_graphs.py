@@ -1,8 +1,8 @@
-"""The device's work of a step recorded as a CUDA graph and replayed: one launch a step in place of hundreds.
+"""Steps recorded as CUDA graphs and replayed: one launch a step in place of hundreds.
 
-On a GPU a step of the nets here takes the host longer to launch than the device to compute. A graph is launched as one
-thing. It holds memory addresses and numbers: whatever changes from step to step has to stand in tensors that are
-written before each replay.
+On a GPU, the host takes longer to launch a step of a small network than the device takes to compute it. A graph needs
+one launch. It contains memory addresses and constants, so everything that changes from step to step has to be in
+tensors that are written before each replay.
 """
 
 from __future__ import annotations
@@ -25,37 +25,40 @@ from gen_dist.parallel.processes import Processes
 T = TypeVar("T")
 Logs = dict[str, Tensor]
 Work = Callable[[list[Batch]], Logs]
-"""What the device does of micro-batches."""
+"""The device's work on the micro-batches of a step."""
 
 WARM_UP_STEPS = 2
-"""Steps of each kind before it is recorded: they compile kernels and make state, which no recording can hold."""
+"""Steps of each kind before it is recorded: they compile kernels and make state, which cannot be recorded."""
 
 
 class Recorder(Protocol):
-    """Records what a function has a device do."""
+    """Recorder of the device's work in a function."""
 
     def warm_up(self, work: Callable[[], T]) -> T:
-        """Call a function that is to be recorded later, where it will be."""
+        """Call a function as `record` will call it, without recording it."""
         ...
 
     def record(self, work: Callable[[], T]) -> tuple[T, Callable[[], None]]:
-        """Record a function's work without doing it: the tensors it returns, and what does it and so fills them.
+        """Record a function's work without doing it.
+
+        Returns:
+            The tensors that the function returns, and a function that does the work and so fills them.
 
         Raises:
-            RuntimeError: it cannot be recorded.
+            RuntimeError: the work cannot be recorded.
         """
         ...
 
 
 class CudaRecorder:
-    """Records as CUDA graphs, whose memory they share: of them, one is replayed at a time."""
+    """Recorder of CUDA graphs. They share memory, since one is replayed at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Callable[[], T]) -> T:
-        """On the stream of the recordings: autograd and libraries keep things for each stream."""
+        """Call it on the stream of the recordings: autograd and libraries keep state for each stream."""
         before = torch.cuda.current_stream()
         self._stream.wait_stream(before)
         with torch.cuda.stream(self._stream):
@@ -67,12 +70,12 @@ class CudaRecorder:
         """See Recorder."""
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            # The thread that gathers batches allocates memory meanwhile, which is no error of this one.
+            # Meanwhile the thread that gathers batches allocates memory. That must not be an error of this thread.
             with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 result = work()
         except RuntimeError:
-            # Ending the recording failed as well, so that torch stays on its stream, and its generator takes every draw
-            # from now on for one of the recording.
+            # The end of the recording failed as well, so torch stays on its stream, and the generator counts every
+            # later draw as part of the recording.
             torch.cuda.set_stream(before)
             generator = torch.cuda.default_generators[self._stream.device.index]
             with contextlib.suppress(RuntimeError):
@@ -82,9 +85,9 @@ class CudaRecorder:
 
 
 def choose_recording(config: TrainConfig, processes: Processes, dtype: torch.dtype) -> RecordedSteps | None:
-    """Recordings of a run's steps; None if its steps cannot be recorded.
+    """Make the recorder of a run's steps; None if its steps cannot be recorded.
 
-    The host looks at scaled gradients, and gradients of several processes travel: neither can be part of a recording.
+    The host reads scaled gradients, and several processes exchange gradients: neither can be part of a recording.
     """
     on_one_gpu = processes.device.type == "cuda" and processes.world_size == 1
     if not config.cuda_graphs or not on_one_gpu or dtype == torch.float16:
@@ -93,9 +96,9 @@ def choose_recording(config: TrainConfig, processes: Processes, dtype: torch.dty
 
 
 class RecordedSteps:
-    """Runs the work of steps: the first of each kind as it is, the others from a recording.
+    """Steps of a run: the first of each kind run directly, the others from a recording.
 
-    A kind of step is whatever decides which operations there are, such as the phases that are due.
+    The kind of a step determines its operations. An example is the set of phases that are due.
     """
 
     def __init__(self, make_recorder: Callable[[], Recorder]) -> None:
@@ -105,10 +108,10 @@ class RecordedSteps:
         self._seen: Counter[Hashable] = Counter()
 
     def run(self, kind: Hashable, micro_batches: list[Batch], work: Work) -> Logs:
-        """The logs of `work(micro_batches)`, which has to be the same work for all steps of a kind.
+        """Return the logs of `work(micro_batches)`, which has to be the same work for all steps of a kind.
 
         Raises:
-            ConfigError: the work cannot be recorded, as where the host waits for a result in the midst of it.
+            ConfigError: the work cannot be recorded, e.g. because the host waits for a result within it.
         """
         graph = self._recorded.get(kind)
         if graph is None:
@@ -119,10 +122,10 @@ class RecordedSteps:
         return graph.replay(micro_batches)
 
     def forget(self) -> None:
-        """Record anew: tensors of the state may have other addresses from now on."""
+        """Discard all recordings, since tensors of the state may have new addresses."""
         self._recorded.clear()
         self._seen.clear()
-        self._recorder = self._make_recorder()  # memory that recordings shared goes with the last of them
+        self._recorder = self._make_recorder()  # the last recording frees the memory that they share
 
 
 class _Recording:
@@ -137,7 +140,7 @@ class _Recording:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            # What the work did stands behind the end of the recording, which fails for it.
+            # An error in the work makes the end of the recording fail, too; the context has the first error.
             reason = " ".join(str(error.__context__ or error).split("\n")[0].split())
             raise ConfigError(
                 f"a step of this objective cannot be recorded as a CUDA graph: {reason}; use --no-cuda-graphs"
@@ -152,7 +155,7 @@ class _Recording:
 
 
 class _StackedLogs:
-    """Logs in one tensor for each shape, so that few copies keep them from what the next step writes."""
+    """Logs in one tensor for each shape and dtype, so that few copies save them from the next step's writes."""
 
     def __init__(self, logs: Logs) -> None:
         alike: dict[tuple[torch.Size, torch.dtype], list[str]] = {}

@@ -15,12 +15,12 @@ from gen_dist.records.score_bins import SCORE_EDGES
 def average_logs(
     logs: Sequence[dict[str, Tensor]], processes: Processes, rank_weight: float
 ) -> list[dict[str, float | list[float]]]:
-    """The logs of some steps over all processes, as numbers. Waits for the device. A collective call.
+    """Average the logs of some steps over all processes, as numbers. Waits for the device. A collective call.
 
     Values of single images become the shares of images in the bins of SCORE_EDGES.
 
     Args:
-        logs: of each step, means [] over this process's images, or one value per image [B].
+        logs: for each step, means [] over this process's images, or one value per image [B].
         processes: the processes that train together.
         rank_weight: weight of this process's mean, times world_size.
     """

@@ -1,4 +1,4 @@
-"""The moving average of a run's weights, which is what its pictures and its test figures are of."""
+"""The moving average of a run's weights. Pictures and test metrics use it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from gen_dist.objectives import Objective
 
 
 class MovingAverage:
-    """A copy of an objective whose weights follow the newest ones.
+    """A copy of an objective with averaged weights.
 
     Averaged weights give other activations than the newest ones, so the statistics of batch normalization are averaged
-    as well. Other buffers are copied: the singular vectors of a spectral norm are not to be averaged.
+    as well. Other buffers are copied: an average of singular vectors of a spectral norm has no meaning.
     """
 
     def __init__(self, newest: Objective) -> None:
-        """Begin at the newest weights. From now on its tensors may take other values and places, but be no others."""
+        """Begin at the newest weights. Their tensors may get new values and memory, but must stay the same objects."""
         self.objective = copy.deepcopy(newest).requires_grad_(False).eval()
-        """What the average is of: float32 weights that need no gradients, in eval mode."""
+        """The averaged objective: float32 weights without gradients, in eval mode."""
         self._moved: list[Tensor] = list(self.objective.networks.parameters())
         self._followed: list[Tensor] = list(newest.networks.parameters())
         self._copied: list[Tensor] = []
@@ -31,7 +31,7 @@ class MovingAverage:
             (self._followed if is_statistic else self._copied_from).append(new)
 
     def move(self, newest_weight: float | Tensor) -> None:
-        """average += newest_weight * (newest - average)"""
+        """Update the average: average += newest_weight * (newest - average)."""
         with torch.no_grad():
             if self._copied:
                 torch._foreach_copy_(self._copied, self._copied_from)

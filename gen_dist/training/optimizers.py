@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from gen_dist.config import OptimizerConfig
 
 _Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
-"""Parameters, and of each the average of its gradients, of their squares, and the number of updates."""
+"""For each parameter: itself, the averages of its gradients and of their squares, and its number of updates."""
 
 
 def build_optimizer(
     parameters: list[nn.Parameter], config: OptimizerConfig, learning_rate: float
 ) -> torch.optim.Optimizer:
-    """An optimizer of these parameters with fused kernels."""
+    """Build an optimizer of these parameters with fused kernels."""
     beta1, beta2 = config.betas
     match config.optimizer:
         case "adam" | "adamw":
@@ -37,23 +37,23 @@ def build_optimizer(
 
 
 class LightAdam(torch.optim.Adam):
-    """torch's Adam on its fused kernel, on CPUs the same to the bit, without what `Optimizer.step` does around it.
+    """torch's Adam on its fused kernel, without the overhead of `Optimizer.step`. On CPUs its bits are the same.
 
     Collecting parameters and state into lists, hooks and profiler marks cost as much at each step as the update of a
-    small net. Here the lists are made once; `load_state_dict` makes new state, and so new lists.
+    small network. Here the lists are made once; `load_state_dict` makes new state, and so new lists.
 
-    torch keeps its compiler away from the other methods, and imports it for that, which takes more of the start of a
-    run than anything but torch itself. So they are called without that guard; nothing here is ever compiled.
+    torch guards the other methods against its compiler, and imports the compiler for that. The import takes more of the
+    start of a run than anything but torch itself. So the methods are called unguarded; nothing here is ever compiled.
     """
 
     def __init__(self, parameters: list[nn.Parameter], **options: Any) -> None:
         super().__init__(parameters, fused=True, **options)
         self._of_all: tuple[_Lists, list[Tensor], int] | None = None
-        """The lists where every parameter has a gradient, in pieces of a size, see piece_size; and the numbers of
-        updates in them, on a CPU as one vector, so that one operation counts an update of them all."""
+        """Lists for an update of all parameters, in pieces; the numbers of updates; and the size of a piece, see
+        piece_size. On a CPU the numbers of updates are one vector, so that one operation increments them all."""
 
     def update(self) -> None:
-        """One step with the gradients that there are, which are gone afterwards."""
+        """Take one step with the gradients that exist, then remove them."""
         group = self.param_groups[0]
         parameters = group["params"]
         gradients = [parameter.grad for parameter in parameters]
@@ -89,17 +89,17 @@ class LightAdam(torch.optim.Adam):
             parameter.grad = None
 
     def _collect(self) -> _Lists:
-        """The parameters that have gradients and their state, which is made where there is none yet."""
+        """Collect the parameters that have gradients and their state. Missing state is made."""
         lists: _Lists = ([], [], [], [])
         updated, first, second, steps = lists
         self._init_group(self.param_groups[0], updated, [], first, second, [], steps)
         return lists
 
     def _collect_all(self) -> tuple[_Lists, list[Tensor], int]:
-        """What `_of_all` keeps."""
+        """Collect the value of `_of_all`."""
         updated, first, second, steps = self._collect()
         counts = steps
-        # Not on a GPU: recorded updates of fewer parameters would go on with the numbers that these were moved from.
+        # Not on a GPU: recorded updates of fewer parameters would keep using the old tensors of these numbers.
         if updated[0].device.type == "cpu":
             vector = torch.stack(steps)
             counts, steps = [vector], list(vector.unbind())
@@ -113,16 +113,16 @@ class LightAdam(torch.optim.Adam):
         return (updated, first, second, steps), counts, size
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's."""
+        """See torch.optim.Optimizer."""
         _unguarded(torch.optim.Optimizer.add_param_group)(self, param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's."""
+        """See torch.optim.Optimizer."""
         state: dict[str, Any] = _unguarded(torch.optim.Optimizer.state_dict)(self)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state of another; as torch's."""
+        """See torch.optim.Optimizer."""
         _unguarded(torch.optim.Optimizer.load_state_dict)(self, state_dict)
         self._of_all = None
 
@@ -134,10 +134,10 @@ PIECES = 256
 
 
 def piece_size(parameters: Sequence[Tensor]) -> int:
-    """Elements of the pieces that an update takes parameters in; 0 where it takes them whole.
+    """Number of elements in a piece of a parameter, as updates take them; 0 if parameters are not cut.
 
-    On GPUs torch's kernel gives 2^16 elements to each block. Small nets are few such blocks, and most of the device has
-    nothing to do: an update of `vae-mnist` took a third of the step's time on an H200, and 0.4 times as long in pieces.
+    On GPUs torch's kernel gives 2^16 elements to each block. A small network has few such blocks, so most of the device
+    is idle: an update of `vae-mnist` took a third of the step's time on an H200, and 0.4 times as long in pieces.
     """
     if parameters[0].device.type != "cuda" or not all(parameter.is_contiguous() for parameter in parameters):
         return 0
@@ -147,10 +147,10 @@ def piece_size(parameters: Sequence[Tensor]) -> int:
 
 
 def _pieces(tensor: Tensor, size: int) -> Sequence[Tensor]:
-    """A contiguous tensor in pieces of a size, the last of them smaller; itself, if it is no larger, or for size 0."""
+    """Cut a contiguous tensor into pieces of a size, the last of which may be smaller. Size 0 does not cut."""
     return tensor.view(-1).split(size) if 0 < size < tensor.numel() else (tensor,)
 
 
 def _unguarded(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of torch's optimizers without the guard that imports torch's compiler."""
+    """Return a method of torch's optimizers without the guard that imports torch's compiler."""
     return inspect.unwrap(method)

@@ -12,10 +12,10 @@ from gen_dist.errors import ConfigError
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of the networks' arithmetic: what was asked for, else what Accelerate was launched with, else the best.
+    """Choose the dtype of the networks' arithmetic: the config's, else Accelerate's at launch, else the best.
 
     Raises:
-        ConfigError: bf16 or fp16 on a GPU without it.
+        ConfigError: bf16 on a GPU without it.
     """
     if precision == "auto":
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -29,10 +29,10 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
 
 
 def _gpu_has_bf16(device: torch.device) -> bool:
-    """Whether this is a GPU with bf16 arithmetic of its own; older ones emulate it, slower than float32."""
+    """True if this is a GPU with bf16 arithmetic in hardware; emulation is slower than float32."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """Autocast to a dtype; nothing for float32."""
+    """Context manager that autocasts to a dtype; it does nothing for float32."""
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

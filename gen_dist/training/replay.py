@@ -1,4 +1,4 @@
-"""Replay: since a run is a function of config, data and step, any step of it can be run again alone."""
+"""Replay of single steps, which is possible since a step is a function of config, data and the state before it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from gen_dist.training.trainer import Trainer
 
 
 def replay(run_path: Path, step: int, announce: Callable[[str], None] = print) -> dict[str, float | list[float]]:
-    """The logs of one step of a run, from the newest checkpoint before it or from the initial weights.
+    """Compute the logs of one step of a run, from the newest checkpoint before it or from the initial weights.
 
-    Nothing in the run directory is changed. It runs in one process, whatever number trained the run.
+    The run directory is not changed. One process is enough, even if several trained the run.
 
     Args:
         run_path: directory of the run.
         step: optimizer step, 1 .. steps of the run, as in metrics.jsonl.
-        announce: takes lines on what is done.
+        announce: takes progress lines.
 
     Raises:
-        CheckpointError: the directory holds no run.
+        CheckpointError: the directory has no run.
         ConfigError: the run has no such step.
     """
     config = config_of(run_path)
@@ -41,15 +41,15 @@ def replay(run_path: Path, step: int, announce: Callable[[str], None] = print) -
 
 
 def config_of(run_path: Path) -> TrainConfig:
-    """The config of a run.
+    """Read the config of a run.
 
     Raises:
-        CheckpointError: the directory holds no run.
-        ConfigError: its config.json is none of this version.
+        CheckpointError: the directory has no run.
+        ConfigError: its config.json is not valid in this version.
     """
     config_path = RunPaths(run_path).config
     if not config_path.exists():
-        raise CheckpointError(f"{run_path} is no run directory: it has no config.json")
+        raise CheckpointError(f"{run_path} is not a run directory: it has no config.json")
     return TrainConfig.from_json(config_path.read_text(errors="replace"), str(config_path))
 
 
@@ -57,7 +57,7 @@ def config_of(run_path: Path) -> TrainConfig:
 def trainer_at(
     run_path: Path, config: TrainConfig, at_most: int, announce: Callable[[str], None]
 ) -> Iterator[tuple[Trainer, int]]:
-    """A trainer in one process and the step where it stands: the newest checkpoint up to `at_most`, or 0."""
+    """Context manager with a trainer in one process, and its step: of the newest checkpoint up to `at_most`, or 0."""
     found = checkpoints.load_newest(run_path, announce, at_most=at_most)
     processes = start_processes(config)
     trainer = Trainer(config, open_dataset(config.data, config.data_root, config.packing, announce), processes)

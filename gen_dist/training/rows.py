@@ -1,4 +1,4 @@
-"""The rows of the global batch that each process and each of its micro-batches takes."""
+"""Rows of the global batch for each process and each of its micro-batches."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Rows:
 
 
 def rows_of_rank(config: TrainConfig, processes: Processes) -> Rows:
-    """Cut the global batch into micro-batches, whose sizes differ by one row at most, and take this process's.
+    """Cut the global batch into micro-batches with sizes that differ by at most one row, and take this process's.
 
     Raises:
-        ConfigError: a micro-batch would have no image.
+        ConfigError: a micro-batch would have no images.
     """
     size, parts = config.global_batch_size, processes.world_size * config.accumulation
     if size < parts:
         raise ConfigError(
             f"global_batch_size {size} is less than {processes.world_size} processes x accumulation "
-            f"{config.accumulation}: some would have no image; use at least {parts}, or fewer of them"
+            f"{config.accumulation}: some would have no images; use at least {parts}, or fewer of them"
         )
     first = processes.rank * config.accumulation
     edges = [size * part // parts for part in range(first, first + config.accumulation + 1)]

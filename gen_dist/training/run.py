@@ -1,4 +1,4 @@
-"""A training run: its directory, the loop over the steps, and what is due after a step."""
+"""A training run: its directory, the loop over the steps, and the records after a step."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def train(
     say: Callable[[str], None] | None = None,
     supervisor: Supervisor | None = None,
 ) -> Outcome:
-    """Train a config to its last step, from the newest whole checkpoint of its run directory if there is one.
+    """Train a config to its last step, from the newest undamaged checkpoint of its run directory if there is one.
 
     Call it in every process that a launcher started; the main process writes the run directory. SIGTERM and SIGINT
     save a checkpoint and return early.
 
     Args:
-        config: what to train: a config, or the name of a preset.
+        config: a config, or the name of a preset.
         fresh: remove the files of the previous run and start over.
-        say: takes the lines to show before and after the steps, in the main process. None prints to the supervisor's
-            screen, or else to standard error, which always show the progress of the steps.
+        say: takes the lines to show before and after the steps, in the main process. None prints them to the
+            supervisor's screen, or else to standard error. The progress of the steps is always shown there.
         supervisor: owner of these processes, unless a launcher waits for them.
 
     Raises:
@@ -66,7 +66,7 @@ def train(
 
 
 class _Run:
-    """The loop, and what it remembers between steps. Every process runs it."""
+    """The training loop and its state between steps. Every process runs it."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class _Run:
         """Training time of the previous starts of this run."""
 
     def train(self, fresh: bool) -> Outcome:
-        """Train from where the run directory stands to the last step, or until a signal."""
+        """Train from the newest checkpoint to the last step, or until a signal."""
         recorder, processes = self.recorder, self.trainer.processes
 
         # Start. A refusal changes nothing on disk, so the directory is claimed as late as possible.
@@ -118,8 +118,8 @@ class _Run:
         step = found[0].step if found else 0
         if step != (newest := from_main(step, processes)):
             raise CheckpointError(
-                f"rank {processes.rank} sees step {step} in {path}, but rank 0 sees step {newest}; "
-                "all processes need one directory that they share"
+                f"rank {processes.rank} finds step {step} in {path}, but rank 0 finds step {newest}; "
+                "all processes need one shared directory"
             )
         if not found:
             with self.recorder.writing():
@@ -140,7 +140,7 @@ class _Run:
             self.announce(f"resuming {path} at step {step} of {config.steps}{by}")
 
     def _loop(self) -> None:
-        """Step until the end or a signal, and record what is due after each step."""
+        """Take steps until the end or a signal, with records after each step as they are due."""
         config = self.config
         intervals = {config.log_every, config.evaluate_every, config.sample_every, config.checkpoint_every}
         vote = StopVote(self.trainer.processes)
@@ -155,12 +155,12 @@ class _Run:
         vote.close()
 
     def _record(self, stopping: bool) -> None:
-        """Record what is due at this step. The checkpoint comes last, so that a resumed run lacks nothing before it."""
+        """Write the records that are due. The checkpoint is last, so a resumed run lacks no record before it."""
         config, trainer, recorder = self.config, self.trainer, self.recorder
         evaluates = self._is_due(config.evaluate_every)
         saves = stopping or self._is_due(config.checkpoint_every)
 
-        # Logs. They come first: this waits for the device, whose work so far is training time.
+        # Logs come first: this waits for the device, whose work up to here counts as training time.
         if broken := self.logs.collect(self.step):
             raise self._divergence(broken)
 

@@ -1,6 +1,6 @@
-"""Records that a run writes and shows, by the main process. In all other processes the recorder is empty.
+"""Records that the main process of a run writes and shows. In all other processes the recorder does nothing.
 
-So the loop is the same in every process, and asks nowhere which one it is in.
+So the training loop is the same in every process, without a check for the main one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Ending = tuple[dict[str, Any], dict[str, Path]]
 
 
 class RunRecorder:
-    """The recorder of every process but the main one: it does nothing. A context manager, as `MainRunRecorder` is."""
+    """The recorder of every process but the main one: a context manager that does nothing."""
 
     def __init__(self, path: Path, processes: Processes) -> None:
         self.path = path
@@ -50,9 +50,9 @@ class RunRecorder:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Within it, the main process may write. If it fails, all processes raise its error and none waits for it.
+        """Context manager in which the main process may write. If that fails, all processes raise its error.
 
-        Every process has to enter it.
+        A collective call: every process has to enter it.
         """
         with errors_shared(self._processes):
             try:
@@ -60,51 +60,51 @@ class RunRecorder:
             except OSError as error:
                 reason = error.strerror or error
                 raise CheckpointError(
-                    f"cannot write to {self.path}: {reason}; mend that, then run the same command"
+                    f"cannot write to {self.path}: {reason}; fix that, then run the same command"
                 ) from None
 
     @property
     def training_seconds(self) -> float:
-        """0: only the main process keeps time."""
+        """0.0: only the main process measures time."""
         return 0.0
 
     def claim(self) -> None:
-        """Nothing to claim."""
+        """Do nothing."""
 
     def remove_leftovers(self) -> None:
-        """Nothing to remove."""
+        """Do nothing."""
 
     def begin(self, step: int) -> None:
-        """Nothing to open."""
+        """Do nothing."""
 
     def advance(self, step: int) -> None:
-        """No progress bar to move."""
+        """Do nothing."""
 
     def pause(self) -> contextlib.AbstractContextManager[None]:
-        """No clock to stop."""
+        """Context manager that does nothing."""
         return contextlib.nullcontext()
 
     def check_samples(self) -> Metrics:
-        """No checks."""
+        """Return no metrics."""
         return {}
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """No line to write."""
+        """Do nothing."""
 
     def pictures(self, step: int) -> None:
-        """No pictures to draw."""
+        """Do nothing."""
 
     def checkpoint(self, checkpoint: Checkpoint) -> Path | None:
-        """No checkpoint to write."""
+        """Return None."""
         return None
 
     def finish(self, step: int, training_seconds: float) -> Ending | None:
-        """No ending: `from_main` brings that of the main process."""
+        """Return None; `from_main` brings the ending of the main process."""
         return None
 
 
 class MainRunRecorder(RunRecorder):
-    """The recorder of the main process. A context manager: leaving it closes metrics.jsonl, progress bar and wandb."""
+    """The recorder of the main process: a context manager that closes metrics.jsonl, progress bar and wandb."""
 
     def __init__(self, trainer: Trainer, holding: Holding, screen: TextIO | None) -> None:
         super().__init__(holding.path, trainer.processes)
@@ -121,7 +121,7 @@ class MainRunRecorder(RunRecorder):
         self._seconds = 0.0
 
     def claim(self) -> None:
-        """Mark the run directory as this process's own; `--fresh` removes the previous run here."""
+        """Claim the run directory for this process; `--fresh` removes the previous run here."""
         self._holding.begin()
 
     def remove_leftovers(self) -> None:
@@ -139,7 +139,7 @@ class MainRunRecorder(RunRecorder):
             wandb_id=wandb_id,
             stream=self._screen,
         )
-        # Only now: the tracker may refuse to start, and a refusal leaves the directory as it was.
+        # After the tracker, which may refuse to start: a refusal must not change the directory.
         record_start(self.path, self._config, step, wandb_id, self._processes.world_size)
 
     def __exit__(
@@ -152,7 +152,7 @@ class MainRunRecorder(RunRecorder):
 
     @property
     def training_seconds(self) -> float:
-        """Wall time of the steps of this start, without what is done within `pause`."""
+        """Wall time of the steps of this start, without the time within `pause`."""
         return self._tracker.training_seconds if self._tracker else self._seconds
 
     def advance(self, step: int) -> None:
@@ -160,7 +160,7 @@ class MainRunRecorder(RunRecorder):
         self._open_tracker.advance(step)
 
     def pause(self) -> contextlib.AbstractContextManager[None]:
-        """Within it, time does not count as training time."""
+        """Context manager whose time does not count as training time."""
         return self._open_tracker.pause()
 
     def check_samples(self) -> Metrics:
@@ -185,7 +185,7 @@ class MainRunRecorder(RunRecorder):
         return checkpoints.save(self.path, checkpoint, self._config, self._config.keep_checkpoints)
 
     def finish(self, step: int, training_seconds: float) -> Ending | None:
-        """Take the last metrics; after the last step, draw the final pictures and write summary.json."""
+        """Return the last metrics; after the last step, draw the final pictures and write summary.json."""
         self._holding.assert_held()
         records = metrics_of_run(self.path)
         if step < self._config.steps:

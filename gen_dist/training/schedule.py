@@ -1,4 +1,4 @@
-"""What changes from step to step: the key of the noise, the learning rate, the weight of the average."""
+"""Values that change from step to step: the key of the noise, the learning rate, the weight of the average."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from gen_dist.config import TrainConfig
 
 
 class Schedule:
-    """The key of a step's noise, its learning rate, and how far it moves the average: functions of its number alone.
+    """Key of a step's noise, learning rate, and newest weight of the moving average: functions of the step alone.
 
-    On a GPU all are tensors, recorded or not: so there is one arithmetic of a step, and its bits are the same.
+    On a GPU all are tensors, even if steps are not recorded. So both kinds of steps have the same arithmetic and bits.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device, *, in_tensors: bool) -> None:
@@ -24,7 +24,7 @@ class Schedule:
         self.newest_weight: float | Tensor = torch.zeros((), device=device) if in_tensors else 0.0
 
     def write(self, step: int) -> None:
-        """Make them those of a step, counted from 0."""
+        """Set all values to those of a step, counted from 0."""
         self._step.fill_(step)
         self.learning_rate = _written(self.learning_rate, learning_rate_at(self._config, step))
         if self._config.optimization.ema_decay is not None:
@@ -34,7 +34,7 @@ class Schedule:
 
 
 def _written(number: float | Tensor, value: float) -> float | Tensor:
-    """The value; in the same tensor, where it stands in one."""
+    """Return the value; if `number` is a tensor, write it there and return the tensor."""
     return number.fill_(value) if isinstance(number, Tensor) else value
 
 
@@ -54,7 +54,7 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
 
 
 def newest_weight_at(ema_decay: float, step: int) -> float:
-    """How far a step, counted from 0, moves the average of the weights towards the newest ones.
+    """Weight of the newest weights in the moving average at a step, counted from 0: 1 minus the decay.
 
     The decay starts low and rises to the configured one, so that the random initial weights do not linger.
     """

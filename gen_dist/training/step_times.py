@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: steps of a run replayed with a stopwatch."""
+"""Step profile: steps of a run replayed with a stopwatch between their parts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WARM_UP_STEPS = 5
 MOST_STEPS = 200
 LEAST_STEPS = 10
 PATIENCE_SECONDS = 4.0
-"""Measuring ends after so long, or after MOST_STEPS, but not before LEAST_STEPS."""
+"""Measurement ends after this time or MOST_STEPS, but not before LEAST_STEPS."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class StepTimes:
     """Mean wall time of the parts of a step."""
 
     seconds: dict[str, float]
-    """Of each part, in the order in which they first came: `data`, `PHASE/forward` and `PHASE/backward`, or
-    `PHASE/gradients` where one graph is compiled of both, `PHASE/optimizer`, `moving average`, and `other`, the rest of
-    the step. Phases and penalties that are not due at each step count with their share of the steps."""
+    """Seconds of each part, in the order of its first occurrence: `data`, `PHASE/forward` and `PHASE/backward`, or
+    `PHASE/gradients` if both are one compiled graph, `PHASE/optimizer`, `moving average`, and `other`, the rest of the
+    step. Phases and penalties that are not due at each step count with their share of the steps."""
     steps: int
-    """Steps that were measured."""
+    """Number of measured steps."""
     first_step: int
-    """The first of them, counted from 1."""
+    """First measured step, counted from 1."""
     warm_up_steps: int
-    """Steps before it that do not count."""
+    """Steps before the first measured one; they do not count."""
     images_per_step: int
     threads: int
     device: str
-    """What it ran on, such as `cpu`: of this machine, which may not be the one that trained."""
+    """Name of the measured device, e.g. `CPU`. This machine may not be the one that trained."""
 
     @property
     def step_seconds(self) -> float:
@@ -48,31 +48,31 @@ class StepTimes:
 
     @property
     def images_per_second(self) -> float:
-        """Of the measured steps, with nothing recorded in between."""
+        """Throughput of the measured steps, without records between them."""
         return self.images_per_step / self.step_seconds
 
     def method(self) -> str:
-        """How it was measured, in a sentence."""
+        """Method of the measurement, as text."""
         last = self.first_step + self.steps - 1
-        launched = " They are launched kernel by kernel, which CUDA graphs save a run that has them."
+        launched = " Kernels are launched one by one; a run with CUDA graphs saves that time."
         return (
             f"Mean wall time of steps {self.first_step:,} to {last:,}, replayed in one process on this machine "
             f"({self.device}, {self.threads} {'thread' if self.threads == 1 else 'threads'}) with a stopwatch between "
-            f"their parts, after {self.warm_up_steps} that do not count.{'' if self.device == 'CPU' else launched}"
+            f"their parts, after {self.warm_up_steps} warm-up steps.{'' if self.device == 'CPU' else launched}"
         )
 
 
 def measure_step_times(run_path: Path, announce: Callable[[str], None] = print) -> StepTimes:
     """Replay steps of a run from a checkpoint before its newest, or from its start, and time their parts.
 
-    Nothing in the run directory is changed. On a GPU each part ends with a wait for the device, so that its time is its
-    own; what overlaps in training does not then.
+    The run directory is not changed. On a GPU each part ends with a wait for the device, which separates the times of
+    the parts. So parts that overlap in training do not overlap here.
 
     Raises:
-        CheckpointError: the directory holds no run.
-        DataError: its data are not here.
+        CheckpointError: the directory has no run.
+        DataError: the data of the run are not on this machine.
     """
-    # A GPU's run may be told of where there is none; and a CUDA graph has no parts.
+    # A run of a GPU may be measured on a machine without one. A CUDA graph has no parts.
     config = replace(config_of(run_path), device="auto", cuda_graphs=False)
     newest = max((int(path.name.removeprefix("step_")) for path in checkpoint_paths(run_path)), default=0)
     with trainer_at(run_path, config, newest - WARM_UP_STEPS - LEAST_STEPS, announce) as (trainer, start):
@@ -103,7 +103,7 @@ def measure_step_times(run_path: Path, announce: Callable[[str], None] = print) 
 
 
 class _Stopwatch:
-    """Books the time since the last lap, or since it was made, under the name of what was done in it."""
+    """Stopwatch that adds the time since the last lap, or since it was made, to the named part."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -126,7 +126,7 @@ class _Stopwatch:
 
 
 def _steps_a_round(config: TrainConfig) -> int:
-    """Steps until the same phases and penalties take their turns again; a part of a round would miscount them."""
+    """Period of phases and penalties in steps. A fraction of a period would miscount them."""
     return math.lcm(*config.objective.periods)
 
 

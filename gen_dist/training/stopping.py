@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNAL_ECHO_SECONDS = 3.0
-"""A signal this soon after the first is the same request: a terminal signals all processes, and so do launchers."""
+"""A second signal within this time is the same request: a terminal and a launcher both signal all processes."""
 
 
 @contextlib.contextmanager
 def stop_signals(stop: threading.Event, heard: Callable[[], None] | None = None) -> Iterator[threading.Event]:
-    """Within it, SIGTERM and SIGINT set the event. A second signal, seconds later, has its usual effect.
+    """Context manager in which SIGTERM and SIGINT set the event. A second signal, seconds later, has its usual effect.
 
     Args:
         stop: the event, which is also yielded.
-        heard: called when the first of them sets it.
+        heard: called when the first signal sets the event.
     """
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python delivers signals to the main thread only, where the caller handles them.

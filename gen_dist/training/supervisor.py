@@ -1,4 +1,4 @@
-"""The owner of a run in processes elsewhere: it follows the run, and may start it again."""
+"""The owner of a run in other processes: it follows the run, and may restart it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Supervisor:
     """
 
     name: str
-    """Name of this launch, the same at every restart. A restart takes the run directory over from processes of the
-    same launch that are unreachable but may be alive, and `fresh` has an effect at the first start only."""
+    """Name of this launch, the same at every restart. A restart takes over the run directory from unreachable
+    processes of the same launch, which may be alive. `fresh` has an effect at the first start only."""
     stop: threading.Event
-    """Set in any process, it stops the run in all of them, as SIGTERM does."""
+    """Event that stops the run in all processes when it is set in any, as SIGTERM does."""
     recorded: Callable[[int, Mapping[str, float | Sequence[float]], Path | None], None]
-    """Called in every process after each evaluation or checkpoint with step, metrics and checkpoint directory.
-    Sample checks are among the metrics in the main process only; the directory is None in all others, and None if no
-    checkpoint was written."""
+    """Callback in every process after each evaluation or checkpoint, with step, metrics and checkpoint directory.
+    Only the main process has sample checks among the metrics, and a directory. The directory is None if no checkpoint
+    was written."""
     directory: Path | None = None
-    """Run directory as this process sees it. None takes the config's."""
+    """Path of the run directory in this process. None takes the config's."""
     screen: TextIO | None = None
-    """Stream on which the main process shows progress. None is standard error."""
+    """Stream for the progress of the main process. None is standard error."""

@@ -1,4 +1,4 @@
-"""Test metrics of an objective, each image counted once over all processes."""
+"""Test metrics of an objective. Each image counts once over all processes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def mean_metrics(
     dtype: torch.dtype,
     decoded_per_batch: int = 1000,
 ) -> dict[str, float]:
-    """Mean metrics of an objective over a split. A collective call.
+    """Compute mean metrics of an objective over a split. A collective call.
 
-    Noise is keyed by the image's place in the split, so two evaluations of one model give the same figures.
+    Noise is keyed by the image's index in the split, so two evaluations of one model give the same metrics.
 
     Args:
         objective: the objective, with weights equal in all processes.
@@ -32,14 +32,14 @@ def mean_metrics(
         processes: the processes that share the images.
         seed: seed of the noise.
         dtype: dtype of the networks' arithmetic.
-        decoded_per_batch: latents decoded at once. An image has as many as importance samples.
+        decoded_per_batch: latents decoded at once. An image has as many latents as importance samples.
     """
     images_per_batch = max(1, decoded_per_batch // objective.evaluation_samples)
     rank, world_size, device = processes.rank, processes.world_size, processes.device
     count = len(split.images)
     first, last = -(-count * rank // world_size), -(-count * (rank + 1) // world_size)
     rng = torch.tensor([seed, 0], dtype=torch.int64, device=device)
-    # Each process has normalization statistics of its own images. A checkpoint keeps those of rank 0.
+    # Each process has normalization statistics of its own images. A checkpoint contains those of rank 0.
     copy_from_main(list(objective.buffers()), processes)
     sums: dict[str, Tensor] = {}
     with evaluating(objective), autocast(device, dtype):

@@ -1,4 +1,4 @@
-"""The training step: a turn for each phase, then the moving average. And the state that a run saves and loads."""
+"""The training step: a turn for each phase, then the moving average. Also the state that a run saves and loads."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from gen_dist.training.testing import mean_metrics
 from gen_dist.training.turn import Turn
 
 Due = dict[str, bool]
-"""Names of the phases that take their turn, in order, each with whether its penalty is due."""
+"""Names of the phases that take their turn, in order. The value is True if the penalty is due."""
 
 
 class Trainer:
-    """Steps an objective over its data. `run_step(t)` is a pure function of config, data, t and the state before t."""
+    """Training steps of an objective. `run_step(t)` is a pure function of config, data, t and the state before t."""
 
     def __init__(self, config: TrainConfig, dataset: Dataset, processes: Processes) -> None:
         """Build networks, optimizers and batches. A collective call.
 
         Raises:
-            ConfigError: config, data and number of processes do not go together.
+            ConfigError: config, data and number of processes contradict each other.
             DataError: fewer images than one global batch.
         """
         self.config = config
@@ -74,7 +74,7 @@ class Trainer:
         trained = [
             p for phase in phases.values() for name in phase.trains for p in self.objective.networks[name].parameters()
         ]
-        # A weight has one place: one that two phases train, or two networks have, cannot be moved by each.
+        # A shared weight has one address, so a weight of two phases or two networks cannot be moved to shared memory.
         shareable = len(set(map(id, trained))) == len(trained) and self.dtype != torch.float16
         turns = {
             name: Turn(phase, self.config, self.processes, self.dtype, self._rows.batch_weights, shareable=shareable)
@@ -98,9 +98,9 @@ class Trainer:
 
         Args:
             step: number of the step, from 0.
-            lap: called as each part of the step is done: `data`; `PHASE/forward`, `PHASE/backward` (or for both, in one
-                compiled graph, `PHASE/gradients`) and `PHASE/optimizer`; `moving average`. Gradients inside a loss, as
-                of a penalty, are part of `forward`. A CUDA graph has no parts, so none is used with `lap`.
+            lap: called at the end of each part of the step: `data`; `PHASE/forward`, `PHASE/backward` (for both in one
+                compiled graph, `PHASE/gradients`) and `PHASE/optimizer`; `moving average`. Gradients inside a loss,
+                e.g. of a penalty, are part of `forward`. A CUDA graph has no parts, so none is used with `lap`.
 
         Returns:
             Means [] over this process's images, or one value per image [B]. `average_logs` makes them global.
@@ -122,7 +122,7 @@ class Trainer:
         return self._take_turns(micro_batches, due, lap)
 
     def _take_turns(self, micro_batches: list[Batch], due: Due, lap: Lap = no_lap) -> dict[str, Tensor]:
-        """The device's work of a step. It may be recorded: what differs from step to step is in tensors by now."""
+        """Do the device's work of a step. Everything that changes between steps is in tensors, for recordings."""
         logs: dict[str, Tensor] = {}
         for name, penalized in due.items():
             turn = self._turns[name]
@@ -140,16 +140,16 @@ class Trainer:
         return logs
 
     def average_logs(self, logs: list[dict[str, Tensor]]) -> list[dict[str, float | list[float]]]:
-        """The logs of some steps over all processes, as numbers; see `log_averages`. A collective call."""
+        """Average the logs of some steps over all processes, as numbers; see `log_averages`. A collective call."""
         return average_logs(logs, self.processes, self._rows.rank_weight)
 
     def evaluate(self, split: Split, decoded_per_batch: int = 1000) -> dict[str, float]:
-        """Mean metrics of the best objective over a split; see `testing`. A collective call."""
+        """Compute mean metrics of the best objective over a split; see `testing`. A collective call."""
         measure = functools.partial(mean_metrics, decoded_per_batch=decoded_per_batch)
         return measure(self.best_objective, split, self.processes, seed=self.config.seed, dtype=self.dtype)
 
     def broken_networks(self) -> list[str]:
-        """Names of the networks with a weight, or averaged weight, that is NaN or infinite. Waits for the device."""
+        """List the networks with a weight, or averaged weight, that is NaN or infinite. Waits for the device."""
         return [
             name
             for name, network in self.objective.networks.items()
@@ -158,26 +158,26 @@ class Trainer:
         ]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors of the run's state, by group. A collective call; `load` takes them back."""
+        """Collect all tensors of the run's state, by group, as `load` takes them. A collective call."""
         groups = {"networks": dict(self.objective.networks.state_dict())}
         if self.averaged is not None:
             groups["averaged"] = dict(self.averaged.networks.state_dict())
         return groups | {f"optimizer-{name}": turn.optimizer_tensors() for name, turn in self._turns.items()}
 
     def loss_scales(self) -> dict[str, dict[str, Any]]:
-        """State of the loss scales, by phase; empty entries without one."""
+        """State of the loss scales, by phase; empty for a phase without one."""
         return {name: turn.loss_scale() for name, turn in self._turns.items()}
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Take the state of a checkpoint.
 
         Raises:
-            CheckpointError: it is of other networks or another data set.
+            CheckpointError: the checkpoint is of other networks or another data set.
         """
         if checkpoint.facts["data_digest"] != self.dataset.digest:
             raise CheckpointError(
-                f"the data of {self.config.data} are not those that the checkpoint of step {checkpoint.step} was "
-                "trained on (another digest); put the old data back, or start over with --fresh"
+                f"the checkpoint of step {checkpoint.step} was trained on other data than {self.config.data} has here "
+                "(another digest); put the old data back, or start over with --fresh"
             )
         try:
             self.objective.networks.load_state_dict(dict(checkpoint.tensors["networks"]))
@@ -201,9 +201,9 @@ def _lap_of_phase(lap: Lap, phase: str) -> Lap:
 
 
 def _mean_image(split: Split) -> Tensor:
-    """Mean of about 10,000 images spread over a split: float32 [C, H, W] in 0..1."""
+    """Mean of about 10,000 images across a split: float32 [C, H, W] in 0..1."""
     spread = split.images[:: max(1, len(split.images) // 10_000)]
-    # A few at a time: as float32 the sample takes four times its size.
+    # A few at a time, since float32 takes four times the memory of uint8.
     total = sum(
         torch.from_numpy(spread[i : i + 256]).sum(dim=0, dtype=torch.float64) for i in range(0, len(spread), 256)
     )

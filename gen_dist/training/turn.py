@@ -19,7 +19,7 @@ from gen_dist.training.update import ScaledUpdate, Update
 
 
 class Turn:
-    """One phase with its optimizer, its way to compute gradients, and its way to make them those of all processes."""
+    """One phase with its optimizer, its backward pass, and the averaging of its gradients over the processes."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Turn:
             config: config of the run.
             processes: the processes that train together.
             dtype: dtype of the networks' arithmetic.
-            batch_weights: weights of the micro-batches' mean losses, so that gradients averaged over the processes are
+            batch_weights: weights of the micro-batches' mean losses. Gradients averaged over the processes are then
                 those of the mean over all images.
             shareable: False if the phase's weights may not be moved to shared memory.
         """
@@ -100,14 +100,14 @@ class Turn:
         return logs, [one.carried for one in computed]
 
     def _clip(self) -> Tensor:
-        """The norm of the gradients, which are scaled down to `clip_norm` if that is set."""
+        """Clip the gradients to `clip_norm` if that is set. Return their norm before that."""
         norm = self._reduction.norm().detach()
         if self._clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self._reduction.updated, self._clip_norm, norm)
         return norm
 
     def _mean_logs(self, computed: Sequence[Computed]) -> dict[str, Tensor]:
-        """Mean logs of the micro-batches; values of single images are joined."""
+        """Average the logs of the micro-batches; values per image are concatenated."""
         if len(computed) == 1:
             return computed[0].logs
         means: dict[str, Tensor] = {}
@@ -122,7 +122,7 @@ class Turn:
 
     @contextlib.contextmanager
     def _freezing(self) -> Iterator[None]:
-        """Let nothing but what this phase trains require gradients."""
+        """Context manager in which only the parameters that this phase trains require gradients."""
         for parameter in self._frozen:
             parameter.requires_grad_(False)
         try:
@@ -132,7 +132,7 @@ class Turn:
                 parameter.requires_grad_(True)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """State of the optimizer as `parameter name:state name` -> tensor. A collective call."""
+        """Collect the optimizer's state as `parameter name:state name` -> tensor. A collective call."""
         state = self._reduction.full_state(self._update.optimizer.state)
         return {f"{self._names[index]}:{name}": value for index, name, value in state}
 
@@ -141,7 +141,7 @@ class Turn:
         return self._update.scaler_state()
 
     def load(self, tensors: Mapping[str, Tensor], loss_scale: Mapping[str, float]) -> None:
-        """Take the state of the optimizer, as `optimizer_tensors` gives it, and that of the loss scale."""
+        """Load the state of the optimizer, as from `optimizer_tensors`, and that of the loss scale."""
         states: dict[int, dict[str, Tensor]] = {}
         for full_name, value in tensors.items():
             parameter, name = full_name.rsplit(":", 1)

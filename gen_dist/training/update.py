@@ -1,4 +1,4 @@
-"""The optimizer's step of a turn, with or without a loss scale."""
+"""The optimizer step of a turn, with or without a loss scale."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from gen_dist.training.optimizers import LightAdam, build_optimizer
 
 
 class Update:
-    """Moves parameters by their gradients, which are gone afterwards."""
+    """Update of parameters by their gradients, which it removes."""
 
     scaled = False
-    """True if losses are scaled, so that gradients overflow now and then while the scale is found."""
+    """True if losses are scaled. Gradients may then overflow while the scale adapts."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig) -> None:
         self.optimizer = build_optimizer(list(parameters), config.optimization, config.learning_rate)
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss to go backward from."""
+        """Scale the loss for its backward pass."""
         return loss
 
     def unscale(self) -> None:
-        """Make the gradients those of the unscaled loss."""
+        """Divide the loss scale out of the gradients."""
 
     def step(self, learning_rate: float | Tensor) -> None:
         """Take one step of the optimizer."""
@@ -42,19 +42,18 @@ class Update:
         return {}
 
     def load(self, state: dict[int, dict[str, Tensor]], scaler_state: Mapping[str, float]) -> None:
-        """Take the optimizer's state by index of its parameters, and that of the loss scale.
+        """Load the optimizer's state by index of its parameters, and that of the loss scale.
 
-        A run may have begun in a precision without a loss scale, and then has none to take.
+        The latter is empty if the run began in a precision without a loss scale.
         """
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 class ScaledUpdate(Update):
-    """An update in float16, which skips steps whose scaled gradients overflow (Micikevicius et al. 2018).
+    """Update in float16 that skips steps with overflowing scaled gradients (Micikevicius et al. 2018).
 
-    Each optimizer has a scaler of its own: a shared one would grow twice as fast, and skip steps for the other's
-    overflow.
+    Each optimizer has its own scaler: a shared one would grow twice as fast, and skip steps when the other overflows.
     """
 
     scaled = True
