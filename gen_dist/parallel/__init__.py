@@ -1,1 +1,1 @@
-"""Processes that train together. The only room that knows torch.distributed and Accelerate."""
+"""Processes that train together. Only this package uses torch.distributed and Accelerate."""

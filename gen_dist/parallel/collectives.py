@@ -1,4 +1,4 @@
-"""Values that travel between processes: sums, rows, the main process's values and errors, the vote to stop."""
+"""Collectives of values: sums, rows, the main process's values and errors, the vote to stop."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """Elementwise sum over all processes, in place; every process gets it."""
+    """Sum values elementwise over all processes, in place; every process gets the sum."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def rows_of_all(rows: Tensor, processes: Processes) -> Tensor:
-    """The rows [n, ...] of all processes, in the order of their ranks; each may have another number, or none."""
+    """Gather the rows [n, ...] of all processes, in the order of their ranks. Each may have another n, or 0."""
     if processes.world_size == 1:
         return rows
     counts = torch.zeros(processes.world_size, dtype=torch.int64, device=rows.device)
@@ -40,10 +40,10 @@ def rows_of_all(rows: Tensor, processes: Processes) -> Tensor:
 
 
 def differentiable_sum(values: Tensor) -> Tensor:
-    """Elementwise sum over all processes, through which gradients go to the values of every process.
+    """Sum values elementwise over all processes, with gradients for the values of every process.
 
-    Unlike `sum_over_processes` it may stand in a forward, compiled or not. The gradient is that of the sum of the
-    losses of all processes; all of them have to go backward.
+    Unlike `sum_over_processes` it may be part of a forward pass, compiled or not. The gradient is that of the sum of
+    the losses of all processes. Every process has to call `backward`.
     """
     if not dist.is_initialized():
         return values
@@ -52,7 +52,7 @@ def differentiable_sum(values: Tensor) -> Tensor:
 
 
 class _DifferentiableSum(torch.autograd.Function):
-    """Functional collectives, which torch.compile can trace; not all torch versions here give them gradients."""
+    """Sum by functional collectives, which torch.compile can trace. Not all torch versions have their gradients."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, values: Tensor) -> Tensor:
@@ -68,14 +68,14 @@ class _DifferentiableSum(torch.autograd.Function):
 
 
 def copy_from_main(tensors: list[Tensor], processes: Processes) -> None:
-    """Give these tensors, of the same shapes in every process, the main process's values."""
+    """Copy the main process's values to these tensors in every process. Shapes are equal in all."""
     if processes.world_size > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
 def from_main(value: T | None, processes: Processes) -> T:
-    """The main process's value on every process. Others may pass None."""
+    """Return the main process's value in every process. Others may pass None."""
     box = [value]
     if processes.world_size > 1:
         dist.broadcast_object_list(box, src=0, device=processes.device)
@@ -83,7 +83,7 @@ def from_main(value: T | None, processes: Processes) -> T:
 
 
 def raise_everywhere(error: UserError | None, processes: Processes) -> None:
-    """Raise the main process's error in every process, so that none waits for one that has gone."""
+    """Raise the main process's error in every process, so that none waits for one that has ended."""
     found = from_main((type(error), str(error)) if error else None, processes)
     if found:
         kind, message = found
@@ -94,9 +94,9 @@ def raise_everywhere(error: UserError | None, processes: Processes) -> None:
 
 @contextlib.contextmanager
 def errors_shared(processes: Processes) -> Iterator[None]:
-    """Within it, the main process works and the others do not; its UserError is raised in every process at the end.
+    """Context manager for work of the main process. Its UserError is raised in every process at the end.
 
-    An error of another process is raised there alone.
+    An error of another process is raised only there.
     """
     error: UserError | None = None
     try:
@@ -109,10 +109,10 @@ def errors_shared(processes: Processes) -> Iterator[None]:
 
 
 class StopVote:
-    """Agreement of all processes on the step after which to stop, though a signal reaches each at another step.
+    """Vote of all processes on the step after which to stop. A signal may reach each at another step.
 
-    Each step's vote travels while the next step computes, so it costs no wait: a process that wants to stop is heard
-    by all one step later. The votes go over CPU sockets and never make the host wait for a GPU.
+    Each step's vote is sent while the next step computes, so it costs no wait: all processes receive it one step
+    later. The votes go over CPU sockets and never make the host wait for a GPU.
     """
 
     def __init__(self, processes: Processes) -> None:
@@ -124,7 +124,7 @@ class StopVote:
         self._pending: tuple[dist.Work, Tensor] | None = None
 
     def agreed(self, wants_to_stop: bool) -> bool:
-        """Cast this step's vote and return the outcome of the step before's; with one process, this step's."""
+        """Cast this step's vote and return the outcome of the previous step's; with one process, this step's."""
         if self._group is None:
             return wants_to_stop
         outcome = self._count()
@@ -135,7 +135,7 @@ class StopVote:
         return outcome
 
     def close(self) -> None:
-        """Receive the last votes, so that no process leaves while another still sends."""
+        """Receive the last votes, so that no process ends while another still sends."""
         self._count()
 
     def _count(self) -> bool:

@@ -1,6 +1,6 @@
-"""How the gradients of one process become those of all of them, and which weights each process updates.
+"""Averaging of gradients over all processes, and the choice of the weights that each process updates.
 
-A phase has one `Reduction`, chosen when the trainer is made. The base class is that of a single process.
+Each phase has one `Reduction`. The base class is that of a single process.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch.nn.parallel import DistributedDataParallel
 from gen_dist.parallel.processes import Processes
 from gen_dist.parallel.shared_weights import SharedWeights, share_weights
 
-_ONE_BUCKET_MIB = 2**20  # more than any network has; a bucket is only as large as what is in it
+_ONE_BUCKET_MIB = 2**20  # larger than any network; a bucket is only as large as its contents
 
 State = dict[str, Tensor]
 """State of an optimizer for one parameter, by name."""
 
 
 class Reduction:
-    """The gradients of a single process, which are those of the run."""
+    """Gradients of a single process, which are those of the run."""
 
     owns_gradients = True
-    """True if nothing but this process's own backward passes writes to `grad` before `average`."""
+    """True if only this process's own backward passes write to `grad` before `average`."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         """`parameters` are what the phase trains."""
@@ -35,28 +35,28 @@ class Reduction:
         """Parameters that this process's optimizer updates."""
 
     def wrapped(self, phase: nn.Module) -> nn.Module:
-        """The module to call in place of the phase.
+        """Return the module to call in place of the phase.
 
-        Call it while everything that the phase does not train is frozen: frozen weights are never communicated.
+        Everything that the phase does not train has to be frozen: frozen weights are never communicated.
         """
         return phase
 
     def accumulating(self) -> contextlib.AbstractContextManager[object]:
-        """A context in which backward passes communicate nothing: for all micro-batches but the last."""
+        """Context manager without communication in backward passes: for all micro-batches but the last."""
         return contextlib.nullcontext()
 
     def average(self) -> None:
-        """Make the gradients of `updated` the means over all processes, after the last backward pass."""
+        """Average the gradients of `updated` over all processes, after the last backward pass."""
 
     def norm(self) -> Tensor:
         """L2 norm of the averaged gradients of all parameters, float32 [], the same in every process."""
         return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def publish(self) -> None:
-        """Make this process's updates visible to all of them, after the optimizer's step."""
+        """Make this process's updates visible to all processes, after the optimizer's step."""
 
     def full_state(self, states: Mapping[Tensor, Mapping[str, Tensor | None]]) -> list[tuple[int, str, Tensor]]:
-        """Optimizer state of all parameters as (index of the parameter, name, value). A collective call.
+        """Collect optimizer state of all parameters as (index of the parameter, name, value). A collective call.
 
         Args:
             states: state that this process's optimizer has for `updated`.
@@ -69,12 +69,12 @@ class Reduction:
         ]
 
     def own_state(self, states: dict[int, State]) -> dict[int, State]:
-        """Optimizer state of `updated` by index, from that of all parameters by index."""
+        """Select the optimizer state of `updated` by index, from that of all parameters by index."""
         return states
 
 
 class DistributedReduction(Reduction):
-    """Gradients averaged by DistributedDataParallel within the last backward pass."""
+    """Gradients that DistributedDataParallel averages within the last backward pass."""
 
     owns_gradients = False
 
@@ -92,8 +92,8 @@ class DistributedReduction(Reduction):
             phase,
             device_ids=[self._device] if self._device.type == "cuda" else None,
             gradient_as_bucket_view=True,
-            # On CPUs the threads that send take cores from those that compute, so overlap wins nothing: one bucket,
-            # sent at the end.
+            # On CPUs, threads that send take cores from those that compute, so overlap saves no time: one bucket, sent
+            # at the end.
             bucket_cap_mb=_ONE_BUCKET_MIB if self._device.type == "cpu" else None,
             **{sync_buffers: False},  # type: ignore[arg-type]
         )
@@ -106,7 +106,7 @@ class DistributedReduction(Reduction):
 
 
 class SharedReduction(Reduction):
-    """Weights and gradients in memory that the processes of one host share, each of which updates a part."""
+    """Weights and gradients in shared memory of one host. Each process updates a part of the weights."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], shared: SharedWeights) -> None:
         super().__init__(parameters)
@@ -123,7 +123,7 @@ class SharedReduction(Reduction):
 
     def publish(self) -> None:
         """See Reduction."""
-        self._shared.barrier.wait()  # nobody reads weights before all parts are updated
+        self._shared.barrier.wait()  # no process reads weights before all parts are updated
 
     def full_state(self, states: Mapping[Tensor, Mapping[str, Tensor | None]]) -> list[tuple[int, str, Tensor]]:
         """See Reduction."""
@@ -135,10 +135,10 @@ class SharedReduction(Reduction):
 
 
 def choose_reduction(parameters: Sequence[nn.Parameter], processes: Processes, *, shareable: bool) -> Reduction:
-    """The reduction for parameters that a phase trains. A collective call.
+    """Choose the reduction of a phase's gradients. A collective call.
 
     Args:
-        parameters: what the phase trains, equal in all processes.
+        parameters: parameters that the phase trains, equal in all processes.
         processes: the processes that train together.
         shareable: False if the parameters may not be moved to shared memory.
     """

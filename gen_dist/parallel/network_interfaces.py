@@ -8,7 +8,7 @@ import psutil
 
 
 def interface_of(address: str) -> str | None:
-    """Name of the network interface that has an address; None if no interface of this host has it."""
+    """Find the name of the network interface that has an address; None if no interface of this host has it."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(known.address == address for known in addresses):
             return name
@@ -16,10 +16,10 @@ def interface_of(address: str) -> str | None:
 
 
 def own_address_towards(host: str, port: int, seconds: float) -> str:
-    """The address of this host on the way to another, on which something listens.
+    """Find the address from which this host connects to a listening port of another.
 
     Raises:
-        OSError: nothing answers there within the seconds.
+        OSError: no answer within `seconds`.
     """
     with socket.create_connection((host, port), timeout=seconds) as probe:
         address: str = probe.getsockname()[0]

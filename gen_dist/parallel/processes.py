@@ -1,4 +1,4 @@
-"""This process among those that train together: how they are joined, their devices and threads, how they end."""
+"""Start and end of processes that train together, with their devices and threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together."""
+    """Rank and device of this process among those that train together."""
 
     rank: int
     local_rank: int
@@ -36,14 +36,14 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """True in the one process that writes files and prints."""
         return self.rank == 0
 
 
 def stop_with_launcher() -> None:
-    """Have the operating system send SIGTERM to this process when the launcher that started it dies (Linux).
+    """Have the operating system send SIGTERM to this process when its launcher dies (Linux).
 
-    Accelerate's launcher of one process passes no signal on: its child would train on, unseen.
+    Accelerate's launcher of one process forwards no signal: its child would train on in the background.
     """
     if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -53,7 +53,7 @@ def start_processes(config: TrainConfig) -> Processes:
     """Join the processes that the launcher started, and choose this one's device and number of threads.
 
     Raises:
-        ConfigError: no GPU where one was asked for, or not all processes that were launched could join.
+        ConfigError: a GPU is missing, or not all launched processes could join.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, but torch sees no GPU here; use --device cpu or auto")
@@ -73,7 +73,7 @@ def start_processes(config: TrainConfig) -> Processes:
             f"{launched} processes were launched but {state.num_processes} joined; "
             "launch with one of the files in launch/configs"
         )
-    joined_on_cpu = state.device.type == "cpu"  # Accelerate's state is one for the life of a process
+    joined_on_cpu = state.device.type == "cpu"  # Accelerate has one state for the life of a process
     if state.num_processes > 1 and joined_on_cpu != on_cpu:
         raise ConfigError(
             f"these processes were joined for {state.device.type} and cannot change; launch new ones for --device "
@@ -91,19 +91,18 @@ def start_processes(config: TrainConfig) -> Processes:
 
 
 def _compute_alike_every_time() -> None:
-    """Have cuDNN take algorithms that give the same bits each time, and float32 mean float32, not TF32."""
+    """Make cuDNN deterministic, and have float32 mean float32, not TF32."""
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
 
 
 def threads_by_default(world_size: int) -> int:
-    """CPU threads for this process: its share of the physical cores it may run on.
+    """Number of CPU threads for this process: GEN_DIST_THREADS if set, else its share of the allowed physical cores.
 
-    Launchers set OMP_NUM_THREADS=1 for safety, which halves the speed on two cores; a number that a user set by
-    GEN_DIST_THREADS wins.
+    OMP_NUM_THREADS is ignored: launchers set it to 1 for safety, which halves the speed on two cores.
 
     Raises:
-        ConfigError: that is no number of threads.
+        ConfigError: GEN_DIST_THREADS is not a number of threads.
     """
     if asked := os.environ.get("GEN_DIST_THREADS"):
         if not asked.isdecimal() or int(asked) < 1:
@@ -117,8 +116,8 @@ def threads_by_default(world_size: int) -> int:
 def _keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next step (glibc).
 
-    By default it gives large blocks back to the system, which hands them out again zeroed page by page, every step: a
-    tenth of the step of a small net.
+    By default it returns large blocks to the system. The system zeroes them page by page at every step, which takes a
+    tenth of the step of a small network.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -128,12 +127,12 @@ def _keep_freed_memory() -> None:
 
 
 def end_process(exit_code: int) -> NoReturn:
-    """End this process: as Python does, or, where it was joined with others, without taking the interpreter apart.
+    """End this process. A process that was joined with others ends without finalizing the interpreter.
 
-    Gloo's threads let go of the tensors of a collective after its waiter has woken, and need Python's lock for that.
-    One that asks for the lock while the interpreter is taken apart aborts the process ("terminate called without an
-    active exception"). The threads cannot be ended before: DistributedDataParallel keeps its group of processes alive
-    for ever. So a joined process runs its exit handlers, flushes what it printed and leaves.
+    Gloo's threads release the tensors of a collective after its waiter has woken, and need Python's lock for that.
+    A thread that requests the lock during finalization aborts the process ("terminate called without an active
+    exception"). The threads cannot be ended before: DistributedDataParallel keeps its process group alive for ever.
+    So a joined process runs its exit handlers, flushes its output and exits.
     """
     if not dist.is_initialized():
         sys.exit(exit_code)

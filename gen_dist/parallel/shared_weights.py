@@ -1,4 +1,4 @@
-"""The weights of a phase in memory that the processes of one host share; each process updates a part of them."""
+"""Weights of a phase in shared memory of one host. Each process updates a part of them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from gen_dist.parallel.barrier import LINE_FLOATS, Barrier, is_alive
 from gen_dist.parallel.rendezvous import STEP_TIMEOUT
 
 _SHARED_BYTES = 2**30
-"""Largest block of shared memory that is asked for."""
+"""Largest block of shared memory."""
 
 
 class SharedWeights:
-    """The weights that a phase trains, once in memory for all processes of a host.
+    """Weights that a phase trains, once in memory for all processes of a host.
 
     Each process writes its gradients, waits for the others, averages the gradients of its own part of the weights,
-    updates that part, and waits again. No process averages or updates what another has done already, and no weight is
-    sent anywhere (Rajbhandari et al. 2020, ZeRO, stage 1). gloo would send all gradients through the kernel's network.
+    updates that part, and waits again. No average or update is computed twice, and no weight is sent (Rajbhandari et
+    al. 2020, ZeRO, stage 1). gloo would send all gradients through the kernel's network.
 
         barrier | weights: part of rank 0, part of rank 1, ... | gradients of rank 0 | gradients of rank 1 | ...
 
@@ -36,7 +36,7 @@ class SharedWeights:
 
         Args:
             parameters: float32, each dense, of any layout.
-            memory: zeros, float32, that all processes see: the barrier, the weights, and gradients of each process.
+            memory: zeros, float32, shared by all processes: the barrier, the weights, and gradients of each process.
         """
         self._parameters = list(parameters)
         self._rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -52,15 +52,15 @@ class SharedWeights:
         edges = [count // LINE_FLOATS * rank // world_size * LINE_FLOATS for rank in range(world_size + 1)]
         self._part = slice(edges[self._rank], edges[self._rank + 1])
         self.part = nn.Parameter(weights[self._part])
-        """float32 [numbers in this process's part]: what its optimizer updates."""
+        """This process's part of the weights, flat float32, which its optimizer updates."""
         self._mean = torch.empty_like(self.part.data)
         dist.barrier()
 
     def average_gradients(self) -> None:
-        """Give the part its gradient, the mean over all processes. The parameters' own `grad` become None.
+        """Average the gradients over all processes, for this process's part. The parameters' own `grad` become None.
 
         Raises:
-            PeerDiedError: another process has died, or did not come in time.
+            PeerDiedError: another process has died, or did not arrive in time.
         """
         found = [parameter.grad for parameter in self._parameters]
         torch._foreach_copy_(self._written, [_not_none(gradient) for gradient in found])
@@ -74,14 +74,14 @@ class SharedWeights:
         self.part.grad = self._mean.mul_(1.0 / (1 + len(others)))
 
     def gradient_norm(self) -> Tensor:
-        """Norm of the mean gradients of all parts, float32 [], the same in every process. A collective call."""
+        """Compute the norm of the mean gradients of all parts, float32 [], the same everywhere. A collective call."""
         squares = self.barrier.numbers
         squares[self._rank] = float(torch.linalg.vector_norm(self._mean, dtype=torch.float64)) ** 2
         self.barrier.wait()
         return torch.tensor(math.sqrt(squares.sum()))
 
     def state_of_all(self, state: Mapping[str, Tensor | None]) -> list[tuple[int, str, Tensor]]:
-        """Optimizer state of all parameters as (index, name, value), from that of this part. A collective call."""
+        """Collect optimizer state of all parameters as (index, name, value), from this part's. A collective call."""
         found: list[tuple[int, str, Tensor]] = []
         for name, value in state.items():
             if value is None:
@@ -91,7 +91,7 @@ class SharedWeights:
         return sorted(found, key=lambda entry: entry[0])  # in the order of a single process
 
     def state_of_part(self, state: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Optimizer state of this part, from that of all parameters by index."""
+        """Cut the optimizer state of this part out of that of all parameters by index."""
         mine: dict[str, Tensor] = {}
         for name in dict.fromkeys(name for known in state.values() for name in known):
             values = {index: known[name] for index, known in state.items() if name in known}
@@ -106,8 +106,8 @@ class SharedWeights:
         return mine
 
     def _gathered(self, value: Tensor) -> list[Tensor]:
-        """Values of all parts, from each process's own, in the layouts of the parameters. A collective call."""
-        self.barrier.wait()  # nobody reads gradients any more
+        """Gather the values of all parts, in the layouts of the parameters. A collective call."""
+        self.barrier.wait()  # all processes have read the gradients
         self._gradients[0, self._part] = value
         self.barrier.wait()
         whole = self._gradients[0].clone()
@@ -116,7 +116,7 @@ class SharedWeights:
 
 
 def share_weights(parameters: Sequence[nn.Parameter]) -> SharedWeights | None:
-    """Share these weights among the processes; None if those are on several hosts, or have too little memory.
+    """Share these weights among the processes; None if they are on several hosts, or shared memory is too small.
 
     A collective call.
     """
@@ -128,13 +128,13 @@ def share_weights(parameters: Sequence[nn.Parameter]) -> SharedWeights | None:
 
 
 def share_memory(size: int) -> Tensor | None:
-    """Zeros, float32 [size], that all processes see; None if those are on several hosts, or memory is too small.
+    """Make zeros, float32 [size], in shared memory; None if processes are on several hosts, or memory is too small.
 
     The file behind the memory is unlinked when this returns.
     """
     path: str | None = None
     if dist.get_rank() == 0 and 4 * size <= _SHARED_BYTES:
-        # Reserved at once: writing to a page that a full /dev/shm cannot give would kill the process.
+        # Reserved at once: a later write to a page that a full /dev/shm lacks would kill the process.
         with contextlib.suppress(OSError):
             descriptor, path = tempfile.mkstemp(prefix="gen_dist-", dir="/dev/shm")
             try:
@@ -160,28 +160,28 @@ def share_memory(size: int) -> Tensor | None:
 
 
 def _see_each_other() -> bool:
-    """True if every process can see that another has died: all are in one container.
+    """True if every process can detect that another has died: all are in one container.
 
-    In another container, a process id may belong to some other process, so the namespaces are compared, too.
+    In another container, a process id may belong to another process, so the namespaces are compared, too.
     """
-    told = torch.zeros(dist.get_world_size(), 2, dtype=torch.int64)
-    told[dist.get_rank()] = torch.tensor([os.getpid(), _process_namespace()])
-    dist.all_reduce(told)
-    process_ids, namespaces = told.T.tolist()
+    ids = torch.zeros(dist.get_world_size(), 2, dtype=torch.int64)
+    ids[dist.get_rank()] = torch.tensor([os.getpid(), _process_namespace()])
+    dist.all_reduce(ids)
+    process_ids, namespaces = ids.T.tolist()
     seeing = torch.tensor(float(len(set(namespaces)) == 1 and all(map(is_alive, process_ids))))
     dist.all_reduce(seeing)
     return bool(seeing == dist.get_world_size())
 
 
 def _process_namespace() -> int:
-    """Number of this process's id namespace, one for each container (Linux); 0 where it is not known."""
+    """Number of this process's id namespace, one for each container (Linux); 0 if unknown."""
     with contextlib.suppress(OSError):
         return os.stat("/proc/self/ns/pid").st_ino
     return 0
 
 
 def _floats_of(parameters: Sequence[nn.Parameter]) -> int:
-    """Size of all parameters, each padded to whole cache lines."""
+    """Total number of floats of the parameters, each padded to whole cache lines."""
     return sum(-(-parameter.numel() // LINE_FLOATS) * LINE_FLOATS for parameter in parameters)
 
 
@@ -191,7 +191,7 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def _views(flat: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Views of `flat`, [at least `_floats_of(parameters)`], in the shapes and layouts of the parameters."""
+    """Views of `flat` [at least `_floats_of(parameters)`] in the shapes and layouts of the parameters."""
     views: list[Tensor] = []
     start = flat.storage_offset()
     for parameter in parameters:

@@ -1,6 +1,6 @@
-"""Batch normalization over the images of all processes, on CPUs as on GPUs, compiled or not.
+"""Batch normalization over the images of all processes, on CPUs and GPUs, compiled or not.
 
-torch's own refuses CPUs, and its collectives cannot be compiled.
+torch's SyncBatchNorm refuses CPUs, and its collectives cannot be compiled.
 """
 
 import torch
@@ -13,8 +13,8 @@ from gen_dist.parallel.collectives import differentiable_sum
 def synchronize(module: nn.Module) -> nn.Module:
     """Have every batch normalization in the module take its statistics over all processes; returns the module.
 
-    Layers are changed in place: their parameters, buffers and names stay. From then on all processes have to come
-    through the layers together in training mode, forward and backward.
+    Layers are changed in place: their parameters, buffers and names stay. In training mode, forward and backward passes
+    through them are collective calls.
     """
     for layer in module.modules():
         if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -23,21 +23,21 @@ def synchronize(module: nn.Module) -> nn.Module:
 
 
 class SyncBatchNorm(_BatchNorm):
-    """`nn.BatchNorm1d` and `nn.BatchNorm2d` whose batch is that of all processes; in one process, the same as they."""
+    """`nn.BatchNorm1d` and `nn.BatchNorm2d` over the batch of all processes; in one process, the same as torch's."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
             raise ValueError(f"a batch of {input.ndim} dimensions has no channels")
 
     def forward(self, maps: Tensor) -> Tensor:
-        """[B, C] or [B, C, ...] -> the same shape; processes may have different B."""
+        """Normalize [B, C] or [B, C, ...]; the shape stays. Processes may have different B."""
         if not self.training:
             return super().forward(maps)
         self._check_input_dim(maps)
         values = maps if maps.dtype == torch.float64 else maps.float()
         pixels = (0, *range(2, maps.ndim))
         shape = (1, -1, *[1] * (maps.ndim - 2))
-        # About this process's means, sums lose no digits to the distance from zero.
+        # Centred at this process's means, so that sums lose no digits if values are far from zero.
         centre = values.detach().mean(pixels)
         centred = values - centre.view(shape)
         mean, variance, count = _global_statistics(centred, centre.double(), pixels)
@@ -62,17 +62,17 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def _global_statistics(centred: Tensor, centre: Tensor, pixels: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Over all processes: mean and biased variance of each channel, float64 [C], and the number of its values, [].
+    """Mean and biased variance of each channel, float64 [C], and its number of values, [], over all processes.
 
     Args:
         centred: this process's values, less `centre`.
         centre: float64 [C].
-        pixels: all dimensions but that of the channels.
+        pixels: all dimensions except the channels.
     """
     count = centred.numel() // len(centre)
     own_sum = centred.sum(pixels).double()
     own_square = centred.square().sum(pixels).double()
-    # Back at zero, which all processes share. float64 has the digits for it, so one exchange of sums is enough.
+    # Moved back to the common centre 0. float64 has enough digits for it, so one exchange of sums is enough.
     own_square = own_square + 2.0 * centre * own_sum + count * centre**2
     own_count = torch.full((1,), float(count), dtype=torch.float64, device=centred.device)
     sums = differentiable_sum(torch.cat([own_sum + count * centre, own_square, own_count]))

@@ -112,7 +112,7 @@ def test_hosts_that_join_but_cannot_connect_say_so(hosts: tuple[Host, Host], tmp
     assert len(printed) == 2
     for line in printed:
         assert re.search(
-            rf"error: the processes met at {hosts[0].address}:29500 but cannot connect .* now lo$", line
+            rf"error: the processes reached {hosts[0].address}:29500 but cannot connect .* now lo$", line
         ), line
 
 
@@ -200,7 +200,7 @@ def test_a_foreign_server_is_named_though_it_never_answers(
 ) -> None:
     port = listener.getsockname()[1]
     assert launched(1, "127.0.0.1", port).startswith(
-        f"what listens at 127.0.0.1:{port} is no main process of a run (no answer); choose another"
+        f"the program at 127.0.0.1:{port} is not the main process of a run (no answer); choose another"
     )
 
 
@@ -218,14 +218,14 @@ def test_a_main_host_that_cannot_be_reached_is_named(launched: Callable[..., str
 def test_processes_that_did_not_join_are_named(launched: Callable[..., str]) -> None:
     port = _free_port()
     assert launched(0, "127.0.0.1", port, WORLD_SIZE="4") == (
-        f"4 processes were launched but 1 joined at 127.0.0.1:{port} in time; absent: rank 1, 2, 3; see what these "
-        "printed, and that every host was given the same number of processes"
+        f"4 processes were launched but 1 joined at 127.0.0.1:{port} in time; absent: rank 1, 2, 3; see their "
+        "output, and check that every host was given the same number of processes"
     )
 
 
 def test_variables_that_a_launcher_sets_are_checked(launched: Callable[..., str]) -> None:
     assert launched(0, "", 1).startswith("MASTER_ADDR is not set; start processes with accelerate launch")
-    assert launched(0, "127.0.0.1", 1, RANK="").startswith("RANK is '', no whole number; start processes with")
+    assert launched(0, "127.0.0.1", 1, RANK="").startswith("RANK is '', not a whole number; start processes with")
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
