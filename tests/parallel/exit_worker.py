@@ -1,6 +1,6 @@
-"""Started by test_exit.py: pairs of processes that leave right after their last collective, their gloo threads starved.
+"""Worker of test_exit.py: pairs of processes that end right after their last collective, with starved gloo threads.
 
-Prints the exit codes of them all. Arguments: an empty directory, and the end to test: "as the product" or "as python".
+It prints the exit codes of all. Arguments: an empty directory, and the end to test: "as the product" or "as python".
 """
 
 import atexit
@@ -30,7 +30,7 @@ def _starve_gloo(rank: int) -> None:
 
 
 def _train_and_leave(rank: int, directory: Path, end: str) -> None:
-    dist.init_process_group("gloo", init_method=(directory / "meeting").as_uri(), rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=(directory / "rendezvous").as_uri(), rank=rank, world_size=2)
     module = DistributedDataParallel(nn.Linear(20, 20), gradient_as_bucket_view=True)
     _starve_gloo(rank)
     module(torch.ones(2, 20)).sum().backward()

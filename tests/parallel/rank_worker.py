@@ -1,4 +1,4 @@
-"""Started by test_ranks.py in several processes: trains objectives and writes what the main process saw."""
+"""Worker of test_ranks.py in several processes: trains objectives and writes the main process's results."""
 
 import json
 import sys
@@ -20,47 +20,47 @@ from tests.support.runs import WITH_BATCH_STATISTICS, all_tensors, make_trainer,
 from tests.support.two_players import STEPS, state_norms, two_players, watched_buckets, watched_collectives
 
 LARGE_LAYER = small_config("vae", network=MlpConfig(hidden_sizes=(400,)), steps=3)
-"""Its layers of 784 x 400 are larger than the first bucket of DistributedDataParallel by default, 1 MiB."""
+"""Config with layers of 784 x 400, larger than the default first bucket of DistributedDataParallel, 1 MiB."""
 LOCAL_STATISTICS = "averaged weights of local statistics.safetensors"
 UNEVEN = (61, 2, 1)
-"""Sizes of splits: odd, one image a rank of two, and none for one of them."""
+"""Sizes of splits: odd, one image for each of two ranks, and no image for one of them."""
 
 
 def evaluations_of_uneven_splits(trainer: Trainer) -> list[dict[str, float]]:
-    """Metrics of the first images of the train split, in batches that leave a rest, by the sizes in UNEVEN."""
+    """Evaluate the first images of the train split for each size in UNEVEN, in batches with a remainder."""
     split = trainer.dataset.train
     return [trainer.evaluate(Split("some", split.images[:n], split.labels[:n]), decoded_per_batch=16) for n in UNEVEN]
 
 
 def config_of_ranks(objective: str) -> TrainConfig:
-    """A config whose run does not depend on the number of ranks."""
+    """Make a config whose run does not depend on the number of ranks."""
     return small_config(objective, sync_batch_norm=objective in WITH_BATCH_STATISTICS)
 
 
 def _spread(tensors: list[torch.Tensor], processes: Processes) -> float:
-    """Variance over the ranks of the sum of all numbers."""
+    """Compute the variance over the ranks of the sum of all values."""
     checksum = torch.stack([tensor.detach().double().sum() for tensor in tensors]).sum()
     mean = sum_over_processes(checksum.clone()) / processes.world_size
     return float(sum_over_processes((checksum - mean) ** 2) / processes.world_size)
 
 
 def parameter_spread(trainer: Trainer) -> float:
-    """Of the weights, which ranks of one host have in common, and of their average, of which each has its own."""
+    """Compute the spread of the weights, which ranks of one host share, and of each rank's own moving average."""
     return _spread([*trainer.objective.parameters(), *trainer.best_objective.parameters()], trainer.processes)
 
 
 def _reduced_by_steps(config: TrainConfig) -> tuple[Trainer, list[dict[str, Any]], dict[str, list[int]]]:
-    """A trainer after all its steps, their logs, and what they reduced."""
+    """Train all steps; return the trainer, the logs, and the sizes of the collectives."""
     with watched_collectives() as reduced:
         trainer = make_trainer(config)
-        reduced["other"].clear()  # what is agreed on when it is made
+        reduced["other"].clear()  # collectives of its construction
         logs = [trainer.run_step(step) for step in range(config.steps)]
         in_steps = {name: list(sizes) for name, sizes in reduced.items()}
     return trainer, trainer.average_logs(logs), in_steps
 
 
 def _evaluated_with_local_statistics(path: Path) -> dict[str, Any]:
-    """Before and after an evaluation: how far batch statistics of the ranks are apart, and the main process's state."""
+    """Measure the spread of batch statistics over the ranks before and after an evaluation; save the main state."""
     trainer = make_trainer(small_config("vae-gan"))
     run_steps(trainer, 0, 4)
     buffers = list(trainer.best_objective.buffers())
@@ -73,10 +73,10 @@ def _evaluated_with_local_statistics(path: Path) -> dict[str, Any]:
 
 
 def _without_shared_memory() -> dict[str, Any]:
-    """Whether memory can be shared here, and how far a run whose weights are in it is from one through gloo."""
+    """Compare a run on shared weights with one through gloo; `shared` is True if memory can be shared here."""
     runs, shared = [], True
-    for in_common in (False, True):
-        with nullcontext() if in_common else mock.patch("gen_dist.parallel.gradients.share_weights", lambda _: None):
+    for share in (False, True):
+        with nullcontext() if share else mock.patch("gen_dist.parallel.gradients.share_weights", lambda _: None):
             trainer = make_trainer(small_config("vae"))
         run_steps(trainer, 0, 10)
         runs.append(all_tensors(trainer))

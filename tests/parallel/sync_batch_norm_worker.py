@@ -1,4 +1,4 @@
-"""Started by test_sync_batch_norm.py in two processes: normalizes this one's rows of each case, writes the results."""
+"""Worker of test_sync_batch_norm.py in two processes: normalizes its rows of each case and writes the results."""
 
 import sys
 from pathlib import Path
@@ -13,13 +13,13 @@ from gen_dist.parallel.sync_batch_norm import synchronize
 
 ROWS = 8
 ROWS_OF_FIRST = 5
-"""The other process has the rest."""
+"""Rows of the main process; the other has the rest."""
 CASES = ("maps", "vectors", "far from zero", "average of all steps, no weights")
 STEPS = 2
 
 
 def make_case(name: str) -> tuple[nn.Module, Tensor, Tensor]:
-    """A normalization with weights of its own, its inputs at each step, [STEPS, ROWS, ...], and factors of the loss."""
+    """Make a layer with random weights, its inputs at each step, [STEPS, ROWS, ...], and factors of the loss."""
     generator = torch.Generator().manual_seed(3)
     layer: nn.Module = nn.BatchNorm1d(6) if name == "vectors" else nn.BatchNorm2d(6)
     if name == "average of all steps, no weights":
@@ -34,7 +34,7 @@ def make_case(name: str) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def run_case(module: nn.Module, layer: nn.Module, inputs: Tensor, factors: Tensor) -> dict[str, Tensor]:
-    """Outputs, gradients and running statistics after a loss of `factors` times the outputs at each step."""
+    """Return outputs, gradients and running statistics for a loss of `factors` times a function of the outputs."""
     results: dict[str, Tensor] = {}
     for step, (values, factor) in enumerate(zip(inputs, factors, strict=True)):
         values = values.clone().requires_grad_()

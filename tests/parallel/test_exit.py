@@ -1,4 +1,4 @@
-"""How processes that trained together end."""
+"""End of processes that trained together."""
 
 import subprocess
 import sys
@@ -14,8 +14,8 @@ from tests.parallel.exit_worker import EXIT_CODE, PAIRS
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="starves threads by Linux's scheduler")
-def test_processes_that_trained_together_end_with_their_exit_code_and_their_words(tmp_path: Path) -> None:
-    """With Python's own end most of these abort: gloo's threads ask for a lock that no longer is."""
+def test_joined_processes_keep_exit_codes_and_output(tmp_path: Path) -> None:
+    """With Python's own end most of these abort: gloo's threads request a lock that finalization has removed."""
     words = [sys.executable, "-m", "tests.parallel.exit_worker", str(tmp_path), "as the product"]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert f"exit codes: {[EXIT_CODE] * 2 * PAIRS}" in done.stdout, done.stdout + done.stderr
@@ -23,8 +23,8 @@ def test_processes_that_trained_together_end_with_their_exit_code_and_their_word
     assert len(list(tmp_path.glob("*/* left"))) == 2 * PAIRS
 
 
-def test_a_process_that_was_killed_and_not_yet_buried_counts_as_dead() -> None:
-    """Who waits for it in shared memory must not wait for ever."""
+def test_a_zombie_process_counts_as_dead() -> None:
+    """Processes that wait for it at a barrier must not wait for ever."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert is_alive(process.pid)
     process.kill()

@@ -1,4 +1,4 @@
-"""Two real processes over gloo, launched as a user launches them, against one."""
+"""Two real processes over gloo, started by the user's launcher, compared with one."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def _run(*command: object, timeout: float = 240) -> subprocess.CompletedProcess[
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What two processes saw: objectives by name, and some more."""
+    """Results of two processes, by objective and by experiment."""
     return _results(tmp_path_factory, [name for name in OBJECTIVES if name not in COSTLY])
 
 
@@ -65,7 +65,7 @@ def costly_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
 
 @pytest.fixture
 def ranks_of(request: pytest.FixtureRequest, objective: str) -> Any:
-    """What two processes saw of one objective."""
+    """Results of two processes for one objective."""
     return request.getfixturevalue("costly_two_ranks" if objective in COSTLY else "two_ranks")[objective]
 
 
@@ -76,7 +76,7 @@ def _results(tmp_path_factory: pytest.TempPathFactory, objectives: list[str]) ->
     return {"directory": out.parent, **json.loads(out.read_text())}
 
 
-def test_the_config_file_really_joins_two_processes(two_ranks: dict[str, Any]) -> None:
+def test_the_config_file_joins_two_processes(two_ranks: dict[str, Any]) -> None:
     assert two_ranks["world_size"] == 2
 
 
@@ -90,7 +90,7 @@ def test_two_ranks_equal_one_rank(ranks_of: dict[str, Any], objective: str) -> N
     assert losses_of(result["logs"]) == close_losses(losses_of(logs))
     for name, values in _numbers(logs).items():
         if not name.endswith("loss"):
-            # Gradients jump where rounding puts one unit of one image on the other side of its activation's kink.
+            # A gradient jumps if rounding moves one unit of one image across the kink of its activation.
             tolerance = 1e-3 if name.endswith("gradient_norm") else 1e-5
             usual_size = statistics.median(map(abs, values))
             found = _numbers(result["logs"])[name]
@@ -98,13 +98,13 @@ def test_two_ranks_equal_one_rank(ranks_of: dict[str, Any], objective: str) -> N
     assert result["test"] == pytest.approx(trainer.evaluate(trainer.dataset.test), rel=1e-5, abs=1e-8)
     assert abs(result["parameter_spread"]) < 1e-9
     for two, one in zip(result["uneven"], evaluations_of_uneven_splits(trainer), strict=True):
-        # A KL near 0 is a difference of numbers near 1, in float32.
+        # A KL near 0 is a float32 difference of numbers near 1.
         assert two == pytest.approx(one, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(580)
-@pytest.mark.parametrize("processes", [4, 5], ids=["four", "five, of unlike shares"])
+@pytest.mark.parametrize("processes", [4, 5], ids=["four", "five, of unequal shares"])
 def test_more_ranks_equal_one_rank(processes: int, tmp_path: Path) -> None:
     objectives = list(OBJECTIVES) if processes == 4 else ["vae", "dcgan", "conditional dcgan", "wgan-gp, lazy", "r3gan"]
     launch = [*LAUNCH, REPOSITORY / "launch/configs/cpu_4_processes.yaml", "--num_processes", processes]
@@ -119,16 +119,14 @@ def test_more_ranks_equal_one_rank(processes: int, tmp_path: Path) -> None:
 
 
 def _numbers(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """The values of each log in the order of steps, but for histograms."""
+    """Collect the values of each log in the order of steps, without histograms."""
     names = dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, list))
     return {name: [row[name] for row in rows if name in row] for name in names}
 
 
 @each_of(OBJECTIVES)
-def test_each_turn_reduces_the_gradients_of_what_it_trains_once_and_nothing_else(
-    ranks_of: dict[str, Any], objective: str
-) -> None:
-    """But for the statistics of synchronized batch normalization, which are no gradients of weights."""
+def test_each_turn_reduces_only_its_own_gradients_and_once(ranks_of: dict[str, Any], objective: str) -> None:
+    """The statistics of synchronized batch normalization are not counted, since they are not gradients of weights."""
     trainer = make_trainer(config_of_ranks(objective))
     networks = trainer.objective.networks
     expected: dict[str, list[int]] = {"other": []}
@@ -138,15 +136,15 @@ def test_each_turn_reduces_the_gradients_of_what_it_trains_once_and_nothing_else
     assert ranks_of["reduced"] == expected
 
 
-def test_on_cpus_all_gradients_of_a_turn_go_at_once_however_large(two_ranks: dict[str, Any]) -> None:
+def test_on_cpus_large_gradients_are_reduced_at_once(two_ranks: dict[str, Any]) -> None:
     networks = make_trainer(LARGE_LAYER).objective.networks
     everything = sum(p.numel() for p in networks.parameters())
     assert everything * 4 > 2 * 2**20
     assert two_ranks["reduced by large layers"] == {"MaximizeElbo": [everything] * LARGE_LAYER.steps, "other": []}
 
 
-def test_where_no_weights_are_in_common_gradients_go_in_one_bucket_a_turn(two_ranks: dict[str, Any]) -> None:
-    """As between hosts: of what the phase trains, and of nothing else."""
+def test_without_shared_weights_a_turn_has_one_bucket(two_ranks: dict[str, Any]) -> None:
+    """As between hosts. The bucket has only the gradients of the phase's own parameters."""
     sizes = {name: _count(network) for name, network in two_players().objective.networks.items()}
     assert two_ranks["buckets"] == {
         "MaximizeElbo": [_count(make_trainer(LARGE_LAYER).objective.networks)] * LARGE_LAYER.steps,
@@ -160,15 +158,15 @@ def _count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def test_a_run_on_weights_in_common_equals_one_whose_gradients_go_through_gloo(two_ranks: dict[str, Any]) -> None:
-    """But for the last numbers of each weight, which the optimizer's kernel rounds in another way than those before."""
+def test_a_run_on_shared_weights_equals_one_through_gloo(two_ranks: dict[str, Any]) -> None:
+    """To a tolerance: the optimizer's kernel rounds the last values of each tensor differently from the others."""
     found = two_ranks["without shared memory"]
     assert found["shared"]
     assert found["names"]
     assert found["apart"] < 1e-6
 
 
-def test_evaluation_takes_the_main_process_batch_statistics_as_saving_does(two_ranks: dict[str, Any]) -> None:
+def test_evaluation_and_checkpoint_use_the_main_batch_statistics(two_ranks: dict[str, Any]) -> None:
     result = two_ranks["local statistics"]
     assert result["before"] > 1e-9
     assert result["after"] == 0
@@ -178,7 +176,7 @@ def test_evaluation_takes_the_main_process_batch_statistics_as_saving_does(two_r
     assert result["test"] == pytest.approx(one.evaluate(one.dataset.test), rel=1e-6)
 
 
-def _assert_same_game(logs: list[dict[str, float]], others: list[dict[str, float]]) -> None:
+def _assert_same_losses(logs: list[dict[str, float]], others: list[dict[str, float]]) -> None:
     assert len(logs) == STEPS
     for row, other in zip(logs, others, strict=True):
         assert row == pytest.approx(other, rel=1e-5)
@@ -190,18 +188,18 @@ def test_two_phases_on_two_ranks_equal_one_rank(two_ranks: dict[str, Any]) -> No
     assert logs[1].keys() < logs[0].keys()
     assert abs(logs[-2]["generator/loss"] - logs[0]["generator/loss"]) > 0.1
     result = two_ranks["two players"]
-    _assert_same_game(result["logs"], logs)
+    _assert_same_losses(result["logs"], logs)
     assert result["state"] == pytest.approx(state_norms(whole), rel=1e-5)
     assert abs(result["parameter_spread"]) < 1e-9
 
 
-def test_compiled_turns_of_two_processes_equal_eager_ones_of_one(two_ranks: dict[str, Any]) -> None:
+def test_compiled_turns_on_two_ranks_equal_eager_ones_on_one(two_ranks: dict[str, Any]) -> None:
     alone, result = two_players(), two_ranks["compiled players"]
-    _assert_same_game(result["logs"], all_logs(alone))
+    _assert_same_losses(result["logs"], all_logs(alone))
     assert result["state"] == pytest.approx(state_norms(alone), rel=1e-5)
 
 
-def test_turns_of_micro_batches_reduce_gradients_once_a_turn(two_ranks: dict[str, Any]) -> None:
+def test_micro_batches_are_reduced_once_a_turn(two_ranks: dict[str, Any]) -> None:
     networks = two_players().objective.networks
     sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     assert two_ranks["two players"]["reduced"] == {
@@ -212,15 +210,15 @@ def test_turns_of_micro_batches_reduce_gradients_once_a_turn(two_ranks: dict[str
 
 
 @pytest.mark.parametrize("changes", [{"accumulation": 2}, {"compile": True, "accumulation": 2}], ids=str)
-def test_two_phases_accumulated_or_compiled_equal_whole_eager_ones(changes: dict[str, Any]) -> None:
+def test_accumulated_or_compiled_phases_equal_whole_eager_ones(changes: dict[str, Any]) -> None:
     whole, changed = two_players(), two_players(**changes)
-    _assert_same_game(all_logs(changed), all_logs(whole))
+    _assert_same_losses(all_logs(changed), all_logs(whole))
     assert state_norms(changed) == pytest.approx(state_norms(whole), rel=1e-5)
     assert all(parameter.requires_grad for parameter in changed.objective.parameters())
 
 
 @pytest.mark.parametrize(("start", "resume"), [(in_two_ranks, warm_python), (warm_python, in_two_ranks)])
-def test_a_run_goes_on_with_another_number_of_ranks(
+def test_a_run_resumes_with_another_number_of_ranks(
     start: Callable[[], list[str]], resume: Callable[[], list[str]], tmp_path: Path
 ) -> None:
     config = write_config(tmp_path / "config.json", small_config("vae", checkpoint_every=25))
@@ -239,7 +237,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
 
 @pytest.mark.parametrize("launch", [LAUNCHED_ONE, TWO], ids=["one", "two"])
 def test_a_signal_to_the_launcher_saves_the_run_in_every_process(launch: list[str], tmp_path: Path) -> None:
-    """Accelerate's launcher of one process passes nothing on to its child; that of two does, to both at other steps."""
+    """Accelerate's launcher of one process forwards no signal to its child; that of two does, at different steps."""
     run = tmp_path / "run"
     config = small_config("vae", steps=100_000, checkpoint_every=100_000, sample_every=100_000, evaluate_every=100_000)
     words = [*launch, REPOSITORY / "launch/train.py", "--config", write_config(tmp_path / "config.json", config)]

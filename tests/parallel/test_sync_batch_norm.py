@@ -1,4 +1,4 @@
-"""Normalization over two real processes against torch's over the whole batch in one."""
+"""Normalization over two real processes, compared with torch's over the whole batch in one."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def _assert_close(found: Tensor, expected: Tensor) -> None:
 
 
 def _expected(name: str) -> dict[str, Tensor]:
-    """By torch in one process; in float64, as inputs far from zero are too much for its float32."""
+    """Compute results by torch in one process, in float64: its float32 is too coarse for inputs far from zero."""
     layer, inputs, factors = make_case(name)
     return run_case(layer.double(), layer, inputs.double(), factors.double())
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_ranks_normalize_as_one_does_the_whole_batch(two_ranks: list[dict[str, Tensor]], name: str) -> None:
+def test_two_ranks_normalize_as_one_rank_does(two_ranks: list[dict[str, Tensor]], name: str) -> None:
     expected = _expected(name)
     first, second = ({key: value for key, value in rank.items() if key.startswith(f"{name}: ")} for rank in two_ranks)
     assert len(first) == len(expected) == 2 * STEPS + (3 if "no weights" in name else 5)
@@ -67,7 +67,7 @@ def test_two_ranks_normalize_as_one_does_the_whole_batch(two_ranks: list[dict[st
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_in_one_process_it_is_torchs_own(name: str) -> None:
+def test_in_one_process_results_are_torchs(name: str) -> None:
     layer, inputs, factors = make_case(name)
     results = run_case(synchronize(layer), layer, inputs, factors)
     assert isinstance(layer, SyncBatchNorm)
@@ -77,14 +77,14 @@ def test_in_one_process_it_is_torchs_own(name: str) -> None:
         _assert_close(results[key], value)
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+def test_gradients_equal_finite_differences() -> None:
     layer = synchronize(nn.BatchNorm2d(2).double())
     inputs = torch.randn(3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layer, inputs)
     assert torch.autograd.gradgradcheck(layer, inputs)
 
 
-def test_only_the_kind_of_a_layer_changes() -> None:
+def test_only_the_class_of_a_layer_changes() -> None:
     shared = nn.BatchNorm2d(3)
     module = nn.Sequential(nn.Conv2d(3, 3, 1), shared, nn.Sequential(nn.BatchNorm1d(4), shared), nn.GroupNorm(1, 3))
     before = module.state_dict()

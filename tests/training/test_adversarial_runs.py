@@ -1,4 +1,4 @@
-"""Runs of adversarial objectives: what they write, that they resume to the bit, and how they end when they diverge."""
+"""Runs of adversarial objectives: their files, bit-exact resumption, and divergence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from tests.support.runs import assert_same_bits, small_config
 
 STEPS, CHECKPOINT_EVERY = 14, 7
 RUNS = ("conditional gan", "sngan", "wgan-gp, lazy", "vae-gan")
-"""Labels; singular vectors as buffers; turns and penalties at some steps; batch statistics and three optimizers."""
+"""They cover labels; singular vectors as buffers; turns and penalties at some steps; batch statistics and three
+optimizers."""
 
 
 def _config(objective: str, run_dir: Path, **changes: Any) -> TrainConfig:
@@ -40,7 +41,7 @@ def _train(config: TrainConfig) -> Outcome:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Directories of whole runs by their objective."""
+    """Directories of uninterrupted runs by objective."""
     os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
     directory = tmp_path_factory.mktemp("finished")
     for number, objective in enumerate(RUNS):
@@ -78,9 +79,7 @@ def test_a_run_draws_its_samples_walks_curves_scores_and_classes(objective: str,
 
 
 @pytest.mark.parametrize("objective", RUNS)
-def test_a_run_records_every_turns_loss_histograms_of_scores_and_checks_of_samples(
-    objective: str, finished: dict[str, Path]
-) -> None:
+def test_a_run_records_losses_score_histograms_and_sample_checks(objective: str, finished: dict[str, Path]) -> None:
     records = _records(finished[objective])
     assert [record["step"] for record in records] == [4, 7, 8, 12, 14]
     players = ["critic" if "wgan" in objective else "discriminator", "generator"]
@@ -107,7 +106,7 @@ def test_a_run_records_every_turns_loss_histograms_of_scores_and_checks_of_sampl
 
 
 @pytest.mark.parametrize("objective", RUNS)
-def test_a_run_that_goes_on_in_its_middle_ends_with_the_same_bits_lines_and_pictures(
+def test_a_resumed_run_has_the_same_bits_lines_and_pictures(
     objective: str, finished: dict[str, Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
@@ -135,9 +134,7 @@ def test_a_run_that_goes_on_in_its_middle_ends_with_the_same_bits_lines_and_pict
         (GanGeneratorPhase, "generator", "generator"),
     ],
 )
-def test_a_loss_that_is_nan_stops_the_run_and_names_step_phase_and_network(
-    phase: Any, name: str, broken: str, tmp_path: Path
-) -> None:
+def test_a_nan_loss_names_step_phase_and_network(phase: Any, name: str, broken: str, tmp_path: Path) -> None:
     path = tmp_path / "run"
     forward = phase.forward
 
@@ -161,12 +158,10 @@ def test_a_loss_that_is_nan_stops_the_run_and_names_step_phase_and_network(
 
 
 @pytest.mark.parametrize("objective", ["gan", "wgan-gp, lazy", "r3gan"])
-def test_a_game_at_a_wild_learning_rate_stops_and_leaves_its_last_good_checkpoint(
-    objective: str, tmp_path: Path
-) -> None:
+def test_a_diverged_gan_keeps_its_last_finite_checkpoint(objective: str, tmp_path: Path) -> None:
     path = tmp_path / "run"
     optimization = OptimizerConfig(optimizer="sgd", betas=(0.0, 0.0), warmup_steps=10**6)
-    # The rate is large at once and grows to one that no network stands.
+    # The rate is large at the first step and grows until every network diverges.
     wild = _config(objective, path, optimization=optimization, learning_rate=1e13, checkpoint_every=1, steps=60)
     with pytest.raises(DivergenceError, match=r"(critic|discriminator|generator)/\w+ is .* at step \d+|update of step"):
         _train(wild)

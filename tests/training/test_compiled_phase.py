@@ -1,4 +1,4 @@
-"""Forward and backward as one compiled graph, against autograd's own gradients."""
+"""Forward and backward pass as one compiled graph, compared with autograd's gradients."""
 
 from unittest import mock
 
@@ -10,7 +10,7 @@ from gen_dist.training.compiled_phase import CompiledPhase
 
 
 class Sums(Phase):
-    """Two layers whose outputs are added, so that their biases have equal gradients, and one that has no part in it."""
+    """Phase with two layers that are added, so that their biases have equal gradients, and one unused layer."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -59,8 +59,8 @@ def test_gradients_are_autograds_of_one_graph() -> None:
     assert [one is None for one in found] == [one is None for one in expected] == [False] * 6 + [True] * 2
 
 
-def test_a_gradient_is_laid_out_as_its_parameter_and_in_memory_of_its_own() -> None:
-    """Whatever a compiler hands over: here one tensor for two biases, and a weight's in rows where it is in pixels."""
+def test_gradients_have_the_parameters_layout_and_own_memory() -> None:
+    """Even if the compiler returns one tensor for two biases, or a contiguous gradient of a channels-last weight."""
     phase = Sums()
     layers = dict(phase.named_parameters())
     trained = [layers[f"objective.networks.{name}"] for name in ("first.bias", "second.bias", "maps.weight")]
@@ -80,11 +80,11 @@ def test_a_gradient_is_laid_out_as_its_parameter_and_in_memory_of_its_own() -> N
         torch.testing.assert_close(parameter.grad, 2 * gradient)
 
 
-def test_gradients_of_what_is_computed_in_float32_stay_so_in_bf16() -> None:
-    """As those of a gradient penalty: autocast ends before backward."""
+def test_gradients_of_float32_operations_stay_float32_in_bf16() -> None:
+    """An example is a gradient penalty: autocast ends before the backward pass."""
     phase = Wide()
     whole = CompiledPhase(phase, list(phase.parameters()))
-    # The same operations, as they come.
+    # The same operations, not compiled.
     with torch.autocast("cpu", torch.bfloat16), mock.patch.object(whole, "_compiled", whole._turn):
         loss = phase(batch_of(0)).loss
         whole.add_gradients(batch_of(0), 1.0)
@@ -95,7 +95,7 @@ def test_gradients_of_what_is_computed_in_float32_stay_so_in_bf16() -> None:
 
 
 class Wide(Phase):
-    """A product that autocast is kept away from."""
+    """Phase with a matrix product outside autocast."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Recorded steps, on a tape that is as blind as a CUDA graph to whatever does not stand in tensors."""
+"""Recorded steps, on a tape that ignores values outside tensors, as a CUDA graph does."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -25,7 +25,7 @@ from tests.support.runs import (
 from tests.support.tape import TapeRecorder, device_noise_on_cpu
 
 T = TypeVar("T")
-STEPS = 16  # the rarest kind of step comes every sixth: it is recorded, and replayed at least once
+STEPS = 16  # the rarest kind of step is every sixth: enough to record it, and to replay it at least once
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def _device_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _trainer(config: TrainConfig, recorder: Recorder | None = None) -> Trainer:
-    """As on a GPU: the numbers of a step stand in tensors, and steps are recorded."""
+    """Make a trainer as on a GPU: the scheduled values of a step are tensors, and steps are recorded."""
     trainer = make_trainer(config)
     trainer._schedule = Schedule(config, torch.device("cpu"), in_tensors=True)
     trainer._recorded = RecordedSteps(lambda: recorder) if recorder else None
@@ -57,7 +57,7 @@ class _Counting(TapeRecorder):
 
 
 def _assert_the_same(config: TrainConfig, steps: int = STEPS) -> _Counting:
-    """With recordings and without, steps have the same losses and leave the same state, to the bit."""
+    """Assert that recorded and direct steps have the same losses and final state, bit for bit."""
     plain, recorder = _trainer(config), _Counting()
     recording = _trainer(config, recorder)
     assert run_steps(recording, 0, steps) == run_steps(plain, 0, steps)
@@ -82,7 +82,7 @@ def test_kinds_of_steps_have_recordings_of_their_own() -> None:
 
 
 def test_a_loaded_state_is_recorded_anew() -> None:
-    """The optimizer's tensors are others then: a recording from before would go on with the old ones."""
+    """Loading replaces the optimizer's tensors: an old recording would keep using the old ones."""
     config = small_config("vae", steps=STEPS)
     whole, recorder = _trainer(config), _Counting()
     losses = run_steps(whole, 0, 4)
@@ -117,7 +117,7 @@ def test_a_stopwatch_sees_the_parts_of_a_step() -> None:
     assert recorder.replayed == 2
 
 
-def test_what_cannot_be_recorded_says_so() -> None:
+def test_a_step_that_cannot_be_recorded_is_an_error() -> None:
     class Refusing(TapeRecorder):
         def record(self, work: Callable[[], T]) -> tuple[T, Callable[[], None]]:
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
@@ -128,14 +128,14 @@ def test_what_cannot_be_recorded_says_so() -> None:
         trainer.run_step(WARM_UP_STEPS)
 
 
-def test_a_tape_is_as_blind_as_a_graph() -> None:
-    """The tests above would see a number of the host that changes from step to step."""
+def test_a_tape_ignores_host_values_as_a_graph_does() -> None:
+    """So the tests above would detect a host value that changes from step to step."""
     config = small_config("vae", steps=STEPS)
     trainers = _trainer(config, TapeRecorder()), _trainer(config)
     for trainer in trainers:
         trainer._schedule = Schedule(config, torch.device("cpu"), in_tensors=False)
     taped, plain = (run_steps(trainer, 0, 8) for trainer in trainers)
-    # The first step after the recording has the learning rate of the recorded one, and its loss is from before that.
+    # The first step after the recording has the recorded learning rate. Its loss is computed before the update.
     same = WARM_UP_STEPS + 2
     assert taped[:same] == plain[:same]
     assert all(ours != theirs for ours, theirs in zip(taped[same:], plain[same:], strict=True))

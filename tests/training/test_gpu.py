@@ -1,4 +1,4 @@
-"""What only a GPU shows: the same bits again, resumed or mapped, and the same run as on the CPU."""
+"""Tests that need a GPU: equal bits when repeated, resumed or mapped, and the same run as on the CPU."""
 
 import dataclasses
 import shutil
@@ -59,7 +59,7 @@ def test_a_run_gives_the_same_bits_each_time_compiled_or_not(objective: str) -> 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_recorded_step_has_the_bits_of_one_launched_kernel_by_kernel(objective: str, precision: str) -> None:
+def test_recorded_steps_have_the_bits_of_launched_ones(objective: str, precision: str) -> None:
     _assert_recorded_steps_are_the_steps(_config(objective, steps=16, precision=precision))
 
 
@@ -92,7 +92,7 @@ def test_a_step_that_waits_for_its_results_cannot_be_recorded(monkeypatch: pytes
     with pytest.raises(ConfigError, match="--no-cuda-graphs"):
         _losses(_config("vae", steps=4))
     assert torch.cuda.current_stream() == stream
-    # It has done no harm: the same process goes on without, and draws with torch's generator.
+    # Stream and generator still work: the same process trains without recordings.
     assert torch.randn(3, device="cuda").isfinite().all()
     assert len(_losses(_config("vae", steps=4, cuda_graphs=False))) == 4
 
@@ -118,7 +118,7 @@ def test_mapped_batches_are_the_resident_ones() -> None:
 
 
 def test_deterministic_losses_are_those_of_the_cpu() -> None:
-    """An autoencoder draws nothing; noise is another on each kind of device."""
+    """An autoencoder draws no noise. Noise differs between kinds of devices."""
     config = _config("autoencoder", steps=5)
     assert _losses(config) == pytest.approx(_losses(dataclasses.replace(config, device="cpu")), rel=1e-4)
 

@@ -1,4 +1,4 @@
-"""A generator that learns by pairs leaves out none of 25 modes."""
+"""A generator with a pairing loss covers all of 25 modes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from gen_dist.training.trainer import Trainer
 
 MODES = 25
 DEVIATION = 3.0
-"""Of each mode, in levels of the 256."""
+"""Standard deviation of each mode, in pixel levels of 0..255."""
 NEAR = 4 * DEVIATION
-"""So near to a mode are 99.7 % of its images. Neighbouring modes are 120 levels apart, the nearest of all 117."""
+"""Distance to a mode within which 99.7 % of its images are. Neighbours are 120 levels apart, the nearest modes 117."""
 SAMPLES = 10_000
 
 
 def ring() -> NDArray[np.float64]:
-    """The modes, [MODES, 4 pixels]: on a closed curve of radius 100 in two pixels, five times as fast in two more.
+    """Centres of the modes, [MODES, 4 pixels]: on a circle of radius 100 in two pixels, at five times the angle in two.
 
-    In one plane they would be 25 levels apart on a circle, where a small network takes them for the circle itself for
-    thousands of steps; a generator of the circle would be counted as one of all modes.
+    On a circle in one plane they would be 25 levels apart. A small network learns the whole circle for thousands of
+    steps there, and a generator of the circle would count as one of all modes.
     """
     angles = 2 * np.pi * np.arange(MODES) / MODES
     waves = [wave(turns * angles) for turns in (1, 5) for wave in (np.cos, np.sin)]
@@ -35,7 +35,7 @@ def ring() -> NDArray[np.float64]:
 
 
 def images_of_modes(count: int, seed: int) -> Split:
-    """Images of 2 x 2 pixels, Gaussian about a mode drawn at random, which is their label."""
+    """Draw images of 2 x 2 pixels, Gaussian about a random mode, which is their label."""
     chance = np.random.default_rng(seed)
     labels = chance.integers(0, MODES, count)
     pixels = ring()[labels] + DEVIATION * chance.standard_normal((count, 4))
@@ -43,7 +43,7 @@ def images_of_modes(count: int, seed: int) -> Split:
 
 
 def shares_of_modes(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Share of the images that are near each mode, [MODES]: their sum is the share that is near any."""
+    """Compute the share of images near each mode, [MODES]. The sum is the share near any mode."""
     distances = np.linalg.norm(images.reshape(-1, 1, 4).astype(np.float64) - ring(), axis=2)
     near = distances.min(axis=1) <= NEAR
     shares: NDArray[np.float64] = np.bincount(distances.argmin(axis=1)[near], minlength=MODES) / len(images)
@@ -51,11 +51,11 @@ def shares_of_modes(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def modes_covered(shares: NDArray[np.float64]) -> int:
-    """Modes with at least a quarter of their due."""
+    """Count the modes with at least a quarter of an equal share."""
     return int((shares >= 0.25 / MODES).sum())
 
 
-def test_real_images_cover_all_modes_and_those_that_leave_one_out_or_lie_between_them_do_not() -> None:
+def test_coverage_detects_missing_modes_and_images_between_modes() -> None:
     split = images_of_modes(SAMPLES, seed=2)
     shares = shares_of_modes(split.images)
     assert modes_covered(shares) == MODES
@@ -83,7 +83,7 @@ def test_pairing_covers_every_mode_of_a_ring(seed: int) -> None:
     train = images_of_modes(20_000, seed=0)
     dataset = Dataset(train, images_of_modes(1000, seed=1), tuple(map(str, range(MODES))), digest="modes")
     trainer = Trainer(config, dataset, start_processes(config))
-    _let_modes_be_told_apart(trainer)
+    _separate_modes(trainer)
     for step in range(config.steps):
         trainer.run_step(step)
     model = GenerativeModel(trainer.best_objective, config, dataset.image_shape, dataset.class_names)
@@ -93,8 +93,8 @@ def test_pairing_covers_every_mode_of_a_ring(seed: int) -> None:
     assert shares.sum() > 0.7, shares.sum()
 
 
-def _let_modes_be_told_apart(trainer: Trainer) -> None:
-    """First layers that start with larger weights: a generator can then jump from mode to mode between latents."""
+def _separate_modes(trainer: Trainer) -> None:
+    """Enlarge the initial weights of the first layers, so that near latents can be in different modes."""
     generator, discriminator = (trainer.objective.networks[name] for name in ("generator", "discriminator"))
     assert isinstance(generator, Generator) and isinstance(generator.decoder, MlpDecoder)
     assert isinstance(discriminator, Discriminator) and isinstance(discriminator.encoder, MlpEncoder)

@@ -1,7 +1,7 @@
-"""Runs that commit 61fab54 wrote, with all modules in one folder, load, resume, evaluate and report.
+"""Runs of commit 61fab54, which had all modules in one folder, can be loaded, resumed, evaluated and reported.
 
-`old_runs/NAME` is a run directory without its pictures, after 12 steps and an evaluation. `going-on.jsonl` has the
-lines of metrics.jsonl that the same commit wrote up to step 18.
+`old_runs/NAME` is a run directory without pictures, after 12 steps and an evaluation. `going-on.jsonl` has the later
+lines of metrics.jsonl, up to step 18, by the same commit.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def old_run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_an_old_run_goes_on_as_it_went_on_before(old_run: Path) -> None:
+def test_an_old_run_resumes_with_the_same_metrics(old_run: Path) -> None:
     paths = RunPaths(old_run)
     config = TrainConfig.from_json(paths.config.read_text(), "config.json")
     assert train(dataclasses.replace(config, run_dir=str(old_run), steps=18), say=_silent).finished
@@ -44,7 +44,7 @@ def test_an_old_run_goes_on_as_it_went_on_before(old_run: Path) -> None:
     for before, after in zip(expected, found, strict=True):
         assert after.keys() - {"images_per_second"} == before.keys()
         for name, value in before.items():
-            if not isinstance(value, list):  # a sample next to the edge of a bin or a class may fall on either side
+            if not isinstance(value, list):  # a sample near the edge of a bin or a class may be on either side
                 assert after[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
 
 

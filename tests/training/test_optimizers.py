@@ -1,4 +1,4 @@
-"""LightAdam against torch's own Adam."""
+"""LightAdam compared with torch's Adam."""
 
 import copy
 import functools
@@ -28,7 +28,7 @@ def _backward(net: nn.Module, step: int) -> None:
 @pytest.mark.parametrize(("weight_decay", "piece"), [(0.0, 0), (0.1, 0), (0.1, 4)])
 def test_light_adam_equals_torchs(name: str, weight_decay: float, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizers, "piece_size", lambda _parameters: piece)
-    # A CPU rounds what is left over from whole vectors in another way, and pieces leave over more.
+    # A CPU rounds the remainder of a tensor differently from whole vectors, and pieces have more remainders.
     same = functools.partial(torch.allclose, rtol=1e-5, atol=1e-6) if piece else torch.equal
     ours, theirs = _nets()
     config = OptimizerConfig(optimizer=name, betas=(0.8, 0.95), weight_decay=weight_decay)  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def test_gpus_take_small_nets_in_pieces(elements: int, size: int) -> None:
         return [_OnGpu(torch.empty(count // 2, device="meta")) for _ in range(2)]
 
     assert piece_size(parameters(elements)) == size
-    assert piece_size(parameters(256 * LARGEST_PIECE)) == 0  # blocks enough as it is
+    assert piece_size(parameters(256 * LARGEST_PIECE)) == 0  # enough blocks without pieces
     assert piece_size([torch.zeros(elements)]) == 0
 
 
@@ -86,7 +86,7 @@ class _OnGpu(torch.Tensor):
 
 
 def test_training_does_not_import_the_compiler() -> None:
-    """It takes seconds of the start of a run."""
+    """The import would add seconds to the start of a run."""
     program = """
 import sys, torch
 from gen_dist.config import OptimizerConfig

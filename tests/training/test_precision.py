@@ -1,4 +1,4 @@
-"""Half precision with a loss scale, and a step that never waits for what it computes."""
+"""Half precision with a loss scale, and steps without waits for their own results."""
 
 import dataclasses
 import os
@@ -27,7 +27,7 @@ def _quiet(_line: str) -> None:
 
 
 def _with_loss_scale(config: TrainConfig, scale: float) -> Trainer:
-    """A trainer whose loss scale is known to make no gradient of the first step overflow."""
+    """Make a trainer with a loss scale at which no gradient of the first step overflows."""
     trainer = make_trainer(config)
     scales = {name: {**state, "scale": scale} for name, state in trainer.loss_scales().items() if state}
     facts = {"data_digest": trainer.dataset.digest, "loss_scales": trainer.loss_scales() | scales}
@@ -36,7 +36,7 @@ def _with_loss_scale(config: TrainConfig, scale: float) -> Trainer:
 
 
 def _first_update(config: TrainConfig) -> Tensor:
-    """What the first step adds to the weights, all in one vector."""
+    """Compute the change of all weights by the first step, as one vector."""
     trainer = _with_loss_scale(config, 256.0)
     before = [value.clone() for value in trainer.tensors()["networks"].values()]
     trainer.run_step(0)
@@ -46,7 +46,7 @@ def _first_update(config: TrainConfig) -> Tensor:
 
 @pytest.mark.parametrize("clip_norm", [0.5, 1e6], ids=["clipped", "not clipped"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_fp16_divides_its_loss_scale_out_before_it_clips(clip_norm: float, accumulation: int) -> None:
+def test_fp16_unscales_gradients_before_clipping(clip_norm: float, accumulation: int) -> None:
     optimization = OptimizerConfig(optimizer="sgd", betas=(0.0, 0.0), clip_norm=clip_norm)
     config = small_config("vae", optimization=optimization, learning_rate=1.0)
     wide = _first_update(config)
@@ -59,7 +59,7 @@ def test_fp16_divides_its_loss_scale_out_before_it_clips(clip_norm: float, accum
 
 
 @pytest.mark.parametrize("objective", ["wgan-gp, lazy", "r3gan"])
-def test_fp16_penalizes_slopes_of_scores_that_no_loss_scale_has_enlarged(objective: str) -> None:
+def test_fp16_penalizes_unscaled_slopes(objective: str) -> None:
     config = small_config(objective, optimization=OptimizerConfig(optimizer="sgd", betas=(0.0, 0.0)))
     wide = _first_update(config)
     narrow = _first_update(dataclasses.replace(config, precision="fp16"))
@@ -67,7 +67,7 @@ def test_fp16_penalizes_slopes_of_scores_that_no_loss_scale_has_enlarged(objecti
 
 
 @pytest.mark.parametrize("overflowing", ["discriminator", "generator"])
-def test_an_overflow_in_one_turn_skips_no_step_of_the_other_and_leaves_its_loss_scale(overflowing: str) -> None:
+def test_an_overflow_affects_only_its_own_turn_and_loss_scale(overflowing: str) -> None:
     trainer = _with_loss_scale(small_config("gan", precision="fp16"), 256.0)
     scales = trainer.loss_scales()
     assert list(scales) == ["generator", "discriminator"]
@@ -94,10 +94,10 @@ def test_an_overflow_in_one_turn_skips_no_step_of_the_other_and_leaves_its_loss_
         ("r3gan, lazy, conditional, augmented", ["narrow", "narrow", "float32"], ["narrow", "narrow", "narrow"]),
     ],
 )
-def test_slopes_that_are_penalized_are_computed_in_float32_and_nothing_else_is(
+def test_only_penalized_slopes_are_computed_in_float32(
     objective: str, penalized: list[str], unpenalized: list[str] | None, precision: Any
 ) -> None:
-    """By the products in the discriminator at the first two steps: the generator's turn if it is, then the other's."""
+    """The dtypes of the discriminator's products at the first two steps: the generator's turn if due, then its own."""
     trainer = make_trainer(small_config(objective, precision=precision))
     seen: list[str] = []
     discriminator = trainer.objective.networks["discriminator"]
@@ -127,7 +127,7 @@ def _newest(run_dir: Path) -> tuple[Checkpoint, TrainConfig]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in fp16 of six steps with a checkpoint at the third."""
+    """Directory of a run in fp16 of six steps, with a checkpoint at the third."""
     path = tmp_path_factory.mktemp("fp16") / "run"
     os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
     train(_fp16(path), say=_quiet)
@@ -136,20 +136,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def half(whole: Path, tmp_path: Path) -> Path:
-    """A copy of that run that was interrupted after its third step."""
+    """Copy of that run as if interrupted after its third step."""
     shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/step_00000006")
     return tmp_path / "run"
 
 
-def test_a_run_in_fp16_saves_its_loss_scale_and_goes_on_with_it(half: Path) -> None:
+def test_a_resumed_fp16_run_keeps_its_loss_scale(half: Path) -> None:
     checkpoint, config = _newest(half)
     saved = checkpoint.facts["loss_scales"]["vae"]
     assert checkpoint.step == 3
     assert saved["scale"] > 1
-    # A scale and a count that no run of six steps comes to by itself.
-    told = {**checkpoint.facts, "loss_scales": {"vae": {**saved, "scale": 192.0, "_growth_tracker": 100}}}
-    checkpoints.save(half, dataclasses.replace(checkpoint, facts=told), config, keep=2)
+    # A scale and a count that no run of six steps reaches by itself.
+    changed = {**checkpoint.facts, "loss_scales": {"vae": {**saved, "scale": 192.0, "_growth_tracker": 100}}}
+    checkpoints.save(half, dataclasses.replace(checkpoint, facts=changed), config, keep=2)
     train(_fp16(half), say=_quiet)
     resumed, _ = _newest(half)
     assert resumed.step == 6
@@ -157,7 +157,7 @@ def test_a_run_in_fp16_saves_its_loss_scale_and_goes_on_with_it(half: Path) -> N
     assert resumed.facts["loss_scales"]["vae"]["_growth_tracker"] == 103
 
 
-def test_an_interrupted_run_in_fp16_ends_with_the_same_bits_and_scale(whole: Path, half: Path) -> None:
+def test_a_resumed_fp16_run_ends_with_the_same_bits_and_scale(whole: Path, half: Path) -> None:
     train(_fp16(half), say=_quiet)
     (expected, _), (resumed, _) = _newest(whole), _newest(half)
     assert expected.step == resumed.step == 6
@@ -167,9 +167,9 @@ def test_an_interrupted_run_in_fp16_ends_with_the_same_bits_and_scale(whole: Pat
 
 
 class _Reads(TorchDispatchMode):
-    """Lists what is brought to Python numbers within it, but for the noise's int64 key and 8-bit images.
+    """List of the tensors that are converted to Python numbers, except the noise's int64 key and 8-bit images.
 
-    On a CPU those are read to draw the noise there; on a GPU nothing is.
+    On a CPU those are read to draw the noise; on a GPU they are not.
     """
 
     def __init__(self) -> None:
@@ -206,7 +206,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Reads]:
     yield mode
 
 
-def test_the_watch_on_reads_sees_them(reads: _Reads) -> None:
+def test_reads_are_detected(reads: _Reads) -> None:
     loss = torch.tensor(1.5)
     with reads:
         float(loss), bool(loss > 1), loss.item(), loss.tolist(), loss.numpy()
@@ -217,7 +217,7 @@ def test_the_watch_on_reads_sees_them(reads: _Reads) -> None:
 
 
 @each_of(OBJECTIVES)
-def test_a_step_reads_no_number_of_what_it_computes(objective: str, reads: _Reads) -> None:
+def test_a_step_does_not_read_its_own_results(objective: str, reads: _Reads) -> None:
     """Each such read makes the host wait for a GPU."""
     optimization = OptimizerConfig(warmup_steps=5, decay="cosine", ema_decay=0.99, clip_norm=1.0)
     trainer = make_trainer(small_config(objective, accumulation=2, optimization=optimization))

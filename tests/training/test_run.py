@@ -1,4 +1,4 @@
-"""Runs and their directories: the files of a run, and how it is killed, stopped, resumed and refused."""
+"""Runs and their directories: files, kills, stops, resumption and refusals."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _assert_equals_uninterrupted(run_dir: Path, uninterrupted: Path) -> None:
 
 
 def _in_child(action: Callable[[], None], wait_to_kill: Callable[[], None] | None = None) -> int:
-    """Run an action in a forked process and return its wait status. After `wait_to_kill`, if given, it is killed."""
+    """Run an action in a forked process and return its wait status. Kill it after `wait_to_kill`, if given."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the child does not use the other threads
         child = os.fork()
@@ -94,7 +94,7 @@ def _in_child(action: Callable[[], None], wait_to_kill: Callable[[], None] | Non
     return os.waitpid(child, 0)[1]
 
 
-def test_a_run_writes_what_it_promises(uninterrupted: Path) -> None:
+def test_a_run_writes_its_documented_files(uninterrupted: Path) -> None:
     config = TrainConfig.from_json((uninterrupted / "config.json").read_text(), "config.json")
     assert config == _config(uninterrupted)
     environment = json.loads((uninterrupted / "environment.json").read_text())
@@ -201,7 +201,7 @@ def test_killed_while_writing_a_checkpoint_it_resumes_exactly(call: str, uninter
         assert not list((path / "checkpoints").glob(".*"))
 
 
-def test_a_file_of_the_system_in_a_checkpoint_does_no_harm(uninterrupted: Path, tmp_path: Path) -> None:
+def test_system_files_in_a_checkpoint_are_ignored(uninterrupted: Path, tmp_path: Path) -> None:
     shutil.copytree(uninterrupted, tmp_path / "run")
     newest = checkpoint_paths(tmp_path / "run")[0]
     for name in (".DS_Store", "._state.json", "Thumbs.db", ".nfs000000000001"):
@@ -249,7 +249,7 @@ def _signalled(command: list[str], number: signal.Signals, directory: Path) -> s
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_exits_with_zero_and_the_command_goes_on(
+def test_a_signal_saves_and_the_same_command_resumes(
     number: signal.Signals, uninterrupted: Path, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path / "config.json", _config(tmp_path / "run", checkpoint_every=1000))
@@ -293,7 +293,7 @@ def test_the_environment_of_previous_starts_is_kept(uninterrupted: Path, tmp_pat
     assert last["earlier"] == [{name: value for name, value in first.items() if name != "earlier"}]
 
 
-def test_a_run_without_checkpoint_leaves_nothing_to_the_next(uninterrupted: Path, tmp_path: Path) -> None:
+def test_files_of_a_run_without_checkpoint_are_removed(uninterrupted: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(uninterrupted, path)
     shutil.rmtree(path / "checkpoints")
@@ -303,7 +303,7 @@ def test_a_run_without_checkpoint_leaves_nothing_to_the_next(uninterrupted: Path
     assert (path / "wandb-id").read_text() != (uninterrupted / "wandb-id").read_text()
 
 
-def test_a_directory_that_holds_no_run_loses_nothing(tmp_path: Path) -> None:
+def test_a_directory_without_a_run_keeps_its_files(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples/mine.png").write_text("mine")
     (tmp_path / "config.json").write_text('{"of": "something else"}')
@@ -311,7 +311,7 @@ def test_a_directory_that_holds_no_run_loses_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "samples/mine.png").read_text() == "mine"
 
 
-def test_fresh_starts_over_and_keeps_what_is_not_the_runs(uninterrupted: Path, tmp_path: Path) -> None:
+def test_fresh_starts_over_and_keeps_foreign_files(uninterrupted: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(uninterrupted, path)
     (path / "my notes.txt").write_text("keep me")
@@ -325,7 +325,7 @@ def test_fresh_starts_over_and_keeps_what_is_not_the_runs(uninterrupted: Path, t
 def test_a_removed_run_leaves_nothing(uninterrupted: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(uninterrupted, path)
-    for name in ("scores.png", "evaluation.json", "report.html"):  # of a GAN, of evaluating and of reporting
+    for name in ("scores.png", "evaluation.json", "report.html"):  # files of a GAN, an evaluation and a report
         (path / name).touch()
     remove_run(path)
     assert {left.name for left in path.iterdir()} <= {".lock", ".holder"}
@@ -439,7 +439,7 @@ def test_a_run_begun_in_float32_goes_on_in_fp16(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoilt", ["a file named samples", "no metrics", "a config of bytes"])
-def test_a_spoilt_run_directory_is_one_line_or_no_harm(spoilt: str, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_damaged_run_directory_is_one_line_or_harmless(spoilt: str, uninterrupted: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(uninterrupted, path)
     if spoilt == "no metrics":

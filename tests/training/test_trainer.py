@@ -1,4 +1,4 @@
-"""The training step: what it trains, and that it is a pure function of config, data, step and state."""
+"""The training step is a pure function of config, data, step and state."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def _checkpoint_of(trainer: Trainer, step: int) -> Checkpoint:
 @each_of([name for name in OBJECTIVES if name not in ADVERSARIAL])
 def test_training_lowers_the_loss(objective: str) -> None:
     losses = run_steps(make_trainer(small_config(objective)), 0, 50)
-    # After the warm-up of the KL weight. A Gaussian's loss may be negative: its density is no probability.
+    # After the warm-up of the KL weight. A Gaussian's loss may be negative, since its density may exceed 1.
     first, last = sum(losses[8:16]), sum(losses[-8:])
     assert last < first - 0.02 * abs(first)
 
@@ -45,13 +45,13 @@ def test_training_lowers_the_loss(objective: str) -> None:
 @every_objective
 def test_two_runs_of_one_config_are_the_same_run(objective: str) -> None:
     first, second = make_trainer(small_config(objective)), make_trainer(small_config(objective))
-    torch.manual_seed(99)  # hidden generator state must not matter
+    torch.manual_seed(99)  # hidden generator state must have no effect
     assert run_steps(first, 0, 10) == run_steps(second, 0, 10)
     assert_same_bits(all_tensors(first), all_tensors(second))
 
 
 @every_objective
-def test_resume_equals_going_on_bit_for_bit(objective: str) -> None:
+def test_resumed_equals_uninterrupted_bit_for_bit(objective: str) -> None:
     uninterrupted = make_trainer(small_config(objective))
     run_steps(uninterrupted, 0, 13)
     checkpoint = _checkpoint_of(uninterrupted, 13)
@@ -70,7 +70,7 @@ def test_accumulated_micro_batches_equal_one_batch(objective: str) -> None:
     assert parts == close_losses(whole)
 
 
-def test_logs_and_norms_of_unlike_micro_batches_are_those_of_the_whole_batch() -> None:
+def test_logs_and_norms_do_not_depend_on_micro_batches() -> None:
     optimization = OptimizerConfig(optimizer="sgd", betas=(0.0, 0.0), clip_norm=0.5)
     found = []
     for accumulation in (1, 5):
@@ -150,12 +150,12 @@ def test_the_average_of_the_weights_follows_its_definition() -> None:
     torch.testing.assert_close(trainer.tensors()["averaged"][name], average)
 
 
-def test_statistics_are_averaged_as_weights_are_and_other_buffers_copied() -> None:
+def test_batch_statistics_are_averaged_and_other_buffers_copied() -> None:
     network = ResnetConfig(feature_maps=(4, 6), latent_dim=5, generator_norm="batch", spectral_norm=True)
     trainer = make_trainer(small_config("gan", network=network))
     before = {name: value.clone() for name, value in trainer.tensors()["networks"].items()}
     for _ in range(4):
-        trainer.run_step(0)  # whose weight of the newest is 0.9
+        trainer.run_step(0)  # a step with newest weight 0.9
         trainer.load(_checkpoint_of(trainer, 1))
         before = {name: 0.1 * value + 0.9 * trainer.tensors()["networks"][name] for name, value in before.items()}
     kinds, moved = set(), set()
@@ -183,11 +183,11 @@ def test_latents_decode_to_about_the_mean_image_before_training(objective: str) 
             return float((decoded.mean() - mean.mean()).abs())
         return float((decoded - mean).abs().mean())
 
-    untold = build_objective(trainer.config, trainer.dataset.image_shape, classes=10)
-    assert error(trainer.objective) < 0.8 * error(untold)
+    uncentred = build_objective(trainer.config, trainer.dataset.image_shape, classes=10)
+    assert error(trainer.objective) < 0.8 * error(uncentred)
 
 
-def test_learning_rate_warms_up_and_decays_as_a_function_of_the_step() -> None:
+def test_the_learning_rate_is_a_function_of_the_step() -> None:
     def rates(decay: str) -> list[float]:
         optimization = OptimizerConfig(warmup_steps=4, decay=decay)  # type: ignore[arg-type]
         config = TrainConfig(steps=12, learning_rate=0.8, optimization=optimization)
@@ -199,7 +199,7 @@ def test_learning_rate_warms_up_and_decays_as_a_function_of_the_step() -> None:
     assert rates("cosine") == rates("cosine")[:4] + sorted(rates("cosine")[4:], reverse=True)
 
 
-def test_evaluation_counts_every_image_once_and_does_not_depend_on_its_batches() -> None:
+def test_evaluation_does_not_depend_on_its_batch_size() -> None:
     trainer = make_trainer(small_config("iwae"))
     run_steps(trainer, 0, 5)
     split = trainer.dataset.test
@@ -229,7 +229,7 @@ def test_a_checkpoint_of_other_data_or_networks_is_refused() -> None:
         make_trainer(small_config("vae, convolutional")).load(checkpoint)
 
 
-def test_a_global_batch_of_too_few_images_names_one_that_is_enough() -> None:
+def test_a_too_small_global_batch_names_the_least_size() -> None:
     with pytest.raises(ConfigError, match="use at least 25"):
         make_trainer(small_config("vae", accumulation=25))
 
