@@ -140,7 +140,7 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
     ],
 )
 def test_accelerate_reads_launch_config(name: str, processes: int) -> None:
-    # It refuses keys that it does not know.
+    # It refuses unknown keys.
     config = load_config_from_file(str(ROOT / "launch" / "configs" / f"{name}.yaml"))
     assert config.num_processes == processes
     assert config.mixed_precision is None

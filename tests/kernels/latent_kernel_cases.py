@@ -94,7 +94,7 @@ def assert_equals_the_twin(
     for gradient, reference in zip(gradients, expected, strict=True):
         assert gradient.dtype == dtype
         assert gradient.stride() == parameters.stride()
-        # Of finite values: an infinite one would allow any difference.
+        # The scale of finite values: an infinite one would allow any difference.
         finite = reference[reference.isfinite()].abs()
         size = finite.amax().item() if finite.numel() else 0.0
         # Sums of terms that cancel are as exact as their largest term.

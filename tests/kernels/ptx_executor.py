@@ -674,7 +674,7 @@ def _three_way_logic(machine: _Machine, instruction: Instruction) -> None:
     destination, *sources, table = instruction.operands
     a, b, c = (machine.read(source, 32).astype(np.uint32) for source in sources)
     if not isinstance(table, Constant):
-        raise machine.error("table that is no constant")
+        raise machine.error("table that is not a constant")
     result = np.zeros(machine.threads, np.uint32)
     for row in range(8):
         if table.bits >> row & 1:
@@ -710,7 +710,7 @@ def _funnel_shift(machine: _Machine, instruction: Instruction) -> None:
 def _extract_bits(machine: _Machine, instruction: Instruction) -> None:
     destination, source, start, length = instruction.operands
     if not isinstance(start, Constant) or not isinstance(length, Constant):
-        raise machine.error("field that is no constant")
+        raise machine.error("field that is not a constant")
     bits = bits_of(instruction.type)
     if length.bits == 0 or start.bits + length.bits > bits:
         raise machine.error("field beyond the register")

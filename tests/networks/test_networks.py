@@ -337,7 +337,7 @@ def test_an_r3gan_block_is_a_bottleneck_of_grouped_convolutions() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 30, 30), (3, 50, 50), (3, 28, 64), (1, 6, 6), (3, 250, 300)], ids=str)
-def test_dcgan_sizes_that_do_not_fit_are_told_which_do(shape: tuple[int, int, int]) -> None:
+def test_errors_of_dcgan_sizes_name_valid_ones(shape: tuple[int, int, int]) -> None:
     for build in (lambda: build_encoder(SMALL["dcgan"], shape, 1), lambda: build_decoder(SMALL["dcgan"], shape)):
         with pytest.raises(ConfigError, match=f"{shape[1]} x {shape[2]} do not") as error:
             build()
@@ -349,7 +349,7 @@ def test_dcgan_sizes_that_do_not_fit_are_told_which_do(shape: tuple[int, int, in
             make(SMALL["dcgan"], (shape[0], side, side))
 
 
-def test_resnet_sizes_that_do_not_fit_are_told_which_do() -> None:
+def test_errors_of_resnet_sizes_name_valid_ones() -> None:
     config = ResnetConfig(feature_maps=(4, 4, 4, 4))
     with pytest.raises(ConfigError, match=r"28 x 28 do not .*--image-size 24 or 32, or name 3 feature_maps at"):
         make(config, (1, 28, 28))
