@@ -41,7 +41,7 @@ class Preset:
 def add_preset(
     name: str, config: TrainConfig, description: str, *, expected: str | None = None, seconds: int | None = None
 ) -> None:
-    """Add a preset. A module that registers an objective or a network adds its presets with this.
+    """Add a preset, also from a module that registers an objective or a network.
 
     Raises:
         ConfigError: the name is taken.
@@ -119,7 +119,7 @@ add_preset(
 add_preset(
     "vae-mnist",
     _MNIST,
-    "variational autoencoder 784-400-20, the textbook's net",
+    "variational autoencoder 784-400-20, the textbook's network",
     expected="negative ELBO 105.4 nats",
     seconds=7,
 )
@@ -177,7 +177,7 @@ add_preset(
         network=MlpConfig(hidden_sizes=(512, 256), activation="leaky_relu", latent_dim=64),
         objective=GanConfig(),
     ),
-    "fully connected GAN, the textbook's: LeakyReLU, logits loss, tanh",
+    "the textbook's fully connected GAN: LeakyReLU, logits loss, tanh",
 )
 add_preset(
     "cgan-mnist",
@@ -189,7 +189,7 @@ add_preset(
         optimization=OptimizerConfig(betas=(0.5, 0.999), decay="linear", ema_decay=0.999),
     ),
     "conditional convolutional GAN: choose the digit",
-    expected="97 % of the digits are those asked for",
+    expected="97 % of the digits have the requested class",
     seconds=223,
 )
 add_preset(
@@ -223,7 +223,7 @@ add_preset(
         objective=WganGpConfig(),
         optimization=OptimizerConfig(betas=(0.0, 0.9), ema_decay=0.999),
     ),
-    "Wasserstein GAN with gradient penalty, 5 critic steps a generator step",
+    "Wasserstein GAN with gradient penalty, 5 critic steps per generator step",
 )
 add_preset(
     "sngan-cifar10",
@@ -261,5 +261,5 @@ add_preset(
 add_preset(
     "vae-gan-mnist",
     replace(_MNIST_GAN, objective=VaeGanConfig()),
-    "VAE whose reconstructions are compared in a discriminator's features",
+    "VAE with reconstructions compared in a discriminator's features",
 )
