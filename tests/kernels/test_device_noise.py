@@ -146,12 +146,13 @@ def test_kernels_work_without_triton() -> None:
     """macOS and Windows have no Triton."""
     program = (
         "import sys; sys.modules['triton'] = None\n"
-        "import torch, kernels\n"
+        "import torch\n"
+        "from gen_dist.kernels import Key, normal, reparameterize_kl\n"
         "from gen_dist.kernels.noise import runs_triton\n"
         "assert not runs_triton(torch.device('cuda'))\n"
         "parameters, rng = torch.zeros(3, 8, device='meta'), torch.zeros(2, dtype=torch.int64, device='meta')\n"
-        "assert kernels.reparameterize_kl(parameters, rng, 0, 0)[0].shape == (3, 4)\n"
-        "assert kernels.normal(rng, 0, 0, 3, 4).shape == (3, 4)\n"
-        "assert kernels.reparameterize_kl(torch.zeros(3, 8), torch.tensor([7, 3]), 0, 0)[0].shape == (3, 4)\n"
+        "assert reparameterize_kl(parameters, Key(rng, 0, 0))[0].shape == (3, 4)\n"
+        "assert normal(Key(rng, 0, 0), 3, 4).shape == (3, 4)\n"
+        "assert reparameterize_kl(torch.zeros(3, 8), Key(torch.tensor([7, 3]), 0, 0))[0].shape == (3, 4)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY)
