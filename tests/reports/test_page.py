@@ -346,7 +346,7 @@ def test_runs_that_cannot_be_compared_are_refused_in_one_line(runs: dict[str, Pa
         read_runs([other])
 
 
-@pytest.mark.parametrize(("words", "needed"), [(["compare", "a"], "two runs"), (["report"], "needs a run")])
+@pytest.mark.parametrize(("words", "needed"), [(["compare", "a"], "two or more runs"), (["report"], "needs a run")])
 def test_commands_say_what_they_need(words: list[str], needed: str) -> None:
     from gen_dist.commands import compare, report
 
