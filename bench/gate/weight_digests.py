@@ -4,7 +4,9 @@ A change that claims to leave the arithmetic alone leaves these digests alone. R
 with one version of torch and one number of threads, and compare the lines.
 """
 
+import contextlib
 import hashlib
+import os
 import sys
 import tempfile
 from dataclasses import replace
@@ -16,9 +18,10 @@ import tyro
 # Packages import from the repository root wherever this runs, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-import gen_dist
 from gen_dist.cli import call_parsed, run_command
+from gen_dist.config import TrainConfig
 from gen_dist.presets import get_preset, presets
+from gen_dist.training.run import train
 
 
 def main(names: tyro.conf.Positional[tuple[str, ...]] = (), /, steps: int = 30, batch_size: int = 16) -> None:
@@ -30,18 +33,22 @@ def main(names: tyro.conf.Positional[tuple[str, ...]] = (), /, steps: int = 30, 
         batch_size: Images per step.
     """
     for name in names or presets():
-        print(f"{digest_of(name, steps, batch_size)}  {name}", flush=True)
+        print(f"{digest_of(get_preset(name), steps, batch_size)}  {name}", flush=True)
 
 
-def digest_of(preset: str, steps: int, batch_size: int) -> str:
-    """SHA-256 of weights, averaged weights and optimizer state of a preset after some steps on synthetic images."""
-    config = get_preset(preset)
-    with tempfile.TemporaryDirectory(prefix="gen_dist-digest-") as directory:
-        packing = replace(config.packing, synthetic_images=256, image_size=config.packing.image_size or 32)
+def digest_of(config: TrainConfig, steps: int, batch_size: int) -> str:
+    """SHA-256 of weights, averaged weights and optimizer state after a short run on synthetic images."""
+    packing = replace(
+        config.packing,
+        synthetic_images=256,
+        image_size=config.packing.image_size or 32,
+        channels=3 if config.data == "cifar10" else 1,
+    )
+    with tempfile.TemporaryDirectory(prefix="gen_dist-digest-") as directory, open(os.devnull, "w") as nowhere:
         small = replace(
             config,
             data="synthetic",
-            packing=replace(packing, channels=3 if config.data == "cifar10" else 1),
+            packing=packing,
             steps=steps,
             global_batch_size=batch_size,
             device="cpu",
@@ -51,12 +58,8 @@ def digest_of(preset: str, steps: int, batch_size: int) -> str:
             checkpoint_every=steps,
             wandb="disabled",
         )
-        with open("/dev/null", "w", encoding="utf-8") as silence:
-            stderr, sys.stderr = sys.stderr, silence
-            try:
-                gen_dist.train(small, say=lambda _line: None)
-            finally:
-                sys.stderr = stderr
+        with contextlib.redirect_stderr(nowhere):  # the progress bar
+            train(small, say=lambda _line: None)
         return _digest(Path(directory) / "checkpoints" / f"step_{steps:08d}")
 
 

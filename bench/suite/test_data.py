@@ -1,7 +1,7 @@
 """Packing, opening and gathering of images: `python -m pytest bench/suite/test_data.py`."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -101,36 +101,29 @@ def test_resident_gather(measurement: Measurement, large_split: Split, device: t
     """The keyed order, and images and labels gathered from the device's memory."""
     batches = batches_of(large_split, device, resident=True)
     assert batches.resident
-    steps = itertools.count()
-    measurement.time(
-        lambda: batches.micro_batch(next(steps), 0),
-        rounds=GATHERED_ROUNDS,
-        iterations=BATCHES_OF_A_ROUND,
-        images=ROWS,
-    )
+    time_batches(measurement, batches.micro_batch)
 
 
 def test_mapped_gather(measurement: Measurement, digits: Dataset, device: torch.device) -> None:
     """The same from the map, as the thread does it that runs ahead."""
     batches = batches_of(digits.train, device, resident=False)
-    steps = itertools.count()
-    measurement.time(
-        lambda: batches.gather((next(steps), 0)), rounds=GATHERED_ROUNDS, iterations=BATCHES_OF_A_ROUND, images=ROWS
-    )
+    time_batches(measurement, lambda step, part: batches.gather((step, part)))
     batches.close()
 
 
 def test_prefetched_batches(measurement: Measurement, digits: Dataset, device: torch.device) -> None:
     """Batches taken from that thread as fast as it makes them: the most that a step can wait for one."""
     batches = batches_of(digits.train, device, resident=False)
+    time_batches(measurement, batches.micro_batch)
+    batches.close()
+
+
+def time_batches(measurement: Measurement, batch_of: Callable[[int, int], object]) -> None:
+    """Time the batches of successive steps, given as (step, micro-batch)."""
     steps = itertools.count()
     measurement.time(
-        lambda: batches.micro_batch(next(steps), 0),
-        rounds=GATHERED_ROUNDS,
-        iterations=BATCHES_OF_A_ROUND,
-        images=ROWS,
+        lambda: batch_of(next(steps), 0), rounds=GATHERED_ROUNDS, iterations=BATCHES_OF_A_ROUND, images=ROWS
     )
-    batches.close()
 
 
 def batches_of(split: Split, device: torch.device, *, resident: bool) -> TrainBatches:

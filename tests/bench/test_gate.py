@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +22,7 @@ import pytest
 
 from bench.gate import gate
 from bench.gate import processes as gate_processes
+from bench.gate import worker as gate_worker
 from bench.gate.measure import (
     Effort,
     Measured,
@@ -382,6 +385,23 @@ def test_load_and_commit_are_no_part_of_a_fingerprint() -> None:
     assert fingerprint(found | {"load_average": 3.0, "git_commit": "a"}) == fingerprint(found)
     assert fingerprint(found) != fingerprint(found | {"threads": 2})
     assert fingerprint(found) == "Here, 2 cores, 1 threads, torch 2.14.1"
+
+
+BEFORE_ROOMS = "61fab5470196a16a834221f7bc681abea72c69c8"
+"""A commit whose modules had other names."""
+
+
+def test_modules_are_found_in_both_layouts() -> None:
+    """A wrong old name would pass unseen: the gate only says that the base lacks the module."""
+    calls = re.findall(r'module_of\("(.+?)", "(.+?)"\)', Path(gate_worker.__file__).read_text())
+    assert len(calls) >= 4
+    assert all(importlib.util.find_spec(today) for today, _ in calls)
+    try:
+        old = set(git(REPOSITORY, "ls-tree", "-r", "--name-only", BEFORE_ROOMS).splitlines())
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this checkout lacks that commit")
+    for path in (before.replace(".", "/") for _, before in calls):
+        assert old & {f"{path}.py", f"{path}/__init__.py"}, path
 
 
 def git(clone: Path, *words: str) -> str:

@@ -93,6 +93,18 @@ def test_conditions_are_all_that_is_no_figure() -> None:
     assert found.benchmark == "test_step.py::test_whole_step[vae-mnist]"
 
 
+def test_a_curve_goes_on_though_the_suite_moved() -> None:
+    """Figures are known by the file and name of their benchmark."""
+    moved = result() | {"fullname": result()["fullname"].replace("bench/suite/", "bench/")}
+    names = {each.benchmark for each in history.records_of(results(result(), moved), "file")}
+    assert names == {"test_step.py::test_whole_step[vae-mnist]"}
+    newest = history.read_history(history.HISTORY)[-1].commit
+    for each in history.read_history(history.HISTORY):
+        if each.commit == newest:
+            file, function = re.fullmatch(r"(test_\w+\.py)::(\w+)(?:\[.*\])?", each.benchmark).groups()  # type: ignore[union-attr]
+            assert f"def {function}(" in (REPOSITORY / "bench/suite" / file).read_text()
+
+
 def test_a_commit_of_this_checkout_has_its_subject() -> None:
     try:
         told = subprocess.run(
