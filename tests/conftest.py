@@ -15,11 +15,20 @@ import torch
 from numpy.typing import NDArray
 
 
-@pytest.fixture(autouse=True)
-def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Directory of packed data for the whole session, in place of the user's cache."""
-    monkeypatch.setenv("GEN_DIST_CACHE", str(tmp_path_factory.getbasetemp() / "packed"))
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+@pytest.fixture(scope="session", autouse=True)
+def _caches_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Packed data and compiled kernels go to one directory, which the workers of a session share.
+
+    Tests never touch the user's own cache, and what one worker has packed or compiled another finds.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with pytest.MonkeyPatch.context() as variables:
+        variables.setenv("GEN_DIST_CACHE", str(shared / "packed"))
+        variables.setenv("GEN_DIST_COMPILED_KERNELS", str(shared / "compiled-kernels"))
+        variables.delenv("WANDB_MODE", raising=False)
+        yield
 
 
 @pytest.fixture

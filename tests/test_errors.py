@@ -31,7 +31,6 @@ from tests.support.runs import OBJECTIVES, small_config, write_config
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
     path = tmp_path_factory.mktemp("finished") / "run"
     train(small_config("vae", steps=4, checkpoint_every=2, run_dir=str(path)), say=lambda _line: None)
     return path

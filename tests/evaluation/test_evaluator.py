@@ -47,7 +47,6 @@ ONE_OF_A_KIND = {"autoencoder", "vae, learned Gaussian scale", "iwae", "conditio
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
     return tmp_path_factory.mktemp("runs")
 
 

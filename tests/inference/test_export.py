@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -47,7 +46,6 @@ def _silent(_line: str) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Function from the name of an objective to a finished run of it."""
-    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
     parent = tmp_path_factory.mktemp("runs")
 
     def run_of(objective: str) -> Path:

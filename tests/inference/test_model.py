@@ -31,7 +31,6 @@ WITHOUT_ENCODER = [name for name in ADVERSARIAL if name != "vae-gan"]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Function from the name of an objective to a finished run of it, which is made at the first call."""
-    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
     return tmp_path_factory.mktemp("runs")
 
 

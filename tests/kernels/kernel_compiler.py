@@ -12,7 +12,6 @@ import importlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -126,15 +125,15 @@ def _compiled(request: str) -> Compiled:
 
 
 class _Compiler:
-    """The child process, and the directory of Triton's cache during the tests."""
+    """The child process. Triton's cache is that of the tests' session, so that each kernel is compiled once."""
 
     def __init__(self) -> None:
-        self.cache = tempfile.mkdtemp(prefix="compiled-kernels-")
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        environment["TRITON_CACHE_DIR"] = os.environ["GEN_DIST_COMPILED_KERNELS"]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.kernels.kernel_compiler"],
             cwd=REPOSITORY,
-            env=environment | {"TRITON_CACHE_DIR": self.cache},
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -152,11 +151,10 @@ class _Compiler:
         return result
 
     def close(self) -> None:
-        """End the child and remove its files."""
+        """End the child."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
-        shutil.rmtree(self.cache, ignore_errors=True)
 
 
 @functools.cache

@@ -71,7 +71,6 @@ def ranks_of(request: pytest.FixtureRequest, objective: str) -> Any:
 
 def _results(tmp_path_factory: pytest.TempPathFactory, objectives: list[str]) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("ranks") / "results.json"
-    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
     _run(*TWO, REPOSITORY / "tests/parallel/rank_worker.py", out, *objectives)
     return {"directory": out.parent, **json.loads(out.read_text())}
 

@@ -1,7 +1,6 @@
 """A run is resumed only with the config that it began with, whichever part of the config differs."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ def _quiet(_line: str) -> None:
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("begun") / "run"
-    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
     train(_begun(path), say=_quiet)
     return path
 

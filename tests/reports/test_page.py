@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -47,7 +46,6 @@ def _quiet(_line: str) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Real runs on the embedded digits: two VAEs of one config, a GAN, and a VAE that is not finished."""
-    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
     root = tmp_path_factory.mktemp("runs")
     paths = {name: root / name for name in ("vae", "vae-seed-1", "gan", "half")}
     of_all: dict[str, Any] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,6 @@ def _train(config: TrainConfig) -> Outcome:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Directories of uninterrupted runs by objective."""
-    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
     directory = tmp_path_factory.mktemp("finished")
     for number, objective in enumerate(RUNS):
         _train(_config(objective, directory / f"run{number}"))

@@ -1,7 +1,6 @@
 """Half precision with a loss scale, and steps without waits for their own results."""
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -129,7 +128,6 @@ def _newest(run_dir: Path) -> tuple[Checkpoint, TrainConfig]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a run in fp16 of six steps, with a checkpoint at the third."""
     path = tmp_path_factory.mktemp("fp16") / "run"
-    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
     train(_fp16(path), say=_quiet)
     return path
 

@@ -59,7 +59,6 @@ def _records(run_dir: Path) -> list[dict[str, object]]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("uninterrupted") / "run"
-    os.environ["GEN_DIST_CACHE"] = str(tmp_path_factory.getbasetemp() / "packed")
     train(_config(path), say=_quiet)
     return path
 
