@@ -49,3 +49,11 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+LONG = ("launch/test_ray", "parallel/test_ranks", "training/test_run", "training/test_trainer", "bench/test_gate")
+"""Files that take longest. Workers begin with them, so that in the end none waits for another's long file."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(tuple(f"tests/{name}.py" for name in LONG)))

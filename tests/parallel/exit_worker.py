@@ -45,6 +45,8 @@ def _train_and_leave(rank: int, directory: Path, end: str) -> None:
 
 
 def main(directory: Path, end: str) -> None:
+    import torch._dynamo
+
     torch.set_num_threads(1)
     codes = []
     for pair in range(PAIRS):

@@ -11,12 +11,13 @@ import pytest
 from gen_dist.parallel.barrier import is_alive
 from tests.conftest import REPOSITORY
 from tests.parallel.exit_worker import EXIT_CODE, PAIRS
+from tests.support.warm_python import warm_python
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="starves threads by Linux's scheduler")
 def test_joined_processes_keep_exit_codes_and_output(tmp_path: Path) -> None:
     """With Python's own end most of these abort: gloo's threads request a lock that finalization has removed."""
-    words = [sys.executable, "-m", "tests.parallel.exit_worker", str(tmp_path), "as the product"]
+    words = [*warm_python(), "-m", "tests.parallel.exit_worker", str(tmp_path), "as the product"]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
     assert f"exit codes: {[EXIT_CODE] * 2 * PAIRS}" in done.stdout, done.stdout + done.stderr
     assert done.stdout.count("leaves") == 2 * PAIRS
