@@ -1,1 +1,1 @@
-"""How good a trained model is, in numbers; the same for both families."""
+"""Evaluation of trained models: one set of metrics for VAEs and GANs."""

@@ -1,4 +1,4 @@
-"""What metrics are measured on: a model's samples, the test split, their features; each computed once, when needed.
+"""Inputs of the metrics: a model's samples, the test split and their features, each computed once, when needed.
 
 Sets of images are cut into blocks of 250 rows, and each process takes whole blocks. A row thus goes through every
 network together with the same others whatever the number of processes, and figures agree to the rounding of a sum.
@@ -39,18 +39,18 @@ T = TypeVar("T")
 
 
 class Images(NamedTuple):
-    """A set of images [N, ...] and what the feature network finds in them. Every process has all rows."""
+    """Images [N, ...] with their features and classes. Every process has all rows."""
 
     images: Tensor
     """uint8 [N, C, H, W]."""
     features: Tensor
     """float32 [N, F]; F is 0 without a feature network."""
     classes: Tensor | None
-    """int64 [N], as the network classifies them; None if it does not."""
+    """int64 [N], predicted by the network; None if it has no classifier."""
 
 
 class Context:
-    """A model, the data it is compared with, and what has been computed of both. All processes use it together."""
+    """Model, test data and the results computed from both. Its methods are collective: all processes call them."""
 
     def __init__(
         self,
@@ -87,17 +87,17 @@ class Context:
 
     @functools.cached_property
     def real(self) -> Images:
-        """The images of the test split; what the network finds in them is kept in the cache."""
+        """The images of the test split. Their features and classes are kept in the cache."""
         count = len(self.dataset.test.images)
         images = torch.from_numpy(self.dataset.test.images[:]).to(self.processes.device)
         if self.network is None:
             return Images(images, images.new_empty((count, 0), dtype=torch.float32), None)
 
-        def look() -> dict[str, Tensor]:
+        def compute() -> dict[str, Tensor]:
             _, features, classes = self._seen(count, "test images", lambda f, last: self.test_batch(f, last).images)
             return {"features": features} | ({} if classes is None else {"classes": classes})
 
-        found = self.references("features", look)
+        found = self.references("features", compute)
         return Images(images, found["features"], found.get("classes"))
 
     def test_batch(self, first: int, last: int) -> Batch:
@@ -134,12 +134,12 @@ class Context:
     # --------------------------------------------------------------------------------------------------- computing
 
     def rows(self, count: int, what: str, compute: Callable[[int, int], tuple[Tensor, ...]]) -> list[Tensor]:
-        """Compute something for each of `count` rows: all rows, in every process, on the model's device.
+        """Compute tensors of `count` rows, split over processes; every process gets all rows on the model's device.
 
         Args:
             count: number of rows.
             what: shown beside the progress bar.
-            compute: function of the first and last but one row of a block to tensors [last - first, ...].
+            compute: function of the range [first, last) of a block to tensors [last - first, ...].
         """
         blocks = -(-count // ROWS_PER_BLOCK)
         mine = range(*self.share(blocks))
@@ -151,7 +151,7 @@ class Context:
         return [rows_of_all(column, self.processes) for column in columns]
 
     def share(self, count: int) -> tuple[int, int]:
-        """First and last but one of this process's share of `count` things."""
+        """Range [first, last) of this process's share of `count` items."""
         rank, world_size = self.processes.rank, self.processes.world_size
         return -(-count * rank // world_size), -(-count * (rank + 1) // world_size)
 
@@ -160,7 +160,7 @@ class Context:
         return sum_over_processes(value)
 
     def once(self, name: str, compute: Callable[[], T]) -> T:
-        """The result of `compute`, which several metrics share under a name."""
+        """Result of `compute`, cached under a name for all metrics that use it."""
         if name not in self._once:
             self._once[name] = compute()
         found: T = self._once[name]
@@ -171,7 +171,7 @@ class Context:
         return self.references(name, lambda: {name: compute()})[name]
 
     def references(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """All tensors of the test split that are at hand, that of a name among them."""
+        """Tensors of the test split by name. `compute` is called if the cache lacks `name`."""
         if self._reference is None:
             kept = in_main(lambda: _read_tensors(self._reference_file), self.processes) or {}
             self._reference = {key: tensor.to(self.processes.device) for key, tensor in kept.items()}
@@ -182,7 +182,7 @@ class Context:
         return self._reference
 
     def keep_reference(self) -> None:
-        """Write what was computed of the test split to the cache, unless that is read-only."""
+        """Write new tensors of the test split to the cache, unless it is read-only."""
         if self._reference_is_new and self._reference and self.processes.is_main:
             tensors = {name: tensor.cpu().contiguous() for name, tensor in self._reference.items()}
             with contextlib.suppress(OSError):
@@ -197,7 +197,7 @@ class Context:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time of a block to `seconds`, without that of blocks of other names within it."""
+        """Add the time of a block to `seconds`, excluding nested stages."""
         before = sum(self.seconds.values())
         started = time.perf_counter()
         yield
@@ -207,7 +207,7 @@ class Context:
 
 
 def in_main(action: Callable[[], T], processes: Processes) -> T:
-    """Do something in the main process; its result, or its UserError, in every process."""
+    """Run `action` in the main process; every process gets its result or raises its UserError."""
     result, error = None, None
     if processes.is_main:
         try:

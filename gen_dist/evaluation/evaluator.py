@@ -1,7 +1,7 @@
 """One evaluator for VAEs and GANs: the metrics of a trained run, in evaluation.json.
 
-It knows no metric by name. `gen_dist.evaluation.metrics` has a file for each, the plan says which of them a model and
-its data have, and the context computes what they share. Samples are compared with the test split.
+Metrics are not named here. `gen_dist.evaluation.metrics` has a file for each, the plan selects those that a model and
+its data have, and the context computes their shared inputs. Samples are compared with the test split.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the newest whole checkpoint of a run and write evaluation.json beside it. Call it in every process.
 
-    Figures of an earlier evaluation are kept if it is of the same checkpoint and data; those that rest on features,
-    only if the features are the same.
+    Existing figures of the same checkpoint and data are kept. Figures that rest on features are kept only if the
+    feature network is the same.
 
     Args:
         run: run directory.
@@ -61,7 +61,7 @@ def evaluate(
         announce: takes a line before work that takes long, in the main process.
 
     Raises:
-        UserError: no run or no checkpoint, other data than the run was trained on, or options that cannot be.
+        UserError: no run or no checkpoint, other data than the run was trained on, or invalid options.
     """
     asked = list(measured_metrics() if metrics is None else metrics)
     check_options(run, asked, samples, nll_samples, nll_images)
@@ -96,7 +96,7 @@ def evaluate(
         for metric in quick:
             found.measure(metric)
         evaluation = write()
-        # Those that take minutes come last: whoever does not wait for them has the others.
+        # Slow metrics come last, so that an interrupted evaluation has the others.
         if slow := [metric for metric in plan.available() if metric.takes_minutes]:
             for metric in slow:
                 found.measure(metric)

@@ -17,13 +17,13 @@ def base_name(name: str) -> str:
 
 
 def is_of_run(name: str) -> bool:
-    """True if the training run tells the figure, not the evaluator."""
+    """True if the figure comes from the training run, not from the evaluator."""
     known = all_metrics().get(base_name(name))
     return known is not None and known.measure is None
 
 
 def is_of_pixels(name: str) -> bool:
-    """True if figures compare only where pixels are taken for the same: real-valued or binarized."""
+    """True if figures compare only between equal pixel models: real-valued or binarized."""
     known = all_metrics().get(base_name(name))
     return known is not None and known.of_pixels
 

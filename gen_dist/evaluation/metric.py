@@ -1,4 +1,4 @@
-"""A metric: its names, how to read it, what it needs, and how it is measured.
+"""A metric: its names, direction, requirements and measurement.
 
 A metric is one file in `gen_dist/evaluation/metrics`, found by its place there.
 """
@@ -19,7 +19,7 @@ Value = float | int | list[float]
 
 
 class UnavailableError(Exception):
-    """A metric that turns out, while it is measured, not to be available; its text is the reason as a clause."""
+    """Raised while measuring a metric that is not available; its text is the reason as a clause."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Metric:
     rests_on_features: bool = False
     """True if figures of different feature networks do not compare."""
     of_pixels: bool = False
-    """True if figures compare only where pixels are taken for the same: real-valued or binarized."""
+    """True if figures compare only between equal pixel models: real-valued or binarized."""
     takes_minutes: bool = False
-    """True for what is measured last, after the others have been written."""
+    """True for slow metrics: they are measured last, after the others have been written."""
 
     @property
     def direction(self) -> str:

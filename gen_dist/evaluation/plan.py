@@ -1,4 +1,4 @@
-"""Which metrics an evaluation is asked for, which of them a model and its data have, and their full names."""
+"""Selection of metrics: those requested, those available for a model and its data, and their full names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEAST_SAMPLES = 10
 
 @dataclass(frozen=True)
 class Setting:
-    """What requirements are asked of."""
+    """Input of the requirements."""
 
     model: GenerativeModel
     dataset: Dataset
@@ -53,7 +53,7 @@ def _intensities(setting: Setting) -> str | None:
 
 def _digits(setting: Setting) -> str | None:
     if setting.network is None or setting.network.name != "digits":
-        return "classes are told by the digit network, which serves images of 1 x 28 x 28"
+        return "classes come from the digit network, which takes images of 1 x 28 x 28"
     return None
 
 
@@ -80,7 +80,7 @@ REQUIREMENTS: dict[str, Callable[[Setting], str | None]] = {
 
 
 class MetricPlan:
-    """The metrics that are asked for, and which of them a model and its data have."""
+    """The requested metrics, and the reasons why some are not available."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class MetricPlan:
 
 
 def check_options(run: Path, asked: Iterable[str], samples: int, nll_samples: int, nll_images: int | None) -> None:
-    """Raise UserError if these options cannot be."""
+    """Raise UserError if options are invalid."""
     known = measured_metrics()
     if unknown := [name for name in asked if name not in known]:
         raise ConfigError(f"unknown metrics {', '.join(unknown)}; there are {', '.join(known)}")
@@ -140,7 +140,7 @@ def check_options(run: Path, asked: Iterable[str], samples: int, nll_samples: in
 
 
 def short_count(count: int) -> str:
-    """A count as names of metrics have it: 10k, 2500."""
+    """A count as in names of metrics: 10k, 2500."""
     return f"{count // 1000}k" if count % 1000 == 0 else str(count)
 
 

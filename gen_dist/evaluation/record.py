@@ -1,4 +1,4 @@
-"""What an evaluation found of a run's checkpoint: the content of evaluation.json."""
+"""Result of evaluating a checkpoint: the content of evaluation.json."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class Evaluation:
     data: str
     data_digest: str
     split: str
-    """The split that likelihoods are of, and that samples are compared with."""
+    """Split used for likelihoods and compared with samples."""
     features: dict[str, Any] | None
-    """`name` and `digest` of the network, and `accuracy` on the split where it tells digits. None without features."""
+    """`name` and `digest` of the network, and for digits `accuracy` on the split. None without features."""
     pixels: dict[str, str]
-    """By metric, what pixels a likelihood is of: `binarized`, or `real-valued`. The two do not compare."""
+    """Pixel model of each likelihood: `binarized` or `real-valued`. The two do not compare."""
     metrics: dict[str, Value]
     unavailable: dict[str, str]
-    """Metrics that were asked for and that the model or the data have not, and why."""
+    """Requested metrics that are not available for the model or the data, with reasons."""
     seconds: dict[str, float]
-    """By stage."""
+    """Time of each stage."""
     environment: dict[str, Any]
 
     def added_to(self, before: Evaluation | None) -> Evaluation:
-        """This one and what is still true of an earlier one, which is nothing of another checkpoint or other data.
+        """Merge with the figures of `before`, if it is of the same checkpoint and data.
 
-        Of other features nothing is kept that rests on them.
+        If feature networks differ, figures of `before` that rest on features are dropped.
         """
         if before is None:
             return self
@@ -61,7 +61,7 @@ class Evaluation:
         )
 
     def _without_features(self) -> Evaluation:
-        """What of it does not rest on features: likelihoods took minutes, and pixels are what they are."""
+        """Copy without the figures that rest on features; likelihoods, which take minutes, stay."""
         resting = {name for name, metric in all_metrics().items() if metric.rests_on_features}
         return dataclasses.replace(
             self,
@@ -75,7 +75,7 @@ class Evaluation:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
     def lines(self) -> list[str]:
-        """A table for the terminal, and what there is not."""
+        """Table for the terminal, unavailable metrics last."""
         width = max(map(len, (*self.metrics, *self.unavailable)), default=0)
         values = {name: _readable(value) for name, value in self.metrics.items()}
         return [
@@ -86,7 +86,7 @@ class Evaluation:
 
 
 def read_evaluation(run: Path) -> Evaluation | None:
-    """The evaluation that stands in a run directory; None where there is none.
+    """Read the evaluation of a run directory; None if it has none.
 
     Raises:
         UserError: it is damaged, or of a format that this version does not know.

@@ -1,7 +1,6 @@
-"""What shows that a generator collapsed: how different its samples are, and whether they are of all classes.
+"""Checks for a collapsed generator: the diversity of its samples, and the classes they cover.
 
-Both are quick and rough. Samples that pass may still be poor; samples that fail are all alike, or miss what they should
-show.
+Both are quick and rough. Samples that pass may still be poor; samples that fail are nearly equal or miss classes.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from gen_dist.inference.model import GenerativeModel
 
 SAMPLES = 500
 SAMPLES_PER_CLASS = 20
-"""For many classes there are more samples, so that each has its own."""
+"""Lower bound for data with many classes, so that each class has samples."""
 REFERENCE_IMAGES = 5000
 TEST_IMAGES = 1000
 NEIGHBOURS = 5
@@ -30,12 +29,12 @@ FOUND_SHARE = 1 / 4
 
 
 class SampleChecks:
-    """Checks of one model's samples against its data. The same latents each time, so that checks compare.
+    """Checks of one model's samples against its data. Latents are the same each time, so that checks compare.
 
     A sample's class is that of most of its 5 nearest neighbours, by distance of pixels at half the resolution (16 x 16
-    of images above 32 x 32), among up to 5,000 training images. That is right for 94.2 % of MNIST's test images, but
-    for 30 % of CIFAR-10's, 18 % of which it takes for birds and 2 % for cars. So shares of classes are compared with
-    what it says of test images, not with their labels.
+    of images above 32 x 32), among up to 5,000 training images. Accuracy is 94.2 % on MNIST's test images, but
+    30 % on CIFAR-10's, 18 % of which are classified as birds and 2 % as cars. So shares of classes are compared with
+    the predictions for test images, not with their labels.
     """
 
     def __init__(self, model: GenerativeModel, dataset: Dataset) -> None:
@@ -66,7 +65,7 @@ class SampleChecks:
         diversity = _mean_distance(pixel_points(samples))
         real_diversity = self._real_diversity
         checks: dict[str, float | list[float]] = {"samples/diversity": diversity}
-        if real_diversity > 0:  # test images that are all the same say nothing
+        if real_diversity > 0:  # no ratio if all test images are equal
             checks["samples/diversity_ratio"] = diversity / real_diversity
         if self._classes is None:
             return checks
@@ -80,7 +79,7 @@ class SampleChecks:
         return checks
 
     def _labels(self) -> Tensor | None:
-        """What a conditional model is asked for."""
+        """Labels requested from a conditional model; None for other models."""
         if not self._model.conditional:
             return None
         train = self._dataset.train
@@ -112,7 +111,7 @@ class SampleChecks:
         return shares
 
     def _nearest_classes(self, samples: Tensor) -> Tensor:
-        """Class of each sample, uint8 [N, C, H, W], by its neighbours: int64 [N]. Of classes with as many, that of
+        """Class of each sample, uint8 [N, C, H, W], by its neighbours: int64 [N]. Ties go to the
         nearer ones."""
         assert self._classes is not None
         reference, labels = self._reference
@@ -135,8 +134,8 @@ def _some_of(split: Split, count: int) -> tuple[NDArray[np.uint8], NDArray[np.in
 
 
 def _coarse_points(images: Tensor) -> Tensor:
-    """Points [N, P] whose nearest ones are of one class: at half the resolution that other checks see, where strokes
-    that nearly meet do meet. They are right more often than all pixels, at a quarter of the cost."""
+    """Points [N, P] whose nearest ones are of one class: at half the resolution of the other checks. This
+    classifies better than all pixels, at a quarter of the cost."""
     height, width = images.shape[2:]
     largest = min(max(height, width), LARGEST_SIDE)
     return pixel_points(images, largest // 2 if largest >= 2 * LEAST_COARSE_SIDE else largest)

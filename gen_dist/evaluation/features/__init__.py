@@ -1,4 +1,4 @@
-"""Networks whose features images are compared in: digits of our own, and the InceptionV3 of the literature."""
+"""Feature networks for comparing images: the package's digit network, and the InceptionV3 of the literature."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ FeatureName = Literal["digits", "inception"]
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A network that tells features of images."""
+    """A network that maps images to features."""
 
     name: FeatureName
     digest: str
     """SHA-256 of its weights."""
     of_images: Callable[[Tensor], tuple[Tensor, Tensor | None]]
-    """Images uint8 [B, C, H, W] -> features float32 [B, F], and classes int64 [B] where it tells digits apart."""
+    """Images uint8 [B, C, H, W] -> features float32 [B, F], and classes int64 [B] if it is a classifier."""
     of_intensities: Callable[[Tensor], Tensor] | None
     """Images float32 [B, C, H, W] in 0..1 -> features. None for a network that takes 8-bit images alone."""
 
 
 def fits_digits(image_shape: tuple[int, int, int]) -> bool:
-    """Whether the digit network takes images (C, H, W)."""
+    """True if the digit network takes images (C, H, W)."""
     return image_shape == IMAGE_SHAPE
 
 

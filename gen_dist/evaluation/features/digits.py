@@ -1,7 +1,7 @@
 """A small classifier of digits whose last hidden layer is features; bench/quality/train_digit_features.py trains it.
 
-Its weights come with the package, as float16, and digits.json beside them tells how they were made and how good they
-are. It never saw a generated image, nor a test image.
+Its weights come with the package, as float16, and digits.json beside them records their training and accuracy. Neither
+generated images nor test images were used in training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FEATURES = 64
 
 
 class DigitFeatures(NamedTuple):
-    """What the network finds in images."""
+    """Output of the digit network."""
 
     features: Tensor
     """float32 [B, 64], none below 0."""
@@ -50,7 +50,7 @@ class DigitNetwork(nn.Module):
         self.head = nn.Linear(FEATURES, 10)
 
     def forward(self, intensities: Tensor) -> DigitFeatures:
-        """Of images float32 [B, 1, 28, 28] in 0..1."""
+        """Features and logits of images float32 [B, 1, 28, 28] in 0..1."""
         features: Tensor = self.trunk(intensities)
         return DigitFeatures(features, self.head(self.dropout(features)))
 
@@ -59,6 +59,6 @@ def load_digit_network(file: Path = WEIGHTS_FILE) -> DigitNetwork:
     """The network that comes with the package, in eval mode and float32."""
     network = DigitNetwork()
     network.load_state_dict({name: value.float() for name, value in load_file(file).items()}, strict=False)
-    # Of one channel, images are in both layouts at once: it is the weights that keep the maps pixel by pixel, in which
-    # CPUs pool faster: a third of the time of all goes.
+    # One-channel images are in both memory layouts at once, so the weights decide that of the maps. CPUs pool faster
+    # in channels_last, which saves a third of the total time.
     return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The InceptionV3 in whose features FID and KID are defined: torch-fidelity's, with the weights that all use."""
+"""The InceptionV3 in whose features FID and KID are defined: torch-fidelity's, with the weights in general use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gen_dist.errors import UserError
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Of the weights of 2015-12-05. The whole of it: 32 bits, as their file name has, can be met by trying."""
+"""Full SHA-256 of the weights of 2015-12-05: the 32-bit prefix in the file name could be forged by brute force."""
 
 
 class Inception(nn.Module):
@@ -22,7 +22,7 @@ class Inception(nn.Module):
         self.extractor = extractor
 
     def forward(self, images: Tensor) -> Tensor:
-        """Grey images are shown in three equal channels; any size is resized as in the TensorFlow of the paper."""
+        """Map images to features. Grey images get three equal channels; any size is resized as in the TensorFlow of the paper."""
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         features: Tensor = self.extractor(images)[0]
@@ -63,7 +63,7 @@ def load_inception(weights: Path | None) -> tuple[Inception, str]:
         raise UserError(
             f"the weights of InceptionV3 cannot be read from {file}: {error.strerror}; they are at {URL_INCEPTION_V3}"
         ) from None
-    # torch-fidelity unpickles the file: nothing but the known one may come that far. And other weights are another FID.
+    # torch-fidelity unpickles the file, so only the known one is safe. Other weights would also give another FID.
     if digest != SHA256:
         raise UserError(
             f"{file} has the SHA-256 {digest[:8]}..., not {SHA256[:8]}...: these are not the weights of "

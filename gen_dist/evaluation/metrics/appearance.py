@@ -47,7 +47,7 @@ def pixel_points(images: Tensor, largest_side: int = LARGEST_SIDE) -> Tensor:
 
 def pair_distance_sum(points: Tensor, first: int, last: int) -> Tensor:
     """Sum of the distances of points[first:last] to all points [N, P]: float64 []."""
-    # Around their mean, so that points that are nearly the same do not lose their difference in rounding.
+    # Centred, because rounding would swallow the differences of nearly equal points.
     wide = points.double()
     wide = wide - wide.mean(dim=0)
     squares = wide.square().sum(dim=1)

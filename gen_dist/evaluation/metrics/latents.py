@@ -1,4 +1,4 @@
-"""Reconstruction error and active units: metrics of what images encode to."""
+"""Reconstruction error and active units: metrics of the encoder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ register(
         label="reconstruction error",
         group="reconstruction",
         better="less",
-        meaning="Of test images decoded from what they encode to.",
+        meaning="Squared error of test images decoded from their posterior means.",
         needs=("encoder",),
         measure=measure_error,
         stage="posterior",

@@ -43,7 +43,7 @@ def _nll(context: Context) -> float:
         objective = context.objective
         assert isinstance(objective, Vae)
         rows = context.nll_rows.tolist()
-        # It takes minutes, so logs show it as well, now and then.
+        # This takes minutes, so the bar is shown in logs as well, at a longer interval.
         shown = tqdm(
             rows[slice(*context.share(len(rows)))],
             desc=f"nll of {context.nll_samples} samples",
@@ -54,7 +54,7 @@ def _nll(context: Context) -> float:
         )
         total = torch.zeros((), dtype=torch.float64, device=context.rng.device)
         for row in shown:
-            # By its place in the split: the same image has the same noise, whatever others are chosen.
+            # Noise is keyed by the place in the split, so it does not depend on the other images chosen.
             total += negative_log_likelihoods(objective, context.test_batch(row, row + 1), context.nll_samples)[0]
         return float(context.summed(total)) / len(rows)
 

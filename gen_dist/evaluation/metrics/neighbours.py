@@ -1,7 +1,7 @@
 """Precision, recall (Kynkaanniemi et al. 2019), density, coverage (Naeem et al. 2020): two sets in each other's balls.
 
-The ball of a point reaches to its k-th nearest other point of its own set, which is not in it. So two equal sets have
-density 1.
+The ball of a point is open; its radius is the distance to the k-th nearest other point of its own set. So two equal
+sets have density 1.
 """
 
 from __future__ import annotations

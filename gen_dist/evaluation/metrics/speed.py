@@ -1,4 +1,4 @@
-"""Figures of the training run beside the metrics. The run tells them; nothing is measured."""
+"""Figures of the training run beside the metrics. They are read from the run, not measured."""
 
 from gen_dist.evaluation.metric import Metric, register
 
