@@ -22,7 +22,7 @@ class Inception(nn.Module):
         self.extractor = extractor
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images to features. Grey images get three equal channels; any size is resized as in the TensorFlow of the paper."""
+        """Map images to features. Grey images get three equal channels; sizes are resized as TensorFlow does."""
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         features: Tensor = self.extractor(images)[0]
