@@ -1,4 +1,4 @@
-"""A report of one run or several: one HTML file that needs nothing else."""
+"""Reports of one run or several, each a self-contained HTML file."""
 
 from gen_dist.reports.page import write_report
 

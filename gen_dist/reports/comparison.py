@@ -1,4 +1,4 @@
-"""Runs side by side: which is better at what, in figures and in words."""
+"""Comparison of runs: the better one by each metric, in figures and in words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gen_dist.records.readable import readable_result
 from gen_dist.reports.run_record import RunRecord, decisive_fields, group_by_config, read_run
 
 ABOUT_EQUAL = 0.02
-"""Of single runs, values that differ by less than this part of the larger one are told to be about the same."""
+"""Relative difference below which values of single runs are reported as about equal."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class Group:
 
     @property
     def family(self) -> str:
-        """As of its runs: `autoencoder`, `vae`, `gan` or `vae-gan`."""
+        """Family of its runs: `autoencoder`, `vae`, `gan` or `vae-gan`."""
         return self.runs[0].family
 
     def values(self, metric: str) -> list[float]:
-        """Of one scalar metric, a value for each run that has it; empty where none has."""
+        """Values of one scalar metric, one for each run that has it; empty if none has."""
         found = [scalars(run).get(metric) for run in self.runs]
         return [value for value in found if value is not None]
 
     def reason(self, metric: str) -> str:
-        """Why it has no value of a metric, in one line."""
+        """Reason why the group has no value of a metric, in one line."""
         run = self.runs[0]
         if is_of_run(metric):
-            return "told by runs that are finished" if metric == "epochs" else "not known of this run"
+            return "recorded when a run finishes" if metric == "epochs" else "not known of this run"
         if run.evaluation is None:
             return f"not evaluated yet: gen-dist evaluate {run.path}"
         reasons = {base_name(name): reason for name, reason in run.evaluation.unavailable.items()}
@@ -52,16 +52,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Statement:
-    """Which is better at one thing, in words with the figures behind them."""
+    """Comparison on one topic, in words with the figures behind them."""
 
     topic: str
     text: str
     metrics: Sequence[str]
     """Names of the metrics that it rests on."""
     textbook: str | None = None
-    """What textbooks say of VAEs and GANs on this; None where not both are compared, or they say nothing."""
+    """Textbook claim on VAEs and GANs; None unless both are compared and there is a claim."""
     holds: bool | None = None
-    """Whether that is so here; None where it cannot be told."""
+    """True if the claim holds for these runs; None if undecided."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,15 @@ class _Topic:
     title: str
     metric: str
     best: str
-    """What follows the label of the best one."""
+    """Predicate that follows the label of the best group."""
     expected: str | None = None
     """The family that textbooks expect to be better."""
     textbook: str | None = None
     only_vae: str | None = None
-    """What textbooks say of a metric that they expect of VAEs alone."""
+    """Textbook claim on a metric that only VAEs should have."""
 
 
-_LIKELIHOOD = "only VAEs tell how likely an image is"
+_LIKELIHOOD = "only VAEs assign a likelihood to an image"
 _TOPICS = (
     _Topic("Fidelity", "fid", "draws what is nearest to real images", "gan", "GANs draw the more realistic images"),
     _Topic("Sharpness", "sharpness", "is nearest to the data", "gan", "GANs are sharp and VAEs blurry"),
@@ -104,24 +104,24 @@ _TOPICS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups of runs on the same data, and what is to be said of them."""
+    """Groups of runs on the same data, with statements and notes."""
 
     groups: Sequence[Group]
     metrics: Sequence[str]
     """Names of the scalar metrics that any group has, in the order of the guide."""
     statements: Sequence[Statement]
     notes: Sequence[str]
-    """What to bear in mind, a sentence each."""
+    """Caveats, a sentence each."""
 
     def best(self, metric: str) -> Group | None:
-        """The group that is best by a metric; None where that cannot be told."""
+        """The group that is best by a metric; None if undecided."""
         ranked = _ranked(self.groups, metric)
         if len(ranked) < 2 or not _comparable(ranked, metric) or not _apart(ranked[0], ranked[1], metric):
             return None
         return ranked[0]
 
     def as_json(self) -> dict[str, Any]:
-        """What compare.json holds."""
+        """Content of compare.json."""
         return {
             "format": 1,
             "data": self.groups[0].runs[0].config.data,
@@ -162,7 +162,7 @@ def read_runs(paths: Sequence[Path], evaluate: Callable[[Path], object] | None =
 
     Args:
         paths: run directories.
-        evaluate: writes the evaluation of a run that has none of its newest checkpoint; None leaves them without.
+        evaluate: writes the evaluation of a run whose newest checkpoint has none; None skips this.
 
     Raises:
         CheckpointError: there is no run, or none with a checkpoint.
@@ -192,7 +192,7 @@ def comparison_of(runs: Sequence[RunRecord]) -> Comparison:
 
 
 def readable_values(values: Sequence[float], metric: str) -> str:
-    """Values of one metric for the eye; of several runs mean, least and greatest: `105.40 (105.12 to 105.93) nats`."""
+    """Format values of one metric; several runs give mean, minimum and maximum: `105.40 (105.12 to 105.93) nats`."""
     unit, texts = metric_of(metric).unit, [readable_result(value) for value in (min(values), max(values))]
     spread = f" ({texts[0]} to {texts[1]})" if texts[0] != texts[1] else ""
     return f"{readable_result(statistics.fmean(values))}{spread} {unit}".strip()
@@ -214,7 +214,7 @@ def table_lines(comparison: Comparison) -> list[str]:
         rows.append([metric.label, *cells, metric.direction])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines += ["", "* the best one, where that can be told", *(f"[{number}] {text}" for text, number in reasons.items())]
+    lines += ["", "* best, unless undecided", *(f"[{number}] {text}" for text, number in reasons.items())]
     return [*lines, "", *(_statement_line(one) for one in comparison.statements), *comparison.notes]
 
 
@@ -240,20 +240,20 @@ def markdown(comparison: Comparison, picture: str | None = None) -> str:
 
 
 def _escaped(text: str) -> str:
-    """As text of a Markdown document: names come from files that others may have written."""
+    """Escape text for Markdown: names come from files of unknown origin."""
     return html.escape(text, quote=False).replace("|", "\\|")
 
 
 def _statement_line(statement: Statement) -> str:
     line = f"{statement.topic}: {statement.text}"
     if statement.textbook:
-        verdict = {True: "so it is here", False: "not so here", None: "here that cannot be told"}[statement.holds]
+        verdict = {True: "true here", False: "not true here", None: "undecided here"}[statement.holds]
         line += f" Textbooks say: {statement.textbook}; {verdict}."
     return line
 
 
 def scalars(run: RunRecord) -> dict[str, float]:
-    """All metrics of a run that are one number, with what its training took."""
+    """Scalar metrics of a run, with its training time, throughput and epochs."""
     found = {
         name: float(value)
         for name, value in (run.evaluation.metrics if run.evaluation else {}).items()
@@ -268,7 +268,7 @@ def scalars(run: RunRecord) -> dict[str, float]:
 
 
 def _labels(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """Names that tell groups apart: the preset, and where that is not enough, the fields that differ."""
+    """Unique labels of the groups: the preset, with the fields that differ if presets are equal."""
     labels = []
     for group in groups:
         rivals = [other[0] for other in groups if other[0].config.preset == group[0].config.preset]
@@ -305,7 +305,7 @@ def _refuse_other_features(runs: Sequence[RunRecord]) -> None:
 
 
 def _score(group: Group, metric: str) -> float:
-    """Of the mean over a group's runs: less is better."""
+    """Score of the mean over a group's runs: less is better."""
     return _score_of(statistics.fmean(group.values(metric)), group, metric)
 
 
@@ -321,22 +321,22 @@ def _score_of(value: float, group: Group, metric: str) -> float:
 
 
 def data_value(group: Group, metric: str) -> float | None:
-    """What the same metric is of real images, for those that are to come near to it; None where that is not known."""
+    """Value of the same metric for real images; None if unknown."""
     values = group.values(f"{base_name(metric)}_data")
     return values[0] if values and values[0] > 0 else None
 
 
 def _ranked(groups: Sequence[Group], metric: str) -> list[Group]:
-    """Groups that have a metric, the best first; none of them for a metric that no direction is better of."""
+    """Groups that have a metric, the best first; empty for a metric without a better direction."""
     if metric_of(metric).better is None:
         return []
     return sorted((group for group in groups if group.values(metric)), key=lambda group: _score(group, metric))
 
 
 def _apart(better: Group, worse: Group, metric: str) -> bool:
-    """Whether runs of one group are all better than those of the other; of single runs, by more than a little."""
+    """True if all runs of one group beat all of the other; single runs must differ by more than ABOUT_EQUAL."""
     if len(better.runs) == len(worse.runs) == 1:
-        if metric_of(metric).better == "data":  # of distances, for two may lie on either side: these are logarithms
+        if metric_of(metric).better == "data":  # scores are distances in logarithms: values may lie on either side
             return _score(worse, metric) - _score(better, metric) > ABOUT_EQUAL
         first, second = better.values(metric)[0], worse.values(metric)[0]
         return abs(first - second) > ABOUT_EQUAL * max(abs(first), abs(second)) and _score(better, metric) < _score(
@@ -351,14 +351,14 @@ def _comparable(groups: Sequence[Group], metric: str) -> bool:
 
 
 def _condition(group: Group, metric: str) -> str:
-    """What groups have to have in common for a metric of theirs to compare; empty where that is nothing."""
+    """Condition that must be equal for figures of a metric to compare; empty if there is none."""
     if is_of_pixels(metric):
         return _pixel_model(group, metric)
     return "; ".join(sorted({_machine(run) for run in group.runs})) if is_of_run(metric) and metric != "epochs" else ""
 
 
 def _pixel_model(group: Group, metric: str) -> str:
-    """What a likelihood is one of: as the evaluator tells, else as the model was trained."""
+    """Pixel model of a likelihood: as evaluated, else as trained."""
     run = group.runs[0]
     objective = run.config.objective
     told = run.evaluation.pixels if run.evaluation else {}
@@ -402,7 +402,7 @@ def _statement(topic: _Topic, metric: str, groups: Sequence[Group]) -> Statement
 
 
 def _also(metric: str, ranked: Sequence[Group]) -> str:
-    """What a reader would be misled without: how much was done in a time, and a second measure that says otherwise."""
+    """Qualification of a statement: the epochs behind a training time, or a KID that contradicts FID."""
     if metric == "training_seconds":
         epochs = {group.label: group.values("epochs") for group in ranked}
         told = [f"{readable_values(values, 'epochs')} epochs of {label}" for label, values in epochs.items() if values]
@@ -414,11 +414,11 @@ def _also(metric: str, ranked: Sequence[Group]) -> str:
     if len(others) < 2 or others[0] is ranked[0] or not _apart(others[0], others[1], kid):
         return ""
     figures = [f"{readable_values(one.values(kid), kid)} of {one.label}" for one in others]
-    return f" {metric_of('kid').label}, of the same features, says otherwise: {', '.join(figures)}."
+    return f" {metric_of('kid').label}, on the same features, disagrees: {', '.join(figures)}."
 
 
 def _textbook(topic: _Topic, metric: str, groups: Sequence[Group]) -> tuple[str | None, bool | None]:
-    """What textbooks say of VAEs and GANs, and whether the best VAE and the best GAN of the groups bear it out."""
+    """Textbook claim on VAEs and GANs, and its truth for the best VAE and the best GAN of the groups."""
     vaes = [group for group in groups if group.family == "vae"]
     gans = [group for group in groups if group.family == "gan"]
     if not vaes or not gans:
@@ -440,12 +440,12 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     notes = []
     single = [group.label for group in groups if len(group.runs) == 1]
     if single:
-        notes.append(f"One run each of {' and '.join(single)}: another seed gives somewhat other figures.")
+        notes.append(f"One run each of {' and '.join(single)}: other seeds give slightly different figures.")
     for group in groups:
         config = group.runs[0].config
         of_preset = presets()[config.preset].config.steps if config.preset in presets() else config.steps
         if config.steps < of_preset:
-            notes.append(f"{group.label} was to do {config.steps:,} steps; its preset does {of_preset:,}.")
+            notes.append(f"{group.label} is configured for {config.steps:,} steps; its preset has {of_preset:,}.")
     if unfinished := [run for group in groups for run in group.runs if not run.finished]:
         states = ", ".join(f"{run.path} is at step {run.step:,} of {run.config.steps:,}" for run in unfinished)
         notes.append(f"Not finished: {states}.")

@@ -1,4 +1,4 @@
-"""What stands in a report, gathered from run directories and filled into page.html."""
+"""Content of a report, gathered from run directories and filled into page.html."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from gen_dist.reports.run_record import RunRecord, changes_from_preset, config_f
 from gen_dist.training.step_times import StepTimes
 
 MOST_FRAMES = 40
-"""Pictures of one kind over the steps; of more, so many spread evenly are shown."""
+"""Maximum number of pictures of one kind; longer series are sampled evenly."""
 MUCH_SLOWER = 1.5
 _PLATES = {
     "latent_manifold": "Decoded latents: {manifold}",
     "interpolations": "Walks between latents of the prior",
     "latent_scatter": "Posterior means of test images, by class",
-    "class_shares": "Classes of the samples over the steps, told by nearest training images",
-    "scores": "How the discriminator scores real and generated images",
+    "class_shares": "Classes of the samples over the steps, by nearest training images",
+    "scores": "Discriminator scores of real and generated images",
 }
 _HEADLINES = ("fid", "negative_elbo", "nll", "reconstruction_error")
 _PARTS = {"forward": "blue", "backward": "orange", "gradients": "orange", "optimizer": "green"}
@@ -61,13 +61,13 @@ class Part:
     name: str
     milliseconds: float
     share: float
-    """Of the step, 0..1."""
+    """Fraction of the step, 0..1."""
     colour: str
 
 
 @dataclass(frozen=True)
 class RunPage:
-    """What the report shows of one run."""
+    """Content of one run's part of the report."""
 
     run: RunRecord
     anchor: str
@@ -76,7 +76,7 @@ class RunPage:
     headline: Sequence[Fact]
     metrics: Sequence[Fact]
     missing: Sequence[Fact]
-    """Metrics that the model has not, each with the reason."""
+    """Unavailable metrics, each with the reason."""
     panels: Sequence[Panel]
     series: Mapping[str, Sequence[Frame]]
     """`samples`, `reconstructions`: pictures over the steps."""
@@ -84,14 +84,14 @@ class RunPage:
     parts: Sequence[Part]
     step_times: StepTimes | None
     slower: str | None
-    """The run's own images a second where they are far more than those of the measured steps."""
+    """The run's images a second, if far above those of the measured steps; else None."""
     is_preset: bool
-    """Whether its config names a preset of this version, to which it is compared."""
+    """True if its config names a preset of this version."""
     changed: Sequence[Fact]
     config: Sequence[Fact]
     environment: Sequence[Fact]
     commands: Sequence[tuple[str, str]]
-    """What each does, and the command."""
+    """Purpose and command of each."""
 
 
 def write_report(path: Path, runs: Sequence[RunRecord], step_times: Sequence[StepTimes | None]) -> None:
@@ -100,7 +100,7 @@ def write_report(path: Path, runs: Sequence[RunRecord], step_times: Sequence[Ste
     Args:
         path: the HTML file.
         runs: as `read_run` gives them; several are of the same data.
-        step_times: of each run, or None where they were not measured.
+        step_times: times of each run; None if not measured.
 
     Raises:
         ConfigError: the file cannot be written.
@@ -115,7 +115,7 @@ def write_report(path: Path, runs: Sequence[RunRecord], step_times: Sequence[Ste
 def report_html(
     runs: Sequence[RunRecord], step_times: Sequence[StepTimes | None], comparison: Comparison | None
 ) -> str:
-    """The whole page. It asks for nothing from elsewhere: pictures are data URIs, style and script stand in it."""
+    """The whole page. It loads nothing: pictures are data URIs, style and script are inline."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -167,7 +167,7 @@ def _comparison(comparison: Comparison, pages: Sequence[RunPage]) -> dict[str, A
         "why_none": {
             "samples": [group.reason("fid") for group in comparison.groups],
             "reconstructions": [group.reason("reconstruction_error") for group in comparison.groups],
-            "interpolations": ["made when a run finishes, of models that generate" for _ in comparison.groups],
+            "interpolations": ["made when a run of a generative model finishes" for _ in comparison.groups],
         },
     }
 
@@ -218,7 +218,7 @@ def _page(run: RunRecord, times: StepTimes | None, place: int) -> RunPage:
 
 
 def _manifold(run: RunRecord) -> str:
-    """What the picture of decoded latents shows of them, as the gallery draws it."""
+    """Description of the picture of decoded latents, as the gallery draws it."""
     of_two = run.config.network.latent_dim == 2
     return "the plane of the two" if of_two else "walks along the principal directions of the posterior means"
 
@@ -232,7 +232,7 @@ def _description(run: RunRecord) -> str:
 
 
 def _headline(run: RunRecord, found: Mapping[str, float], group: Group) -> list[Fact]:
-    """The figures that stand at the top: what it reached, how long it took."""
+    """Figures at the top: the main metrics, time and progress."""
     best = [name for base in _HEADLINES for name in found if base_name(name) == base][:2]
     facts = [Fact(metric_of(name).label, _value(name, [found[name]], group)) for name in best]
     if not facts:
@@ -305,9 +305,7 @@ def _environment(run: RunRecord) -> list[Fact]:
         "processes": f"{told.get('processes')}, of {told.get('torch_threads')} threads",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "platform": str(told.get("platform")),
-        "commit": f"{git['commit'][:12]}{', with changes that are in no commit' if git['dirty'] else ''}"
-        if git
-        else "",
+        "commit": f"{git['commit'][:12]}{', with uncommitted changes' if git['dirty'] else ''}" if git else "",
         "data digest": run.state["data_digest"],
         "starts": "; ".join(
             f"at step {start.get('from_step')}" for start in reversed([told, *told.get("earlier", [])])
@@ -321,17 +319,17 @@ def _commands(run: RunRecord) -> list[tuple[str, str]]:
     again = f"{path}-again"
     command = (run.environment or {}).get("command")
     return [
-        *([("as it was started", f"{program_of(command[0])} {shlex.join(command[1:])}")] if command else []),
-        ("the same run anew", f"gen-dist train --config {path}/config.json --run-dir {again}"),
-        ("its evaluation", f"gen-dist evaluate {path}"),
-        ("new images from it", f"gen-dist sample {path} --count 64"),
-        ("one of its steps", f"gen-dist replay {path} --step {max(run.step, 1)}"),
-        ("a report of it", f"gen-dist report {path}"),
+        *([("original command", f"{program_of(command[0])} {shlex.join(command[1:])}")] if command else []),
+        ("repeat the run", f"gen-dist train --config {path}/config.json --run-dir {again}"),
+        ("evaluate it", f"gen-dist evaluate {path}"),
+        ("draw new images", f"gen-dist sample {path} --count 64"),
+        ("replay a step", f"gen-dist replay {path} --step {max(run.step, 1)}"),
+        ("write this report", f"gen-dist report {path}"),
     ]
 
 
 def _plain(value: Any) -> str:
-    """A value of the config as a command line has it."""
+    """A value of the config in the command line's format."""
     if value is None:
         return "none"
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What a run directory tells of its run, finished or not: read once, for tables, comparisons and reports."""
+"""Record of a run, finished or not, read once from its directory for tables, comparisons and reports."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _TELLS_NO_TWO_RUNS_APART = frozenset({"seed", "run_dir", "data_root", "wandb", "
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its directory tells of it."""
+    """A run as recorded in its directory."""
 
     path: Path
     config: TrainConfig
     step: int
-    """Of the newest whole checkpoint, which is what is evaluated."""
+    """Step of the newest whole checkpoint, the one that is evaluated."""
     state: Mapping[str, Any]
     """Facts of that checkpoint: `data_digest`, `image_shape`, `class_names`, `training_seconds`."""
     metrics: Sequence[Mapping[str, Any]]
@@ -38,11 +38,11 @@ class RunRecord:
     environment: Mapping[str, Any] | None
     """environment.json."""
     evaluation: Evaluation | None
-    """None where there is none of the newest checkpoint."""
+    """Evaluation of the newest checkpoint; None if it has none."""
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done."""
+        """True if all steps are done."""
         return self.step >= self.config.steps
 
     @property
@@ -59,7 +59,7 @@ class RunRecord:
 
     @property
     def images_per_second(self) -> float | None:
-        """Mean over the training; None of a run that took no time."""
+        """Mean over the training; None if it took no time."""
         return self.images_seen / self.training_seconds if self.training_seconds else None
 
     @property
@@ -91,7 +91,7 @@ def read_run(path: Path) -> RunRecord:
     """
     paths = RunPaths(path)
     if not paths.config.exists():
-        what = "is no run directory: it has no config.json" if path.exists() else "does not exist"
+        what = "is not a run directory: it has no config.json" if path.exists() else "does not exist"
         raise CheckpointError(f"{path} {what}; train one with gen-dist train PRESET --run-dir {path}")
     config = TrainConfig.from_json(paths.config.read_text(errors="replace"), str(paths.config))
     saved = checkpoint_paths(path)
@@ -127,9 +127,9 @@ def config_fields(config: TrainConfig) -> dict[str, Any]:
 
 
 def changes_from_preset(config: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Fields in which a config differs from the preset that it names: (preset's value, its own); None is no field.
+    """Fields in which a config differs from the preset that it names: (preset's value, its own), None if absent.
 
-    Empty where there is no such preset. The run directory, which always is another one, counts for nothing.
+    Empty where there is no such preset. The run directory, which always differs, is ignored.
     """
     if config.preset not in presets():
         return {}
@@ -142,7 +142,7 @@ def changes_from_preset(config: TrainConfig) -> dict[str, tuple[Any, Any]]:
 
 
 def decisive_fields(config: TrainConfig) -> dict[str, Any]:
-    """The config, flat, without the seed and what says only where things are kept."""
+    """The config, flat, without the seed and the fields that only name places."""
     return {name: value for name, value in config_fields(config).items() if name not in _TELLS_NO_TWO_RUNS_APART}
 
 

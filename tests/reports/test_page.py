@@ -188,13 +188,13 @@ def test_a_time_is_told_with_what_was_done_in_it(runs: dict[str, Path]) -> None:
 def test_fewer_steps_than_the_presets_are_told(runs: dict[str, Path]) -> None:
     vae, gan = read_runs([runs["vae"], runs["gan"]])
     notes = comparison_of([vae, replace(gan, config=replace(gan.config, steps=10_000))]).notes
-    assert "vae-mnist was to do 24 steps; its preset does 940." in notes
+    assert "vae-mnist is configured for 24 steps; its preset has 940." in notes
     assert not any(note.startswith("gan-mnist was") for note in notes)
 
 
 def test_a_page_of_several_runs_has_its_own_command(runs: dict[str, Path], tmp_path: Path) -> None:
     html = _report(tmp_path / "report.html", "vae", "gan", runs=runs)
-    assert f"This page again: <code>gen-dist report {runs['vae']} {runs['gan']}</code>" in html
+    assert f"Command for this page: <code>gen-dist report {runs['vae']} {runs['gan']}</code>" in html
 
 
 def test_a_second_measure_of_fidelity_is_told_where_it_says_otherwise(runs: dict[str, Path]) -> None:
@@ -208,7 +208,7 @@ def test_a_second_measure_of_fidelity_is_told_where_it_says_otherwise(runs: dict
             with_kid.append(replace(run, evaluation=replace(run.evaluation, metrics=metrics)))
         words.append(next(one.text for one in comparison_of(with_kid).statements if one.metrics == ["fid_10k"]))
     assert words[0].endswith("FID 12 against 20 of vae-mnist.")
-    assert words[1].endswith(" KID, of the same features, says otherwise: 0.300 of vae-mnist, 0.600 of gan-mnist.")
+    assert words[1].endswith(" KID, on the same features, disagrees: 0.300 of vae-mnist, 0.600 of gan-mnist.")
 
 
 def test_near_figures_are_no_difference(runs: dict[str, Path]) -> None:
@@ -323,7 +323,7 @@ def test_the_picture_has_a_column_for_each_group(runs: dict[str, Path], tmp_path
 def test_runs_that_cannot_be_compared_are_refused_in_one_line(runs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         read_runs([tmp_path / "none"])
-    with pytest.raises(CheckpointError, match="no run directory"):
+    with pytest.raises(CheckpointError, match="not a run directory"):
         read_runs([tmp_path])
     with pytest.raises(ConfigError, match="named twice"):
         read_runs([runs["vae"], runs["vae"]])
