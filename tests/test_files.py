@@ -103,7 +103,7 @@ def test_a_full_disk_leaves_the_directory_that_was_there(tmp_path, monkeypatch):
     assert [entry.name for entry in path.iterdir()] == ["first"]
 
 
-def test_a_directory_whose_successor_cannot_take_its_place_stays(tmp_path, monkeypatch):
+def test_a_directory_stays_if_its_successor_fails(tmp_path, monkeypatch):
     path = tmp_path / "out"
     _write_directory(path, "first")
     replace = os.replace

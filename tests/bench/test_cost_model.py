@@ -33,7 +33,7 @@ def test_a_ring_sends_2_w_minus_1_messages_of_a_wth(workers: int, seconds: float
     assert all_reduce_seconds(4_000_000, workers, NETWORK) == pytest.approx(seconds, rel=1e-12)
 
 
-def test_a_step_is_its_compute_and_its_reductions_one_after_another() -> None:
+def test_a_step_is_its_compute_and_then_its_reductions() -> None:
     reductions = [Reduction(1_000_000), Reduction(500_000, per_step=0.2)]
     assert communication_seconds(reductions, 2, NETWORK) == pytest.approx(1.002 + 0.2 * 0.502)
     assert step_seconds(Compute(0.5, 0.01), reductions, NETWORK, 2, 100) == pytest.approx(1.5 + 1.1024)
@@ -48,7 +48,7 @@ def test_speedups_of_weak_and_strong_scaling() -> None:
     assert strong_speedup(compute, reductions, NETWORK, 2, 100) == pytest.approx(2 / 2.502)
 
 
-def test_without_communication_and_fixed_cost_both_speedups_are_the_workers() -> None:
+def test_speedup_is_the_workers_where_communication_is_free() -> None:
     for speedup in (weak_speedup, strong_speedup):
         assert speedup(Compute(0.0, 0.01), [], NETWORK, 8, 64) == pytest.approx(8)
 
@@ -78,6 +78,6 @@ def test_constants_are_found_again_from_times() -> None:
         assert (network.latency_seconds, network.bytes_per_second) == pytest.approx((1e-3, 1e6))
 
 
-def test_ratios_are_of_rounds_so_that_a_machine_that_slows_down_does_not_count() -> None:
+def test_a_machine_that_slows_down_leaves_the_ratios_equal() -> None:
     alone, joined = [1.0, 1.0, 2.0, 2.0, 1.0], [1.0, 1.0, 2.0, 2.0, 2.0]  # it slows down within the last round
     assert spread_of_ratios(alone, joined, 2.0) == pytest.approx({"p20": 1.8, "median": 2.0, "p80": 2.0, "n": 5})

@@ -116,7 +116,7 @@ def test_a_machine_too_noisy_to_tell_is_said_to_be_so(ratio: float) -> None:
     assert found.get("slower" if ratio == 1.0 else "no slower", 0.0) <= 0.05
 
 
-def test_a_regression_somewhat_beyond_the_threshold_seldom_passes() -> None:
+def test_a_regression_beyond_the_threshold_seldom_passes() -> None:
     found = shares(1.06, 0.01)
     assert found["slower"] >= 0.7
     assert found.get("no slower", 0.0) == 0.0
@@ -129,7 +129,7 @@ def assert_misses(missed: int, tries: int, nominal: float) -> None:
 
 
 @pytest.mark.parametrize("pairs", [LEAST_PAIRS, *LOOKS])
-def test_intervals_miss_the_truth_as_often_as_they_say_at_the_level_of_a_look(pairs: int) -> None:
+def test_intervals_miss_the_truth_as_often_as_they_say(pairs: int) -> None:
     rng, confidence, tries = np.random.default_rng(3), confidence_of_look(len(LOOKS)), 4000
     drawn = rng.normal(math.log(1.03), 0.02, (tries, pairs, 1))
     found = [interval_of(list(one), confidence) for one in drawn]
@@ -148,7 +148,7 @@ def test_outliers_and_drift_do_not_make_intervals_miss_more(pairs: int) -> None:
 
 
 @pytest.mark.parametrize("spread", [0.02, 0.05])
-def test_intervals_of_what_was_measured_apart_miss_as_often_as_they_say(spread: float) -> None:
+def test_unpaired_intervals_miss_as_often_as_they_say(spread: float) -> None:
     rng, confidence, tries = np.random.default_rng(5), confidence_of_look(1), 4000
     base, present = rng.normal(0, 0.02, (tries, 6)), rng.normal(math.log(1.03), spread, (tries, 6))
     found = [interval_between(*one, confidence) for one in zip(base, present, strict=True)]
@@ -194,7 +194,7 @@ def test_a_verdict_needs_the_whole_interval() -> None:
     assert of(1.0, 1.12) == of(0.9, 1.5) == "too noisy"
 
 
-def test_outputs_are_equal_to_their_tolerance_and_digests_exactly() -> None:
+def test_numbers_may_differ_by_a_tolerance_digests_may_not() -> None:
     assert alike(208.0, 208.001)
     assert not alike(208.0, 208.01)
     assert alike(math.nan, math.nan)
@@ -373,7 +373,7 @@ def test_stored_figures_of_another_machine_are_refused(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("low", "high", "doubted"), [(0.97, 1.03, False), (1.06, 1.2, True), (0.8, 0.9, True), (0.9, 1.1, True)]
 )
-def test_stored_figures_are_doubted_where_the_machine_itself_changed(low: float, high: float, doubted: bool) -> None:
+def test_stored_figures_of_a_changed_machine_are_doubted(low: float, high: float, doubted: bool) -> None:
     one, control = measured("a", "slower"), measured(CONTROL, "no slower")
     control.interval = Interval(math.sqrt(low * high), low, high, 6)
     gate.doubt_if_machine_changed([one, control], THRESHOLD)
@@ -457,7 +457,7 @@ def assert_nothing_is_left(clone: Path, temporary: Path) -> None:
     assert list(temporary.glob("gen_dist-gate-*")) == []
 
 
-def test_a_tree_as_it_lies_is_compared_to_a_commit_and_other_outputs_fail(clone: Path, tmp_path: Path) -> None:
+def test_other_outputs_than_the_base_commits_fail(clone: Path, tmp_path: Path) -> None:
     process = start_gate(clone, tmp_path / "tmp", "compare", "--base", "old", "--only", "keyed-noise", *LITTLE)
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 1, output + errors
@@ -513,7 +513,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_a_worker_is_ended_though_the_gate_is_stopped_while_it_starts(
+def test_a_worker_ends_with_a_gate_stopped_at_its_start(
     number: int, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[subprocess.Popen[str]] = []

@@ -28,7 +28,7 @@ def small(preset: str) -> TrainConfig:
     return config
 
 
-def test_products_of_the_textbook_vae_are_those_worked_out_by_hand() -> None:
+def test_products_of_the_textbook_vae_equal_those_by_hand() -> None:
     """Three products a layer, forward and for both gradients, but two for the first, whose inputs are images."""
     rows, weights = 128, [784 * 400, 400 * 40, 20 * 400, 400 * 784]
     with trainer_of(replace(small("vae-mnist"), global_batch_size=rows)) as trainer:
@@ -52,7 +52,7 @@ def flops_of_step(trainer: Trainer, step: int) -> int:
     return count.flops
 
 
-def test_the_generators_turn_takes_no_gradients_of_the_discriminators_weights() -> None:
+def test_the_generators_turn_skips_discriminator_gradients() -> None:
     with trainer_of(small("dcgan-mnist")) as trainer:
         [(_, products)] = limit_of(trainer).groups
     names = [product.name for product in products]

@@ -38,7 +38,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_plain_loop_and_ours_find_one_loss_and_one_step_from_the_same_weights(
+def test_plain_loop_and_ours_take_the_same_step(
     data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise = normal(Key(torch.tensor([0, 0]), 5, 0), BATCH_SIZE, 20).clone()
@@ -70,7 +70,7 @@ def load(theirs: dict[str, torch.nn.Parameter], ours: dict[str, Tensor]) -> None
                 theirs[f"{name}.{part}"].copy_(half)
 
 
-def test_turnstile_answers_after_the_first_step_and_after_each_block() -> None:
+def test_turnstile_answers_after_step_one_and_each_block() -> None:
     commands = io.StringIO('{"steps": 3, "test": true}\n{"steps": 2, "test": false}\n')
     answers = io.StringIO()
     turnstile = Turnstile(commands, answers)
@@ -136,7 +136,7 @@ def test_ratios_are_of_the_blocks_of_one_round() -> None:
     assert figures["memory_ratio"] == 1.0
 
 
-def test_a_peer_that_is_not_installed_is_named_with_what_installs_it(
+def test_a_missing_peer_is_named_with_what_installs_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(PEERS, "pythae", replace(PEERS["pythae"], needs="no_such_package"))
@@ -186,7 +186,7 @@ def test_wrong_input_ends_with_one_line_and_code_2(words: list[str], said: str, 
 
 
 @pytest.mark.parametrize("asked", ["0", "abc"])
-def test_threads_of_the_environment_are_refused_as_a_run_refuses_them(
+def test_threads_of_the_environment_are_checked_as_in_a_run(
     asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GEN_DIST_THREADS", asked)

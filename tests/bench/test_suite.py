@@ -124,14 +124,14 @@ def test_overhead_refuses_wrong_input_in_one_line(words: list[str], said: str):
     assert said in done.stderr
 
 
-def test_nothing_stays_of_a_measured_overhead_that_is_asked_to_end(tmp_path: Path):
+def test_a_stopped_overhead_measurement_leaves_nothing(tmp_path: Path):
     """Nor of the run that its own process does at that time: this is of the second directory, the run's."""
     words = ["bench/costs/overhead.py", "--presets", "vae-mnist", "--data", "synthetic"]
     assert ended_by_sigterm(warm_python(), words, tmp_path, directories=2) == 143
     assert list(tmp_path.glob("gen_dist-*")) == []
 
 
-def test_what_was_measured_is_printed_though_it_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_figures_that_cannot_be_written_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "directory/out.json"
     with pytest.raises(ConfigError, match=r"out\.json cannot be written: No such file"):
         print_and_write("figures", out)

@@ -134,9 +134,7 @@ def test_a_damaged_description_is_announced_and_built_again(tmp_path: Path, text
     assert again.digest == whole.digest
 
 
-def test_large_files_are_read_whole_only_when_they_are_not_as_last_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_files_are_read_whole_only_if_they_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = []
     describe = packed._describe
 
@@ -167,7 +165,7 @@ def save_gray(path: Path, value: int) -> None:
     Image.new("L", (8, 8), value).save(path)
 
 
-def test_a_changed_folder_is_packed_again_and_an_unchanged_one_is_not(tmp_path: Path) -> None:
+def test_a_folder_is_packed_again_only_if_it_changed(tmp_path: Path) -> None:
     packing = DataConfig(cache_dir=str(tmp_path / "cache"), image_size=8)
     lines: list[str] = []
     for value in range(4):
@@ -185,7 +183,7 @@ def test_a_changed_folder_is_packed_again_and_an_unchanged_one_is_not(tmp_path: 
     assert len(lines) == 2 and changed.digest != first.digest
 
 
-def test_unreadable_images_are_an_error_also_when_they_were_packed_as_skipped(tmp_path: Path) -> None:
+def test_images_packed_as_skipped_raise_if_asked_to(tmp_path: Path) -> None:
     for value in range(4):
         save_gray(tmp_path / "images" / f"{value}.png", value)
     (tmp_path / "images" / "bad.png").write_bytes(b"bad")
@@ -198,9 +196,7 @@ def test_unreadable_images_are_an_error_also_when_they_were_packed_as_skipped(tm
         open_dataset(source, ".", DataConfig(cache_dir=cache, unreadable_images="error"))
 
 
-def test_a_finished_cache_opens_from_a_directory_that_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_cache_opens_from_a_read_only_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_synthetic(tmp_path)
 
     def refuse(*_: Any, **__: Any) -> None:

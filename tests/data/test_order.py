@@ -35,9 +35,7 @@ def batches(split: Split, budget: int, micro_batches: list[tuple[int, int]]) -> 
 
 
 @pytest.mark.parametrize(("count", "global_batch_size", "ranks"), [(100, 10, 1), (100, 32, 4), (97, 24, 2), (7, 7, 7)])
-def test_every_epoch_has_every_image_exactly_once_over_all_ranks(
-    count: int, global_batch_size: int, ranks: int
-) -> None:
+def test_every_epoch_has_every_image_once_over_all_ranks(count: int, global_batch_size: int, ranks: int) -> None:
     rows = global_batch_size // ranks
     steps = 3 * count // global_batch_size + 1
     stream = np.concatenate(
@@ -88,7 +86,7 @@ def test_batches_are_the_images_of_the_order(split: Split, budget: int) -> None:
     gathered.close()
 
 
-def test_indices_that_are_cut_on_the_device_are_those_of_the_order(split: Split) -> None:
+def test_indices_cut_on_the_device_are_those_of_the_order(split: Split) -> None:
     """As a GPU has them; some batches straddle two epochs, or stand in one that is over."""
     resident = batches(split, 2**30, [(8, 5), (13, 3)])
     for place in ((0, 0), (2, 1), (3, 0), (3, 1), (24, 1), (6, 0), (2, 1)):

@@ -92,7 +92,7 @@ def mixed_folder(folder: Path) -> dict[str, tuple[int, int, int]]:
     return colours
 
 
-def test_a_folder_of_every_format_and_mode_packs_with_the_right_colours(
+def test_every_format_and_mode_packs_with_its_colours(
     tmp_path: Path, open_source: Callable[..., Dataset], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "mixed"
@@ -366,7 +366,7 @@ def test_local_idx_files_are_read_without_torchvision(
     assert len(dataset.class_names) == 10
 
 
-def test_cifar10_is_read_through_torchvision_and_found_again_without_it(
+def test_packed_cifar10_needs_no_torchvision(
     tmp_path: Path, open_source: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torchvision.datasets import CIFAR10

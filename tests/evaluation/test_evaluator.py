@@ -69,7 +69,7 @@ def _evaluate(run: Path, *names: str, **options: Any) -> Evaluation:
 
 
 @each_of(OBJECTIVES, costly=OBJECTIVES.keys() - ONE_OF_A_KIND)
-def test_every_objective_has_the_metrics_that_it_can_and_says_why_not_the_others(objective: str, runs: Path) -> None:
+def test_every_objective_has_its_metrics_or_says_why_not(objective: str, runs: Path) -> None:
     found = _evaluate(_run_of(runs, objective))
     config = OBJECTIVES[objective][0]
     expected = set()
@@ -104,7 +104,7 @@ def test_the_negative_elbo_is_that_of_the_training(runs: Path) -> None:
         assert found.pixels["negative_elbo"] == ("binarized" if "binarization" in objective else "real-valued")
 
 
-def test_a_likelihood_of_some_images_has_another_name_and_each_image_its_own_noise(runs: Path) -> None:
+def test_a_likelihood_of_fewer_images_has_another_name(runs: Path) -> None:
     run = _run_of(runs, "vae, dynamic binarization")
     objective, test = gen_dist.load(run).objective, open_dataset("mnist5k", "data", DataConfig(), _silent).test
     assert isinstance(objective, Vae)
@@ -127,7 +127,7 @@ def test_a_test_split_too_small_has_no_classes_either(runs: Path, monkeypatch: p
     assert "fewer than 1001" in _evaluate(_run_of(runs, "gan"), "classes", samples=1001).unavailable["classes_1001"]
 
 
-def test_the_frechet_distance_of_a_run_is_torch_fidelitys_of_its_samples(runs: Path) -> None:
+def test_the_frechet_distance_of_a_run_is_torch_fidelitys(runs: Path) -> None:
     run = _run_of(runs, "conditional gan")
     model = gen_dist.load(run)
     dataset = open_dataset("mnist5k", "data", DataConfig(), _silent)
@@ -184,7 +184,7 @@ def test_two_ranks_equal_one_whatever_their_shares(objective: str, runs: Path) -
         assert two.metrics[name] == pytest.approx(value, rel=1e-6), name
 
 
-def test_metrics_of_one_checkpoint_add_up_and_those_of_another_start_anew(runs: Path) -> None:
+def test_metrics_add_up_for_one_checkpoint_alone(runs: Path) -> None:
     run = _run_of(runs, "vae", seed=5)
     first = _evaluate(run, "sharpness", "label_accuracy")
     assert set(first.metrics) == {"sharpness_260", "sharpness_data"}
@@ -213,7 +213,7 @@ def test_other_features_replace_what_rests_on_features_alone(runs: Path) -> None
     assert second.features == first.features
 
 
-def test_the_reference_is_computed_once_and_again_where_its_file_is_damaged(
+def test_the_reference_is_computed_again_only_if_damaged(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = _run_of(runs, "gan")
@@ -282,9 +282,7 @@ def test_wrong_options_are_one_line_and_exit_code_2(
     assert not list(checkpoint.glob("evaluation*"))
 
 
-def test_inception_features_are_those_of_torch_fidelity_and_grey_images_are_shown_in_three_channels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_inception_features_equal_those_of_torch_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With random weights: the real ones are a download."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -307,7 +305,7 @@ def test_inception_features_are_those_of_torch_fidelity_and_grey_images_are_show
     torch.testing.assert_close(features, made(grey.repeat(1, 3, 1, 1))[0])
 
 
-def test_the_digit_network_is_the_one_of_its_card_and_tells_digits() -> None:
+def test_the_digit_network_is_its_cards_and_classifies() -> None:
     card = json.loads(CARD_FILE.read_text())
     network = feature_network("digits", torch.device("cpu"))
     assert network.digest == card["sha256"] == hashlib.sha256(WEIGHTS_FILE.read_bytes()).hexdigest()
@@ -346,9 +344,7 @@ def test_a_damaged_evaluation_is_named(tmp_path: Path) -> None:
             read_evaluation(tmp_path)
 
 
-def test_walks_are_long_where_images_change_and_of_no_length_where_they_do_not(
-    runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_walks_are_as_long_as_images_change(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = _run_of(runs, "gan")
     found = _evaluate(run, "path_length").metrics["path_length_260"]
     assert isinstance(found, float) and found > 0

@@ -35,7 +35,7 @@ def _digits_vae() -> tuple[Vae, Tensor]:
 
 
 @torch.no_grad()
-def test_binary_images_have_the_likelihood_of_float64_distributions() -> None:
+def test_binary_images_have_the_likelihood_of_float64() -> None:
     objective, images = _digits_vae()
     images, samples = images[:5], 2300
     found = negative_log_likelihoods(objective, _batch(images, first_row=4), samples)
@@ -65,7 +65,7 @@ class _Affine(nn.Module):
 
 
 @torch.no_grad()
-def test_the_exact_posterior_gives_the_exact_likelihood_of_a_linear_gaussian_model_with_one_sample() -> None:
+def test_the_exact_posterior_gives_the_exact_likelihood() -> None:
     random = torch.Generator().manual_seed(1)
     scale, shape, latents = 0.2, (1, 4, 4), 3
     loadings = torch.linalg.qr(torch.randn(16, latents, generator=random))[0] * torch.tensor([0.5, 0.3, 0.1])
@@ -87,7 +87,7 @@ def test_the_exact_posterior_gives_the_exact_likelihood_of_a_linear_gaussian_mod
 
 
 @torch.no_grad()
-def test_an_image_has_one_likelihood_in_any_company_and_more_samples_lower_the_bound() -> None:
+def test_likelihoods_are_each_images_own_and_fall_with_samples() -> None:
     objective, images = _digits_vae()
     together = negative_log_likelihoods(objective, _batch(images[:5], first_row=7), 40)
     alone = negative_log_likelihoods(objective, _batch(images[3:4], first_row=10), 40)

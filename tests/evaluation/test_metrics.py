@@ -43,7 +43,7 @@ def _squared_mmd(real: Tensor, fake: Tensor) -> float:
     return kernel.squared_mmd(*within, kernel.kernel_sum(real, fake), (len(real), len(fake)))
 
 
-def test_the_frechet_distance_is_that_of_a_matrix_square_root_and_of_torch_fidelity() -> None:
+def test_the_frechet_distance_equals_torch_fidelitys() -> None:
     real, fake = _features()
     found = frechet.frechet_distance(frechet.moments(real), frechet.moments(fake))
     (m1, s1), (m2, s2) = ((f.mean(axis=0), np.cov(f, rowvar=False)) for f in (_numpy(real), _numpy(fake)))
@@ -55,13 +55,13 @@ def test_the_frechet_distance_is_that_of_a_matrix_square_root_and_of_torch_fidel
     assert found == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
 
 
-def test_the_frechet_distance_of_normals_with_commuting_covariances_is_the_closed_form() -> None:
+def test_the_frechet_distance_equals_its_closed_form() -> None:
     one = frechet.Moments(torch.tensor([0.0, 1.0]).double(), torch.diag(torch.tensor([4.0, 9.0])).double())
     two = frechet.Moments(torch.tensor([3.0, 1.0]).double(), torch.diag(torch.tensor([1.0, 25.0])).double())
     assert frechet.frechet_distance(one, two) == pytest.approx(9 + (2 - 1) ** 2 + (3 - 5) ** 2, rel=1e-12)
 
 
-def test_the_frechet_distance_of_few_images_in_many_features_is_real_and_0_to_itself() -> None:
+def test_the_frechet_distance_of_few_images_is_real() -> None:
     few = torch.from_numpy(digits()[0][:50].reshape(50, -1) / 255.0)
     assert frechet.frechet_distance(frechet.moments(few), frechet.moments(few)) == pytest.approx(0, abs=1e-6)
     other = torch.from_numpy(digits()[0][50:100].reshape(50, -1) / 255.0)
@@ -74,7 +74,7 @@ def test_the_frechet_distance_of_few_images_in_many_features_is_real_and_0_to_it
     assert found == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_the_kernel_distance_is_that_of_scikit_learn_and_of_torch_fidelity() -> None:
+def test_the_kernel_distance_equals_torch_fidelitys() -> None:
     real, fake = _features()
     xx, yy, xy = (
         polynomial_kernel(_numpy(a), _numpy(b), degree=3, gamma=1 / 32, coef0=1)
@@ -88,14 +88,14 @@ def test_the_kernel_distance_is_that_of_scikit_learn_and_of_torch_fidelity() -> 
     assert _squared_mmd(real[:FAKE], fake) == pytest.approx(theirs, rel=1e-6)
 
 
-def test_the_kernel_distance_of_one_distribution_is_0_on_average() -> None:
+def test_the_kernel_distance_to_itself_is_0_on_average() -> None:
     parts = torch.from_numpy(codes(digits()[0], 32)).split(100)
     found = np.array([_squared_mmd(a, b) for a, b in itertools.combinations(parts, 2)])
     assert found.min() < 0 < found.max()
     assert abs(found.mean()) < 0.4 * found.std()
 
 
-def test_precision_recall_density_and_coverage_are_those_of_the_papers() -> None:
+def test_precision_recall_density_coverage_equal_the_papers() -> None:
     real, fake = _features()
     k = neighbours.NEIGHBOURS
     radii = neighbours.neighbour_radii(real, 0, REAL), neighbours.neighbour_radii(fake, 0, FAKE)
@@ -150,7 +150,7 @@ def test_parts_of_uneven_shares_add_up_to_the_whole() -> None:
     assert sum(sums) == pytest.approx(float(appearance.pair_distance_sum(fake, 0, FAKE)), rel=1e-12)
 
 
-def test_sharpness_is_the_variance_of_scipys_laplacian_and_blur_lowers_it() -> None:
+def test_sharpness_is_scipys_laplacian_variance() -> None:
     images = digits()[0][:20]
     colour = np.concatenate([images, images[:, :, ::-1], images // 2], axis=1)
     found = appearance.laplacian_variances(torch.from_numpy(colour)).numpy()

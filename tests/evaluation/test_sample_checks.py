@@ -69,7 +69,7 @@ def test_one_image_again_and_again_is_collapse(digits: Dataset) -> None:
     assert checks["samples/class_variation"] == pytest.approx(0.9, abs=0.05)
 
 
-def test_nearly_the_same_image_is_seen_to_differ_by_as_much_as_it_does(digits: Dataset) -> None:
+def test_nearly_equal_images_differ_by_as_much_as_they_do(digits: Dataset) -> None:
     four = digits.train.images[digits.train.labels == 4][:1]
 
     def noisy(count: int, _: Tensor | None) -> np.ndarray:
@@ -88,7 +88,7 @@ def test_missing_classes_are_counted_though_samples_differ(digits: Dataset) -> N
     assert checks["samples/class_variation"] == pytest.approx(0.7, abs=0.08)
 
 
-def test_a_class_without_test_images_is_not_found_unless_it_is_generated(digits: Dataset) -> None:
+def test_a_class_without_test_images_counts_if_generated(digits: Dataset) -> None:
     two = np.isin(digits.test.labels, (0, 1))
     test = replace(digits.test, images=digits.test.images[two], labels=digits.test.labels[two])
     split = replace(digits, test=test)
@@ -106,7 +106,7 @@ def test_a_mean_image_is_of_little_diversity(digits: Dataset) -> None:
 
 
 @pytest.mark.parametrize("obeys", [True, False])
-def test_a_conditional_model_is_asked_for_classes_in_the_shares_of_the_data(digits: Dataset, obeys: bool) -> None:
+def test_conditional_samples_have_the_class_shares_of_the_data(digits: Dataset, obeys: bool) -> None:
     asked = []
 
     def images(count: int, labels: Tensor | None) -> np.ndarray:
@@ -127,7 +127,7 @@ def test_a_conditional_model_is_asked_for_classes_in_the_shares_of_the_data(digi
         assert checks["samples/label_accuracy"] == pytest.approx(0.1, abs=0.05)
 
 
-def test_the_class_of_a_sample_is_that_of_most_neighbours_and_the_nearer_of_equally_many(digits: Dataset) -> None:
+def test_the_class_of_a_sample_is_that_of_most_neighbours(digits: Dataset) -> None:
     def split(levels: list[int], labels: list[int]) -> Split:
         images = np.array(levels, np.uint8)[:, None, None, None].repeat(4, axis=2).repeat(4, axis=3)
         return Split("a split", images, np.array(labels))
@@ -142,7 +142,7 @@ def test_the_class_of_a_sample_is_that_of_most_neighbours_and_the_nearer_of_equa
 
 
 @pytest.mark.parametrize("classes", [1, 101])
-def test_without_classes_or_with_too_many_only_diversity_is_measured(digits: Dataset, classes: int) -> None:
+def test_only_diversity_is_measured_without_few_classes(digits: Dataset, classes: int) -> None:
     names = tuple(map(str, range(classes)))
     train, test = (replace(split, labels=split.labels % classes) for split in (digits.train, digits.test))
     dataset = replace(digits, train=train, test=test, class_names=names)
@@ -174,7 +174,7 @@ def vae(dataset: Dataset, objective: str = "vae") -> GenerativeModel:
     return GenerativeModel(built, config, dataset.image_shape, dataset.class_names)
 
 
-def test_checks_of_a_model_are_the_same_each_time_and_leave_its_mode(digits: Dataset) -> None:
+def test_checks_of_a_model_repeat_and_leave_its_mode(digits: Dataset) -> None:
     model = vae(digits)
     model.objective.train()
     checks = SampleChecks(model, digits)

@@ -290,7 +290,7 @@ def test_exporting_again_replaces_only_an_export(runs: Callable[[str], Path], tm
     assert kept.read_text() == "mine"
 
 
-def test_an_export_stands_by_default_in_the_directory_of_its_run(runs: Callable[[str], Path]) -> None:
+def test_an_export_is_by_default_in_its_runs_directory(runs: Callable[[str], Path]) -> None:
     run = runs("vae")
     assert export(run, "safetensors", announce=_silent) == run / "export-safetensors"
     assert export(checkpoints.checkpoint_paths(run)[0], "safetensors", announce=_silent) == run / "export-safetensors"

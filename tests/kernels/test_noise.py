@@ -38,7 +38,7 @@ def test_philox_4x32_10_gives_the_known_answers(
     assert tuple(int(word) for word in words) == answer
 
 
-def test_host_words_are_philox_4x64_10_at_the_documented_counter() -> None:
+def test_host_words_are_philox_4x64_10_at_their_counter() -> None:
     """Row 5 with 6 words has blocks 10 and 11 of its key; NumPy increments the counter before a draw."""
     generator = np.random.Philox(key=[7, 2], counter=[10, 0, 3, 0])
     np.testing.assert_array_equal(host_words(7, 2, 3, 5, 1, 6)[0], generator.random_raw(8)[:6])

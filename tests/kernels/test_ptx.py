@@ -147,7 +147,7 @@ def test_binarize_kernel_equals_its_definition(rows: int, width: int, target: st
     check_binarize(RNG, 9, rows, width, target)
 
 
-def test_normal_kernel_equals_its_definition_at_the_rarest_words() -> None:
+def test_normal_kernel_is_exact_at_the_rarest_words() -> None:
     # The smallest of a million words gives the largest radius, and the largest a radius near 0.
     words = device_words(RNG, 4, 0, 2**18, 4)
     for row in (words[:, 0].argmin(), words[:, 2].argmin(), words[:, 0].argmax(), words[:, 2].argmax()):

@@ -70,7 +70,7 @@ def test_normal_densities_equal_torch_distributions() -> None:
     torch.testing.assert_close(standard_normal_log_density(values).double(), expected, rtol=1e-6, atol=1e-5)
 
 
-def test_importance_weighted_bound_is_the_log_of_the_mean_weight() -> None:
+def test_the_importance_bound_is_the_log_mean_weight() -> None:
     weights = torch.tensor([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]])
     expected = torch.tensor([math.log(2.0), math.log(4.0)])
     torch.testing.assert_close(importance_weighted_bound(weights.log()), expected)

@@ -165,7 +165,7 @@ def test_a_run_on_shared_weights_equals_one_through_gloo(two_ranks: dict[str, An
     assert found["apart"] < 1e-6
 
 
-def test_evaluation_and_checkpoint_use_the_main_batch_statistics(two_ranks: dict[str, Any]) -> None:
+def test_evaluation_uses_the_main_batch_statistics(two_ranks: dict[str, Any]) -> None:
     result = two_ranks["local statistics"]
     assert result["before"] > 1e-9
     assert result["after"] == 0
@@ -235,7 +235,7 @@ def test_a_run_resumes_with_another_number_of_ranks(
 
 
 @pytest.mark.parametrize("launch", [LAUNCHED_ONE, TWO], ids=["one", "two"])
-def test_a_signal_to_the_launcher_saves_the_run_in_every_process(launch: list[str], tmp_path: Path) -> None:
+def test_a_signal_to_the_launcher_saves_every_process(launch: list[str], tmp_path: Path) -> None:
     """Accelerate's launcher of one process forwards no signal to its child; that of two does, at different steps."""
     run = tmp_path / "run"
     config = small_config("vae", steps=100_000, checkpoint_every=100_000, sample_every=100_000, evaluate_every=100_000)

@@ -10,7 +10,7 @@ import sys
 from gen_dist.records.environment import environment
 
 
-def test_the_environment_has_versions_and_hardware_but_no_secret(monkeypatch):
+def test_the_environment_has_versions_but_no_secret(monkeypatch):
     monkeypatch.setenv("SOME_TOKEN", "hunter2hunter2")
     found = environment()
     text = json.dumps(found)

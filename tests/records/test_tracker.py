@@ -46,7 +46,7 @@ def test_infinite_scalars_are_recorded_as_null(tmp_path):
     assert [record[f"train/{name}"] for name in ("loss", "kl", "nll")] == [None, None, None]
 
 
-def test_lists_are_recorded_whole_with_null_for_infinite_numbers(tmp_path):
+def test_lists_are_recorded_with_null_for_infinite_numbers(tmp_path):
     with make_tracker(tmp_path) as run:
         run.log(1, {"samples/class_shares": [0.25, 0.75], "scores/real": (1, float("nan"), float("inf")), "empty": []})
     (record,) = read_metrics(tmp_path / "metrics.jsonl")

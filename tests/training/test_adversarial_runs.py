@@ -63,7 +63,7 @@ def _pictures_of_no_times(run_dir: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("objective", RUNS)
-def test_a_run_draws_its_samples_walks_curves_scores_and_classes(objective: str, finished: dict[str, Path]) -> None:
+def test_a_run_draws_all_of_its_pictures(objective: str, finished: dict[str, Path]) -> None:
     expected = {f"samples/step_{step:08d}.png" for step in (7, 14)}
     expected |= {"interpolations.png", "curves.png", "scores.png", "class_shares.png"}
     if objective == "vae-gan":
@@ -77,7 +77,7 @@ def test_a_run_draws_its_samples_walks_curves_scores_and_classes(objective: str,
 
 
 @pytest.mark.parametrize("objective", RUNS)
-def test_a_run_records_losses_score_histograms_and_sample_checks(objective: str, finished: dict[str, Path]) -> None:
+def test_a_run_records_losses_histograms_and_checks(objective: str, finished: dict[str, Path]) -> None:
     records = _records(finished[objective])
     assert [record["step"] for record in records] == [4, 7, 8, 12, 14]
     players = ["critic" if "wgan" in objective else "discriminator", "generator"]

@@ -55,7 +55,7 @@ def modes_covered(shares: NDArray[np.float64]) -> int:
     return int((shares >= 0.25 / MODES).sum())
 
 
-def test_coverage_detects_missing_modes_and_images_between_modes() -> None:
+def test_coverage_detects_missing_and_mixed_modes() -> None:
     split = images_of_modes(SAMPLES, seed=2)
     shares = shares_of_modes(split.images)
     assert modes_covered(shares) == MODES

@@ -361,7 +361,7 @@ def test_more_steps_extend_a_run_of_constant_learning_rate(tmp_path: Path) -> No
     assert_same_bits(_state(tmp_path / "run0")[1], _state(tmp_path / "at once")[1])
 
 
-def test_more_steps_are_refused_if_they_change_the_learning_rate(uninterrupted: Path) -> None:
+def test_more_steps_must_not_change_the_learning_rate(uninterrupted: Path) -> None:
     with pytest.raises(ConfigError, match="steps 40 -> 44"):
         train(_config(uninterrupted, steps=44), say=_quiet)
 
