@@ -235,7 +235,7 @@ CASES: dict[str, Case] = {
         "train.parquet",
     ),
     "an idx file that is cut off": (lambda p: _mnist(p, IDX_IMAGES[:900], IDX_LABELS), "900 bytes"),
-    "an idx file of another kind": (lambda p: _mnist(p, gzip.compress(IDX_IMAGES), IDX_LABELS), "no idx file"),
+    "an idx file of another kind": (lambda p: _mnist(p, gzip.compress(IDX_IMAGES), IDX_LABELS), "not an idx file"),
     "labels out of range": (lambda p: _mnist(p, IDX_IMAGES, IDX_LABELS[:8] + bytes([0, 1, 2, 99])), "99"),
     "a cache that is a file": (
         lambda p: ["vae-mnist", "--data", "synthetic", "--cache-dir", p.file("cache", "x") / "sub"],

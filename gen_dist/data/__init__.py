@@ -1,4 +1,4 @@
-"""Images to learn: every source becomes one packed, memory-mapped array, and training gathers batches from it."""
+"""Training data: each source is packed into a memory-mapped array, from which training gathers batches."""
 
 from gen_dist.data.batches import TrainBatches
 from gen_dist.data.cache import Dataset, Split, cache_directory

@@ -25,8 +25,8 @@ Place = tuple[int, int]
 class TrainBatches:
     """The micro-batches of one rank, as a function of the step.
 
-    The images are held on the device if they fit the budget. Otherwise a thread gathers the micro-batches that are
-    next from the map; asking for another step than the next one is allowed and only costs the wait for it.
+    The images are held on the device if they fit the budget. Otherwise a thread prefetches micro-batches from
+    the map; requesting a step out of order is allowed and only costs the wait for it.
 
     Raises:
         DataError: the split has fewer images than one global batch.
@@ -77,7 +77,7 @@ class TrainBatches:
 
     @property
     def resident(self) -> bool:
-        """Whether the images are held on the device."""
+        """True if the images are held on the device."""
         return self._prefetcher is None
 
     def micro_batch(self, step: int, index: int) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ class TrainBatches:
 
         Raises:
             RuntimeError: after `close`.
-            Exception: whatever stopped the gathering of this micro-batch, such as OSError.
+            Exception: the error of gathering this micro-batch, such as OSError.
         """
         if self._prefetcher is not None:
             images, labels = self._prefetcher.take((step, index))
@@ -100,12 +100,12 @@ class TrainBatches:
             self._prefetcher.close()
 
     def following(self, place: Place) -> Place:
-        """The micro-batch that training asks for after this one."""
+        """The micro-batch after this one in training."""
         step, index = place
         return (step, index + 1) if index + 1 < len(self._micro_batches) else (step + 1, 0)
 
     def gather(self, place: Place) -> tuple[Tensor, Tensor]:
-        """One micro-batch from the map, in host memory that the device can copy from while the host goes on."""
+        """One micro-batch from the map, pinned for asynchronous copies to CUDA."""
         indices = self._indices(place)
         # Without the context, pinned memory makes every rank's thread open device 0.
         with torch.cuda.device(self._device) if self._pinned else contextlib.nullcontext():
@@ -120,7 +120,7 @@ class TrainBatches:
         return images, labels
 
     def _indices_on_device(self, place: Place) -> Tensor:
-        """What `_indices` gives, cut from the orders of whole epochs there: a step copies nothing from the host."""
+        """Indices of a micro-batch, cut from epoch orders on the device: a step copies nothing from the host."""
         step, index = place
         first_row, rows = self._micro_batches[index]
         wanted = spans(self._count, step * self._global_batch_size + first_row, rows)
@@ -145,14 +145,14 @@ class TrainBatches:
 
 
 class _Prefetcher:
-    """One thread that gathers the micro-batches which follow the last one taken, a few ahead."""
+    """Thread that gathers a few micro-batches ahead of the last one taken."""
 
     def __init__(self, batches: TrainBatches) -> None:
         self._batches = batches
         self._changed = threading.Condition()
         self._ready: collections.deque[tuple[Tensor, Tensor] | Exception] = collections.deque()
         self._closed = False
-        # Where `take` and the thread go on. `_jumps` tells the thread that what it is gathering is not wanted any more.
+        # Next places of `take` and of the thread. A change of `_jumps` makes the thread discard what it is gathering.
         self._expected: Place | None = None
         self._next: Place | None = None
         self._jumps = 0

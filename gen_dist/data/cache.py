@@ -1,4 +1,4 @@
-"""The packed cache: found by a key of what decides its content, verified, built once, memory-mapped."""
+"""The packed cache: keyed by everything that determines its content, verified, built once, memory-mapped."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from gen_dist.data.sources.source import SPLITS, Source, SplitName
 from gen_dist.errors import DataError
 from gen_dist.files import sync
 
-# Part of the key: raise it when packing changes, and no cache of before is used again.
+# Part of the key: raise it when packing changes, to invalidate existing caches.
 _FORMAT = 1
 _FILES = tuple(name(split) for split in SPLITS for name in (images_file, labels_file))
-# Up to this size files are read and hashed at every opening, larger ones when they are not as last seen.
+# Files up to this size are hashed at every opening, larger ones only if their stamps have changed.
 _ALWAYS_VERIFIED_BYTES = 2**30
 
 
@@ -36,9 +36,9 @@ class Split:
     """Images of one split, in the source's order; those held out of a train split in keyed order."""
 
     name: str
-    """What errors call it: `train split of mnist5k`."""
+    """Name in error messages: `train split of mnist5k`."""
     images: NDArray[np.uint8]
-    """uint8 [N, C, H, W], 0..255, memory-mapped. Not to be written: a write stays private to the process."""
+    """uint8 [N, C, H, W], 0..255, memory-mapped. Read-only by convention: a write stays private to the process."""
     labels: NDArray[np.int64]
     """int64 [N], indices into the class names of the data set; all 0 for a source without labels."""
 
@@ -62,11 +62,11 @@ class Dataset:
 
 
 class _DamagedCache(Exception):
-    """A packed cache that is not what was written; the text says how."""
+    """A packed cache that differs from what was written; the text is the difference."""
 
 
 def open_packed(source: Source, packing: DataConfig, announce: Callable[[str], None]) -> Dataset:
-    """Open the packed cache of a source; build it if there is none or it is damaged. One process builds, others wait.
+    """Open the packed cache of a source; build it if it is missing or damaged. One process builds, others wait.
 
     Raises:
         DataError: the source cannot be packed, or the cache directory cannot be written.
@@ -74,8 +74,8 @@ def open_packed(source: Source, packing: DataConfig, announce: Callable[[str], N
     cache = cache_directory(packing)
     directory = _find(source, packing, cache)
     if directory is not None and directory.is_dir():
-        # Without the lock, so that a finished cache can be shared read-only. Whatever looks wrong is looked at again
-        # under the lock: it may be another process that replaces a damaged cache.
+        # Without the lock, so that a finished cache can be shared read-only. Damage is checked again
+        # under the lock, because another process may be replacing the cache.
         with contextlib.suppress(_DamagedCache, FileNotFoundError):
             return _open(directory, source, packing, announce)
     with _only_builder(cache, source, announce):
@@ -104,7 +104,7 @@ def open_packed(source: Source, packing: DataConfig, announce: Callable[[str], N
 
 
 def cache_directory(packing: DataConfig) -> Path:
-    """Where packed data, and what is computed from them once, are kept.
+    """Directory of packed data and of results computed from them once.
 
     Raises:
         DataError: it is in a home directory that does not exist.
@@ -114,10 +114,10 @@ def cache_directory(packing: DataConfig) -> Path:
 
 
 def expand_home(path: str | Path) -> Path:
-    """`~` and `~user` at the start of a path become the home directory.
+    """Expand `~` and `~user` at the start of a path.
 
     Raises:
-        DataError: there is no such home directory, as for users that only a container knows.
+        DataError: there is no such home directory, e.g. for users defined only in a container.
     """
     try:
         return Path(path).expanduser()
@@ -126,7 +126,7 @@ def expand_home(path: str | Path) -> Path:
 
 
 def _find(source: Source, packing: DataConfig, cache: Path) -> Path | None:
-    """Where the cache of this source, as it is now, is or would be. None while the source's files are not here."""
+    """Cache directory for a source's current content, existing or not. None while its files are missing."""
     fingerprint = source.fingerprint()
     if fingerprint is None:
         return None
@@ -135,7 +135,7 @@ def _find(source: Source, packing: DataConfig, cache: Path) -> Path | None:
 
 
 def _options(source: Source, packing: DataConfig) -> dict[str, Any]:
-    """What of the config decides the content."""
+    """Options of the config that determine the content."""
     options: dict[str, Any] = {"image_size": packing.image_size, "channels": packing.channels}
     if not source.has_test_split:
         options["test_fraction"] = packing.test_fraction
@@ -144,7 +144,7 @@ def _options(source: Source, packing: DataConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _only_builder(cache: Path, source: Source, announce: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of this source's builders. The system frees it when a builder dies."""
+    """Context manager that holds the lock of this source's builders. The system frees it if a builder dies."""
     with cache_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
         lock = FileLock(cache / f"{source.slug}.lock")
@@ -160,12 +160,12 @@ def _only_builder(cache: Path, source: Source, announce: Callable[[str], None]) 
 
 
 def _build(source: Source, packing: DataConfig, directory: Path) -> None:
-    """Make the cache under another name and rename it when it is whole and on the disk."""
+    """Build the cache under a temporary name, sync it to the disk and rename it."""
     cache = directory.parent
     temporary_prefix = f".{source.slug}-building-"
     with cache_errors(cache):
         for left_over in cache.glob(f"{temporary_prefix}*"):
-            # Of a builder that was killed: live ones hold the lock that we hold.
+            # Left by a killed builder: a live one would hold the lock.
             shutil.rmtree(left_over)
         temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix, dir=cache))
     try:
@@ -196,9 +196,9 @@ def _open(directory: Path, source: Source, packing: DataConfig, announce: Callab
     """Verify and map a cache.
 
     Raises:
-        DataError: images were left out, and the config says that this is an error.
-        _DamagedCache: it is not what was written.
-        FileNotFoundError: it is not there, or lacks a file.
+        DataError: images were left out, and the config treats this as an error.
+        _DamagedCache: it differs from what was written.
+        FileNotFoundError: the cache or one of its files is missing.
     """
     try:
         meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
@@ -232,7 +232,7 @@ def _map(directory: Path, split: SplitName, source_name: str) -> Split:
 
 
 def _verify(directory: Path, files: dict[str, Any]) -> None:
-    """Compare the files with their digests; large ones only when size, time or inode are not as last seen."""
+    """Compare the files with their digests; large ones only if size, time or inode have changed."""
     for name in _FILES:
         if (size := (directory / name).stat().st_size) != files[name]["bytes"]:
             raise _DamagedCache(f"{name} has {size} bytes, not {files[name]['bytes']}")

@@ -1,4 +1,4 @@
-"""From the name of a source to its data set."""
+"""Data sets by the name of their source."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gen_dist.errors import DataError
 def open_dataset(
     source: str, root: str | Path, packing: DataConfig, announce: Callable[[str], None] = print
 ) -> Dataset:
-    """Open the images of a source, and pack them first unless a packed cache is there.
+    """Open the images of a source, packing them first unless a packed cache exists.
 
     Args:
         source: name of a source, such as mnist5k, or `NAME:PATH`, such as folder:holiday/; see `source_kinds`.

@@ -1,4 +1,4 @@
-"""One encoded image of any format and mode becomes 8-bit pixels of a fixed shape."""
+"""Decoding of an image of any format and mode into 8-bit pixels of a fixed shape."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _REDUCING_GAP = 3.0
 
 
 class UnreadableImage(Exception):
-    """An image that cannot be decoded; the text says why, without the name."""
+    """An image that cannot be decoded; the text is the reason, without the name."""
 
 
 @contextlib.contextmanager
 def image_warnings_as_intended() -> Iterator[None]:
-    """Count decompression bombs as unreadable already where PIL only warns, and keep its other warnings silent.
+    """Context manager that makes PIL's decompression bomb warnings errors and silences its other warnings.
 
-    The filters are global to the process, so this stands around the threads that decode, not inside them.
+    The filters are global to the process, so it encloses the decoding threads and is not used inside them.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")

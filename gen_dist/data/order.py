@@ -1,4 +1,4 @@
-"""Keyed order: which images a step sees, and which are held out, as functions of a seed and a position."""
+"""Keyed order: images of a step and held-out images, as functions of a seed and a position."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def image_indices(
 
 
 def spans(count: int, first: int, rows: int) -> list[tuple[int, slice]]:
-    """Where `rows` images from position `first` of a run stand: in which epochs, and where in the order of each."""
+    """Epochs of `rows` images from position `first` of a run, each with a slice of the epoch's order."""
     found = []
     end = first + rows
     while first < end:

@@ -33,7 +33,7 @@ _SECONDS_BEFORE_PROGRESS = 1.0
 
 @dataclass(frozen=True)
 class Packed:
-    """What packing made, besides the files."""
+    """Result of packing, besides the files."""
 
     class_names: tuple[str, ...]
     skipped: int
@@ -54,7 +54,7 @@ def labels_file(split: SplitName) -> str:
 
 @contextlib.contextmanager
 def cache_errors(directory: Path) -> Iterator[None]:
-    """Turn what the operating system refuses while writing below `directory` into one line for the user."""
+    """Context manager that turns an OSError while writing below `directory` into a one-line DataError."""
     try:
         yield
     except OSError as error:
@@ -71,7 +71,7 @@ def pack(source: Source, packing: DataConfig, directory: Path, shown_directory: 
         source: the images.
         packing: image size, channels, share held out, what to do with unreadable images.
         directory: an empty directory.
-        shown_directory: what an error about a full disk names.
+        shown_directory: directory named in errors about a full disk.
 
     Raises:
         DataError: the images cannot be packed as configured, or the disk is full.
@@ -119,7 +119,7 @@ class _ArrayFile:
         self.count += len(images)
 
     def rows(self) -> NDArray[np.uint8]:
-        """What was written so far, uint8 [count, C, H, W], mapped."""
+        """Rows written so far, uint8 [count, C, H, W], mapped."""
         self._file.flush()
         return np.memmap(self._path, np.uint8, "r", offset=self._start, shape=(self.count, *self._shape))
 
@@ -156,10 +156,10 @@ class _ArrayFile:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """What one task made of a few images of a block."""
+    """Result of one decoding task: a few images of a block."""
 
     images: list[NDArray[np.uint8] | str]
-    """Pixels [C, H, W], or why the image is unreadable."""
+    """Pixels [C, H, W], or the reason why the image is unreadable."""
     gray: bool
 
 
@@ -314,7 +314,7 @@ class _Packer:
         readable = sum(file.count for file in self._files.values())
         total = readable + self.skipped
         if total == 0:
-            raise DataError(f"{self._source.name}: there are no images in it")
+            raise DataError(f"{self._source.name}: it has no images")
         if 2 * self.skipped > total:
             raise DataError(
                 f"{self._source.name}: {self.skipped} of {total} images are unreadable ({self._first_reason}); "

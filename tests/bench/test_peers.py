@@ -165,7 +165,7 @@ def test_each_peer_is_measured_beside_ours(peer: str, data_root: Path, tmp_path:
     ("words", "said"),
     [
         (["--data-root", "MISSING", "--rounds", "0"], "rounds 0"),
-        (["--data-root", "DAMAGED", "--peers", "plain"], "is no idx file"),
+        (["--data-root", "DAMAGED", "--peers", "plain"], "is not an idx file"),
         (["--data-root", "MISSING", "--threads", "0"], "threads 0"),
         (["--data-root", "MISSING", "--rounds", "x"], "--rounds"),
         (["--data-root", "MISSING", "--out", "MISSING/out.json"], "directory is missing"),

@@ -64,7 +64,7 @@ class Parquet:
 
     @property
     def has_test_split(self) -> bool:
-        """Whether there are files of a test split."""
+        """True if there are files of a test split."""
         return "test" in self._splits
 
     def fingerprint(self) -> object:
@@ -165,7 +165,7 @@ def _file_stamp(path: Path) -> list[str | int]:
 
 def _damaged(name: str, path: Path, error: Exception) -> DataError:
     reason = str(error).partition("\n")[0]
-    return DataError(f"{name}: {path.name} is no whole parquet file ({reason[:200]})")
+    return DataError(f"{name}: {path.name} is not a whole parquet file ({reason[:200]})")
 
 
 def _inspect(name: str, path: Path) -> _Part:
@@ -210,7 +210,7 @@ def _label_names(schema: pyarrow.Schema, label_column: str | None) -> tuple[str,
     encoded = (schema.metadata or {}).get(b"huggingface")
     if encoded is None or label_column is None:
         return None
-    # Written by any version of the datasets library: what is not understood counts as not there.
+    # Written by any version of the datasets library: content that cannot be parsed counts as missing.
     try:
         feature: Any = json.loads(encoded)["info"]["features"][label_column]
         names = feature["names"]

@@ -1,4 +1,4 @@
-"""A source of images: what packing asks of it, and how a source is found by its name.
+"""A source of images: its interface to packing, and the registry of sources by name.
 
 A source is one file in this folder. It registers a name, or a prefix that takes a path, and is imported only when its
 file is looked for: see `gen_dist.data.catalogue`.
@@ -33,15 +33,15 @@ class Block:
     labels: NDArray[np.int64]
     """int64 [n]."""
     names: Sequence[str] | str
-    """What errors call each image; one text for all is followed by the image's position in the block."""
+    """Name of each image in error messages; a single text is followed by the image's position in the block."""
 
     def name(self, position: int) -> str:
-        """What errors call one image."""
+        """Name of one image in error messages."""
         return f"{self.names} image {position}" if isinstance(self.names, str) else self.names[position]
 
 
 class Source(Protocol):
-    """Where images come from. One object serves one call of `open_dataset`."""
+    """Origin of images. One object serves one call of `open_dataset`."""
 
     @property
     def name(self) -> str:
@@ -53,17 +53,17 @@ class Source(Protocol):
 
     @property
     def has_test_split(self) -> bool:
-        """False when test images are to be held out from the train split."""
+        """False if test images are held out from the train split."""
 
     @property
     def default_size(self) -> int | None:
         """Side in pixels when none is configured. None keeps the size of the images, which must be alike."""
 
     def fingerprint(self) -> object | None:
-        """Whatever decides the content, as JSON: names, sizes and times of files. None when files are not here yet."""
+        """Content key as JSON: names, sizes and times of files. None while files are missing."""
 
     def fetch(self) -> None:
-        """Bring here what is missing; called in one process at a time, only when there is no packed cache."""
+        """Download missing files; called in one process at a time, only without a packed cache."""
 
     def class_names(self) -> tuple[str, ...]:
         """Names of the labels 0, 1, ..."""
@@ -77,7 +77,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asked for by `--data`."""
+    """Parsed value of `--data`."""
 
     path: Path
     """The part behind `NAME:`, with the home directory expanded; empty for sources without a path."""
@@ -106,7 +106,7 @@ def register(name: str, open_source: Callable[[Request], Source], *, takes_path:
         ConfigError: the name is taken.
     """
     if name in _KINDS:
-        raise ConfigError(f"data source {name!r} is there already")
+        raise ConfigError(f"data source {name!r} is already registered")
     _KINDS[name] = SourceKind(name, takes_path, open_source)
 
 

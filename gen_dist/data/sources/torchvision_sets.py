@@ -27,7 +27,7 @@ class TorchvisionSet:
     name: str
     root: Path
     files: tuple[str, ...]
-    """What has to be there, relative to the root; `.gz` beside it does as well where `reads_gzip`."""
+    """Required files, relative to the root; with `reads_gzip`, `.gz` versions count."""
     names_of_classes: tuple[str, ...]
     download: Callable[[ModuleType, Path], object]
     """Download with torchvision.datasets into the root."""
@@ -54,7 +54,7 @@ class TorchvisionSet:
         return [self.name, stamps]
 
     def fetch(self) -> None:
-        """Download with torchvision what is not here whole.
+        """Download missing or truncated files with torchvision.
 
         Raises:
             DataError: torchvision is missing, or the download failed.
@@ -71,12 +71,12 @@ class TorchvisionSet:
             ) from None
         try:
             self.download(datasets, self.root)
-        # urllib's URLError is an OSError; torchvision makes a RuntimeError of failed mirrors and wrong checksums.
+        # urllib's URLError is an OSError; torchvision raises RuntimeError for failed mirrors and wrong checksums.
         except (OSError, RuntimeError, EOFError, zlib.error) as error:
             raise DataError(f"{self.name}: {missing} and the download failed ({_short(error)}); {way_out}") from None
 
     def class_names(self) -> tuple[str, ...]:
-        """As torchvision has them."""
+        """Class names as in torchvision."""
         return self.names_of_classes
 
     def image_count(self) -> int | None:
@@ -165,7 +165,7 @@ def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < 4 + 4 * dimensions:
-        raise DataError(f"{path} is no idx file of {dimensions}-dimensional bytes; {way_out}")
+        raise DataError(f"{path} is not an idx file of {dimensions}-dimensional bytes; {way_out}")
     shape = tuple(np.frombuffer(content, ">u4", dimensions, offset=4).tolist())
     start = 4 + 4 * dimensions
     wanted = start + int(np.prod(shape, dtype=np.uint64))
@@ -234,7 +234,7 @@ def _with_torchvision(name: str, path: Path, load: Callable[[ModuleType], Any]) 
     except ImportError as error:
         raise DataError(f"{name} needs {error.name} to unpack {path}; pip install {error.name}") from None
     except (OSError, RuntimeError, ValueError, EOFError, zlib.error) as error:
-        # What torchvision says of a wrong checksum is advice to programmers.
+        # torchvision's message about a wrong checksum is advice to programmers.
         reason = "a checksum differs" if isinstance(error, RuntimeError) else _short(error)
         raise DataError(
             f"{name}: {path} is damaged ({reason}); delete it, and it is downloaded anew, or use --data mnist5k"
