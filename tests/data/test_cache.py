@@ -207,7 +207,7 @@ def test_a_finished_cache_opens_from_a_read_only_directory(tmp_path: Path, monke
     assert open_synthetic(tmp_path)[1] == []
 
 
-def test_the_cache_directory_is_the_option_then_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_directory_is_the_option_then_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEN_DIST_CACHE", str(tmp_path / "variable"))
     open_dataset("synthetic", ".", DataConfig(synthetic_images=64), lambda line: None)
     assert (tmp_path / "variable").is_dir()

@@ -215,7 +215,10 @@ BAD_DATA: dict[str, tuple[Callable[[Path], tuple[str, dict[str, Any]]], str]] = 
     "no svhn files, no network": (named("svhn"), "train_32x32.mat is not there and the download failed"),
     "one mnist file missing, no network": (mnist(t10k_labels=None), "t10k-labels-idx1-ubyte is not there"),
     "truncated mnist file": (mnist(train_images=idx(20, 28, 28)[:-1]), "has 15695 bytes, but its header [20, 28, 28]"),
-    "truncated mnist header": (mnist(train_labels=b"\x00\x00\x08\x01\x00"), "train-labels-idx1-ubyte is not an idx file"),
+    "truncated mnist header": (
+        mnist(train_labels=b"\x00\x00\x08\x01\x00"),
+        "train-labels-idx1-ubyte is not an idx file",
+    ),
     "mnist images that are none": (mnist(train_images=b"<html>not found</html>"), "is not an idx file"),
     "empty mnist file": (mnist(t10k_images=b""), "t10k-images-idx3-ubyte is not an idx file"),
     "truncated mnist gzip, no network": (

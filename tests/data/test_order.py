@@ -121,7 +121,7 @@ def test_a_batch_that_was_handed_out_is_not_overwritten(split: Split) -> None:
     mapped.close()
 
 
-def test_an_error_of_the_prefetching_thread_reaches_the_caller(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_prefetcher_reach_the_caller(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     mapped = batches(split, 0, [(0, 4)])
     gather = mapped.gather
 

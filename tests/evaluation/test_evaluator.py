@@ -202,7 +202,7 @@ def test_metrics_add_up_for_one_checkpoint_alone(runs: Path) -> None:
     assert third.checkpoint_step == 6
 
 
-def test_other_features_replace_what_rests_on_features_alone(runs: Path) -> None:
+def test_other_features_replace_only_feature_metrics(runs: Path) -> None:
     run = _run_of(runs, "vae", seed=6)
     first = _evaluate(run, "negative_elbo", "sharpness", "fid", "classes")
     assert first.features
@@ -229,14 +229,14 @@ def test_the_reference_is_computed_again_only_if_damaged(
     assert kept.read_bytes() == content
 
 
-def test_images_that_are_no_digits_have_features_but_no_classes(runs: Path) -> None:
+def test_non_digits_have_features_but_no_classes(runs: Path) -> None:
     run = _run_of(runs, "gan", data="synthetic")
     found = _evaluate(run, "fid", "classes")
     assert "fid_260" in found.metrics
     assert "they are no digits" in found.unavailable["classes_260"]
 
 
-def test_colour_images_without_inception_have_pixels_alone(runs: Path, tmp_path: Path) -> None:
+def test_colour_images_without_inception_have_pixel_metrics(runs: Path, tmp_path: Path) -> None:
     packing = DataConfig(synthetic_images=256, image_size=32, channels=3)
     run = _run_of(runs, "vae", data="synthetic", packing=packing)
     found = _evaluate(run)

@@ -96,7 +96,7 @@ def _report(path: Path, *names: str, runs: dict[str, Path], step_times: bool = F
     return path.read_text()
 
 
-def test_parts_of_a_step_add_up_to_it_and_are_of_each_phase(runs: dict[str, Path]) -> None:
+def test_parts_of_each_phase_add_up_to_the_step(runs: dict[str, Path]) -> None:
     before = {file: file.stat().st_mtime_ns for file in runs["gan"].rglob("*")}
     times = measure_step_times(runs["gan"], _quiet)
     phases = [
@@ -149,7 +149,7 @@ def test_what_differs_from_the_preset_is_named(runs: dict[str, Path], tmp_path: 
     assert re.search(r'class="changed"><th scope="row">steps</th><td>24</td><td class="note">preset: 940', html)
 
 
-def test_seeds_of_one_config_are_one_group_with_mean_and_spread(runs: dict[str, Path]) -> None:
+def test_seeds_of_one_config_form_one_group(runs: dict[str, Path]) -> None:
     comparison = comparison_of(read_runs([runs["vae"], runs["gan"], runs["vae-seed-1"]]))
     assert [(group.label, len(group.runs)) for group in comparison.groups] == [("vae-mnist", 2), ("gan-mnist", 1)]
     table = "\n".join(table_lines(comparison))
@@ -197,7 +197,7 @@ def test_a_page_of_several_runs_has_its_own_command(runs: dict[str, Path], tmp_p
     assert f"Command for this page: <code>gen-dist report {runs['vae']} {runs['gan']}</code>" in html
 
 
-def test_a_second_measure_of_fidelity_is_told_where_it_says_otherwise(runs: dict[str, Path]) -> None:
+def test_a_kid_that_contradicts_fid_is_reported(runs: dict[str, Path]) -> None:
     vae, gan = read_runs([runs["vae"], runs["gan"]])
     words = []
     for kid_of_vae in (0.9, 0.3):
@@ -222,7 +222,7 @@ def test_near_figures_are_no_difference(runs: dict[str, Path]) -> None:
     assert comparison.best("fid_10k") is None
 
 
-def test_likelihoods_of_other_pixels_are_not_compared(runs: dict[str, Path]) -> None:
+def test_likelihoods_of_different_pixels_do_not_compare(runs: dict[str, Path]) -> None:
     vae = read_run(runs["vae"])
     objective = VaeConfig(dynamic_binarization=True)
     comparison = comparison_of([vae, replace(vae, config=replace(vae.config, objective=objective))])
@@ -231,7 +231,7 @@ def test_likelihoods_of_other_pixels_are_not_compared(runs: dict[str, Path]) -> 
     assert comparison.best("negative_elbo") is None
 
 
-def test_errors_of_reconstruction_compare_whatever_pixels_were_learned(runs: dict[str, Path]) -> None:
+def test_reconstruction_errors_compare_across_pixel_models(runs: dict[str, Path]) -> None:
     vae = read_run(runs["vae"])
     assert vae.evaluation
     objective = VaeConfig(dynamic_binarization=True)
@@ -243,7 +243,7 @@ def test_errors_of_reconstruction_compare_whatever_pixels_were_learned(runs: dic
     assert comparison.best("reconstruction_error") is comparison.groups[1]
 
 
-def test_figures_equally_far_from_the_data_on_either_side_are_no_difference(runs: dict[str, Path]) -> None:
+def test_figures_equally_far_from_the_data_are_equal(runs: dict[str, Path]) -> None:
     vae, gan = read_runs([runs["vae"], runs["gan"]])
     either = []
     for run, value in ((vae, 0.05), (gan, 0.2)):
@@ -275,9 +275,7 @@ def test_a_missing_metric_shows_its_reason(runs: dict[str, Path], tmp_path: Path
     assert unavailable["nll_k500"] == "a GAN gives no likelihood"  # whatever K it was asked for
 
 
-def test_a_users_copy_of_a_picture_is_no_step_and_a_damaged_record_is_named(
-    runs: dict[str, Path], tmp_path: Path
-) -> None:
+def test_copied_pictures_are_ignored_damaged_records_named(runs: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(runs["vae"], path)
     pictures = read_run(path).pictures_by_step("samples")
@@ -320,7 +318,7 @@ def test_the_picture_has_a_column_for_each_group(runs: dict[str, Path], tmp_path
     assert widths[1] > 1.5 * widths[0]
 
 
-def test_runs_that_cannot_be_compared_are_refused_in_one_line(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_incomparable_runs_are_refused_in_one_line(runs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         read_runs([tmp_path / "none"])
     with pytest.raises(CheckpointError, match="not a run directory"):
