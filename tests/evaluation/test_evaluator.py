@@ -40,7 +40,7 @@ from tests.support.warm_python import in_two_ranks, warm_python
 
 OF_SAMPLES = {"fid", "kid", "precision", "recall", "density", "coverage", "sharpness", "diversity", "path_length"}
 OF_CLASSES = {"classes", "class_shares", "class_variation"}
-OF_DATA = {"sharpness_data", "diversity_data"}
+OF_DATA = {f"{name}_data" for name, metric in measured_metrics().items() if metric.better == "data"}
 SMALL = {"samples": 260, "nll_samples": 30, "nll_images": 7}
 ONE_OF_A_KIND = {"autoencoder", "vae, learned Gaussian scale", "iwae", "conditional gan", "vae-gan"}
 
