@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .wanted import wanted_gradients
-
 LEAST_WEIGHTS = 2**16
 """Smallest number of weights for which oneDNN is faster; measured on two Zen 5 cores at batches of 128 and 256."""
 
@@ -82,3 +80,16 @@ def onednn_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     """Inputs [N, K] times the transpose of weight [M, K], plus bias [M]: float32 [N, M]. All may be views."""
     output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
     return output
+
+
+def wanted_gradients(ctx: Any) -> tuple[bool, bool, bool]:
+    """True for each gradient of inputs, weight and bias (all saved) that is still needed.
+
+    Gradients of leaves frozen since the forward pass are not needed. With `autograd.grad`, or `backward` with `inputs`,
+    the engine skips unneeded gradients of torch's own layers, but a Python function learns only which tensors required
+    a gradient at the forward pass.
+    """
+    return tuple(  # type: ignore[return-value]
+        wanted and (tensor is None or tensor.requires_grad)
+        for wanted, tensor in zip(ctx.needs_input_grad, ctx.saved_tensors, strict=True)
+    )

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from gen_dist.config import AutoencoderConfig, NetworkConfig
-from gen_dist.objectives.base import EncoderDecoder, unit_interval
+from gen_dist.objectives.base import EncoderDecoder
 from gen_dist.objectives.losses import bernoulli_nll, squared_error
-from gen_dist.objectives.phase import Batch, Phase, TurnResult
+from gen_dist.objectives.phase import Batch, Phase, TurnResult, unit_interval
 
 
 class Autoencoder(EncoderDecoder):

@@ -9,11 +9,6 @@ from gen_dist.networks import Decoder, build_decoder, build_encoder
 from gen_dist.objectives.phase import Batch, Phase
 
 
-def unit_interval(images: Tensor) -> Tensor:
-    """Intensities uint8 0..255 as float32 0..1."""
-    return images * (1.0 / 255.0)
-
-
 class Objective(nn.Module):
     """Networks, their training (phases) and their use (encode, decode, sample).
 

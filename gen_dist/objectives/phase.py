@@ -76,3 +76,8 @@ class Phase(nn.Module):
     def forward(self, batch: Batch) -> TurnResult:
         """Compute the loss, the logs and tensors for later phases of the step."""
         raise NotImplementedError
+
+
+def unit_interval(images: Tensor) -> Tensor:
+    """Intensities uint8 0..255 as float32 0..1."""
+    return images * (1.0 / 255.0)

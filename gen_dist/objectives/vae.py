@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gen_dist.config import NetworkConfig, VaeConfig
 from gen_dist.kernels import LOGVAR_RANGE, binarize, reparameterize_kl
-from gen_dist.objectives.base import EncoderDecoder, unit_interval
+from gen_dist.objectives.base import EncoderDecoder
 from gen_dist.objectives.losses import (
     bernoulli_nll,
     gaussian_nll,
@@ -16,7 +16,7 @@ from gen_dist.objectives.losses import (
     normal_log_density,
     standard_normal_log_density,
 )
-from gen_dist.objectives.phase import Batch, Phase, TurnResult
+from gen_dist.objectives.phase import Batch, Phase, TurnResult, unit_interval
 from gen_dist.randomness import Stream
 
 

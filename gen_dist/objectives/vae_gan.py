@@ -17,9 +17,8 @@ from gen_dist.objectives.adversarial import (
     accuracy_logs,
     signed_unit,
 )
-from gen_dist.objectives.base import unit_interval
 from gen_dist.objectives.losses import fake_loss, generator_loss, real_loss, squared_error
-from gen_dist.objectives.phase import Batch, Phase, TurnResult
+from gen_dist.objectives.phase import Batch, Phase, TurnResult, unit_interval
 from gen_dist.randomness import Stream
 
 POSTERIOR_LATENTS, REAL_FEATURES = "posterior_latents", "real_features"

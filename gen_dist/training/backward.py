@@ -13,8 +13,7 @@ from gen_dist.errors import ConfigError
 from gen_dist.objectives.phase import Batch, Phase, TurnResult
 from gen_dist.parallel.gradients import Reduction
 from gen_dist.training.compiled_phase import CompiledPhase, gradients_can_be_traced
-from gen_dist.training.precision import autocast
-from gen_dist.training.update import Update
+from gen_dist.training.optimizers import Update
 
 Lap = Callable[[str], None]
 """Callback at the end of each part of a step, with the name of the part. step_times.py has a stopwatch."""
@@ -126,3 +125,8 @@ def computing(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     except torch._dynamo.exc.BackendCompilerFailed as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"torch.compile failed: {reason}; fix that, or leave out --compile") from error
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Context manager that autocasts to a dtype; it does nothing for float32."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

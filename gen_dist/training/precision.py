@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 import torch
@@ -31,8 +30,3 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
 def _gpu_has_bf16(device: torch.device) -> bool:
     """True if this is a GPU with bf16 arithmetic in hardware; emulation is slower than float32."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """Context manager that autocasts to a dtype; it does nothing for float32."""
-    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

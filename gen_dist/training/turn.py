@@ -15,7 +15,7 @@ from gen_dist.objectives.phase import Batch, Phase
 from gen_dist.parallel.gradients import choose_reduction
 from gen_dist.parallel.processes import Processes
 from gen_dist.training.backward import Computed, Lap, choose_backward
-from gen_dist.training.update import ScaledUpdate, Update
+from gen_dist.training.optimizers import ScaledUpdate, Update
 
 
 class Turn:
@@ -82,7 +82,8 @@ class Turn:
         Returns:
             The mean logs, and the tensors that the phase carries to later phases, for each micro-batch.
         """
-        iterate_spectral_norms(self._spectrally_normalized)
+        if self._spectrally_normalized:
+            iterate_spectral_norms(self._spectrally_normalized)
         with self._freezing():
             computed = [
                 self._backward.add(batch, weight, lap, last=batch is micro_batches[-1])

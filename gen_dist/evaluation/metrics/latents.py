@@ -6,7 +6,7 @@ from torch import Tensor
 
 from gen_dist.evaluation.context import Context
 from gen_dist.evaluation.metric import Metric, Value, register
-from gen_dist.objectives.base import unit_interval
+from gen_dist.objectives.phase import unit_interval
 
 LEAST_ACTIVITY = 0.01
 
