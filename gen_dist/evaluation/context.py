@@ -50,7 +50,10 @@ class Images(NamedTuple):
 
 
 class Context:
-    """Model, test data and the results computed from both. Its methods are collective: all processes call them."""
+    """Model, test data and the results computed from both.
+
+    Methods that compute on rows or sums are collective calls: all processes make them together.
+    """
 
     def __init__(
         self,

@@ -12,11 +12,11 @@ from gen_dist.objectives.vae import Vae
 from gen_dist.randomness import Stream
 
 DECODED_PER_CHUNK = 1000
-"""Latents decoded at once: what they decode to stays in a processor's cache."""
+"""Latents decoded at once. Their images fit in a processor's cache."""
 
 
 def is_binarized(objective: Vae) -> bool:
-    """Whether `negative_log_likelihoods` are of binarized pixels: wherever pixels are Bernoulli.
+    """True if `negative_log_likelihoods` binarizes pixels, as it does for every Bernoulli likelihood.
 
     Cross-entropy with real-valued pixels is no likelihood.
     """
@@ -24,7 +24,7 @@ def is_binarized(objective: Vae) -> bool:
 
 
 def negative_log_likelihoods(objective: Vae, batch: Batch, samples: int) -> Tensor:
-    """The negative K-sample bound of each image, which nears -log p(x) from above as K grows: float64 [B], in nats.
+    """Negative K-sample bound of each image, float64 [B], in nats. It approaches -log p(x) from above as K grows.
 
     The posterior is the proposal. An image's noise is keyed by its row alone, whatever the batch. Log-weights and the
     logarithm of their mean are float64; sums over pixels are of float32 values.

@@ -134,8 +134,10 @@ def _some_of(split: Split, count: int) -> tuple[NDArray[np.uint8], NDArray[np.in
 
 
 def _coarse_points(images: Tensor) -> Tensor:
-    """Points [N, P] whose nearest ones are of one class: at half the resolution of the other checks. This
-    classifies better than all pixels, at a quarter of the cost."""
+    """Points [N, P] for finding the class of nearest neighbours: pixels at half the resolution of the other checks.
+
+    Strokes that nearly meet do meet at it, so neighbours are of the right class more often, at a quarter of the cost.
+    """
     height, width = images.shape[2:]
     largest = min(max(height, width), LARGEST_SIDE)
     return pixel_points(images, largest // 2 if largest >= 2 * LEAST_COARSE_SIDE else largest)

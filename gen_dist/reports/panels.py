@@ -17,7 +17,7 @@ from gen_dist.records.readable import readable_tick
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 50, 8, 8, 22
 MOST_POINTS = 300
-"""Of one line; longer ones are thinned out evenly, and keep their ends."""
+"""Most points of one line. Longer lines are thinned evenly and keep their ends."""
 _COLOURS = {
     **dict.fromkeys(("train", "discriminator", "critic", "real"), "blue"),
     **dict.fromkeys(("test", "generator", "fake"), "orange"),
@@ -34,12 +34,12 @@ class Line:
     """Name of one of the style sheet's colours."""
     dashed: bool
     last: str
-    """Its last finite value, readable."""
+    """Last finite value, as text."""
     path: str
-    """Of the SVG; a value that is not finite leaves a gap."""
+    """SVG path. A value that is not finite leaves a gap."""
 
     is_dot: bool
-    """Whether it is one point, which a thin line of no length would hide."""
+    """True if the line is a single point, which a line of no length would hide."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Panel:
     """Places in the drawing, and labels."""
     y_ticks: Sequence[tuple[float, str]]
     description: str
-    """What it shows, for those who do not see it."""
+    """Text alternative of the figure."""
     points: str
     """JSON for the script: by line a list of [x, y, step, readable value]."""
 

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import flop_registry
 
 
 class TorchsCount(TorchDispatchMode):
-    """What FlopCounterMode counts. That itself cannot look into gradients that are taken by functions."""
+    """Counter of the operations that FlopCounterMode counts, also within functions' own gradients."""
 
     flops = 0
 

@@ -139,7 +139,7 @@ def losses_of(rows: list[dict[str, Any]]) -> list[float]:
 
 
 def close_losses(losses: list[float]) -> Any:
-    """What losses have to equal that agree with these to 1e-5.
+    """Bounds for losses that agree with these to 1e-5.
 
     The logarithm of a density passes through zero, where nothing agrees relatively: the usual size counts there.
     """

@@ -18,7 +18,7 @@ EXTENSIONS = (
     ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
 )
 # fmt: on
-"""What counts as an image file, in lower case."""
+"""Extensions of image files, in lower case."""
 
 _TEST_DIRECTORIES = ("test", "val", "valid", "validation")
 _ONE_CLASS = "all"
@@ -62,7 +62,7 @@ class Folder:
 
     @property
     def has_test_split(self) -> bool:
-        """Whether there are directories for both splits."""
+        """True if both splits have directories."""
         return "test" in self._splits
 
     def fingerprint(self) -> object:
