@@ -1,1 +1,1 @@
-"""What each part of a step, a run and an evaluation costs."""
+"""Costs of the parts of a step, a run and an evaluation."""

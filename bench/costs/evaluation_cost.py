@@ -1,7 +1,7 @@
-"""Where an evaluation's time goes: `python bench/costs/evaluation_cost.py --data-root DIR`.
+"""Wall time of an evaluation by stage: `python bench/costs/evaluation_cost.py --data-root DIR`.
 
-Each preset is trained for a few steps, since what a figure costs does not depend on how good it is, and evaluated in a
-new process, as a user does it, twice: without and with the reference statistics in the cache.
+Each preset is trained for a few steps, since the cost of a metric does not depend on the model's quality. It is then
+evaluated twice in a new process each, without and with the reference statistics in the cache.
 """
 
 import json
@@ -36,7 +36,7 @@ def main(
 
     Args:
         data_root: directory with torchvision's MNIST; a missing one is downloaded to there.
-        presets: which to evaluate.
+        presets: names of presets to evaluate.
         samples: images drawn from each.
         nll: presets whose likelihood of 5,000 samples is measured as well: minutes.
         nll_images: test images for that; all of them if not given.

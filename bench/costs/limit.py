@@ -1,9 +1,9 @@
-"""A step's arithmetic alone, the share that it is of the step, and where the rest goes.
+"""Arithmetic of a step alone, its share of the step's time, and where the rest goes.
 
 One step of a preset is recorded: every matrix product and convolution in it, forward and backward, with the tensors it
-took. These alone, one after another on the same memory, each by the fastest way that this project knows for it, are the
-limit: no loop on these nets is faster without other arithmetic. Limit and whole steps take turns; ratios are of blocks
-that follow each other. Gradients that the step does not compute, as those of the images, are not in the limit either.
+took. Computed alone, one after another on the same memory and each in the fastest known way, these are the limit:
+without other arithmetic no loop on these networks is faster. Limit and whole steps take turns; ratios are of blocks
+that follow each other. Gradients that the step does not compute, such as those of the images, are not in the limit.
 """
 
 import contextlib
@@ -39,13 +39,13 @@ from gen_dist.presets import get_preset
 from gen_dist.training.trainer import Trainer
 
 BLOCK_SECONDS = 0.15
-"""A block is as many times sixteen steps as take so long, at least."""
+"""Least time of a block, which is a multiple of sixteen steps."""
 TRIALS = 25
-"""Of each way to compute a product, before the fastest is chosen."""
+"""Timings of each way to compute a product, before the fastest is chosen."""
 
 
 class Limit:
-    """The products of a round of steps, as often as they come."""
+    """Products of a round of steps, each as often as it occurs."""
 
     def __init__(self, groups: Sequence[tuple[int, Sequence[Product]]], images: int, device: torch.device) -> None:
         """Take products of single steps, each with the number of such steps in a round, and the images of a step."""
@@ -60,7 +60,7 @@ class Limit:
 
     @property
     def flops(self) -> float:
-        """Of the mean step."""
+        """Floating-point operations of the mean step."""
         return sum(count * product.flops for count, products in self.groups for product in products) / self.round_steps
 
     def seconds(self, steps: int) -> float:
@@ -75,7 +75,7 @@ class Limit:
         return time.perf_counter() - start
 
     def times(self) -> list[tuple[Product, float, float]]:
-        """Of each product: how often it comes in the mean step, and the seconds of one (20th percentile)."""
+        """Each product with its count in the mean step and its seconds (20th percentile)."""
         pairs = [(count, product) for count, products in self.groups for product in products]
         times = self._quiet_seconds([product.chosen for _, product in pairs])
         return [
@@ -83,7 +83,7 @@ class Limit:
         ]
 
     def _choose(self) -> None:
-        # In the order of the step, not each by itself: what came before has then emptied the caches as it does there.
+        # In the order of the step, so that earlier products empty the caches as they do there.
         products = [product for _, group in self.groups for product in group]
         found: list[dict[str, float]] = [{} for _ in products]
         for index in range(max(len(product.ways) for product in products)):
@@ -94,7 +94,7 @@ class Limit:
             product.chosen = min(measured, key=measured.__getitem__)
 
     def _quiet_seconds(self, names: Sequence[str]) -> list[float]:
-        """Of each product, in the way that is named for it: the 20th percentile, for a limit has no noise of others."""
+        """Seconds of each product by its named way: the 20th percentile, free of other programs' noise."""
         products = [product for _, group in self.groups for product in group]
         ways = [product.ways[name] for product, name in zip(products, names, strict=True)]
         for each in ways:
@@ -140,7 +140,7 @@ def main(
     """Measure presets one after another, print the figures and, as the last line, all of them in JSON.
 
     Args:
-        presets: what to measure.
+        presets: names of presets.
         data: source of images. None takes the preset's, and synthetic ones in place of a download.
         data_root: directory with torchvision's data sets.
         batch_size: images of a step. None takes the preset's.
@@ -261,7 +261,7 @@ def _wait(device: torch.device) -> None:
 
 
 def print_fraction(config: TrainConfig, limit: Limit, figures: Mapping[str, Mapping[str, float]]) -> None:
-    """Step and limit for people."""
+    """Print step and limit."""
     size = config.global_batch_size
     print(f"\n{config.preset}, {size} images a step, {limit.flops / 1e9:.3f} GFLOP in its products")
     print(f"{'':28}{'p20':>10}{'median':>10}{'p80':>10}{'n':>5}{'ms a step':>12}{'GFLOP/s':>10}")
@@ -278,7 +278,7 @@ def print_fraction(config: TrainConfig, limit: Limit, figures: Mapping[str, Mapp
 
 
 def print_products(limit: Limit) -> None:
-    """The products of the limit, those that take longest first; equal ones together."""
+    """Print the products of the limit, the longest first, equal ones together."""
     together: dict[tuple[str, str], tuple[float, float, int]] = {}
     for product, count, seconds in limit.times():
         key = product.name, product.chosen

@@ -1,8 +1,8 @@
 """Share of the training step that keyed randomness costs: `python bench/costs/noise_cost.py --help`.
 
-The calls that draw are timed inside `Trainer.run_step`, where matrix products have emptied the caches. All that such a
-call does counts. A trainer with hidden generator state has to draw as well: in every other turn the same calls are made
-of torch's generator, so that what the keys cost can be told from what randomness costs.
+Calls that draw are timed whole inside `Trainer.run_step`, where matrix products have emptied the caches. Any trainer
+must draw noise: in every other turn torch's generator draws instead, which separates the cost of the keys from that of
+randomness.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ BLOCK_STEPS = 80
 
 
 class HiddenState:
-    """What a trainer does that draws from torch's generator, in the place of each function that draws by keys."""
+    """Substitutes that draw from torch's generator, by the keyed function that each replaces."""
 
     def __init__(self) -> None:
         self._epoch = -1
@@ -71,7 +71,7 @@ DRAWS: dict[str, tuple[str, Callable[..., Any]]] = {
     "noise": ("gen_dist.kernels.latent.normal", _HIDDEN.normal),
     "binarization": ("gen_dist.objectives.vae.binarize", _HIDDEN.binarize),
 }
-"""The functions that draw, under the names by which the step calls them, and what hidden state has in their place."""
+"""Functions that draw, under the names by which the step calls them, and their substitutes without keys."""
 
 
 def main(blocks: int = 10, data: str = "mnist5k", data_root: str = "data", seed: int = 0) -> None:
@@ -124,7 +124,7 @@ def timed_steps(trainer: Trainer, steps: range, *, keyed: bool) -> NDArray[np.fl
 
 @contextlib.contextmanager
 def timing_draws(seconds: dict[str, float], keyed: bool) -> Iterator[None]:
-    """Within it, the time of every draw is added to `seconds`, by kind; without keys they are of hidden state."""
+    """Context that adds the time of every draw to `seconds`, by kind. Draws without keys use torch's generator."""
 
     def timed(kind: str, draw: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

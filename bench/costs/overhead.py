@@ -1,20 +1,20 @@
-"""What recording costs of a run: `python bench/costs/overhead.py --help`.
+"""Share of a run that recording takes: `python bench/costs/overhead.py --help`.
 
-Recording is all that a run does beside its steps: lines of the log, the progress bar, evaluations, checks of samples,
+Recording is everything that a run does besides its steps: log lines, the progress bar, evaluations, sample checks,
 pictures, checkpoints, and the charts and the summary at its end. Runs with the preset's own intervals take turns with
 runs whose intervals lie beyond their end, each in a new process. A stopwatch inside both books the parts of recording
-by name; a part within another counts once, in the inner one. It tells what is left in the second kind, for a last
-evaluation, pictures, checkpoint and charts come at the end of any run, and what each part costs in the first.
+by name; a nested part counts once, in the inner one. It shows the cost of each part in the first kind, and the
+recording left in the second: any run ends with an evaluation, pictures, a checkpoint and charts.
 
-Four figures come out of it:
+It reports four figures:
 
-- by stopwatch: time booked to recording, of the time from the first step to the end of the run;
-- by difference: wall time of the one run less that of the other and what recording was left in it. It has in it what no
-  stopwatch sees, such as steps that are slower after an evaluation has emptied the caches, or beside a thread that
-  writes a checkpoint: the stopwatch books what the thread of the steps does, and no other;
-- at intervals: the first without what is recorded after the last step, which is a run's result and due at any interval;
-- of the whole preset: where `--steps` cuts runs short, what the medians of the parts and of a step make of a run of the
-  preset's own number of steps, for the end of a run weighs more in a short one.
+- by stopwatch: time booked to recording, as a share of the time from the first step to the run's end;
+- by difference: wall time of the first kind of run less that of the second, plus the recording left in the second. It
+  includes costs that the stopwatch cannot see, such as slower steps after an evaluation emptied the caches or beside
+  a thread that writes a checkpoint: the stopwatch books the thread of the steps alone;
+- at intervals: the first without the recording after the last step, which is due whatever the intervals are;
+- of the whole preset: if `--steps` cuts runs short, the share in a run of the preset's own number of steps, computed
+  from the medians of the parts and of a step. The end of a run weighs more in a short run.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ from gen_dist.errors import ConfigError
 from gen_dist.presets import get_preset
 
 BAR = 0.03
-"""Share of a run that recording takes, at most."""
+"""Greatest acceptable share of recording in a run."""
 
 PARTS = {
     "progress bar": "gen_dist.records.tracker:Tracker.advance",
@@ -73,16 +73,16 @@ EVERY = {
 }
 """The interval of each part that has one; the bar moves at every step, and the others come once."""
 BEGUN = "gen_dist.training.run:_Run._loop"
-"""What begins with the first step: what is before it is start-up, bench/suite/test_startup.py's."""
+"""Function whose first call begins the first step. Start-up before it is measured by bench/suite/test_startup.py."""
 RECORD = "gen_dist.training.run:_Run._record"
-"""What is called whenever something is due, at last after the last step."""
+"""Function that is called whenever something is due, and once after the last step."""
 WITHOUT_WAITING = "progress bar"
-"""It moves at every step. To wait for a GPU there would keep one step from being prepared while another is computed."""
+"""It moves at every step. Waiting for a GPU there would keep the host from preparing the next step."""
 
 
 @dataclass
 class Booked:
-    """One run as its stopwatch saw it."""
+    """Times of one run by its stopwatch."""
 
     run_seconds: float = 0.0
     """Wall time from the first step to the end of `train`."""
@@ -90,19 +90,19 @@ class Booked:
     """Wall time of `train` before the first step."""
     steps: int = 0
     last_seconds: float = 0.0
-    """Of recording, after the last step."""
+    """Seconds of recording after the last step."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     conditions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def recording_seconds(self) -> float:
-        """Of all parts together."""
+        """Seconds of all parts together."""
         return sum(self.seconds.values())
 
     @property
     def step_seconds(self) -> float:
-        """What is left for a step."""
+        """Seconds per step without recording."""
         return (self.run_seconds - self.recording_seconds) / self.steps
 
 
@@ -123,7 +123,7 @@ def main(
     """Measure, print the figures and, as the last line, all of them in JSON.
 
     Args:
-        presets: what to run.
+        presets: names of presets.
         data: source of images.
         data_root: directory with torchvision's MNIST, which is then the data. None: what `data` says.
         rounds: runs of each preset and kind.
@@ -183,7 +183,7 @@ def run_in_new_process(config: TrainConfig) -> Booked:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         try:
             return process.submit(booked_run, config).result()
-        except SystemExit:  # this process is asked to end, and would wait for the rest of the run
+        except SystemExit:  # a signal ends this process, which would wait for the rest of the run
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
@@ -206,7 +206,7 @@ def booked_run(config: TrainConfig) -> Booked:
 
 @contextlib.contextmanager
 def booking(booked: Booked) -> Iterator[None]:
-    """Within it, the time of each part of recording is booked, without that of parts within it."""
+    """Context that books the time of each part of recording, without that of nested parts."""
     made = time.perf_counter()
     thread_of_steps = threading.get_ident()
     last_step_done = False
@@ -260,7 +260,7 @@ def booking(booked: Booked) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(place: str, by: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Within it, `by(function)` stands for the function at `module:Class.method`."""
+    """Context that replaces the function at `module:Class.method` by `by(function)`."""
     owner, _, name = place.rpartition(".")
     home = pkgutil.resolve_name(owner)
     with mock.patch.object(home, name, by(getattr(home, name))):
@@ -268,7 +268,7 @@ def replaced(place: str, by: Callable[[Callable[..., Any]], Callable[..., Any]])
 
 
 def wait_for_device() -> None:
-    """Return once a GPU has done what it was given."""
+    """Wait until a GPU has finished its work."""
     import torch
 
     if torch.cuda.is_initialized():
@@ -310,7 +310,7 @@ def summarize(config: TrainConfig, pairs: Sequence[Pair]) -> dict[str, Any]:
 
 
 def seconds_of_preset(config: TrainConfig, parts: Mapping[str, Any]) -> dict[str, float]:
-    """What each part takes in a run of as many steps as the preset has, from the medians of its calls."""
+    """Cost of each part in a run of the preset's number of steps, from the medians of its calls."""
     steps = get_preset(config.preset).steps
     seconds = {}
     for part, found in parts.items():
@@ -324,7 +324,7 @@ def seconds_of_preset(config: TrainConfig, parts: Mapping[str, Any]) -> dict[str
 
 
 def print_report(preset: str, config: TrainConfig, found: Mapping[str, Any]) -> None:
-    """The figures of one preset for people."""
+    """Print the figures of one preset."""
     print(f"\n{preset}, {config.steps} steps of {config.global_batch_size} images")
     print(f"{'':44}{'median':>10}{'p20':>10}{'p80':>10}{'n':>4}")
     for name in ("run_seconds", "run_seconds_with_nothing_due", "recording_seconds", "start_seconds"):

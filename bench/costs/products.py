@@ -1,7 +1,7 @@
-"""The matrix products and convolutions of an action: found as it computes them, each with all ways to compute it.
+"""Matrix products and convolutions of an action, recorded as it computes them, each with all ways to compute it.
 
-They are recorded below autograd, forward and backward, with the tensors that they took, so that they can be computed
-again, alone, on the memory that they had.
+They are recorded below autograd, forward and backward, with their tensors, so that they can be computed again alone on
+the same memory.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ class Product:
     """A matrix product, or a convolution or one of its gradients, on the memory that it had in the step."""
 
     name: str
-    """What it is and its sizes."""
+    """Kind and sizes."""
     flops: int
     """Floating-point operations: a multiplication and an addition count as two."""
     ways: dict[str, Way]
@@ -41,7 +41,7 @@ class Product:
 
 @contextlib.contextmanager
 def plain_layers() -> Iterator[None]:
-    """Within it, layers compute as torch's do: their products and convolutions are then seen as what they are."""
+    """Context in which layers compute as torch's do, so that products and convolutions are recorded as such."""
     with (
         mock.patch("gen_dist.kernels.linear.onednn_is_faster", lambda: False),
         mock.patch("gen_dist.kernels.convolution.products_are_faster", lambda *_: False),
@@ -113,7 +113,7 @@ def _convolution(maps: Tensor, weight: Tensor, bias: Tensor | None, *geometry: A
 def _convolution_gradients(
     gradient: Tensor, maps: Tensor, weight: Tensor, _bias_sizes: Any, *rest: Any
 ) -> list[Product]:
-    """Those of a convolution's gradients that its backward computes."""
+    """Gradients of a convolution that its backward pass computes."""
     *geometry, (wants_maps, wants_weight, _) = rest
     products = []
     for wanted, part, mask in (
@@ -149,7 +149,7 @@ def _layouts(*tensors: Tensor) -> list[tuple[str, list[Tensor]]]:
 
 
 def _geometry(geometry: Sequence[Any]) -> tuple[bool, bool]:
-    """Whether stride and padding are those of kernels/convolution.py, and whether the convolution is transposed."""
+    """True if stride and padding are those of kernels/convolution.py; True if the convolution is transposed."""
     stride, padding, dilation, transposed, output_padding, groups = geometry
     plain = (list(stride), list(padding), list(dilation), list(output_padding)) == ([2, 2], [1, 1], [1, 1], [0, 0])
     return plain and groups == 1, transposed
@@ -167,7 +167,7 @@ def _halves(maps: Tensor, weight: Tensor, geometry: Sequence[Any]) -> bool:
 
 
 def _flops(maps: Tensor, weight: Tensor, geometry: Sequence[Any]) -> int:
-    """Of a convolution or of either gradient: every weight meets every place that the kernel is put to."""
+    """Operations of a convolution or of either gradient: one product of each weight and position of the kernel."""
     stride, padding, dilation, transposed, *_ = geometry
     if transposed:  # the kernel is put to every pixel of the maps
         places = math.prod(maps.shape[2:])

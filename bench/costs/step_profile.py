@@ -1,4 +1,4 @@
-"""Where the time of a training step goes on the CPU, by torch's profiler: for `bench/costs/limit.py`."""
+"""Time of a training step on the CPU by kind of work, from torch's profiler, for `bench/costs/limit.py`."""
 
 import contextlib
 import math
@@ -32,7 +32,7 @@ _ARITHMETIC = (
     "_HalvingBackward",
     "_DoublingBackward",
 )
-"""What the profiler calls matrix products and convolutions; all that they call in turn belongs to them."""
+"""The profiler's names of matrix products and convolutions. Events nested in them belong to them."""
 _LOSSES = ("_CrossEntropy", "_CrossEntropyBackward")
 _DRAWS = (
     "gen_dist.kernels.latent.normal",
@@ -55,11 +55,11 @@ def kinds_of_steps(trainer: Trainer) -> list[tuple[int, int]]:
 
 
 def step_by_kind(trainer: Trainer, first_step: int = 10_000) -> dict[str, Any]:
-    """Where the time of a step goes on the CPU, from the profiler, which slows it: milliseconds of a step.
+    """Milliseconds of a step by kind of work, from the profiler, which slows the step.
 
     Returns:
-        `parts`: of each part of a step, in their order, the milliseconds of each of KINDS; `operations`: of the
-        operations that take longest outside the products; `profiled_ms`: of the whole step under the profiler.
+        `parts`: milliseconds of each of KINDS by part of a step, in order; `operations`: milliseconds of the longest
+        operations outside the products; `profiled_ms`: milliseconds of the whole step under the profiler.
     """
     names: list[str] = []
     segment = contextlib.ExitStack()
@@ -108,7 +108,7 @@ def step_by_kind(trainer: Trainer, first_step: int = 10_000) -> dict[str, Any]:
 
 
 def _kind(name: str, line: Sequence[str]) -> str:
-    """Of KINDS, that of an event with its ancestors: those that are no operations are Python or autograd's engine."""
+    """One of KINDS for an event with its ancestors. Events that are not operations are Python or autograd's engine."""
     if "noise" in line:
         return "noise"
     is_operation = "::" in name and not name.startswith("autograd::")
@@ -139,7 +139,7 @@ def marked_draws() -> Iterator[None]:
 
 
 def print_kinds(where: Mapping[str, Any], step_seconds: float, products_ms: float) -> None:
-    """Where the step's time goes, for people."""
+    """Print the step's time by kind of work."""
     parts, profiled = where["parts"], where["profiled_ms"]
     print(f"\nwhere a step goes, ms, profiled ({profiled:.3f} ms; {1000 * step_seconds:.3f} ms without the profiler)")
     print(f"{'':28}{''.join(f'{kind:>18}' for kind in KINDS)}{'total':>10}")

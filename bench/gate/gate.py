@@ -1,12 +1,12 @@
-"""The gate against regressions of speed: `make bench-compare BASE=main`, or `python bench/gate/gate.py --help`.
+"""Performance regression gate: `make bench-compare BASE=main`, or `python bench/gate/gate.py --help`.
 
-`compare` measures the present tree, as it lies, against a commit: a fresh process in each tree, which do blocks of the
-same operations in turns (ABBA), one at a time; then another such pair of processes, until the interval of the ratio
-decides. It fails (exit code 1) only where the whole interval lies beyond the threshold, or where the two computed
-different things, and says nothing (exit code 3) where the machine is too noisy to tell.
+`compare` measures the present tree, with its uncommitted changes, against a commit. A fresh process in each tree does
+blocks of the same operations in turns (ABBA), one at a time. More pairs of processes follow until the interval of the
+ratio decides. It fails (exit code 1) only if the whole interval lies beyond the threshold or the outputs differ, and
+exits with code 3 if the machine is too noisy for a verdict.
 
 `store` and `against` do the same with stored figures of the same machine, which cannot be measured in turns. `prove`
-slows a step down by a tenth and shows how often the gate sees it, and how often it sees what is not there.
+slows a step down by a tenth and shows how often the gate notices, and how often it reports a change without one.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ STORED_PROCESSES = 6
 """Processes of each side of a comparison with stored figures: there is one look, at its end."""
 FAILED, NOISY = 1, 3
 BARS = {"slowed": 0.9, "unchanged": 0.95}
-"""Shares of tries that the gate has to tell right."""
+"""Shares of tries in which the verdict must be right."""
 
 
 def compare(
@@ -78,7 +78,7 @@ def compare(
         turns: Turns of a pair of processes; in one each does two blocks.
         block_seconds: Length of a block, of those benchmarks that are not a start of a process.
         most_pairs: Pairs of processes at most, of benchmarks that fewer do not decide.
-        outputs_may_differ: What the two compute may differ: the change means to alter it.
+        outputs_may_differ: Accept different outputs, for a change that is meant to alter them.
         allow_noisy: Exit code 0 also where the machine is too noisy to tell.
         out: File for everything that was measured, JSON.
     """
@@ -148,19 +148,18 @@ def against(
     allow_noisy: bool = False,
     out: Path | None = None,
 ) -> None:
-    """Compare the present tree to stored figures of this machine. Not in turns: its moods may count as ours.
+    """Compare the present tree to stored figures of this machine, not in turns: a slower hour counts as slower code.
 
-    Work that has nothing to do with the project is measured with it: where that is not as fast as it was, nothing is
-    said of the rest.
+    A reference task unrelated to the project is measured as well. If its speed has changed, there is no verdict.
 
     Args:
-        file: What `store` wrote.
+        file: JSON file that `store` wrote.
         only: Benchmarks to compare. All that are stored if none is named.
         threshold: Per cent of more time that is a regression.
         turns: Twice as many blocks are measured in each process.
         block_seconds: Length of a block, of those benchmarks that are not a start of a process.
         processes: Fresh processes, at least 3.
-        outputs_may_differ: What the two compute may differ: the change means to alter it.
+        outputs_may_differ: Accept different outputs, for a change that is meant to alter them.
         allow_noisy: Exit code 0 also where the machine is too noisy to tell.
         out: File for everything that was measured, JSON.
     """
@@ -203,13 +202,13 @@ def prove(
 ) -> None:
     """Try the gate: the last commit against itself, in some tries with B slowed down. Exit code 1: it fails.
 
-    Slowed are the operations within their process, each by its own time; the code that is measured stays as it is.
+    Each operation is followed by idle time in proportion to its own; the measured code is not changed.
 
     Args:
         slowed: Tries with the slowdown; 9 of 10 have to fail.
-        unchanged: Tries without; 19 of 20 have to pass. To say nothing counts as wrong in both.
+        unchanged: Tries without; 19 of 20 have to pass. No verdict counts as wrong in both.
         slowdown: Per cent of its time by which each operation of B becomes longer.
-        benchmark: What is measured.
+        benchmark: Benchmark to measure.
         threshold: Per cent of more time that is a regression.
         turns: Turns of a pair of processes; in one each does two blocks.
         block_seconds: Length of a block.
@@ -259,7 +258,7 @@ PASSING: tuple[Verdict, ...] = ("faster", "no slower", "at the threshold")
 
 
 def doubt_if_machine_changed(measured: Sequence[Measured], threshold: float) -> None:
-    """Where the machine itself is not as fast as it was, or cannot be told to be, the others' times tell nothing."""
+    """Mark every benchmark as too noisy if the reference task's speed changed, or may have changed."""
     control = next(one for one in measured if one.name == CONTROL)
     limit, found = 1 + threshold / 100, control.interval
     if found is not None and 1 / limit <= found.low and found.high <= limit:
@@ -281,7 +280,7 @@ def chosen(only: Sequence[str]) -> list[str]:
 
 
 def effort_of(turns: int, block_seconds: float, most_pairs: int) -> Effort:
-    """How much to measure, checked."""
+    """Check how much to measure."""
     if turns < 1 or not block_seconds > 0 or not math.isfinite(block_seconds):
         raise ConfigError(
             f"turns {turns} of blocks of {block_seconds} s measure nothing; they are at least 1 and above 0"
@@ -292,13 +291,13 @@ def effort_of(turns: int, block_seconds: float, most_pairs: int) -> Effort:
 
 
 def check_threshold(threshold: float) -> None:
-    """Refuse one that cannot be."""
+    """Refuse a threshold that is not above 0."""
     if not 0 < threshold < math.inf:
         raise ConfigError(f"threshold {threshold} is not above 0 per cent")
 
 
 def report(measured: Sequence[Measured], threshold: float, outputs_may_differ: bool) -> None:
-    """A line for each benchmark, and what its outputs differ in."""
+    """Print a line for each benchmark, and the differences of its outputs."""
     print(f"\n{'':20}{'A: ms (p20 to p80)':>29}{'B: ms (p20 to p80)':>29}   B to A, time [interval]     pairs")
     for one in measured:
         if one.broken:
@@ -323,7 +322,7 @@ def report(measured: Sequence[Measured], threshold: float, outputs_may_differ: b
 
 
 def verdict_words(one: Measured, threshold: float) -> str:
-    """The verdict for people."""
+    """The verdict in words."""
     words = {
         "slower": "SLOWER",
         "faster": "faster",
@@ -353,7 +352,7 @@ def finish(
     allow_noisy: bool,
     out: Path | None,
 ) -> None:
-    """The outcome in words, figures in JSON as the last line, and the exit code."""
+    """Print the outcome, and all figures as JSON in the last line; exit with the code of the outcome."""
     failed = [
         one.name
         for one in measured
@@ -378,12 +377,12 @@ def finish(
 
 
 def short(commit: str | None) -> str:
-    """A commit for people, with the `+` of what is not committed."""
+    """Short name of a commit, with a `+` for uncommitted changes."""
     return "of no commit" if commit is None else commit[:12] + "+" * commit.endswith("+")
 
 
 def write(file: Path, content: Mapping[str, Any]) -> None:
-    """A JSON file, whole or not at all."""
+    """Write a JSON file, whole or not at all."""
     try:
         write_atomically(file, json.dumps(content, indent=1) + "\n")
     except OSError as error:
@@ -391,7 +390,7 @@ def write(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_stored(file: Path) -> dict[str, Any]:
-    """What `store` wrote."""
+    """Read and check a file of `store`."""
     try:
         stored: dict[str, Any] = json.loads(file.read_text())
         assert {"cpu", "git_commit"} <= set(stored["conditions"])

@@ -1,4 +1,4 @@
-"""How the gate measures: processes in pairs, blocks in turns, and what the two computed."""
+"""Measuring of the gate: processes in pairs, blocks in turns, and a comparison of the outputs."""
 
 import contextlib
 import math
@@ -25,7 +25,7 @@ from bench.gate.worker import BENCHMARKS, Outputs
 from gen_dist.errors import ConfigError
 
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-5, 1e-7
-"""Of numbers that both trees computed: rounding in another order is a tenth of it."""
+"""Tolerances of numbers that both trees computed. Rounding in another order takes a tenth of them."""
 
 
 @dataclass
@@ -36,42 +36,42 @@ class Measured:
     count: int = 0
     """Operations of a block."""
     images: dict[str, int | None] = field(default_factory=dict)
-    """That an operation works on, by tree."""
+    """Images of an operation, by tree."""
     outputs: dict[str, Outputs] = field(default_factory=dict)
     seconds: dict[str, list[list[float]]] = field(default_factory=lambda: {"A": [], "B": []})
-    """Of one operation: by tree, process and block."""
+    """Seconds of one operation by tree, process and block."""
     log_ratios: list[list[float]] = field(default_factory=list)
-    """By pair of processes and turn."""
+    """Log ratios by pair of processes and turn."""
     interval: Interval | None = None
     verdict: Verdict | None = None
     incomparable: str | None = None
-    """Why it cannot be compared: the base lacks something."""
+    """Reason why it cannot be compared: the base lacks something."""
     broken: str | None = None
-    """Why it fails in the present tree."""
+    """Reason why it fails in the present tree."""
     broken_in_base: str | None = None
-    """Why it fails in the base, which does not lack anything."""
+    """Reason why it fails in the base, which lacks nothing."""
     differences: list[str] = field(default_factory=list)
-    """Of the outputs, for people."""
+    """Differences of the outputs, in words."""
 
     @property
     def given_up(self) -> str | None:
-        """Why it is measured no further, where there is a reason."""
+        """Reason to stop measuring it, if there is one."""
         return self.broken or self.broken_in_base or self.incomparable
 
     @property
     def is_open(self) -> bool:
-        """Whether more pairs of processes may decide it."""
+        """True while more pairs of processes may give a verdict."""
         return not self.given_up and (self.verdict is None or not decided(self.verdict))
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured."""
+    """Amount of measuring."""
 
     turns: int
     block_seconds: float
     looks: Sequence[int]
-    """Numbers of pairs of processes after which there is a look."""
+    """Numbers of pairs of processes after which the interval is looked at."""
 
 
 def measure(
@@ -82,7 +82,7 @@ def measure(
     directory: Path,
     environments: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[dict[str, Any], list[Measured]]:
-    """The benchmarks in the two trees, until they are decided; facts of the processes."""
+    """Measure the benchmarks in two trees until each has a verdict. Returns facts of the processes as well."""
     measured = [Measured(name) for name in names]
     done, facts = 0, {}
     confidence = confidence_of_look(len(effort.looks))
@@ -112,7 +112,7 @@ def measure_pair(
     environments: Mapping[str, Mapping[str, str]],
     advance: Callable[[], None],
 ) -> dict[str, Any]:
-    """Turns of a fresh process in each tree, which this pair adds to the benchmarks."""
+    """Add the turns of one pair of fresh processes to the benchmarks."""
     try:
         with workers(trees, directory, environments) as (both, facts):
             for one in measured:
@@ -142,10 +142,10 @@ def prepare(one: Measured, both: Mapping[str, Worker]) -> None:
 
 
 def note_failure(one: Measured, tree: str, error: BenchmarkError) -> None:
-    """Whose failure it is, and that nothing is known of the benchmark: earlier pairs do not count either.
+    """Record the failure of one tree. Earlier pairs do not count either.
 
     Raises:
-        DiedError: the process has died; it is to do the benchmarks that come next, too.
+        DiedError: the process has died, and the benchmarks that come next need it.
     """
     if isinstance(error, DiedError):
         raise DiedError(f"{one.name} in {tree}: {error}") from None
@@ -198,17 +198,17 @@ def turns_of(one: Measured, both: Mapping[str, Worker], pair: int, effort: Effor
 
 
 def operations_of_block(seconds: float, at_once: int, block_seconds: float) -> int:
-    """As many operations as take about `block_seconds`: a multiple of `at_once`."""
+    """Number of operations that take about `block_seconds`, a multiple of `at_once`."""
     return at_once * max(1, round(block_seconds / (seconds * at_once)))
 
 
 def turns_of_process(effort: Effort, block_seconds: float) -> int:
-    """Fewer turns, but two, where not even the shortest block is as short as it should be."""
+    """Number of turns: fewer, but at least two, if even the shortest block is too long."""
     return min(effort.turns, max(2, round(effort.turns * effort.block_seconds / block_seconds)))
 
 
 def log_images(one: Measured) -> float:
-    """What makes a ratio of seconds an operation one of seconds an image, where the two differ in images."""
+    """Correction of a log ratio of seconds per operation to seconds per image."""
     base, present = one.images["A"], one.images["B"]
     return math.log(base / present) if base and present else 0.0
 
@@ -216,7 +216,7 @@ def log_images(one: Measured) -> float:
 def measure_alone(
     names: Sequence[str], effort: Effort, directory: Path, stored: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[Measured]]:
-    """The benchmarks in the present tree, beside those of stored figures that are there."""
+    """Measure the benchmarks in the present tree, beside the stored figures."""
     measured = [Measured(name) for name in names]
     facts: dict[str, Any] = {}
     processes = effort.looks[-1]
@@ -242,7 +242,7 @@ def measure_alone(
 
 
 def blocks_alone(one: Measured, worker: Worker, effort: Effort) -> None:
-    """Blocks of one process without another to take turns with."""
+    """Add the blocks of one process that takes no turns with another."""
     benchmark = BENCHMARKS[one.name]
     number = 0
 
@@ -282,7 +282,7 @@ def threads_here(directory: Path) -> int:
 
 
 def differences_of(base: Outputs, present: Outputs) -> list[str]:
-    """How what two trees computed differs, beyond the tolerance: a sentence each."""
+    """Differences of two trees' outputs beyond the tolerance, a sentence each."""
     found = [f"{name} is only in A" for name in base if name not in present]
     found += [f"{name} is only in B" for name in present if name not in base]
     for name in base:
@@ -292,7 +292,7 @@ def differences_of(base: Outputs, present: Outputs) -> list[str]:
 
 
 def alike(base: float | str, present: float | str) -> bool:
-    """Whether two outputs are equal: digests exactly, numbers to the tolerance; NaN is like NaN."""
+    """True if two outputs are equal: digests exactly, numbers to the tolerance, and NaN to NaN."""
     if isinstance(base, str) or isinstance(present, str):
         return base == present
     if math.isnan(base) or math.isnan(present):
@@ -302,6 +302,6 @@ def alike(base: float | str, present: float | str) -> bool:
 
 @contextlib.contextmanager
 def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal; the function moves it by one."""
+    """Progress bar on a terminal; its value is a function that advances it by one."""
     with tqdm(total=total, desc=what, unit="benchmark", leave=False, disable=None) as bar:
         yield lambda: bar.update() and None

@@ -19,27 +19,27 @@ REPOSITORY = WORKER.parent.parent.parent
 
 
 class BenchmarkError(Exception):
-    """A benchmark, or a worker, that failed in its tree: the message is the reason."""
+    """A benchmark or a worker failed in its tree. The message is the reason."""
 
 
 class LackError(BenchmarkError):
-    """What the benchmark asks for is not there, as in a tree that is older than it."""
+    """The tree lacks something that the benchmark needs, as a tree older than the benchmark may."""
 
 
 class DiedError(BenchmarkError):
-    """The process is gone, and what else it was to measure cannot be."""
+    """The process has died, so its other benchmarks cannot be measured."""
 
 
 def temporary_directory() -> contextlib.AbstractContextManager[Path]:
-    """Of the gate: see bench/measuring/temporary.py."""
+    """Temporary directory of the gate, see bench/measuring/temporary.py."""
     return temporary.temporary_directory("gen_dist-gate-")
 
 
 def commit_of(ref: str) -> str:
-    """The commit that a name of git's means.
+    """Full name of the commit that a branch, tag or short name means.
 
     Raises:
-        ConfigError: it means none, or this is no checkout.
+        ConfigError: there is no such commit, or this is not a checkout.
     """
     if not ref or ref.startswith("-"):
         raise ConfigError(f"--base {ref!r} is no commit; name one, as in --base main")
@@ -51,7 +51,7 @@ def commit_of(ref: str) -> str:
 
 @contextlib.contextmanager
 def checked_out(commit: str, path: Path) -> Iterator[Path]:
-    """Within it, a working tree of a commit at `path`. It is a checkout as the present one is: starting a run asks git.
+    """Context with a working tree of a commit at `path`: a real checkout, because a run asks git at its start.
 
     Raises:
         ConfigError: git cannot make one.
@@ -64,8 +64,8 @@ def checked_out(commit: str, path: Path) -> Iterator[Path]:
             raise ConfigError(f"{commit} cannot be checked out at {path}: {reason}") from None
         yield path
     finally:
-        # One that was stopped while it was made is locked, which takes the second --force, and may lack its .git:
-        # as such it is refused, but not once it is missing. (Pruning all that are missing would also take others'.)
+        # A worktree whose creation was stopped is locked, which takes the second --force. If it lacks its .git, git
+        # refuses to remove it until its directory is missing. (`prune` would remove other people's worktrees as well.)
         for _ in range(2):
             with contextlib.suppress(subprocess.CalledProcessError):
                 _git("worktree", "remove", "--force", "--force", str(path))
@@ -78,10 +78,10 @@ def _git(*words: str) -> str:
 
 
 class Worker:
-    """A new process in one of the trees, which does what it is told and waits meanwhile."""
+    """A new process in one of the trees, which runs one command at a time."""
 
     def __init__(self, tree: Path, directory: Path, environment: Mapping[str, str]) -> None:
-        """Start it; `directory` is for what it writes, and does not exist yet."""
+        """Start the process; it writes to `directory`, which must not exist yet."""
         self._tree = tree
         work = directory / "work"
         work.mkdir(parents=True)
@@ -131,7 +131,7 @@ class Worker:
         return self.result()
 
     def facts(self) -> dict[str, Any]:
-        """Threads and versions of it; that it runs its own tree's code is checked.
+        """Threads and versions of the process, checked to run its own tree's code.
 
         Raises:
             BenchmarkError: the tree's code cannot be imported.
@@ -143,7 +143,7 @@ class Worker:
         return facts
 
     def close(self) -> None:
-        """End it, with all processes that it started."""
+        """End the process and all that it started."""
         with temporary.uninterrupted():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -158,7 +158,7 @@ class Worker:
 def workers(
     trees: Mapping[str, Path], directory: Path, environments: Mapping[str, Mapping[str, str]]
 ) -> Iterator[tuple[dict[str, Worker], dict[str, dict[str, Any]]]]:
-    """A new process in each tree, and their facts. They start at once, for nothing is timed yet."""
+    """A new process in each tree, and their facts. They start at the same time, since nothing is timed yet."""
     with contextlib.ExitStack() as stack:
         started = {}
         for name, tree in trees.items():

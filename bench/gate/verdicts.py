@@ -1,8 +1,8 @@
-"""What the gate makes of times: ratios of blocks in turns, their interval, and what may be said of it.
+"""Verdicts from times: ratios of blocks in turns, their interval, and the conclusion that it allows.
 
-What is independent of what decides how an interval is made. Blocks of one pair of processes share its luck: where its
-memory lies, which core it got, which other program began meanwhile. So a pair of processes gives one figure, the median
-of its turns, and intervals are of those figures.
+Blocks of one pair of processes are not independent: they share where memory lies, which core they got and which other
+program was running. So each pair of processes gives one figure, the median of its turns, and the interval is that of
+these figures.
 """
 
 import math
@@ -14,18 +14,18 @@ import numpy as np
 from scipy.stats import t
 
 LOOKS = (4, 6, 8, 12, 24)
-"""Pairs of processes after which there is a look at whether it is decided; after the last there is no more to come."""
+"""Numbers of pairs of processes after which the interval is looked at. After the last there are no more pairs."""
 CONFIDENCE = 0.95
-"""That no interval of any look misses the truth; each of the looks gets an equal part of the rest (Bonferroni)."""
+"""Probability that no look's interval misses the true ratio. Looks share the rest equally (Bonferroni)."""
 LEAST_PAIRS = 3
-"""Of two, an interval reaches 51 standard errors to either side, and decides nothing."""
+"""With two pairs an interval would reach 51 standard errors to either side."""
 
 Verdict = Literal["slower", "faster", "no slower", "at the threshold", "too noisy"]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """How many times as long as the base the present tree takes."""
+    """Ratio of the present tree's time to the base's, with its interval."""
 
     ratio: float
     low: float
@@ -41,7 +41,7 @@ def turn_log_ratio(order: str, seconds: Sequence[float]) -> float:
 
 
 def order_of_turn(pair: int, turn: int, short: bool) -> str:
-    """Who does the blocks of a turn: neither is always first. A short turn has one block of each."""
+    """Trees in the order of a turn's blocks; neither is always first. A short turn has one block of each."""
     first, second = ("AB", "BA") if (pair + turn) % 2 == 0 else ("BA", "AB")
     return first if short else first + second
 
@@ -50,7 +50,7 @@ def interval_of(pairs: Sequence[Sequence[float]], confidence: float) -> Interval
     """Interval of the ratio from log ratios by pair of processes and turn.
 
     The figure is the mean over pairs of the median of a pair's turns; its interval is Student's (1908). A bootstrap of
-    so few pairs is too narrow, also where it is widened for that.
+    so few pairs is too narrow, even with a correction.
     """
     medians = np.array([np.median(turns) for turns in pairs])
     count = len(medians)
@@ -58,9 +58,9 @@ def interval_of(pairs: Sequence[Sequence[float]], confidence: float) -> Interval
 
 
 def interval_between(base: Sequence[float], present: Sequence[float], confidence: float) -> Interval:
-    """The same where the two were measured apart: log seconds of each one's processes, none paired with another's.
+    """Interval of the ratio from unpaired log seconds of each tree's processes.
 
-    The two may spread differently: Welch 1947.
+    The spreads may differ: Welch 1947.
     """
     ours, theirs = np.asarray(present), np.asarray(base)
     parts = [(values.var(ddof=1) / len(values), len(values) - 1) for values in (ours, theirs)]
@@ -70,22 +70,22 @@ def interval_between(base: Sequence[float], present: Sequence[float], confidence
 
 
 def _interval(middle: float, variance: float, degrees: float, pairs: int, confidence: float) -> Interval:
-    """Around a mean of logs; the variance is the mean's own."""
+    """Interval around a mean of logs; `variance` is that of the mean."""
     half = float(t.ppf((1 + confidence) / 2, degrees)) * math.sqrt(variance)
     return Interval(math.exp(middle), math.exp(middle - half), math.exp(middle + half), pairs)
 
 
 def confidence_of_look(looks: int) -> float:
-    """Of each interval, so that all of so many looks together have CONFIDENCE."""
+    """Confidence of each interval, so that this number of looks together has CONFIDENCE."""
     return 1 - (1 - CONFIDENCE) / looks
 
 
 def verdict_of(interval: Interval, threshold_percent: float, last: bool) -> Verdict:
-    """What an interval shows of a threshold.
+    """Verdict of an interval about a threshold.
 
-    `slower` and `no slower` have the whole interval on one side of it, however wide. One that reaches over it says
-    nothing, unless it is so narrow, a quarter of the threshold to either side, that the truth is near the threshold
-    itself; and that only at the last look, for until then more pairs may put it on one side.
+    `slower` and `no slower` have the whole interval on one side of the threshold, however wide. An interval across the
+    threshold gives no verdict, unless it is narrow (a quarter of the threshold to either side): then the truth is near
+    the threshold itself. That verdict needs the last look, since until then more pairs may decide.
     """
     limit = 1 + threshold_percent / 100
     if interval.low > limit:
@@ -97,5 +97,5 @@ def verdict_of(interval: Interval, threshold_percent: float, last: bool) -> Verd
 
 
 def decided(verdict: Verdict) -> bool:
-    """Whether more pairs are not needed."""
+    """True if no more pairs are needed."""
     return verdict != "too noisy"

@@ -1,7 +1,8 @@
-"""What one process of the gate does: the benchmarks, on command. `bench/gate/gate.py` starts it, in either tree.
+"""One process of the gate, which runs benchmarks on command. `bench/gate/gate.py` starts it in either tree.
 
-This file is the present tree's in both, so that old commits are measured by the same hand; all that it imports of the
-project is the tree's own (`python -P`, with the tree as PYTHONPATH). Commands and answers are lines of JSON.
+Both trees use the present tree's copy of this file, so that old commits are measured in the same way. Everything that
+it imports of the project is the tree's own (`python -P`, with the tree as PYTHONPATH). Commands and answers are lines
+of JSON.
 """
 
 import functools
@@ -20,54 +21,54 @@ from pathlib import Path
 from typing import Any, TextIO
 
 SLOWDOWN = "GEN_DIST_GATE_SLOWDOWN"
-"""Environment variable, read here and nowhere else: after each operation as much of its time is spent doing nothing.
-It stands for a regression, to prove that the gate sees one."""
+"""Environment variable: share of each operation's time that is spent idle after it. It simulates a regression, to prove
+that the gate notices one."""
 CHECKED_STEPS = 4
-"""Whose losses both trees have to agree on. Later ones would show rounding, which training amplifies."""
+"""Steps whose losses must agree in both trees. Later losses would show rounding, which training amplifies."""
 ROWS, LATENT_DIM = 192, 20  # of `vae-mnist`
 
 
 class RefusedError(Exception):
-    """A command does not know the words that it was given."""
+    """A command does not know its options."""
 
 
 LACKS = (ImportError, AttributeError, TypeError, KeyError, NameError, FileNotFoundError, RefusedError)
-"""Errors by which an old tree shows that it has something not yet."""
+"""Errors of an old tree that lacks something."""
 Outputs = dict[str, float | str]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a benchmark works."""
+    """Tree and directory in which a benchmark works."""
 
     tree: Path
     directory: Path
-    """Of this process alone, and empty at first."""
+    """Directory of this process alone, empty at first."""
     again: bool
-    """Whether another process of the same tree has prepared it before: what starts compile and pack is there."""
+    """True if an earlier process of the same tree has prepared the benchmark, so that compiled files and data exist."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What is timed, ready to run in this process."""
+    """A timed operation, ready to run in this process."""
 
     run: Callable[[int], object]
-    """The operation of a number: both trees do the same numbers."""
+    """Function of an operation's number. Both trees do the same numbers."""
     images: int | None = None
-    """That one operation works on. None where it has none."""
+    """Images per operation. None if it has no images."""
     outputs: Outputs = field(default_factory=dict)
-    """What it computed: numbers, and digests of what has to be equal bit for bit."""
+    """Computed numbers, and digests of data that must be equal bit for bit."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How an operation is made, and how it is measured."""
+    """Preparation of an operation, and how to measure it."""
 
     prepare: Callable[[Place], Operation]
     at_once: int = 1
-    """Operations of a block are a multiple of it."""
+    """Operations per block are a multiple of this."""
     starts: bool = False
-    """Whether each operation is a new process, which takes seconds: one in a block, and one block in a turn."""
+    """True if operations start processes, which takes seconds: a block has one, and a turn one block of each tree."""
 
 
 def training_step(preset: str, place: Place) -> Operation:
@@ -78,7 +79,7 @@ def training_step(preset: str, place: Place) -> Operation:
         f"step {step} {name}": value
         for step, logs in enumerate(first)
         for name, value in logs.items()
-        if isinstance(value, float) and "accuracy" not in name  # a share of images jumps where rounding moves one
+        if isinstance(value, float) and "accuracy" not in name  # accuracies jump if rounding moves one image
     }
     return Operation(lambda number: trainer.run_step(CHECKED_STEPS + number), trainer.config.global_batch_size, outputs)
 
@@ -202,7 +203,7 @@ def machine(place: Place) -> Operation:
 
 
 CONTROL = "machine"
-"""The benchmark that tells whether the machine is as fast as it was when figures were stored."""
+"""Reference task, which shows if the machine is as fast as when figures were stored."""
 # Noise is drawn for 16 steps at once, where that is much of a step.
 _PRESETS = {"vae-mnist": 16, "iwae-mnist": 16, "vae-conv-mnist": 2, "dcgan-mnist": 4, "r3gan-mnist": 4}
 BENCHMARKS: dict[str, Benchmark] = {
@@ -252,7 +253,7 @@ def _trainer(preset: str) -> Any:
 
     trainer = module_of("gen_dist.training.trainer", "gen_dist.trainer")
     processes = module_of("gen_dist.parallel.processes", "gen_dist.parallel")
-    # The schedule of the learning rate must not come to its end: past it the rate is negative.
+    # The schedule must not end while measuring: past its end the learning rate is negative.
     config = replace(get_preset(preset), device="cpu", steps=10**6)
     return trainer.Trainer(config, _digits(), processes.start_processes(config))
 
@@ -266,7 +267,7 @@ def _last_line(text: str) -> str:
 
 
 class Worker:
-    """The operations of this process, and what it does on command."""
+    """Operations of this process, and its commands."""
 
     def __init__(self, place: Place, slowdown: float) -> None:
         self._place = place
@@ -274,7 +275,7 @@ class Worker:
         self._operations: dict[str, Operation] = {}
 
     def facts(self) -> dict[str, Any]:
-        """Where the project's code is from, versions, and threads of this process once trainers have set them."""
+        """Paths of the project's packages, versions, and threads of this process once trainers have set them."""
         import torch
 
         import gen_dist
@@ -290,7 +291,7 @@ class Worker:
         }
 
     def prepare(self, name: str, again: bool) -> dict[str, Any]:
-        """Make an operation ready; what it computed."""
+        """Prepare an operation and return its outputs."""
         directory = self._place.directory / name
         directory.mkdir()
         operation = BENCHMARKS[name].prepare(Place(self._place.tree, directory, again))
@@ -320,19 +321,19 @@ class Worker:
 
 
 def is_lack(error: Exception) -> bool:
-    """Whether an error is of what is not there, or takes other arguments, rather than of what fails."""
+    """True if an error shows that something is missing or takes other arguments, rather than fails."""
     # A preset that is not there is a ConfigError, which an old tree may have elsewhere, if at all.
     return isinstance(error, LACKS) or type(error).__name__ == "ConfigError"
 
 
 def serve(tree: Path, directory: Path, commands: TextIO, answers: TextIO) -> None:
-    """Answer commands until there are no more: who sends them has ended then."""
+    """Answer commands until the input ends, when the gate has ended."""
     worker = Worker(Place(tree, directory, again=False), float(os.environ.get(SLOWDOWN, "0")))
     for line in commands:
         method, *arguments = json.loads(line)
         try:
             answer = {"result": getattr(worker, method)(*arguments)}
-        except Exception as error:  # an old tree may lack anything; whose fault it is, the gate decides
+        except Exception as error:  # an old tree may lack anything; the gate decides what an error means
             reason = " ".join(str(error).split())
             answer = {"error": f"{type(error).__name__}: {reason}"[:400], "lacks": is_lack(error)}
         answers.write(json.dumps(answer) + "\n")
@@ -340,7 +341,7 @@ def serve(tree: Path, directory: Path, commands: TextIO, answers: TextIO) -> Non
 
 
 def main() -> None:
-    """Serve on standard input and what standard output was: what the code prints goes to standard error."""
+    """Serve commands from standard input; answers go to standard output, prints of the code to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     serve(Path(sys.argv[1]), Path(sys.argv[2]), sys.stdin, answers)

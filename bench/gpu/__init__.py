@@ -1,1 +1,1 @@
-"""All that only a GPU shows."""
+"""Measurements that need a GPU."""

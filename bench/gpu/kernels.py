@@ -1,8 +1,8 @@
-"""The latent step's bytes, time and launches beside eager PyTorch's and Inductor's.
+"""Bytes, time and launches of the latent step, beside eager PyTorch's and Inductor's.
 
 All take the same encoder output and give latents and KL divergence; the rivals draw with torch's generator. Outputs and
-gradients are checked before anything is timed, and the contestants take turns. On a GPU it is the device's time: each
-is recorded as a CUDA graph, for the host would take longer to launch them than the device to compute.
+gradients are checked before anything is timed, and the contestants take turns. On a GPU the device's time counts: each
+is recorded as a CUDA graph, because the host would take longer to launch it than the device to compute it.
 """
 
 import functools
@@ -87,7 +87,7 @@ def plain(parameters: Tensor) -> tuple[Tensor, Tensor]:
 
 def contestants(rng: Tensor) -> dict[str, LatentStep]:
     """Ours and its rivals by name. On CPUs ours draws with NumPy, and the kernel's twin runs beside it."""
-    torch._dynamo.reset()  # else the shapes before count towards its limit, after which it runs what is not compiled
+    torch._dynamo.reset()  # earlier shapes count towards its limit, beyond which it runs eagerly
     steps: dict[str, LatentStep] = {
         "eager": plain,
         "Inductor": torch.compile(plain, dynamic=False),
@@ -208,7 +208,7 @@ def timed_rows(
         contestant: functools.partial(torch.autograd.grad, output, parameters, gradients, retain_graph=True)
         for contestant, output in outputs.items()
     }
-    # What has to be moved, whoever does it: the encoder's output, latents and sums; with gradients of all in backward.
+    # Bytes that any implementation must move: encoder output, latents and sums; in backward their gradients as well.
     moved = {"forward": 1.5, "backward": 2.5}
     for label, calls in (("forward", forward), ("backward", backward)):
         times = in_turns(calls, device, rounds)
@@ -271,7 +271,7 @@ def in_turns(calls: dict[str, Callable[[], Any]], device: torch.device, rounds: 
 
 
 def recorded(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
-    """What a call has a GPU do, as one launch; on a CPU the call itself."""
+    """The GPU work of a call as one launch; on a CPU the call itself."""
     if device.type != "cuda":
         return call
     with _on_stream_of_recordings(device) as stream:
@@ -289,7 +289,7 @@ def recorded(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]
 
 @contextmanager
 def _on_stream_of_recordings(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
-    """Within it, a GPU's work is for the stream that is recorded; before and after, it waits for all other."""
+    """Context in which a GPU works on the recorded stream. It waits for all other work before and after."""
     if device.type != "cuda":
         yield None
         return
@@ -305,14 +305,14 @@ def _stream_of_recordings() -> torch.cuda.Stream:
 
 
 def idle_seconds(device: torch.device) -> float:
-    """What of a time is not the call's own: the median of the times of a call that writes one number."""
+    """Cost of timing itself: the median time of a call that writes one number."""
     number = torch.zeros((), device=device)
     return float(np.median(in_turns({"nothing": number.zero_}, device, 20)["nothing"]))
 
 
 @contextmanager
 def timing(device: torch.device) -> Iterator[Callable[[], float]]:
-    """Within it, time passes; afterwards, what is yielded gives the seconds. On a GPU between events of its stream."""
+    """Context that measures time. Its value returns the seconds afterwards, on a GPU between events of its stream."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 

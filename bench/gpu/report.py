@@ -1,4 +1,4 @@
-"""All that only a GPU shows, in one report: its tests, the kernels' times, steps of presets. `make gpu` runs it."""
+"""Report of everything that needs a GPU: its tests, the kernels' times, steps of presets. `make gpu` runs it."""
 
 import json
 import subprocess
@@ -45,12 +45,12 @@ def main(out: Path = Path("gpu-report.md")) -> None:
 
 
 def fenced(output: str) -> str:
-    """Output as it stands, in Markdown."""
+    """Output as a block of Markdown."""
     return f"```\n{output}\n```"
 
 
 def run(command: list[str]) -> tuple[int, str]:
-    """Exit code of a command at the repository's root, and what it printed, shown as it comes."""
+    """Exit code and output of a command at the repository's root; the output is shown as it comes."""
     print(f"$ {' '.join(command)}", flush=True)
     process = subprocess.Popen(
         command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

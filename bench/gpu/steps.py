@@ -37,11 +37,11 @@ WAYS: dict[Way, dict[str, Any]] = {
     "float32": {"precision": "float32"},
     "compiled": {"precision": "bf16", "compile": True},
 }
-"""Changes of a preset's config. The first is what a GPU does by default, and what the others are compared with."""
+"""Changes of a preset's config. The first is the default on a GPU, with which the others are compared."""
 WARM_UP_STEPS = 40
 """Enough for each kind of step to be recorded, of GANs whose generator has its turn at every fifth."""
 STEPS_AT_ONCE = 24
-"""Between two looks at the clock."""
+"""Steps between two readings of the clock."""
 
 
 def main(
@@ -55,11 +55,11 @@ def main(
     """Print a row a preset, and as the last line all figures in JSON.
 
     Args:
-        presets: what is trained; those of colour images, on shapes in colour.
-        ways: how. The first is compared with the others.
+        presets: presets to train; those of colour images train on coloured shapes.
+        ways: changes of the config. The others are compared with the first.
         rounds: blocks of each way.
-        seconds: length of a block, at least.
-        device: where. A CPU has no graphs: it serves to try this out.
+        seconds: least length of a block.
+        device: cuda, or cpu for a trial without graphs.
         out: file for the JSON as well.
     """
     if device == "cuda" and not torch.cuda.is_available():
@@ -91,7 +91,7 @@ class _Contestant:
 
 
 def measure(config: TrainConfig, ways: tuple[Way, ...], rounds: int, seconds: float) -> dict[str, Any]:
-    """Milliseconds a step of each way, and how many times as long as the first way's those of the others are."""
+    """Milliseconds per step of each way, and the ratios of the others to the first."""
     dataset, config = images_for(config)
     contestants = {way: contestant(replace(config, **WAYS[way]), dataset) for way in ways}
     for _ in range(rounds):
@@ -146,7 +146,7 @@ def block(each: _Contestant, seconds: float) -> float:
 
 
 def wait(trainer: Trainer) -> None:
-    """For what a GPU has to do still."""
+    """Wait for the GPU's remaining work."""
     if trainer.processes.device.type == "cuda":
         torch.cuda.synchronize()
 

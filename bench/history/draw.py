@@ -1,4 +1,4 @@
-"""The page of the history: benchmarks over commits as inline SVG; script.js tells values at the pointer."""
+"""The page of the history: benchmarks over commits as inline SVG; script.js shows values at the pointer."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ from gen_dist.records.readable import readable_number, readable_tick
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 22
 LEAST_RANGE = 0.1
-"""Of the middle value, to either side: noise is not to fill a drawing."""
+"""Least distance of the axis's ends from the middle value, as a share of it, so that noise does not fill a drawing."""
 _COLOURS = ("blue", "orange", "green", "ink")
 _MARKS = ("M-3.4 0a3.4 3.4 0 1 0 6.8 0a3.4 3.4 0 1 0-6.8 0Z", "M-3-3H3V3H-3Z", "M0-4L3.8 3H-3.8Z", "M0-4L4 0L0 4L-4 0Z")
-"""By machine, with its colour: a circle, a square, a triangle, a diamond around 0, 0."""
+"""Marks of machines, beside their colours: a circle, a square, a triangle, a diamond around 0, 0."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Point:
     record: Record
     machine: Machine
     text: str
-    """All that is known of it, for people."""
+    """Full description of the figure."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Panel:
 
 
 def history_html(records: Sequence[Record]) -> str:
-    """The whole page. It asks for nothing from elsewhere."""
+    """The whole page. It loads nothing from elsewhere."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -116,13 +116,13 @@ def machines_of(records: Sequence[Record]) -> dict[str, Machine]:
 
 
 def commits_of(records: Sequence[Record]) -> list[str]:
-    """All commits by their dates; what is in no commit comes right after the one it stands on."""
+    """All commits by date. Uncommitted changes come right after their commit."""
     dates = {record.commit: record.commit_date for record in records}
     return sorted(dates, key=lambda commit: (moment_of(dates[commit]), commit.endswith("+")))
 
 
 def moment_of(date: str) -> datetime:
-    """A date of git's, which is of the committer's time zone. What is none comes first."""
+    """Date from git, in the committer's time zone. An invalid date sorts first."""
     try:
         moment = datetime.fromisoformat(date)
     except ValueError:
@@ -138,7 +138,7 @@ def panel_of(name: str, records: Sequence[Record], commits: Sequence[str], machi
         return TOP + (HEIGHT - TOP - BOTTOM) * (high - milliseconds) / (high - low)
 
     def x_of(commit: str, nth: int, of: int) -> float:
-        """Measured several times, a commit's figures stand side by side."""
+        """Figures of a commit that was measured several times stand side by side."""
         slot = (WIDTH - LEFT - RIGHT) / len(commits)
         aside = 0.0 if of == 1 else 0.6 * (nth / (of - 1) - 0.5)
         return LEFT + slot * (commits.index(commit) + 0.5 + aside)
@@ -197,7 +197,7 @@ def band_of(ends: Sequence[tuple[float, float, float]]) -> str:
 
 
 def x_ticks_of(commits: Sequence[str]) -> list[tuple[float, str]]:
-    """The first, the middle and the last commit, as far as there are so many."""
+    """The first, the middle and the last commit, or fewer."""
     last = len(commits) - 1
     slot = (WIDTH - LEFT - RIGHT) / len(commits)
     places = sorted({0, last // 2, last}) if last >= 4 else sorted({0, last})
@@ -218,7 +218,7 @@ def told_of(record: Record, machine: Machine) -> str:
 
 
 def spread_of(record: Record) -> str:
-    """Median and percentiles for people: `1.05 ms (0.75 to 1.97)`."""
+    """Median and percentiles in words: `1.05 ms (0.75 to 1.97)`."""
     spread = ""
     if record.p20_ms is not None and record.p80_ms is not None:
         spread = f" ({readable_number(record.p20_ms)} to {readable_number(record.p80_ms)})"
@@ -226,7 +226,7 @@ def spread_of(record: Record) -> str:
 
 
 def conditions_of(record: Record) -> str:
-    """What a figure was measured under beyond its machine, and when."""
+    """Conditions of a figure besides its machine, and its date."""
     load: Any = record.conditions.get("load_average")
     words = [f"measured {record.measured[:16].replace('T', ' ')}" if record.measured else ""]
     words += [f"n {record.n}" if record.n else "", f"load {load}" if load is not None else ""]
@@ -234,7 +234,7 @@ def conditions_of(record: Record) -> str:
 
 
 def title_of(name: str) -> str:
-    """A benchmark's name for people: `test_step.py::test_whole_step[vae-mnist]` is `Whole step [vae-mnist]`."""
+    """A benchmark's readable name: `test_step.py::test_whole_step[vae-mnist]` is `Whole step [vae-mnist]`."""
     words = name.rpartition("::")[2].removeprefix("test_")
     function, bracket, case = words.partition("[")
     title = function.replace("_", " ")
@@ -242,5 +242,5 @@ def title_of(name: str) -> str:
 
 
 def short(commit: str) -> str:
-    """A commit for people."""
+    """Short name of a commit."""
     return commit[:7] + "+" * commit.endswith("+")

@@ -1,11 +1,11 @@
 """The history of speed: `make bench-history`, or `python bench/history/history.py --help`.
 
-`check` refuses a checkout whose figures `add` would refuse. `add` appends what `pytest bench/suite --benchmark-json
-FILE` measured to bench/history/history.jsonl, a line for each benchmark with its commit and conditions. `page` plots
-all of it over the commits, into one HTML file.
+`check` refuses a checkout whose figures `add` would refuse. `add` appends the results of `pytest bench/suite
+--benchmark-json FILE` to bench/history/history.jsonl, a line for each benchmark with its commit and conditions. `page`
+plots all lines over the commits into one HTML file.
 
-Lines of different days were not measured in turns: the machine's moods are in them. Whether a change made something
-slower, the gate decides (`make bench-compare`); the history shows how it came to be what it is.
+Lines of different days were not measured in turns, so they contain the machine's slow and fast hours. The gate decides
+if a change made something slower (`make bench-compare`); the history shows the trend.
 """
 
 import json
@@ -32,11 +32,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 HISTORY_NAME = "bench/history/history.jsonl"
 HISTORY = REPOSITORY / HISTORY_NAME
 _FIGURES = ("images_per_second", "peak_memory_bytes", "p20_ms", "p50_ms", "p80_ms", "n")
-"""Of a benchmark's extra_info; what else is in it are conditions."""
+"""Figures among a benchmark's extra_info; its other fields are conditions."""
 
 
 def check() -> None:
-    """Refuse a checkout with changes that are in no commit, before minutes of measuring. The history may have some."""
+    """Refuse a checkout with uncommitted changes before minutes of measuring. The history itself may have some."""
     if git("rev-parse", "--verify", "HEAD") is None:
         raise ConfigError(f"{REPOSITORY} is no git checkout with a commit: figures would be of none; measure in one")
     changes = [file for file in changed_files() if file != HISTORY_NAME]
@@ -50,9 +50,9 @@ def add(file: tyro.conf.Positional[Path], /, history: Path = HISTORY, dirty: boo
     """Append the results in a file of pytest-benchmark's to the history.
 
     Args:
-        file: What `pytest bench/suite --benchmark-json FILE` wrote.
+        file: JSON file of `pytest bench/suite --benchmark-json FILE`.
         history: The file to append to, a JSON object a line.
-        dirty: Take figures of code that is in no commit, too; their commits end in +.
+        dirty: Accept figures of uncommitted code; their commits end in +.
     """
     new = records_of(read_results(file), str(file))
     changed = sorted({record.commit for record in new if record.commit.endswith("+")})
@@ -76,7 +76,7 @@ def add(file: tyro.conf.Positional[Path], /, history: Path = HISTORY, dirty: boo
 
 
 def page(history: Path = HISTORY, out: Path = REPOSITORY / "bench/history/history.html") -> None:
-    """Plot every benchmark over the commits, into one HTML file that asks for nothing from elsewhere.
+    """Plot every benchmark over the commits, into one HTML file that loads nothing from elsewhere.
 
     Args:
         history: The file that `add` appends to.
@@ -144,12 +144,12 @@ def records_of(results: Mapping[str, Any], file: str) -> list[Record]:
 
 
 def table(value: Any) -> Mapping[str, Any]:
-    """A JSON object, or an empty one in place of what is none."""
+    """A JSON object, or an empty one in place of any other value."""
     return value if isinstance(value, dict) else {}
 
 
 def figures_of(told: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
-    """Percentiles in ms, rounds, rate and memory: as the benchmark told them, else from pytest-benchmark's times."""
+    """Percentiles in ms, rounds, rate and memory: from the benchmark itself, else from pytest-benchmark's times."""
     data = [1e3 * float(seconds) for seconds in stats.get("data") or []]
     from_data = (
         dict(zip(("p20_ms", "p50_ms", "p80_ms"), np.percentile(data, (20, 50, 80)), strict=True)) if data else {}
@@ -162,17 +162,17 @@ def figures_of(told: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, A
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None where there is none."""
+    """A finite number, or None in place of any other value."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is one word or number, as conditions are."""
+    """True if a value is one word or number, as conditions are."""
     return value is None or isinstance(value, str | int | float)
 
 
 def git(*words: str) -> str | None:
-    """What git prints of this checkout, or None where it fails."""
+    """Output of a git command on this checkout, or None if it fails."""
     try:
         return subprocess.run(
             ["git", "-C", str(REPOSITORY), *words], capture_output=True, text=True, check=True
@@ -187,12 +187,12 @@ def changed_files() -> list[str]:
 
 
 def only_the_history_differs_from() -> str | None:
-    """The commit that this checkout stands on, if it has changes, and in the history alone: `add` made them itself."""
+    """The present commit if the history is the only changed file: `add` changed it."""
     return git("rev-parse", "HEAD") if changed_files() == [HISTORY_NAME] else None
 
 
 def described_commit(commit: str) -> tuple[str, str] | None:
-    """Subject and date of a commit, or None where this checkout does not know it."""
+    """Subject and date of a commit, or None if this checkout lacks it."""
     told = git("show", "--no-patch", "--format=%cI%n%s", commit, "--")
     if told is None:
         return None
@@ -201,7 +201,7 @@ def described_commit(commit: str) -> tuple[str, str] | None:
 
 
 def read_history(history: Path) -> list[Record]:
-    """All lines of a history."""
+    """Records of all lines of a history."""
     try:
         lines = history.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -220,7 +220,7 @@ def read_history(history: Path) -> list[Record]:
 
 
 def is_sound(record: Record) -> bool:
-    """Whether the fields of a record that was read are of their kinds."""
+    """True if the fields of a record have the right types."""
     words: Sequence[Any] = (record.benchmark, record.commit, record.subject, record.commit_date, record.measured)
     numbers: Sequence[Any] = (
         *(record.p20_ms, record.p80_ms, record.n),

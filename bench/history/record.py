@@ -14,7 +14,7 @@ class Record:
     benchmark: str
     """Its file and name: `test_step.py::test_whole_step[vae-mnist]`."""
     commit: str
-    """It ends in `+` where the checkout had changes."""
+    """It ends in `+` if the checkout had uncommitted changes."""
     subject: str
     commit_date: str
     """ISO 8601, of the commit."""
@@ -24,17 +24,17 @@ class Record:
     p20_ms: float | None
     p80_ms: float | None
     n: int | None
-    """Rounds that the percentiles are of."""
+    """Rounds from which the percentiles are."""
     images_per_second: float | None
     peak_memory_bytes: float | None
     conditions: Mapping[str, Any]
 
     @property
     def machine(self) -> str:
-        """Hardware and versions: figures of two machines do not compare."""
+        """Hardware and versions. Figures of two machines are not compared."""
         return fingerprint(self.conditions)
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What a measurement is known by."""
+        """Identity of a measurement."""
         return self.benchmark, self.commit, self.measured, self.machine

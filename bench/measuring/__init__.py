@@ -1,1 +1,1 @@
-"""How benchmarks time, under which conditions, and what they say of spread."""
+"""Timing, conditions and spread of measurements, shared by all benchmarks."""

@@ -1,4 +1,4 @@
-"""What a figure was measured under: it stands beside every result, without which it means little."""
+"""Conditions of a measurement, recorded beside every figure."""
 
 import os
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from gen_dist.records.environment import environment
 def conditions() -> dict[str, Any]:
     """Processor, cores, versions, commit, threads of this process and load of the machine before the measurement.
 
-    The commit ends in `+` where the checkout has changes; it and the load are None where they cannot be told.
+    The commit ends in `+` where the checkout has changes; commit and load are None if the system cannot tell them.
     """
     found = environment()
     git = found["git"]
@@ -27,11 +27,11 @@ def conditions() -> dict[str, Any]:
 
 
 FINGERPRINT = ("cpu", "physical_cores", "threads", "device", "torch", "numpy", "python")
-"""What has to be equal for times that were not measured in turns to be comparable at all; `device` is of GPUs."""
+"""Conditions that must be equal before times that were not measured in turns may be compared; `device` names a GPU."""
 
 
 def fingerprint(found: Mapping[str, Any]) -> str:
-    """The machine and versions of some conditions, in one line. What was not recorded is left out."""
+    """Machine and versions of some conditions in one line. Missing fields are left out."""
     units = {"physical_cores": "{} cores", "threads": "{} threads"}
     named = ((key, found.get(key)) for key in FINGERPRINT)
     return ", ".join(

@@ -1,4 +1,4 @@
-"""How every benchmark of `make bench` is timed, and what is noted beside its times."""
+"""Timing of every benchmark of `make bench`, and the facts recorded beside its times."""
 
 import ctypes
 import gc
@@ -19,16 +19,16 @@ from gen_dist.presets import get_preset
 
 
 class Measurement:
-    """One benchmark: times calls, and notes in `extra_info` what the file of `--benchmark-json` and the table show.
+    """One benchmark. It times calls and records in `extra_info` what `--benchmark-json` and the table show.
 
-    - `p20_ms`, `p50_ms`, `p80_ms`, `n`: of a call, over the rounds, and their number;
-    - `images_per_second`: where calls take images, at the median;
+    - `p20_ms`, `p50_ms`, `p80_ms`, `n`: percentiles of a call over the rounds, and their number;
+    - `images_per_second`: at the median, if calls take images;
     - `peak_memory_bytes`: see PeakMemory;
     - `device`, and the conditions of bench/measuring/conditions.py.
     """
 
     def __init__(self, benchmark: BenchmarkFixture, device: torch.device) -> None:
-        """To be made before whatever the benchmark needs: its memory counts from here on."""
+        """Start to count memory. Create it before anything that the benchmark needs."""
         self._benchmark = benchmark
         self._device = device
         self._memory = PeakMemory(device)
@@ -45,16 +45,16 @@ class Measurement:
         images: int | None = None,
         of: str = "median",
     ) -> None:
-        """Time `rounds` rounds of `iterations` calls each; a GPU is waited for at the end of a round.
+        """Time `rounds` rounds of `iterations` calls each, waiting for a GPU at the end of each round.
 
         Args:
-            call: what is timed.
-            rounds: so many times are kept.
-            iterations: calls of a round; its time is that of a call. With a setup it is 1.
-            warmup_rounds: rounds before them that are not timed.
+            call: function to time.
+            rounds: number of times that are kept.
+            iterations: calls per round, whose mean time counts. With a setup it is 1.
+            warmup_rounds: untimed rounds before the first.
             setup: called before each call and not timed. It may return the call's arguments (args, kwargs).
-            images: what one call takes.
-            of: `median` or `mean`, whichever the rate is of.
+            images: number of images per call.
+            of: `median` or `mean` time, from which the rate is computed.
         """
         self._benchmark.pedantic(
             self._waiting(call, iterations),
@@ -74,15 +74,15 @@ class Measurement:
 
     @property
     def timed(self) -> bool:
-        """Whether there are times: not before `time`, and not where a benchmark only has to run once."""
+        """True if there are times: not before `time`, nor under --benchmark-disable."""
         return self._benchmark.stats is not None
 
     def note(self, **facts: Any) -> None:
-        """Put facts beside the times."""
+        """Record facts beside the times."""
         self._benchmark.extra_info.update(facts)
 
     def _waiting(self, call: Callable[..., object], iterations: int) -> Callable[..., object]:
-        """The call; at the last one of a round it waits for a GPU, as waiting at each would end all overlapping."""
+        """The call, which waits for a GPU at the end of a round alone: waiting each time would prevent all overlap."""
         if self._device.type != "cuda":
             return call
         made = itertools.count(1)
@@ -97,11 +97,11 @@ class Measurement:
 
 
 class PeakMemory:
-    """The most memory that is taken from now on, in bytes above what is taken already.
+    """Peak memory from now on, in bytes above the present use.
 
-    On CPUs it is what the process has in memory (VmHWM of /proc/self/status, reset by /proc/self/clear_refs); what it
-    had freed before goes back to the system first, so that it counts again where it is taken again. What libraries
-    keep does not count a second time. On GPUs it is what torch has allocated there.
+    On CPUs it is the process's resident memory (VmHWM of /proc/self/status, reset by /proc/self/clear_refs). Memory
+    freed before goes back to the system first, so that it counts if it is taken again; memory that libraries keep does
+    not count again. On GPUs it is torch's allocated memory.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -119,12 +119,12 @@ class PeakMemory:
                 libc.malloc_trim(0)
             try:
                 Path("/proc/self/clear_refs").write_text("5")
-            except OSError:  # a system that does not allow it: the peak cannot be told
+            except OSError:  # the system does not allow it, and the peak stays unknown
                 return
             self._before = self._kibibytes("VmRSS") * 1024
 
     def peak_bytes(self) -> int | None:
-        """The peak so far; None where it cannot be told."""
+        """Peak so far, or None if the system does not report it."""
         if self._before is None:
             return None
         if self._device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The file of `--out`: refused before minutes of measuring where it cannot be written."""
+"""File of `--out`, refused before minutes of measuring if it cannot be written."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ def check_out(file: Path | None) -> None:
     """Refuse a file that could not be written.
 
     Raises:
-        ConfigError: its directory is missing, it is a directory itself, or it may not be written.
+        ConfigError: the directory is missing, the file is a directory, or permission is denied.
     """
     if file is None:
         return
@@ -23,10 +23,10 @@ def check_out(file: Path | None) -> None:
 
 
 def print_and_write(text: str, file: Path | None) -> None:
-    """Print first: what was measured is then seen, though the disk be full.
+    """Print the figures, then write them: they are seen even if the disk is full.
 
     Raises:
-        ConfigError: the file cannot be written any more.
+        ConfigError: the file can no longer be written.
     """
     print(text, flush=True)
     if file is None:

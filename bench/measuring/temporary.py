@@ -1,4 +1,4 @@
-"""Directories and processes of the benchmarks' commands that are gone when these end, though they are asked to."""
+"""Temporary directories and processes of the benchmarks' commands, removed even if a signal ends the command."""
 
 import contextlib
 import signal
@@ -10,7 +10,7 @@ from types import FrameType
 
 _ASKING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
 _held: list[int] | None = None
-"""Within `uninterrupted`, the signals that came."""
+"""Signals that arrived within `uninterrupted`."""
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:
@@ -24,9 +24,9 @@ def _leave(number: int, _frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def temporary_directory(prefix: str = "gen_dist-bench-") -> Iterator[Path]:
-    """Within it, a directory that is gone afterwards, though the process is asked to end before (SIGTERM, SIGHUP).
+    """Context with a temporary directory, which is removed even if SIGTERM or SIGHUP ends the process.
 
-    For the main thread alone: in others Python takes no handlers of signals.
+    It works in the main thread alone, because Python sets signal handlers there alone.
     """
     asking = list(_ASKING)
     if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _leave):  # not where it is ignored
@@ -42,10 +42,10 @@ def temporary_directory(prefix: str = "gen_dist-bench-") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Within it, in a `temporary_directory`, what asks the process to end is not heeded yet; at its end it is.
+    """Context within a `temporary_directory` that holds signals back until its end.
 
-    For what must not be made and then forgotten, as a process that is started but has no name yet. It is not for long,
-    and not within another.
+    It protects the moment between starting something, such as a process, and registering its removal. Keep it short,
+    and do not nest it.
     """
     global _held
     held: list[int] = []

@@ -7,4 +7,4 @@ BATCH_SIZE = 128
 LEARNING_RATE = 1e-3
 HIDDEN, LATENT_DIM, PIXELS = 400, 20, 784
 ENDLESS = 1_000_000
-"""Epochs or steps of a training that goes on until nobody needs it."""
+"""Epochs or steps of a training that goes on until its process is ended."""

@@ -1,4 +1,4 @@
-"""No training: the matrix products of one step over and over, the limit of them all (bench/costs/limit.py)."""
+"""The matrix products of one step over and over, without training: the limit of all peers (bench/costs/limit.py)."""
 
 from pathlib import Path
 

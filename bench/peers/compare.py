@@ -1,14 +1,13 @@
 """Images per second of `vae-mnist` beside those of other projects: `python bench/peers/compare.py --data-root DIR`.
 
 Each trains the same VAE on full MNIST in a process of its own, as its users run it, on the same number of threads.
-First each trains for an epoch and has to come to the same training loss and the same test negative ELBO as the plain
-loop. Then they take turns: one does a block of steps while the others wait at a turnstile and use no processor. Ratios
-are of blocks of one round.
+First each trains for an epoch and must reach the same training loss and test negative ELBO as the plain loop. Then they
+take turns: one does a block of steps while the others wait and use no CPU. Ratios are of blocks of one round.
 
-A block of ours is as many steps as its preset has between two evaluations, and all that a run does by default is in it,
-in the loop of `gen_dist.train`: log lines, tests on 10,000 images, sample checks, pictures, checkpoints. Of the
-others only training counts, with the logging that they do by default: they have no tests between epochs here. Ours runs
-twice, as it is and with `--compile`, whose compiling is done before the first block.
+A block of gen_dist has the steps between two evaluations of its preset and everything that a run does by default in the
+loop of `gen_dist.train`: log lines, tests on 10,000 images, sample checks, pictures, checkpoints. For the others only
+training counts, with their default logging and without tests. gen_dist runs twice, eager and with `--compile`, whose
+compiling is done before the first block.
 
 pythae and Lightning come with `pip install -c constraints.txt -e '.[bench]'`.
 """
@@ -47,9 +46,9 @@ from gen_dist.parallel.processes import threads_by_default
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 EPOCH_STEPS = 469
 TOLERANCE = 0.02
-"""Of losses after an epoch, relative: seeds of one and the same trainer differ by 1.1 % there."""
+"""Relative tolerance of losses after an epoch. Seeds of one trainer differ by 1.1 % there."""
 SETTLE_SECONDS = 0.05
-"""Before a block: OpenMP's threads of the one before spin for a while."""
+"""Pause before a block, since OpenMP threads of the previous process spin for a while."""
 INSTALL = "pip install -c constraints.txt -e '.[bench]'"
 
 Name = Literal["compiled", "plain", "pythae", "lightning", "limit"]
@@ -58,16 +57,16 @@ OURS, COMPILED = "ours", "compiled"
 
 @dataclass(frozen=True)
 class Peer:
-    """Who is measured."""
+    """A trainer to measure."""
 
     label: str
     module: str
-    """In bench/peers/: it has `train`."""
+    """Name of a module in bench/peers/ with a function `train`."""
     block_steps: int
     needs: str | None = None
-    """A package that comes with the extra."""
+    """Package of the extra `bench` that it needs."""
     bar: float | None = None
-    """Images per second of ours to its own, at least."""
+    """Least acceptable ratio of our images per second to its own."""
     learns: bool = True
 
 
@@ -80,9 +79,9 @@ PEERS = {
     "limit": Peer("matrix products alone", "arithmetic", 400, bar=0.75, learns=False),
 }
 RATIOS = {OURS: "ratio", COMPILED: "compiled_ratio"}
-"""What is compared with everybody, and the name of its ratios in the figures."""
+"""Runs that are compared with every peer, and the name of their ratios in the figures."""
 MEMORY_BAR = 1.5
-"""Peak resident memory of ours to that of the plain loop, at most."""
+"""Greatest acceptable ratio of our peak memory to that of the plain loop."""
 
 
 def main(
@@ -100,7 +99,7 @@ def main(
 
     Args:
         data_root: directory with torchvision's MNIST; a missing one is downloaded to there.
-        peers: what to measure beside ours.
+        peers: peers to measure beside gen_dist.
         rounds: blocks of each.
         threads: of each process. None takes $GEN_DIST_THREADS, else as many as there are cores.
         learn_steps: steps after which losses are compared.
@@ -122,7 +121,7 @@ def main(
     chosen = installed((OURS, *dict.fromkeys(peers)))
     steps = {name: block_steps or PEERS[name].block_steps for name in chosen}
     with temporary_directory() as directory, contextlib.ExitStack() as stack:
-        # Packed once here, so that missing or damaged files are told of in one line.
+        # Packed once here, so that missing or damaged files give one error line.
         open_dataset("mnist", str(data_root), DataConfig(cache_dir=f"{directory}/packed"), lambda _line: None)
         processes = {}
         for name in tqdm(chosen, desc="starting", leave=False):
@@ -141,7 +140,7 @@ def main(
 
 
 def installed(names: Sequence[str]) -> list[str]:
-    """Those whose packages are here; the others are named with what installs them."""
+    """Peers whose packages are installed. The others are named with the command that installs them."""
     found = []
     for name in names:
         needs = PEERS[name].needs
@@ -153,7 +152,7 @@ def installed(names: Sequence[str]) -> list[str]:
 
 
 class Process:
-    """One peer, waiting at its turnstile but for the blocks that it is told to do."""
+    """Process of one peer, which waits at its turnstile between blocks."""
 
     def __init__(self, name: str, popen: subprocess.Popen[str], log: Path) -> None:
         self._name = name
@@ -162,9 +161,9 @@ class Process:
         self._answer()  # the first step is done
 
     def block(self, steps: int, test: bool = False) -> dict[str, float]:
-        """Do some steps; what turnstile.py answers."""
+        """Do some steps and return the answer of turnstile.py."""
         assert self._popen.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the answer tells
+        with contextlib.suppress(BrokenPipeError):  # the missing answer shows it
             self._popen.stdin.write(json.dumps({"steps": steps, "test": test}) + "\n")
             self._popen.stdin.flush()
         return self._answer()
@@ -183,7 +182,7 @@ class Process:
 
 @contextlib.contextmanager
 def process_of(name: str, data_root: Path, directory: Path, seed: int, threads: int) -> Iterator[Process]:
-    """A peer in a new interpreter, with a directory of its own, ended when the context is."""
+    """Context with a peer in a new interpreter and a directory of its own."""
     home = directory / name
     home.mkdir()
     module = PEERS[name].module
@@ -202,7 +201,7 @@ def process_of(name: str, data_root: Path, directory: Path, seed: int, threads: 
 
 
 def refuse_differences(learned: Mapping[str, Mapping[str, float]], tolerance: float) -> None:
-    """Stop unless all came to about the same losses as the first of the others, or as ours where there is none."""
+    """Exit unless all losses are close to those of the plain loop, or to ours if it is not measured."""
     reference = "plain" if "plain" in learned else OURS
     for name, answer in learned.items():
         for key in ("loss", "test_negative_elbo"):
@@ -217,7 +216,7 @@ def refuse_differences(learned: Mapping[str, Mapping[str, float]], tolerance: fl
 def take_turns(
     processes: Mapping[str, Process], steps: Mapping[str, int], rounds: int
 ) -> dict[str, list[dict[str, float]]]:
-    """A block of each a round. Every other round is in the opposite order: nobody always follows the same one."""
+    """Blocks of each peer, one per round. Every other round is in the opposite order."""
     blocks: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
     for turn in tqdm(range(rounds), desc="measuring", leave=False):
         for name in list(processes)[:: -1 if turn % 2 else 1]:
@@ -227,9 +226,9 @@ def take_turns(
 
 
 def summarize(blocks: Mapping[str, Sequence[Mapping[str, float]]], steps: Mapping[str, int]) -> dict[str, Any]:
-    """Of each: images per second, ratio of ours and of ours compiled to it by rounds, peak memory.
+    """Figures of each peer: images per second, ratios of our runs to it by round, and peak memory.
 
-    Of ours also what it does outside its steps.
+    Ours also have the share of time outside the steps.
     """
     rates = {
         name: [steps[name] * BATCH_SIZE / block["seconds"] for block in measured] for name, measured in blocks.items()
@@ -253,7 +252,7 @@ def summarize(blocks: Mapping[str, Sequence[Mapping[str, float]]], steps: Mappin
 
 
 def print_learned(learned: Mapping[str, Mapping[str, float]], steps: int) -> None:
-    """What each came to before the measurement."""
+    """Print the losses that each reached before the measurement."""
     print(f"{f'after {steps} steps, nats an image':30}{'training loss':>16}{'test negative ELBO':>20}{'threads':>9}")
     for name, answer in learned.items():
         figures = f"{answer['loss']:16.2f}{answer['test_negative_elbo']:20.2f}{answer['threads']:9}"
@@ -261,7 +260,7 @@ def print_learned(learned: Mapping[str, Mapping[str, float]], steps: int) -> Non
 
 
 def print_report(figures: Mapping[str, Any], threads: int) -> None:
-    """The figures for people."""
+    """Print the figures."""
     labels = {"ratio": "ours to it", "compiled_ratio": "compiled"}
     shown = [key for key in RATIOS.values() if key in figures[OURS]]
     head = (

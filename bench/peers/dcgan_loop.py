@@ -1,4 +1,4 @@
-"""The textbook's way to train a DCGAN, as the examples of PyTorch have it: what our speed is measured against.
+"""The textbook's loop for a DCGAN, as in PyTorch's examples, to which dcgan_speed.py compares.
 
 64 x 64 pixels, a hundred latents, 64 feature maps, batch normalization, a sigmoid at the end of the discriminator and
 the cross-entropy of its probabilities. A step goes backward through the discriminator three times, for real images, for

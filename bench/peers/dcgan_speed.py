@@ -184,7 +184,7 @@ def summarize(rates: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 def print_report(figures: dict[str, Any], steps: int) -> None:
-    """The figures for people."""
+    """Print the figures."""
     print(f"{'images per second':36}{'p20':>9}{'median':>9}{'p80':>9}{'n':>5}   (n: blocks of {steps} steps)")
     labels = {"loop": "the plain loop", "ours": PRESET, "ratio": "ratio, by rounds"}
     for name, label in labels.items():

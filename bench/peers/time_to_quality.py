@@ -139,7 +139,7 @@ def summarize(ours: list[Ours], recipes: list[list[Epoch]]) -> dict[str, Any]:
 
 
 def print_report(figures: dict[str, Any], ours: list[Ours]) -> None:
-    """The figures for people."""
+    """Print the figures."""
     print(f"{'vae-mnist':28}{'seed':>6}{'training s':>12}{'whole s':>10}{'epochs':>8}{'test negative ELBO':>20}")
     for run in ours:
         print(

@@ -1,4 +1,4 @@
-"""Where a training waits between blocks of steps, until it is told to go on.
+"""Barrier at which a training waits between blocks of steps for the next command.
 
 Commands and answers are lines of JSON. A command has the number of `steps` of the block and whether to `test` after it.
 The answer has the block's `seconds`, those of the processor over all threads, the `loss` of its last steps, the memory
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 LOSSES = 100
-"""Steps at the end of a block whose mean loss is told."""
+"""Steps at the end of a block whose mean loss is reported."""
 
 
 class Turnstile:

@@ -1,1 +1,1 @@
-"""What the presets learn: the tables and pictures of gen_dist/README.md."""
+"""Quality of what the presets learn: tables and pictures of gen_dist/README.md."""

@@ -1,9 +1,9 @@
-"""What GANs of digits learn, told by a classifier: `python bench/quality/gan_quality.py --help`.
+"""Quality of GANs of digits, measured by a classifier: `python bench/quality/gan_quality.py --help`.
 
-Each preset is trained on full MNIST with each seed, in a new process as a user does it. Of 10,000 samples of each run
-the classes are counted. Reported are how far their shares are from uniform (total variation, 0..1), the least share,
-and for a conditional model how many samples are of the class that was asked for. Training images, which are not
-uniform either, have the first row.
+Each preset is trained on full MNIST with each seed, each in a new process. The classes of 10,000 samples of each run
+are counted. The table has the distance of their shares from uniform (total variation, 0..1), the least share, and for a
+conditional model the share of samples of the requested class. The first row is that of training images, which are not
+uniform either.
 """
 
 import json
@@ -78,7 +78,7 @@ def main(
 
 
 def _classes_of(network: FeatureNetwork, images: torch.Tensor) -> torch.Tensor:
-    """What digit each image uint8 [N, 1, 28, 28] is taken for: int64 [N]."""
+    """Class of each image uint8 [N, 1, 28, 28]: int64 [N]."""
     found = [network.of_images(chunk)[1] for chunk in images.split(500)]
     return torch.cat([classes for classes in found if classes is not None])
 

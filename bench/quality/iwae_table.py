@@ -1,8 +1,8 @@
 """Runs of `iwae-mnist` beside table 1 of the IWAE paper (Burda et al. 2016).
 
-Of each run: epochs and seconds of training, what `gen-dist evaluate RUN --metrics nll negative_elbo active_units` has
-found, and the paper's figures for as many importance samples. The picture has the bounds on the test images over the
-epochs.
+Each row has a run's epochs and seconds of training, the metrics of `gen-dist evaluate RUN --metrics nll negative_elbo
+active_units`, and the paper's figures for as many importance samples. The picture shows the bounds on the test images
+over the epochs.
 """
 
 import itertools
@@ -27,7 +27,7 @@ PAPER_NLL = {1: 86.76, 5: 85.54, 50: 84.78}
 """Nats, of 5,000 samples: one stochastic layer, by importance samples, after 3,280 epochs (Table 1 there)."""
 PAPER_ACTIVE_UNITS = {1: 19, 5: 22, 50: 25}
 _SKIPPED_SHARE = 0.05
-"""Of the epochs: the picture's vertical axis need not hold what comes before."""
+"""Share of the epochs that the picture's vertical axis need not show."""
 
 
 def main(runs: tyro.conf.Positional[tuple[Path, ...]], picture: Path | None = None) -> None:

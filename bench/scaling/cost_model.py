@@ -1,12 +1,12 @@
-"""What a step costs on W workers that average gradients by ring all-reduce: pure functions, seconds and bytes.
+"""Cost of a step on W workers that average gradients by ring all-reduce: pure functions, seconds and bytes.
 
 t(W) = compute(rows of one worker) + sum over all-reduces of [2 (W - 1) latency + 2 (W - 1) / W * bytes / bandwidth]
 
 A message of n bytes costs latency + n / bandwidth (the alpha-beta model; Thakur, Rabenseifner & Gropp 2005, section 3).
 The ring sends 2 (W - 1) messages of n / W bytes one after another, and no all-reduce does with fewer bytes (Patarasuk &
-Yuan 2009). Nothing is taken off for what overlaps: on CPUs the threads that communicate need the cores that compute.
-With spare cores, or a device, less of the sum is seen. Workers are taken to be equally fast: waiting for the slowest is
-not in it.
+Yuan 2009). Overlap is not subtracted: on CPUs the threads that communicate need the cores that compute. With spare
+cores, or a device, part of the sum is hidden. Workers are assumed to be equally fast: waiting for the slowest is not
+included.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Network:
-    """What it takes to send a message from one worker to the next."""
+    """Constants of sending a message from one worker to the next."""
 
     latency_seconds: float
     bytes_per_second: float

@@ -1,4 +1,4 @@
-"""The two processes of the scaling benchmark, which do blocks of steps on command, and what starts them."""
+"""The two processes of the scaling benchmark, which do blocks of steps on command, and their start."""
 
 import contextlib
 import multiprocessing
@@ -21,8 +21,8 @@ from gen_dist.presets import get_preset
 from gen_dist.training.trainer import Trainer
 
 ROWS = {"vae-mnist": (512, 192, 96, 12), "dcgan-mnist": (64, 32, 16, 4)}
-"""Images of one process in a step, by preset: the first is what is compared. The preset's batch and half of it are
-there, so that strong scaling is measured too."""
+"""Images per process and step, by preset. The first is compared. The preset's batch and half of it are there, so that
+strong scaling is measured too."""
 BLOCK_STEPS = 17
 """Noise is drawn for the first step of a block, then for sixteen steps at once: a block draws for its own steps."""
 REDUCTIONS_OF_A_BLOCK = 32
@@ -32,7 +32,7 @@ MODES: tuple[Mode, ...] = ("alone", "at once", "joined")
 
 
 class Member:
-    """One of the two processes: its trainers, and what it does on command."""
+    """One of the two processes: its trainers and its commands."""
 
     def __init__(self) -> None:
         self._joined: dict[tuple[str, int], Trainer] = {}
@@ -47,7 +47,7 @@ class Member:
         """
         for preset, rows_of_process in rows_of_presets.items():
             for rows in rows_of_process:
-                # The schedule of the learning rate must not come to its end: past it the rate is negative.
+                # The schedule must not end while measuring: past its end the learning rate is negative.
                 config = replace(get_preset(preset), **options, global_batch_size=rows, steps=10**6)
                 config = replace(config, packing=replace(config.packing, cache_dir=cache))
                 processes = start_processes(config)
@@ -101,7 +101,7 @@ def reductions_of(trainer: Trainer) -> list[tuple[int, float]]:
 
 @dataclass(frozen=True)
 class Handle:
-    """A member as the process that commands it sees it."""
+    """Handle of a member in the process that commands it."""
 
     process: multiprocessing.process.BaseProcess
     connection: Connection
@@ -111,7 +111,7 @@ class Handle:
         self.connection.send((method, arguments))
 
     def result(self) -> Any:
-        """What the call that was started returned."""
+        """Result of the started call."""
         try:
             return self.connection.recv()
         except EOFError:
@@ -159,7 +159,7 @@ def two_processes() -> Iterator[list[Handle]]:
 
 
 def serve(connection: Connection, rank: int) -> None:
-    """Do what comes over the connection, until None comes."""
+    """Serve commands from the connection until None arrives."""
     os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"})
     member = Member()
     while (command := connection.recv()) is not None:
@@ -174,7 +174,7 @@ def seconds_of_step(members: Sequence[Handle], turn: int, preset: str, rows: int
         seconds: float = members[turn % 2].call("block", preset, rows, False, False)
         return seconds
     each = both(members, "block", preset, rows, mode == "joined", True)
-    # Of two that do not wait for each other the rates add up; the joined are as fast as the slower one.
+    # Rates of two that do not wait for each other add up; joined processes are as fast as the slower one.
     return max(each) if mode == "joined" else 2 / sum(1 / seconds for seconds in each)
 
 

@@ -1,4 +1,4 @@
-"""What is said of two processes against one: figures, forecasts for more of them, tables and a picture."""
+"""Report on two processes against one: figures, forecasts for more processes, tables and a picture."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from gen_dist.pictures.figures import figure_of, save_figure
 from gen_dist.presets import get_preset
 
 BAR = 1.8
-"""Images per second of two processes to those of one, at least."""
+"""Least acceptable ratio of two processes' images per second to one's."""
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -67,7 +67,7 @@ def report(
 def forecast(
     compute: Compute, reductions: Sequence[Reduction], network: Network, preset: str, least_gain: float
 ) -> dict[str, Any]:
-    """Speed-ups over one worker by number of workers, and up to how many of them another doubling pays."""
+    """Speed-ups over one worker by number of workers, and the greatest number to which doubling pays."""
     config: TrainConfig = get_preset(preset)
     kinds: Mapping[str, tuple[Callable[..., float], int]] = {
         "weak": (weak_speedup, ROWS[preset][0]),
@@ -82,7 +82,7 @@ def forecast(
 
 
 def print_report(preset: str, found: Mapping[str, Any]) -> None:
-    """What was measured of one preset, for people."""
+    """Print the measurements of one preset."""
     rows = found["rows"]
     print(f"\n{preset}, {rows} images a process and step")
     print(f"{'images per second':40}{'p20':>9}{'median':>9}{'p80':>9}{'n':>5}   (n: blocks of {BLOCK_STEPS} steps)")
@@ -118,7 +118,7 @@ def print_figure(label: str, figure: Mapping[str, float], digits: int) -> None:
 
 
 def print_network(network: Network, reduced: Mapping[int, Sequence[float]]) -> None:
-    """The fitted constants, and the all-reduces they were fitted to."""
+    """Print the fitted constants and their all-reduces."""
     print(
         f"\nbetween the two processes: latency {1e6 * network.latency_seconds:.0f} us a message, "
         f"{8e-9 * network.bytes_per_second:.2f} Gbit/s"
@@ -130,7 +130,7 @@ def print_network(network: Network, reduced: Mapping[int, Sequence[float]]) -> N
 
 
 def print_forecast(preset: str, found: Mapping[str, Any], network: Network, least_gain: float) -> None:
-    """The forecast for larger clusters, for people."""
+    """Print the forecast for larger clusters."""
     print(
         f"\n{preset}, forecast for a latency of {1e6 * network.latency_seconds:.0f} us and "
         f"{8e-9 * network.bytes_per_second:.2f} Gbit/s: speed-up over one worker of one thread"
@@ -145,7 +145,7 @@ def print_forecast(preset: str, found: Mapping[str, Any], network: Network, leas
 
 
 def draw(path: Path, reports: Mapping[str, Any], forecasts: Mapping[str, Any], network: Network) -> None:
-    """Speed-ups over the number of workers: forecasts as lines, measurements as marks."""
+    """Draw speed-ups over the number of workers: forecasts as lines, measurements as marks."""
     colours = {"weak": "#0072b2", "strong": "#d55e00"}  # Okabe and Ito
     with figure_of(4.6 * len(reports), 4.2) as figure:
         panels = figure.subplots(1, len(reports), squeeze=False)[0]

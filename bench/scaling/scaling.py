@@ -1,10 +1,9 @@
-"""Two processes against one, and what a cost model says of more: `python bench/scaling/scaling.py --help`.
+"""Two processes against one, and a cost model's forecast for more: `python bench/scaling/scaling.py --help`.
 
 Two processes of one thread each, joined by gloo as launchers join them, do blocks of steps on command and in turns:
 
 - alone: one of them trains by itself while the other waits;
-- at once: both train by themselves, each as if alone: what the machine allows two processes, for they share its caches,
-  its memory and its power;
+- at once: both train separately. That is what the machine allows two processes, which share caches, memory and power;
 - joined: both train one model, each on as many images as when alone.
 
 From the times of single processes and of all-reduces between the two, the constants of cost_model.py are fitted. Its
@@ -45,7 +44,7 @@ from bench.scaling.report import draw, forecast, print_forecast, print_network, 
 
 REDUCED_FLOATS = (1, 2**12, 2**14, 2**16, 2**18, 2**19, 2**20)
 ATTEMPTS = 20
-"""Of a block that is to be quiet; the last one counts however loud it is."""
+"""Attempts at a quiet block. The last one counts even if it is not quiet."""
 
 Times = dict[str, dict[int, dict[Mode, list[float]]]]
 """Seconds of a step by preset, images of a process, and mode; one value a round."""
@@ -158,7 +157,7 @@ def measure(
 
 
 class OtherPrograms:
-    """What all but our processes use of the machine from now on; what a hypervisor takes away counts as theirs."""
+    """CPU use of all other programs from now on, including time that a hypervisor takes away."""
 
     def __init__(self, members: Sequence[Handle]) -> None:
         self._ours = [psutil.Process(), *(psutil.Process(member.process.pid) for member in members)]

@@ -27,13 +27,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Our table stands for pytest-benchmark's, unless that one is asked for (`-v`) or has to compare."""
+    """Show our table in place of pytest-benchmark's, unless that one compares with earlier results."""
     if not config.option.benchmark_compare:
         config.option.benchmark_quiet = True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Compiled variants are there on demand alone."""
+    """Leave out compiled variants unless they are asked for."""
     if config.getoption("--compiled"):
         return
     compiled = [item for item in items if "compiled" in getattr(item, "callspec", _NoParameters).params.values()]
@@ -48,7 +48,7 @@ class _NoParameters:
 
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Where networks and kernels run, with the threads that a run would have."""
+    """Device of networks and kernels, with as many threads as a run has."""
     config = replace(get_preset("vae-mnist"), device=request.config.getoption("--device"))
     return start_processes(config).device
 
@@ -67,7 +67,7 @@ def digits(cache: DataConfig) -> Dataset:
 
 @pytest.fixture
 def measurement(benchmark: BenchmarkFixture, device: torch.device, digits: Dataset) -> Iterator[Measurement]:
-    """Name it first among a benchmark's fixtures, so that the memory of the others counts. The digits do not."""
+    """Measurement of a benchmark. Name it first, so that the memory of other fixtures counts; `digits` does not."""
     yield Measurement(benchmark, device)
 
 

@@ -46,6 +46,6 @@ def trained(preset: str, digits: Dataset, device: torch.device) -> Trainer:
 
 
 def state_of(trainer: Trainer, step: int) -> Checkpoint:
-    """What a run saves."""
+    """Checkpoint as a run saves it."""
     facts = {"data_digest": trainer.dataset.digest, "loss_scales": trainer.loss_scales()}
     return Checkpoint(step, trainer.tensors(), facts)

@@ -24,7 +24,7 @@ FILES, FILE_SIDE = 512, 96
 
 @dataclass(frozen=True)
 class DigitsInMemory:
-    """A source as large as MNIST's train split, whose images cost nothing: what is timed is packing."""
+    """Source as large as MNIST's train split, whose images cost nothing, so that packing alone is timed."""
 
     name: str = "digits in memory"
     slug: str = "digits-in-memory"
@@ -105,14 +105,14 @@ def test_resident_gather(measurement: Measurement, large_split: Split, device: t
 
 
 def test_mapped_gather(measurement: Measurement, digits: Dataset, device: torch.device) -> None:
-    """The same from the map, as the thread does it that runs ahead."""
+    """The same from the memory map, as the prefetching thread gathers it."""
     batches = batches_of(digits.train, device, resident=False)
     time_batches(measurement, lambda step, part: batches.gather((step, part)))
     batches.close()
 
 
 def test_prefetched_batches(measurement: Measurement, digits: Dataset, device: torch.device) -> None:
-    """Batches taken from that thread as fast as it makes them: the most that a step can wait for one."""
+    """Batches taken from the prefetching thread at its full speed: the longest that a step can wait for one."""
     batches = batches_of(digits.train, device, resident=False)
     time_batches(measurement, batches.micro_batch)
     batches.close()
@@ -139,4 +139,4 @@ def batches_of(split: Split, device: torch.device, *, resident: bool) -> TrainBa
 
 
 def silent(_line: str) -> None:
-    """Takes what packing says."""
+    """Ignore the messages of packing."""

@@ -1,4 +1,4 @@
-"""What judging a model costs: `python -m pytest bench/suite/test_evaluation.py`.
+"""Cost of evaluating a model: `python -m pytest bench/suite/test_evaluation.py`.
 
 bench/costs/evaluation_cost.py times whole evaluations of trained runs, by stages.
 """
@@ -39,7 +39,7 @@ def features(digits: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def trainer(digits: Dataset, device: torch.device) -> Trainer:
-    """Of `vae-mnist`, untrained: what a figure costs does not depend on how good it is."""
+    """Untrained trainer of `vae-mnist`: the cost of a metric does not depend on the model's quality."""
     config = preset_on("vae-mnist", device)
     return Trainer(config, digits, start_processes(config))
 
@@ -54,7 +54,7 @@ def test_features(measurement: Measurement, digits: Dataset, device: torch.devic
 
 @pytest.mark.parametrize("metric", ["fid", "kid", "prdc"])
 def test_distance(measurement: Measurement, metric: str, features: tuple[Tensor, Tensor]) -> None:
-    """Of 2,000 samples' features from as many of test images, whose own part is computed as well."""
+    """Distance of 2,000 samples' features to as many test images', including the statistics of the test images."""
     distances: dict[str, Callable[[Tensor, Tensor], object]] = {"fid": fid, "kid": kid, "prdc": prdc}
     measurement.time(lambda: distances[metric](*features), rounds=ROUNDS, images=SAMPLES)
 

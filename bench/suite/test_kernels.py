@@ -1,7 +1,7 @@
 """`kernels/` against torch's own ways, eager or compiled (`--compiled`).
 
-Both give the same values, which is checked before anything is timed; draws have other values, and no backward pass. In
-a tight loop all of it is in the caches, as it is not in a step: compare ours with its twin, and look at the times
+Both give the same values, which is checked before anything is timed; draws have other values and no backward pass. In a
+tight loop everything is in the caches, unlike in a step: compare ours with its twin, and look at the times
 inside a step in the files beside. Each draw of ours is of another step, as in training: of the same one it would
 be looked up. bench/gpu/kernels.py counts bytes and launches of the latent step on GPUs.
 """
@@ -34,18 +34,18 @@ Function = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Case:
-    """A function of ours and torch's way to the same, and what both take."""
+    """A function of ours, torch's function for the same, and their inputs."""
 
     ours: Function
     twin: Function
     inputs: Tensor
     is_draw: bool = False
     calls: int = 5
-    """Of a round."""
+    """Calls of a round."""
 
 
 def steps_of_draws(device: torch.device) -> Iterator[Tensor]:
-    """Keys (seed, step) of one step after another, int64 [2]; made before, for a step does not make them either."""
+    """Keys (seed, step) of successive steps, int64 [2], made in advance as in a run."""
     calls = 1 + (WARMUP_ROUNDS + ROUNDS) * DRAWS_OF_A_ROUND
     return itertools.cycle(torch.tensor([[0, step] for step in range(calls)], device=device).unbind())
 
@@ -88,7 +88,7 @@ def binarizing(device: torch.device) -> Case:
 
 
 def cross_entropy(device: torch.device) -> Case:
-    """Of pixels, summed over an image."""
+    """Cross-entropy of pixels, summed over an image."""
     targets = torch.rand(ROWS, PIXELS, device=device)
     return Case(
         lambda logits: bernoulli_nll(logits, targets),

@@ -1,8 +1,7 @@
 """Keyed draws of one step beside whole steps: `python -m pytest bench/suite/test_noise.py`.
 
-Each is timed right after a whole step: what it needs has then left the caches, as it has in training, and it costs
-several times what a tight loop would show. bench/costs/noise_cost.py
-compares it with torch's generator, within the step.
+Each draw is timed right after a whole step, when its data have left the caches as in training. It costs several times
+as much as in a tight loop. bench/costs/noise_cost.py compares it with torch's generator within the step.
 """
 
 import itertools

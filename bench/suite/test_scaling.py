@@ -1,7 +1,7 @@
-"""Two processes against one, shortly; bench/scaling/ measures it at length.
+"""Two processes against one, briefly; bench/scaling/ measures it at length.
 
-What is timed are blocks of the joined two. Before each of them one process trains alone and both train each by itself,
-so that the ratios are of one session of turns.
+Blocks of the two joined processes are timed. Before each of them one process trains alone, then both train separately,
+so that ratios are of blocks in turns.
 """
 
 import os

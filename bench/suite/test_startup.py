@@ -1,4 +1,4 @@
-"""How long commands take in new processes on a warm file cache: `python -m pytest bench/suite/test_startup.py`.
+"""Time of commands in new processes with a warm file cache: `python -m pytest bench/suite/test_startup.py`.
 
 Peak memory is of that process, in one more run, which is not timed.
 """
@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[int, float | None, list[str]]] = {
     "help of a preset": (5, 2.0, ["launch/train.py", "vae-mnist", "--help"]),
     "one step": (3, 6.0, ["launch/train.py", "vae-mnist", "--steps", "1", "--device", "cpu"]),
 }
-"""Rounds, the most seconds that it should take, and the words after `python`. Ours stand on the first three."""
+"""Rounds, the most seconds that it should take, and the words after `python`. Our commands build on the first three."""
 
 TELL_PEAK = """
 import resource, subprocess, sys
@@ -33,8 +33,8 @@ code = subprocess.run(sys.argv[1:]).returncode
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(code)
 """
-"""Runs a command, and prints its peak memory in the system's unit. The system counts that of who starts a process as
-its own until it runs the command, so a small one has to start it."""
+"""Runs a command, and prints its peak memory in the system's unit. A new process counts the memory of the
+process that forked it until it runs its command, so a small one must fork it."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,4 +1,4 @@
-"""Whole training steps of every family of presets and what their phases take.
+"""Whole training steps of every family of presets, with the time of their phases.
 
 Data, noise, forward, backward, optimizer and moving average, on the embedded digits, eager or compiled (`--compiled`),
 in each precision that the device has arithmetic for.
@@ -28,14 +28,14 @@ WATCHED_ROUNDS = 1
 
 @dataclass(frozen=True)
 class Family:
-    """A preset that stands for its kind."""
+    """A preset that represents its family."""
 
     preset: str
     rounds: int = 9
     changes: dict[str, Any] = field(default_factory=dict)
-    """Of the preset's config."""
+    """Changes of the preset's config."""
     changes_on_cpu: dict[str, Any] = field(default_factory=dict)
-    """More of them, for nets that were made for GPUs."""
+    """Further changes on a CPU, for networks that were made for GPUs."""
     steps: int = STEPS_OF_A_ROUND
     """Steps of a round, at least."""
     limit_rounds: int = 3
@@ -101,7 +101,7 @@ def test_whole_step(
 
 
 def config_of(family: Family, device: torch.device, *, compiled: bool, precision: Precision) -> TrainConfig:
-    """The preset as it is timed: past its last step the learning rate would be negative, so there is none."""
+    """The preset with an endless schedule: past its last step the learning rate would be negative."""
     config = replace(preset_on(family.preset, device), steps=10**6, compile=compiled, precision=precision)
     return replace(config, **family.changes, **(family.changes_on_cpu if device.type == "cpu" else {}))
 
@@ -122,7 +122,7 @@ def steps_of_a_round(config: TrainConfig, least: int) -> int:
 
 
 def why_without(precision: Precision, device: torch.device) -> str | None:
-    """Why a precision is not timed on a device; None where it is."""
+    """Reason why a precision is not timed on a device, or None if it is."""
     if device.type == "cuda":
         if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             return "this GPU has no bf16 arithmetic"
@@ -135,14 +135,14 @@ def why_without(precision: Precision, device: torch.device) -> str | None:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor tells of instructions for bf16; where it tells nothing, it has none."""
+    """True if the processor reports instructions for bf16."""
     told = Path("/proc/cpuinfo")
     flags = told.read_text().split() if told.exists() else []
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 
 def times_of_parts(trainer: Trainer, steps: "itertools.count[int]", count: int) -> dict[str, dict[str, float]]:
-    """Percentiles of what each part takes in the steps that have it, and their number; a GPU is waited for."""
+    """Percentiles of each part's time in the steps that have it, and their number. Waits for a GPU."""
     seconds: dict[str, list[float]] = {}
     last = 0.0
 
