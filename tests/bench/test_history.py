@@ -208,7 +208,7 @@ def test_what_is_added_is_a_line_of_its_own_and_comes_back(tmp_path: Path) -> No
 
 def checkout(path: Path, subject: str = "first") -> Path:
     """A repository of one commit, with a history and code."""
-    (path / "bench").mkdir(parents=True)
+    (path / history.HISTORY_NAME).parent.mkdir(parents=True)
     for name in (history.HISTORY_NAME, "code.py"):
         (path / name).write_text("")
     names = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
