@@ -5,12 +5,12 @@ An environment variable selects it when Triton is imported, and excludes compila
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from tests.conftest import REPOSITORY
+from tests.support.warm_python import warm_python
 
 
 def run_tests_interpreted(path: Path) -> str:
@@ -19,7 +19,7 @@ def run_tests_interpreted(path: Path) -> str:
     Raises:
         AssertionError: with the report, if a test failed or was skipped, or if there was none.
     """
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(path)]
+    command = [*warm_python(), "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(path)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     report = process.stdout + process.stderr

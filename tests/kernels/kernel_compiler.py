@@ -8,6 +8,7 @@ from a directory of changed copies. Nothing is compiled twice in one session of 
 import atexit
 import base64
 import functools
+import gc
 import importlib
 import json
 import os
@@ -166,7 +167,10 @@ def _compiler() -> _Compiler:
 
 def main() -> None:
     """Run the child: read requests from standard input, write answers to standard output."""
-    import triton.compiler  # noqa: F401  once, before the forks
+    from triton.runtime.cache import triton_key
+
+    triton_key()  # before the forks, since each would hash the whole of Triton, for longer than it compiles
+    gc.freeze()
 
     for request in sys.stdin:
         child = os.fork()

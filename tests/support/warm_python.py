@@ -11,6 +11,7 @@ test of what a program imports, or of interpreter flags, takes `sys.executable`,
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
@@ -23,6 +24,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 import types
 from pathlib import Path
 
@@ -75,8 +78,7 @@ def main() -> None:
         listener.listen(64)
         print("ready", flush=True)
         program, streams = _serve(listener)
-    # This is the fork of a client's program. What it raises ends the process, as in any other.
-    _become(program, streams)
+    _end(_become(program, streams))  # in the fork of a client's program
 
 
 def _serve(listener: socket.socket) -> tuple[Program, list[int]]:
@@ -124,8 +126,8 @@ def _tell_exits(clients: dict[int, socket.socket], ready: selectors.BaseSelector
         client.close()
 
 
-def _become(program: Program, streams: list[int]) -> None:
-    """Turn this process into one that was started with these words."""
+def _become(program: Program, streams: list[int]) -> int:
+    """Turn this process into one that was started with these words. Returns its exit code."""
     end_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -138,6 +140,29 @@ def _become(program: Program, streams: list[int]) -> None:
     os.chdir(program.directory)
     os.environ.clear()
     os.environ.update(program.environment)
+    try:
+        _run(program)
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _end(code: int) -> None:
+    """End as Python does, but for the destruction of every object of torch, which takes longer than many programs."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _run(program: Program) -> None:
     searched = [path for path in program.environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     kind, *words = program.words
     if kind == "-m":
