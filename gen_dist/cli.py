@@ -119,10 +119,14 @@ def resume_command() -> str:
     return command
 
 
-def preset_lines() -> str:
-    """One line per preset: name and description."""
+def preset_lines(*, results: bool = False) -> str:
+    """One line per preset: its name and description, and with `results` what to expect of it where that is measured."""
     width = max(map(len, presets()))
-    return "\n".join(f"  {name:{width}}  {preset.description}" for name, preset in presets().items())
+    lines = []
+    for name, preset in presets().items():
+        expected = f" ({preset.expected} in {preset.seconds} s)" if results and preset.expected else ""
+        lines.append(f"  {name:{width}}  {preset.description}{expected}")
+    return "\n".join(lines)
 
 
 def _with_short_errors(parse: Callable[[], T]) -> T:

@@ -15,7 +15,7 @@ MESSAGE_BYTES = 2**16
 
 
 class Program(NamedTuple):
-    """What to run: the words behind `python`, the working directory and the environment."""
+    """A program to run: the words behind `python`, the working directory and the environment."""
 
     words: list[str]
     directory: str
