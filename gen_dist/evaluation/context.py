@@ -24,12 +24,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gen_dist.data import Dataset, cache_directory, image_indices
-from gen_dist.errors import UserError
 from gen_dist.evaluation.features import FeatureNetwork
 from gen_dist.files import write_atomically
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.objectives import Batch
-from gen_dist.parallel.collectives import from_main, raise_everywhere, rows_of_all, sum_over_processes
+from gen_dist.parallel.collectives import errors_shared, from_main, rows_of_all, sum_over_processes
 from gen_dist.parallel.processes import Processes
 
 ROWS_PER_BLOCK = 250
@@ -211,13 +210,10 @@ class Context:
 
 def in_main(action: Callable[[], T], processes: Processes) -> T:
     """Run `action` in the main process; every process gets its result or raises its UserError."""
-    result, error = None, None
-    if processes.is_main:
-        try:
+    result: T | None = None
+    with errors_shared(processes):
+        if processes.is_main:
             result = action()
-        except UserError as raised:
-            error = raised
-    raise_everywhere(error, processes)
     return from_main(result, processes)
 
 
