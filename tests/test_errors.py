@@ -9,8 +9,8 @@ import runpy
 import shutil
 import struct
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from gen_dist.cli import run_command
@@ -270,10 +271,15 @@ def _copied(place: Place) -> Path:
     return place.run
 
 
-def _without_compiler() -> AbstractContextManager[object]:
-    from torch._inductor import config
+@contextmanager
+def _without_compiler(cache: Path) -> Iterator[None]:
+    """Take away the compiler and its results: a process that has compiled the same step keeps them in memory."""
+    from torch._inductor import config, utils
 
-    return config.patch({"cpp.cxx": (None, "/no/compiler")})  # undone by monkeypatch, the name would be lost
+    torch._dynamo.reset()
+    # config.patch, as monkeypatch would lose the name on undoing.
+    with utils.fresh_cache(dir=str(cache)), config.patch({"cpp.cxx": (None, "/no/compiler")}):
+        yield
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -290,11 +296,9 @@ def test_bad_input_gives_one_line_and_exit_code_2(
         monkeypatch.setenv("GEN_DIST_THREADS", "two")
     if name == "no such wandb mode":
         monkeypatch.setenv("WANDB_MODE", "shout")
-    if name == "no compiler":
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     arguments = [str(word) for word in words(Place(tmp_path, finished_run))]
     monkeypatch.setattr(sys, "argv", ["launch/train.py", *arguments])
-    with _without_compiler() if name == "no compiler" else nullcontext(), pytest.raises(SystemExit) as stop:
+    with _without_compiler(tmp_path) if name == "no compiler" else nullcontext(), pytest.raises(SystemExit) as stop:
         runpy.run_path(str(REPOSITORY / "launch/train.py"), run_name="__main__")
     output = capsys.readouterr()
     errors = [line for line in output.err.splitlines() if line.startswith("error: ")]
