@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .device_noise import device_normal
 from .key import Key
 from .latent_layout import (
     LOGVAR_RANGE,
@@ -18,7 +19,7 @@ from .latent_layout import (
     latents_per_sample,
     memory_format_of,
 )
-from .noise import device_normal, normal, runs_triton
+from .noise import normal, runs_triton
 
 
 def reparameterize_kl(

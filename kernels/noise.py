@@ -4,8 +4,10 @@
 each draw is one opaque operator under torch.compile, which is never hoisted, repeated or reordered. Eager code calls
 the same function without the dispatcher, which costs more than the draw when its code is not in the cache.
 
-CPUs draw normals with NumPy's generator (`host_normal`). Other devices draw the device noise: `device_normal` in torch
-operations, or the same in Triton (kernels/triton_noise.py) on devices that run Triton.
+Two definitions share this contract, each the fastest on its device. CPUs draw from NumPy's Philox-4x64-10 (Salmon et
+al. 2011), a counter-based bit generator that takes a nanosecond per word and skips to any row. Other devices draw the
+device noise: in torch operations (kernels/device_noise.py), or in Triton on devices that run it
+(kernels/triton_noise.py).
 """
 
 import importlib.util
@@ -18,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .device_noise import device_binarize, device_normal
 from .key import Key
-from .philox import device_words, host_words
 
 
 def normal(key: Key, rows: int, width: int) -> Tensor:
@@ -141,6 +143,39 @@ class _Lookahead(threading.local):
 _LOOKAHEAD = _Lookahead()
 
 
+class _HostPhilox(threading.local):
+    """One NumPy bit generator per thread, set to any key and counter; creating one takes three times as long."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.Philox(key=0)
+        self.state = self.generator.state
+        self.counter, self.key = self.state["state"]["counter"], self.state["state"]["key"]
+
+    def words(self, key: tuple[int, int], counter: tuple[int, int, int, int], count: int) -> np.ndarray:
+        """First `count` words after a counter, uint64."""
+        self.key[:] = key
+        self.counter[:] = counter
+        self.generator.state = self.state
+        return self.generator.random_raw(count)
+
+
+_HOST = _HostPhilox()
+
+
+def host_words(seed: int, stream: int, step: int, first_row: int, rows: int, words_per_row: int) -> np.ndarray:
+    """Random words of consecutive rows, drawn by NumPy's Philox-4x64-10.
+
+    Row r is a function of (seed, stream, step, r, words_per_row) alone. It has counter blocks r * b + 1 to (r + 1) * b
+    with b = ceil(words_per_row / 4), the step in the counter's third word, and (seed, stream) as the key.
+
+    Returns:
+        uint64 [rows, words_per_row].
+    """
+    blocks = -(-words_per_row // 4)
+    words = _HOST.words((seed, stream), (first_row * blocks, 0, step, 0), rows * blocks * 4)
+    return words.reshape(rows, blocks * 4)[:, :words_per_row]
+
+
 def host_normal(seed: int, stream: int, steps: range, first_row: int, rows: int, width: int) -> NDArray[np.float32]:
     """Definition of `normal` on CPUs, for several steps: float32 [steps, rows, width].
 
@@ -174,69 +209,6 @@ def host_box_muller(words: NDArray[np.uint32]) -> NDArray[np.float32]:
     np.sin(angle, out=normals[:, 1])
     normals *= radius[:, None]
     return normals.reshape(rows, 2 * pairs)
-
-
-def device_normal(
-    rng: Tensor,
-    stream: int,
-    first_row: int,
-    rows: int,
-    width: int,
-    *,
-    samples: int = 1,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Definition of `normal` on other devices (device noise), in torch operations that torch.compile fuses.
-
-    Element d of sample k of global row r comes from the words w0 .. w3 of Philox-4x32-10 with the counter
-    (k * ceil(width / 4) + d // 4, r, stream, step), each modulo 2^32, and the key (low, high half of the seed):
-    elements 4j and 4j + 1 are the Box-Muller pair of w0 and w1, elements 4j + 2 and 4j + 3 that of w2 and w3. None of
-    it depends on a tile, a shard or a batch size.
-
-    Args:
-        rng: int64 [2], (seed, step), on the device that draws.
-        stream: purpose of the draw.
-        first_row: global row of the first one drawn.
-        rows: number of rows.
-        width: draws in a sample of a row.
-        samples: samples of a row.
-        dtype: dtype of the arithmetic and the draws.
-
-    Returns:
-        [rows * samples, width], with the samples of one row in adjacent rows.
-    """
-    blocks = -(-width // 4)
-    words = device_words(rng, stream, first_row, rows, samples * blocks * 4)
-    normals = device_box_muller(words.view(rows * samples, 2 * blocks, 2), dtype)
-    return normals.view(rows * samples, 4 * blocks)[:, :width].contiguous()
-
-
-def device_box_muller(words: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Standard normal pairs from pairs of random words (Box & Muller 1958).
-
-    The uniform under the logarithm is float32 by definition, since near 1 its rounding decides the radius.
-
-    Args:
-        words: int64 [..., 2], each 0 .. 2^32 - 1: radius, then angle.
-        dtype: dtype of the arithmetic and the normals.
-
-    Returns:
-        [..., 2], at most 6.8 in size.
-    """
-    radius_word, angle_word = words.unbind(-1)
-    # The half-step of 2^-33 keeps the uniform in (0, 1] and its logarithm finite.
-    uniform = radius_word.to(torch.float32) * 2.0**-32 + 2.0**-33
-    radius = (-2.0 * uniform.to(dtype).log()).sqrt()
-    # The nearest quarter turn is exact, and the rest is at most an eighth of a turn to either side, which float32 holds
-    # with three bits more precision than the whole angle.
-    quarter = (angle_word + 2**29) >> 30
-    rest = (angle_word - (quarter << 30)).to(dtype) * (2.0 * math.pi * 2.0**-32)
-    sine, cosine = rest.sin(), rest.cos()
-    exchanged = (quarter & 1) != 0
-    x, y = torch.where(exchanged, sine, cosine), torch.where(exchanged, cosine, sine)
-    x = torch.where((quarter == 1) | (quarter == 2), -x, x)
-    y = torch.where((quarter == 2) | (quarter == 3), -y, y)  # quarter 4 equals quarter 0
-    return torch.stack((radius * x, radius * y), dim=-1)
 
 
 def _host_binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
@@ -286,16 +258,3 @@ def host_threshold(images: NDArray[np.uint8], noise: NDArray[np.uint8]) -> NDArr
     low = noise[row, pixels + pixel % TIE_BYTES]
     ones[row, pixel] = np.minimum(low, 254) < images[row, pixel]
     return ones
-
-
-def device_binarize(images: Tensor, rng: Tensor, stream: int, first_row: int) -> Tensor:
-    """Definition of `binarize` on other devices, in torch operations that torch.compile fuses."""
-    rows, pixels = images.shape[0], math.prod(images.shape[1:])
-    pairs = device_words(rng, stream, first_row, rows, -(-pixels // 2))
-    halves = torch.stack((pairs & 0xFFFF, pairs >> 16), dim=-1).view(rows, -1)[:, :pixels]
-    return device_threshold(images.reshape(rows, pixels), halves).view(images.shape)
-
-
-def device_threshold(images: Tensor, noise: Tensor) -> Tensor:
-    """Draw 1.0 with probability intensity / 255: uint8 images and int64 0 .. 65535, [rows, pixels] each, to float32."""
-    return (noise.clamp(max=65534) < images.to(torch.int64) * 257).to(torch.float32)

@@ -1,7 +1,7 @@
 """Device noise in Triton: Philox words, standard normals of a tile, and the kernels behind `normal` and `binarize`.
 
-The specification is in kernels/noise.py. Every draw is a function of its counter, so tiles of any shape and position
-give the same bits, and a backward pass can redraw the noise of the forward pass.
+The specification is in kernels/device_noise.py. Every draw is a function of its counter, so tiles of any shape and
+position give the same bits, and a backward pass can redraw the noise of the forward pass.
 """
 
 # Device code is typed by Triton.

@@ -1,10 +1,9 @@
-"""Training batches of one process: gathered from device memory, or from the map by a thread that runs ahead."""
+"""Which images a step takes, as a function of (seed, step), and the batches of one process with them."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import threading
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,13 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gen_dist.data.cache import Split
-from gen_dist.data.order import epoch_order, image_indices, spans
+from gen_dist.data.prefetching import Place, Prefetcher
+from gen_dist.data.subsets import keyed_permutation
 from gen_dist.errors import DataError
-
-_PREFETCHED_MICRO_BATCHES = 4
-
-Place = tuple[int, int]
-"""Step, and number of the micro-batch within it."""
+from gen_dist.randomness import Stream
 
 
 class TrainBatches:
@@ -66,14 +62,14 @@ class TrainBatches:
         bare_cuda = self._pinned and device.index is None
         self._device = torch.device("cuda", torch.cuda.current_device()) if bare_cuda else device
         self._split = split
-        self._prefetcher: _Prefetcher | None = None
+        self._prefetcher: Prefetcher | None = None
         self._orders: dict[int, Tensor] = {}
         if split.images.nbytes + split.labels.nbytes <= resident_budget_bytes:
             # On the CPU `copy` reads the map into memory once, so that no page fault stalls a step.
             self._images = torch.from_numpy(split.images).to(self._device, copy=True)
             self._labels = torch.from_numpy(split.labels).to(self._device, copy=True)
         else:
-            self._prefetcher = _Prefetcher(self)
+            self._prefetcher = Prefetcher(self.gather, self.following)
 
     @property
     def resident(self) -> bool:
@@ -144,65 +140,37 @@ class TrainBatches:
         return tensor.to(self._device, non_blocking=True)
 
 
-class _Prefetcher:
-    """Thread that gathers a few micro-batches ahead of the last one taken."""
+def image_indices(
+    count: int, seed: int, step: int, global_batch_size: int, first_row: int, rows: int
+) -> NDArray[np.int64]:
+    """Positions in the split of the images in rows first_row .. first_row + rows - 1 of the global batch of `step`.
 
-    def __init__(self, batches: TrainBatches) -> None:
-        self._batches = batches
-        self._changed = threading.Condition()
-        self._ready: collections.deque[tuple[Tensor, Tensor] | Exception] = collections.deque()
-        self._closed = False
-        # Next places of `take` and of the thread. A change of `_jumps` makes the thread discard what it is gathering.
-        self._expected: Place | None = None
-        self._next: Place | None = None
-        self._jumps = 0
-        self._thread = threading.Thread(target=self._run, name="gen_dist-prefetch", daemon=True)
-        self._thread.start()
+    All batches of a run, laid end to end, are one permutation of the `count` images after another, each epoch with its
+    own. So no image is repeated or dropped within an epoch, and a batch may straddle two epochs.
 
-    def take(self, place: Place) -> tuple[Tensor, Tensor]:
-        with self._changed:
-            if place != self._expected:
-                self._ready.clear()
-                self._next = place
-                self._jumps += 1
-                self._changed.notify_all()
-            self._changed.wait_for(lambda: self._ready or self._closed)
-            if self._closed:
-                raise RuntimeError("these batches were closed")
-            batch = self._ready.popleft()
-            self._expected = self._batches.following(place)
-            self._changed.notify_all()
-            if isinstance(batch, Exception):
-                self._expected = None
-                raise batch
-            return batch
+    Returns:
+        int64 [rows], each in 0 .. count - 1.
+    """
+    parts = [
+        epoch_order(count, seed, epoch)[span]
+        for epoch, span in spans(count, step * global_batch_size + first_row, rows)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._ready.clear()
-            self._changed.notify_all()
-        self._thread.join()
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._has_work())
-                if self._closed:
-                    return
-                place, jumps = self._next, self._jumps
-                assert place is not None
-            batch: tuple[Tensor, Tensor] | Exception
-            try:
-                batch = self._batches.gather(place)
-            except Exception as error:
-                # Raised again in `take`; until the next jump there is nothing more to gather.
-                batch = error
-            with self._changed:
-                if jumps == self._jumps:
-                    self._ready.append(batch)
-                    self._next = None if isinstance(batch, Exception) else self._batches.following(place)
-                    self._changed.notify_all()
+def spans(count: int, first: int, rows: int) -> list[tuple[int, slice]]:
+    """Epochs of `rows` images from position `first` of a run, each with a slice of the epoch's order."""
+    found = []
+    end = first + rows
+    while first < end:
+        epoch, start = divmod(first, count)
+        stop = min(start + end - first, count)
+        found.append((epoch, slice(start, stop)))
+        first += stop - start
+    return found
 
-    def _has_work(self) -> bool:
-        return self._next is not None and len(self._ready) < _PREFETCHED_MICRO_BATCHES
+
+@functools.lru_cache(maxsize=2)  # a batch that straddles two epochs needs both
+def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Positions in the split of the images of an epoch, in their order: int64 [count], not to be written to."""
+    return keyed_permutation(count, seed, Stream.ORDER, epoch)

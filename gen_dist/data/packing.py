@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from gen_dist.config import DataConfig
 from gen_dist.data.decoding import Encoded, UnreadableImage, decode_image, image_warnings_as_intended
-from gen_dist.data.order import held_out_order
 from gen_dist.data.sources.source import SPLITS, Block, Source, SplitName
+from gen_dist.data.subsets import held_out_order
 from gen_dist.errors import DataError
 
 # Images decoded by one task of the thread pool: enough to make the hand-over cheap, few enough to bound memory.

@@ -10,7 +10,7 @@ from gen_dist.objectives import Batch, Objective
 from gen_dist.objectives.evaluating import evaluating
 from gen_dist.parallel.collectives import copy_from_main, from_main, sum_over_processes
 from gen_dist.parallel.processes import Processes
-from gen_dist.training.backward import autocast
+from gen_dist.training.turn import autocast
 
 
 def mean_metrics(

@@ -15,7 +15,6 @@ from gen_dist.objectives import Batch, Objective, build_objective
 from gen_dist.parallel.processes import Processes
 from gen_dist.parallel.sync_batch_norm import synchronize
 from gen_dist.records.checkpoint import Checkpoint
-from gen_dist.training.backward import Lap, no_lap
 from gen_dist.training.cuda_graphs import RecordedSteps, choose_recording
 from gen_dist.training.log_averages import average_logs
 from gen_dist.training.moving_average import MovingAverage
@@ -23,7 +22,7 @@ from gen_dist.training.precision import resolve_precision
 from gen_dist.training.rows import rows_of_rank
 from gen_dist.training.schedule import Schedule
 from gen_dist.training.testing import mean_metrics
-from gen_dist.training.turn import Turn
+from gen_dist.training.turn import Lap, Turn, no_lap
 
 Due = dict[str, bool]
 """Names of the phases that take their turn, in order. The value is True if the penalty is due."""

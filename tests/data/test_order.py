@@ -14,7 +14,7 @@ import torch
 
 from gen_dist.config import DataConfig
 from gen_dist.data import Split, TrainBatches, image_indices, open_dataset
-from gen_dist.data.order import held_out_order
+from gen_dist.data.subsets import held_out_order
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +96,14 @@ def test_indices_cut_on_the_device_are_those_of_the_order(split: Split) -> None:
 
 
 def test_mapped_batches_follow_a_jump_in_step(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    mapped, resident = batches(split, 0, [(0, 4), (4, 4)]), batches(split, 2**30, [(0, 4), (4, 4)])
-    gather = mapped.gather
+    gather = TrainBatches.gather
 
-    def gather_slowly(place: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def gather_slowly(mapped: TrainBatches, place: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         time.sleep(0.005)  # so that a jump finds the thread at work on a micro-batch that is not wanted any more
-        return gather(place)
+        return gather(mapped, place)
 
-    monkeypatch.setattr(mapped, "gather", gather_slowly)
+    monkeypatch.setattr(TrainBatches, "gather", gather_slowly)
+    mapped, resident = batches(split, 0, [(0, 4), (4, 4)]), batches(split, 2**30, [(0, 4), (4, 4)])
     places = [(0, 0), (0, 1), (1, 0), (40, 1), (41, 0), (41, 1), (3, 0), (3, 0), (3, 1), (0, 0), (2, 1), (3, 0)]
     for place in places:
         for ours, theirs in zip(mapped.micro_batch(*place), resident.micro_batch(*place), strict=True):
@@ -122,15 +122,15 @@ def test_a_batch_that_was_handed_out_is_not_overwritten(split: Split) -> None:
 
 
 def test_errors_of_the_prefetcher_reach_the_caller(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    mapped = batches(split, 0, [(0, 4)])
-    gather = mapped.gather
+    gather = TrainBatches.gather
 
-    def fail_at_step_3(place: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def fail_at_step_3(mapped: TrainBatches, place: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         if place == (3, 0):
             raise OSError("the disk is gone")
-        return gather(place)
+        return gather(mapped, place)
 
-    monkeypatch.setattr(mapped, "gather", fail_at_step_3)
+    monkeypatch.setattr(TrainBatches, "gather", fail_at_step_3)
+    mapped = batches(split, 0, [(0, 4)])
     for step in range(3):
         mapped.micro_batch(step, 0)
     for _ in range(2):
@@ -153,15 +153,15 @@ def test_close_stops_the_thread_and_later_calls_say_so(split: Split) -> None:
 
 
 def test_the_thread_runs_ahead_but_not_without_bound(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    mapped = batches(split, 0, [(0, 4)])
     gathered = []
-    gather = mapped.gather
+    gather = TrainBatches.gather
 
-    def record(place: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def record(mapped: TrainBatches, place: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         gathered.append(place)
-        return gather(place)
+        return gather(mapped, place)
 
-    monkeypatch.setattr(mapped, "gather", record)
+    monkeypatch.setattr(TrainBatches, "gather", record)
+    mapped = batches(split, 0, [(0, 4)])
     mapped.micro_batch(0, 0)
     deadline = time.monotonic() + 5
     while len(gathered) < 4 and time.monotonic() < deadline:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gen_dist.kernels import triton_latent, triton_noise
+from gen_dist.kernels.device_noise import device_binarize, device_normal
 from gen_dist.kernels.latent import twin_forward
 from gen_dist.kernels.latent_layout import LOGVAR_RANGE, empty_latents
-from gen_dist.kernels.noise import device_binarize, device_normal
 from tests.kernels.kernel_compiler import REPOSITORY, TARGETS, Compiled, Launch, compile_launch
 from tests.kernels.ptx_executor import Trace, execute
 from tests.kernels.ptx_program import Program, parse

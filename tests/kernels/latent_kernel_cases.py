@@ -15,10 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from gen_dist.kernels import latent, triton_latent, triton_noise
+from gen_dist.kernels.device_noise import device_normal, device_words, philox_4x32_10
 from gen_dist.kernels.latent import twin_backward, twin_forward
 from gen_dist.kernels.latent_layout import LOGVAR_RANGE, memory_format_of
-from gen_dist.kernels.noise import device_normal
-from gen_dist.kernels.philox import device_words, philox_4x32_10
 from tests.kernels.interpreter import round_bfloat16_to_nearest
 from tests.kernels.philox_answers import PHILOX_4X32_10_ANSWERS
 

@@ -10,8 +10,15 @@ import torch
 from scipy import stats
 
 from gen_dist.kernels import Key, normal
-from gen_dist.kernels.noise import device_binarize, device_box_muller, device_normal, device_threshold, runs_triton
-from gen_dist.kernels.philox import device_words, philox_4x32_10
+from gen_dist.kernels.device_noise import (
+    device_binarize,
+    device_box_muller,
+    device_normal,
+    device_threshold,
+    device_words,
+    philox_4x32_10,
+)
+from gen_dist.kernels.noise import runs_triton
 from tests.conftest import REPOSITORY
 
 RNG = torch.tensor([7, 3])

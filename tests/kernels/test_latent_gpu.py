@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from gen_dist.kernels import Key, binarize, normal, reparameterize_kl
+from gen_dist.kernels.device_noise import device_binarize, device_normal
 from gen_dist.kernels.latent import twin_backward, twin_forward
-from gen_dist.kernels.noise import device_binarize, device_normal
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 
 from gen_dist.kernels import Key, normal, reparameterize_kl
+from gen_dist.kernels.device_noise import device_normal
 from gen_dist.kernels.latent import (
     plain_latents_kl,
     reparameterize_kl_backward_operator,
@@ -17,7 +18,6 @@ from gen_dist.kernels.latent import (
     twin_backward,
     twin_forward,
 )
-from gen_dist.kernels.noise import device_normal
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

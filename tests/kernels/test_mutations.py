@@ -15,7 +15,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is made for Linux alone")
 
-from gen_dist.kernels.philox import device_words
+from gen_dist.kernels.device_noise import device_words
 from tests.kernels.compiled_kernels import (
     Case,
     Inputs,

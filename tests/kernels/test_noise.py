@@ -8,18 +8,22 @@ import torch
 from scipy import stats
 
 from gen_dist.kernels import Key, binarize, normal
-from gen_dist.kernels.noise import (
-    TIE_BYTES,
-    binarize_operator,
+from gen_dist.kernels.device_noise import (
     device_box_muller,
     device_normal,
     device_threshold,
+    device_words,
+    philox_4x32_10,
+)
+from gen_dist.kernels.noise import (
+    TIE_BYTES,
+    binarize_operator,
     host_box_muller,
     host_normal,
     host_threshold,
+    host_words,
     normal_operator,
 )
-from gen_dist.kernels.philox import device_words, host_words, philox_4x32_10
 from tests.kernels.philox_answers import PHILOX_4X32_10_ANSWERS
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")

@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is made for Linux alone")
 
-from gen_dist.kernels.philox import device_words
+from gen_dist.kernels.device_noise import device_words
 from gen_dist.kernels.triton_noise import Launch
 from tests.kernels.compiled_kernels import (
     QUICK_CASES,

@@ -33,7 +33,7 @@ from gen_dist.config import (
     VaeGanConfig,
     WganGpConfig,
 )
-from gen_dist.data.order import image_indices
+from gen_dist.data import image_indices
 from gen_dist.errors import ConfigError
 from gen_dist.kernels import Key
 from gen_dist.kernels.noise import host_normal

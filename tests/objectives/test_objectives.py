@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
 from gen_dist.config import AutoencoderConfig, GradientEstimator, ObjectiveConfig, VaeConfig
-from gen_dist.data.order import image_indices
+from gen_dist.data import image_indices
 from gen_dist.kernels import Key, binarize
 from gen_dist.kernels.noise import host_normal
 from gen_dist.objectives import Batch

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gen_dist.kernels import noise
+from gen_dist.kernels import device_noise, noise
 
 T = TypeVar("T")
 
@@ -89,5 +89,5 @@ class _Tape(TorchDispatchMode):
 
 def device_noise_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise as GPUs draw it, of which the host reads nothing."""
-    monkeypatch.setattr(noise, "_host_normal", noise.device_normal)
-    monkeypatch.setattr(noise, "_host_binarize", noise.device_binarize)
+    monkeypatch.setattr(noise, "_host_normal", device_noise.device_normal)
+    monkeypatch.setattr(noise, "_host_binarize", device_noise.device_binarize)

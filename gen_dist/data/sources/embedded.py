@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.data.order import held_out_order
 from gen_dist.data.sources.source import SPLITS, Block, Request, SplitName, register
+from gen_dist.data.subsets import held_out_order
 from gen_dist.errors import DataError
 from gen_dist.randomness import Stream
 
