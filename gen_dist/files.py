@@ -5,30 +5,127 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+_POSIX = os.name == "posix"
+if _POSIX:
+    import fcntl
+
+T = TypeVar("T")
+
+_PASSING = {
+    *(errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM),
+    *(errno.ESTALE, errno.ETIMEDOUT),
+}
+"""Errors that may be gone at the next try: a network file system that hangs, too many open files, no memory."""
+_PAUSES = (0.05, 0.2, 0.5)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def retrying(action: Callable[[], T]) -> T:
+    """Result of `action`, called again after short pauses while the system is unable for a moment.
+
+    Raises:
+        OSError: as `action` does: at once for errors that do not pass, after four tries for those that may.
+    """
+    for seconds in _PAUSES:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+        time.sleep(seconds)
+    return action()
+
+
+def read_regular(path: str | Path, at_most: int) -> bytes:
+    """Read a regular file whole. A pipe, socket or device is not read, so it cannot make the caller wait.
+
+    Raises:
+        OSError: no such file, no permission, not a regular file (ENXIO), larger than `at_most` bytes (EFBIG), or a
+            read error that stays after some tries.
+    """
+    return retrying(lambda: _read_regular(path, at_most))
+
+
+def _read_regular(path: str | Path, at_most: int) -> bytes:
+    # Without O_NONBLOCK, opening a pipe waits for a writer.
+    with open(os.open(path, os.O_RDONLY | _NONBLOCK | _BINARY), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.ENXIO, "not a regular file", str(path))
+        if status.st_size > at_most:
+            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are more than {at_most:,}", str(path))
+        return file.read(at_most)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: if the process dies half-way, the previous content stays.
 
-    Text is encoded as UTF-8. The file is on disk (fsync) before it is renamed into place.
+    Text is encoded as UTF-8. The file is on disk (fsync) before it is renamed into place. Several processes may write
+    the same path. Their temporary files have random names, and the next writer removes those of killed ones.
 
     Raises:
         OSError: the disk is full, or the directory is missing or not writable.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.tmp")  # one fixed name, so that killed runs do not accumulate files
+    _remove_left_over(path)
+    temporary, descriptor = _new_temporary(path)
     try:
-        with open(temporary, "wb") as file:
+        with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if not _POSIX:  # Windows renames only closed files
+                file.close()
+            os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def _new_temporary(path: Path) -> tuple[Path, int]:
+    """A new file beside `path`, locked until it is closed, and its descriptor."""
+    while True:
+        temporary = path.with_name(f"{_temporary_prefix(path)}{secrets.token_hex(8)}")
+        # O_EXCL: a link that someone put there is not followed.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+        if _POSIX:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink == 0:  # another writer took it for left over before it was locked
+                os.close(descriptor)
+                continue
+        return temporary, descriptor
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove temporary files of `path` that no living process has locked: their writers were killed."""
+    if not _POSIX:
+        return
+    prefix = _temporary_prefix(path)
+    with contextlib.suppress(OSError):
+        for left_over in [path.with_name(name) for name in os.listdir(path.parent) if name.startswith(prefix)]:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(left_over, os.O_RDONLY | os.O_NOFOLLOW | _NONBLOCK)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    left_over.unlink()
+                finally:
+                    os.close(descriptor)
+
+
+def _temporary_prefix(path: Path) -> str:
+    # Cut, so that the random part does not make the name longer than 255 bytes.
+    return f".{path.name[:50]}.tmp-"
 
 
 @contextlib.contextmanager
@@ -44,6 +141,9 @@ def whole_directory(path: Path) -> Iterator[Path]:
     path = path.resolve()
     partial, replaced = (path.with_name(f".{path.name}.{state}") for state in ("partial", "replaced"))
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in (partial, replaced):
+        if left_over.is_symlink():  # not ours; its target stays
+            left_over.unlink()
     if partial.exists():  # left by a killed writer
         shutil.rmtree(partial)
     partial.mkdir()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
+import threading
+import time
 
 import pytest
 
-from gen_dist.files import sync, whole_directory, write_atomically
+from gen_dist import files
+from gen_dist.files import read_regular, retrying, sync, whole_directory, write_atomically
 
 
 def test_writing_atomically_replaces_whole_files(tmp_path):
@@ -19,6 +23,95 @@ def test_writing_atomically_replaces_whole_files(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "missing/config.json", "")
+
+
+def test_temporary_files_of_killed_writers_are_removed(tmp_path):
+    path = tmp_path / ("n" * 250)  # the longest name leaves no room for a suffix
+    write_atomically(path, "first")
+    left_over = tmp_path / f".{path.name[:50]}.tmp-0123456789abcdef"
+    left_over.write_text("half")
+    write_atomically(path, "second")
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    living, descriptor = files._new_temporary(path)
+    write_atomically(path, "third")
+    assert living.exists()
+    os.close(descriptor)
+
+
+def test_a_link_in_the_temporary_files_place_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr(secrets, "token_hex", lambda count: "guessed")
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / ".run.json.tmp-guessed").symlink_to(tmp_path / "victim")
+    with pytest.raises(FileExistsError):
+        write_atomically(tmp_path / "run.json", "ours")
+    assert (tmp_path / "victim").read_text() == "precious"
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all/kept").write_text("precious")
+    for state in ("partial", "replaced"):
+        (tmp_path / f".out.{state}").symlink_to(tmp_path / "all")
+    _write_directory(tmp_path / "out", "first")
+    assert (tmp_path / "all/kept").read_text() == "precious"
+
+
+def test_writers_at_once_leave_one_whole_file(tmp_path):
+    path, contents = tmp_path / "evaluation.json", [character * 100_000 for character in "abcd"]
+
+    def write(content):
+        for _ in range(10):
+            write_atomically(path, content)
+            assert path.read_text() in contents
+
+    writers = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["evaluation.json"]
+
+
+@pytest.mark.parametrize("name", ["EIO", "ESTALE", "EMFILE", "ENOMEM", "ETIMEDOUT", "EINTR"])
+def test_a_passing_error_is_tried_again(monkeypatch, name):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    code, calls = getattr(errno, name), []
+
+    def fail(times):
+        calls.append(times)
+        if len(calls) <= times:
+            raise OSError(code, os.strerror(code))
+        return "content"
+
+    assert retrying(lambda: fail(2)) == "content"
+    calls.clear()
+    with pytest.raises(OSError, match=os.strerror(code)):
+        retrying(lambda: fail(99))
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(errno.EACCES, ""), FileNotFoundError(errno.ENOENT, ""), ValueError()]
+)
+def test_a_lasting_error_is_not_tried_again(error):
+    calls = []
+
+    def fail():
+        calls.append(1)
+        raise error
+
+    with pytest.raises(type(error)):
+        retrying(fail)
+    assert len(calls) == 1
+
+
+def test_only_regular_files_of_bounded_size_are_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_regular(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(OSError, match="5 bytes are more than 4"):
+        read_regular(tmp_path / "file", 4)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_regular(tmp_path / name, 5)
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
