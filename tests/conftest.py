@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 @pytest.fixture(scope="session", autouse=True)
 def _caches_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Packed data and compiled kernels go to one directory, which the workers of a session share.
+    """Set one directory for packed data and compiled kernels, which the workers of a session share.
 
     Tests never touch the user's own cache, and what one worker has packed or compiled another finds.
     """
@@ -51,7 +51,7 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 LONG = ("launch/test_ray", "parallel/test_ranks", "training/test_run", "training/test_trainer", "bench/test_gate")
-"""Files that take longest. Workers begin with them, so that in the end none waits for another's long file."""
+"""The slowest files. Workers begin with them, so that none waits at the end for another's long file."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

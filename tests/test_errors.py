@@ -123,7 +123,7 @@ CASES: dict[str, Case] = {
     "no such preset": (lambda p: ["vae-minst"], "vae-mnist"),
     "no such option": (lambda p: ["vae-mnist", "--stpes", 3], "--stpes"),
     "an option of another objective": (lambda p: ["ae-mnist", "--beta", 2], "--beta"),
-    "a value that is no number": (lambda p: ["vae-mnist", "--steps", "many"], "--steps"),
+    "a value that is not a number": (lambda p: ["vae-mnist", "--steps", "many"], "--steps"),
     "a value that is missing": (lambda p: ["vae-mnist", "--seed"], "--seed"),
     "no such choice": (lambda p: ["vae-mnist", "--precision", "fp8"], "bf16"),
     "--config without a file": (lambda p: ["--config"], "config.json"),
@@ -180,7 +180,7 @@ CASES: dict[str, Case] = {
     "no compiler": (lambda p: ["vae-mnist", "--compile", "--data", "synthetic", "--steps", 2], "torch.compile failed"),
     # config files
     "a config file that is missing": (lambda p: ["--config", p.path / "none.json"], "none.json"),
-    "a config file that is no JSON": (lambda p: ["--config", p.file("c.json", "{'steps': 3")], "c.json"),
+    "a config file that is not JSON": (lambda p: ["--config", p.file("c.json", "{'steps': 3")], "c.json"),
     "a config file with an unknown name": (lambda p: ["--config", p.config(stepps=3)], "stepps"),
     "a config file with a wrong type": (lambda p: ["--config", p.config(steps="many")], "steps"),
     "a config file with a value out of range": (

@@ -24,7 +24,7 @@ def _quiet(_line: str) -> None:
     ],
 )
 def test_a_preset_trains_and_makes_its_pictures(preset: str, tmp_path: Path) -> None:
-    """Data are the embedded digits, or for presets of colour images synthetic ones of their size."""
+    """The data are the embedded digits; for presets of colour images, synthetic ones of their size."""
     config = replace(get_preset(preset), steps=2, run_dir=str(tmp_path / "run"))
     if config.data != "mnist5k":
         packing = DataConfig(synthetic_images=128, channels=3, image_size=config.packing.image_size or 32)
@@ -52,7 +52,7 @@ def test_a_preset_trains_and_makes_its_pictures(preset: str, tmp_path: Path) -> 
 
 
 def test_two_latents_show_the_whole_plane(tmp_path: Path) -> None:
-    """The picture has 20 by 20 digits of 28 pixels; with more latents it has ten walks along a line each."""
+    """The picture has 20 by 20 digits of 28 pixels for two latents, and ten walks in a row each for more."""
     run = replace(get_preset("vae-2d-mnist"), steps=1, run_dir=str(tmp_path / "run"))
     with Image.open(train(run, say=_quiet).pictures["latent_manifold"]) as picture:
         width, height = picture.size

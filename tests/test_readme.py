@@ -1,7 +1,7 @@
 """Correctness of the guides: their code runs, their links and paths exist, the front page is short.
 
 The blocks of a guide run in order in one directory, which has what the text mentions: images in `holiday/`, files of
-torchvision in `data/`, and a small trained run for each `runs/PRESET` that a command names.
+torchvision in `data/`, and a small trained run for each `runs/PRESET` in a command.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def test_a_block_that_is_wrong_is_found(text: str, complaint: str, directory: Pa
 
 
 def _run(block: Block) -> None:
-    """Run a block, or check as much of it as can be checked where it says why it is not run."""
+    """Run a block. If a comment says why it is not run, check as much of it as can be checked."""
     assert block.reason != "", "no reason why it is not run"
     if block.language not in SHELL:
         code = compile(block.text, str(block.guide), "exec")
@@ -183,7 +183,7 @@ def _write_holiday(path: Path) -> None:
 
 
 def _write_idx_files(path: Path) -> None:
-    """Write files in MNIST's format, with fewer images: a header of big-endian numbers, then bytes."""
+    """Write files in MNIST's format with fewer images: a header of big-endian numbers, then bytes."""
     path.mkdir(parents=True)
     chance = np.random.default_rng(0)
     for split, count in (("train", 200), ("t10k", 100)):
@@ -199,6 +199,6 @@ def _without_code(text: str) -> str:
 
 
 def _anchors(guide: Path) -> set[str]:
-    """Anchors that a web page makes of a guide's headings: small letters, hyphens for spaces."""
+    """Anchors of a guide's headings on a web page: small letters, hyphens for spaces."""
     headings = re.findall(r"^#+ (.+)$", _without_code(guide.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -1,4 +1,4 @@
-"""The wheel: it holds the package and nothing else, trains without a checkout, and shows its types."""
+"""The wheel: it contains the package and nothing else, trains without a checkout, and has types."""
 
 import os
 import subprocess

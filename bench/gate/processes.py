@@ -42,11 +42,11 @@ def commit_of(ref: str) -> str:
         ConfigError: there is no such commit, or this is not a checkout.
     """
     if not ref or ref.startswith("-"):
-        raise ConfigError(f"--base {ref!r} is no commit; name one, as in --base main")
+        raise ConfigError(f"--base {ref!r} is not a commit; name one, as in --base main")
     try:
         return _git("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
     except (OSError, subprocess.CalledProcessError):
-        raise ConfigError(f"--base {ref} is no commit in {REPOSITORY}; `git log --oneline` lists some") from None
+        raise ConfigError(f"--base {ref} is not a commit in {REPOSITORY}; `git log --oneline` lists some") from None
 
 
 @contextlib.contextmanager

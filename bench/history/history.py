@@ -38,7 +38,7 @@ _FIGURES = ("images_per_second", "peak_memory_bytes", "p20_ms", "p50_ms", "p80_m
 def check() -> None:
     """Refuse a checkout with uncommitted changes before minutes of measuring. The history itself may have some."""
     if git("rev-parse", "--verify", "HEAD") is None:
-        raise ConfigError(f"{REPOSITORY} is no git checkout with a commit: figures would be of none; measure in one")
+        raise ConfigError(f"{REPOSITORY} is not a git checkout with a commit; measure in one")
     changes = [file for file in changed_files() if file != HISTORY_NAME]
     if changes:
         raise ConfigError(
@@ -207,7 +207,7 @@ def read_history(history: Path) -> list[Record]:
     except OSError as error:
         raise ConfigError(f"{history} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{history} cannot be read: it is no UTF-8 text") from None
+        raise ConfigError(f"{history} cannot be read: it is not UTF-8 text") from None
     records = []
     for place, line in enumerate(lines, start=1):
         try:

@@ -216,7 +216,7 @@ def _open(directory: Path, source: Source, packing: DataConfig, announce: Callab
         names = ", ".join(meta["skipped_names"]) + (", ..." if meta["skipped"] > len(meta["skipped_names"]) else "")
         if packing.unreadable_images == "error":
             raise DataError(
-                f"{source.name}: {meta['skipped']} images are unreadable: {names}; mend or remove them, or use "
+                f"{source.name}: {meta['skipped']} images are unreadable: {names}; repair or remove them, or use "
                 "--unreadable-images skip"
             )
         announce(f"{source.name}: left out {meta['skipped']} unreadable images: {names}")

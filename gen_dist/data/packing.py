@@ -302,7 +302,7 @@ class _Packer:
     def _skip(self, name: str, reason: str) -> None:
         if self._packing.unreadable_images == "error":
             raise DataError(
-                f"{self._source.name}: {name} is unreadable ({reason}); mend or remove it, or use "
+                f"{self._source.name}: {name} is unreadable ({reason}); repair or remove it, or use "
                 "--unreadable-images skip"
             )
         self._first_reason = self._first_reason or f"{name}: {reason}"

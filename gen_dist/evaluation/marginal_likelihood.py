@@ -18,7 +18,7 @@ DECODED_PER_CHUNK = 1000
 def is_binarized(objective: Vae) -> bool:
     """True if `negative_log_likelihoods` binarizes pixels, as it does for every Bernoulli likelihood.
 
-    Cross-entropy with real-valued pixels is no likelihood.
+    Cross-entropy with real-valued pixels is not a likelihood.
     """
     return objective.likelihood == "bernoulli"
 

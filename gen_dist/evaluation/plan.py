@@ -60,7 +60,7 @@ def _digits(setting: Setting) -> str | None:
 def _discrete_pixels(setting: Setting) -> str | None:
     objective = setting.model.objective
     if isinstance(objective, Vae) and not is_binarized(objective):
-        return "a Gaussian density of 8-bit pixels is no probability of them"
+        return "a Gaussian density of 8-bit pixels is not their probability"
     return None
 
 

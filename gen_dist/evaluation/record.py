@@ -118,7 +118,7 @@ def write_evaluation(run: Path, evaluation: Evaluation) -> None:
     try:
         write_atomically(file, evaluation.to_json())
     except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}; mend that first") from None
+        raise UserError(f"{file} cannot be written: {error.strerror}; fix that first") from None
 
 
 def _readable(value: Value) -> str:

@@ -179,7 +179,7 @@ def read_checkpoint(path: Path, announce: Callable[[str], None]) -> tuple[Checkp
         return checkpoints.load(path)
     found = checkpoints.load_newest(path, announce)
     if found is None:
-        what = "has no checkpoint yet" if RunPaths(path).config.exists() else "is no run or checkpoint directory"
+        what = "has no checkpoint yet" if RunPaths(path).config.exists() else "is not a run or checkpoint directory"
         raise CheckpointError(f"{path} {what}; train one with gen-dist train PRESET --run-dir {path}")
     return found
 

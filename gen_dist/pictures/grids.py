@@ -32,7 +32,7 @@ def save_grid(path: Path, images: Images, columns: int = 8, captions: Sequence[s
         captions: one text a row, on its left.
 
     Raises:
-        ValueError: the array is no batch of images, or the number of captions is not that of the rows.
+        ValueError: the array is not a batch of images, or the number of captions is not that of the rows.
     """
     _check_images(images)
     columns = min(columns, len(images))
@@ -51,7 +51,7 @@ def save_reconstructions(path: Path, originals: Images, reconstructions: Images,
         pairs_per_row: pairs a row. Fewer pairs make shorter rows.
 
     Raises:
-        ValueError: an array is no batch of images, or the shapes differ.
+        ValueError: an array is not a batch of images, or the shapes differ.
     """
     _check_images(originals)
     _check_images(reconstructions)
@@ -74,7 +74,7 @@ def save_manifold(path: Path, images: Images, columns: int, title: str | None = 
         title: one line above.
 
     Raises:
-        ValueError: the array is no batch of images.
+        ValueError: the array is not a batch of images.
     """
     _check_images(images)
     _save_canvas(path, mosaic(images, [0] * columns, 0, _scale(columns * images.shape[3])), title=title)
@@ -93,7 +93,7 @@ def save_strips(
         title: one line above.
 
     Raises:
-        ValueError: the array is no batch of images, or the number of captions is not that of the rows.
+        ValueError: the array is not a batch of images, or the number of captions is not that of the rows.
     """
     _check_images(images)
     _check_captions(captions, -(-len(images) // columns))

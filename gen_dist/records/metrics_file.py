@@ -24,7 +24,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the records of a metrics.jsonl in file order, without a torn last line, as a killed process leaves it.
 
     Raises:
-        CheckpointError: the file cannot be read, or a line before the last is no record.
+        CheckpointError: the file cannot be read, or a line before the last is not a record.
     """
     return [record for _, record in _lines_and_records(path)]
 
@@ -107,7 +107,7 @@ def _lines_and_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
             records.append((line, record))
         elif number < len(lines):
             raise CheckpointError(
-                f"{path}: line {number} is no record of metrics; remove that line, or start over with --fresh"
+                f"{path}: line {number} is not a record of metrics; remove that line, or start over with --fresh"
             )
     return records
 

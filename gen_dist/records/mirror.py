@@ -137,7 +137,7 @@ class Mirror:
             yield
         except OSError as error:
             raise CheckpointError(
-                f"{self.url} cannot be {access}: {_reason(error)}; mend that, then run it again"
+                f"{self.url} cannot be {access}: {_reason(error)}; fix that, then run it again"
             ) from None
 
 

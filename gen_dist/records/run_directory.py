@@ -78,7 +78,7 @@ class Holding:
                 return
         except OSError as error:
             reason = error.strerror or error
-            raise CheckpointError(f"run directory {self.path} cannot be read: {reason}; mend that first") from None
+            raise CheckpointError(f"run directory {self.path} cannot be read: {reason}; fix that first") from None
         raise TakenOverError(f"another process has taken over {self.path}; this one stops")
 
 

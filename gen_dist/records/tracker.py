@@ -47,7 +47,7 @@ class Tracker:
             stream: where to show progress, None for sys.stderr. A terminal gets a live bar, anything else plain lines.
 
         Raises:
-            ConfigError: $WANDB_MODE is no mode, wandb is not installed, or mode online has no valid API key.
+            ConfigError: $WANDB_MODE is not a mode, wandb is not installed, or mode online has no valid API key.
             CheckpointError: metrics.jsonl is damaged or cannot be written.
         """
         self._steps = config.steps

@@ -26,7 +26,7 @@ def wandb_mode(configured: WandbMode | None) -> WandbMode:
     """The configured mode, else $WANDB_MODE, else disabled.
 
     Raises:
-        ConfigError: $WANDB_MODE is no mode.
+        ConfigError: $WANDB_MODE is not a mode.
     """
     wanted = configured or os.environ.get("WANDB_MODE") or "disabled"
     modes: tuple[WandbMode, ...] = get_args(WandbMode)

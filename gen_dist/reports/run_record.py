@@ -164,7 +164,7 @@ def _read(path: Path, *names: str) -> dict[str, Any] | None:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{path} cannot be read: {reason}") from None
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is damaged: it holds no JSON object")
+        raise CheckpointError(f"{path} is damaged: it is not a JSON object")
     if missing := [name for name in names if name not in found]:
         raise CheckpointError(f"{path} is damaged: it has no {missing[0]}")
     return found

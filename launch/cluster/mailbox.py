@@ -19,7 +19,7 @@ class News:
     text: str
     """Text for the command's standard error."""
     refusal: str | None
-    """An error that another try would not mend; None if there is none."""
+    """An error that another try would not fix; None if there is none."""
     failures: int
     """Failures of the workers since the run last made progress."""
     running: bool
@@ -48,7 +48,7 @@ class Mailbox:
         self._text += text
 
     def refuse(self, reason: str) -> None:
-        """Note an error that another try would not mend; the first one counts."""
+        """Note an error that another try would not fix; the first one counts."""
         self._refusal = self._refusal or reason
 
     def failed(self, text: str) -> None:

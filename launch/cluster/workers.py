@@ -148,7 +148,7 @@ def _config_for(task: Task, world_size: int) -> TrainConfig:
 
 @contextlib.contextmanager
 def _refusals_reported(mailbox: Any) -> Iterator[None]:
-    """Report errors that another try would not mend to the mailbox, so that the command ends the run."""
+    """Report errors that another try would not fix to the mailbox, so that the command ends the run."""
     try:
         yield
     except TakenOverError:

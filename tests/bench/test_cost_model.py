@@ -79,5 +79,5 @@ def test_constants_are_found_again_from_times() -> None:
 
 
 def test_a_machine_that_slows_down_leaves_the_ratios_equal() -> None:
-    alone, joined = [1.0, 1.0, 2.0, 2.0, 1.0], [1.0, 1.0, 2.0, 2.0, 2.0]  # it slows down within the last round
+    alone, joined = [1.0, 1.0, 2.0, 2.0, 1.0], [1.0, 1.0, 2.0, 2.0, 2.0]  # the machine slows down within the last round
     assert spread_of_ratios(alone, joined, 2.0) == pytest.approx({"p20": 1.8, "median": 2.0, "p80": 2.0, "n": 5})

@@ -1,4 +1,4 @@
-"""The gate against regressions: what it says of times whose truth is known, and one real comparison in a clone."""
+"""The performance regression gate: its verdicts on times with a known ratio, and one real comparison in a clone."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def simulated_pair(rng: np.random.Generator, pair: int, ratio: float, noise: flo
 
 
 def simulated_verdict(rng: np.random.Generator, ratio: float, noise: float) -> Verdict:
-    """What the gate says in the end, with all its looks."""
+    """The gate's final verdict, with all its looks."""
     pairs: list[list[float]] = []
     for look in LOOKS:
         pairs += [simulated_pair(rng, pair, ratio, noise) for pair in range(len(pairs), look)]
@@ -112,7 +112,7 @@ def test_what_is_just_at_the_threshold_is_seldom_called_slower() -> None:
 def test_a_machine_too_noisy_to_tell_is_said_to_be_so(ratio: float) -> None:
     found = shares(ratio, 0.25)
     assert found["too noisy"] >= 0.8
-    # What it says all the same is seldom wrong.
+    # A verdict that it gives all the same is seldom wrong.
     assert found.get("slower" if ratio == 1.0 else "no slower", 0.0) <= 0.05
 
 
@@ -124,7 +124,7 @@ def test_a_regression_beyond_the_threshold_seldom_passes() -> None:
 
 
 def assert_misses(missed: int, tries: int, nominal: float) -> None:
-    """Within three standard deviations of what chance makes of the nominal share."""
+    """True if a share is within three standard deviations of the nominal one."""
     assert abs(missed / tries - nominal) <= 3 * math.sqrt(nominal * (1 - nominal) / tries)
 
 
@@ -265,7 +265,7 @@ def test_nothing_compared_is_an_error(others: list[Measured]) -> None:
 
 
 class FailingWorker:
-    """Does blocks, of a second each, until it fails with an error at some call; without one it never fails."""
+    """A worker whose blocks take a second each, and that raises an error at a given call, or never."""
 
     def __init__(self, error: BenchmarkError | None, call: int) -> None:
         self._error, self._calls = error, call
@@ -317,8 +317,8 @@ def test_an_old_tree_lacks_names_and_words_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("words", "mentioned"),
     [
-        (["compare", "--base", "no-such-branch"], "no-such-branch is no commit"),
-        (["compare", "--base=--all"], "is no commit"),
+        (["compare", "--base", "no-such-branch"], "no-such-branch is not a commit"),
+        (["compare", "--base=--all"], "is not a commit"),
         (["compare", "--base", "HEAD", "--only", "sorting"], "no benchmark is called sorting"),
         (["compare", "--base", "HEAD", "--threshold", "0"], "threshold 0.0"),
         (["compare", "--base", "HEAD", "--turns", "0"], "turns 0"),
@@ -388,11 +388,11 @@ def test_load_and_commit_are_no_part_of_a_fingerprint() -> None:
 
 
 BEFORE_ROOMS = "61fab5470196a16a834221f7bc681abea72c69c8"
-"""A commit whose modules had other names."""
+"""A commit with other module names is compared under the old names."""
 
 
 def test_modules_are_found_in_both_layouts() -> None:
-    """A wrong old name would pass unseen: the gate only says that the base lacks the module."""
+    """A wrong old name would go unnoticed: the gate only says that the base lacks the module."""
     calls = re.findall(r'module_of\("(.+?)", "(.+?)"\)', Path(gate_worker.__file__).read_text())
     assert len(calls) >= 4
     assert all(importlib.util.find_spec(today) for today, _ in calls)
@@ -412,9 +412,9 @@ def git(clone: Path, *words: str) -> str:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone of this repository whose bench/ is the present one. Its branch `old` computes and has other things."""
+    """A clone of this repository with the present bench/. Its branch `old` has other outputs and benchmarks."""
     if not (REPOSITORY / ".git").exists():
-        pytest.skip("this is no git checkout")
+        pytest.skip("this is not a git checkout")
     path = tmp_path_factory.mktemp("clone") / "tree"
     subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(path)], check=True)
     shutil.copytree(REPOSITORY / "bench", path / "bench", dirs_exist_ok=True)
@@ -446,7 +446,7 @@ def start_gate(clone: Path, temporary: Path, *words: str) -> subprocess.Popen[st
 
 def _as_in_a_terminal() -> None:
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells have what they start in the background ignore it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # processes in the background of a shell ignore it
 
 
 LITTLE = ["--turns", "1", "--block-seconds", "0.02", "--most-pairs", "3", "--allow-noisy", "--threshold", "1000"]
@@ -549,7 +549,7 @@ def test_a_checkout_that_is_stopped_leaves_nothing(
     def stopped(*words: str) -> str:
         done = run(*words)
         if words[1] == "add":
-            if half_made:  # as git leaves it that is killed meanwhile
+            if half_made:  # as a killed git leaves it
                 (tree / ".git").unlink()
                 (repository / ".git/worktrees/tree/locked").write_text("initializing")
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The history of benchmarks: what becomes of pytest-benchmark's figures, and the page, also in a browser."""
+"""The history of benchmarks: its records of pytest-benchmark's figures, and its page, also in a browser."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def record(commit: str = COMMIT, p50_ms: float = 8.0, **more: Any) -> Record:
 
 
 def some_records() -> list[Record]:
-    """Nine commits on one machine, some of them on another, and two that were measured twice."""
+    """Records of nine commits on one machine, some of them also on another, two measured twice."""
     other = CONDITIONS | {"cpu": "Another CPU", "threads": 8}
     found = []
     for place in range(9):
@@ -111,7 +111,7 @@ def test_a_commit_of_this_checkout_has_its_subject() -> None:
             ["git", "-C", str(REPOSITORY), "log", "-1", "--format=%H%n%s"], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("this is no git checkout")
+        pytest.skip("this is not a git checkout")
     commit, subject = told.stdout.strip().split("\n")
     (found,) = history.records_of(results(result(git_commit=commit)), "b.json")
     assert (found.commit, found.subject) == (commit, subject)
@@ -193,7 +193,7 @@ def test_a_damaged_history_is_one_line(line: str, mentioned: str, tmp_path: Path
 
 def test_a_history_that_is_no_text_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "history.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="no UTF-8 text"):
+    with pytest.raises(ConfigError, match="not UTF-8 text"):
         history.read_history(tmp_path / "history.jsonl")
 
 
@@ -237,7 +237,7 @@ def test_changes_are_refused_first_but_for_the_historys_own(tmp_path: Path, monk
     head = history.git("rev-parse", "HEAD")
     measured = results(result(git_commit=f"{head}+"), dirty=True)
     history.check()
-    assert history.records_of(measured, "b.json")[0].commit == f"{head}+"  # nothing here explains it
+    assert history.records_of(measured, "b.json")[0].commit == f"{head}+"  # a failure that has no explanation here
     (here / history.HISTORY_NAME).write_text("a line\n")
     history.check()
     assert history.records_of(measured, "b.json")[0].commit == head

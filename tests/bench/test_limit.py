@@ -1,4 +1,4 @@
-"""bench/costs/limit.py: the products of a step are found, all of them and no others, and computed as in the step."""
+"""bench/costs/limit.py: it finds all matrix products of a step and nothing else, and computes them as the step does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def small(preset: str) -> TrainConfig:
 
 
 def test_products_of_the_textbook_vae_equal_those_by_hand() -> None:
-    """Three products a layer, forward and for both gradients, but two for the first, whose inputs are images."""
+    """Each layer has three products: forward and both gradients. The first has two, since its inputs are images."""
     rows, weights = 128, [784 * 400, 400 * 40, 20 * 400, 400 * 784]
     with trainer_of(replace(small("vae-mnist"), global_batch_size=rows)) as trainer:
         limit = limit_of(trainer)
@@ -60,7 +60,8 @@ def test_the_generators_turn_skips_discriminator_gradients() -> None:
     forward, by_input, by_weight = (
         names.count(f"{part} {halving}") for part in ("convolution", "input gradient", "weight gradient")
     )
-    # Three forwards: generated images in either turn, and real ones. Only the discriminator's own trains.
+    # Three forward passes: generated images in both turns, and real ones. Weights train in the discriminator's turn
+    # alone.
     assert (forward, by_input, by_weight) == (3, 3, 2)
 
 
@@ -95,7 +96,7 @@ def test_all_ways_of_a_product_have_one_result() -> None:
 
 
 def _only_tensor(result: object) -> torch.Tensor:
-    """A gradient that is computed alone comes with the others, which are None."""
+    """A gradient computed alone is returned beside the others, which are None."""
     if isinstance(result, torch.Tensor):
         return result
     assert isinstance(result, tuple)

@@ -1,4 +1,4 @@
-"""bench/peers/: all compute the same, all wait at the turnstile, and those that learn something else are not timed."""
+"""bench/peers/: all compute the same, all wait their turn, and a peer that learns something else is not timed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.warm_python import warm_python
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A thousand digits as files of the MNIST database."""
+    """A thousand digits in files of the MNIST format."""
     root = tmp_path_factory.mktemp("data")
     mnist_files(root)
     return root
@@ -55,7 +55,7 @@ def test_plain_loop_and_ours_take_the_same_step(
         loss = float(trainer.run_step(0)["loss"])
         after = trainer.objective.networks.state_dict()
     assert losses == [pytest.approx(loss, rel=1e-5)]
-    # Adam's first step is the rate times the sign of each gradient, but where that is about zero.
+    # Adam's first step is the rate times the sign of each gradient, except near zero.
     moved = theirs["decoder.weight"] - after["decoder.layers.0.weight"]
     assert (moved.abs() < 1e-5).float().mean() > 0.99
 
@@ -86,14 +86,14 @@ def test_turnstile_answers_after_step_one_and_each_block() -> None:
 def test_peak_memory_is_of_this_process() -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("the system does not tell")
-    held = np.ones(2**29 // 8)  # here, so that this process has more than the new one ever will
+    held = np.ones(2**29 // 8)  # allocated here, so that this process has more memory than the new one ever will
     words = [sys.executable, "-c", PEAKS]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     base, highest = map(float, done.stdout.split())
     here = peak_memory_mib()
     assert here is not None and here > held.nbytes / 2**20
     assert base < here
-    assert 0.9 * 256 < highest - base < 1.1 * 256  # though it is given back
+    assert 0.9 * 256 < highest - base < 1.1 * 256  # although it is freed
 
 
 PEAKS = """
@@ -121,7 +121,7 @@ def test_who_learns_something_else_is_named_with_both_values() -> None:
 
 
 def test_ratios_are_of_the_blocks_of_one_round() -> None:
-    """A machine that is slower by half in one round changes no ratio."""
+    """A machine that is slower by half in one round leaves all ratios unchanged."""
     shared = {"cpu_seconds": 1.0, "peak_mib": 100.0}
     blocks = {
         "ours": [{"seconds": each, "step_seconds": clock, **shared} for each, clock in ((1.0, 0.9), (2.0, 2.7))],
@@ -150,7 +150,7 @@ def test_each_peer_is_measured_beside_ours(peer: str, data_root: Path, tmp_path:
     needs = PEERS[peer].needs
     if needs is not None and importlib.util.find_spec(needs) is None:
         pytest.skip(f"{needs} is not installed: {comparison.INSTALL}")
-    # Blocks go over the ends of epochs, of 7 steps here. So few steps learn but roughly the same.
+    # Blocks cross the ends of epochs, of 7 steps here. After so few steps, losses agree only roughly.
     words = ["--peers", peer, "--rounds", "2", "--block-steps", "10", "--learn-steps", "20", "--tolerance", "0.2"]
     done = compare("--data-root", str(data_root), *words, "--out", str(tmp_path / "out.json"))
     assert done.returncode == 0, done.stderr

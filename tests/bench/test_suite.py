@@ -25,7 +25,7 @@ from tests.support.warm_python import warm_python
 
 def run_benchmarks(*words: str) -> subprocess.CompletedProcess[str]:
     command = [*warm_python(), "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *words]
-    # Within a worker of xdist, its variables would switch measuring off.
+    # The variables of an xdist worker would switch measuring off.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     return subprocess.run(
         command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, preexec_fn=end_with_parent
@@ -73,7 +73,7 @@ def test_a_benchmark_notes_what_it_was_measured_under(tmp_path: Path):
 
 @pytest.mark.parametrize("case", ["reparameterize_kl", "normal", "binarize"])
 def test_no_timed_draw_is_looked_up(case: str):
-    """One step's draws are kept: those of the same step again would cost nothing, and of sixteen, all in the first."""
+    """A step's draws are cached: repeating a step would cost nothing, and of sixteen steps the first would cost all."""
     made = CASES[case](torch.device("cpu"))
     draws = [as_tuple(made.ours(made.inputs))[0].clone() for _ in range(3)]
     assert not any(torch.equal(one, next_one) for one, next_one in itertools.pairwise(draws))
@@ -81,7 +81,7 @@ def test_no_timed_draw_is_looked_up(case: str):
 
 
 def test_overhead_books_all_that_is_recorded_and_no_more(tmp_path: Path):
-    """Parts within parts count once; what comes after the last step is a part of all."""
+    """Nested parts count once; time after the last step is a part of the whole."""
     config = replace(get_preset("vae-mnist"), data="synthetic", steps=8, global_batch_size=16, run_dir=str(tmp_path))
     config = replace(config, log_every=2, evaluate_every=4, sample_every=4, checkpoint_every=8, device="cpu")
     config = replace(config, packing=replace(config.packing, synthetic_images=64))
@@ -125,7 +125,7 @@ def test_overhead_refuses_wrong_input_in_one_line(words: list[str], said: str):
 
 
 def test_a_stopped_overhead_measurement_leaves_nothing(tmp_path: Path):
-    """Nor of the run that its own process does at that time: this is of the second directory, the run's."""
+    """The second directory is that of the run which the process itself trains at that time."""
     words = ["bench/costs/overhead.py", "--presets", "vae-mnist", "--data", "synthetic"]
     assert ended_by_sigterm(warm_python(), words, tmp_path, directories=2) == 143
     assert list(tmp_path.glob("gen_dist-*")) == []

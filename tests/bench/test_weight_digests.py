@@ -1,4 +1,4 @@
-"""Digests of what presets learn."""
+"""Digests of the weights that presets learn."""
 
 from dataclasses import replace
 

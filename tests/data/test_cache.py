@@ -37,7 +37,7 @@ print(json.dumps({"lines": lines, "digest": dataset.digest, "sum": int(dataset.t
 
 
 def start_builder(tmp_path: Path, number: int, images: int) -> subprocess.Popen[str]:
-    """A process that waits for the file `go` and then opens the synthetic images."""
+    """Code of a process that waits for the file `go` and then opens the synthetic images."""
     command = [*warm_python(), "-c", BUILDER, str(tmp_path / f"ready{number}"), str(tmp_path / "go")]
     return subprocess.Popen(
         [*command, str(tmp_path / "cache"), str(images)],
@@ -111,7 +111,7 @@ def test_a_damaged_cache_is_announced_and_built_again(
     whole, _ = open_synthetic(tmp_path)
     path = cache_directory(tmp_path) / name
     content = bytearray(path.read_bytes())
-    # The old map stays valid for those who have it: the damage is done to a new file.
+    # Damage is done to a new file: an open map of the old one stays valid.
     path.unlink()
     if damage == "flipped byte":
         content[len(content) // 2] ^= 1

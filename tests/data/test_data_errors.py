@@ -1,4 +1,4 @@
-"""Every kind of bad data is one line that names what is wrong."""
+"""Every kind of bad data gives one line that names what is wrong."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_bad_data_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert words in message
     assert "\n" not in message and len(message) < 600
     assert error.value.__suppress_context__ or error.value.__context__ is None
-    # Nothing that could be taken for a packed source, and nothing half-built.
+    # Nothing is left that could be taken for a packed source, and nothing half-built.
     cache = tmp_path / "cache"
     assert not cache.exists() or [path.suffix for path in cache.iterdir()] in ([], [".lock"])
 
@@ -276,7 +276,7 @@ def assert_refused_while_packing(cache: Path, reason: str) -> None:
     assert str(cache) in message and reason in message and "free some space or name another directory" in message
     assert "\n" not in message
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
-    # With room again, the same call packs.
+    # Once there is room again, the same call packs.
     dataset = open_dataset("synthetic", ".", DataConfig(cache_dir=str(cache), synthetic_images=100))
     assert len(dataset.train.labels) == 100
 

@@ -1,4 +1,4 @@
-"""The keyed order and the batches gathered by it."""
+"""The keyed order of images, and the batches gathered in it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_order_is_a_function_of_the_seed() -> None:
 
 
 def test_order_is_the_one_that_earlier_versions_had() -> None:
-    # These figures are part of the definition of a run: with others, no old run can be resumed or replayed.
+    # These figures are part of the definition of a run. If they change, no old run can be resumed or replayed.
     assert image_indices(10, 3, 0, 10, 0, 10).tolist() == ORDER_OF_SEED_3[:10]
     assert image_indices(10, 3, 1, 10, 0, 10).tolist() == ORDER_OF_SEED_3[10:]
     assert held_out_order(8).tolist() == HELD_OUT_ORDER_OF_8
@@ -87,7 +87,7 @@ def test_batches_are_the_images_of_the_order(split: Split, budget: int) -> None:
 
 
 def test_indices_cut_on_the_device_are_those_of_the_order(split: Split) -> None:
-    """As a GPU has them; some batches straddle two epochs, or stand in one that is over."""
+    """Indices cut on the device, as on a GPU; some batches straddle two epochs, or lie in an earlier one."""
     resident = batches(split, 2**30, [(8, 5), (13, 3)])
     for place in ((0, 0), (2, 1), (3, 0), (3, 1), (24, 1), (6, 0), (2, 1)):
         assert np.array_equal(resident._indices_on_device(place).numpy(), resident._indices(place))
@@ -99,7 +99,7 @@ def test_mapped_batches_follow_a_jump_in_step(split: Split, monkeypatch: pytest.
     gather = TrainBatches.gather
 
     def gather_slowly(mapped: TrainBatches, place: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        time.sleep(0.005)  # so that a jump finds the thread at work on a micro-batch that is not wanted any more
+        time.sleep(0.005)  # so that a jump finds the thread gathering a micro-batch that is no longer wanted
         return gather(mapped, place)
 
     monkeypatch.setattr(TrainBatches, "gather", gather_slowly)

@@ -33,7 +33,7 @@ def open_source(tmp_path: Path) -> Callable[..., Dataset]:
 
 
 def images_by_class(dataset: Dataset) -> dict[str, NDArray[np.uint8]]:
-    """The only image of each class, whichever split it is in."""
+    """The only image of each class, from whichever split has it."""
     images = np.concatenate([dataset.train.images, dataset.test.images])
     labels = np.concatenate([dataset.train.labels, dataset.test.labels])
     return {dataset.class_names[label]: image for image, label in zip(images, labels, strict=True)}
@@ -53,7 +53,7 @@ def save(folder: Path, class_name: str, image: Image.Image, extension: str = "pn
 
 
 def mixed_folder(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """One image of each format and mode, each in a class of its own name; returns the colour at its centre."""
+    """Write an image of each format and mode, each in a class of its own; returns the colour at its centre."""
     side = (24, 24)
     colours: dict[str, tuple[int, int, int]] = {}
 
@@ -156,7 +156,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, open_source: Callable[..., 
     upright = Image.new("RGB", (16, 16), RED)
     upright.paste(BLUE, (0, 8, 16, 16))
     upright.paste(GREEN, (0, 0, 8, 8))
-    # What a camera stores, so that the orientation tag brings it upright again (EXIF 2.32, tag 0x0112).
+    # The image as a camera stores it; the orientation tag turns it upright again (EXIF 2.32, tag 0x0112).
     transpose = Image.Transpose
     undo = {
         2: transpose.FLIP_LEFT_RIGHT,
@@ -224,7 +224,7 @@ def test_decompression_bombs_are_left_out(
     folder = tmp_path / "bomb"
     for value in range(3):
         save(folder, "a", Image.new("L", (8, 8), value))
-    save(folder, "a", Image.new("1", (10000, 9000)))  # above the limit at which PIL warns, below that of its error
+    save(folder, "a", Image.new("1", (10000, 9000)))  # above the size at which PIL warns, below that at which it raises
     dataset = open_source(f"folder:{folder}", image_size=8)
     assert len(dataset.train.labels) + len(dataset.test.labels) == 3
     assert "left out 1 unreadable images: a/003.png" in capsys.readouterr().out
@@ -307,7 +307,7 @@ def test_mnist5k_holds_out_100_images_a_class(open_source: Callable[..., Dataset
     assert len(set(dataset.test.labels[:64].tolist())) == 10
     everything = np.concatenate([dataset.train.images, dataset.test.images]).reshape(5000, -1)
     assert len(np.unique(everything, axis=0)) == 5000
-    # Of another digest, old runs cannot be resumed: the held-out part and the format are part of their definition.
+    # With another digest, old runs cannot be resumed: the held-out part and the format are part of their definition.
     assert dataset.digest == "17ead6a210b7f5d296ded20496eb1b0ff2865ec3ab0a524730482adb86822e29"
 
 

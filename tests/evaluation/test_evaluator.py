@@ -1,4 +1,4 @@
-"""One evaluator for every family: the same figures whatever the processes, and as the metrics are defined."""
+"""One evaluator for all families: figures equal the metrics' definitions, on any number of processes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run_of(runs: Path, objective: str, **changes: Any) -> Path:
-    """A run of a few steps on real digits, made when it is first asked for."""
+    """A run of a few steps on real digits, trained at its first use."""
     name = "-".join([str(list(OBJECTIVES).index(objective)), *map(str, changes.values())])
     path = runs / name.replace("/", "_")
     if not path.exists():
@@ -132,7 +132,7 @@ def test_the_frechet_distance_of_a_run_is_torch_fidelitys(runs: Path) -> None:
     model = gen_dist.load(run)
     dataset = open_dataset("mnist5k", "data", DataConfig(), _silent)
     network = feature_network("digits", torch.device("cpu"))
-    # Exactly as many as there are test images: so in their classes, in whatever order.
+    # As many samples as test images: their classes are then those of the test images, in another order.
     count = len(dataset.test.images)
     found = _evaluate(run, "fid", "label_accuracy", "class_shares", samples=count)
     order = torch.from_numpy(image_indices(count, 0, 0, 1, 0, count))
@@ -156,14 +156,14 @@ def test_samples_of_another_count_begin_with_the_same_ones(runs: Path) -> None:
 
 @pytest.mark.parametrize("objective", ["vae", "conditional gan"])
 def test_two_ranks_equal_one_whatever_their_shares(objective: str, runs: Path) -> None:
-    """510 samples are three blocks, 1,000 test images four, and seven images of nll four and three."""
+    """510 samples make three blocks, 1,000 test images four; the seven images of nll are cut into four and three."""
     run = _run_of(runs, objective)
     for leftover in run.glob("evaluation.json"):
         leftover.unlink()
     one = _evaluate(run, samples=510)
     (run / "evaluation.json").unlink()
     words = ["--samples", 510, "--nll-samples", 30, "--nll-images", 7]
-    cache = f"{os.environ['GEN_DIST_CACHE']} of two for {objective}"  # so that the two compute the reference as well
+    cache = f"{os.environ['GEN_DIST_CACHE']} of two for {objective}"  # so that both processes compute the reference too
     done = subprocess.run(
         [str(word) for word in (*in_two_ranks(), "-m", "gen_dist.commands", "evaluate", run, *words)],
         cwd=REPOSITORY,
@@ -194,7 +194,7 @@ def test_metrics_add_up_for_one_checkpoint_alone(runs: Path) -> None:
     assert second.unavailable == first.unavailable
     assert second.features == first.features
     train(small_config("vae", steps=6, data="mnist5k", run_dir=str(run), seed=5), say=_silent, fresh=True)
-    assert read_evaluation(run) is None  # a fresh run removes what was found of the old one
+    assert read_evaluation(run) is None  # a fresh run removes the figures of the old one
     file = run / "evaluation.json"
     file.write_text(first.to_json())
     third = _evaluate(run, "negative_elbo")
@@ -266,12 +266,12 @@ def test_wrong_options_are_one_line_and_exit_code_2(
         ((run, "--metrics", "fid", "inception_score"), "unknown metrics inception_score; there are fid, kid,"),
         ((run, "--samples", 3), "samples 3 is less than 10"),
         ((checkpoint,), "is one checkpoint; name the run directory"),
-        ((tmp_path,), "is no run or checkpoint directory"),
+        ((tmp_path,), "is not a run or checkpoint directory"),
         ((run, "--features", "inception", "--inception-weights", other), "not 6726825d...: these are not the weights"),
         ((run, "--features", "inception", "--inception-weights", tmp_path / "none.pth"), "cannot be read from"),
     ):
         command = ["evaluate", *map(str, words)]
-        capsys.readouterr()  # a training's, the first time
+        capsys.readouterr()  # the first time is that of a training
         with pytest.raises(SystemExit) as ended:
             run_command(lambda command=command: run_subcommand([commands.evaluate], command, "gen-dist"))  # type: ignore[misc]
         said = capsys.readouterr()
@@ -283,7 +283,7 @@ def test_wrong_options_are_one_line_and_exit_code_2(
 
 
 def test_inception_features_equal_those_of_torch_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With random weights: the real ones are a download."""
+    """A stand-in with random weights: the real ones are a download."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     file = tmp_path / "weights.pth"
@@ -326,7 +326,7 @@ def test_a_run_that_is_on_wandb_gets_its_metrics_there(runs: Path) -> None:
     run = _run_of(runs, "vae", seed=7)
     words = ["evaluate", run, "--metrics", "negative_elbo"]
     assert _gen_dist(*words, WANDB_MODE="offline").returncode == 0
-    assert not (run / "wandb").exists()  # this run never was there
+    assert not (run / "wandb").exists()  # there never was such a run
     (run / "wandb").mkdir()
     done = _gen_dist(*words, WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
@@ -348,7 +348,7 @@ def test_walks_are_as_long_as_images_change(runs: Path, monkeypatch: pytest.Monk
     run = _run_of(runs, "gan")
     found = _evaluate(run, "path_length").metrics["path_length_260"]
     assert isinstance(found, float) and found > 0
-    # The definition in float64, and with steps of another length: the mean squared speed does not depend on it.
+    # The definition in float64, with steps of another length: the mean squared speed does not depend on the length.
     monkeypatch.setattr(path_length, "WALK_STEP", 1e-3)
     assert _evaluate(run, "path_length").metrics["path_length_260"] == pytest.approx(found, rel=0.02)
     monkeypatch.setattr(GenerativeModel, "decode", lambda self, latents, labels: torch.zeros(len(latents), 1, 28, 28))

@@ -1,4 +1,4 @@
-"""Completeness of the room's guide: its table of metrics is that of the registry."""
+"""The room's guide is complete: its table of metrics is that of the registry."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The likelihood that importance samples give is that of a closed form, of float64, and of each image alone."""
+"""The likelihood from importance samples equals a closed form, float64, and that of each image alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def _batch(images: Tensor, first_row: int = 0) -> Batch:
 
 
 def _digits_vae() -> tuple[Vae, Tensor]:
-    """An untrained VAE whose decoder starts at the mean digit, so that pixels are certain and uncertain, and digits."""
+    """An untrained VAE on digits.
+
+    Its decoder starts at the mean digit, so some pixels are certain and others are not.
+    """
     images = torch.from_numpy(digits()[0])
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -23,11 +23,11 @@ from tests.support.digits import codes, digits
 
 REAL, FAKE = 400, 300
 CUTS = (0, 137, 300)
-"""Where two processes of unlike shares part the fakes."""
+"""Place at which two processes with unequal shares divide the fakes."""
 
 
 def _features() -> tuple[Tensor, Tensor]:
-    """Codes of real digits, and of other ones that were made lighter: float32 [400, 32] and [300, 32]."""
+    """Codes of real digits, and of other digits made lighter: float32 [400, 32] and [300, 32]."""
     images = digits()[0].copy()
     images[REAL : REAL + FAKE] = (images[REAL : REAL + FAKE] * 0.8).astype(np.uint8)
     found = torch.from_numpy(codes(images, 32))

@@ -29,7 +29,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 class Generator:
-    """Stands for a model whose samples are these images: what a check has to find out is then known."""
+    """A model whose samples are these images, so that the right result of a check is known."""
 
     def __init__(self, images: Callable[[int, Tensor | None], np.ndarray], conditional: bool = False) -> None:
         self._images = images
@@ -73,7 +73,7 @@ def test_nearly_equal_images_differ_by_as_much_as_they_do(digits: Dataset) -> No
     four = digits.train.images[digits.train.labels == 4][:1]
 
     def noisy(count: int, _: Tensor | None) -> np.ndarray:
-        # One of two levels in each pixel of a blank part: half of the pixels differ by one of 255.
+        # Each pixel of a blank part has one of two levels, so half of the pixels differ by 1 of 255.
         noise = np.random.default_rng(0).integers(0, 2, (count, *four.shape[1:]), dtype=np.uint8)
         return np.clip(four, 0, 254) + noise
 
@@ -122,7 +122,7 @@ def test_conditional_samples_have_the_class_shares_of_the_data(digits: Dataset, 
     known = np.bincount(digits.train.labels) / len(digits.train.labels)
     np.testing.assert_allclose(np.bincount(asked[0]) / len(asked[0]), known, atol=0.01)
     if obeys:
-        assert checks["samples/label_accuracy"] == pytest.approx(0.936, abs=0.03)  # as documented, of test images
+        assert checks["samples/label_accuracy"] == pytest.approx(0.936, abs=0.03)  # as documented for test images
     else:
         assert checks["samples/label_accuracy"] == pytest.approx(0.1, abs=0.05)
 
@@ -132,7 +132,7 @@ def test_the_class_of_a_sample_is_that_of_most_neighbours(digits: Dataset) -> No
         images = np.array(levels, np.uint8)[:, None, None, None].repeat(4, axis=2).repeat(4, axis=3)
         return Split("a split", images, np.array(labels))
 
-    # Of level 100, the five nearest are 101, 97, 104, 95, 106: classes 0, 1, 1, 0, 2; and 130 is none of them.
+    # The five levels nearest to 100 are 101, 97, 104, 95, 106, of classes 0, 1, 1, 0, 2; 130 is not among them.
     train = split([101, 97, 104, 95, 106, 130, 131, 132], [0, 1, 1, 0, 2, 2, 2, 2])
     dataset = Dataset(train, split([100, 131], [0, 2]), ("zero", "one", "two"), "")
     at_100 = measure(dataset, lambda count, _: split([100] * count, [0] * count).images)
@@ -183,7 +183,7 @@ def test_checks_of_a_model_repeat_and_leave_its_mode(digits: Dataset) -> None:
     torch.manual_seed(1)
     assert checks.measure() == first == SampleChecks(model, digits).measure()
     assert model.objective.training
-    assert dict[str, Any](first)["samples/diversity_ratio"] < 0.5  # untrained: hardly any latent shows
+    assert dict[str, Any](first)["samples/diversity_ratio"] < 0.5  # untrained: hardly any latent has an effect
 
 
 def test_a_model_that_does_not_generate_has_no_checks() -> None:

@@ -310,7 +310,7 @@ def _error_of(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 @pytest.mark.parametrize(
     ("words", "mentioned"),
     [
-        (["none", "--format", "onnx"], "none is no run"),
+        (["none", "--format", "onnx"], "none is not a run"),
         (["{run}", "--format", "pickle"], "--format"),
         (["{run}"], "--format"),
         (["{run}", "--format", "safetensors", "--parts", "encoder"], "has no encoder"),

@@ -147,7 +147,7 @@ def test_wrong_inputs_are_refused_with_the_right_shape(runs: Path) -> None:
 
 
 def test_directories_of_no_run_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no run or checkpoint directory"):
+    with pytest.raises(CheckpointError, match="is not a run or checkpoint directory"):
         gen_dist.load(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
@@ -193,7 +193,7 @@ def test_replay_prints_the_losses_of_the_run(step: int, runs: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "mentioned"),
     [
-        (["sample", "none"], "none is no run"),
+        (["sample", "none"], "none is not a run"),
         (["sample", "{run}", "--count", "0"], "count 0"),
         (["sample", "{run}", "--count", "x"], "--count"),
         (["sample", "{run}", "--seed", "-1"], "seed -1"),

@@ -40,7 +40,7 @@ def test_infinite_scalars_are_recorded_as_null(tmp_path):
         run.log(1, {"train/loss": float("nan"), "train/kl": float("inf"), "train/nll": -float("inf")})
 
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     record = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
     assert [record[f"train/{name}"] for name in ("loss", "kl", "nll")] == [None, None, None]
@@ -124,7 +124,7 @@ def test_a_damaged_line_before_the_last_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
     for read in (lambda: read_metrics(path), lambda: make_tracker(tmp_path, start_step=3)):
-        with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 2 is no record") as caught:
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 2 is not a record") as caught:
             read()
         assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Reports and comparisons of real runs: what stands in them, and how they behave in a browser."""
+"""Reports and comparisons of real runs: their contents, and their behaviour in a browser."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def _make_unfinished(path: Path) -> None:
-    """As a run that was killed between step 16 and its end left it."""
+    """A run that was killed between step 16 and its end."""
     shutil.rmtree(path / "checkpoints" / "step_00000024")
     for file in ("summary.json", *(picture.name for picture in path.glob("*.png"))):
         (path / file).unlink()
@@ -272,7 +272,7 @@ def test_a_missing_metric_shows_its_reason(runs: dict[str, Path], tmp_path: Path
     )
     unavailable = comparison.as_json()["groups"][1]["unavailable"]
     assert unavailable["reconstruction_error"] == "a GAN has no encoder"
-    assert unavailable["nll_k500"] == "a GAN gives no likelihood"  # whatever K it was asked for
+    assert unavailable["nll_k500"] == "a GAN gives no likelihood"  # for any K
 
 
 def test_copied_pictures_are_ignored_damaged_records_named(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pages in headless Chromium, for tests that look at them as their readers do."""
+"""Pages in headless Chromium, for tests that see them as readers do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def chromium() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def opening(browser: Any, file: Path) -> Iterator[Callable[..., Any]]:
-    """Opens a file at a width in pixels and a colour scheme; at the end nothing was complained of or asked for."""
+    """Open a file at a width in pixels and in a colour scheme; at the end assert no console error and no request."""
     complaints: list[str] = []
     requests: list[str] = []
     pages: list[Any] = []

@@ -1,4 +1,4 @@
-"""Processes of tests that end with the test, even where that is killed."""
+"""Processes of tests that end with the test, even if it is killed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def end_with_parent() -> None:
-    """For `preexec_fn`: the system sends this process SIGTERM when the one that started it has died (Linux)."""
+    """Make the system send this process SIGTERM when its parent has died (Linux); for `preexec_fn`."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def ended_by_sigterm(python: Sequence[str], words: Sequence[str], temporary: Path, directories: int = 1) -> int:
-    """Exit code of a benchmark that gets SIGTERM once so many of its directories are in `temporary`."""
+    """Exit code of a benchmark that gets SIGTERM once this many of its directories are in `temporary`."""
     process = subprocess.Popen(
         [*python, *words],
         cwd=REPOSITORY,

@@ -1,4 +1,4 @@
-"""Real digits, as files of MNIST too, and codes in place of the posterior means of a model."""
+"""Real digits, also as files of MNIST, and codes in place of a model's posterior means."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def mnist_files(root: Path) -> None:
 
 
 def write_idx(path: Path, values: NDArray[np.uint8]) -> None:
-    """A file of the MNIST database, compressed where its name says so."""
+    """Write a file of the MNIST format, compressed if its name ends in .gz."""
     content = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes() + values.tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
 
 
 def codes(images: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
-    """The first principal components of images, in place of posterior means: float32 [N, count]."""
+    """First principal components of images, in place of posterior means: float32 [N, count]."""
     flat = images.reshape(len(images), -1).astype(np.float32) / 255
     flat -= flat.mean(axis=0)
     return flat @ np.linalg.svd(flat, full_matrices=False)[2][:count].T

@@ -43,7 +43,7 @@ class Block(NamedTuple):
     language: str
     text: str
     reason: str | None
-    """Why it is not run, from the comment on the line before the fence; None if it is run."""
+    """Reason not to run it, from the comment on the line before the fence; None if it is run."""
 
     def __str__(self) -> str:
         return f"{self.guide.relative_to(REPOSITORY)}:{self.line}"
@@ -59,7 +59,7 @@ def guides() -> list[Path]:
 
 
 def blocks_of(guide: Path) -> Iterator[Block]:
-    """The blocks of a guide that are shell commands or Python."""
+    """Find the blocks of a guide that are shell commands or Python."""
     lines = guide.read_text().splitlines()
     start: int | None = None
     for index, line in enumerate(lines):
@@ -78,7 +78,7 @@ def blocks_of(guide: Path) -> Iterator[Block]:
 
 
 def words_of(text: str) -> Iterator[list[str]]:
-    """The commands of a shell block, as words without comments."""
+    """Split a shell block into commands, each a list of words without comments."""
     text = text.replace("\\\n", " ").replace("$(gen-dist launchers)", "launch")
     for line in text.splitlines():
         if words := shlex.split(line.removeprefix("$ "), comments=True):
@@ -86,7 +86,7 @@ def words_of(text: str) -> Iterator[list[str]]:
 
 
 class Command(NamedTuple):
-    """A command of a guide, as far as tests can check it or run it."""
+    """A command of a guide, with its check and its small version."""
 
     check: Callable[[], None]
     """Raise an error if the command could not even start: an option, preset, file or target does not exist."""
@@ -97,7 +97,7 @@ class Command(NamedTuple):
 
 
 def command_of(words: list[str]) -> Command:
-    """Understand a command.
+    """Find the check and the small version of a command.
 
     Raises:
         AssertionError: a test has no way to check it.
@@ -139,7 +139,7 @@ def command_of(words: list[str]) -> Command:
 
 
 def in_process(words: list[str]) -> Callable[[], None]:
-    """A call that runs one of our commands here, as `gen-dist` or `python launch/train.py` would."""
+    """Make a call that runs one of our commands in this process, as `gen-dist` or `python launch/train.py` would."""
 
     def call() -> None:
         if words[:2] == ["gen-dist", "train"] or words[1:2] == ["launch/train.py"]:
@@ -153,7 +153,7 @@ def in_process(words: list[str]) -> Callable[[], None]:
 
 
 def in_processes(words: list[str]) -> None:
-    """Run a command in processes of its own; it must end with exit code 0."""
+    """Run a command in processes of its own, and assert that its exit code is 0."""
     binaries = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}"}
     ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280)
@@ -161,13 +161,13 @@ def in_processes(words: list[str]) -> None:
 
 
 def small_options(preset: str) -> list[str]:
-    """Options that make a run of a preset take a second or two."""
+    """Options with which a run of a preset takes a second or two."""
     narrow = preset in presets() and isinstance(presets()[preset].config.network, DcganConfig)
     return [*_SMALL_RUN, *(["--feature-maps=4"] if narrow else [])]
 
 
 def _training(rest: list[str], program: list[str], launcher: list[str] | None = None) -> Command:
-    """A command that trains. `launcher` are the words before the script."""
+    """Read a training command. `launcher` are the words before the script."""
 
     def check() -> None:
         _parse(rest, NoOptions())
@@ -222,7 +222,7 @@ def _subcommand(name: str, rest: list[str]) -> Command:
 
 
 def _script(script: str, rest: list[str]) -> Command:
-    """A script of this repository. Those that start clusters or measure are checked alone."""
+    """Read a command with a script of this repository. Scripts that start clusters or measure are checked, not run."""
 
     def check() -> None:
         _exists(REPOSITORY / script)

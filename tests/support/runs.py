@@ -1,4 +1,4 @@
-"""Small runs for tests: every objective on a net and a data set that train in a moment."""
+"""Small runs for tests: every objective with a network and a data set that train in a moment."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
 }
 WITH_BATCH_STATISTICS = frozenset({"dcgan", "conditional dcgan", "vae-gan"})
 TOUCHY = WITH_BATCH_STATISTICS | {"sngan", "sngan, projection"}
-"""Rounding now and then takes a unit over the kink of its activation, and the game enlarges what comes of it."""
+"""Rounding can move a unit across the kink of its activation, and adversarial training amplifies the difference."""
 ADVERSARIAL = tuple(name for name, (config, _) in OBJECTIVES.items() if "gan" in config.kind)
 COSTLY = frozenset({"conditional dcgan", "sngan", "sngan, projection", "wgan-gp", "r3gan"})
-"""Their steps are long; what the others have in common with them stands for them in `make test`."""
+"""Objectives with long steps; `make test` covers them by what they share with the others."""
 
 
 UNLIKE_THE_REST: list[dict[str, object]] = [
@@ -88,11 +88,11 @@ UNLIKE_THE_REST: list[dict[str, object]] = [
     {"optimization": OptimizerConfig(optimizer="sgd", warmup_steps=9, clip_norm=0.1)},
     {"optimization": OptimizerConfig(optimizer="adamw", decay="linear", ema_decay=0.9)},
 ]
-"""Changes of a config, for what a step may have beside its objective."""
+"""Changes of a config, one for each thing that a step may have beside its objective."""
 
 
 def each_of(names: Iterable[str], costly: Collection[str] = COSTLY) -> pytest.MarkDecorator:
-    """A test of each of these objectives, of the costly ones in `make test-all` alone."""
+    """Parametrize over these objectives; the costly ones run in `make test-all` alone."""
     marks = {True: (pytest.mark.slow,), False: ()}
     return pytest.mark.parametrize("objective", [pytest.param(name, marks=marks[name in costly]) for name in names])
 
@@ -102,8 +102,8 @@ def small_config(objective: str, **changes: object) -> TrainConfig:
     objective_config, network = OBJECTIVES[objective]
     optimization = OptimizerConfig(warmup_steps=5, decay="cosine", ema_decay=0.99)
     if objective in ADVERSARIAL:
-        # The game itself enlarges differences, and Adam those of gradients near 0: here neither is to hide that two
-        # ways to compute a step agree.
+        # Adversarial training amplifies differences, and Adam those of gradients near 0. Neither may hide here whether
+        # two ways to compute a step agree.
         optimization = replace(optimization, betas=(0.5, 0.999), epsilon=1e-3)
     config = TrainConfig(
         preset="small",
@@ -129,19 +129,19 @@ def make_trainer(config: TrainConfig) -> Trainer:
 
 
 def run_steps(trainer: Trainer, first: int, last: int) -> list[float]:
-    """Losses of steps first .. last - 1; of several phases in the order of their turns."""
+    """Losses of steps first .. last - 1, each with those of several phases in the order of their turns."""
     return losses_of(trainer.average_logs([trainer.run_step(step) for step in range(first, last)]))
 
 
 def losses_of(rows: list[dict[str, Any]]) -> list[float]:
-    """The losses of each step's phases."""
+    """Losses of the phases of each step."""
     return [value for row in rows for name, value in row.items() if name.split("/")[-1] == "loss"]
 
 
 def close_losses(losses: list[float]) -> Any:
-    """Bounds for losses that agree with these to 1e-5.
+    """Tolerances for losses that agree with these to 1e-5.
 
-    The logarithm of a density passes through zero, where nothing agrees relatively: the usual size counts there.
+    The logarithm of a density passes through zero, where relative errors mean nothing: there the typical size counts.
     """
     return pytest.approx(losses, rel=1e-5, abs=1e-5 * statistics.median(map(abs, losses)))
 

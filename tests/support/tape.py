@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class TapeRecorder:
-    """Keeps operations with their arguments. Numbers among them stay what they were; tensors are those same tensors.
+    """Record operations with their arguments. Numbers are constants of the recording; tensors are the same tensors.
 
-    Recording does the work, as the CPU cannot do otherwise; so what it writes to is put back afterwards. Memory is not
-    as a graph has it: all tensors of a recording live on.
+    Recording executes the operations, which a CPU cannot avoid, so the tensors that it writes to are restored
+    afterwards. Unlike a graph's, all tensors of a recording stay alive.
     """
 
     def warm_up(self, work: Callable[[], T]) -> T:
@@ -48,13 +48,13 @@ class _Tape(TorchDispatchMode):
         self._calls: list[tuple[Any, Any, Any, list[Tensor]]] = []
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self._made: set[int] = set()
-        self._kept: list[Tensor] = []  # so that no address comes twice
+        self._kept: list[Tensor] = []  # so that no address is used twice
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         assert func not in _WAITING, f"the host waits for the device, or copies to it: {func}"
-        # The schema of batch normalization does not tell of the statistics that it moves.
+        # The schema of batch normalization does not mention the statistics that it updates.
         if func._schema.is_mutable or "batch_norm" in func.__name__:
             for tensor in given:
                 self._remember(tensor)
@@ -64,7 +64,7 @@ class _Tape(TorchDispatchMode):
         fresh = [tensor for tensor in results if tensor.untyped_storage().data_ptr() not in storages]
         self._made |= {tensor.untyped_storage().data_ptr() for tensor in fresh}
         self._kept += results
-        # Detached: of what autograd does, the operations themselves are on the tape.
+        # Detached: the tape has the operations of autograd themselves.
         arguments = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
         self._calls.append((func, *arguments, [tensor.detach() for tensor in results] if fresh else []))
         return outputs
@@ -88,6 +88,6 @@ class _Tape(TorchDispatchMode):
 
 
 def device_noise_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Noise as GPUs draw it, of which the host reads nothing."""
+    """Draw the noise of GPUs, of which the host reads nothing."""
     monkeypatch.setattr(noise, "_host_normal", device_noise.device_normal)
     monkeypatch.setattr(noise, "_host_binarize", device_noise.device_binarize)

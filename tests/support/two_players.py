@@ -1,4 +1,4 @@
-"""A two-phase objective as a GAN has it, its noise keyed by row, and what its phases send between processes."""
+"""A two-phase objective like a GAN's with noise keyed by row, and counters of their communication."""
 
 import contextlib
 from collections.abc import Iterator
@@ -73,7 +73,7 @@ class GeneratorPhase(Phase):
 
 
 def two_players(**changes: Any) -> Trainer:
-    # Not Adam, to which gradients twice as large are the same.
+    # Not Adam, whose updates do not change with the scale of gradients.
     optimization = OptimizerConfig(optimizer="sgd", betas=(0.9, 0.999), ema_decay=0.9)
     config = small_config("vae", steps=STEPS, optimization=optimization, learning_rate=0.05, **changes)
     with mock.patch("gen_dist.training.trainer.build_objective", lambda _config, _shape, _classes: TwoPlayers()):
@@ -81,12 +81,12 @@ def two_players(**changes: Any) -> Trainer:
 
 
 def all_logs(trainer: Trainer) -> list[dict[str, Any]]:
-    """The logs of all steps."""
+    """Logs of all steps."""
     return trainer.average_logs([trainer.run_step(step) for step in range(STEPS)])
 
 
 def state_norms(trainer: Trainer) -> dict[str, float]:
-    """Norm of each network's weights and of their average."""
+    """Norms of each network's weights and of their average."""
     groups = trainer.tensors()
     return {
         f"{group}/{name}": float(value.double().norm())
@@ -99,7 +99,7 @@ def state_norms(trainer: Trainer) -> dict[str, float]:
 def watched_collectives() -> Iterator[dict[str, list[int]]]:
     """Count the elements that are reduced, by the phase whose turn it is, or `other`.
 
-    Gradients are those of weights in shared memory.
+    With weights in shared memory, gradients count as reduced.
     """
     reduced: dict[str, list[int]] = {"other": []}
     whose = ["other"]
@@ -131,7 +131,7 @@ def watched_collectives() -> Iterator[dict[str, list[int]]]:
 
 @contextlib.contextmanager
 def watched_buckets() -> Iterator[dict[str, list[int]]]:
-    """Share no weights, and count the elements that DistributedDataParallel reduces, by phase."""
+    """Without shared weights, count the elements that DistributedDataParallel reduces, by phase."""
     reduced: dict[str, list[int]] = {}
     wrapped = DistributedReduction.wrapped
 

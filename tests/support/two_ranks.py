@@ -1,8 +1,8 @@
-"""Run one program in two processes that find each other, as `accelerate launch` would, without its three seconds.
+"""Run one program in two processes that find each other, as `accelerate launch` does, but three seconds faster.
 
     python tests/support/two_ranks.py PYTHON... -- WORDS...
 
-The tests of the launcher itself (tests/parallel/test_ranks.py) take `accelerate launch`.
+The tests of the launcher itself (tests/parallel/test_ranks.py) use `accelerate launch`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Client of `warm_python.py`: stands for a program that runs elsewhere. It imports little, to start at once."""
+"""Client of `warm_python.py`, in place of a program that runs in another process.
+
+It imports little, to start at once.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ MESSAGE_BYTES = 2**16
 
 
 class Program(NamedTuple):
-    """A program to run: the words behind `python`, the working directory and the environment."""
+    """A program to run: the words after `python`, the working directory and the environment."""
 
     words: list[str]
     directory: str
@@ -23,7 +26,7 @@ class Program(NamedTuple):
 
 
 def read_message(client: socket.socket) -> tuple[Program, list[int]]:
-    """The program that a client asks for, and its standard streams."""
+    """Receive the program that a client asks for, and its standard streams."""
     streams = array.array("i")
     message, ancillary, _, _ = client.recvmsg(8, socket.CMSG_LEN(3 * streams.itemsize))
     for _, _, data in ancillary:
@@ -35,7 +38,7 @@ def read_message(client: socket.socket) -> tuple[Program, list[int]]:
 
 
 def main(address: str, words: list[str]) -> None:
-    """Have a program run with this process's streams; pass signals on to it, and end as it ends."""
+    """Let the server run a program with this process's streams; forward signals to it, and end with its exit status."""
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
         content = marshal.dumps((words, os.getcwd(), dict(os.environ)))

@@ -4,8 +4,8 @@ Importing torch costs a process two seconds of CPU. `warm_python()` returns a co
 `[sys.executable]`: a small client (`warm_client.py`) that has its program run by a fork of one process with torch in
 it. Environment, working directory, standard streams, signals and exit code are those of the client.
 
-Only third-party modules are imported beforehand; those of gen_dist, launch and bench are imported by each program. A
-test of what a program imports, or of interpreter flags, takes `sys.executable`, as does one that kills whole sessions.
+Only third-party modules are imported beforehand; those of gen_dist, launch and bench are imported by each program.
+Tests of imports or interpreter flags, and tests that kill whole sessions, use `sys.executable`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PRELOADED = ("accelerate", "filelock", "numpy", "PIL.Image", "psutil", "safetens
 
 @functools.cache
 def warm_python() -> list[str]:
-    """A command that runs a Python program, to be followed by its words (a script, `-m` or `-c`)."""
+    """Command that runs a Python program, to be followed by the program's words (a script, `-m` or `-c`)."""
     if sys.platform != "linux":  # elsewhere libraries do not survive a fork
         return [sys.executable]
     directory = tempfile.mkdtemp(prefix="gen_dist-warm-")
@@ -59,20 +59,20 @@ def warm_python() -> list[str]:
 
 
 def in_two_ranks() -> list[str]:
-    """A command that runs a Python program in two processes on CPUs, joined as `accelerate launch` joins them."""
+    """Command that runs a Python program in two processes on CPUs, joined as by `accelerate launch`."""
     return [sys.executable, "-ISB", str(Path(__file__).with_name("two_ranks.py")), *warm_python(), "--"]
 
 
 def main() -> None:
     """Serve clients; in a fork, run the program of one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the programs
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the programs
     for name in PRELOADED:
         importlib.import_module(name)
     for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "__main__")]:
         if name != "__main__":
             del sys.modules[name]
     gc.collect()
-    gc.freeze()  # keeps pages of memory shared with the forks
+    gc.freeze()  # so that pages of memory stay shared with the forks
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
         listener.listen(64)
@@ -109,7 +109,7 @@ def _serve(listener: socket.socket) -> tuple[Program, list[int]]:
                 elif key.fileobj == wakes:
                     os.read(wakes, MESSAGE_BYTES)
                     _tell_exits(clients, ready)
-                elif key.data in clients:  # a client has nothing to say: it was killed
+                elif key.data in clients:  # the client sent nothing: it was killed
                     os.kill(key.data, signal.SIGKILL)
                     ready.unregister(key.fileobj)
 
@@ -127,7 +127,7 @@ def _tell_exits(clients: dict[int, socket.socket], ready: selectors.BaseSelector
 
 
 def _become(program: Program, streams: list[int]) -> int:
-    """Turn this process into one that was started with these words. Returns its exit code."""
+    """Run these words as a newly started Python would. Returns the exit code."""
     end_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -153,7 +153,7 @@ def _become(program: Program, streams: list[int]) -> int:
 
 
 def _end(code: int) -> None:
-    """End as Python does, but for the destruction of every object of torch, which takes longer than many programs."""
+    """End as Python does, but without destroying all objects of torch, which takes longer than many programs."""
     threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
