@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 
 from tyro.conf import Suppress
 
-from gen_dist.errors import ConfigError
+from gen_dist.errors import ConfigError, UnknownNameError
 from gen_dist.registry import Registry
 
 Activation = Literal["relu", "tanh", "leaky_relu", "silu"]
@@ -24,6 +24,9 @@ Decay = Literal["constant", "linear", "cosine"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 WandbMode = Literal["disabled", "offline", "online"]
+
+_UNKNOWN_NAMES = ("unexpected_keyword_argument", "extra_forbidden", "union_tag_invalid")
+"""pydantic's names of errors about options and kinds that do not exist."""
 
 
 @dataclass(frozen=True)
@@ -583,10 +586,12 @@ class TrainConfig(_Checked):
         """Directory of the run; `~` and `~user` at its start become the home directory.
 
         Raises:
-            ConfigError: the home directory does not exist.
+            ConfigError: the home directory does not exist, or the name is empty.
         """
         if self.run_dir is None:
             return Path("runs") / self.preset
+        if not self.run_dir.strip():  # as of `--run-dir "$UNSET"`
+            raise ConfigError("run_dir is empty; name a directory such as runs/first, or . for the current one")
         try:
             return Path(self.run_dir).expanduser()
         except RuntimeError:
@@ -603,7 +608,8 @@ class TrainConfig(_Checked):
         """Read a config from JSON text; `source` names it in errors.
 
         Raises:
-            ConfigError: the text is not JSON, or has unknown names, or values of a wrong type or out of range.
+            ConfigError: the text is not JSON, or has values of a wrong type or out of range.
+            UnknownNameError: it has options or kinds that this version does not have.
         """
         from pydantic import ConfigDict, TypeAdapter, ValidationError  # 70 ms that only --config needs
 
@@ -617,7 +623,12 @@ class TrainConfig(_Checked):
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"])
             message = first["msg"].removeprefix("Value error, ")  # pydantic's prefix for our own errors
-            raise ConfigError(": ".join(filter(None, (source, place, message)))) from None
+            line = ": ".join(filter(None, (source, place, message)))
+            if first["type"] in _UNKNOWN_NAMES:
+                raise UnknownNameError(
+                    f"{line}; this gen_dist has no such name: it is mistyped, or of a newer version"
+                ) from None
+            raise ConfigError(line) from None
 
 
 def _at_least(name: str, value: int, least: int) -> None:

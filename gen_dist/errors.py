@@ -14,12 +14,28 @@ class ConfigError(UserError):
     shared = True
 
 
+class UnknownNameError(ConfigError):
+    """A config has an option or kind that this version does not have: mistyped, or of another version."""
+
+
 class DataError(UserError):
     """Invalid data source: missing, empty, damaged or of the wrong shape."""
 
 
 class CheckpointError(UserError):
     """Unusable run directory or checkpoint: missing, damaged, or of another config."""
+
+
+class DamagedError(CheckpointError):
+    """A file of a run has other content than was written there."""
+
+
+class UnreadableError(CheckpointError):
+    """A file of a run cannot be read just now, e.g. for a permission or a failing disk. It need not be damaged."""
+
+
+class OtherVersionError(CheckpointError):
+    """A run or checkpoint that another version of gen_dist wrote, in a format that this one does not know."""
 
 
 class TakenOverError(CheckpointError):

@@ -25,6 +25,12 @@ _PASSING = {
 }
 """Errors that may be gone at the next try: a network file system that hangs, too many open files, no memory."""
 _PAUSES = (0.05, 0.2, 0.5)
+_WAYS_OUT = {
+    **dict.fromkeys(_PASSING, "the disk or network fails: mend that"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "let this user read it"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
+    errno.ENOMEM: "free some memory",
+}
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 
@@ -45,7 +51,18 @@ def retrying(action: Callable[[], T]) -> T:
     return action()
 
 
-def read_regular(path: str | Path, at_most: int) -> bytes:
+def reason_of(error: OSError) -> str:
+    """The system's reason, without path and number: `Permission denied`."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """Sentence about a file that exists and cannot be read just now, with the way out. It need not be damaged."""
+    way_out = _WAYS_OUT.get(error.errno or 0, "mend that")
+    return f"{path} cannot be read just now: {reason_of(error)}; {way_out}, then run the same command again"
+
+
+def read_regular(path: str | Path, at_most: int | None = None) -> bytes:
     """Read a regular file whole. A pipe, socket or device is not read, so it cannot make the caller wait.
 
     Raises:
@@ -55,13 +72,13 @@ def read_regular(path: str | Path, at_most: int) -> bytes:
     return retrying(lambda: _read_regular(path, at_most))
 
 
-def _read_regular(path: str | Path, at_most: int) -> bytes:
+def _read_regular(path: str | Path, at_most: int | None) -> bytes:
     # Without O_NONBLOCK, opening a pipe waits for a writer.
     with open(os.open(path, os.O_RDONLY | _NONBLOCK | _BINARY), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.ENXIO, "not a regular file", str(path))
-        if status.st_size > at_most:
+        if at_most is not None and status.st_size > at_most:
             raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are more than {at_most:,}", str(path))
         return file.read(at_most)
 
@@ -76,7 +93,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         OSError: the disk is full, or the directory is missing or not writable.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    _remove_left_over(path)
+    remove_left_over(path)
     temporary, descriptor = _new_temporary(path)
     try:
         with open(descriptor, "wb") as file:
@@ -107,13 +124,14 @@ def _new_temporary(path: Path) -> tuple[Path, int]:
         return temporary, descriptor
 
 
-def _remove_left_over(path: Path) -> None:
+def remove_left_over(path: Path) -> None:
     """Remove temporary files of `path` that no living process has locked: their writers were killed."""
     if not _POSIX:
         return
-    prefix = _temporary_prefix(path)
+    prefix, old_name = _temporary_prefix(path), f".{path.name}.tmp"
     with contextlib.suppress(OSError):
-        for left_over in [path.with_name(name) for name in os.listdir(path.parent) if name.startswith(prefix)]:
+        names = [name for name in os.listdir(path.parent) if name.startswith(prefix) or name == old_name]
+        for left_over in map(path.with_name, names):
             with contextlib.suppress(OSError):
                 descriptor = os.open(left_over, os.O_RDONLY | os.O_NOFOLLOW | _NONBLOCK)
                 try:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from gen_dist import files
-from gen_dist.files import read_regular, retrying, sync, whole_directory, write_atomically
+from gen_dist.files import read_regular, retrying, sync, unreadable, whole_directory, write_atomically
 
 
 def test_writing_atomically_replaces_whole_files(tmp_path):
@@ -30,7 +30,10 @@ def test_temporary_files_of_killed_writers_are_removed(tmp_path):
     write_atomically(path, "first")
     left_over = tmp_path / f".{path.name[:50]}.tmp-0123456789abcdef"
     left_over.write_text("half")
+    (tmp_path / ".out.tmp").write_text("half, by an old version")
     write_atomically(path, "second")
+    write_atomically(tmp_path / "out", "whole")
+    (tmp_path / "out").unlink()
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     living, descriptor = files._new_temporary(path)
     write_atomically(path, "third")
@@ -222,3 +225,18 @@ def test_a_link_to_a_directory_stays_one(tmp_path):
         assert [entry.name for entry in target.iterdir()] == [name]
     assert link.is_symlink()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "target"]
+
+
+@pytest.mark.parametrize(
+    ("code", "way_out"),
+    [
+        (errno.EMFILE, "raise the limit"),
+        (errno.EACCES, "let this user"),
+        (errno.EIO, "the disk or network"),
+        (0, "mend"),
+    ],
+)
+def test_an_unreadable_file_is_named_with_reason_and_way_out(tmp_path, code, way_out):
+    said = unreadable(tmp_path / "x", OSError(code, os.strerror(code)))
+    assert said.startswith(f"{tmp_path}/x cannot be read just now: {os.strerror(code)}; {way_out}")
+    assert said.endswith(", then run the same command again")
