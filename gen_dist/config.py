@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from tyro.conf import Suppress
 
@@ -224,6 +224,15 @@ Likelihood = Literal["bernoulli", "gaussian"]
 Capability = Literal["samples", "encoder", "posterior", "likelihood"]
 
 
+class FigureName(NamedTuple):
+    """How people read a figure of metrics.jsonl."""
+
+    title: str
+    unit: str = "nats per image"
+    short: str = ""
+    """Name on the screen; the title if empty."""
+
+
 @dataclass(frozen=True)
 class ObjectiveConfig(_Checked):
     """Base of the objectives' configs, which `objectives` lists by kind."""
@@ -243,6 +252,13 @@ class ObjectiveConfig(_Checked):
     - posterior: the encoder gives a distribution over latents, on the prior's scale;
     - likelihood: the decoder gives a likelihood of pixels.
     """
+    phase_names: ClassVar[Mapping[str, str]] = {}
+    """Short names of the phases for the screen, in the order of their colours in charts."""
+
+    @property
+    def figure_names(self) -> Mapping[str, FigureName]:
+        """Names for people of the objective's figures, by their names in metrics.jsonl without split and phase."""
+        return {}
 
     @property
     def test_metrics(self) -> tuple[str, ...]:
@@ -280,6 +296,15 @@ class AutoencoderConfig(ObjectiveConfig):
     def test_metrics(self) -> tuple[str, ...]:
         """See ObjectiveConfig."""
         return ("reconstruction_error",)
+
+    @property
+    def figure_names(self) -> Mapping[str, FigureName]:
+        """See ObjectiveConfig."""
+        unit = "nats per image" if self.likelihood == "bernoulli" else "squared error per image"
+        return {
+            "loss": FigureName("loss", unit),
+            "reconstruction_error": FigureName("reconstruction error", unit, "reconstruction"),
+        }
 
 
 GradientEstimator = Literal["total", "path"]
@@ -338,6 +363,20 @@ class VaeConfig(ObjectiveConfig):
         bound = (f"negative_bound_k{self.importance_samples}",) if self.importance_samples > 1 else ()
         return ("negative_elbo", "nll", "kl", *bound)
 
+    @property
+    def figure_names(self) -> Mapping[str, FigureName]:
+        """See ObjectiveConfig. `nll` is -log p(x given z): -log p(x) is what importance samples estimate."""
+        weight = "" if self.beta == 1.0 else f" with {self.beta:g} times the KL term"
+        return {
+            "loss": FigureName(f"loss{weight}", short="loss"),
+            "negative_elbo": FigureName("negative ELBO"),
+            "nll": FigureName("reconstruction term of the negative ELBO", short="reconstruction"),
+            "kl": FigureName("KL term of the negative ELBO", short="KL"),
+            f"negative_bound_k{self.importance_samples}": FigureName(
+                f"negative bound of {self.importance_samples} importance samples", short="bound"
+            ),
+        }
+
 
 GanLoss = Literal["non_saturating", "least_squares", "hinge", "wasserstein"]
 Conditioning = Literal["none", "concat", "projection"]
@@ -355,6 +394,7 @@ class AdversarialConfig(ObjectiveConfig):
         "posterior": "a GAN has no encoder",
         "likelihood": "a GAN has no likelihood",
     }
+    phase_names: ClassVar[Mapping[str, str]] = {"discriminator": "D", "generator": "G"}
     conditioning: Conditioning = "none"
     """Class input of the networks. `none`: no classes. `concat`: one-hot latents and a channel of the image (Mirza &
     Osindero 2014). `projection` in the discriminator, concat in the generator (Miyato & Koyama 2018)."""
@@ -399,6 +439,7 @@ class WganGpConfig(AdversarialConfig):
     """Wasserstein GAN with gradient penalty (Gulrajani et al. 2017)."""
 
     implementation: ClassVar[str] = "gen_dist.objectives.wgan_gp:WganGp"
+    phase_names: ClassVar[Mapping[str, str]] = {"critic": "critic", "generator": "G"}
     kind: Suppress[Literal["wgan-gp"]] = "wgan-gp"
     generator_every: int = 5
     """Critic updates per generator update."""
@@ -454,6 +495,7 @@ class VaeGanConfig(ObjectiveConfig):
     lacks: ClassVar[Mapping[Capability, str]] = {
         "likelihood": "the generator of a VAE-GAN gives images, not a likelihood of pixels",
     }
+    phase_names: ClassVar[Mapping[str, str]] = {"discriminator": "D", "generator": "G", "encoder": "encoder"}
     kind: Suppress[Literal["vae-gan"]] = "vae-gan"
     reconstruction_weight: float = 1e-2
     """gamma: weight of the feature-space reconstruction against the adversarial term in the generator's loss."""
@@ -469,6 +511,15 @@ class VaeGanConfig(ObjectiveConfig):
     def test_metrics(self) -> tuple[str, ...]:
         """See ObjectiveConfig."""
         return "reconstruction_error", "kl"
+
+    @property
+    def figure_names(self) -> Mapping[str, FigureName]:
+        """See ObjectiveConfig."""
+        return {
+            "reconstruction_error": FigureName("reconstruction error", "squared error per image", "reconstruction"),
+            "feature_error": FigureName("error of the reconstructions in features", "half the squared error per image"),
+            "kl": FigureName("KL divergence from the prior", short="KL"),
+        }
 
 
 @dataclass(frozen=True)

@@ -175,14 +175,19 @@ def _command(environment: Mapping[str, Any]) -> str | None:
 def _metrics(run: Path, step: int, announce: Callable[[str], None]) -> str:
     """Metrics of exactly this step: from an evaluation, or else from the end of the run."""
     evaluation, summary = (_read(file, announce) for file in (RunPaths(run).evaluation, RunPaths(run).summary))
+    names: dict[str, str] = {}
     if evaluation.get("checkpoint_step") == step:
         source, found = f"evaluation of the {evaluation.get('split', 'test')} split", evaluation.get("metrics", {})
     elif summary.get("steps") == step:
-        source, found = "the end of the run", summary.get("final", {})
+        source, found, names = "the end of the run", summary.get("final", {}), summary.get("names", {})
         found = {name: value for name, value in found.items() if name.startswith(("test/", "samples/"))}
     else:
         return "No metrics are recorded for this step."
-    numbers = [(name, f"{value:.6g}") for name, value in found.items() if isinstance(value, int | float)]
+    numbers = [
+        (f"{name} ({names[name]})" if name in names else name, f"{value:.6g}")
+        for name, value in found.items()
+        if isinstance(value, int | float)
+    ]
     return f"From {source}.\n\n{_table(('metric', 'value'), numbers)}"
 
 

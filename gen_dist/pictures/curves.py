@@ -9,28 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gen_dist.config import ObjectiveConfig
 from gen_dist.pictures.figures import FAKE_COLOUR, REAL_COLOUR, figure_of, percent, save_figure
 from gen_dist.records.readable import readable_number, readable_share, readable_tick
 
 # Okabe and Ito. One panel has the lines of training and test, or of all phases, or of real and fake images.
-_COLOURS = {
-    "train": "#0072b2",
-    "test": "#d55e00",
-    "discriminator": "#0072b2",
-    "critic": "#0072b2",
-    "generator": "#d55e00",
-    "encoder": "#009e73",
-    "real": REAL_COLOUR,
-    "fake": FAKE_COLOUR,
-}
-_OTHER_COLOUR = "#4d4d4d"
+_COLOURS = {"train": "blue", "test": "orange", "real": "blue", "fake": "orange"}
+_PHASE_COLOURS = ("blue", "orange", "green")
+_HEX = {"blue": REAL_COLOUR, "orange": FAKE_COLOUR, "green": "#009e73", "ink": "#4d4d4d"}
 
+ANY_OBJECTIVE = ObjectiveConfig()
+"""Stands for an objective that has no names for its figures."""
 _ACRONYMS = frozenset({"nll", "kl", "elbo", "iwae", "fid", "kid"})
-_TITLES = {"nll": "NLL given the latents"}
-"""Titles that differ from the name. The NLL itself is what importance samples estimate."""
 _UNITS = {
-    **dict.fromkeys(("nll", "kl", "negative_elbo"), "nats per image"),
-    "reconstruction_error": "per image",  # nats or a squared error: the objective's choice
     "images_per_second": "images / s",
     "accuracy": "of the images classified correctly",
     "diversity_ratio": "times that of test images",
@@ -50,19 +41,21 @@ def has_curves(records: Sequence[Mapping[str, Any]]) -> bool:
     return bool(curves_of(records))
 
 
-def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+def save_curves(path: Path, records: Sequence[Mapping[str, Any]], objective: ObjectiveConfig = ANY_OBJECTIVE) -> None:
     """Draw one panel for each name, with `train/NAME` and `test/NAME` together.
 
-    Axis limits ignore the first tenth of the steps: a steep start would flatten the rest.
+    Axis limits ignore the first tenth of the steps: a steep start would flatten the rest. A figure of a single step is
+    written as a number.
 
     Args:
         path: the PNG file.
         records: the objects of metrics.jsonl. A null leaves a gap.
+        objective: has the names of figures and phases.
 
     Raises:
         ValueError: no record has a scalar.
     """
-    curves = curves_of(records)
+    curves = curves_of(records, objective)
     if not curves:
         raise ValueError("no record has a scalar to draw")
     columns = min(3, len(curves))
@@ -80,14 +73,36 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         }
         grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=spacing).ravel()
         for axes, (name, lines) in zip(grid, curves.items(), strict=False):
-            _draw_panel(axes, name, unit_of(name, curves), lines)
+            if is_single(lines):
+                _write_panel(axes, name, lines, objective)
+                continue
+            _draw_panel(axes, name, lines, objective)
             axes.set_xlim(0, 1.02 * max(record["step"] for record in records) or 1)
         for position, axes in enumerate(grid):
             axes.set_visible(position < len(curves))
         save_figure(path, figure)
 
 
-def curves_of(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, NDArray[np.float64]]]:
+def is_single(lines: Mapping[str, NDArray[np.float64]]) -> bool:
+    """True if all finite points of a panel are of one step: a chart of them would be dots."""
+    return len({step for points in lines.values() for step, value in points if np.isfinite(value)}) == 1
+
+
+def single_value(name: str, lines: Mapping[str, NDArray[np.float64]]) -> tuple[str, int]:
+    """Text and step of a panel whose points are of one step: `107.93`, or `train 107.93, test 110.21`."""
+    last = {line: points[np.isfinite(points[:, 1])][-1:] for line, points in lines.items()}
+    several = len(last) > 1
+    texts = [
+        f"{f'{line} ' if several else ''}{readable_value(point[0, 1], name)}"
+        for line, point in last.items()
+        if len(point)
+    ]
+    return ", ".join(texts), int(max(point[0, 0] for point in last.values() if len(point)))
+
+
+def curves_of(
+    records: Sequence[Mapping[str, Any]], objective: ObjectiveConfig = ANY_OBJECTIVE
+) -> dict[str, dict[str, NDArray[np.float64]]]:
     """Panels by name, each with lines [points, (step, value)] by name. Lists are left to other charts."""
     points: dict[str, dict[str, list[tuple[float, float]]]] = {}
     keys = {key for record in records for key in record}
@@ -103,7 +118,10 @@ def curves_of(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, NDArr
             points.setdefault(panel, {}).setdefault(line, []).append((record["step"], number))
     order = [*_FIRST_PANELS, *sorted(points.keys() - {*_FIRST_PANELS, *_LAST_PANELS}), *_LAST_PANELS]
     return {
-        name: {line: np.array(points[name][line]) for line in sorted(points[name], key=_line_order)}
+        name: {
+            line: np.array(points[name][line])
+            for line in sorted(points[name], key=lambda line: _line_order(line, objective))
+        }
         for name in order
         if name in points
     }
@@ -121,28 +139,46 @@ def _place(key: str) -> tuple[str, str]:
     return name, f"test {line}" if split == "test" else line
 
 
-def _line_order(line: str) -> tuple[bool, int, str]:
-    """Sort key of lines: training before test, then the order of the table of colours."""
-    names = list(_COLOURS)
+def _line_order(line: str, objective: ObjectiveConfig) -> tuple[bool, int, str]:
+    """Sort key of lines: training before test, then real before fake, then the order of the objective's phases."""
+    names = [*_COLOURS, *objective.phase_names]
     last = line.split(" ")[-1]
     return line.startswith("test"), names.index(last) if last in names else len(names), line
 
 
-def unit_of(name: str, curves: Mapping[str, Collection[str]]) -> str | None:
-    """Unit of a panel. A loss is in nats if nll or kl, the terms of its sum, have a panel too."""
-    if name == "loss":
-        if _has_phases(curves[name]):
-            return None
-        return "nats per image" if {"nll", "kl"} & set(curves) else "per image"
-    return "nats per image" if name.startswith("negative_bound_k") else _UNITS.get(name)
+def colour_of(line: str, objective: ObjectiveConfig) -> str:
+    """Colour of a line: `blue`, `orange`, `green` or `ink`."""
+    last = line.split(" ")[-1]
+    phases = dict(zip(objective.phase_names, _PHASE_COLOURS, strict=False))
+    return _COLOURS.get(last) or phases.get(last, "ink")
 
 
-def spelled(name: str) -> str:
+def unit_of(name: str, objective: ObjectiveConfig) -> str | None:
+    """Unit of a panel; None if it has none or the objective does not state it."""
+    known = objective.figure_names.get(name)
+    return known.unit if known else _UNITS.get(name)
+
+
+def spelled(name: str, objective: ObjectiveConfig) -> str:
     """Name of a panel as a title: `negative ELBO`."""
-    return _TITLES.get(name) or " ".join(word.upper() if word in _ACRONYMS else word for word in name.split("_"))
+    if known := objective.figure_names.get(name):
+        return known.title
+    return " ".join(word.upper() if word in _ACRONYMS else word for word in name.split("_"))
 
 
-def _draw_panel(axes: Any, name: str, unit: str | None, lines: Mapping[str, NDArray[np.float64]]) -> None:
+def _write_panel(axes: Any, name: str, lines: Mapping[str, NDArray[np.float64]], objective: ObjectiveConfig) -> None:
+    """Write the value of a panel of one step in the middle of its place."""
+    value, step = single_value(name, lines)
+    axes.set_axis_off()
+    axes.set_title(spelled(name, objective))
+    unit = unit_of(name, objective)
+    axes.text(0.5, 0.55, value, ha="center", va="center", fontsize=20 if len(value) < 15 else 13)
+    axes.text(0.5, 0.32, f"{f'{unit}, ' if unit else ''}at step {step:,}", ha="center", va="center", fontsize=9)
+
+
+def _draw_panel(
+    axes: Any, name: str, lines: Mapping[str, NDArray[np.float64]], objective: ObjectiveConfig = ANY_OBJECTIVE
+) -> None:
     everything = np.concatenate(list(lines.values()))
     in_percent = name in _PERCENT_PANELS
     for line, points in lines.items():
@@ -151,7 +187,7 @@ def _draw_panel(axes: Any, name: str, unit: str | None, lines: Mapping[str, NDAr
         is_test = line.startswith("test")
         axes.plot(
             *points.T,
-            color=_COLOURS.get(line.split(" ")[-1], _OTHER_COLOUR),
+            color=_HEX[colour_of(line, objective)],
             marker="o" if is_test or len(points) < 15 else None,
             markersize=3.5,
             linewidth=1.4,
@@ -159,9 +195,10 @@ def _draw_panel(axes: Any, name: str, unit: str | None, lines: Mapping[str, NDAr
             label=f"{line} {last}".strip(),
             zorder=3 if is_test else 2,
         )
-    axes.set_title(spelled(name))
+    title = spelled(name, objective)
+    axes.set_title(title)
     axes.set_xlabel("step")
-    axes.set_ylabel(unit or spelled(name))
+    axes.set_ylabel(unit_of(name, objective) or title)
     axes.grid(True)
     axes.yaxis.set_major_formatter(percent if in_percent else lambda value, _: readable_tick(value))
     low, high, logarithmic = axis_limits(name, everything)

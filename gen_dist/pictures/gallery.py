@@ -56,7 +56,7 @@ class Gallery:
         class_names = self._dataset.class_names
         draw: dict[str, Callable[[Path], None]] = {}
         if has_curves(records):
-            draw["curves"] = partial(save_curves, records=records)
+            draw["curves"] = partial(save_curves, records=records, objective=self._model.objective.config)
         if any(charts.has_class_shares(record, class_names) for record in records):
             draw["class_shares"] = partial(charts.save_class_shares, records=records, class_names=class_names)
         if any(charts.has_scores(record) for record in records):

@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
+from gen_dist.config import ObjectiveConfig
 from gen_dist.records.readable import readable_number, readable_share
 
 BAR_REFRESH_SECONDS = 0.1
 LEAST_BAR_CELLS = 10
 
 _NOT_A_LOSS = frozenset({"learning_rate", "gradient_norm"})
-_PHASES = {"discriminator": "D", "generator": "G"}
 _ACCURACIES = {"accuracy_real": "real", "accuracy_fake": "fake", "accuracy": "pairs"}
 
 
@@ -121,7 +121,7 @@ def _progress_bar(stream: TextIO, steps: int, start_step: int) -> Any:
     )
 
 
-def brief_losses(values: Mapping[str, float | Sequence[float]], prefix: str) -> list[str]:
+def brief_losses(values: Mapping[str, float | Sequence[float]], prefix: str, objective: ObjectiveConfig) -> list[str]:
     """Format the losses among `values` whose names start with `prefix`: `loss 107.93`.
 
     If several phases have logs, such as `discriminator/loss`, only their losses are shown: `D 1.32`. Accuracies of the
@@ -138,10 +138,16 @@ def brief_losses(values: Mapping[str, float | Sequence[float]], prefix: str) -> 
         if last in _ACCURACIES and phase:
             accuracies.append(f"{_ACCURACIES[last]} {readable_share(value)}")
         elif phase and last == "loss":
-            losses.append(f"{_PHASES.get(phase, phase)} {readable_number(value)}")
+            losses.append(f"{objective.phase_names.get(phase, phase)} {readable_number(value)}")
         elif not phase and last not in _NOT_A_LOSS:
-            losses.append(f"{last} {readable_number(value)}")
+            losses.append(f"{short_name(last, objective)} {readable_number(value)}")
     return losses + accuracies
+
+
+def short_name(name: str, objective: ObjectiveConfig) -> str:
+    """Name of a figure on the screen: `reconstruction` of `nll`, which is no likelihood of the image."""
+    known = objective.figure_names.get(name)
+    return known.short or known.title if known else name
 
 
 def brief_checks(values: Mapping[str, float | Sequence[float]]) -> list[str]:

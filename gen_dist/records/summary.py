@@ -37,8 +37,7 @@ def summary_of(
         pictures: final pictures by name, as paths relative to the run directory.
     """
     final = last_values(records)
-    # The first test metric of an objective is its headline; lower is better.
-    headline = next((name for name in final if name.startswith("test/")), "")
+    headline = next((f"test/{name}" for name in config.objective.test_metrics), "")
     tested = [record for record in records if record.get(headline) is not None]
     best = min(tested, key=lambda record: float(record[headline]), default=None)
     images = step * config.global_batch_size
@@ -50,6 +49,11 @@ def summary_of(
         "training_seconds": training_seconds,
         "images_per_second": images / training_seconds if training_seconds else None,
         "final": final,
+        "names": {
+            f"test/{name}": f"{named.title}, {named.unit}"
+            for name, named in config.objective.figure_names.items()
+            if f"test/{name}" in final
+        },
         "best": {"step": best["step"], headline: best[headline]} if best else None,
         "pictures": {name: str(path) for name, path in pictures.items()},
     }

@@ -51,6 +51,7 @@ class Tracker:
             CheckpointError: metrics.jsonl is damaged or cannot be written.
         """
         self._steps = config.steps
+        self._objective = config.objective
         self._images_per_step = images_per_step
         self._exit_code = 0
         self._display = Display(sys.stderr if stream is None else stream, config.steps)
@@ -149,7 +150,7 @@ class Tracker:
             self._wandb.finish(self._exit_code)
 
     def _show(self, step: int, values: Mapping[str, float | Sequence[float]]) -> None:
-        losses, tests = brief_losses(values, "train/"), brief_losses(values, "test/")
+        losses, tests = (brief_losses(values, split, self._objective) for split in ("train/", "test/"))
         checks = brief_checks(values)
         self._checks = checks or self._checks
         if losses or "images_per_second" in values:

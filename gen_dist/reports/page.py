@@ -14,10 +14,12 @@ from gen_dist.cli import program_of
 from gen_dist.errors import ConfigError
 from gen_dist.evaluation.guide import base_name, in_order, is_of_run, metric_of
 from gen_dist.files import write_atomically
+from gen_dist.pictures.curves import spelled, unit_of
 from gen_dist.presets import presets
 from gen_dist.records.readable import readable_duration, readable_result
+from gen_dist.records.summary import last_values
 from gen_dist.reports.comparison import Comparison, Group, comparison_of, data_value, readable_values, scalars
-from gen_dist.reports.panels import Panel, panels_of
+from gen_dist.reports.panels import Panel, Single, panels_of
 from gen_dist.reports.run_record import RunRecord, changes_from_preset, config_fields
 from gen_dist.training.step_times import StepTimes
 
@@ -78,6 +80,7 @@ class RunPage:
     missing: Sequence[Fact]
     """Unavailable metrics, each with the reason."""
     panels: Sequence[Panel]
+    singles: Sequence[Single]
     series: Mapping[str, Sequence[Frame]]
     """`samples`, `reconstructions`: pictures over the steps."""
     plates: Sequence[Frame]
@@ -184,6 +187,7 @@ def _page(run: RunRecord, times: StepTimes | None, place: int) -> RunPage:
         for name, reason in (run.evaluation.unavailable if run.evaluation else {}).items()
     ]
     rate = run.images_per_second
+    panels, singles = panels_of(run.metrics, run.config.objective)
     changes = changes_from_preset(run.config)
     fields = config_fields(run.config)
     return RunPage(
@@ -194,7 +198,8 @@ def _page(run: RunRecord, times: StepTimes | None, place: int) -> RunPage:
         headline=_headline(run, found, group),
         metrics=metrics,
         missing=missing,
-        panels=panels_of(run.metrics),
+        panels=panels,
+        singles=singles,
         series={
             kind: frames for kind in ("samples", "reconstructions") if (frames := _frames(run.pictures_by_step(kind)))
         },
@@ -236,12 +241,7 @@ def _headline(run: RunRecord, found: Mapping[str, float], group: Group) -> list[
     best = [name for base in _HEADLINES for name in found if base_name(name) == base][:2]
     facts = [Fact(metric_of(name).label, _value(name, [found[name]], group)) for name in best]
     if not facts:
-        last = {key: value for record in run.metrics for key, value in record.items() if key.startswith("test/")}
-        facts = [
-            Fact(metric_of(name.removeprefix("test/")).label, readable_result(value))
-            for name, value in list(last.items())[:2]
-            if value is not None
-        ]
+        facts = _tested(run)
     rate = run.images_per_second
     progress = f"{run.step:,}" if run.finished else f"{run.step:,} of {run.config.steps:,}"
     return [
@@ -250,6 +250,17 @@ def _headline(run: RunRecord, found: Mapping[str, float], group: Group) -> list[
         *([Fact("images a second", f"{rate:,.0f}")] if rate else []),
         Fact("steps" if run.finished else "steps so far", progress),
         Fact("images seen", f"{run.images_seen:,}"),
+    ]
+
+
+def _tested(run: RunRecord) -> list[Fact]:
+    """The first test metrics of a run without an evaluation, by the names that its objective has for them."""
+    last = last_values(run.metrics)
+    objective = run.config.objective
+    return [
+        Fact(spelled(name, objective), f"{readable_result(value)} {unit_of(name, objective) or ''}".strip())
+        for name in objective.test_metrics[:2]
+        if (value := last.get(f"test/{name}")) is not None
     ]
 
 

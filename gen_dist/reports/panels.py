@@ -11,18 +11,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.pictures.curves import axis_limits, curves_of, readable_value, spelled, unit_of
+from gen_dist.config import ObjectiveConfig
+from gen_dist.pictures.curves import (
+    ANY_OBJECTIVE,
+    axis_limits,
+    colour_of,
+    curves_of,
+    is_single,
+    readable_value,
+    single_value,
+    spelled,
+    unit_of,
+)
 from gen_dist.records.readable import readable_tick
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 50, 8, 8, 22
 MOST_POINTS = 300
 """Most points of one line. Longer lines are thinned evenly and keep their ends."""
-_COLOURS = {
-    **dict.fromkeys(("train", "discriminator", "critic", "real"), "blue"),
-    **dict.fromkeys(("test", "generator", "fake"), "orange"),
-    "encoder": "green",
-}
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,31 @@ class Panel:
     """JSON for the script: by line a list of [x, y, step, readable value]."""
 
 
-def panels_of(records: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """A panel for each figure of the objects of metrics.jsonl, as curves.png has them."""
-    curves = curves_of(records)
-    return [_panel(name, unit_of(name, curves) or "", lines) for name, lines in curves.items()]
+@dataclass(frozen=True)
+class Single:
+    """One figure of metrics.jsonl that was logged at one step."""
+
+    title: str
+    value: str
+    """Value with its unit."""
+    step: int
 
 
-def _panel(name: str, unit: str, lines: Mapping[str, NDArray[np.float64]]) -> Panel:
+def panels_of(
+    records: Sequence[Mapping[str, Any]], objective: ObjectiveConfig = ANY_OBJECTIVE
+) -> tuple[list[Panel], list[Single]]:
+    """A panel for each figure of the objects of metrics.jsonl, as curves.png has them, and the figures of one step."""
+    curves = curves_of(records, objective)
+    singles = [_single(name, lines, objective) for name, lines in curves.items() if is_single(lines)]
+    return [_panel(name, lines, objective) for name, lines in curves.items() if not is_single(lines)], singles
+
+
+def _single(name: str, lines: Mapping[str, NDArray[np.float64]], objective: ObjectiveConfig) -> Single:
+    value, step = single_value(name, lines)
+    return Single(spelled(name, objective), f"{value} {unit_of(name, objective) or ''}".strip(), step)
+
+
+def _panel(name: str, lines: Mapping[str, NDArray[np.float64]], objective: ObjectiveConfig) -> Panel:
     everything = np.concatenate(list(lines.values()))
     low, high, logarithmic = axis_limits(name, everything)
     last_step = float(everything[:, 0].max())
@@ -85,9 +109,7 @@ def _panel(name: str, unit: str, lines: Mapping[str, NDArray[np.float64]]) -> Pa
         last = readable_value(finite[-1, 1], name) if len(finite) else "never finite"
         places = place(thin)
         dashed = line.startswith("test ")
-        drawn.append(
-            Line(line, _COLOURS.get(line.split(" ")[-1], "ink"), dashed, last, _path(places), len(finite) == 1)
-        )
+        drawn.append(Line(line, colour_of(line, objective), dashed, last, _path(places), len(finite) == 1))
         points[line] = [
             [round(x, 1), round(y, 1), int(step), readable_value(value, name)]
             for (x, y), (step, value) in zip(places.tolist(), thin.tolist(), strict=True)
@@ -96,15 +118,15 @@ def _panel(name: str, unit: str, lines: Mapping[str, NDArray[np.float64]]) -> Pa
         if len(finite):
             told.append(f"{line} from {readable_value(finite[0, 1], name)} to {last}".strip())
     return Panel(
-        title=spelled(name),
-        unit=unit,
+        title=spelled(name, objective),
+        unit=unit_of(name, objective) or "",
         lines=drawn,
         x_ticks=[(place(np.array([[tick, low]]))[0, 0], f"{tick:,.0f}") for tick in _ticks(0.0, last_step)],
         y_ticks=[
             (place(np.array([[0.0, tick]]))[0, 1], _tick_label(tick))
             for tick in (_log_ticks(low, high) if logarithmic else _ticks(low, high))
         ],
-        description=f"{spelled(name)} over {last_step:,.0f} steps: {'; '.join(told) or 'never finite'}",
+        description=f"{spelled(name, objective)} over {last_step:,.0f} steps: {'; '.join(told) or 'never finite'}",
         points=json.dumps(points),
     )
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gen_dist.config import ObjectiveConfig
 from gen_dist.errors import UserError
-from gen_dist.records.display import brief_checks
+from gen_dist.records.display import brief_checks, short_name
 
 
 class DivergenceError(UserError):
@@ -29,16 +30,21 @@ class Outcome:
     pictures: dict[str, Path]
     is_main: bool
     """True in the one process that prints for the user."""
+    objective: ObjectiveConfig
+    """Has the names of the metrics."""
 
     def report(self, command: str) -> list[str]:
         """Format the outcome as lines for the user; `command` is the command that resumes the run."""
         if not self.finished:
             return [f"stopped at step {self.step}, everything is saved in {self.run_path}; to go on: {command}"]
         values = [
-            f"{name} {'not finite' if value is None else f'{value:.2f}'}"
-            for name, value in self.metrics.items()
-            if name.startswith("test/")
+            f"{short_name(name, self.objective)} {'not finite' if value is None else f'{value:.2f}'}"
+            for split, _, name in (key.partition("/") for key in self.metrics)
+            if split == "test"
+            for value in [self.metrics[f"test/{name}"]]
         ]
+        if values:
+            values = ["test", *values]
         if checks := brief_checks(self.metrics):
             values += ["samples", *checks]
         width = max(map(len, self.pictures), default=0)

@@ -109,7 +109,7 @@ class _Run:
             ending = recorder.finish(self.step, self._training_seconds())
         metrics, pictures = from_main(ending, processes)
         finished = self.step == self.config.steps
-        return Outcome(recorder.path, self.step, finished, metrics, pictures, processes.is_main)
+        return Outcome(recorder.path, self.step, finished, metrics, pictures, processes.is_main, self.config.objective)
 
     def _resume(self) -> None:
         """Load the newest checkpoint if there is one."""

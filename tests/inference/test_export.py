@@ -254,7 +254,8 @@ def test_a_card_tells_digests_and_the_metrics_of_its_own_step(runs: Callable[[st
         file.unlink()
     assert "| fid_10k | 12.3456 |" in cards[0]
     assert "fid_10k" not in cards[1]
-    assert "| test/negative_elbo | " in cards[1]
+    assert "| test/negative_elbo (negative ELBO, nats per image) | " in cards[1]
+    assert "| test/nll (reconstruction term of the negative ELBO, nats per image) | " in cards[1]
     for path in (tmp_path / "out").iterdir():
         if path.name != "card.md":
             assert f"| {hashlib.sha256(path.read_bytes()).hexdigest()} |" in cards[1]

@@ -7,10 +7,28 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gen_dist.config import (
+    AutoencoderConfig,
+    GanConfig,
+    ObjectiveConfig,
+    VaeConfig,
+    VaeGanConfig,
+    WganGpConfig,
+    objectives,
+)
 from gen_dist.pictures.curves import _draw_panel as draw_panel
+from gen_dist.pictures.curves import (
+    colour_of,
+    is_single,
+    limits_of,
+    save_curves,
+    single_value,
+    spelled,
+    unit_of,
+)
 from gen_dist.pictures.curves import curves_of as panels_of
-from gen_dist.pictures.curves import limits_of, save_curves, unit_of
 from gen_dist.pictures.figures import figure_of
+from gen_dist.reports.panels import panels_of as report_panels
 from tests.support.digits import read_png
 
 
@@ -40,17 +58,47 @@ def test_curves_draw_train_and_test_of_one_name_in_one_panel():
     assert list(panels["images_per_second"]) == [""]
 
 
-def test_a_loss_is_in_nats_only_beside_its_terms():
-    def units(record: dict[str, float]) -> dict[str, str | None]:
-        panels = panels_of([{"step": 1, **record}])
-        return {name: unit_of(name, panels) for name in panels}
+def test_a_figure_has_the_title_and_unit_of_its_objective():
+    def of(objective: ObjectiveConfig, *names: str) -> list[str | None]:
+        return [text for name in names for text in (spelled(name, objective), unit_of(name, objective))]
 
     nats = "nats per image"
-    assert units({"train/loss": 99.0, "train/nll": 80.0, "train/kl": 19.0}) == {"loss": nats, "nll": nats, "kl": nats}
-    assert units({"train/loss": 99.0, "train/kl": 19.0, "test/negative_bound_k5": 98.0})["loss"] == nats
-    squared_error = units({"train/loss": 30.0, "train/reconstruction_error": 30.0, "train/learning_rate": 1e-3})
-    assert squared_error == {"loss": "per image", "reconstruction_error": "per image", "learning_rate": None}
-    assert units({"train/loss": 30.0, "test/reconstruction_error": 31.0})["loss"] == "per image"
+    assert of(VaeConfig(), "nll", "loss") == ["reconstruction term of the negative ELBO", nats, "loss", nats]
+    assert of(VaeConfig(beta=4.0), "loss") == ["loss with 4 times the KL term", nats]
+    assert of(VaeConfig(importance_samples=5), "negative_bound_k5") == ["negative bound of 5 importance samples", nats]
+    assert of(AutoencoderConfig(likelihood="gaussian"), "loss") == ["loss", "squared error per image"]
+    assert of(AutoencoderConfig(), "reconstruction_error") == ["reconstruction error", nats]
+    assert of(VaeGanConfig(), "reconstruction_error") == ["reconstruction error", "squared error per image"]
+    assert of(GanConfig(), "loss", "images_per_second") == ["loss", None, "images per second", "images / s"]
+
+
+def test_no_objective_calls_a_term_of_the_elbo_a_likelihood():
+    for config in objectives.configs():
+        names = [*config().figure_names.values()]
+        assert not any("likelihood" in name.title.lower() or "nll" in name.title.lower() for name in names)
+    assert not any("likelihood" in spelled(name, VaeConfig()) for name in VaeConfig().test_metrics)
+
+
+def test_a_figure_of_one_step_is_a_number_not_a_dot():
+    lines = panels_of([{"step": 9, "train/kl": 20.0, "test/kl": 21.5}, {"step": 10, "train/loss": 3.0}])
+    assert is_single(lines["kl"]) and single_value("kl", lines["kl"]) == ("train 20.00, test 21.50", 9)
+    assert single_value("loss", lines["loss"]) == ("3.00", 10)
+    assert not is_single(panels_of(training_records())["kl"])
+    panels, singles = report_panels([*training_records(), {"step": 2000, "samples/classes_found": 9.0}])
+    assert [single.value for single in singles] == ["9 classes of the samples"]
+    assert "classes found" not in [panel.title for panel in panels]
+
+
+def test_a_figure_with_one_finite_value_is_a_number():
+    lines = panels_of([{"step": 1, "train/loss": None}, {"step": 2, "train/loss": 5.0}])["loss"]
+    assert is_single(lines) and single_value("loss", lines) == ("5.00", 2)
+    assert not is_single(panels_of([{"step": 1, "train/loss": None}])["loss"])
+
+
+def test_phases_have_the_colours_of_their_config():
+    assert [colour_of(phase, GanConfig()) for phase in ("discriminator", "generator")] == ["blue", "orange"]
+    assert colour_of("encoder", VaeGanConfig()) == colour_of("test encoder", VaeGanConfig()) == "green"
+    assert colour_of("critic", WganGpConfig()) == "blue" and colour_of("mine", GanConfig()) == "ink"
 
 
 def test_a_steep_start_and_a_lone_spike_do_not_flatten_a_curve():
@@ -108,7 +156,7 @@ def gan_records(last_step: int = 2000) -> list[dict[str, Any]]:
 
 
 def test_figures_of_all_phases_share_a_panel():
-    panels = panels_of(gan_records())
+    panels = panels_of(gan_records(), GanConfig())
     assert {name: list(lines) for name, lines in panels.items()} == {
         "loss": ["discriminator", "generator"],
         "accuracy": ["real", "fake"],
@@ -116,7 +164,6 @@ def test_figures_of_all_phases_share_a_panel():
         "diversity_ratio": [""],
         "classes_found": [""],
     }
-    assert unit_of("loss", panels) is None
     assert panels["loss"]["generator"].shape == (40, 2) and panels["diversity_ratio"][""].shape == (4, 2)
 
 
@@ -134,7 +181,7 @@ def drawn_axis(name: str, records: list[dict[str, Any]]) -> Any:
     with figure_of(4, 3) as figure:
         axes = figure.subplots()
         lines = panels_of(records)[name]
-        draw_panel(axes, name, None, lines)
+        draw_panel(axes, name, lines)
     return axes
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gen_dist.config import GanConfig
 from gen_dist.data import Dataset, Split
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.objectives import build_objective
@@ -22,6 +23,7 @@ from tests.support.runs import small_config, small_dataset
 class LabelledGenerator:
     """A conditional model without encoder. The intensity of an image is its label; latents have no effect."""
 
+    config = GanConfig()
     conditional = True
     encodes = False
     generates = True

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from gen_dist.config import TrainConfig
+from gen_dist.config import GanConfig, TrainConfig
 from gen_dist.records.display import brief_checks, brief_losses
 from gen_dist.records.metrics_file import read_metrics
 from gen_dist.records.readable import readable_number
@@ -33,9 +33,11 @@ def test_a_pipe_gets_plain_lines_with_first_last_and_tests(tmp_path):
             run.log(step, scalars | ({"test/loss": 104.5, "test/kl": 25.0} if step == 50 else {}))
         run.note("a note")
     first, test, last, note = stream.getvalue().splitlines()
-    assert re.fullmatch(r"step 1/100  [\d,]+ images/s  loss 107\.93  nll 83\.10  kl 24\.80", first)
-    assert test == "step 50/100  test  loss 104.50  kl 25.00"
-    assert re.fullmatch(r"step 100/100  [\d,]+ images/s  ETA 0:00  loss 107\.93  nll 83\.10  kl 24\.80", last)
+    assert re.fullmatch(r"step 1/100  [\d,]+ images/s  loss 107\.93  reconstruction 83\.10  KL 24\.80", first)
+    assert test == "step 50/100  test  loss 104.50  KL 25.00"
+    assert re.fullmatch(
+        r"step 100/100  [\d,]+ images/s  ETA 0:00  loss 107\.93  reconstruction 83\.10  KL 24\.80", last
+    )
     assert note == "a note"
     assert "\r" not in stream.getvalue() and "\x1b" not in stream.getvalue()
 
@@ -61,7 +63,7 @@ CHECKS: dict[str, float | Sequence[float]] = {
 
 def test_a_gan_shows_losses_accuracies_and_the_last_checks(tmp_path):
     stream = io.StringIO()
-    with make_tracker(tmp_path, steps=3, stream=stream) as run:
+    with make_tracker(tmp_path, steps=3, stream=stream, objective=GanConfig()) as run:
         run.log(1, GAN_METRICS)
         run.log(2, CHECKS | {"samples/label_accuracy": 0.93, "scores/real": [0.05] * 20, "scores/fake": [0.05] * 20})
         run.log(3, GAN_METRICS)
@@ -80,7 +82,7 @@ def test_a_vae_shows_sample_checks_beside_its_test_metrics(tmp_path):
         run.log(100, {"train/loss": 107.9, "test/negative_elbo": 104.5, "test/kl": 25.0} | CHECKS)
     progress, test = stream.getvalue().splitlines()
     assert progress.endswith("ETA 0:00  loss 107.90  diversity 0.97  classes 10/10")
-    assert test == "step 100/100  test  negative_elbo 104.50  kl 25.00  samples  diversity 0.97  classes 10/10"
+    assert test == "step 100/100  test  negative ELBO 104.50  KL 25.00  samples  diversity 0.97  classes 10/10"
 
 
 def test_missing_and_infinite_checks_are_shown_or_left_out():
@@ -99,7 +101,7 @@ def test_phases_of_other_names_show_their_loss_and_no_more():
         "train/critic/loss": -3.0,
         "scores/real": [1.0],
     }
-    assert brief_losses(values, "train/") == ["encoder 90.00", "critic -3.00"]
+    assert brief_losses(values, "train/", GanConfig()) == ["encoder 90.00", "critic -3.00"]
 
 
 def test_plain_lines_come_about_once_a_second(tmp_path, monkeypatch):
@@ -196,17 +198,19 @@ def test_a_terminal_gets_one_live_bar_that_fits(tmp_path, columns):
     assert len(notes) == 2 and not any("%|" in note for note in notes)
     if columns == 120:
         assert re.search(
-            r"100%\|█+\| step 40/40  [\d,]+ images/s  ETA 0:00  loss 107\.90  nll 83\.10  kl 24\.80", frames[-1]
+            r"100%\|█+\| step 40/40  [\d,]+ images/s  ETA 0:00  loss 107\.90  reconstruction 83\.10  KL 24\.80",
+            frames[-1],
         )
     if columns == 60:
-        assert "images/s" in frames[-1] and "kl" not in frames[-1]
+        assert "images/s" in frames[-1] and "KL" not in frames[-1]
 
 
 GAN_ON_A_TERMINAL = f"""
 import sys, pathlib, time
-from gen_dist.config import TrainConfig
+from gen_dist.config import GanConfig, TrainConfig
 from gen_dist.records.tracker import Tracker
-with Tracker(pathlib.Path(sys.argv[1]), TrainConfig(steps=20), start_step=0, images_per_step=128, wandb_id="a") as run:
+config = TrainConfig(steps=20, objective=GanConfig())
+with Tracker(pathlib.Path(sys.argv[1]), config, start_step=0, images_per_step=128, wandb_id="a") as run:
     run.advance(1)
     run.log(10, {CHECKS})
     time.sleep(0.1)

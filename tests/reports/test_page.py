@@ -137,6 +137,14 @@ def test_a_run_that_is_not_finished_has_a_report(runs: dict[str, Path], tmp_path
     assert f"gen-dist evaluate {runs['half']}" in html
 
 
+def test_a_run_without_evaluation_claims_no_likelihood(runs: dict[str, Path], tmp_path: Path) -> None:
+    html = _report(tmp_path / "report.html", "half", runs=runs)
+    assert "likelihood" not in html.split("<style>")[0] + html.split("</style>")[1].split("<h2>Config")[0]
+    headline = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html)
+    assert headline[0][0] == "negative ELBO" and headline[0][1].endswith(" nats per image")
+    assert headline[1][0] == "reconstruction term of the negative ELBO"
+
+
 def test_names_from_a_config_cannot_become_markup(runs: dict[str, Path], tmp_path: Path) -> None:
     run = read_run(runs["vae"])
     named = replace(run, config=replace(run.config, preset="<script>alert(1)</script>"))

@@ -107,6 +107,7 @@ def test_a_run_writes_its_documented_files(uninterrupted: Path) -> None:
     assert summary["final"]["test/negative_elbo"] == records[-1]["test/negative_elbo"]
     assert summary["images_seen"] == 40 * 24
     assert summary["best"]["test/negative_elbo"] <= summary["final"]["test/negative_elbo"]
+    assert summary["names"]["test/nll"] == "reconstruction term of the negative ELBO, nats per image"
     assert set(summary["pictures"]) == {
         *("samples", "reconstructions", "interpolations", "latent_manifold", "latent_scatter"),
         *("curves", "class_shares"),
