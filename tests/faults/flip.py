@@ -1,0 +1,115 @@
+"""Damage the files of a run and of the cache, one at a time, and judge commands on them: one line of JSON for each.
+
+    LD_PRELOAD=failing_calls.so python -m tests.faults.flip WORK COMMAND[,COMMAND ...] DAMAGES
+
+DAMAGES bits are flipped in each file, one at a time; then the file is cut, zeroed and removed. Verdicts that are right:
+
+- `same`: the result is that of the undamaged files, and nothing is said;
+- `told`: the result is right, and a line names the damage;
+- `refused`: exit code 2 and one line that starts with `error: `;
+- `own file`: the damaged file is a picture or a log that the command neither reads nor writes.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.faults.commands import Commands, Ended, import_first, print_json
+from tests.faults.inject import problems_of_end
+
+RIGHT = frozenset({"same", "told", "refused", "own file"})
+COMMANDS = {
+    "resume": "half",
+    "sample": "evaluated",
+    "evaluate": "evaluated",
+    "report": "evaluated",
+    "replay": "evaluated",
+}
+"""Scenarios, and the states that they are tried on."""
+
+
+def damages_of(data: bytes, count: int, chance: random.Random) -> Iterator[tuple[str, bytes | None]]:
+    """Damaged versions of a file's content, with a name each; None stands for a file that is gone."""
+    size = len(data)
+    places = {0, size // 2, size - 1, *(chance.randrange(size) for _ in range(count))} if size else set()
+    for place in sorted(places)[: count or None]:
+        bit = chance.randrange(8)
+        yield f"bit {bit} of byte {place}", data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
+    for length in sorted({0, 1, size // 2, size - 1} & set(range(size))):
+        yield f"cut to {length} bytes", data[:length]
+    yield "zeros", bytes(size)
+    yield "gone", None
+
+
+def result_of(commands: Commands, command: str, ended: Ended) -> Any:
+    """What the user wanted of a command."""
+    run, out = commands.run_path, commands.root / "out"
+    match command:
+        case "resume":
+            return {name: digest for name, digest in commands.contents().items() if name.startswith("run/")}
+        case "evaluate":
+            found = json.loads((run / "evaluation.json").read_text())
+            return {name: value for name, value in found.items() if name not in ("seconds", "environment")}
+        case "report":
+            return (out / "report.html").read_text().split("data digest")[0]
+        case "sample":
+            return (out / "samples.png").read_bytes().hex()
+        case _:
+            return ended.out
+
+
+def verdict_of(commands: Commands, command: str, ended: Ended, usual: Ended, expected: Any, damaged: str) -> str:
+    """Judge a command on damaged files."""
+    if problems := problems_of_end(ended):
+        return "; ".join(problems)
+    if ended.code == 2:
+        return "refused"
+    try:
+        found = result_of(commands, command, ended)
+    except (OSError, ValueError) as error:
+        return f"no result: {error}"
+    told = any(word in ended.err for word in ("damaged", "cannot be read", "packed ")) and ended.err != usual.err
+    if found == expected:
+        return "told" if told else "same"
+    if command == "resume":
+        changed = {name for name in {*expected, *found} if expected.get(name) != found.get(name)}
+        if changed <= {damaged}:
+            return "own file"
+    return "told, but another result" if told else "another result, in silence"
+
+
+def main(work: str, names: str, count: str) -> None:
+    """Damage the files of each command's state in turn."""
+    import_first()
+    commands, chance = Commands(Path(work)), random.Random(1)
+    for command in names.split(","):
+        state, words = COMMANDS[command], commands.scenarios[command].words
+        commands.prepare(state)
+        commands.restore(state)
+        usual = commands.run(words)
+        assert usual.code == 0, usual.err
+        expected = result_of(commands, command, usual)
+        commands.restore(state)
+        files = [path for path in sorted(commands.root.rglob("*")) if path.is_file() and "images" not in path.parts]
+        for file in files:
+            for damage, content in damages_of(file.read_bytes(), int(count), chance):
+                commands.restore(state)
+                if content is None:
+                    file.unlink()
+                else:
+                    file.write_bytes(content)
+                ended = commands.run(words)
+                name = file.relative_to(commands.root).as_posix()
+                verdict = verdict_of(commands, command, ended, usual, expected, name)
+                row = {"command": command, "file": name, "damage": damage, "verdict": verdict, "code": ended.code}
+                print_json(row if verdict in RIGHT else row | {"err": ended.err[-600:]})
+            commands.restore(state)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

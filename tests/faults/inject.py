@@ -1,0 +1,122 @@
+"""Let system calls of commands fail, one after the other, and judge each end: one line of JSON for each on stdout.
+
+    LD_PRELOAD=failing_calls.so python -m tests.faults.inject WORK SCENARIO[,SCENARIO ...] MOST [FAULT ...]
+
+A fault is KIND:ERRNO, with `:lasting` if all later calls of the kind fail too, or `:short` for half-written data. MOST
+calls of a kind, spread over the command, fail one at a time; 0 lets every one of them fail. An end is right if
+
+- the exit code is 0, or 2 with one line that starts with `error: ` and no traceback,
+- every checkpoint is whole, and none newer than those from before is lost,
+- the same command, started again, ends with exit code 0 and the files of an undisturbed one, and no others.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.faults.commands import Commands, Ended, Fault, import_first, print_json
+
+FAULTS = (
+    *("write:ENOSPC", "write:ENOSPC:lasting", "write:EIO", "write:0:short", "fsync:EIO", "fsync:ENOSPC", "rename:EIO"),
+    *("rename:EACCES", "open to write:EACCES", "open to write:EMFILE", "open to write:ENOSPC", "open to read:EMFILE"),
+    *("open to read:EACCES", "open to read:EIO", "open to read:ESTALE:lasting", "read:EIO", "read:EIO:lasting"),
+    *("mkdir:ENOSPC", "unlink:EPERM", "unlink:EIO", "mmap:ENOMEM", "stat:EACCES", "stat:EIO", "truncate:ENOSPC"),
+    *("opendir:EACCES", "opendir:EMFILE", "chmod:EPERM", "lock:ENOLCK", "lock:ENOLCK:lasting", "close:EIO"),
+)
+
+
+def faults_of(commands: Commands, scenario: str, named: str, most: int) -> Iterator[Fault]:
+    """Faults at up to `most` calls of a kind, spread evenly over those of the undisturbed command."""
+    kind, error, *how = named.split(":")
+    number = 0 if error == "0" else getattr(errno, error)
+    commands.restore(commands.scenarios[scenario].state)
+    total = commands.run(commands.scenarios[scenario].words, Fault(kind, 0, 0)).calls
+    count = total if most == 0 else min(most, total)
+    for place in range(count):
+        yield Fault(kind, 1 + place * total // count, number, "lasting" in how, "short" in how)
+
+
+def undisturbed(commands: Commands, scenario: str) -> dict[str, str]:
+    """Contents after the command has ended twice, as the second start may add files."""
+    words, state = commands.scenarios[scenario]
+    commands.restore(state)
+    for attempt in (words, [word for word in words if word != "--fresh"]):
+        ended = commands.run(attempt)
+        if ended.code != 0:
+            raise RuntimeError(f"{scenario} ended with exit code {ended.code}: {ended.err}")
+    return commands.contents()
+
+
+def problems_of(commands: Commands, scenario: str, fault: Fault, expected: dict[str, str]) -> tuple[Ended, list[str]]:
+    """Run a command with a fault, and again without; what was wrong with its end, if anything."""
+    words, state = commands.scenarios[scenario]
+    commands.restore(state)
+    before = commands.whole_checkpoints()
+    ended = commands.run(words, fault)
+    if not ended.failed:
+        return ended, []
+    problems = problems_of_end(ended)
+    after = commands.whole_checkpoints()
+    if before and scenario != "fresh" and not any(whole and step >= max(before) for step, whole in after.items()):
+        problems.append(f"a checkpoint is lost: {before} became {after}")
+    if not all(after.values()):
+        problems.append(f"a checkpoint is not whole: {after}")
+    again = commands.run([word for word in words if word != "--fresh"] if ended.code == 0 else words)
+    if again.code != 0:
+        problems.append(f"started again, it ends with exit code {again.code}: {again.err[-300:]}")
+    else:
+        problems += differences(expected, commands.contents())
+    return ended, problems
+
+
+def problems_of_end(ended: Ended) -> list[str]:
+    """What is wrong with exit code and standard error of a command that met a fault."""
+    problems = []
+    if ended.code is None:
+        problems.append("it did not end")
+    elif ended.code not in (0, 2):
+        problems.append(f"exit code {ended.code}")
+    if "Traceback" in ended.err or "Exception ignored" in ended.err:
+        problems.append("a traceback")
+    errors = [line for line in ended.err.splitlines() if line.startswith(("error: ", "rank 0: error: "))]
+    if ended.code == 2 and len(errors) != 1:
+        problems.append(f"{len(errors)} error lines")
+    return problems
+
+
+def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
+    """Files that differ, as `name: expected digest -> found digest`."""
+    return [
+        f"{name}: {expected.get(name, 'absent')} -> {found.get(name, 'absent')}"
+        for name in sorted({*expected, *found})
+        if expected.get(name) != found.get(name)
+    ]
+
+
+def main(work: str, scenarios: str, most: str, *named: str) -> None:
+    """Inject faults into each scenario in turn."""
+    import_first()
+    commands = Commands(Path(work))
+    for scenario in scenarios.split(","):
+        commands.prepare(commands.scenarios[scenario].state)
+        expected = undisturbed(commands, scenario)
+        for one in named or FAULTS:
+            for fault in faults_of(commands, scenario, one, int(most)):
+                ended, problems = problems_of(commands, scenario, fault, expected)
+                print_json(_row(scenario, one, fault, ended, problems, commands))
+
+
+def _row(
+    scenario: str, named: str, fault: Fault, ended: Ended, problems: Sequence[str], commands: Commands
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"scenario": scenario, "fault": named, "nth": fault.nth, "problems": list(problems)}
+    row |= {"file": ended.failed.replace(str(commands.root), ""), "code": ended.code}
+    return row | ({"err": ended.err[-1500:]} if problems else {})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

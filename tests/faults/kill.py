@@ -1,0 +1,62 @@
+"""Kill commands at random moments, and judge what the same command then makes of it: one line of JSON for each kill.
+
+    LD_PRELOAD=failing_calls.so python -m tests.faults.kill WORK SCENARIO[,SCENARIO ...] KILLS SEED
+
+The end is right if the same command ends with exit code 0 and the files of an undisturbed one and no others, and if
+nothing is left in shared memory.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+from tests.faults.commands import Commands, import_first, print_json
+from tests.faults.inject import differences, undisturbed
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def shared_memory() -> set[str]:
+    """Names of what is in shared memory."""
+    return set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.is_dir() else set()
+
+
+def main(work: str, scenarios: str, kills: str, seed: str) -> None:
+    """Kill each scenario's command so many times, at most three times in a row."""
+    import_first()
+    commands, chance = Commands(Path(work)), random.Random(int(seed))
+    for scenario in scenarios.split(","):
+        words, state = commands.scenarios[scenario]
+        commands.prepare(state)
+        expected = undisturbed(commands, scenario)
+        commands.restore(state)
+        began = time.monotonic()
+        commands.run(words)
+        seconds = time.monotonic() - began
+        killed = 0
+        while killed < int(kills):
+            commands.restore(state)
+            before = shared_memory()
+            moments = []
+            for _ in range(min(chance.randrange(1, 4), int(kills) - killed)):
+                moment = chance.uniform(0, seconds)
+                if commands.run(words, kill_after=moment).code is None:
+                    moments.append(round(moment, 3))
+            if not moments:  # it ended before the kill
+                continue
+            killed += len(moments)
+            again = commands.run([word for word in words if word != "--fresh"])
+            problems = [] if again.code == 0 else [f"exit code {again.code}: {again.err[-600:]}"]
+            if again.code == 0:
+                problems += differences(expected, commands.contents())
+            if left := shared_memory() - before:
+                problems.append(f"left in shared memory: {sorted(left)}")
+            print_json({"scenario": scenario, "killed after": moments, "problems": problems})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
