@@ -17,8 +17,9 @@ from typing import Annotated, NoReturn, TypeVar
 import tyro
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import ConfigError, UserError
+from gen_dist.errors import ConfigError, as_user_error
 from gen_dist.presets import get_preset, presets
+from gen_dist.surroundings import lost_output, settle, tell
 
 T = TypeVar("T")
 
@@ -58,6 +59,7 @@ def parse_train(arguments: Sequence[str], prog: str, more: T) -> tuple[TrainConf
         raise SystemExit(0 if words else 2)
     if words[0].startswith("--config="):
         words[:1] = words[0].split("=", maxsplit=1)
+    refuse_empty_words(words[2:] if words[0] == "--config" else words)
     if words[0] == "--config":
         if len(words) < 2 or not words[1]:
             raise ConfigError("--config needs a file, such as runs/vae-mnist/config.json")
@@ -81,6 +83,14 @@ def parse_train(arguments: Sequence[str], prog: str, more: T) -> tuple[TrainConf
         lambda: tyro.cli(options_of_both, args=words, prog=f"{prog} {source}", default=options_of_both(more, default))
     )
     return options.config, options.fresh, options.more
+
+
+def refuse_empty_words(words: Sequence[str]) -> None:
+    """Raise ConfigError if a word is empty, as `--out "$UNSET"` is: an empty path would be the current directory."""
+    for before, word in zip(["", *words], words, strict=False):
+        if not word or re.fullmatch(r"--[\w.-]+=", word):
+            option = word.rstrip("=") or (before if before.startswith("--") else "an argument")
+            raise ConfigError(f"{option} is empty; name a value, or leave it out (is a variable of the shell not set?)")
 
 
 def _read_config(path: Path) -> TrainConfig:
@@ -156,8 +166,15 @@ def _option_names(match: re.Match[str]) -> str:
 
 
 def run_command(command: Callable[[], None]) -> NoReturn:
-    """Run a command and end the process; a user's error gives one line on standard error and exit code 2."""
+    """Run a command and end the process; an error that a user can fix gives one line and exit code 2.
+
+    Every command passes here, so that none has a traceback of its own for a file, memory or a reader that is gone.
+    """
+    settle()
     exit_code = _exit_code_of(command)
+    if (lost := lost_output(sys.stdout)) and exit_code == 0:
+        tell(f"error: standard output cannot be written: {lost.strerror}; its last lines are lost")
+        exit_code = 2
     # A process that joined others has loaded this module. Other processes must not wait for torch.
     if parallel := sys.modules.get("gen_dist.parallel.processes"):
         parallel.end_process(exit_code)
@@ -167,18 +184,29 @@ def run_command(command: Callable[[], None]) -> NoReturn:
 def _exit_code_of(command: Callable[[], None]) -> int:
     try:
         command()
-    except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        if os.environ.get("LOCAL_RANK", "0") == "0" or not error.shared:
-            where = f"rank {rank}: " if rank != "0" else ""
-            print(f"{where}error: {error}", file=sys.stderr, flush=True)
-        return 2
     except KeyboardInterrupt:
         return 130  # the code that shells give a command ended by Ctrl-C
-    except BrokenPipeError:
-        # The reader closed the pipe, as `| head` does. Without this line Python complains again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as stop:
+        if not isinstance(stop.code, int | None):
+            raise
+        return stop.code or 0
+    except Exception as error:
+        if not (known := as_user_error(error)):
+            raise
+        rank = os.environ.get("RANK", "0")
+        if os.environ.get("LOCAL_RANK", "0") == "0" or not known.shared:
+            # A control character of a path would break the line, or command the terminal.
+            line = re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], str(known))
+            tell(f"{f'rank {rank}: ' if rank != '0' else ''}error: {line}")
+        return 2
     return 0
+
+
+def tell_outcome(lines: Sequence[str]) -> None:
+    """Print how a run ended. All that is in the lines is saved, so a reader that is gone does not make the run fail."""
+    print(*lines, sep="\n", flush=True)
+    if lost := lost_output(sys.stdout):
+        tell(f"warning: standard output cannot be written: {lost.strerror}; the run itself is saved")
 
 
 def call_parsed(function: Callable[..., None], words: Sequence[str], prog: str) -> None:
@@ -188,6 +216,7 @@ def call_parsed(function: Callable[..., None], words: Sequence[str], prog: str) 
         ConfigError: an unknown option, or an invalid value.
         SystemExit: after printing help.
     """
+    refuse_empty_words(words)
     # The call is made after parsing, because output during parsing counts as a parsing error.
     _with_short_errors(lambda: tyro.cli(_deferred(function), args=words, prog=prog))()
 
@@ -201,6 +230,7 @@ def run_subcommand(functions: Sequence[Callable[..., None]], words: Sequence[str
     """
     if not words:
         words = ["--help"]
+    refuse_empty_words(words)
     commands = {function.__name__: _deferred(function) for function in functions}
     # The call is made after parsing, because output during parsing counts as a parsing error.
     _with_short_errors(lambda: tyro.extras.subcommand_cli_from_dict(commands, args=words, prog=prog))()

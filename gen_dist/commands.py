@@ -12,6 +12,7 @@ import tyro
 
 from gen_dist.cli import preset_lines, run_command, run_subcommand
 from gen_dist.errors import ConfigError
+from gen_dist.surroundings import tell
 
 
 def main() -> None:
@@ -103,7 +104,7 @@ def evaluate(
         device=device,
         features=features,
         inception_weights=inception_weights,
-        announce=_to_stderr,
+        announce=tell,
     )
     if os.environ.get("RANK", "0") == "0":
         print(*found.lines(), sep="\n")
@@ -140,7 +141,7 @@ def compare(
     print("\n".join(table_lines(comparison)))
     files = [out / f"compare.{suffix}" for suffix in ("png", "md", "json")]
     try:
-        save_comparison(files[0], comparison, _to_stderr)
+        save_comparison(files[0], comparison, tell)
         write_atomically(files[1], markdown(comparison, files[0].name))
         write_atomically(files[2], json.dumps(comparison.as_json(), indent=2) + "\n")
     except OSError as error:
@@ -175,8 +176,8 @@ def report(
         raise ConfigError(f"{out} cannot be written: there is no directory {out.parent}")
     read = read_runs(runs, _evaluate if evaluate else None)
     if step_times:
-        _to_stderr("replaying some steps to see where their time goes (--no-step-times leaves that out)")
-    write_report(path, read, [measure_step_times(run.path, _to_stderr) if step_times else None for run in read])
+        tell("replaying some steps to see where their time goes (--no-step-times leaves that out)")
+    write_report(path, read, [measure_step_times(run.path, tell) if step_times else None for run in read])
     print(path)
 
 
@@ -197,7 +198,7 @@ def export(
     """
     from gen_dist.inference.export import export as write_export
 
-    print(write_export(run, format, out, parts, _to_stderr))
+    print(write_export(run, format, out, parts, tell))
 
 
 def presets() -> None:
@@ -229,12 +230,8 @@ def replay(run: tyro.conf.Positional[Path], /, step: int) -> None:
 def _evaluate(run: Path) -> None:
     from gen_dist.evaluation.evaluator import evaluate
 
-    _to_stderr(f"evaluating {run}")
-    evaluate(run, announce=_to_stderr)
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    tell(f"evaluating {run}")
+    evaluate(run, announce=tell)
 
 
 FUNCTIONS: list[Callable[..., None]] = [

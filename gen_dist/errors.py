@@ -1,4 +1,9 @@
-"""Errors that a user can cause. Every command prints such an error as one line and exits with code 2."""
+"""Errors that a user can cause or fix. Every command prints such an error as one line and exits with code 2."""
+
+from __future__ import annotations
+
+import errno
+import os
 
 
 class UserError(ValueError):
@@ -40,3 +45,71 @@ class OtherVersionError(CheckpointError):
 
 class TakenOverError(CheckpointError):
     """A later start of the same launch has claimed the run directory, since this process was presumed dead."""
+
+
+class MachineError(UserError):
+    """Refusal of the machine: a file that cannot be used, memory that is not there, a process that has gone."""
+
+
+_WAYS_OUT = {
+    errno.EACCES: "use one that this user may read and write",
+    errno.EPERM: "use one that this user may read and write",
+    errno.EROFS: "use one that can be written",
+    errno.ENAMETOOLONG: "use a shorter one",
+    errno.ELOOP: "fix the link, which leads to itself",
+    errno.ENOSPC: "free some space, then run the same command",
+    errno.EDQUOT: "free some space, then run the same command",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), then run the same command",
+    errno.ENFILE: "close other programs, then run the same command",
+}
+_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "not enough memory")
+"""Words of libraries for memory that is not there."""
+_LOST_PEERS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+_KINDS_OF_LOST_PEERS = ("PeerDiedError", "DistBackendError", "DistNetworkError", "DistStoreError")
+
+
+def as_user_error(error: BaseException) -> UserError | None:
+    """Return an error as one that is told in a line. None stands for a fault of this program, whose traceback helps.
+
+    The kinds of torch's errors are known by name, so that no command waits for torch.
+    """
+    if isinstance(error, UserError):
+        return error
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    is_runtime = isinstance(error, RuntimeError)
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return _out_of_memory(first_line)
+    if is_runtime and any(words in str(error).lower() for words in _MEMORY):
+        return _out_of_memory(first_line)
+    if isinstance(error, OSError):
+        return MachineError(_refused(error))
+    if is_runtime and first_line.startswith("Symlink loop"):  # pathlib's, before Python 3.13
+        return MachineError(f"{first_line}; fix the link, which leads to itself")
+    if is_runtime and "start new thread" in first_line:
+        return MachineError(f"{first_line}; raise the limit of processes (ulimit -u), then run the same command")
+    if type(error).__name__ in _KINDS_OF_LOST_PEERS or (is_runtime and any(one in str(error) for one in _LOST_PEERS)):
+        return MachineError(
+            f"another process of this run has ended or cannot be reached ({_shortened(first_line)}); see its output, "
+            "then run the same command"
+        )
+    return None
+
+
+def _out_of_memory(reason: str) -> MachineError:
+    return MachineError(
+        f"out of memory ({_shortened(reason)}); use a smaller batch, --accumulation 2 or more for the same batch in "
+        "parts, or a smaller network"
+    )
+
+
+def _refused(error: OSError) -> str:
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, str | bytes) and path]
+    where = f"{' to '.join(map(_shortened, paths))}: " if paths else ""
+    way_out = _WAYS_OUT.get(error.errno or 0, "fix that, then run the same command")
+    return f"{where}{_shortened(reason)}; {way_out}"
+
+
+def _shortened(text: str) -> str:
+    """Start and end of a text: together with the way out it fits a line that can be read."""
+    return text if len(text) <= 200 else f"{text[:110]} ... {text[-80:]}"

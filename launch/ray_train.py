@@ -7,7 +7,7 @@ from pathlib import Path
 if (root := Path(__file__).resolve().parent.parent).joinpath("gen_dist").is_dir():
     sys.path.insert(0, str(root))
 
-from gen_dist.cli import own_program, parse_train, run_command
+from gen_dist.cli import own_program, parse_train, run_command, tell_outcome
 from gen_dist.launch.cluster.access import connect
 from gen_dist.launch.cluster.options import RayOptions, run_location
 
@@ -19,7 +19,7 @@ def main() -> None:
         from gen_dist.launch.cluster.watching import train_in_workers  # Ray takes seconds to import
 
         lines = train_in_workers(config, fresh, options, run_location(config, options.storage))
-    print(*lines, sep="\n", flush=True)
+    tell_outcome(lines)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 if (root := Path(__file__).resolve().parent.parent).joinpath("gen_dist").is_dir():
     sys.path.insert(0, str(root))
 
-from gen_dist.cli import NoOptions, own_program, parse_train, resume_command, run_command
+from gen_dist.cli import NoOptions, own_program, parse_train, resume_command, run_command, tell_outcome
 from gen_dist.importing import quick_import
 
 
@@ -19,13 +19,11 @@ def main(words: Sequence[str], program: str) -> None:
     """Parse the words of the command line, train, and say where the results are."""
     config, fresh, _ = parse_train(words, program, NoOptions())
     with quick_import():  # torch takes seconds: --help and mistyped options need not wait for it
-        from gen_dist.parallel.processes import stop_with_launcher
         from gen_dist.training import run
 
-    stop_with_launcher()
     outcome = run.train(config, fresh=fresh)
     if outcome.is_main:
-        print(*outcome.report(resume_command()), sep="\n", flush=True)
+        tell_outcome(outcome.report(resume_command()))
 
 
 if __name__ == "__main__":

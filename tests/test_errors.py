@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -21,9 +22,11 @@ import pytest
 import torch
 from PIL import Image
 
+from gen_dist import commands
 from gen_dist.cli import run_command
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, DataError, UserError
+from gen_dist.parallel.barrier import PeerDiedError
 from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
@@ -343,11 +346,12 @@ def test_what_was_written_survives_a_refusal(
     ("error", "environment", "printed"),
     [
         (ConfigError("seed -1"), {}, "error: seed -1\n"),
-        (ConfigError("seed -1"), {"RANK": "0", "LOCAL_RANK": "0"}, "error: seed -1\n"),
-        (ConfigError("seed -1"), {"RANK": "1", "LOCAL_RANK": "1"}, ""),
-        (ConfigError("seed -1"), {"RANK": "8", "LOCAL_RANK": "0"}, "rank 8: error: seed -1\n"),
-        (ConfigError("seed -1"), {"RANK": "3"}, "rank 3: error: seed -1\n"),
-        (DataError("no images"), {"RANK": "1", "LOCAL_RANK": "1"}, "rank 1: error: no images\n"),
+        (ConfigError("seed -1"), {"LOCAL_RANK": "3"}, "error: seed -1\n"),  # left over from another launch
+        (ConfigError("seed -1"), {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "error: seed -1\n"),
+        (ConfigError("seed -1"), {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, ""),
+        (ConfigError("seed -1"), {"WORLD_SIZE": "9", "RANK": "8", "LOCAL_RANK": "0"}, "rank 8: error: seed -1\n"),
+        (ConfigError("seed -1"), {"WORLD_SIZE": "4", "RANK": "3"}, "rank 3: error: seed -1\n"),
+        (DataError("no images"), {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, "rank 1: error: no images\n"),
     ],
 )
 def test_one_process_a_host_says_what_is_wrong_with_a_config(
@@ -357,10 +361,10 @@ def test_one_process_a_host_says_what_is_wrong_with_a_config(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name in ("RANK", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    unset = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
+    monkeypatch.setattr(
+        os, "environ", {name: value for name, value in os.environ.items() if name not in unset} | environment
+    )
 
     def fail() -> None:
         raise error
@@ -369,6 +373,80 @@ def test_one_process_a_host_says_what_is_wrong_with_a_config(
         run_command(fail)
     assert stop.value.code == 2
     assert capsys.readouterr().err == printed
+
+
+_ALLOCATION = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "6272000000 bytes. Error code 12 (Cannot allocate memory)\nframe #0: c10::ThrowEnforceNotMet"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), ["/root/x: Permission denied", "may read"]),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "y" * 4000), ["yyy ... yyy", "use a shorter one"]),
+        (OSError(errno.ENOSPC, "No space left on device"), ["error: No space left on device; free some space"]),
+        (OSError(errno.EROFS, "Read-only file system", b"/mnt/a"), ["/mnt/a: Read-only file system; use one that"]),
+        (OSError(errno.EMFILE, "Too many open files", "a"), ["ulimit -n"]),
+        (OSError(errno.EIO, "Input/output error", "a", None, "b"), ["a to b: Input/output error; fix that"]),
+        (OSError("a library's own words"), ["error: a library's own words; fix that"]),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), ["error: Broken pipe"]),
+        (FileNotFoundError(errno.ENOENT, "No such file", "r\n\x1b[2Jun"), [r"r\n\x1b[2Jun"]),
+        (RuntimeError("Symlink loop from '/a/loop'"), ["/a/loop", "leads to itself"]),
+        (MemoryError(), ["out of memory (MemoryError)", "--accumulation 2"]),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), ["out of memory", "a smaller batch"]),
+        (RuntimeError(_ALLOCATION), ["out of memory", "6272000000 bytes", "a smaller network"]),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), ["out of memory (CUDA", "2 GiB"]),
+        (RuntimeError("std::bad_alloc"), ["out of memory (std::bad_alloc)"]),
+        (RuntimeError("can't start new thread"), ["ulimit -u"]),
+        (PeerDiedError("rank 1 (process 7) of this run died"), ["rank 1 (process 7) of this run died", "its output"]),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), ["another process of this run"]),
+    ],
+    ids=repr,
+)
+def test_what_the_machine_refuses_is_told_in_one_line(
+    error: Exception, told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(fail)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(part in line for part in told), line
+    assert len(line) < 500
+
+
+@pytest.mark.parametrize("fault", [AssertionError("a fault"), KeyError("name"), RuntimeError("shapes differ")])
+def test_a_fault_of_the_program_keeps_its_traceback(fault: Exception) -> None:
+    def fail() -> None:
+        raise fault
+
+    with pytest.raises(type(fault)):
+        run_command(fail)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["sample", "{run}", "--out", ""], "--out is empty"),
+        (["sample", "{run}", "--out="], "--out is empty"),
+        (["evaluate", ""], "an argument is empty"),
+        (["train", "vae-mnist", "--run-dir", ""], "--run-dir is empty"),
+        (["train", "", "--fresh"], "an argument is empty"),
+        (["compare", "{run}", "{run}", "--out", ""], "--out is empty"),
+    ],
+)
+def test_an_empty_word_is_not_the_current_directory(
+    words: list[str], told: str, finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gen-dist", *(word.format(run=finished_run) for word in words)])
+    with pytest.raises(SystemExit) as stop:
+        commands.main()
+    assert stop.value.code == 2
+    assert told in capsys.readouterr().err
 
 
 def test_a_run_directory_in_a_home_directory_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch.distributed._functional_collectives as collectives
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from gen_dist.errors import UserError
+from gen_dist.errors import UserError, as_user_error
 from gen_dist.parallel.processes import Processes
 
 T = TypeVar("T")
@@ -94,15 +94,16 @@ def raise_everywhere(error: UserError | None, processes: Processes) -> None:
 
 @contextlib.contextmanager
 def errors_shared(processes: Processes) -> Iterator[None]:
-    """Context manager for work of the main process. Its UserError is raised in every process at the end.
+    """Context manager for work of the main process. Its error is raised in every process at the end.
 
-    An error of another process is raised only there.
+    An error of another process is raised only there, as is one that no user can fix.
     """
     error: UserError | None = None
     try:
         yield
-    except UserError as raised:
-        error = raised
+    except Exception as raised:
+        if (error := as_user_error(raised)) is None:
+            raise
     raise_everywhere(error if processes.is_main else None, processes)
     if error:
         raise error

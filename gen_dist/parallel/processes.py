@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import os
 import platform
-import signal
 import sys
 from dataclasses import dataclass
 from typing import NoReturn
@@ -21,7 +20,6 @@ from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.parallel.rendezvous import join, number_from
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
@@ -38,15 +36,6 @@ class Processes:
     def is_main(self) -> bool:
         """True in the one process that writes files and prints."""
         return self.rank == 0
-
-
-def stop_with_launcher() -> None:
-    """Have the operating system send SIGTERM to this process when its launcher dies (Linux).
-
-    Accelerate's launcher of one process forwards no signal: its child would train on in the background.
-    """
-    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def start_processes(config: TrainConfig) -> Processes:

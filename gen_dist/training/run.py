@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from gen_dist.presets import get_preset
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.run_directory import hold
+from gen_dist.surroundings import tell
 from gen_dist.training.outcome import DivergenceError, Outcome
 from gen_dist.training.run_recorder import MainRunRecorder, RunRecorder
 from gen_dist.training.schedule import learning_rate_at
@@ -52,7 +52,7 @@ def train(
         config = get_preset(config)
     processes = start_processes(config)
     screen = supervisor.screen if supervisor else None
-    announce = say or (lambda line: print(line, file=screen or sys.stderr, flush=True))
+    announce = say or (lambda line: tell(line, screen))
     if not processes.is_main:
         announce = _silent
     path = (supervisor.directory if supervisor else None) or config.run_path

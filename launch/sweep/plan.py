@@ -103,8 +103,6 @@ def plan_sweep(config: TrainConfig, fresh: bool, options: SweepOptions) -> Itera
     except Timeout:
         raise ConfigError(f"another sweep is running in {path}; wait for it or choose another --run-dir") from None
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise
         raise ConfigError(f"{path} cannot be written to: {error.strerror or error}; choose another --storage") from None
     finally:
         lock.release()
