@@ -11,7 +11,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 _POSIX = os.name == "posix"
 if _POSIX:
@@ -69,18 +69,38 @@ def read_regular(path: str | Path, at_most: int | None = None) -> bytes:
         OSError: no such file, no permission, not a regular file (ENXIO), larger than `at_most` bytes (EFBIG), or a
             read error that stays after some tries.
     """
-    return retrying(lambda: _read_regular(path, at_most))
+
+    def read() -> bytes:
+        with _open_regular(path) as file:
+            if at_most is not None and (size := os.fstat(file.fileno()).st_size) > at_most:
+                raise OSError(errno.EFBIG, f"{size:,} bytes are more than {at_most:,}", str(path))
+            return file.read(-1 if at_most is None else at_most)
+
+    return retrying(read)
 
 
-def _read_regular(path: str | Path, at_most: int | None) -> bytes:
+def read_at(path: str | Path, first: int, count: int) -> bytes:
+    """Read up to `count` bytes of a regular file from the byte `first` on.
+
+    Raises:
+        OSError: as `read_regular`.
+    """
+
+    def read() -> bytes:
+        with _open_regular(path) as file:
+            file.seek(first)
+            return file.read(count)
+
+    return retrying(read)
+
+
+def _open_regular(path: str | Path) -> BinaryIO:
     # Without O_NONBLOCK, opening a pipe waits for a writer.
-    with open(os.open(path, os.O_RDONLY | _NONBLOCK | _BINARY), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.ENXIO, "not a regular file", str(path))
-        if at_most is not None and status.st_size > at_most:
-            raise OSError(errno.EFBIG, f"{status.st_size:,} bytes are more than {at_most:,}", str(path))
-        return file.read(at_most)
+    descriptor = os.open(path, os.O_RDONLY | _NONBLOCK | _BINARY)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.ENXIO, "not a regular file", str(path))
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -35,6 +35,10 @@ class DigitsInMemory:
         """The same each time."""
         return DIGITS
 
+    def remarks(self) -> list[str]:
+        """None."""
+        return []
+
     def fetch(self) -> None:
         """Nothing to do."""
 

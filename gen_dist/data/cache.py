@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from gen_dist.config import DataConfig
+from gen_dist.data.building import building_prefix, file_slug, only_builder
 from gen_dist.data.packing import cache_errors, images_file, labels_file, pack
 from gen_dist.data.sources.source import SPLITS, Source, SplitName
 from gen_dist.errors import DataError
-from gen_dist.files import sync
+from gen_dist.files import reason_of, retrying, sync, write_atomically
 
 # Part of the key: raise it when packing changes, to invalidate existing caches.
-_FORMAT = 1
+_FORMAT = 2
 _FILES = tuple(name(split) for split in SPLITS for name in (images_file, labels_file))
 # Files up to this size are hashed at every opening, larger ones only if their stamps have changed.
 _ALWAYS_VERIFIED_BYTES = 2**30
@@ -70,22 +71,23 @@ def open_packed(source: Source, packing: DataConfig, announce: Callable[[str], N
 
     Raises:
         DataError: the source cannot be packed, or the cache directory cannot be written.
+        OSError: files of the source cannot be read.
     """
     cache = cache_directory(packing)
     directory = _find(source, packing, cache)
-    if directory is not None and directory.is_dir():
+    if directory is not None and _is_directory(directory):
         # Without the lock, so that a finished cache can be shared read-only. Damage is checked again
         # under the lock, because another process may be replacing the cache.
         with contextlib.suppress(_DamagedCache, FileNotFoundError):
             return _open(directory, source, packing, announce)
-    with _only_builder(cache, source, announce):
+    with only_builder(cache, source, announce):
         directory = _find(source, packing, cache)
-        if directory is None or not directory.exists():
+        if directory is None or not _is_directory(directory):
             source.fetch()
             directory = _find(source, packing, cache)
             if directory is None:
                 raise DataError(f"{source.name}: its files are still missing after the download")
-        if directory.exists():
+        if _is_directory(directory):
             try:
                 return _open(directory, source, packing, announce)
             except (_DamagedCache, FileNotFoundError) as error:
@@ -131,7 +133,14 @@ def _find(source: Source, packing: DataConfig, cache: Path) -> Path | None:
     if fingerprint is None:
         return None
     decisive = json.dumps([_FORMAT, _options(source, packing), fingerprint], sort_keys=True)
-    return cache / f"{source.slug}-{hashlib.sha256(decisive.encode()).hexdigest()[:16]}"
+    return cache / f"{file_slug(source)}-{hashlib.sha256(decisive.encode()).hexdigest()[:16]}"
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def _options(source: Source, packing: DataConfig) -> dict[str, Any]:
@@ -142,50 +151,39 @@ def _options(source: Source, packing: DataConfig) -> dict[str, Any]:
     return options
 
 
-@contextlib.contextmanager
-def _only_builder(cache: Path, source: Source, announce: Callable[[str], None]) -> Iterator[None]:
-    """Context manager that holds the lock of this source's builders. The system frees it if a builder dies."""
-    with cache_errors(cache):
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(cache / f"{source.slug}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            announce(f"waiting for another process that packs {source.name} into {cache}")
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _build(source: Source, packing: DataConfig, directory: Path) -> None:
     """Build the cache under a temporary name, sync it to the disk and rename it."""
     cache = directory.parent
-    temporary_prefix = f".{source.slug}-building-"
     with cache_errors(cache):
-        for left_over in cache.glob(f"{temporary_prefix}*"):
-            # Left by a killed builder: a live one would hold the lock.
-            shutil.rmtree(left_over)
-        temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix, dir=cache))
+        temporary = Path(tempfile.mkdtemp(prefix=building_prefix(source), dir=cache))
     try:
         packed = pack(source, packing, temporary, shown_directory=cache)
+        if _find(source, packing, cache) != directory:
+            raise DataError(f"{source.name}: its files changed while they were packed; try again")
         with cache_errors(cache):
             meta: dict[str, Any] = {
                 "format": _FORMAT,
                 "source": source.name,
                 "options": _options(source, packing),
                 "class_names": packed.class_names,
-                "skipped": packed.skipped,
-                "skipped_names": packed.skipped_names,
+                "left_out": packed.left_out,
+                "left_out_text": packed.left_out_text,
+                "remarks": packed.remarks,
                 "files": {name: _describe(temporary / name) for name in _FILES},
             }
             meta["digest"] = _digest(meta)
+            meta["digest_of_this_file"] = _digest_of_all(meta)
             _write_synced(temporary / "meta.json", meta)
             _write_synced(temporary / "seen.json", {name: _stamp(temporary / name) for name in _FILES})
             sync(temporary)
             temporary.chmod(0o755)  # mkdtemp makes it private; a cache may be shared
-            temporary.rename(directory)
+            try:
+                temporary.rename(directory)
+            except OSError as error:
+                # Another process was as quick, on a file system without locks.
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                shutil.rmtree(temporary)
             sync(cache)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -193,34 +191,48 @@ def _build(source: Source, packing: DataConfig, directory: Path) -> None:
 
 
 def _open(directory: Path, source: Source, packing: DataConfig, announce: Callable[[str], None]) -> Dataset:
-    """Verify and map a cache.
+    """Verify and map a cache, and announce what it lacks of its source.
 
     Raises:
-        DataError: images were left out, and the config treats this as an error.
+        DataError: images were left out, and the config treats this as an error; or the cache cannot be read just now.
         _DamagedCache: it differs from what was written.
         FileNotFoundError: the cache or one of its files is missing.
     """
     try:
-        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
-        if meta["digest"] != _digest(meta):
-            raise _DamagedCache("meta.json has another digest")
-        _verify(directory, meta["files"])
-        train, test = (_map(directory, split, source.name) for split in SPLITS)
-    except (ValueError, KeyError, TypeError) as error:
-        raise _DamagedCache(f"{type(error).__name__}: {error}") from None
+        meta, train, test = retrying(lambda: _read(directory, source.name))
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise DataError(f"cannot read packed images in {directory}: {error.strerror or error}") from None
-    if meta["skipped"]:
-        names = ", ".join(meta["skipped_names"]) + (", ..." if meta["skipped"] > len(meta["skipped_names"]) else "")
+        raise _unreadable(directory, error) from None
+    if meta["left_out"]:
         if packing.unreadable_images == "error":
             raise DataError(
-                f"{source.name}: {meta['skipped']} images are unreadable: {names}; repair or remove them, or use "
-                "--unreadable-images skip"
+                f"{source.name}: {meta['left_out']} images are unreadable: {meta['left_out_text']}; repair or remove "
+                "them, or use --unreadable-images skip"
             )
-        announce(f"{source.name}: left out {meta['skipped']} unreadable images: {names}")
+        announce(f"{source.name}: left out {meta['left_out']} unreadable images: {meta['left_out_text']}")
+    for remark in [*source.remarks(), *meta["remarks"]]:
+        announce(f"{source.name}: {remark}")
     return Dataset(train, test, tuple(meta["class_names"]), meta["digest"])
+
+
+def _read(directory: Path, source_name: str) -> tuple[dict[str, Any], Split, Split]:
+    try:
+        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        if meta["digest"] != _digest(meta) or meta["digest_of_this_file"] != _digest_of_all(meta):
+            raise _DamagedCache("meta.json has another digest")
+        _verify(directory, meta["files"])
+        train, test = (_map(directory, split, source_name) for split in SPLITS)
+        return meta, train, test
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _DamagedCache(f"{type(error).__name__}: {error}") from None
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"cannot read packed images in {path}: {reason_of(error)}; repair that and try again, or name another "
+        "directory with --cache-dir or $GEN_DIST_CACHE"
+    )
 
 
 def _map(directory: Path, split: SplitName, source_name: str) -> Split:
@@ -238,8 +250,7 @@ def _verify(directory: Path, files: dict[str, Any]) -> None:
             raise _DamagedCache(f"{name} has {size} bytes, not {files[name]['bytes']}")
     stamps = {name: _stamp(directory / name) for name in _FILES}
     large = sum(files[name]["bytes"] for name in _FILES) > _ALWAYS_VERIFIED_BYTES
-    seen_path = directory / "seen.json"
-    if large and seen_path.exists() and json.loads(seen_path.read_text(encoding="utf-8")) == stamps:
+    if large and _seen(directory) == stamps:
         return
     for name in _FILES:
         if _describe(directory / name) != files[name]:
@@ -247,9 +258,15 @@ def _verify(directory: Path, files: dict[str, Any]) -> None:
     if large:
         # In a cache that is shared read-only the next opening verifies again.
         with contextlib.suppress(OSError):
-            temporary = directory / f"seen.json.{os.getpid()}"
-            _write_synced(temporary, stamps)
-            temporary.rename(seen_path)
+            write_atomically(directory / "seen.json", json.dumps(stamps, indent=2))
+
+
+def _seen(directory: Path) -> object:
+    """Stamps of the files when they were last verified; None if they are not readable."""
+    try:
+        return json.loads((directory / "seen.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -265,6 +282,11 @@ def _stamp(path: Path) -> list[int]:
 def _digest(meta: dict[str, Any]) -> str:
     content = [[meta["files"][name]["sha256"] for name in _FILES], list(meta["class_names"])]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _digest_of_all(meta: dict[str, Any]) -> str:
+    others = {name: value for name, value in meta.items() if name != "digest_of_this_file"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def _write_synced(path: Path, content: dict[str, Any]) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from gen_dist.config import DataConfig
 from gen_dist.data import sources
 from gen_dist.data.cache import Dataset, expand_home, open_packed
+from gen_dist.data.naming import printable
 from gen_dist.data.sources.source import Request, Source, SourceKind, registered
 from gen_dist.errors import DataError
+from gen_dist.files import reason_of
 
 
 def open_dataset(
@@ -27,9 +29,18 @@ def open_dataset(
         announce: takes a line before work that takes long, and about images that are left out.
 
     Raises:
-        DataError: the source is unknown, missing, damaged or cannot be packed as configured; one line.
+        DataError: the source is unknown, missing, damaged, cannot be read just now or cannot be packed as configured;
+            one line.
     """
-    return open_packed(_find_source(source, expand_home(root), packing), packing, announce)
+    try:
+        return open_packed(_find_source(source, expand_home(root), packing), packing, announce)
+    except OSError as error:
+        path = printable(str(error.filename)) if error.filename is not None else "a file"
+        raise DataError(
+            f"{printable(source)}: cannot read {path}: {reason_of(error)}; repair that and try again"
+        ) from None
+    except MemoryError:
+        raise DataError(f"{printable(source)}: out of memory while it was packed; free some and try again") from None
 
 
 @functools.cache

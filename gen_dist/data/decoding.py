@@ -3,21 +3,58 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import threading
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-Encoded = Path | bytes | NDArray[np.uint8]
-"""An image file, the bytes of one, or pixels uint8 [C, H, W] with C 1 or 3."""
+from gen_dist.data.losses import frame_and_channel_losses, intensity_losses
+from gen_dist.errors import DataError
+from gen_dist.files import read_regular
 
+_FORMATS = (
+    *("AVIF", "BMP", "DDS", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "TGA", "TIFF"),
+    "WEBP",
+)
+"""PIL has formats that run other programs on the content: an EPS file, whatever its name, is given to Ghostscript."""
 _GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 # Images are reduced in one cheap step to no less than this multiple of the target before the exact resize.
 _REDUCING_GAP = 3.0
+_MAX_FILE_BYTES = 2**28
+# A progressive JPEG has about ten scans. Each costs a pass over all pixels but only a few bytes.
+_MAX_JPEG_SCANS = 200
+# Larger images are decoded one at a time and in strips, so that memory is bounded whatever the number of threads.
+_LARGE_PIXELS = 2**24
+_LARGE_IMAGE = threading.Lock()
+
+
+class ImageFile(NamedTuple):
+    """An image file as it was when its directory was listed."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+Encoded = ImageFile | bytes | NDArray[np.uint8]
+"""An image file, the bytes of one, or pixels uint8 [C, H, W] with C 1 or 3."""
+
+
+class Decoded(NamedTuple):
+    """Pixels of an image."""
+
+    pixels: NDArray[np.uint8]
+    """[C, H, W]."""
+    gray: bool
+    """True if the image is stored as grayscale, so that all channels are equal."""
+    losses: dict[str, str]
+    """What of the image is not in the pixels: kinds of loss with the values of this image."""
 
 
 class UnreadableImage(Exception):
@@ -36,7 +73,26 @@ def image_warnings_as_intended() -> Iterator[None]:
         yield
 
 
-def decode_image(encoded: Encoded, size: int | None, channels: int | None) -> tuple[NDArray[np.uint8], bool]:
+def read_image(file: ImageFile) -> bytes:
+    """Bytes of an image file.
+
+    Raises:
+        UnreadableImage: so large that it is no image.
+        OSError: it cannot be read, which says nothing about the image.
+        DataError: it has changed since its directory was listed.
+    """
+    try:
+        content = read_regular(file.path, _MAX_FILE_BYTES)
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise UnreadableImage(f"more than {_MAX_FILE_BYTES:,} bytes") from None
+        raise
+    if len(content) != file.size:
+        raise DataError(f"{file.path} changed while it was read: {len(content):,} bytes after {file.size:,}; try again")
+    return content
+
+
+def decode_image(encoded: Encoded, size: int | None, channels: int | None) -> Decoded:
     """Decode an image, turn it upright, lay it on white, and resize and crop it.
 
     Args:
@@ -44,20 +100,63 @@ def decode_image(encoded: Encoded, size: int | None, channels: int | None) -> tu
         size: side in pixels of the result: the largest centred square, resized. None keeps the image's own size.
         channels: 1 for grayscale, 3 for RGB. None gives RGB.
 
-    Returns:
-        Pixels uint8 [C, H, W], and whether the image is stored as grayscale, so that all channels are equal.
-
     Raises:
-        UnreadableImage: missing, truncated, damaged, no image, or more pixels than PIL's limit for safe images.
+        UnreadableImage: empty, truncated, damaged, no image, or more pixels than PIL's limit for safe images.
+        OSError: the file cannot be read, which says nothing about the image.
+        MemoryError: there is not enough memory, which says nothing about the image.
+        DataError: the file has changed since its directory was listed.
     """
+    content = read_image(encoded) if isinstance(encoded, ImageFile) else encoded
+    if not len(content):
+        raise UnreadableImage("no bytes")
     try:
-        image, gray = _decode_upright(encoded, size)
+        return _decoded(content, size, channels)
+    except MemoryError:
+        raise
     # Decoders raise nearly every built-in exception on damaged input: OSError, SyntaxError, struct.error, EOFError...
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
         if isinstance(error, UnidentifiedImageError):
-            reason = "not an image"
+            reason = "not an image of a format that is read"
         raise UnreadableImage(reason or type(error).__name__) from error
+
+
+def _decoded(content: bytes | NDArray[np.uint8], size: int | None, channels: int | None) -> Decoded:
+    if isinstance(content, np.ndarray):
+        gray = content.shape[0] == 1
+        image = Image.fromarray(content[0] if gray else np.ascontiguousarray(content.transpose(1, 2, 0)))
+        return Decoded(_fitted(image, size, channels), gray, {})
+    with Image.open(io.BytesIO(content), formats=_registered_formats()) as opened:
+        large = opened.width * opened.height > _LARGE_PIXELS
+        with _LARGE_IMAGE if large else contextlib.nullcontext():
+            return _decode_opened(opened, content, size, channels)
+
+
+def _registered_formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]  # some builds of PIL lack AVIF
+
+
+def _decode_opened(opened: Image.Image, content: bytes, size: int | None, channels: int | None) -> Decoded:
+    if opened.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise ValueError(f"a JPEG of more than {_MAX_JPEG_SCANS} scans")
+    gray = opened.mode in _GRAY_MODES
+    tiles = getattr(opened, "tile", None)
+    raw_mode = str(tiles[0].args) if tiles else ""
+    if size is not None:
+        # JPEG only: decode at a half, quarter or eighth of the size where that is enough.
+        opened.draft(None, (int(size * _REDUCING_GAP), int(size * _REDUCING_GAP)))
+    opened.load()
+    if opened.width * opened.height > _LARGE_PIXELS:
+        image = _large_eight_bit(opened, gray)
+    else:
+        image = _eight_bit_opaque(ImageOps.exif_transpose(opened), gray, _float_scale(opened))
+    losses = intensity_losses(opened, image, raw_mode) | frame_and_channel_losses(opened, raw_mode)
+    return Decoded(_fitted(image, size, channels), gray, losses)
+
+
+def _fitted(image: Image.Image, size: int | None, channels: int | None) -> NDArray[np.uint8]:
+    """Resize and crop an image of mode L or RGB into pixels [C, H, W]."""
     if size is not None and image.size != (size, size):
         side = min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
@@ -65,26 +164,25 @@ def decode_image(encoded: Encoded, size: int | None, channels: int | None) -> tu
         image = image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=_REDUCING_GAP)
     image = image.convert("L" if channels == 1 else "RGB")
     pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, -1)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), gray
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _decode_upright(encoded: Encoded, size: int | None) -> tuple[Image.Image, bool]:
-    """The whole image as mode L or RGB, and whether it was stored as grayscale."""
-    if isinstance(encoded, np.ndarray):
-        gray = encoded.shape[0] == 1
-        return Image.fromarray(encoded[0] if gray else np.ascontiguousarray(encoded.transpose(1, 2, 0))), gray
-    with Image.open(encoded if isinstance(encoded, Path) else io.BytesIO(encoded)) as opened:
-        gray = opened.mode in _GRAY_MODES
-        if size is not None:
-            # JPEG only: decode at a half, quarter or eighth of the size where that is enough.
-            opened.draft(None, (int(size * _REDUCING_GAP), int(size * _REDUCING_GAP)))
-        opened.load()
-        return _eight_bit_opaque(ImageOps.exif_transpose(opened), gray), gray
+def _large_eight_bit(opened: Image.Image, gray: bool) -> Image.Image:
+    """The same as for small images, made in strips: intermediate images would take four times the memory."""
+    stays_gray = opened.mode[0] in "IF" or (gray and not opened.has_transparency_data)
+    image = Image.new("L" if stays_gray else "RGB", opened.size)
+    scale = _float_scale(opened)
+    rows = max(1, _LARGE_PIXELS // 16 // opened.width)
+    for top in range(0, opened.height, rows):
+        strip = opened.crop((0, top, opened.width, min(top + rows, opened.height)))
+        image.paste(_eight_bit_opaque(strip, gray, scale), (0, top))
+    image.info["exif"] = opened.getexif().tobytes()
+    return ImageOps.exif_transpose(image)
 
 
-def _eight_bit_opaque(image: Image.Image, gray: bool) -> Image.Image:
+def _eight_bit_opaque(image: Image.Image, gray: bool, float_scale: float) -> Image.Image:
     if image.mode == "F":
-        return Image.fromarray(_eight_bit_from_float(np.asarray(image)))
+        return Image.fromarray(_eight_bit_from_float(np.asarray(image), float_scale))
     if image.mode.startswith("I"):
         # 32-bit integer images hold 16-bit intensities in practice: PGM and older PNG and TIFF readers give them.
         intensities = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
@@ -96,10 +194,16 @@ def _eight_bit_opaque(image: Image.Image, gray: bool) -> Image.Image:
     return image.convert("L" if gray else "RGB")
 
 
-def _eight_bit_from_float(intensities: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _float_scale(image: Image.Image) -> float:
     """Float images are in [0, 1] if no pixel is above 1, else in [0, 255]."""
+    if image.mode != "F":
+        return 1.0
+    highest = np.array(image.getextrema(), np.float32)[1]
+    return 255.0 if highest <= 1 else 1.0
+
+
+def _eight_bit_from_float(intensities: NDArray[np.float32], scale: float) -> NDArray[np.uint8]:
     if not np.isfinite(intensities).all():
         raise ValueError("float pixels that are not finite")
-    scale = 255.0 if intensities.max() <= 1 else 1.0
     pixels: NDArray[np.uint8] = np.clip(np.rint(intensities * scale), 0, 255).astype(np.uint8)
     return pixels

@@ -6,7 +6,7 @@ import collections
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gen_dist.config import DataConfig
-from gen_dist.data.decoding import Encoded, UnreadableImage, decode_image, image_warnings_as_intended
+from gen_dist.data.decoding import Decoded, UnreadableImage, decode_image, image_warnings_as_intended
+from gen_dist.data.losses import KINDS
+from gen_dist.data.naming import remarks_on_classes
 from gen_dist.data.sources.source import SPLITS, Block, Source, SplitName
 from gen_dist.data.subsets import held_out_order
+from gen_dist.data.tally import Tally, shown_names
 from gen_dist.errors import DataError
+from gen_dist.files import reason_of
 
 # Images decoded by one task of the thread pool: enough to make the hand-over cheap, few enough to bound memory.
 _IMAGES_PER_TASK = 16
@@ -36,10 +40,12 @@ class Packed:
     """Result of packing, besides the files."""
 
     class_names: tuple[str, ...]
-    skipped: int
-    """Number of unreadable images left out."""
-    skipped_names: tuple[str, ...]
-    """The first three of them."""
+    left_out: int
+    """Number of unreadable images."""
+    left_out_text: str
+    """Their number by reason, and the first names."""
+    remarks: list[str]
+    """Lines about class names that may not be meant, and images that lost something, such as their further pages."""
 
 
 def images_file(split: SplitName) -> str:
@@ -96,7 +102,11 @@ def pack(source: Source, packing: DataConfig, directory: Path, shown_directory: 
         )
         packer.pack(pool, bar.update)
         packer.finish()
-    return Packed(class_names, packer.skipped, tuple(packer.skipped_names))
+    lost = [
+        f"{count:,} images {KINDS[kind]}: {shown_names(count, names)} ({detail})"
+        for kind, count, detail, names in packer.losses.kinds()
+    ]
+    return Packed(class_names, packer.left_out.count, str(packer.left_out), [*remarks_on_classes(class_names), *lost])
 
 
 class _ArrayFile:
@@ -154,21 +164,16 @@ class _ArrayFile:
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """Result of one decoding task: a few images of a block."""
-
-    images: list[NDArray[np.uint8] | str]
-    """Pixels [C, H, W], or the reason why the image is unreadable."""
-    gray: bool
+_Result = Decoded | str
+"""An image, or the reason why it is unreadable."""
 
 
 class _Packer:
     def __init__(
         self, source: Source, packing: DataConfig, directory: Path, shown_directory: Path, num_classes: int
     ) -> None:
-        self.skipped = 0
-        self.skipped_names: list[str] = []
+        self.left_out = Tally()
+        self.losses = Tally()
         self._source = source
         self._packing = packing
         self._directory = directory
@@ -178,7 +183,6 @@ class _Packer:
         self._shape: tuple[int, ...] | None = None
         self._first_name = ""
         self._all_gray = True
-        self._first_reason = ""
         self._labels: dict[SplitName, list[NDArray[np.int64]]] = {split: [] for split in SPLITS}
         with cache_errors(shown_directory):
             self._files = {split: _ArrayFile(directory / images_file(split)) for split in SPLITS}
@@ -189,7 +193,7 @@ class _Packer:
 
     def pack(self, pool: ThreadPoolExecutor, progress: Callable[[int], object]) -> None:
         """Decode in the pool and append in order; a bounded window of tasks keeps all threads busy."""
-        window: collections.deque[tuple[Block, int, Future[_Decoded]]] = collections.deque()
+        window: collections.deque[tuple[Block, int, Future[list[_Result]]]] = collections.deque()
         for block in self._source.blocks():
             self._check_labels(block)
             if isinstance(block.images, np.ndarray) and not self._needs_fitting(block.images):
@@ -200,7 +204,7 @@ class _Packer:
                 progress(len(block.labels))
                 continue
             for first in range(0, len(block.labels), _IMAGES_PER_TASK):
-                task = pool.submit(self._decode, block.images[first : first + _IMAGES_PER_TASK])
+                task = pool.submit(self._decode, block, first)
                 window.append((block, first, task))
                 if len(window) > 2 * _THREADS:
                     progress(self._append_decoded(*window.popleft()))
@@ -249,32 +253,42 @@ class _Packer:
             wanted.image_size is not None and images.shape[2:] != (wanted.image_size, wanted.image_size)
         )
 
-    def _decode(self, images: NDArray[np.uint8] | Sequence[Encoded]) -> _Decoded:
-        decoded: list[NDArray[np.uint8] | str] = []
-        all_gray = True
-        for encoded in images:
+    def _decode(self, block: Block, first: int) -> list[_Result]:
+        decoded: list[_Result] = []
+        for position, encoded in enumerate(block.images[first : first + _IMAGES_PER_TASK], start=first):
             try:
-                pixels, gray = decode_image(encoded, self._size, self._packing.channels)
-                decoded.append(pixels)
-                all_gray &= gray
+                decoded.append(decode_image(encoded, self._size, self._packing.channels))
             except UnreadableImage as error:
                 decoded.append(str(error))
-        return _Decoded(decoded, all_gray)
+            except OSError as error:
+                raise self._stopped(block.name(position), reason_of(error)) from None
+            except MemoryError:
+                raise self._stopped(block.name(position), "out of memory") from None
+        return decoded
 
-    def _append_decoded(self, block: Block, first: int, task: Future[_Decoded]) -> int:
-        decoded = task.result()
+    def _stopped(self, name: str, reason: str) -> DataError:
+        """Errors that say nothing about an image must not leave it out of the packed images for good."""
+        return DataError(
+            f"{self._source.name}: cannot read {name}: {reason}; nothing is packed: repair that and try again, or move "
+            "the file away"
+        )
+
+    def _append_decoded(self, block: Block, first: int, task: Future[list[_Result]]) -> int:
+        images = task.result()
         readable, positions = [], []
-        for position, image in enumerate(decoded.images, start=first):
+        for position, image in enumerate(images, start=first):
             if isinstance(image, str):
                 self._skip(block.name(position), image)
-            else:
-                self._check_shape(image.shape, block.name(position))
-                readable.append(image)
-                positions.append(position)
+                continue
+            self._check_shape(image.pixels.shape, block.name(position))
+            self._all_gray &= image.gray
+            for kind, detail in image.losses.items():
+                self.losses.add(block.name(position), detail, kind)
+            readable.append(image.pixels)
+            positions.append(position)
         if readable:
             self._append(block.split, np.stack(readable), block.labels[positions], block.name(positions[0]))
-            self._all_gray &= decoded.gray
-        return len(decoded.images)
+        return len(images)
 
     def _append(self, split: SplitName, images: NDArray[np.uint8], labels: NDArray[np.int64], name: str) -> None:
         self._check_shape(images.shape[1:], name)
@@ -302,22 +316,20 @@ class _Packer:
     def _skip(self, name: str, reason: str) -> None:
         if self._packing.unreadable_images == "error":
             raise DataError(
-                f"{self._source.name}: {name} is unreadable ({reason}); repair or remove it, or use "
-                "--unreadable-images skip"
+                f"{self._source.name}: {name} is unreadable ({' '.join(reason.split())[:200]}); repair or remove it, "
+                "or use --unreadable-images skip"
             )
-        self._first_reason = self._first_reason or f"{name}: {reason}"
-        self.skipped += 1
-        if len(self.skipped_names) < 3:
-            self.skipped_names.append(name)
+        self.left_out.add(name, reason)
 
     def _check_counts(self) -> None:
         readable = sum(file.count for file in self._files.values())
-        total = readable + self.skipped
+        skipped = self.left_out.count
+        total = readable + skipped
         if total == 0:
             raise DataError(f"{self._source.name}: it has no images")
-        if 2 * self.skipped > total:
+        if 2 * skipped > total:
             raise DataError(
-                f"{self._source.name}: {self.skipped} of {total} images are unreadable ({self._first_reason}); "
+                f"{self._source.name}: {skipped} of {total} images are unreadable ({self.left_out.first}); "
                 "that is more than half, so this is hardly the right data"
             )
         if self._source.has_test_split:

@@ -111,7 +111,8 @@ def test_every_format_and_mode_packs_with_its_colours(
         tolerance = 3 if "jp" in name or name == "ycbcr" else 1
         assert np.abs(images[name].reshape(3, -1).T.astype(int) - colour).max() <= tolerance, name
     lines = capsys.readouterr().out.splitlines()
-    assert "left out 2 unreadable images: rgb_jpg/truncated.jpg, rgb_png/text.png" in lines[0]
+    assert "left out 2 unreadable images: rgb_jpg/truncated.jpg (image file is truncated (" in lines[0]
+    assert "rgb_png/text.png (not an image of a format that is read)" in lines[0]
 
 
 def test_a_folder_of_gray_images_packs_as_one_channel(tmp_path: Path, open_source: Callable[..., Dataset]) -> None:

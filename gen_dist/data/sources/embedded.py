@@ -37,6 +37,10 @@ class Mnist5k:
         """The digest of the file, which is the same in every environment."""
         return hashlib.sha256(_mnist5k_csv()).hexdigest()
 
+    def remarks(self) -> list[str]:
+        """None."""
+        return []
+
     def fetch(self) -> None:
         """Nothing to do: the file comes with a package."""
 
@@ -116,6 +120,10 @@ class Synthetic:
     def fingerprint(self) -> object:
         """The numbers that define the images; 1 is the version of the drawing."""
         return [1, self.train_images, self.image_size, self.channels]
+
+    def remarks(self) -> list[str]:
+        """None."""
+        return []
 
     def fetch(self) -> None:
         """Nothing to do."""

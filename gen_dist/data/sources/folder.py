@@ -6,33 +6,37 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from gen_dist.data.decoding import ImageFile
+from gen_dist.data.identity import content_sample, stamp
+from gen_dist.data.naming import names_test, names_train, printable, some, spelled_twice
 from gen_dist.data.sources.source import Block, SplitName, register
+from gen_dist.data.walking import EXTENSIONS, Found, has_image, scan, walk
 from gen_dist.errors import DataError
-
-# fmt: off
-EXTENSIONS = (
-    ".avif", ".bmp", ".dds", ".gif", ".ico", ".jfif", ".j2k", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm",
-    ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
-)
-# fmt: on
-"""Extensions of image files, in lower case."""
+from gen_dist.files import retrying
 
 _TEST_DIRECTORIES = ("test", "val", "valid", "validation")
 _ONE_CLASS = "all"
 _BLOCK_IMAGES = 512
 
 
-@dataclass(frozen=True)
-class _ImagePath:
+class _Image(NamedTuple):
     path: str
     shown: str
     """Path within the folder, as errors and the fingerprint have it."""
     class_name: str
-    size: int
-    mtime_ns: int
+    stamp: list[int]
+    """See `gen_dist.data.identity.stamp`."""
+
+
+class _Layout(NamedTuple):
+    """Directories of the splits; without `test`, part of the images is held out."""
+
+    train: str
+    test: str | None
 
 
 @dataclass
@@ -45,15 +49,22 @@ class Folder:
 
     path: Path
     default_size: int | None = 64
-    _splits: dict[SplitName, list[_ImagePath]] = field(init=False)
+    _remarks: list[str] = field(init=False)
+    _found: Found = field(init=False)
+    """What is beside the images of the splits."""
+    _splits: dict[SplitName, list[_Image]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._splits = self._scan()
+        if not self.path.exists():
+            raise DataError(f"{self.name}: there is no such directory")
+        if not self.path.is_dir():
+            raise DataError(f"{self.name}: that is a file, not a directory of images")
+        self._splits = retrying(self._scan)
 
     @property
     def name(self) -> str:
         """`folder:PATH`."""
-        return f"folder:{self.path}"
+        return f"folder:{printable(str(self.path))}"
 
     @property
     def slug(self) -> str:
@@ -66,11 +77,17 @@ class Folder:
         return "test" in self._splits
 
     def fingerprint(self) -> object:
-        """Names, sizes and times of all image files."""
-        return {
-            split: [[file.shown, file.class_name, file.size, file.mtime_ns] for file in files]
-            for split, files in self._splits.items()
-        }
+        """Path, names and stamps of all image files, and the content of some."""
+        images = [image for files in self._splits.values() for image in files]
+        return [
+            os.fsencode(self.path.resolve()).hex(),
+            {split: [image[1:] for image in files] for split, files in self._splits.items()},
+            content_sample([(image.path, image.stamp[0]) for image in images]),
+        ]
+
+    def remarks(self) -> list[str]:
+        """What is not used, and names of splits that are taken for classes."""
+        return [*self._remarks, *self._found.remarks()]
 
     def fetch(self) -> None:
         """Nothing to do."""
@@ -90,56 +107,120 @@ class Folder:
             for first in range(0, len(files), _BLOCK_IMAGES):
                 part = files[first : first + _BLOCK_IMAGES]
                 labels = np.array([numbers[file.class_name] for file in part], np.int64)
-                yield Block(split, [Path(file.path) for file in part], labels, [file.shown for file in part])
+                images = [ImageFile(file.path, file.stamp[0], file.stamp[1]) for file in part]
+                yield Block(split, images, labels, [file.shown for file in part])
 
-    def _scan(self) -> dict[SplitName, list[_ImagePath]]:
-        if not self.path.exists():
-            raise DataError(f"{self.name}: there is no such directory")
-        if not self.path.is_dir():
-            raise DataError(f"{self.name}: that is a file, not a directory of images")
-        try:
-            directories = {entry.name for entry in os.scandir(self.path) if entry.is_dir() and _is_visible(entry)}
-            test = next((name for name in _TEST_DIRECTORIES if name in directories), None)
-            if "train" in directories and test is not None:
-                splits: dict[SplitName, list[_ImagePath]] = {
-                    "train": self._images(self.path / "train"),
-                    "test": self._images(self.path / test),
-                }
-                self._check_splits(splits, test)
-                return splits
-            # A lone `train` is a split, not the only class.
-            return {"train": self._images(self.path / "train" if directories == {"train"} else self.path)}
-        except OSError as error:
-            raise DataError(f"{self.name}: cannot read {error.filename}: {error.strerror}") from None
+    def _scan(self) -> dict[SplitName, list[_Image]]:
+        self._remarks, self._found = [], Found()
+        layout = self._layout()
+        splits: dict[SplitName, list[_Image]] = {"train": self._images(self.path / layout.train)}
+        if layout.test is not None:
+            splits["test"] = self._images(self.path / layout.test)
+        self._check_classes(splits, layout.test)
+        return splits
 
-    def _images(self, directory: Path) -> list[_ImagePath]:
-        direct: list[_ImagePath] = []
-        in_classes: list[_ImagePath] = []
-        for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
-            if not _is_visible(entry):
-                continue
-            if entry.is_dir():
-                in_classes.extend(self._image(file, _printable(entry.name)) for file in _walk(entry.path, set()))
-            elif _is_image(entry):
-                direct.append(self._image(entry, _ONE_CLASS))
+    def _layout(self) -> _Layout:
+        """Tell splits from classes.
+
+        Raises:
+            DataError: the directories may mean one thing or another.
+        """
+        entries = scan(self.path)
+        directories = [entry.name for entry in entries if entry.is_directory]
+        loose = sum(entry.is_image for entry in entries)
+        trains = [name for name in directories if names_train(name)]
+        tests = sorted((name for name in directories if names_test(name)), key=_preference)
+        if len(trains) > 1:
+            raise DataError(
+                f"{self.name}: {some(f'{name}/' for name in trains)} are spellings of one; rename all but one"
+            )
+        if trains and tests:
+            unused = [f"{name}/" for name in directories if name not in (trains[0], tests[0]) and self._has_image(name)]
+            unused += [f"{loose} images beside them"] if loose else []
+            if unused:
+                self._remarks.append(f"not used beside {trains[0]}/ and {tests[0]}/: {some(unused)}")
+            return _Layout(trains[0], tests[0])
+        others = [name for name in directories if name not in (*trains, *tests) and self._has_image(name)]
+        if trains and not others:
+            if loose:
+                self._remarks.append(f"not used beside {trains[0]}/: {loose} images")
+            return _Layout(trains[0], None)
+        for name in (*trains, *tests):
+            self._check_split_as_class(name, others)
+        if len(directories) == len(others) == 1 and not loose:
+            self._check_inner(others[0])
+        return _Layout("", None)
+
+    def _check_split_as_class(self, name: str, others: list[str]) -> None:
+        """A directory named like a split, whose counterpart is missing, is a class if images are directly in it."""
+        beside = f"lies beside {some(f'{other}/' for other in others)}" if others else "has no train/ beside it"
+        way_out = f"give --data folder:{printable(str(self.path / name))} to train on it alone"
+        if any(entry.is_directory and self._has_image(f"{name}/{entry.name}") for entry in scan(self.path / name)):
+            raise DataError(
+                f"{self.name}: {name}/ has classes as a split has, but {beside}; {way_out}, or name the splits train/ "
+                "and test/"
+            )
+        if self._has_image(name):
+            self._remarks.append(f"{name}/ {beside} and is taken for a class; {way_out}")
+
+    def _check_inner(self, only: str) -> None:
+        """Archives often unpack into one directory more."""
+        inner = [entry.name for entry in scan(self.path / only) if entry.is_directory]
+        if any(map(names_train, inner)) and any(map(names_test, inner)):
+            raise DataError(
+                f"{self.name}: the splits are one directory further down; give --data "
+                f"folder:{printable(str(self.path / only))}"
+            )
+
+    def _has_image(self, name: str) -> bool:
+        return has_image(self.path / name)
+
+    def _images(self, directory: Path) -> list[_Image]:
+        direct: list[_Image] = []
+        in_classes: list[_Image] = []
+        for entry in scan(directory, self._found):
+            if entry.is_directory:
+                below = Found()
+                class_name = printable(entry.name)
+                images = [self._image(path, status, class_name) for path, status in walk(entry.path, below)]
+                if not images:
+                    self._remarks.append(f"{self._shown(entry.path)}/ has no images and is not a class")
+                elif any(map(names_train, below.directories)) and any(map(names_test, below.directories)):
+                    self._remarks.append(
+                        f"train and test directories inside the class {class_name} are not splits; put them above it"
+                    )
+                self._found.add(below)
+                in_classes.extend(images)
+            elif entry.is_image:
+                direct.append(self._image(entry.path, entry.status, _ONE_CLASS))
         if direct and in_classes:
             raise DataError(
-                f"{self.name}: {directory} has {len(direct)} images beside its class directories, such as "
-                f"{direct[0].shown}; move them into a class directory or away"
+                f"{self.name}: {printable(str(directory))} has {len(direct)} images beside its class directories, such "
+                f"as {direct[0].shown}; move them into a class directory or away"
             )
         if not direct and not in_classes:
-            raise DataError(f"{self.name}: no images in {directory}; looked for {' '.join(EXTENSIONS)}")
+            found = "".join(f"; {remark}" for remark in self._found.remarks())
+            raise DataError(
+                f"{self.name}: no images in {printable(str(directory))}; looked for {' '.join(EXTENSIONS)}{found}"
+            )
         return direct or in_classes
 
-    def _image(self, entry: os.DirEntry[str], class_name: str) -> _ImagePath:
-        status = entry.stat()
-        # Sliced, as pathlib would take most of the time that a folder of 100,000 images needs at every opening.
-        shown = _printable(entry.path[len(os.path.join(self.path, "")) :])
-        return _ImagePath(entry.path, shown, class_name, status.st_size, status.st_mtime_ns)
+    def _image(self, path: str, status: os.stat_result, class_name: str) -> _Image:
+        return _Image(path, self._shown(path), class_name, stamp(status))
 
-    def _check_splits(self, splits: dict[SplitName, list[_ImagePath]], test: str) -> None:
+    def _shown(self, path: str) -> str:
+        # Sliced, as pathlib would take most of the time that a folder of 100,000 images needs at every opening.
+        return printable(path[len(os.path.join(self.path, "")) :])
+
+    def _check_classes(self, splits: dict[SplitName, list[_Image]], test: str | None) -> None:
         known = {file.class_name for file in splits["train"]}
-        for file in splits["test"]:
+        everywhere = {file.class_name for files in splits.values() for file in files}
+        if twice := spelled_twice(everywhere):
+            first, second = (name.encode("unicode_escape").decode("ascii") for name in twice)
+            raise DataError(
+                f"{self.name}: class {twice[0]} is spelled in two ways, {first} and {second}; rename one as the other"
+            )
+        for file in splits.get("test", ()):
             if file.class_name not in known:
                 raise DataError(
                     f"{self.name}: {file.shown} is of class {file.class_name!r}, which train does not have; "
@@ -147,32 +228,8 @@ class Folder:
                 )
 
 
-def _walk(directory: str, parents: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
-    """Image files below a directory, symbolic links followed except back into a parent."""
-    status = os.stat(directory)
-    identity = (status.st_dev, status.st_ino)
-    if identity in parents:
-        return
-    for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
-        if not _is_visible(entry):
-            continue
-        if entry.is_dir():
-            yield from _walk(entry.path, parents | {identity})
-        elif _is_image(entry):
-            yield entry
-
-
-def _is_visible(entry: os.DirEntry[str]) -> bool:
-    return not entry.name.startswith(".")
-
-
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    return entry.name.lower().endswith(EXTENSIONS) and entry.is_file()
-
-
-def _printable(name: str) -> str:
-    """File names may hold bytes that are no text; those are shown as escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def _preference(name: str) -> tuple[int, str]:
+    return (_TEST_DIRECTORIES.index(name) if name in _TEST_DIRECTORIES else len(_TEST_DIRECTORIES), name)
 
 
 register("folder", lambda request: Folder(request.path), takes_path=True)

@@ -60,7 +60,10 @@ class Source(Protocol):
         """Side in pixels when none is configured. None keeps the size of the images, which must be alike."""
 
     def fingerprint(self) -> object | None:
-        """Content key as JSON: names, sizes and times of files. None while files are missing."""
+        """Content key as JSON, with path, names and `gen_dist.data.identity` of files. None while files are missing."""
+
+    def remarks(self) -> list[str]:
+        """Lines about what is not used, or may not be meant as it is said; announced at every opening."""
 
     def fetch(self) -> None:
         """Download missing files; called in one process at a time, only without a packed cache."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
+import math
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,10 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gen_dist.data.identity import content_sample, stamp
 from gen_dist.data.sources.source import SPLITS, Block, SplitName, register
 from gen_dist.errors import DataError
+from gen_dist.files import read_regular
 
 _MAX_REASON = 200
+_MOST_BYTES = 2**28
 _DIGITS = tuple(str(digit) for digit in range(10))
 
 
@@ -43,15 +49,20 @@ class TorchvisionSet:
         return self.name
 
     def fingerprint(self) -> object | None:
-        """Names, sizes and times of the raw files, so that a packed cache is found without torchvision."""
-        stamps = []
+        """Names, stamps and a part of the raw files, so that a packed cache is found without torchvision."""
+        stamps, sizes = [], []
         for name in self.files:
             path = self._present(name)
             if path is None:
                 return None
             status = path.stat()
-            stamps.append([str(path.relative_to(self.root)), status.st_size, status.st_mtime_ns])
-        return [self.name, stamps]
+            stamps.append([str(path.relative_to(self.root)), *stamp(status)])
+            sizes.append((str(path), status.st_size))
+        return [self.name, os.fsencode(self.root.resolve()).hex(), stamps, content_sample(sizes)]
+
+    def remarks(self) -> list[str]:
+        """None."""
+        return []
 
     def fetch(self) -> None:
         """Download missing or truncated files with torchvision.
@@ -116,13 +127,12 @@ class TorchvisionSet:
 
 
 def _is_whole_gzip(path: Path) -> bool:
+    """False for truncated and damaged files, and for those that grow beyond any size of these sets."""
     try:
         with gzip.open(path) as file:
-            while file.read(2**20):
-                pass
-    except (OSError, EOFError, zlib.error):
+            return any(not file.read(2**20) for _ in range(_MOST_BYTES >> 20))
+    except (gzip.BadGzipFile, EOFError, zlib.error):
         return False
-    return True
 
 
 def _short(error: BaseException) -> str:
@@ -159,16 +169,17 @@ def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         path = path.with_name(f"{path.name}.gz")
     way_out = "delete it, and it is downloaded anew"
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = read_regular(path, _MOST_BYTES)
+        if path.suffix == ".gz":
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+                content = file.read(_MOST_BYTES)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is damaged ({error}); {way_out}") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
+        raise DataError(f"{path} is damaged ({_short(error)}); {way_out}") from None
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < 4 + 4 * dimensions:
         raise DataError(f"{path} is not an idx file of {dimensions}-dimensional bytes; {way_out}")
     shape = tuple(np.frombuffer(content, ">u4", dimensions, offset=4).tolist())
     start = 4 + 4 * dimensions
-    wanted = start + int(np.prod(shape, dtype=np.uint64))
+    wanted = start + math.prod(shape)
     if len(content) != wanted:
         raise DataError(f"{path} has {len(content)} bytes, but its header {list(shape)} means {wanted}; {way_out}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
@@ -233,12 +244,22 @@ def _with_torchvision(name: str, path: Path, load: Callable[[ModuleType], Any]) 
         return load(datasets)
     except ImportError as error:
         raise DataError(f"{name} needs {error.name} to unpack {path}; pip install {error.name}") from None
-    except (OSError, RuntimeError, ValueError, EOFError, zlib.error) as error:
-        # torchvision's message about a wrong checksum is advice to programmers.
-        reason = "a checksum differs" if isinstance(error, RuntimeError) else _short(error)
-        raise DataError(
-            f"{name}: {path} is damaged ({reason}); delete it, and it is downloaded anew, or use --data mnist5k"
-        ) from None
+    except MemoryError:
+        raise
+    except OSError as error:
+        if error.errno is not None:  # of the file system, not of the content
+            raise
+        raise _damaged(name, path, error) from None
+    except Exception as error:
+        raise _damaged(name, path, error) from None
+
+
+def _damaged(name: str, path: Path, error: Exception) -> DataError:
+    # torchvision's message about a wrong checksum is advice to programmers.
+    reason = "a checksum differs" if isinstance(error, RuntimeError) else _short(error)
+    return DataError(
+        f"{name}: {path} is damaged ({reason}); delete it, and it is downloaded anew, or use --data mnist5k"
+    )
 
 
 def _register(name: str, open_set: Callable[[Path], TorchvisionSet]) -> None:

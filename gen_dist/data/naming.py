@@ -1,0 +1,77 @@
+"""Names of files, splits and classes: what they say, and what to tell the user where they say two things."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+_SUFFIX = r"(?:[ _.-]?(?:set|data|split|images?|imgs?|samples?))?"
+_TRAIN = re.compile(rf"(?:train|training|trn){_SUFFIX}")
+_TEST = re.compile(rf"(?:test|testing|tst|val|valid|validation|eval|evaluation|dev){_SUFFIX}")
+# C0 and C1 controls, line separators, and marks that turn the direction of text.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_SHOWN = 3
+
+
+def printable(name: str) -> str:
+    """Show bytes that are no text, and control characters, as escapes: the name stays on one line."""
+    try:
+        text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a lone surrogate, which is no file name
+        text = name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def names_train(name: str) -> bool:
+    """True if a name is a spelling of `train`, such as Train or training_set."""
+    return bool(_TRAIN.fullmatch(name.casefold().strip(" _.-")))
+
+
+def names_test(name: str) -> bool:
+    """True if a name is a spelling of `test` or `validation`, such as Val or testing."""
+    return bool(_TEST.fullmatch(name.casefold().strip(" _.-")))
+
+
+def some(names: Iterable[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    listed = list(names)
+    more = len(listed) - _SHOWN
+    return ", ".join(listed[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def spelled_twice(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two names that differ only in how Unicode composes their letters, such as é and e with an accent; else None."""
+    seen: dict[str, str] = {}
+    for name in sorted(set(names)):
+        other = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            return other, name
+    return None
+
+
+def remarks_on_classes(names: Sequence[str]) -> list[str]:
+    """Lines about class names that may not say what their author meant."""
+    remarks = []
+    in_numeric_order = sorted(names, key=_numeric_key)
+    if list(names) == sorted(names) != in_numeric_order:
+        position = next(i for i, name in enumerate(in_numeric_order) if names[i] != name)
+        remarks.append(
+            f"classes are in the order of text, not of numbers: label {position} is {names[position]!r}, not "
+            f"{in_numeric_order[position]!r}; write leading zeros to change that"
+        )
+    folded: dict[str, str] = {}
+    for name in names:
+        other = folded.setdefault(" ".join(name.casefold().split()), name)
+        if other != name:
+            remarks.append(
+                f"classes {other!r} and {name!r} differ in capitals or spaces only; rename one if they are one"
+            )
+            break
+    return remarks
+
+
+def _numeric_key(name: str) -> list[tuple[int, int, str]]:
+    parts = re.split(r"([0-9]{1,18})", name)
+    return [(1, int(part), "") if part.isdecimal() and part.isascii() else (0, 0, part) for part in parts if part]

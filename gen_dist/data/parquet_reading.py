@@ -1,0 +1,131 @@
+"""Reading of parquet files in bounded memory, with errors of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gen_dist.data.naming import printable
+from gen_dist.errors import DataError
+from gen_dist.files import retrying
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
+
+# Rows read at once: small, as rows may be images of several MB.
+_MOST_ROWS_AT_ONCE = 256
+_BYTES_AT_ONCE = 2**27
+# Encoded images hardly compress. A column that grows more than this, to more than that, is a decompression bomb.
+_MOST_GROWTH = 20
+_MOST_GROWN_BYTES = 2**28
+
+
+@contextlib.contextmanager
+def opened(name: str, path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """Context manager that opens a parquet file.
+
+    Args:
+        name: the source in error messages.
+        path: the file.
+
+    Raises:
+        DataError: pyarrow is missing, the file is damaged, or memory is exhausted.
+        OSError: the file cannot be read.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f"{name} needs pyarrow; pip install pyarrow") from None
+    shown = printable(path.name)
+    size = path.stat().st_size
+    if not size:
+        raise DataError(f"{name}: {shown} is empty: 0 bytes, not a whole parquet file")
+    try:
+        with retrying(lambda: pyarrow.parquet.ParquetFile(path)) as file:
+            if file.metadata.num_rows > size:
+                raise DataError(f"{name}: {shown} has {size:,} bytes but says {file.metadata.num_rows:,} rows")
+            yield file
+    except DataError:
+        raise
+    except MemoryError:
+        raise DataError(f"{name}: out of memory while reading {shown}; free some and try again") from None
+    except (OSError, ValueError, RuntimeError, pyarrow.ArrowException) as error:
+        # Arrow's own errors have no number, or EINVAL.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        reason = printable(" ".join(str(error).split()))
+        raise DataError(f"{name}: {shown} is not a whole parquet file ({reason[:200]})") from None
+
+
+def image_rows(name: str, path: Path, column: str) -> Iterator[list[bytes]]:
+    """Bytes of the images of a column, some rows at a time; empty for missing ones.
+
+    Raises:
+        DataError, OSError: see `opened`.
+    """
+    import pyarrow
+    import pyarrow.compute
+
+    with opened(name, path) as file:
+        nested = pyarrow.types.is_struct(file.schema_arrow.field(column).type)
+        rows = _rows_at_once(name, path, file.metadata, column)
+        for batch in file.iter_batches(rows, columns=[f"{column}.bytes" if nested else column], use_threads=False):
+            images = batch.column(column)
+            if nested:
+                images = pyarrow.compute.struct_field(images, "bytes")
+            yield [encoded or b"" for encoded in images.to_pylist()]
+
+
+def read_column(name: str, path: Path, column: str) -> pyarrow.ChunkedArray:
+    """A whole column of numbers.
+
+    Raises:
+        DataError, OSError: see `opened`.
+    """
+    with opened(name, path) as file:
+        return file.read([column], use_threads=False)[column]
+
+
+def holds_bytes(column_type: pyarrow.DataType) -> bool:
+    """True for bytes, and for a struct with a field `bytes` of them."""
+    import pyarrow
+
+    if pyarrow.types.is_struct(column_type):
+        position = column_type.get_field_index("bytes")
+        if position < 0:
+            return False
+        column_type = column_type.field(position).type
+    return bool(pyarrow.types.is_binary(column_type) or pyarrow.types.is_large_binary(column_type))
+
+
+def is_integer(column_type: pyarrow.DataType) -> bool:
+    """True for integers of any size."""
+    import pyarrow
+
+    return bool(pyarrow.types.is_integer(column_type))
+
+
+def _rows_at_once(name: str, path: Path, metadata: pyarrow.parquet.FileMetaData, column: str) -> int:
+    """Rows whose images fit into memory, also if a dictionary repeats one large image in all of them."""
+    most = 1
+    for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
+        for chunk in (group.column(number) for number in range(group.num_columns)):
+            if chunk.path_in_schema not in (column, f"{column}.bytes"):
+                continue
+            grown, stored = chunk.total_uncompressed_size, max(chunk.total_compressed_size, 1)
+            if grown > _MOST_GROWN_BYTES and grown > _MOST_GROWTH * stored:
+                raise DataError(
+                    f"{name}: column {column} of {printable(path.name)} would grow from {stored:,} to {grown:,} bytes "
+                    "when it is decompressed; encoded images do not"
+                )
+            largest = grown // max(group.num_rows, 1)
+            if chunk.has_dictionary_page:
+                dictionary = max(chunk.data_page_offset - (chunk.dictionary_page_offset or 0), 0)
+                largest = max(largest, min(grown, int(dictionary * max(grown / stored, 1))))
+            most = max(most, largest)
+    return max(1, min(_MOST_ROWS_AT_ONCE, _BYTES_AT_ONCE // most))
