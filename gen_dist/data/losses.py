@@ -18,7 +18,7 @@ KINDS = {
 }
 """Kinds of loss, each with the end of a sentence about the images that have it."""
 # Eight-bit images with fewer levels than this show steps; 12 bits in a 16-bit file become 16 levels.
-_FEW_LEVELS = 64
+_FEW_LEVELS = 65
 _LEVELS_MERGED = 4
 _LOOKED_AT = 2**16
 _MAX_PIXELS = 2**22

@@ -79,7 +79,7 @@ def scan(directory: str | os.PathLike[str], found: Found | None = None) -> list[
     entries = []
     found = found if found is not None else Found()
     with os.scandir(directory) as listed:
-        for one in listed:
+        for one in sorted(listed, key=lambda one: one.name):
             if one.name.startswith("."):
                 continue
             looks_like_image = one.name.lower().endswith(EXTENSIONS)
@@ -92,7 +92,7 @@ def scan(directory: str | os.PathLike[str], found: Found | None = None) -> list[
                 found.irregular.append(printable(one.name))
             else:
                 found.extensions[printable(os.path.splitext(one.name)[1].lower()) or "without extension"] += 1
-    return sorted(entries, key=lambda entry: entry.name)
+    return entries
 
 
 def walk(directory: str | os.PathLike[str], found: Found) -> Iterator[tuple[str, os.stat_result]]:
