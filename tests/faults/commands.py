@@ -186,6 +186,10 @@ class Commands:
 
     def _only_pack(self) -> None:
         self.must_run("train")
+        self.forget_run()
+
+    def forget_run(self) -> None:
+        """Remove the run, but not the packed data."""
         shutil.rmtree(self.run_path)
 
     def _lose_the_end(self) -> None:

@@ -6,13 +6,25 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import REPOSITORY
+from tests.faults.commands import Commands
 from tests.faults.flip import COMMANDS, RIGHT
-from tests.faults.inject import FAULTS
+from tests.faults.inject import FAULTS, differences
+from tests.faults.kill import shared_memory
+from tests.support.children import end_with_parent
+from tests.support.warm_python import in_two_ranks
 
 Rows = list[dict[str, Any]]
 
@@ -67,3 +79,43 @@ def test_killed_at_random_moments_a_command_ends_as_undisturbed(scenario: str, f
     rows = faults("kill", scenario, "12", "0")
     assert sum(len(row["killed after"]) for row in rows) >= 12
     assert not problems_of(rows)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_at_random_moments_end_as_undisturbed(tmp_path: Path) -> None:
+    commands, chance = Commands(tmp_path), random.Random(0)
+    program = [*in_two_ranks(), "launch/train.py", *commands.scenarios["train"].words[1:]]
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            program,
+            cwd=REPOSITORY,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
+
+    def ends() -> None:
+        with start() as process:
+            _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+
+    began = time.monotonic()
+    ends()
+    seconds = time.monotonic() - began
+    expected, killed = commands.contents(), 0
+    while killed < 10:
+        commands.forget_run()
+        before = shared_memory()
+        for _ in range(chance.randrange(1, 4)):
+            with start() as process:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(chance.uniform(0, seconds))
+                killed += process.poll() is None
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        ends()
+        assert not differences(expected, commands.contents())
+        assert not shared_memory() - before
