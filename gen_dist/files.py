@@ -24,6 +24,7 @@ _PASSING = {
     *(errno.ESTALE, errno.ETIMEDOUT),
 }
 """Errors that may be gone at the next try: a network file system that hangs, too many open files, no memory."""
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _PAUSES = (0.05, 0.2, 0.5)
 _WAYS_OUT = {
     **dict.fromkeys(_PASSING, "the disk or network fails: mend that"),
@@ -101,6 +102,34 @@ def _open_regular(path: str | Path) -> BinaryIO:
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
     raise OSError(errno.ENXIO, "not a regular file", str(path))
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, announce: Callable[[str], None], *, wait: bool = False) -> Iterator[bool]:
+    """Context manager that holds a lock, which the system frees if this process dies. It yields False if another
+    process has the lock and `wait` is false. Where the file system has no locks, it says so and goes on.
+
+    Raises:
+        OSError: the lock file cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    held = True
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        held = False
+    except NotImplementedError:  # an older filelock, where the system has no flock
+        announce(f"{path.parent} has no locks: nothing keeps another process from writing there")
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        announce(f"{path.parent} has no locks ({reason_of(error)}): nothing keeps another process from writing there")
+    try:
+        yield held
+    finally:
+        lock.release()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -7,12 +7,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gen_dist.errors import UserError
+from gen_dist.errors import DamagedError, OtherVersionError, UserError
 from gen_dist.evaluation.guide import base_name
 from gen_dist.evaluation.metric import Value
 from gen_dist.evaluation.metrics import all_metrics
 from gen_dist.files import write_atomically
 from gen_dist.records.readable import readable_figure
+from gen_dist.records.reading import (
+    COUNT,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    check_fields,
+    either,
+    list_of,
+    object_with,
+    read_object,
+    values_of,
+)
 from gen_dist.records.run_paths import RunPaths
 
 FORMAT = 1
@@ -85,27 +97,39 @@ class Evaluation:
         ]
 
 
+_FIGURE = either(NUMBER, list_of(NUMBER))
+_SHAPE = {
+    "checkpoint_step": COUNT,
+    **dict.fromkeys(("preset", "data", "data_digest", "split"), TEXT),
+    "features": either(object_with(name=TEXT, digest=TEXT), None),
+    "pixels": values_of(TEXT),
+    "metrics": values_of(_FIGURE),
+    "unavailable": values_of(TEXT),
+    "seconds": values_of(NUMBER),
+    "environment": OBJECT,
+}
+_NAMES = {"format", *_SHAPE}
+
+
 def read_evaluation(run: Path) -> Evaluation | None:
     """Read the evaluation of a run directory; None if it has none.
 
     Raises:
-        UserError: it is damaged, or of a format that this version does not know.
+        CheckpointError: it is damaged, of another version, or cannot be read just now.
     """
     file = RunPaths(run).evaluation
     try:
-        content = json.loads(file.read_text())
-        if content.pop("format") != FORMAT:
-            raise UserError(f"{file} is of another format than {FORMAT}, which this version reads; remove it")
-        evaluation = Evaluation(**content)
-        if not all(isinstance(getattr(evaluation, name), dict) for name in ("metrics", "unavailable", "pixels")):
-            raise ValueError("metrics, unavailable and pixels are to be objects")
-        return evaluation
+        content = read_object(file, {"format": COUNT}, "remove it")
     except FileNotFoundError:
         return None
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}; remove it") from None
+    if content["format"] != FORMAT or set(content) - _NAMES:
+        raise OtherVersionError(f"{file} is of another version than this one, which reads format {FORMAT}; remove it")
+    del content["format"]
+    try:
+        check_fields(content, _SHAPE)
+        return Evaluation(**content)
+    except (ValueError, TypeError) as error:
+        raise DamagedError(f"{file} is damaged: {error}; remove it") from None
 
 
 def write_evaluation(run: Path, evaluation: Evaluation) -> None:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import CheckpointError, UserError
+from gen_dist.errors import CheckpointError, DamagedError, UserError
 from gen_dist.kernels import Key, normal
 from gen_dist.objectives import Objective, build_objective
 from gen_dist.randomness import Stream
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
+from gen_dist.records.run_mark import refuse_lost_checkpoints
 from gen_dist.records.run_paths import RunPaths
 
 Result = TypeVar("Result")
@@ -179,6 +180,7 @@ def read_checkpoint(path: Path, announce: Callable[[str], None]) -> tuple[Checkp
         return checkpoints.load(path)
     found = checkpoints.load_newest(path, announce)
     if found is None:
+        refuse_lost_checkpoints(path)
         what = "has no checkpoint yet" if RunPaths(path).config.exists() else "is not a run or checkpoint directory"
         raise CheckpointError(f"{path} {what}; train one with gen-dist train PRESET --run-dir {path}")
     return found
@@ -189,6 +191,12 @@ def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.de
     channels, height, width = checkpoint.facts["image_shape"]
     class_names = checkpoint.facts["class_names"]
     objective = build_objective(config, (channels, height, width), len(class_names))
-    weights = checkpoint.tensors.get("averaged", checkpoint.tensors["networks"])
-    objective.networks.load_state_dict(dict(weights))
+    try:
+        weights = checkpoint.tensors.get("averaged") or checkpoint.tensors["networks"]
+        objective.networks.load_state_dict(dict(weights))
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise DamagedError(
+            f"the checkpoint of step {checkpoint.step} is of other networks than its config: {reason}"
+        ) from None
     return GenerativeModel(objective.to(device).eval(), config, (channels, height, width), class_names)

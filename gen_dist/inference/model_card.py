@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gen_dist.errors import CheckpointError
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.records.checkpoint import Checkpoint
+from gen_dist.records.environment import ENVIRONMENT_SHAPE
+from gen_dist.records.reading import OBJECT, Kind, read_object
 from gen_dist.records.run_paths import RunPaths
+from gen_dist.records.summary import SUMMARY_SHAPE
 
 
 class Port(NamedTuple):
@@ -71,7 +74,7 @@ def card(
         "classes": ", ".join(model.class_names) if model.classes > 1 else None,
         "training": f"{checkpoint.facts['training_seconds']:.1f} s",
         "weights": weights,
-        "command": _command(_read(RunPaths(run).environment, announce)),
+        "command": _command(_read(RunPaths(run).environment, ENVIRONMENT_SHAPE, announce)),
         "again": "`gen-dist train --config config.json`",
     }
     what = " and ".join(part.network for part in parts)
@@ -174,12 +177,13 @@ def _command(environment: Mapping[str, Any]) -> str | None:
 
 def _metrics(run: Path, step: int, announce: Callable[[str], None]) -> str:
     """Metrics of exactly this step: from an evaluation, or else from the end of the run."""
-    evaluation, summary = (_read(file, announce) for file in (RunPaths(run).evaluation, RunPaths(run).summary))
+    evaluation = _read(RunPaths(run).evaluation, {"metrics": OBJECT}, announce)
+    summary = _read(RunPaths(run).summary, SUMMARY_SHAPE, announce)
     names: dict[str, str] = {}
     if evaluation.get("checkpoint_step") == step:
         source, found = f"evaluation of the {evaluation.get('split', 'test')} split", evaluation.get("metrics", {})
     elif summary.get("steps") == step:
-        source, found, names = "the end of the run", summary.get("final", {}), summary.get("names", {})
+        source, found, names = "the end of the run", summary.get("final") or {}, summary.get("names") or {}
         found = {name: value for name, value in found.items() if name.startswith(("test/", "samples/"))}
     else:
         return "No metrics are recorded for this step."
@@ -196,13 +200,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def _read(file: Path, announce: Callable[[str], None]) -> dict[str, Any]:
-    """Read a JSON object; an empty one if the file is missing or cannot be read."""
+def _read(file: Path, shape: Mapping[str, Kind], announce: Callable[[str], None]) -> dict[str, Any]:
+    """Read a JSON object; an empty one if the file is missing, damaged or cannot be read just now."""
     try:
-        found = json.loads(file.read_text())
+        return read_object(file, shape, "the card goes without it")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        announce(f"{file} cannot be read ({error}); the card goes without it")
+    except CheckpointError as error:
+        announce(str(error))
         return {}
-    return found if isinstance(found, dict) else {}

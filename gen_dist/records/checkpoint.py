@@ -12,29 +12,46 @@ A checkpoint is written to a temporary directory, synced to disk, and renamed. O
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import CheckpointError
-from gen_dist.files import sync
+from gen_dist.errors import CheckpointError, ConfigError, DamagedError, OtherVersionError, UnreadableError
+from gen_dist.files import retrying, sync, unreadable
+from gen_dist.records.reading import COUNT, OBJECT, SECONDS, TEXT, Kind, check_fields, list_of, parsed_object
+from gen_dist.records.removal import (
+    CHECKPOINT,
+    CHECKPOINT_FILE,
+    discard_checkpoint,
+    move_aside,
+    remove_left_over_checkpoints,
+)
 from gen_dist.records.run_paths import RunPaths
 
+T = TypeVar("T")
+
 FORMAT = 2
-_NAME = re.compile(r"step_\d{8,}")
 _CONFIG, STATE, SUMS = "config.json", "state.json", "SHA256SUMS"
-_SUFFIXES = (".json", ".safetensors")
+_LOOKS = 100
+"""Most times that a reader lists the checkpoints again because a writer has replaced the one it was reading."""
+_SHAPE = Kind("three whole numbers", lambda value: isinstance(value, list) and [type(n) for n in value] == [int] * 3)
+_STATE_SHAPE = {
+    **{"format": COUNT, "step": COUNT, "data_digest": TEXT, "image_shape": _SHAPE, "class_names": list_of(TEXT)},
+    **{"world_size": COUNT, "training_seconds": SECONDS, "loss_scales": OBJECT, "unlogged": list_of(OBJECT)},
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,7 @@ def save(run_path: Path, checkpoint: Checkpoint, config: TrainConfig, keep: int)
     partial = parent / f".partial-{final.name}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(parent)
+        remove_left_over_checkpoints(parent)
         partial.mkdir()
         for name, group in checkpoint.tensors.items():
             contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
@@ -72,19 +89,17 @@ def save(run_path: Path, checkpoint: Checkpoint, config: TrainConfig, keep: int)
         for name in (*names, SUMS):
             sync(partial / name)
         sync(partial)
-        if final.exists():  # The run was resumed from an older checkpoint: move this one aside, then replace it.
-            os.replace(final, parent / f".removed-{final.name}")
+        if os.path.lexists(final):  # The run was resumed from an older checkpoint.
+            move_aside(final)
         os.replace(partial, final)
         sync(parent)
         # Checkpoints of later steps are damaged, or the run would have been resumed from them.
         paths = checkpoint_paths(run_path)
-        kept = [path for path in paths if _step_of(path) <= checkpoint.step][:keep]
+        kept = [path for path in paths if step_of(path) <= checkpoint.step][:keep]
         for path in paths:
             if path not in kept:
-                os.replace(
-                    path, parent / f".removed-{path.name}"
-                )  # A half-removed directory must not look like a checkpoint.
-        _remove_leftovers(parent)
+                discard_checkpoint(path)
+        remove_left_over_checkpoints(parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0]
@@ -97,34 +112,85 @@ def save(run_path: Path, checkpoint: Checkpoint, config: TrainConfig, keep: int)
 
 
 def checkpoint_paths(run_path: Path) -> list[Path]:
-    """Directories of the checkpoints of a run, newest first. Their content is not checked."""
+    """Directories of the checkpoints of a run, newest first. Their content is not checked.
+
+    Raises:
+        UnreadableError: they are on a disk that is not there, or cannot be listed just now.
+    """
     parent = RunPaths(run_path).checkpoints
-    if not parent.is_dir():
+    try:
+        found = [path for path in retrying(lambda: list(parent.iterdir())) if CHECKPOINT.fullmatch(path.name)]
+        # A directory with nothing but foreign files is what a removed checkpoint leaves.
+        saved = [path for path in found if any(CHECKPOINT_FILE.fullmatch(name) for name in _names_in(path))]
+    except (FileNotFoundError, NotADirectoryError):
+        if parent.is_symlink() and not parent.exists():
+            raise UnreadableError(
+                f"{parent} is a link to {os.readlink(parent)}, which is not there; mount its disk, or mend the link"
+            ) from None
         return []
-    return sorted((path for path in parent.iterdir() if _NAME.fullmatch(path.name)), key=_step_of, reverse=True)
+    except OSError as error:
+        raise UnreadableError(unreadable(parent, error)) from None
+    return sorted(saved, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """Step of the directory of a checkpoint, by its name."""
+    return int(path.name.removeprefix("step_"))
 
 
 def load(path: Path) -> tuple[Checkpoint, TrainConfig]:
     """Read one checkpoint directory, with the config of its run.
 
     Raises:
-        CheckpointError: it is damaged, or of another format than this version reads. The message names the file.
+        DamagedError: its files are not what was written. The message names the file.
+        UnreadableError: the system does not give one of its files just now.
+        OtherVersionError: it is of another format than this version reads.
     """
+    tensors: dict[str, Mapping[str, Tensor]] = {}
+    small: dict[str, bytes] = {}
+    for name, content in _verified(path):
+        if name.endswith(".safetensors"):
+            try:
+                tensors[Path(name).stem] = safetensors.torch.load(content)
+            except (SafetensorError, ValueError, KeyError) as error:
+                raise _damaged(path, f"{name}: {str(error).splitlines()[0]}") from None
+        else:
+            small[name] = content
+    facts = _facts(path, small)
     try:
-        names = _whole_files(path)
-        facts = json.loads((path / STATE).read_text())
-        if facts.pop("format") != FORMAT:
-            raise CheckpointError(f"checkpoint {path} is of another format than {FORMAT}, which this version reads")
-        config = TrainConfig.from_json((path / _CONFIG).read_text(), str(path / _CONFIG))
-        tensors = {
-            Path(name).stem: safetensors.torch.load_file(path / name) for name in names if name.endswith(".safetensors")
-        }
-        return Checkpoint(facts.pop("step"), tensors, facts), config
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        what = f"{Path(error.filename).name} is missing" if isinstance(error, FileNotFoundError) else str(error)
-        raise CheckpointError(f"checkpoint {path} is damaged: {what.splitlines()[0]}") from None
+        config = TrainConfig.from_json(small.get(_CONFIG, b"").decode(), str(path / _CONFIG))
+    except (ConfigError, UnicodeDecodeError) as error:  # the file is as it was written
+        raise OtherVersionError(f"{error}; another version of gen_dist wrote this checkpoint: use that one") from None
+    del facts["format"]
+    return Checkpoint(facts.pop("step"), tensors, facts), config
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Read the state of one checkpoint directory without its tensors, after a comparison of all digests.
+
+    Raises:
+        DamagedError, UnreadableError, OtherVersionError: as for `load`.
+    """
+    return _facts(path, {name: content for name, content in _verified(path) if name == STATE})
+
+
+def _facts(path: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
+    if STATE not in files:
+        raise _damaged(path, f"{STATE} is missing")
+    try:
+        found = parsed_object(files[STATE], {"format": COUNT})
+        if found["format"] != FORMAT:
+            other = "a newer" if found["format"] > FORMAT else "an older"
+            raise OtherVersionError(
+                f"checkpoint {path} is of format {found['format']}, and this version reads format {FORMAT}; {other} "
+                "gen_dist wrote it: use that one"
+            )
+        check_fields(found, _STATE_SHAPE)
+        return found
+    except OtherVersionError:
+        raise
+    except ValueError as error:
+        raise _damaged(path, f"{STATE}: {error}") from None
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -132,68 +198,132 @@ def is_checkpoint(path: Path) -> bool:
     return (path / STATE).exists() or (path / SUMS).exists()
 
 
-def is_whole(path: Path) -> bool:
-    """True if a checkpoint directory holds exactly the files that were written there, to the byte."""
+def _verified(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files of a checkpoint, each compared with its digest in SHA256SUMS.
+
+    All files are opened before the first is read, so a writer that removes the checkpoint meanwhile does no harm.
+    """
+    with contextlib.ExitStack() as stack:
+        name = SUMS
+        try:
+            listed = _read(_open(path / SUMS, stack)).decode(errors="replace")
+            sums = [line.split("  ", 1) for line in listed.splitlines()]
+            # Ignore other files: file managers and network file systems leave some in any directory.
+            written = {name for name in _names_in(path) if CHECKPOINT_FILE.fullmatch(name) and name != SUMS}
+            if any(len(line) != 2 for line in sums) or {line[-1] for line in sums} != written:
+                raise _damaged(path, f"{SUMS} does not list the files that are there")
+            opened = []
+            for digest, name in sums:
+                opened.append((digest, name, _open(path / name, stack)))
+            for digest, name, descriptor in opened:
+                content = _read(descriptor)
+                if hashlib.sha256(content).hexdigest() != digest:
+                    raise _damaged(path, f"{name} has another digest than {SUMS} says")
+                yield name, content
+        except (FileNotFoundError, NotADirectoryError):
+            raise _damaged(path, f"{name} is missing") from None
+        except OSError as error:
+            raise UnreadableError(unreadable(path / name, error)) from None
+
+
+def _open(path: Path, stack: contextlib.ExitStack) -> int:
+    """Descriptor of a regular file. A pipe or device is refused, since it may have no end."""
+    descriptor = retrying(lambda: os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
+    stack.callback(os.close, descriptor)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise OSError(errno.ENXIO, "not a regular file")
+    return descriptor
+
+
+def _read(descriptor: int) -> bytes:
+    def read() -> bytes:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+
+    return retrying(read)
+
+
+def _names_in(path: Path) -> list[str]:
+    """Names in the directory of a checkpoint; none if it is gone."""
     try:
-        _whole_files(path)
-    except (OSError, CheckpointError):
-        return False
-    return True
+        return retrying(lambda: os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
-def _whole_files(path: Path) -> list[str]:
-    """Names of the files of a checkpoint, after a comparison of all digests with SHA256SUMS."""
-    sums = [line.split("  ", 1) for line in (path / SUMS).read_text().splitlines()]
-    # Ignore other files: file managers and network file systems leave some in any directory.
-    written = {file.name for file in path.iterdir() if file.suffix in _SUFFIXES and not file.name.startswith(".")}
-    if any(len(line) != 2 for line in sums) or {line[-1] for line in sums} != written:
-        raise CheckpointError(f"checkpoint {path} is damaged: {SUMS} does not list the files that are there")
-    for digest, name in sums:
-        if _digest(path / name) != digest:
-            raise CheckpointError(f"checkpoint {path} is damaged: {name} has another digest than {SUMS} says")
-    return [name for _, name in sums]
+def _damaged(path: Path, what: str) -> DamagedError:
+    return DamagedError(f"checkpoint {path} is damaged: {what}")
 
 
 def load_newest(
     run_path: Path, announce: Callable[[str], None], at_most: int | None = None
 ) -> tuple[Checkpoint, TrainConfig] | None:
-    """Load the newest whole checkpoint of a run, or return None if it has no checkpoint.
+    """Load the newest whole checkpoint of a run, or return None if it has no checkpoint; see `newest`."""
+    return newest(run_path, load, announce, at_most)
+
+
+def newest(
+    run_path: Path, read: Callable[[Path], T], announce: Callable[[str], None], at_most: int | None = None
+) -> T | None:
+    """Read the newest whole checkpoint of a run, or return None if it has no checkpoint.
+
+    A run that trains meanwhile may replace a checkpoint while it is read: then its checkpoints are listed again.
 
     Args:
         run_path: the run directory.
+        read: reads one checkpoint, such as `load`.
         announce: takes a line about each damaged checkpoint that is skipped.
         at_most: skip checkpoints of later steps than this.
 
     Raises:
-        CheckpointError: there are checkpoints, but all are damaged.
+        DamagedError: there are checkpoints, but all are damaged.
+        UnreadableError: the newest one cannot be read just now. An older one would undo what was trained since.
+        OtherVersionError: the newest one is of a format that this version does not read.
     """
-    damaged = 0
-    for path in checkpoint_paths(run_path):
-        if at_most is not None and _step_of(path) > at_most:
-            continue
-        try:
-            return load(path)
-        except CheckpointError as error:
-            announce(f"{error}; trying the one before it")
-            damaged += 1
-    if damaged:
-        raise CheckpointError(
-            f"none of the {damaged} checkpoints in {RunPaths(run_path).checkpoints} is whole; "
-            "start over with --fresh, or choose another --run-dir"
-        )
-    return None
+    for _ in range(_LOOKS):
+        damaged = []
+        for path in checkpoint_paths(run_path):
+            if at_most is not None and step_of(path) > at_most:
+                continue
+            before = _identity(path)
+            try:
+                found = read(path)
+            except DamagedError as error:
+                if before is None or _identity(path) != before:
+                    break  # a writer has replaced it
+                damaged.append(str(error))
+                continue
+            _announce_skipped(damaged, announce)
+            return found
+        else:
+            _announce_skipped(damaged, announce)
+            if damaged:
+                raise DamagedError(
+                    f"none of the {len(damaged)} checkpoints in {RunPaths(run_path).checkpoints} is whole; "
+                    "start over with --fresh, or choose another --run-dir"
+                )
+            return None
+    raise UnreadableError(
+        f"the checkpoints of {run_path} are replaced faster than they can be read; try again, or train with "
+        "--keep-checkpoints 2 or more"
+    )
 
 
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step_"))
+def _announce_skipped(damaged: list[str], announce: Callable[[str], None]) -> None:
+    for line in damaged:
+        announce(f"{line}; trying the one before it")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Number of a directory that no other has while it exists; None if it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _remove_leftovers(parent: Path) -> None:
-    """Remove checkpoints that were moved aside, and those that a killed process left half-written."""
-    for path in (*parent.glob(".partial-*"), *parent.glob(".removed-*")):
-        shutil.rmtree(path)

@@ -9,6 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gen_dist.records.reading import FLAG, NUMBER, OBJECT, TEXT, either, list_of, object_with, values_of
+
+ENVIRONMENT_SHAPE = {
+    "versions": either(values_of(either(TEXT, None)), None),
+    "cpu": either(OBJECT, None),
+    "gpus": either(list_of(object_with(name=TEXT, memory_gib=NUMBER)), None),
+    "git": either(object_with(commit=TEXT, dirty=FLAG), None),
+    "command": either(list_of(TEXT), None),
+    "earlier": either(list_of(OBJECT), None),
+}
+"""Fields of environment.json on which readers rely. Those of other versions may be missing."""
 _PACKAGES = ("torch", "torchvision", "accelerate", "triton", "numpy")
 
 

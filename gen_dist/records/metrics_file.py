@@ -15,9 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gen_dist.errors import CheckpointError
+from gen_dist.errors import CheckpointError, DamagedError
 from gen_dist.files import write_atomically
+from gen_dist.records.reading import COUNT, NUMBER, either, list_of, parsed_object, read_file
 from gen_dist.records.run_paths import RunPaths
+
+_FIGURE = either(NUMBER, list_of(either(NUMBER, None)), None)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -94,21 +97,22 @@ class MetricsFile:
 def _lines_and_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Pairs of a whole line, without its line end, and its record."""
     try:
-        lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        lines = read_file(path).decode("utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        raise CheckpointError(f"cannot read {path}: No such file or directory") from None
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            record = None
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            record = parsed_object(line, {"step": COUNT})
+            if wrong := [name for name, value in record.items() if not _FIGURE.fits(value)]:
+                raise ValueError(f"{wrong[0]} is not {_FIGURE.name}")
             records.append((line, record))
-        elif number < len(lines):
-            raise CheckpointError(
-                f"{path}: line {number} is not a record of metrics; remove that line, or start over with --fresh"
-            )
+        except ValueError as error:
+            if number < len(lines):
+                raise DamagedError(
+                    f"{path}: line {number} is not a record of metrics ({error}); remove that line, or start over with "
+                    "--fresh"
+                ) from None
     return records
 
 

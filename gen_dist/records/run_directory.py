@@ -10,21 +10,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import shutil
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from gen_dist.config import TrainConfig
-from gen_dist.errors import CheckpointError, ConfigError, TakenOverError
-from gen_dist.files import write_atomically
+from gen_dist.errors import CheckpointError, ConfigError, DamagedError, TakenOverError
+from gen_dist.files import file_lock, read_regular, reason_of, write_atomically
 from gen_dist.parallel.collectives import errors_shared, from_main
 from gen_dist.parallel.processes import Processes
 from gen_dist.records import checkpoint as checkpoints
-from gen_dist.records.environment import environment
+from gen_dist.records.environment import ENVIRONMENT_SHAPE, environment
+from gen_dist.records.reading import read_config, read_file, read_object
+from gen_dist.records.run_mark import (
+    RunMark,
+    is_run,
+    mark_of,
+    refuse_foreign,
+    refuse_lost_checkpoints,
+    start_over,
+    write_mark,
+)
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.wandb_run import wandb_mode
 
@@ -56,16 +64,20 @@ class Holding:
         self._has_begun = False
 
     def begin(self) -> None:
-        """Write the mark, after which no other start may write, and remove the previous run if that is wanted.
+        """Write the marks, after which no other start may write, and remove the previous run if that is wanted.
 
         Call it when nothing can be refused any more: a refusal changes nothing.
 
         Raises:
+            CheckpointError: the previous run cannot be removed.
             OSError: the disk is full or cannot be written to.
         """
+        if mark_of(self.path) is None:  # first of all: from here on, the directory is known to be ours
+            # One of an old version that gets here had a checkpoint, or its remains would have been removed before.
+            write_mark(self.path, RunMark(uuid.uuid4().hex, has_checkpoint=is_run(self.path)))
         if self.fresh:
             write_atomically(self._holder_file, f"{self._mark}\n")
-            remove_run(self.path)
+            start_over(self.path)
         write_atomically(self._holder_file, f"{self._mark} {_BEGUN}\n")
         self._has_begun = True
 
@@ -74,7 +86,7 @@ class Holding:
         if not self._has_begun:
             return
         try:
-            if self._holder_file.read_text().startswith(self._mark):
+            if read_regular(self._holder_file).startswith(self._mark.encode()):
                 return
         except OSError as error:
             reason = error.strerror or error
@@ -84,7 +96,12 @@ class Holding:
 
 @contextlib.contextmanager
 def hold(
-    path: Path, config: TrainConfig, processes: Processes, fresh: bool, holder: str | None = None
+    path: Path,
+    config: TrainConfig,
+    processes: Processes,
+    fresh: bool,
+    holder: str | None = None,
+    announce: Callable[[str], None] = print,
 ) -> Iterator[Holding]:
     """Within it, the main process holds a run directory. Nothing is removed yet, fresh or not.
 
@@ -94,47 +111,56 @@ def hold(
         processes: processes that train.
         fresh: start over. It has no effect if the last holder was the same launch and it began to train.
         holder: name of a launch that may start several times. None stands for a launch that starts once.
+        announce: takes a line if the file system has no locks.
 
     Raises:
-        ConfigError: the directory cannot be written to, another process trains in it, or it holds a run of another
-            config that is not to be started over. Raised in every process.
+        ConfigError: the directory cannot be written to, another process trains in it, it is not a run but has files
+            that a run would overwrite, or it holds a run of another config that is not to be started over. Raised in
+            every process.
+        CheckpointError: the run had checkpoints that are gone, or its files are damaged or cannot be read just now.
     """
-    lock = FileLock(RunPaths(path).lock)
-    holding = None
-    try:
+    with contextlib.ExitStack() as stack:
+        holding = None
         with errors_shared(processes):
             if processes.is_main:
-                holding = _take(path, config, fresh, holder, lock)
+                holding = _take(path, config, fresh, holder, stack, announce)
         fresh = from_main(holding.fresh if holding else None, processes) or False
         yield holding or Holding(path, fresh, "")
-    finally:
-        lock.release()
 
 
-def _take(path: Path, config: TrainConfig, fresh: bool, holder: str | None, lock: FileLock) -> Holding:
+def _take(
+    path: Path,
+    config: TrainConfig,
+    fresh: bool,
+    holder: str | None,
+    stack: contextlib.ExitStack,
+    announce: Callable[[str], None],
+) -> Holding:
     name, mark = holder or uuid.uuid4().hex, uuid.uuid4().hex
     paths = RunPaths(path)
     try:
         wandb_mode(config.wandb)
+        refuse_foreign(path)
         path.mkdir(parents=True, exist_ok=True)
         last_holder, *words = _words_of(paths.holder)
-        with contextlib.suppress(Timeout) if last_holder == name else contextlib.nullcontext():
-            lock.acquire(blocking=False)
+        held = stack.enter_context(file_lock(paths.lock, announce))
+        if not held and last_holder != name:
+            raise ConfigError(f"another process is training in {path}; wait for it or choose another --run-dir")
         holding = Holding(path, fresh and not (last_holder == name and _BEGUN in words), f"{name} {mark}")
-        if not holding.fresh and paths.config.exists():
+        if not holding.fresh:
+            refuse_lost_checkpoints(path)
             refuse_other_config(path, config)
         return holding
-    except Timeout:
-        raise ConfigError(f"another process is training in {path}; wait for it or choose another --run-dir") from None
     except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"run directory {path} cannot be written to: {reason}; choose another --run-dir") from None
+        raise ConfigError(
+            f"run directory {path} cannot be written to: {reason_of(error)}; choose another --run-dir"
+        ) from None
 
 
 def _words_of(path: Path) -> list[str]:
     """Words of the holder file: name of the launch, mark of its start, and `begun`."""
     with contextlib.suppress(FileNotFoundError):
-        return path.read_text().split() or [""]
+        return read_file(path).decode(errors="replace").split() or [""]
     return [""]
 
 
@@ -151,49 +177,51 @@ def record_start(path: Path, config: TrainConfig, step: int, wandb_id: str, proc
     write_atomically(paths.config, config.to_json())
     write_atomically(paths.wandb_id, wandb_id)
     starts: list[dict[str, Any]] = [{"from_step": step, "processes": processes, **environment()}]
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        last = json.loads(paths.environment.read_text())
-        starts += [last, *last.pop("earlier", [])]
+    with contextlib.suppress(FileNotFoundError, DamagedError):
+        last = read_object(paths.environment, ENVIRONMENT_SHAPE, "remove it")
+        starts += [last, *(last.pop("earlier", None) or [])]
     last, *earlier = starts
     write_atomically(paths.environment, json.dumps({**last, "earlier": earlier}, indent=2) + "\n")
 
 
 def wandb_id_of(path: Path) -> str:
-    """Id of a run on wandb; a new one if the run has none yet."""
+    """Id of a run on wandb; a new one if the run has none yet.
+
+    Raises:
+        CheckpointError: the file cannot be read just now, or has no id in it.
+    """
     file = RunPaths(path).wandb_id
-    return file.read_text() if file.exists() else uuid.uuid4().hex[:12]
+    try:
+        found = read_file(file).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return uuid.uuid4().hex[:12]
+    if not re.fullmatch(r"[\w-]{1,128}", found, re.ASCII):
+        raise DamagedError(f"{file} is damaged: it has no id of wandb; remove it for a new one")
+    return found
 
 
 def remove_leftovers(path: Path) -> None:
     """Remove the files of a run that ended before its first checkpoint: the next start begins anew.
 
-    A directory without a valid config.json may belong to the user; nothing there is touched.
-    """
-    file = RunPaths(path).config
-    with contextlib.suppress(OSError, ConfigError):
-        TrainConfig.from_json(file.read_text(errors="replace"), str(file))
-        remove_run(path)
-
-
-def remove_run(path: Path) -> None:
-    """Remove all that a run writes, and nothing that a user keeps there.
+    A directory that is no run of ours belongs to the user; nothing there is touched.
 
     Raises:
-        OSError: some of it cannot be removed.
+        CheckpointError: they cannot be removed.
     """
-    for written in RunPaths(path).written():
-        if written.is_dir():
-            shutil.rmtree(written)
-        else:
-            written.unlink(missing_ok=True)
+    if is_run(path):
+        start_over(path)
 
 
 def refuse_other_config(path: Path, config: TrainConfig) -> None:
     """Raise ConfigError if the run in a directory has checkpoints and cannot be resumed with this config."""
-    if not checkpoints.checkpoint_paths(path):
+    saved = checkpoints.checkpoint_paths(path)
+    if not saved:
         return
     file = RunPaths(path).config
-    started = TrainConfig.from_json(file.read_text(errors="replace"), str(file))
+    try:
+        started = read_config(file)
+    except FileNotFoundError:
+        raise DamagedError(f"{path} has checkpoints but no config.json; copy {saved[0] / file.name} there") from None
     # Unless the learning rate is constant, that of every step depends on the number of steps.
     free = _FREE_FIELDS | ({"steps"} if config.optimization.decay == "constant" else set())
     changes = [

@@ -8,15 +8,17 @@ from pathlib import Path
 class RunPaths:
     """Every file and directory of one run.
 
-    A new file of a run needs one line in the constructor: `--fresh` then removes it as well.
+    A new file of a run needs one line in the constructor: `--fresh` then removes it as well, and a start in a directory
+    that has a file of this name but no run is refused.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        # Both outlive --fresh: they say which process trains here.
+        # They outlive --fresh: they say whose the directory is, and which process trains here.
+        self.mark = root / "run.json"
         self.lock = root / ".lock"
         self.holder = root / ".holder"
-        # Checkpoints come before all else: the remainder of an interrupted removal must not be resumed from.
+        self.evaluation_lock = root / ".evaluation.lock"
         self.checkpoints = root / "checkpoints"
         # Written when training starts.
         self.config = root / "config.json"
@@ -45,7 +47,12 @@ class RunPaths:
         """Picture of a step in one of the `picture_series`."""
         return self.picture_series[series] / f"step_{step:08d}.png"
 
-    def written(self) -> list[Path]:
-        """Everything that a run writes, in the order in which to remove it."""
-        groups = [place for name, place in vars(self).items() if name not in ("root", "lock", "holder")]
-        return [path for group in groups for path in (group.values() if isinstance(group, dict) else [group])]
+    def files(self) -> list[Path]:
+        """Files that a run writes and --fresh removes, directories apart."""
+        kept = (self.root, self.mark, self.lock, self.holder, self.evaluation_lock, *self.directories())
+        single = [place for place in vars(self).values() if isinstance(place, Path) and place not in kept]
+        return [*single, *self.final_pictures.values()]
+
+    def directories(self) -> list[Path]:
+        """Directories that a run writes to."""
+        return [self.checkpoints, *self.picture_series.values(), self.wandb]

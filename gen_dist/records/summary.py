@@ -7,6 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from gen_dist.config import TrainConfig
+from gen_dist.records.reading import COUNT, OBJECT, SECONDS, TEXT, either, values_of
+
+SUMMARY_SHAPE = {
+    **{"steps": COUNT, "training_seconds": SECONDS, "epochs": SECONDS, "final": either(OBJECT, None)},
+    **{"best": either(OBJECT, None), "names": either(values_of(TEXT), None)},
+}
+"""Fields of summary.json on which readers rely."""
 
 
 def last_values(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -13,11 +13,14 @@ from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
 from gen_dist.evaluation.record import Evaluation, read_evaluation
 from gen_dist.presets import presets
-from gen_dist.records.checkpoint import STATE, checkpoint_paths, is_whole
+from gen_dist.records.checkpoint import newest, read_facts
+from gen_dist.records.environment import ENVIRONMENT_SHAPE
 from gen_dist.records.metrics_file import metrics_of_run
+from gen_dist.records.reading import Kind, config_of_run, read_object
+from gen_dist.records.run_mark import refuse_lost_checkpoints
 from gen_dist.records.run_paths import RunPaths
+from gen_dist.records.summary import SUMMARY_SHAPE
 
-_STATE = ("step", "data_digest", "image_shape", "class_names", "training_seconds")
 _TELLS_NO_TWO_RUNS_APART = frozenset({"seed", "run_dir", "data_root", "wandb", "keep_checkpoints"})
 
 
@@ -90,18 +93,11 @@ def read_run(path: Path) -> RunRecord:
         ConfigError: its config.json is none of this version.
     """
     paths = RunPaths(path)
-    if not paths.config.exists():
-        what = "is not a run directory: it has no config.json" if path.exists() else "does not exist"
-        raise CheckpointError(f"{path} {what}; train one with gen-dist train PRESET --run-dir {path}")
-    config = TrainConfig.from_json(paths.config.read_text(errors="replace"), str(paths.config))
-    saved = checkpoint_paths(path)
-    newest = next(filter(is_whole, saved), None)
-    if newest is None:
-        what = "has no checkpoint yet" if not saved else f"has no whole one among its {len(saved)} checkpoints"
-        raise CheckpointError(f"{path} {what}; go on with gen-dist train --config {paths.config}")
-    state = _read(newest / STATE, *_STATE)
+    config = config_of_run(path)
+    state = newest(path, read_facts, _silent)
     if state is None:
-        raise CheckpointError(f"checkpoint {newest} is damaged: state.json is missing")
+        refuse_lost_checkpoints(path)
+        raise CheckpointError(f"{path} has no checkpoint yet; go on with gen-dist train --config {paths.config}")
     evaluation = read_evaluation(path)
     return RunRecord(
         path=path,
@@ -109,8 +105,8 @@ def read_run(path: Path) -> RunRecord:
         step=state["step"],
         state=state,
         metrics=[record for record in metrics_of_run(path) if record["step"] <= state["step"]],
-        summary=_read(paths.summary, "steps", "training_seconds", "epochs"),
-        environment=_read(paths.environment),
+        summary=_read(paths.summary, SUMMARY_SHAPE),
+        environment=_read(paths.environment, ENVIRONMENT_SHAPE),
         evaluation=evaluation if evaluation and evaluation.checkpoint_step == state["step"] else None,
     )
 
@@ -154,17 +150,14 @@ def group_by_config(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
     return list(groups.values())
 
 
-def _read(path: Path, *names: str) -> dict[str, Any] | None:
-    """A JSON object from a file, that has to have these names; None where there is no such file."""
+def _read(path: Path, shape: Mapping[str, Kind]) -> dict[str, Any] | None:
+    """Read a JSON object, without the fields that are null; None if there is no such file."""
     try:
-        found = json.loads(path.read_text())
+        found = read_object(path, shape, "remove it: the report goes without it")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(f"{path} cannot be read: {reason}") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is damaged: it is not a JSON object")
-    if missing := [name for name in names if name not in found]:
-        raise CheckpointError(f"{path} is damaged: it has no {missing[0]}")
-    return found
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _silent(_line: str) -> None:
+    pass

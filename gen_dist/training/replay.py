@@ -8,10 +8,10 @@ from pathlib import Path
 
 from gen_dist.config import TrainConfig
 from gen_dist.data import open_dataset
-from gen_dist.errors import CheckpointError, ConfigError
+from gen_dist.errors import ConfigError
 from gen_dist.parallel.processes import start_processes
 from gen_dist.records import checkpoint as checkpoints
-from gen_dist.records.run_paths import RunPaths
+from gen_dist.records.reading import config_of_run
 from gen_dist.training.trainer import Trainer
 
 
@@ -29,7 +29,7 @@ def replay(run_path: Path, step: int, announce: Callable[[str], None] = print) -
         CheckpointError: the directory has no run.
         ConfigError: the run has no such step.
     """
-    config = config_of(run_path)
+    config = config_of_run(run_path)
     if not 1 <= step <= config.steps:
         raise ConfigError(f"step {step} is not one of the run's steps 1 to {config.steps}")
     with trainer_at(run_path, config, step - 1, announce) as (trainer, first):
@@ -38,19 +38,6 @@ def replay(run_path: Path, step: int, announce: Callable[[str], None] = print) -
         for done in range(first, step):
             logs = trainer.run_step(done)
         return trainer.average_logs([logs])[0]
-
-
-def config_of(run_path: Path) -> TrainConfig:
-    """Read the config of a run.
-
-    Raises:
-        CheckpointError: the directory has no run.
-        ConfigError: its config.json is not valid in this version.
-    """
-    config_path = RunPaths(run_path).config
-    if not config_path.exists():
-        raise CheckpointError(f"{run_path} is not a run directory: it has no config.json")
-    return TrainConfig.from_json(config_path.read_text(errors="replace"), str(config_path))
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def train(
         announce = _silent
     path = (supervisor.directory if supervisor else None) or config.run_path
     stop = supervisor.stop if supervisor else threading.Event()
-    with hold(path, config, processes, fresh, supervisor.name if supervisor else None) as holding:
+    with hold(path, config, processes, fresh, supervisor.name if supervisor else None, announce) as holding:
         dataset = open_dataset(config.data, config.data_root, config.packing, announce)
         with contextlib.closing(Trainer(config, dataset, processes)) as trainer, stop_signals(stop):
             is_main = processes.is_main

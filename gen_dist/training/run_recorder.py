@@ -22,7 +22,9 @@ from gen_dist.pictures.gallery import Gallery
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.metrics_file import metrics_of_run
+from gen_dist.records.removal import remove_left_overs
 from gen_dist.records.run_directory import Holding, record_start, remove_leftovers, wandb_id_of
+from gen_dist.records.run_mark import note_checkpoint
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.summary import last_values, summary_of
 from gen_dist.records.tracker import Tracker
@@ -182,11 +184,14 @@ class MainRunRecorder(RunRecorder):
         """Write a checkpoint and remove old ones; returns its directory."""
         self._holding.assert_held()
         self._open_tracker.sync()
-        return checkpoints.save(self.path, checkpoint, self._config, self._config.keep_checkpoints)
+        saved = checkpoints.save(self.path, checkpoint, self._config, self._config.keep_checkpoints)
+        note_checkpoint(self.path)
+        return saved
 
     def finish(self, step: int, training_seconds: float) -> Ending | None:
         """Return the last metrics; after the last step, draw the final pictures and write summary.json."""
         self._holding.assert_held()
+        remove_left_overs(self.path)
         records = metrics_of_run(self.path)
         if step < self._config.steps:
             return last_values(records), {}

@@ -12,8 +12,9 @@ import torch
 
 from gen_dist.config import TrainConfig
 from gen_dist.parallel.processes import Processes
-from gen_dist.records.checkpoint import checkpoint_paths
-from gen_dist.training.replay import config_of, trainer_at
+from gen_dist.records.checkpoint import checkpoint_paths, step_of
+from gen_dist.records.reading import config_of_run
+from gen_dist.training.replay import trainer_at
 
 WARM_UP_STEPS = 5
 MOST_STEPS = 200
@@ -73,8 +74,8 @@ def measure_step_times(run_path: Path, announce: Callable[[str], None] = print) 
         DataError: the data of the run are not on this machine.
     """
     # A run of a GPU may be measured on a machine without one. A CUDA graph has no parts.
-    config = replace(config_of(run_path), device="auto", cuda_graphs=False)
-    newest = max((int(path.name.removeprefix("step_")) for path in checkpoint_paths(run_path)), default=0)
+    config = replace(config_of_run(run_path), device="auto", cuda_graphs=False)
+    newest = max(map(step_of, checkpoint_paths(run_path)), default=0)
     with trainer_at(run_path, config, newest - WARM_UP_STEPS - LEAST_STEPS, announce) as (trainer, start):
         warm_up_steps = min(WARM_UP_STEPS, (config.steps - start) // 2)
         first = start + warm_up_steps

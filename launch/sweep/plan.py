@@ -126,10 +126,11 @@ def _refuse_other_configs(sweep: Sweep) -> None:
 
 def _remove(path: Path) -> None:
     """Remove the files of an earlier sweep, and nothing else."""
-    from gen_dist.records.run_directory import remove_run
+    from gen_dist.records.run_mark import is_run, start_over
 
     for run in path.glob("trial_*"):
-        remove_run(run)
+        if is_run(run):
+            start_over(run)
     for name in _FILES:
         (path / name).unlink(missing_ok=True)
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import CheckpointError, ConfigError
+from gen_dist.errors import CheckpointError, ConfigError, DamagedError
 from gen_dist.files import write_atomically
 from gen_dist.launch.sweep.space import Searched, Value, as_typed
 from gen_dist.records.metrics_file import metrics_of_run
 from gen_dist.records.readable import readable_number
+from gen_dist.records.reading import COUNT, read_object
 from gen_dist.records.run_paths import RunPaths
 
 Mode = Literal["min", "max"]
@@ -123,10 +124,10 @@ class Trial:
     def has_finished(self) -> bool:
         """Return True if the run has done all steps."""
         try:
-            steps: int = json.loads(RunPaths(self.path).summary.read_text())["steps"]
-        except (OSError, ValueError, KeyError):
+            summary = read_object(RunPaths(self.path).summary, {"steps": COUNT}, "it counts as unfinished")
+        except (FileNotFoundError, DamagedError):
             return False
-        return steps == self.config.steps
+        return bool(summary["steps"] == self.config.steps)
 
     def read(self, metric: Metric) -> None:
         """Read step and history from the files of the run.

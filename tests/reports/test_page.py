@@ -20,6 +20,7 @@ from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.evaluation.guide import base_name, metric_of
 from gen_dist.records.checkpoint import SUMS
 from gen_dist.records.readable import readable_result
+from gen_dist.records.run_mark import write_mark
 from gen_dist.reports import write_report
 from gen_dist.reports.comparison import comparison_of, markdown, read_runs, scalars, table_lines
 from gen_dist.reports.comparison_picture import save_comparison
@@ -346,6 +347,9 @@ def test_incomparable_runs_are_refused_in_one_line(runs: dict[str, Path], tmp_pa
     with pytest.raises(ConfigError, match=r"do not compare: one is of mnist5k .* the other of mnist5k \(ffffffff\)"):
         read_runs([runs["vae"], other])
     shutil.rmtree(other / "checkpoints")
+    with pytest.raises(CheckpointError, match="has trained, but there is no checkpoint in"):
+        read_runs([other])
+    write_mark(other)  # killed before its first checkpoint
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         read_runs([other])
 

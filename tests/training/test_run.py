@@ -24,7 +24,8 @@ from gen_dist.errors import ConfigError, UserError
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.metrics_file import read_metrics
-from gen_dist.records.run_directory import remove_run
+from gen_dist.records.removal import remove_run
+from gen_dist.records.run_mark import write_mark
 from gen_dist.training.outcome import DivergenceError
 from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
@@ -158,7 +159,7 @@ def _train(path: Path) -> None:
     train(_config(path), say=_quiet)
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace", "rename at removal", "rmtree"])
+@pytest.mark.parametrize("call", ["fsync", "replace", "rename at removal", "unlink", "rmdir"])
 def test_killed_while_writing_a_checkpoint_it_resumes_exactly(call: str, uninterrupted: Path, tmp_path: Path) -> None:
     """The process dies at the third checkpoint, in turn at each fsync, rename and removal."""
 
@@ -179,8 +180,8 @@ def test_killed_while_writing_a_checkpoint_it_resumes_exactly(call: str, uninter
             if checkpoint.step == 6:
                 if call == "fsync":
                     os.fsync = count_then_kill(os.fsync)  # type: ignore[assignment]
-                elif call == "rmtree":
-                    shutil.rmtree = count_then_kill(shutil.rmtree)  # type: ignore[assignment]
+                elif call in ("unlink", "rmdir"):
+                    setattr(os, call, count_then_kill(getattr(os, call)))
                 else:
                     os.replace = count_then_kill(os.replace)  # type: ignore[assignment]
             return save(run_path, checkpoint, config, keep)
@@ -188,7 +189,9 @@ def test_killed_while_writing_a_checkpoint_it_resumes_exactly(call: str, uninter
         checkpoints.save = save_at_third
         _train(path)
 
-    fatal_calls = {"fsync": range(1, 9), "replace": (1,), "rename at removal": (2,), "rmtree": (1,)}[call]
+    fatal_calls = {"fsync": range(1, 9), "replace": (1,), "rename at removal": (2,), "unlink": (1, 4), "rmdir": (1,)}[
+        call
+    ]
     for fatal in fatal_calls:
         path = tmp_path / f"run{fatal}"
         status = _in_child(lambda path=path, fatal=fatal: train_and_die(path, fatal))  # type: ignore[misc]
@@ -297,18 +300,11 @@ def test_files_of_a_run_without_checkpoint_are_removed(uninterrupted: Path, tmp_
     path = tmp_path / "run"
     shutil.copytree(uninterrupted, path)
     shutil.rmtree(path / "checkpoints")
+    write_mark(path)  # killed before its first checkpoint
     outcome = train(_config(path, steps=12), say=_quiet)
     assert outcome.pictures["samples"] == path / "samples/step_00000012.png"
     assert sorted(file.name for file in (path / "samples").iterdir()) == ["step_00000010.png", "step_00000012.png"]
     assert (path / "wandb-id").read_text() != (uninterrupted / "wandb-id").read_text()
-
-
-def test_a_directory_without_a_run_keeps_its_files(tmp_path: Path) -> None:
-    (tmp_path / "samples").mkdir()
-    (tmp_path / "samples/mine.png").write_text("mine")
-    (tmp_path / "config.json").write_text('{"of": "something else"}')
-    train(_config(tmp_path, steps=2), say=_quiet)
-    assert (tmp_path / "samples/mine.png").read_text() == "mine"
 
 
 def test_fresh_starts_over_and_keeps_foreign_files(uninterrupted: Path, tmp_path: Path) -> None:
@@ -328,7 +324,7 @@ def test_a_removed_run_leaves_nothing(uninterrupted: Path, tmp_path: Path) -> No
     for name in ("scores.png", "evaluation.json", "report.html"):  # files of a GAN, an evaluation and a report
         (path / name).touch()
     remove_run(path)
-    assert {left.name for left in path.iterdir()} <= {".lock", ".holder"}
+    assert {left.name for left in path.iterdir()} <= {".lock", ".holder", "run.json"}
 
 
 @pytest.mark.parametrize(
