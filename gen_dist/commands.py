@@ -6,13 +6,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from gen_dist.cli import preset_lines, run_command, run_subcommand
 from gen_dist.errors import ConfigError
 from gen_dist.surroundings import tell
+
+if TYPE_CHECKING:
+    from gen_dist.evaluation.record import Evaluation
 
 
 def main() -> None:
@@ -93,21 +96,25 @@ def evaluate(
         device: Where to compute.
     """
     from gen_dist.evaluation import evaluator as evaluation
+    from gen_dist.evaluation.record import UnwrittenError
 
-    found = evaluation.evaluate(
-        run,
-        metrics or None,
-        samples=samples,
-        nll_samples=nll_samples,
-        nll_images=nll_images,
-        data_root=data_root,
-        device=device,
-        features=features,
-        inception_weights=inception_weights,
-        announce=tell,
-    )
-    if os.environ.get("RANK", "0") == "0":
-        print(*found.lines(), sep="\n")
+    try:
+        found = evaluation.evaluate(
+            run,
+            metrics or None,
+            samples=samples,
+            nll_samples=nll_samples,
+            nll_images=nll_images,
+            data_root=data_root,
+            device=device,
+            features=features,
+            inception_weights=inception_weights,
+            announce=tell,
+        )
+    except UnwrittenError as error:
+        _print_figures(error.evaluation)
+        raise
+    _print_figures(found)
 
 
 def compare(
@@ -227,11 +234,21 @@ def replay(run: tyro.conf.Positional[Path], /, step: int) -> None:
     print(f"step {step}  " + "  ".join(f"{name} {value:.6f}" for name, value in scalars.items()))
 
 
-def _evaluate(run: Path) -> None:
+def _print_figures(found: Evaluation | None) -> None:
+    if found is not None and os.environ.get("RANK", "0") == "0":
+        print(*found.lines(), sep="\n", flush=True)
+
+
+def _evaluate(run: Path) -> Evaluation | None:
     from gen_dist.evaluation.evaluator import evaluate
+    from gen_dist.evaluation.record import UnwrittenError
 
     tell(f"evaluating {run}")
-    evaluate(run, announce=tell)
+    try:
+        return evaluate(run, announce=tell)
+    except UnwrittenError as error:
+        tell(f"warning: {error}")
+        return error.evaluation
 
 
 FUNCTIONS: list[Callable[..., None]] = [

@@ -20,7 +20,7 @@ from gen_dist.evaluation.metric import Metric, UnavailableError, Value
 from gen_dist.evaluation.metrics import measured_metrics
 from gen_dist.evaluation.metrics.classes import accuracy
 from gen_dist.evaluation.plan import MetricPlan, Setting, check_options, sides
-from gen_dist.evaluation.record import Evaluation, read_evaluation, write_evaluation
+from gen_dist.evaluation.record import Evaluation, UnwrittenError, add_evaluation, read_evaluation
 from gen_dist.inference.model import model_of, read_checkpoint
 from gen_dist.objectives.evaluating import evaluating
 from gen_dist.objectives.vae import Vae
@@ -45,8 +45,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the newest whole checkpoint of a run and write evaluation.json beside it. Call it in every process.
 
-    Existing figures of the same checkpoint and data are kept. Figures that rest on features are kept only if the
-    feature network is the same.
+    Existing figures of the same checkpoint and data are kept, also those that another evaluation writes meanwhile.
+    Figures that rest on features are kept only if the feature network is the same.
 
     Args:
         run: run directory.
@@ -62,6 +62,7 @@ def evaluate(
 
     Raises:
         UserError: no run or no checkpoint, other data than the run was trained on, or invalid options.
+        UnwrittenError: the figures are measured and cannot be written. The error has them.
     """
     asked = list(measured_metrics() if metrics is None else metrics)
     check_options(run, asked, samples, nll_samples, nll_images)
@@ -82,14 +83,21 @@ def evaluate(
     network = feature_network(chosen, processes.device, inception_weights) if needs_features and chosen else None
     plan = MetricPlan(Setting(model, dataset, network), asked, samples, nll_samples, nll_images)
     context = Context(model, dataset, processes, network, samples, nll_samples, plan.nll_rows)
-    before = in_main(lambda: read_evaluation(run), processes)
+    in_main(lambda: read_evaluation(run), processes)  # a damaged one is refused before anything that takes minutes
     found = _Figures(plan, context)
+    unwritten: list[UnwrittenError] = []
 
     def write() -> Evaluation:
+        """Merge the figures into the file. If that fails, nothing measured is lost: the error has the figures."""
         context.keep_reference()
-        evaluation = found.evaluation(checkpoint.step).added_to(before)
-        in_main(lambda: write_evaluation(run, evaluation), processes)
-        return evaluation
+        evaluation = found.evaluation(checkpoint.step)
+        unwritten.clear()
+        try:
+            return in_main(lambda: add_evaluation(run, evaluation, say), processes)
+        except UnwrittenError as error:
+            error.evaluation = evaluation
+            unwritten.append(error)
+            return evaluation
 
     with evaluating(model.objective):
         quick = [metric for metric in plan.available() if not metric.takes_minutes]
@@ -101,6 +109,8 @@ def evaluate(
             for metric in slow:
                 found.measure(metric)
             evaluation = write()
+    if unwritten:
+        raise unwritten[0]
     if processes.is_main:
         _send_to_wandb(run, config, evaluation, say)
     return evaluation

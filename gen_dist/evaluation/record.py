@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gen_dist.errors import DamagedError, OtherVersionError, UserError
+from gen_dist.errors import CheckpointError, DamagedError, OtherVersionError, UserError
 from gen_dist.evaluation.guide import base_name
 from gen_dist.evaluation.metric import Value
 from gen_dist.evaluation.metrics import all_metrics
-from gen_dist.files import write_atomically
+from gen_dist.files import file_lock, reason_of, write_atomically
 from gen_dist.records.readable import readable_figure
 from gen_dist.records.reading import (
     COUNT,
@@ -132,17 +133,33 @@ def read_evaluation(run: Path) -> Evaluation | None:
         raise DamagedError(f"{file} is damaged: {error}; remove it") from None
 
 
-def write_evaluation(run: Path, evaluation: Evaluation) -> None:
-    """Write it into a run directory, whole.
+class UnwrittenError(UserError):
+    """An evaluation that was measured and cannot be written."""
+
+    evaluation: Evaluation | None = None
+    """The figures, so that they are not lost."""
+
+
+def add_evaluation(run: Path, evaluation: Evaluation, announce: Callable[[str], None]) -> Evaluation:
+    """Merge an evaluation with that in the run directory and write both there; returns what was written.
+
+    Another evaluation may do the same at the same time: a lock makes it wait.
 
     Raises:
-        UserError: the directory cannot be written to.
+        UnwrittenError: the directory cannot be written to, or what is there cannot be read.
     """
-    file = RunPaths(run).evaluation
+    paths = RunPaths(run)
     try:
-        write_atomically(file, evaluation.to_json())
+        with file_lock(paths.evaluation_lock, announce, wait=True):
+            merged = evaluation.added_to(read_evaluation(run))
+            write_atomically(paths.evaluation, merged.to_json())
+            return merged
+    except CheckpointError as error:
+        raise UnwrittenError(f"the evaluation is not written: {error}") from None
     except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror}; fix that first") from None
+        raise UnwrittenError(
+            f"{paths.evaluation} cannot be written: {reason_of(error)}; fix that, or copy the run to where it can be"
+        ) from None
 
 
 def _readable(value: Value) -> str:

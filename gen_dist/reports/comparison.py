@@ -12,9 +12,10 @@ from typing import Any
 
 from gen_dist.errors import ConfigError
 from gen_dist.evaluation.guide import base_name, in_order, is_of_pixels, is_of_run, metric_of
+from gen_dist.evaluation.record import Evaluation
 from gen_dist.presets import presets
 from gen_dist.records.readable import readable_result
-from gen_dist.reports.run_record import RunRecord, decisive_fields, group_by_config, read_run
+from gen_dist.reports.run_record import RunRecord, decisive_fields, group_by_config, read_run, with_evaluation
 
 ABOUT_EQUAL = 0.02
 """Relative difference below which values of single runs are reported as about equal."""
@@ -157,12 +158,13 @@ class Comparison:
         }
 
 
-def read_runs(paths: Sequence[Path], evaluate: Callable[[Path], object] | None = None) -> list[RunRecord]:
+def read_runs(paths: Sequence[Path], evaluate: Callable[[Path], Evaluation | None] | None = None) -> list[RunRecord]:
     """Read runs that are to be compared.
 
     Args:
         paths: run directories.
-        evaluate: writes the evaluation of a run whose newest checkpoint has none; None skips this.
+        evaluate: writes and returns the evaluation of a run whose newest checkpoint has none. What it returns is used
+            if it could not be written, or if the run trains on meanwhile. None skips this.
 
     Raises:
         CheckpointError: there is no run, or none with a checkpoint.
@@ -176,8 +178,7 @@ def read_runs(paths: Sequence[Path], evaluate: Callable[[Path], object] | None =
     if evaluate is not None:
         for index, run in enumerate(runs):
             if run.evaluation is None:
-                evaluate(run.path)
-                runs[index] = read_run(run.path)
+                runs[index] = with_evaluation(run, evaluate(run.path))
     _refuse_other_features(runs)
     return runs
 

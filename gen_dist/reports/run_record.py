@@ -111,6 +111,18 @@ def read_run(path: Path) -> RunRecord:
     )
 
 
+def with_evaluation(before: RunRecord, evaluation: Evaluation | None) -> RunRecord:
+    """Read a run again after its evaluation. If it has a newer checkpoint by now, its files up to the evaluated one."""
+    after = read_run(before.path)
+    if after.evaluation or evaluation is None:
+        return after
+    if evaluation.checkpoint_step == after.step:
+        return dataclasses.replace(after, evaluation=evaluation)
+    return dataclasses.replace(
+        before, evaluation=evaluation if evaluation.checkpoint_step == before.step else before.evaluation
+    )
+
+
 def config_fields(config: TrainConfig) -> dict[str, Any]:
     """The config, flat: `optimization.betas` -> value; kinds of network and objective under their own names."""
     flat: dict[str, Any] = {}
