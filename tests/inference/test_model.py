@@ -202,7 +202,7 @@ def test_replay_prints_the_losses_of_the_run(step: int, runs: Path) -> None:
         (["sample", "{run}", "--out", "/proc/none.png"], "cannot be written"),
         (["sample", "{run}", "--device", "cuda"], "no GPU"),
         (["replay", "{run}", "--step", "99"], "1 to 12"),
-        (["replay", "none", "--step", "1"], "no config.json"),
+        (["replay", "none", "--step", "1"], "does not exist"),
         (["replay", "{run}"], "--step"),
         (["simple"], "simple"),
     ],
