@@ -47,7 +47,7 @@ def sample(
     Args:
         run: Run directory, or one checkpoint in it.
         count: Number of images.
-        out: PNG file to write.
+        out: File to write: .png, .jpg or .webp.
         columns: Images a row.
         labels: Numbers of the classes that a conditional model draws in turn. All classes if none is named.
         seed: Key of the latents. The same seed gives the same images.
@@ -56,8 +56,9 @@ def sample(
     import torch
 
     from gen_dist.inference.model import load
-    from gen_dist.pictures.grids import save_grid
+    from gen_dist.pictures.grids import format_of, save_grid
 
+    format_of(out)  # before anything that takes seconds
     if columns < 1:
         raise ConfigError(f"columns {columns} is less than 1")
     model = load(run, device=device)
@@ -76,7 +77,7 @@ def evaluate(
     metrics: tuple[str, ...] = (),
     samples: int = 10_000,
     nll_samples: int = 5000,
-    nll_images: int | None = None,
+    nll_images: int | Literal["all"] = 1000,
     data_root: str | None = None,
     features: Literal["digits", "inception"] | None = None,
     inception_weights: Path | None = None,
@@ -89,7 +90,7 @@ def evaluate(
         metrics: Metrics, such as fid kid nll. All that the model has if none is named.
         samples: Number of images to draw, and of walks through the latent space.
         nll_samples: Importance samples per image.
-        nll_images: Number of test images for nll, spread over the split. All if not given.
+        nll_images: Number of test images for nll, spread over the split, or all. It is part of the figure's name.
         data_root: Directory with the torchvision data sets, if it has moved since the run.
         features: Network whose features are compared. For 28 x 28 grey images it is digits if not given.
         inception_weights: File with the weights of InceptionV3. Downloaded if not given.
@@ -104,7 +105,7 @@ def evaluate(
             metrics or None,
             samples=samples,
             nll_samples=nll_samples,
-            nll_images=nll_images,
+            nll_images=None if nll_images == "all" else nll_images,
             data_root=data_root,
             device=device,
             features=features,
@@ -179,6 +180,8 @@ def report(
     if not runs:
         raise ConfigError("report needs a run, as in gen-dist report runs/vae-mnist")
     path = out or RunPaths(runs[0]).report
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{path} cannot be written: a report is an HTML file; name it {path.stem}.html")
     if out and not out.parent.is_dir():  # before anything that takes minutes
         raise ConfigError(f"{out} cannot be written: there is no directory {out.parent}")
     read = read_runs(runs, _evaluate if evaluate else None)

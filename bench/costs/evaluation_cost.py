@@ -55,8 +55,8 @@ def main(
             _print_row(f"`{preset}`", run, quick)
             _print_row(f"`{preset}`, again", run, quick)
             if preset in nll:
-                images = [] if nll_images is None else ["--nll-images", nll_images]
-                _print_row(f"`{preset}`, nll", run, ["--metrics", "nll", *images])
+                images = "all" if nll_images is None else str(nll_images)
+                _print_row(f"`{preset}`, nll", run, ["--metrics", "nll", "--nll-images", images])
     print("\n" + json.dumps(before))
 
 

@@ -26,8 +26,12 @@ from gen_dist.objectives.evaluating import evaluating
 from gen_dist.objectives.vae import Vae
 from gen_dist.parallel.processes import start_processes
 from gen_dist.records.environment import environment
+from gen_dist.records.readable import readable_duration
 from gen_dist.records.run_directory import wandb_id_of
 from gen_dist.records.wandb_run import WandbRun, wandb_mode
+
+NLL_IMAGES = 1000
+"""Test images of the likelihood unless more are asked for: all 10,000 of MNIST take ten times a VAE's training."""
 
 
 def evaluate(
@@ -36,7 +40,7 @@ def evaluate(
     *,
     samples: int = 10_000,
     nll_samples: int = 5000,
-    nll_images: int | None = None,
+    nll_images: int | None = NLL_IMAGES,
     data_root: str | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     features: FeatureName | None = None,
@@ -106,6 +110,8 @@ def evaluate(
         evaluation = write()
         # Slow metrics come last, so that an interrupted evaluation has the others.
         if slow := [metric for metric in plan.available() if metric.takes_minutes]:
+            if processes.is_main:
+                _announce_times(slow, context, say)
             for metric in slow:
                 found.measure(metric)
             evaluation = write()
@@ -114,6 +120,13 @@ def evaluate(
     if processes.is_main:
         _send_to_wandb(run, config, evaluation, say)
     return evaluation
+
+
+def _announce_times(slow: Sequence[Metric], context: Context, say: Callable[[str], None]) -> None:
+    """Say what takes long, and about how long, before it starts."""
+    estimates = dict(metric.estimate(context) for metric in slow if metric.estimate)
+    for what, seconds in estimates.items():
+        say(f"{what}: about {readable_duration(seconds)}; the other figures are written already")
 
 
 class _Figures:

@@ -36,10 +36,12 @@ def metric_of(name: str) -> Metric:
     latents, images, thousands = count.groups() if count else (None, None, None)
     parts = [known.label]
     if latents:
-        parts.append(f"K = {int(latents):,}")
+        parts.append(f"{int(latents):,} importance samples")
     if images:
         size = int(images) * (1000 if thousands else 1)
         parts.append(f"{size:,} {'images' if latents else 'samples'}")
+    elif latents:
+        parts.append("all test images")
     return replace(known, label=", ".join(parts))
 
 

@@ -49,6 +49,8 @@ class Metric:
     """True if figures of different feature networks do not compare."""
     of_pixels: bool = False
     """True if figures compare only between equal pixel models: real-valued or binarized."""
+    estimate: Callable[[Any], tuple[str, float]] | None = None
+    """Function of the same context to what will be measured and about how many seconds it takes, for slow metrics."""
     takes_minutes: bool = False
     """True for slow metrics: they are measured last, after the others have been written."""
 

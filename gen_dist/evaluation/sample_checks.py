@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +27,20 @@ TEST_IMAGES = 1000
 NEIGHBOURS = 5
 LEAST_COARSE_SIDE = 8
 FOUND_SHARE = 1 / 4
+NEAR_QUANTILE = 0.95
+LEAST_SURE_SHARE = 0.2
+"""Share of test images whose class is sure, below which the classifier is too poor for a ratio."""
+
+
+class _Classes(NamedTuple):
+    """Classes of images by their neighbours."""
+
+    found: Tensor
+    """int64 [N]."""
+    unanimous: Tensor
+    """bool [N]: all neighbours are of one class."""
+    nearest: Tensor
+    """Squared distance of the nearest neighbour, [N]."""
 
 
 class SampleChecks:
@@ -34,7 +49,8 @@ class SampleChecks:
     A sample's class is that of most of its 5 nearest neighbours, by distance of pixels at half the resolution (16 x 16
     of images above 32 x 32), among up to 5,000 training images. Accuracy is 94.2 % on MNIST's test images, but
     30 % on CIFAR-10's, 18 % of which are classified as birds and 2 % as cars. So shares of classes are compared with
-    the predictions for test images, not with their labels.
+    the predictions for test images, not with their labels. A class is sure if all neighbours are of it and the nearest
+    one is no farther than those of 95 % of the test images: noise and squiggles have neighbours too, of some class.
     """
 
     def __init__(self, model: GenerativeModel, dataset: Dataset) -> None:
@@ -51,6 +67,8 @@ class SampleChecks:
         - `diversity_ratio`: the same over that of as many test images. Near 1 is healthy, near 0 is collapse.
         - `class_shares`: share of the samples in each class, in the order of the data set's class names.
         - `classes_found`: classes with at least a quarter of the share that they have of test images.
+        - `sure_ratio`: share of the samples whose class is sure, over that of test images; none if a fifth of those or
+          fewer are sure. Near 1 is healthy, near 0 are samples that resemble no class.
         - `class_variation`: total variation distance of these shares from those of test images, 0..1. Real images in
           place of the samples, in 10 equal classes, are about 0.07 away by chance.
         - `label_accuracy`: share of the samples in the class that was asked for. Real images reach the shares above.
@@ -69,10 +87,13 @@ class SampleChecks:
             checks["samples/diversity_ratio"] = diversity / real_diversity
         if self._classes is None:
             return checks
-        found = self._nearest_classes(samples)
-        shares = self._shares(found)
+        classes = self._nearest_classes(samples)
+        found, shares = classes.found, self._shares(classes.found)
         checks["samples/class_shares"] = shares.tolist()
         checks["samples/classes_found"] = float(((shares > 0) & (shares >= FOUND_SHARE * self._real_shares)).sum())
+        near, real_sure = self._real_sureness
+        if real_sure >= LEAST_SURE_SHARE:
+            checks["samples/sure_ratio"] = _sure_share(classes, near) / real_sure
         checks["samples/class_variation"] = float(np.abs(shares - self._real_shares).sum() / 2)
         if labels is not None:
             checks["samples/label_accuracy"] = float((found == labels.to(found.device)).double().mean())
@@ -97,8 +118,19 @@ class SampleChecks:
         return _mean_distance(pixel_points(self._test_images(self._count)))
 
     @functools.cached_property
+    def _real_classes(self) -> _Classes:
+        return self._nearest_classes(self._test_images(max(TEST_IMAGES, self._count)))
+
+    @functools.cached_property
     def _real_shares(self) -> NDArray[np.float64]:
-        return self._shares(self._nearest_classes(self._test_images(max(TEST_IMAGES, self._count))))
+        return self._shares(self._real_classes.found)
+
+    @functools.cached_property
+    def _real_sureness(self) -> tuple[float, float]:
+        """Largest squared distance of a near neighbour, and the share of test images whose class is sure."""
+        nearest = self._real_classes.nearest.cpu().numpy()
+        near = float(np.quantile(nearest, NEAR_QUANTILE))
+        return near, _sure_share(self._real_classes, near)
 
     def _test_images(self, count: int) -> Tensor:
         images, _ = _some_of(self._dataset.test, count)
@@ -110,21 +142,30 @@ class SampleChecks:
         shares: NDArray[np.float64] = np.bincount(found.cpu().numpy(), minlength=self._classes) / len(found)
         return shares
 
-    def _nearest_classes(self, samples: Tensor) -> Tensor:
-        """Class of each sample, uint8 [N, C, H, W], by its neighbours: int64 [N]. Ties go to the
-        nearer ones."""
+    def _nearest_classes(self, samples: Tensor) -> _Classes:
+        """Class of each sample, uint8 [N, C, H, W], by its neighbours. Ties go to the nearer ones."""
         assert self._classes is not None
         reference, labels = self._reference
         points = _coarse_points(samples)
         # The sample's own norm is left out: it is the same for all of its neighbours.
         distances = torch.addmm(reference.square().sum(dim=1), points, reference.T, alpha=-2.0)
         neighbours = min(NEIGHBOURS, len(reference))
-        nearest = labels[distances.topk(neighbours, dim=1, largest=False).indices]
+        closest = distances.topk(neighbours, dim=1, largest=False)
+        nearest = labels[closest.indices]
         votes = torch.zeros(len(samples), self._classes, device=samples.device)
         # All that is added for nearness is less than one vote.
         for place in range(neighbours):
             votes[torch.arange(len(samples), device=samples.device), nearest[:, place]] += 1.0 + 0.5 ** (place + 2)
-        return votes.argmax(dim=1)
+        return _Classes(
+            votes.argmax(dim=1),
+            (nearest == nearest[:, :1]).all(dim=1),
+            closest.values[:, 0] + points.square().sum(dim=1),
+        )
+
+
+def _sure_share(classes: _Classes, near: float) -> float:
+    """Share of the images whose class is sure."""
+    return float((classes.unanimous & (classes.nearest <= near)).double().mean())
 
 
 def _some_of(split: Split, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -20,6 +20,7 @@ from gen_dist.pictures.figures import (
     percent,
     save_figure,
 )
+from gen_dist.pictures.lettering import lettering_of
 from gen_dist.records.score_bins import SCORE_EDGES
 
 CLASS_SHARES = "samples/class_shares"
@@ -47,16 +48,16 @@ def save_scatter(
     """
     if posterior_means.ndim != 2 or labels.shape != posterior_means.shape[:1]:
         raise ValueError(f"posterior means {posterior_means.shape} and labels {labels.shape} do not go together")
-    names = list(class_names)
+    with_legend = 1 < len(class_names) <= _LEGEND_CLASSES
+    lettering = lettering_of(class_names if with_legend else ())
     points, axis_names = _plane(posterior_means, labels)
-    with_legend = 1 < len(names) <= _LEGEND_CLASSES
-    width, height = (8.4 if with_legend else 7.0), 6.6
-    with figure_of(width, height) as figure:
+    width, height = 7.0 + (max(1.4, _legend_inches(lettering.inches(9))) if with_legend else 0.0), 6.6
+    with figure_of(width, height, lettering.font and lettering.font.family) as figure:
         from matplotlib.colors import ListedColormap
         from matplotlib.patheffects import withStroke
 
         axes = figure.add_axes((0.85 / width, 0.65 / height, 6.0 / width, 5.5 / height))
-        colours = class_colours(len(names))
+        colours = class_colours(len(class_names))
         # Shuffled: in the order of the classes, the last one would hide the others.
         order = np.random.default_rng(0).permutation(len(points))
         axes.scatter(
@@ -65,26 +66,36 @@ def save_scatter(
             c=labels[order],
             cmap=ListedColormap(colours),
             vmin=-0.5,
-            vmax=len(names) - 0.5,
+            vmax=len(class_names) - 0.5,
             alpha=0.7,
             linewidths=0,
         )
         axes.set_xlabel(axis_names[0])
         axes.set_ylabel(axis_names[1])
-        axes.set_title(f"posterior means of {len(points):,} images by class")
+        title = f"posterior means of {len(points):,} images by class"
+        axes.set_title(f"{title}\n({lettering.note})" if lettering.note else title)
         axes.grid(True)
         if posterior_means.shape[1] > 1:
             axes.set_aspect("equal", adjustable="datalim")
         if with_legend:
             halo = [withStroke(linewidth=3.5, foreground="white")]
-            style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 12, "fontweight": "bold"}
-            for label in np.unique(labels):
-                x, y = np.median(points[labels == label], axis=0)
-                axes.text(x, y, names[label], color=INK_HEX, path_effects=halo, **style)
+            weight = "normal" if lettering.font else "bold"  # a font with many letters often has one weight
+            style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 12, "fontweight": weight}
+            texts = [
+                axes.text(
+                    *np.median(points[labels == label], axis=0),
+                    lettering.names[label],
+                    color=INK_HEX,
+                    path_effects=halo,
+                    **style,
+                )
+                for label in np.unique(labels)
+            ]
             handles = [
                 axes.scatter([], [], s=45, color=colour, label=name)
-                for colour, name in zip(colours, names, strict=True)
+                for colour, name in zip(colours, lettering.names, strict=True)
             ]
+            _keep_inside(axes, texts)
             axes.legend(handles=handles, title="class", loc="center left", bbox_to_anchor=(1.01, 0.5))
         save_figure(path, figure)
 
@@ -105,9 +116,9 @@ def save_class_shares(path: Path, records: Sequence[Mapping[str, Any]], class_na
         raise ValueError(f"no record has the shares of {len(class_names)} classes")
     steps, shares = list(checked), np.array(list(checked.values()), dtype=np.float64).T
     with_legend = len(class_names) <= _LEGEND_CLASSES
-    longest = max(map(len, class_names))
-    width, height = 7.3 + (0.9 + 0.085 * min(longest, 40) if with_legend else 0.0), 4.6
-    with figure_of(width, height) as figure:
+    lettering = lettering_of(class_names if with_legend else ())
+    width, height = 7.3 + (0.4 + _legend_inches(lettering.inches(9)) if with_legend else 0.0), 4.6
+    with figure_of(width, height, lettering.font and lettering.font.family) as figure:
         axes = figure.add_axes((0.85 / width, 0.6 / height, 6.2 / width, 3.55 / height))
         colours = class_colours(len(class_names))
         border: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.6} if with_legend else {"linewidth": 0}
@@ -123,15 +134,42 @@ def save_class_shares(path: Path, records: Sequence[Mapping[str, Any]], class_na
         axes.yaxis.set_major_formatter(percent)
         axes.set_xlabel("step")
         axes.set_ylabel("share of the samples")
-        axes.set_title(f"classes of the samples{'' if with_legend else f', {len(class_names)} of them'}")
+        title = f"classes of the samples{'' if with_legend else f', {len(class_names)} of them'}"
+        axes.set_title(f"{title}\n({lettering.note})" if lettering.note else title)
         if with_legend:
             handles = [
                 axes.bar([0], [0], color=colour, label=f"{name}  {share:.0%}")
-                for colour, name, share in zip(colours, class_names, shares[:, -1], strict=True)
+                for colour, name, share in zip(colours, lettering.names, shares[:, -1], strict=True)
             ]
             # In the order of the stack, with the first class lowest.
             axes.legend(handles=handles[::-1], title="class, last share", loc="center left", bbox_to_anchor=(1.01, 0.5))
         save_figure(path, figure)
+
+
+def _legend_inches(names: float) -> float:
+    """Width of a legend right of the axes, by that of its names."""
+    return 0.75 + names
+
+
+def _keep_inside(axes: Any, texts: Sequence[Any]) -> None:
+    """Move texts that reach over the edge of the axes to the inside."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    axes.apply_aspect()
+    renderer, box = FigureCanvasAgg(axes.figure).get_renderer(), axes.get_window_extent()
+    to_data = axes.transData.inverted()
+    for text in texts:
+        extent = text.get_window_extent(renderer)
+        right, up = (
+            max(low - first, 0.0) - max(last - high, 0.0)
+            for low, high, first, last in (
+                (box.x0, box.x1, extent.x0, extent.x1),
+                (box.y0, box.y1, extent.y0, extent.y1),
+            )
+        )
+        if right or up:
+            x, y = axes.transData.transform(text.get_position())
+            text.set_position(to_data.transform((x + right, y + up)))
 
 
 def save_scores(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

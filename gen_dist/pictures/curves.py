@@ -21,16 +21,18 @@ _HEX = {"blue": REAL_COLOUR, "orange": FAKE_COLOUR, "green": "#009e73", "ink": "
 ANY_OBJECTIVE = ObjectiveConfig()
 """Stands for an objective that has no names for its figures."""
 _ACRONYMS = frozenset({"nll", "kl", "elbo", "iwae", "fid", "kid"})
+_TITLES = {"sure_ratio": "samples of a sure class"}
 _UNITS = {
     "images_per_second": "images / s",
     "accuracy": "of the images classified correctly",
     "diversity_ratio": "times that of test images",
     "classes_found": "classes of the samples",
+    "sure_ratio": "times that of test images",
     "class_variation": "total variation from test images",
     "label_accuracy": "of the samples in their class",
 }
 _FIRST_PANELS = ("loss", "accuracy", "negative_elbo", "nll", "kl")
-_CHECK_PANELS = ("diversity_ratio", "classes_found", "class_variation", "label_accuracy")
+_CHECK_PANELS = ("diversity_ratio", "classes_found", "sure_ratio", "class_variation", "label_accuracy")
 _LAST_PANELS = (*_CHECK_PANELS, "learning_rate", "images_per_second")
 _PERCENT_PANELS = frozenset({"accuracy", "label_accuracy"})
 _LOG_PANELS = frozenset({"gradient_norm"})
@@ -163,6 +165,8 @@ def spelled(name: str, objective: ObjectiveConfig) -> str:
     """Name of a panel as a title: `negative ELBO`."""
     if known := objective.figure_names.get(name):
         return known.title
+    if name in _TITLES:
+        return _TITLES[name]
     return " ".join(word.upper() if word in _ACRONYMS else word for word in name.split("_"))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gen_dist.errors import ConfigError
 from gen_dist.files import write_atomically
 from gen_dist.importing import quick_import
 
@@ -29,8 +30,14 @@ def percent(share: float, _place: int | None = None) -> str:
 
 
 @contextmanager
-def figure_of(width: float, height: float) -> Iterator[Any]:
-    """A matplotlib figure of this size in inches and in our style. pyplot and the user's own style are not touched."""
+def figure_of(width: float, height: float, font: str | None = None) -> Iterator[Any]:
+    """A matplotlib figure in our style. pyplot and the user's own style are not touched.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        font: family that has letters which the usual one lacks.
+    """
     with quick_import():
         import matplotlib
         from matplotlib.figure import Figure
@@ -60,11 +67,19 @@ def figure_of(width: float, height: float) -> Iterator[Any]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(style)
+        if font is not None:
+            matplotlib.rcParams["font.family"] = ["DejaVu Sans", font]
         yield Figure(figsize=(width, height), dpi=110)
 
 
 def save_figure(path: Path, figure: Any) -> None:
-    """Write a figure as a PNG file, whole or not at all."""
+    """Write a figure as a PNG file, whole or not at all.
+
+    Raises:
+        ConfigError: the file's name is of another format.
+    """
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"{path} cannot be written: charts are PNG files; name it {path.with_suffix('.png').name}")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()

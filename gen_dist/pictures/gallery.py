@@ -16,6 +16,7 @@ from gen_dist.inference import latent_walks
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.pictures import charts, grids
 from gen_dist.pictures.curves import has_curves, save_curves
+from gen_dist.pictures.lettering import lettering_of
 from gen_dist.records.run_paths import RunPaths
 
 GRID_IMAGES = 64
@@ -88,7 +89,7 @@ class Gallery:
             return
         classes = self._some_classes(GRID_CLASSES)
         samples = self._model.sample(len(classes) * GRID_COLUMNS, torch.from_numpy(classes.repeat(GRID_COLUMNS)))
-        captions = [self._dataset.class_names[label] for label in classes]
+        captions = self._captions(classes)
         grids.save_grid(path, samples.cpu().numpy(), GRID_COLUMNS, captions)
 
     def _save_interpolations(self, path: Path) -> None:
@@ -103,7 +104,7 @@ class Gallery:
         else:
             classes = np.resize(self._some_classes(INTERPOLATIONS), INTERPOLATIONS)
             images = self._model.images(latents, torch.from_numpy(classes.repeat(INTERPOLATION_STEPS)))
-            captions = [self._dataset.class_names[label] for label in classes]
+            captions = self._captions(classes)
         grids.save_strips(path, images.cpu().numpy(), INTERPOLATION_STEPS, captions, title)
 
     def _save_manifold(self, path: Path, means: np.ndarray) -> None:
@@ -119,6 +120,11 @@ class Gallery:
         captions = [f"direction {row + 1}, {share:.0%} of variance" for row, share in enumerate(shares)]
         title = "walks along the principal directions of the posterior means, -2.5 to +2.5 standard deviations"
         grids.save_strips(path, images, TRAVERSAL_STEPS, captions, title)
+
+    def _captions(self, classes: np.ndarray) -> list[str]:
+        """Names of classes in letters that can be drawn."""
+        names = lettering_of(self._dataset.class_names).names
+        return [names[label] for label in classes]
 
     def _some_classes(self, count: int) -> np.ndarray:
         """Labels of up to `count` classes, spread over all."""

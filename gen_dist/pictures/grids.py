@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from gen_dist.errors import ConfigError
 from gen_dist.files import write_atomically
 
 Images = NDArray[np.uint8]
@@ -19,6 +21,12 @@ PLEASANT_WIDTH = 720
 MARGIN = 12
 FONT_SIZE = 14
 INK = 70
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_SAVED_AS: dict[str, dict[str, Any]] = {
+    "PNG": {"compress_level": 3},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+}
 PAPER = 255
 
 
@@ -32,6 +40,7 @@ def save_grid(path: Path, images: Images, columns: int = 8, captions: Sequence[s
         captions: one text a row, on its left.
 
     Raises:
+        ConfigError: the file's name is of a format that is not written.
         ValueError: the array is not a batch of images, or the number of captions is not that of the rows.
     """
     _check_images(images)
@@ -135,21 +144,46 @@ def mosaic(images: Images, gaps: Sequence[int], row_gap: int, scale: int) -> Ima
 
 def _save_canvas(path: Path, canvas: Images, title: str | None = None, captions: Sequence[str] | None = None) -> None:
     """Write a mosaic with a margin around it, a title above and evenly spaced captions on its left."""
-    font = ImageFont.load_default(size=FONT_SIZE)
+    format = format_of(path)
+    title_font = ImageFont.load_default(size=FONT_SIZE)
+    font: Any = title_font
+    if captions is not None and not "".join(captions).isascii():
+        captions, font = _in_another_font(captions)
     left = MARGIN + (0 if captions is None else max(int(font.getlength(text)) for text in captions) + MARGIN)
     top = MARGIN + (0 if title is None else FONT_SIZE + MARGIN)
     height, width, channels = canvas.shape
-    width = max(width, 0 if title is None else int(font.getlength(title)))
+    width = max(width, 0 if title is None else int(title_font.getlength(title)))
     mode = "L" if channels == 1 else "RGB"
     page = Image.new(mode, (left + width + MARGIN, top + height + MARGIN), (PAPER,) * channels)
     page.paste(Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas), (left, top))
     draw = ImageDraw.Draw(page)
     ink = (INK,) * channels
     if title is not None:
-        draw.text((left, MARGIN), title, fill=ink, font=font)
+        draw.text((left, MARGIN), title, fill=ink, font=title_font)
     for row, text in enumerate(captions or ()):
         middle = top + height * (row + 0.5) / len(captions or ())
         draw.text((left - MARGIN, middle), text, fill=ink, font=font, anchor="rm")
     buffer = io.BytesIO()
-    page.save(buffer, format="PNG", compress_level=3)
+    page.save(buffer, format=format, **_SAVED_AS[format])
     write_atomically(path, buffer.getvalue())
+
+
+def format_of(path: Path) -> str:
+    """Format of a picture by its file's name: PNG, JPEG or WEBP.
+
+    Raises:
+        ConfigError: the name is of none of them.
+    """
+    format = _FORMATS.get(path.suffix.lower())
+    if format is None:
+        raise ConfigError(f"{path} cannot be written: name a file of {', '.join(_FORMATS)}")
+    return format
+
+
+def _in_another_font(captions: Sequence[str]) -> tuple[Sequence[str], Any]:
+    """Captions, and a font with their letters. Without one, each is its row's number."""
+    from gen_dist.pictures.lettering import lettering_of, usual_font
+
+    lettering = lettering_of(captions)
+    file = lettering.font.file if lettering.font else usual_font()
+    return lettering.names, ImageFont.truetype(file, FONT_SIZE)

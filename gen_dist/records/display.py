@@ -15,6 +15,8 @@ from gen_dist.records.readable import readable_number, readable_share
 
 BAR_REFRESH_SECONDS = 0.1
 LEAST_BAR_CELLS = 10
+LEAST_SURE_RATIO = 0.2
+"""Sureness of the samples' classes, relative to test images, below which they are not counted on the screen."""
 
 _NOT_A_LOSS = frozenset({"learning_rate", "gradient_norm"})
 _ACCURACIES = {"accuracy_real": "real", "accuracy_fake": "fake", "accuracy": "pairs"}
@@ -151,14 +153,19 @@ def short_name(name: str, objective: ObjectiveConfig) -> str:
 
 
 def brief_checks(values: Mapping[str, float | Sequence[float]]) -> list[str]:
-    """Format the sample checks among `values`: `diversity 0.97`, `classes 10/10`, `labels 93%`."""
+    """Format the sample checks among `values`: `diversity 0.97`, `classes 10/10 (sure 0.71)`, `labels 93%`.
+
+    How sure the classes are is relative to test images. They are not counted where the classifier hardly knows any.
+    """
     shown = []
     ratio, found = values.get("samples/diversity_ratio"), values.get("samples/classes_found")
     shares, accuracy = values.get("samples/class_shares"), values.get("samples/label_accuracy")
     if isinstance(ratio, float):
         shown.append(f"diversity {ratio:.2f}")
+    sure = values.get("samples/sure_ratio")
     if isinstance(found, float) and isinstance(shares, Sequence):
-        shown.append(f"classes {found:.0f}/{len(shares)}")
+        is_sure = isinstance(sure, float) and sure >= LEAST_SURE_RATIO
+        shown.append(f"classes {found:.0f}/{len(shares)} (sure {sure:.2f})" if is_sure else "classes unsure")
     if isinstance(accuracy, float):
         shown.append(f"labels {readable_share(accuracy)}")
     return shown

@@ -11,8 +11,9 @@ from typing import Self, TextIO
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
+from gen_dist.records.collapse import CollapseWatch
 from gen_dist.records.display import Display, brief_checks, brief_losses
-from gen_dist.records.metrics_file import MetricsFile
+from gen_dist.records.metrics_file import MetricsFile, metrics_of_run
 from gen_dist.records.readable import readable_time
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.training_clock import TrainingClock
@@ -68,6 +69,7 @@ class Tracker:
             if self._wandb is not None:
                 self._wandb.finish(1)
             raise
+        self._collapse = CollapseWatch(config.steps, metrics_of_run(run_path) if start_step else ())
         self._clock = TrainingClock(start_step, config.steps, images_per_step)
         self._images_per_second: float | None = None
         self._losses: list[str] = []
@@ -122,6 +124,8 @@ class Tracker:
         images_seen = step * self._images_per_step
         self._file.append({"step": step, "images_seen": images_seen, **values})
         self._show(step, values)
+        for collapse in self._collapse.see({"step": step, **values}):
+            self.note(collapse.text)
         if self._wandb is not None:
             self._wandb.log(step, {"images_seen": images_seen, **values})
 

@@ -19,7 +19,8 @@ from gen_dist.inference import latent_walks
 from gen_dist.inference.model import GenerativeModel, load
 from gen_dist.pictures import grids
 from gen_dist.pictures.figures import figure_of, save_figure
-from gen_dist.reports.comparison import Comparison, Group, readable_values
+from gen_dist.reports.comparison import Comparison
+from gen_dist.reports.groups import Group, readable_values
 
 SIDE = 8
 """Samples a row and a column."""

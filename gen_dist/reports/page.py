@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_dist.cli import program_of
+from gen_dist.config import Capability
 from gen_dist.errors import ConfigError
 from gen_dist.evaluation.guide import base_name, in_order, is_of_run, metric_of
 from gen_dist.files import write_atomically
@@ -18,9 +18,11 @@ from gen_dist.pictures.curves import spelled, unit_of
 from gen_dist.presets import presets
 from gen_dist.records.readable import readable_duration, readable_result
 from gen_dist.records.summary import last_values
-from gen_dist.reports.comparison import Comparison, Group, comparison_of, data_value, readable_values, scalars
+from gen_dist.reports.comparison import Comparison, comparison_of
+from gen_dist.reports.groups import Group, data_value, readable_values, scalars, short_training
 from gen_dist.reports.panels import Panel, Single, panels_of
 from gen_dist.reports.run_record import RunRecord, changes_from_preset, config_fields
+from gen_dist.reports.thumbnails import thumbnails
 from gen_dist.training.step_times import StepTimes
 
 MOST_FRAMES = 40
@@ -33,6 +35,7 @@ _PLATES = {
     "class_shares": "Classes of the samples over the steps, by nearest training images",
     "scores": "Discriminator scores of real and generated images",
 }
+_SERIES = ("samples", "reconstructions")
 _HEADLINES = ("fid", "negative_elbo", "nll", "reconstruction_error")
 _PARTS = {"forward": "blue", "backward": "orange", "gradients": "orange", "optimizer": "green"}
 
@@ -75,6 +78,8 @@ class RunPage:
     anchor: str
     title: str
     description: str
+    warnings: Sequence[str]
+    """What a reader has to know before any figure, a sentence each."""
     headline: Sequence[Fact]
     metrics: Sequence[Fact]
     missing: Sequence[Fact]
@@ -130,19 +135,22 @@ def report_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages = [_page(run, times, place) for place, (run, times) in enumerate(zip(runs, step_times, strict=True))]
+    pictures = sum(map(_pictures_of, runs)) + (3 * len(runs) if comparison else 0)
+    pages = [
+        _page(run, times, place, pictures) for place, (run, times) in enumerate(zip(runs, step_times, strict=True))
+    ]
     command = shlex.join(["gen-dist", "report", *(str(run.path) for run in runs)])
     return environment.get_template("page.html").render(
         title=pages[0].title if comparison is None else " and ".join(group.label for group in comparison.groups),
         pages=pages,
         command=command,
-        comparison=None if comparison is None else _comparison(comparison, pages),
+        comparison=None if comparison is None else _comparison(comparison, pages, pictures),
         style=Markup((texts / "style.css").read_text(encoding="utf-8")),
         script=Markup((texts / "script.js").read_text(encoding="utf-8")),
     )
 
 
-def _comparison(comparison: Comparison, pages: Sequence[RunPage]) -> dict[str, Any]:
+def _comparison(comparison: Comparison, pages: Sequence[RunPage], page_pictures: int) -> dict[str, Any]:
     by_run = {id(page.run): page for page in pages}
     rows = []
     for name in comparison.metrics:
@@ -155,27 +163,35 @@ def _comparison(comparison: Comparison, pages: Sequence[RunPage]) -> dict[str, A
         rows.append({"label": metric.label, "direction": metric.direction, "meaning": metric.meaning, "cells": cells})
     pictures: dict[str, list[Frame | None]] = {
         kind: [next(reversed(by_run[id(group.runs[0])].series.get(kind, [])), None) for group in comparison.groups]
-        for kind in ("samples", "reconstructions")
+        for kind in _SERIES
     }
     pictures["interpolations"] = [
-        Frame("", _data_uri(file)) if (file := group.runs[0].picture("interpolations")) else None
+        Frame("", *thumbnails([file], page_pictures)) if (file := group.runs[0].picture("interpolations")) else None
         for group in comparison.groups
     ]
     return {
         "labels": [group.label for group in comparison.groups],
         "rows": rows,
+        "warnings": comparison.warnings,
         "statements": comparison.statements,
         "notes": comparison.notes,
         "pictures": {kind: frames for kind, frames in pictures.items() if any(frames)},
         "why_none": {
-            "samples": [group.reason("fid") for group in comparison.groups],
-            "reconstructions": [group.reason("reconstruction_error") for group in comparison.groups],
-            "interpolations": ["made when a run of a generative model finishes" for _ in comparison.groups],
+            "samples": [_why_none(group, "samples", "none has been drawn yet") for group in comparison.groups],
+            "reconstructions": [_why_none(group, "encoder", "none has been drawn yet") for group in comparison.groups],
+            "interpolations": [
+                _why_none(group, "samples", "they are made when the run finishes") for group in comparison.groups
+            ],
         },
     }
 
 
-def _page(run: RunRecord, times: StepTimes | None, place: int) -> RunPage:
+def _why_none(group: Group, capability: Capability, not_yet: str) -> str:
+    """Reason why a group has no picture that needs a capability."""
+    return group.runs[0].config.objective.lacks.get(capability, not_yet)
+
+
+def _page(run: RunRecord, times: StepTimes | None, place: int, page_pictures: int) -> RunPage:
     group = Group(run.config.preset, [run])
     found = scalars(run)
     shown = in_order([name for name in found if not name.endswith("_data") and not is_of_run(name)])
@@ -195,16 +211,15 @@ def _page(run: RunRecord, times: StepTimes | None, place: int) -> RunPage:
         anchor=f"run-{place + 1}",
         title=run.config.preset,
         description=_description(run),
+        warnings=_warnings(run),
         headline=_headline(run, found, group),
         metrics=metrics,
         missing=missing,
         panels=panels,
         singles=singles,
-        series={
-            kind: frames for kind in ("samples", "reconstructions") if (frames := _frames(run.pictures_by_step(kind)))
-        },
+        series={kind: frames for kind in _SERIES if (frames := _frames(run.pictures_by_step(kind), page_pictures))},
         plates=[
-            Frame(text.format(manifold=_manifold(run)), _data_uri(file))
+            Frame(text.format(manifold=_manifold(run)), *thumbnails([file], page_pictures))
             for name, text in _PLATES.items()
             if (file := run.picture(name))
         ],
@@ -234,6 +249,12 @@ def _description(run: RunRecord) -> str:
     preset = presets().get(run.config.preset)
     start = preset.description if preset else run.config.objective.family_name
     return f"{start[0].upper()}{start[1:]}, trained on {run.config.data}: {images}, seed {run.config.seed}."
+
+
+def _warnings(run: RunRecord) -> list[str]:
+    short = short_training(run)
+    told = [f"This run is {short}: its figures are not what it can do."] if short else []
+    return [*told, *(f"{collapse.text[:1].upper()}{collapse.text[1:]}." for collapse in run.collapses)]
 
 
 def _headline(run: RunRecord, found: Mapping[str, float], group: Group) -> list[Fact]:
@@ -279,15 +300,22 @@ def _explanation(name: str, run: RunRecord) -> str:
     return " ".join(filter(None, [*sentences, f"Of {pixels} pixels." if pixels else ""]))
 
 
-def _frames(pictures: Mapping[int, Path]) -> list[Frame]:
+def _shown_steps(pictures: Mapping[int, Path]) -> list[int]:
+    """Steps whose pictures are shown: all of them, or MOST_FRAMES spread evenly, with the first and the last."""
     steps = list(pictures)
     count = min(MOST_FRAMES, len(steps))
-    shown = [steps[round(place * (len(steps) - 1) / max(count - 1, 1))] for place in range(count)]
-    return [Frame(f"step {step:,}", _data_uri(pictures[step])) for step in shown]
+    return [steps[round(place * (len(steps) - 1) / max(count - 1, 1))] for place in range(count)]
 
 
-def _data_uri(picture: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode('ascii')}"
+def _frames(pictures: Mapping[int, Path], page_pictures: int) -> list[Frame]:
+    steps = _shown_steps(pictures)
+    sources = thumbnails([pictures[step] for step in steps], page_pictures)
+    return [Frame(f"step {step:,}", source) for step, source in zip(steps, sources, strict=True)]
+
+
+def _pictures_of(run: RunRecord) -> int:
+    """Number of pictures that the page shows of a run."""
+    return sum(len(_shown_steps(run.pictures_by_step(kind))) for kind in _SERIES) + len(_PLATES)
 
 
 def _parts(times: StepTimes | None) -> list[Part]:

@@ -14,6 +14,7 @@ from gen_dist.errors import CheckpointError
 from gen_dist.evaluation.record import Evaluation, read_evaluation
 from gen_dist.presets import presets
 from gen_dist.records.checkpoint import newest, read_facts
+from gen_dist.records.collapse import Collapse, CollapseWatch
 from gen_dist.records.environment import ENVIRONMENT_SHAPE
 from gen_dist.records.metrics_file import metrics_of_run
 from gen_dist.records.reading import Kind, config_of_run, read_object
@@ -69,6 +70,11 @@ class RunRecord:
     def family(self) -> str:
         """The objective's family; `vae` and `gan` are compared with each other."""
         return self.config.objective.family
+
+    @property
+    def collapses(self) -> list[Collapse]:
+        """Signs of a collapse that hold at the newest checkpoint."""
+        return CollapseWatch(self.config.steps, self.metrics).present
 
     def picture(self, name: str) -> Path | None:
         """One of the pictures that a finished run has, such as `interpolations`; None where it is missing."""

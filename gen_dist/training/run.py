@@ -17,6 +17,7 @@ from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.run_directory import hold
 from gen_dist.surroundings import tell
+from gen_dist.training.opening import opening_lines
 from gen_dist.training.outcome import DivergenceError, Outcome
 from gen_dist.training.run_recorder import MainRunRecorder, RunRecorder
 from gen_dist.training.schedule import learning_rate_at
@@ -97,6 +98,8 @@ class _Run:
                 recorder.claim()
         self._resume()
         if self.step < self.config.steps:
+            for line in opening_lines(self.trainer, recorder.path, fresh):
+                self.announce(line)
             with recorder:
                 with recorder.writing():
                     if not fresh:

@@ -25,7 +25,7 @@ from gen_dist.records.run_paths import RunPaths
 Mode = Literal["min", "max"]
 Status = Literal["waiting", "running", "interrupted", "finished", "stopped", "failed"]
 
-_MORE_IS_BETTER = ("diversity", "diversity_ratio", "classes_found", "label_accuracy")
+_MORE_IS_BETTER = ("diversity", "diversity_ratio", "classes_found", "sure_ratio", "label_accuracy")
 _CHECKS = (*_MORE_IS_BETTER, "class_variation")
 _NOT_FINITE = 1e30
 _STATE_FILE = "sweep.json"

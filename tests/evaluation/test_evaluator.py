@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from gen_dist import commands
 from gen_dist.cli import run_command, run_subcommand
 from gen_dist.config import DataConfig, VaeConfig
 from gen_dist.data import Split, image_indices, open_dataset
-from gen_dist.errors import UserError
+from gen_dist.errors import ConfigError, UserError
 from gen_dist.evaluation import plan as evaluation_plan
 from gen_dist.evaluation.context import Context
 from gen_dist.evaluation.evaluator import evaluate
@@ -65,7 +67,7 @@ def _silent(_line: str) -> None:
 
 
 def _evaluate(run: Path, *names: str, **options: Any) -> Evaluation:
-    return evaluate(run, names or None, announce=_silent, **(SMALL | options))
+    return evaluate(run, names or None, **({"announce": _silent} | SMALL | options))
 
 
 @each_of(OBJECTIVES, costly=OBJECTIVES.keys() - ONE_OF_A_KIND)
@@ -116,6 +118,47 @@ def test_a_likelihood_of_fewer_images_has_another_name(runs: Path) -> None:
         ]
     assert found == pytest.approx(sum(expected) / 2, rel=1e-6)
     assert "nll_k30_2" in _evaluate(run, "nll", nll_images=3).metrics  # another one does not take its place
+
+
+@pytest.mark.parametrize(("words", "asked"), [("", 1000), ("--nll-images all", None), ("--nll-images 7", 7)])
+def test_a_thousand_images_are_measured_unless_told(
+    words: str, asked: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+
+    def measure(_run: Path, *_names: Any, **options: Any) -> Any:
+        found.append(inspect.signature(evaluate).bind(_run, *_names, **options))
+        found[-1].apply_defaults()
+        raise UserError("that is all")
+
+    monkeypatch.setattr("gen_dist.evaluation.evaluator.evaluate", measure)
+    with pytest.raises(UserError, match="that is all"):
+        run_subcommand([commands.evaluate, commands.report], ["evaluate", "run", *words.split()], "gen-dist")
+    assert found[0].arguments["nll_images"] == asked
+    with pytest.raises(UserError, match="that is all"):
+        commands._evaluate(Path("run"))  # of report and compare
+    assert found[1].arguments["nll_images"] == 1000
+
+
+@pytest.mark.parametrize("words", ["--nll-images 0", "--nll-images some", "--nll-images -3"])
+def test_numbers_of_images_that_are_none_are_refused(words: str, runs: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nll.images"):
+        run_subcommand([commands.evaluate, commands.report], ["evaluate", str(runs), *words.split()], "gen-dist")
+
+
+@pytest.mark.parametrize("names", [("nll",), ("bits_per_dimension", "nll"), ("bits_per_dimension", "negative_elbo")])
+def test_what_takes_long_is_told_before_it_starts(names: tuple[str, ...], runs: Path) -> None:
+    lines: list[str] = []
+    _evaluate(_run_of(runs, "vae"), *names, announce=lines.append)
+    (told,) = [line for line in lines if "about" in line]
+    expected = r"negative log-likelihood of 7 test images with 30 importance samples each: about \d+\.\d s; "
+    assert re.fullmatch(expected + "the other figures are written already", told)
+
+
+def test_nothing_is_told_of_a_quick_evaluation(runs: Path) -> None:
+    lines: list[str] = []
+    _evaluate(_run_of(runs, "vae"), "negative_elbo", "active_units", announce=lines.append)
+    assert not [line for line in lines if "about" in line]
 
 
 def _one(split: Split, row: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ from gen_dist.inference.model import GenerativeModel
 from gen_dist.objectives import build_objective
 from tests.support.runs import small_config, small_dataset
 
-CLASS_CHECKS = {"samples/class_shares", "samples/classes_found", "samples/class_variation"}
+CLASS_CHECKS = {f"samples/{name}" for name in ("class_shares", "classes_found", "class_variation", "sure_ratio")}
 DIVERSITY_CHECKS = {"samples/diversity", "samples/diversity_ratio"}
 
 
@@ -56,9 +56,37 @@ def test_real_images_pass_every_check(digits: Dataset) -> None:
     assert checks["samples/diversity"] == pytest.approx(0.36, abs=0.02)
     assert checks["samples/diversity_ratio"] == pytest.approx(1.0, abs=0.03)
     assert checks["samples/classes_found"] == 10
+    assert checks["samples/sure_ratio"] == pytest.approx(1.0, abs=0.08)
     assert checks["samples/class_variation"] < 0.1
     shares = checks["samples/class_shares"]
     assert len(shares) == 10 and sum(shares) == pytest.approx(1.0) and all(0.05 < share < 0.17 for share in shares)
+
+
+def _noise(digits: Dataset, count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, *digits.image_shape), dtype=np.uint8)
+
+
+def _halves(digits: Dataset, count: int) -> np.ndarray:
+    """The upper half of one digit on the lower half of another."""
+    images = some(digits.test.images, count).copy()
+    images[:, :, 14:] = np.roll(images[:, :, 14:], 1, axis=0)
+    return images
+
+
+def _scrambled(digits: Dataset, count: int) -> np.ndarray:
+    """Digits whose pixels are in another order."""
+    order = np.random.default_rng(1).permutation(28 * 28)
+    return some(digits.test.images, count).reshape(count, -1)[:, order].reshape(count, *digits.image_shape)
+
+
+def _blots(digits: Dataset, count: int) -> np.ndarray:
+    """Means of 20 digits each."""
+    return np.stack([some(digits.test.images[place:], 20).mean(axis=0).astype(np.uint8) for place in range(count)])
+
+
+@pytest.mark.parametrize(("made", "most"), [(_noise, 0.01), (_scrambled, 0.2), (_halves, 0.45), (_blots, 0.2)])
+def test_squiggles_have_no_sure_class(digits: Dataset, made: Callable[[Dataset, int], np.ndarray], most: float) -> None:
+    assert measure(digits, lambda count, _: made(digits, count))["samples/sure_ratio"] < most
 
 
 def test_one_image_again_and_again_is_collapse(digits: Dataset) -> None:

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 import gen_dist
-from gen_dist.errors import CheckpointError, UserError
+from gen_dist import commands
+from gen_dist.cli import run_subcommand
+from gen_dist.errors import CheckpointError, ConfigError, UserError
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.pictures.grids import save_grid
 from gen_dist.presets import presets
@@ -167,6 +169,20 @@ def test_the_sample_command_writes_a_grid(runs: Path, tmp_path: Path) -> None:
     assert done.stdout.strip() == str(out)
     with Image.open(out) as picture:
         assert picture.width > picture.height
+
+
+@pytest.mark.parametrize("name", ["a.gif", "b", "c.tiff"])
+def test_the_sample_command_refuses_other_formats_at_once(name: str, tmp_path: Path) -> None:
+    words = ["sample", "no-run", "--out", str(tmp_path / name)]
+    with pytest.raises(ConfigError, match=r"cannot be written: name a file of \.png"):
+        run_subcommand([commands.sample, commands.report], words, "gen-dist")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "b.pdf", "c"])
+def test_the_report_command_refuses_other_formats_at_once(name: str, tmp_path: Path) -> None:
+    words = ["report", "no-run", "--out", str(tmp_path / name)]
+    with pytest.raises(ConfigError, match="a report is an HTML file; name it"):
+        run_subcommand([commands.sample, commands.report], words, "gen-dist")
 
 
 def test_the_sample_command_draws_the_requested_classes(runs: Path, tmp_path: Path) -> None:

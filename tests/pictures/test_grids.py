@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
+from gen_dist.errors import ConfigError
 from gen_dist.pictures import grids
+from gen_dist.pictures.figures import figure_of, save_figure
 from tests.support.digits import digits as read_digits
 from tests.support.digits import read_png
 
@@ -134,3 +137,34 @@ def test_strips_stand_apart_and_captions_beside_them(tmp_path, digits):
         assert (shown[top : top + 56, : shown.shape[1] - 11 * 56 - 24] < 128).sum() > 50, f"row {row} has no caption"
     with pytest.raises(ValueError, match="9 captions for 10 rows"):
         grids.save_strips(tmp_path / "rows.png", digits[0][:110], 11, captions[:9])
+
+
+@pytest.mark.parametrize(
+    ("name", "format"), [("a.jpg", "JPEG"), ("b.JPEG", "JPEG"), ("c.png", "PNG"), ("d.webp", "WEBP")]
+)
+def test_a_picture_is_of_the_format_that_its_name_says(tmp_path, digits, name, format):
+    grids.save_grid(tmp_path / name, digits[0][:8])
+    with Image.open(tmp_path / name) as picture:
+        assert picture.format == format
+        size = picture.size
+    grids.save_grid(tmp_path / "same.png", digits[0][:8])
+    assert read_png(tmp_path / "same.png").shape[1::-1] == size
+
+
+@pytest.mark.parametrize("name", ["a.gif", "b.pdf", "c", "d.jpg.txt", ".png"])
+def test_a_name_of_another_format_is_refused_in_one_line(tmp_path, digits, name):
+    with pytest.raises(ConfigError, match=r"name a file of \.png, \.jpg"):
+        grids.save_grid(tmp_path / name, digits[0][:8])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_chart_of_another_format_is_refused(tmp_path):
+    for name in ("a.jpg", "b.svg", "c"):
+        with figure_of(1, 1) as figure, pytest.raises(ConfigError, match="charts are PNG files; name it"):
+            save_figure(tmp_path / name, figure)
+
+
+def test_captions_of_any_letters_stand_beside_the_rows(tmp_path, digits):
+    grids.save_grid(tmp_path / "grid.png", digits[0][:16], captions=["é" * 3, "Ж猫"])
+    grids.save_grid(tmp_path / "plain.png", digits[0][:16], captions=["e" * 3, "ab"])
+    assert read_png(tmp_path / "grid.png").shape[0] == read_png(tmp_path / "plain.png").shape[0]

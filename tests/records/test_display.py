@@ -57,6 +57,7 @@ CHECKS: dict[str, float | Sequence[float]] = {
     "samples/diversity_ratio": 0.9678,
     "samples/class_shares": [0.1] * 10,
     "samples/classes_found": 10.0,
+    "samples/sure_ratio": 0.71,
     "samples/class_variation": 0.05,
 }
 
@@ -70,9 +71,12 @@ def test_a_gan_shows_losses_accuracies_and_the_last_checks(tmp_path):
     first, checks, last = stream.getvalue().splitlines()
     losses = r"D 1\.32  G 0\.8510  real 71%  fake 80%"
     assert re.fullmatch(r"step 1/3  [\d,]+ images/s  " + losses, first)
-    assert checks == "step 2/3  samples  diversity 0.97  classes 10/10  labels 93%"
+    assert checks == "step 2/3  samples  diversity 0.97  classes 10/10 (sure 0.71)  labels 93%"
     assert re.fullmatch(
-        r"step 3/3  [\d,]+ images/s  ETA 0:00  " + losses + r"  diversity 0\.97  classes 10/10  labels 93%", last
+        r"step 3/3  [\d,]+ images/s  ETA 0:00  "
+        + losses
+        + r"  diversity 0\.97  classes 10/10 \(sure 0\.71\)  labels 93%",
+        last,
     )
 
 
@@ -81,8 +85,9 @@ def test_a_vae_shows_sample_checks_beside_its_test_metrics(tmp_path):
     with make_tracker(tmp_path, steps=100, stream=stream) as run:
         run.log(100, {"train/loss": 107.9, "test/negative_elbo": 104.5, "test/kl": 25.0} | CHECKS)
     progress, test = stream.getvalue().splitlines()
-    assert progress.endswith("ETA 0:00  loss 107.90  diversity 0.97  classes 10/10")
-    assert test == "step 100/100  test  negative ELBO 104.50  KL 25.00  samples  diversity 0.97  classes 10/10"
+    checks = "diversity 0.97  classes 10/10 (sure 0.71)"
+    assert progress.endswith(f"ETA 0:00  loss 107.90  {checks}")
+    assert test == "step 100/100  test  negative ELBO 104.50  KL 25.00  samples  " + checks
 
 
 def test_missing_and_infinite_checks_are_shown_or_left_out():
@@ -92,6 +97,12 @@ def test_missing_and_infinite_checks_are_shown_or_left_out():
         "diversity nan",
         "labels nan",
     ]
+
+
+@pytest.mark.parametrize("sure", [{"samples/sure_ratio": 0.19}, {"samples/sure_ratio": float("nan")}, {}])
+def test_classes_are_not_counted_where_hardly_any_is_sure(sure: dict[str, float]) -> None:
+    checks = {name: value for name, value in CHECKS.items() if name != "samples/sure_ratio"}
+    assert brief_checks(checks | sure) == ["diversity 0.97", "classes unsure"]
 
 
 def test_phases_of_other_names_show_their_loss_and_no_more():
@@ -219,7 +230,8 @@ with Tracker(pathlib.Path(sys.argv[1]), config, start_step=0, images_per_step=12
 
 
 @pytest.mark.parametrize(
-    ("columns", "last_part"), [(130, "classes 10/10"), (110, "diversity 0.97"), (90, "real 71%"), (60, "ETA 0:00")]
+    ("columns", "last_part"),
+    [(142, "classes 10/10 (sure 0.71)"), (110, "diversity 0.97"), (90, "real 71%"), (60, "ETA 0:00")],
 )
 def test_a_narrow_bar_drops_checks_before_losses(tmp_path, columns, last_part):
     received = on_a_terminal(GAN_ON_A_TERMINAL, str(tmp_path), columns)

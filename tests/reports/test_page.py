@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from gen_dist import presets
 from gen_dist.cli import run_subcommand
 from gen_dist.config import VaeConfig
 from gen_dist.errors import CheckpointError, ConfigError
@@ -22,9 +23,10 @@ from gen_dist.records.checkpoint import SUMS
 from gen_dist.records.readable import readable_result
 from gen_dist.records.run_mark import write_mark
 from gen_dist.reports import write_report
-from gen_dist.reports.comparison import comparison_of, markdown, read_runs, scalars, table_lines
+from gen_dist.reports.comparison import comparison_of, markdown, read_runs, table_lines
 from gen_dist.reports.comparison_picture import save_comparison
-from gen_dist.reports.run_record import read_run
+from gen_dist.reports.groups import scalars
+from gen_dist.reports.run_record import RunRecord, read_run
 from gen_dist.training.run import train
 from gen_dist.training.step_times import measure_step_times
 from tests.support.browser import chromium, opening
@@ -40,8 +42,21 @@ NOT_OF_GAN = {
 }
 
 
+STEPS, BATCH = 24, 24
+
+
 def _quiet(_line: str) -> None:
     pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_presets() -> Iterator[None]:
+    """Presets of as few steps as the runs of this module, so that they count as trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("vae-mnist", "gan-mnist"):
+            short = replace(presets._PRESETS[name].config, steps=STEPS, global_batch_size=BATCH)
+            patch.setitem(presets._PRESETS, name, replace(presets._PRESETS[name], config=short))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +67,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     of_all: dict[str, Any] = {
         **{
             "data": "mnist5k",
-            "steps": 24,
+            "steps": STEPS,
             "sample_every": 8,
             "evaluate_every": 8,
             "checkpoint_every": 8,
@@ -155,7 +170,8 @@ def test_names_from_a_config_cannot_become_markup(runs: dict[str, Path], tmp_pat
 
 def test_what_differs_from_the_preset_is_named(runs: dict[str, Path], tmp_path: Path) -> None:
     html = _report(tmp_path / "report.html", "vae", runs=runs)
-    assert re.search(r'class="changed"><th scope="row">steps</th><td>24</td><td class="note">preset: 940', html)
+    changed = r'class="changed"><th scope="row">network.hidden_sizes</th><td>32</td><td class="note">preset: 400'
+    assert re.search(changed, html)
 
 
 def test_seeds_of_one_config_form_one_group(runs: dict[str, Path]) -> None:
@@ -173,18 +189,75 @@ def test_words_rest_on_the_figures(runs: dict[str, Path]) -> None:
     assert said["sharpness_10k"].text.startswith("gan-mnist is nearest to the data: sharpness 0.140 against")
     assert said["path_length_10k"].text.startswith("vae-mnist has the smoothest latent space")
     assert said["negative_elbo"].text.endswith("gan-mnist has none: a GAN gives no likelihood.")
-    assert all(said[name].holds for name in ("fid_10k", "sharpness_10k", "path_length_10k", "negative_elbo"))
+
+
+def _two_seeds(*runs: RunRecord) -> list[RunRecord]:
+    """Each run, and the same with another seed."""
+    return [replace(run, config=replace(run.config, seed=seed)) for run in runs for seed in (0, 1)]
+
+
+CLAIMED = ("fid_10k", "sharpness_10k", "path_length_10k", "negative_elbo")
+
+
+def _verdicts(runs: list[RunRecord]) -> list[str]:
+    said = {one.metrics[0]: one for one in comparison_of(runs).statements}
+    return [said[name].verdict for name in CLAIMED]
 
 
 def test_figures_turned_round_turn_the_words_round(runs: dict[str, Path]) -> None:
     vae, gan = read_runs([runs["vae"], runs["gan"]])
-    assert vae.evaluation and gan.evaluation
-    swapped = comparison_of([replace(vae, evaluation=gan.evaluation), replace(gan, evaluation=vae.evaluation)])
-    said = {one.metrics[0]: one for one in swapped.statements}
-    assert said["fid_10k"].text.startswith("vae-mnist draws")
-    assert [said[name].holds for name in ("fid_10k", "sharpness_10k", "path_length_10k", "negative_elbo")] == [
-        False
-    ] * 4
+    assert _verdicts(_two_seeds(vae, gan)) == ["as expected"] * 4
+    swapped = replace(vae, evaluation=gan.evaluation), replace(gan, evaluation=vae.evaluation)
+    assert comparison_of(swapped).statements[0].text.startswith("vae-mnist draws")
+    assert _verdicts(_two_seeds(*swapped)) == ["not as expected"] * 4
+
+
+def test_one_seed_gives_no_verdict_on_any_claim(runs: dict[str, Path], tmp_path: Path) -> None:
+    vae, second, gan = read_runs([runs["vae"], runs["vae-seed-1"], runs["gan"]])
+    both = "no verdict: one seed of vae-mnist and gan-mnist, where a claim needs 2 or more"
+    assert _verdicts([vae, gan]) == [both] * 4
+    assert _verdicts([vae, second, gan]) == [both.replace("vae-mnist and ", "")] * 4
+    again = replace(vae, path=tmp_path)
+    assert _verdicts([vae, again, *_two_seeds(gan)]) == [both.replace(" and gan-mnist", "")] * 4  # one seed, twice
+    html = _report(tmp_path / "report.html", "vae", "gan", runs=runs)
+    assert "as expected</span>" not in html and html.count("No verdict: one seed of") >= 4
+
+
+def test_half_trained_runs_are_marked_and_decide_nothing(runs: dict[str, Path]) -> None:
+    vae, gan = read_runs([runs["vae"], runs["gan"]])
+    third = replace(gan, step=8)
+    cases = {
+        "gan-mnist (33% trained)": (third, "at step 8 of 24, not finished"),
+        "gan-mnist (66% trained)": (
+            replace(gan, step=16, config=replace(gan.config, steps=16)),
+            "trained for 16 steps, where its preset has 24",
+        ),
+        "gan-mnist (50% trained)": (
+            replace(gan, config=replace(gan.config, global_batch_size=12)),
+            "trained on 288 images, where its preset has 576",
+        ),
+    }
+    for label, (run, caveat) in cases.items():
+        comparison = comparison_of(_two_seeds(vae, run))
+        assert [group.label for group in comparison.groups] == ["vae-mnist", label]
+        assert comparison.warnings == [f"{label} is {caveat}: these figures are not what it can do."]
+        assert {one.verdict for one in comparison.statements if one.textbook} == {f"no verdict: {label} is {caveat}"}
+        assert table_lines(comparison)[0] == comparison.warnings[0]
+        assert comparison.warnings[0] in markdown(comparison)
+
+
+def test_whole_training_of_another_preset_or_none_is_not_marked(runs: dict[str, Path]) -> None:
+    vae, gan = read_runs([runs["vae"], runs["gan"]])
+    own = replace(vae, config=replace(vae.config, preset="mine"))
+    larger = replace(gan, step=12, config=replace(gan.config, steps=12, global_batch_size=48))
+    assert comparison_of([own, larger]).warnings == []
+
+
+def test_a_run_with_less_than_its_presets_training_says_so(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = read_run(runs["vae"])
+    short = replace(run, step=3, config=replace(run.config, steps=3))
+    write_report(tmp_path / "report.html", [short], [None])
+    assert "This run is trained for 3 steps, where its preset has 24" in (tmp_path / "report.html").read_text()
 
 
 def test_a_time_is_told_with_what_was_done_in_it(runs: dict[str, Path]) -> None:
@@ -192,13 +265,6 @@ def test_a_time_is_told_with_what_was_done_in_it(runs: dict[str, Path]) -> None:
     said = next(one.text for one in comparison.statements if one.metrics == ["training_seconds"])
     epochs = readable_result(scalars(read_run(runs["vae"]))["epochs"])
     assert said.count(f"{epochs} epochs of") == 2
-
-
-def test_fewer_steps_than_the_presets_are_told(runs: dict[str, Path]) -> None:
-    vae, gan = read_runs([runs["vae"], runs["gan"]])
-    notes = comparison_of([vae, replace(gan, config=replace(gan.config, steps=10_000))]).notes
-    assert "vae-mnist is configured for 24 steps; its preset has 940." in notes
-    assert not any(note.startswith("gan-mnist was") for note in notes)
 
 
 def test_a_page_of_several_runs_has_its_own_command(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -218,6 +284,17 @@ def test_a_kid_that_contradicts_fid_is_reported(runs: dict[str, Path]) -> None:
         words.append(next(one.text for one in comparison_of(with_kid).statements if one.metrics == ["fid_10k"]))
     assert words[0].endswith("FID 12 against 20 of vae-mnist.")
     assert words[1].endswith(" KID, on the same features, disagrees: 0.300 of vae-mnist, 0.600 of gan-mnist.")
+
+
+def test_fid_decides_nothing_against_precision(runs: dict[str, Path]) -> None:
+    found = []
+    for run, precision in zip(read_runs([runs["vae"], runs["gan"]]), (0.94, 0.62), strict=True):
+        assert run.evaluation
+        metrics = run.evaluation.metrics | {"precision_10k": precision}
+        found += _two_seeds(replace(run, evaluation=replace(run.evaluation, metrics=metrics)))
+    said = next(one for one in comparison_of(found).statements if one.metrics == ["fid_10k"])
+    assert said.text.endswith("precision, on the same features, disagrees: 0.940 of vae-mnist, 0.620 of gan-mnist.")
+    assert said.verdict == "no verdict: precision and FID disagree"
 
 
 def test_near_figures_are_no_difference(runs: dict[str, Path]) -> None:
@@ -377,8 +454,10 @@ def test_the_commands_write_their_files(
 
 def test_numbers_of_samples_are_part_of_a_label() -> None:
     assert metric_of("fid_10k").label == "FID, 10,000 samples"
-    assert metric_of("nll_k5000").label == "negative log-likelihood, K = 5,000"
-    assert metric_of("nll_k5000_1k").label == "negative log-likelihood, K = 5,000, 1,000 images"
+    of_all = "negative log-likelihood, 5,000 importance samples, all test images"
+    assert metric_of("nll_k5000").label == of_all
+    assert metric_of("nll_k5000_1k").label == of_all.replace("all test", "1,000")
+    assert metric_of("bits_per_dimension_k30_7").label == "bits per dimension, 30 importance samples, 7 images"
     assert base_name("nll_k5000_1k") == base_name("nll") == "nll"
     assert metric_of("negative_elbo").label == "negative ELBO"
 

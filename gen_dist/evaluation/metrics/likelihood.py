@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 
 import torch
 from torch import Tensor
@@ -61,6 +62,23 @@ def _nll(context: Context) -> float:
     return context.once("nll", compute)
 
 
+def estimate_nll(context: Context) -> tuple[str, float]:
+    """What the likelihood measures, and about how many seconds it takes, from the time of one image."""
+    images = len(context.nll_rows)
+
+    def seconds_of_one() -> float:
+        objective = context.objective
+        assert isinstance(objective, Vae)
+        started = time.perf_counter()
+        negative_log_likelihoods(objective, context.test_batch(0, 1), context.nll_samples)[0].item()
+        return time.perf_counter() - started
+
+    seconds = context.once("nll estimate", lambda: min(seconds_of_one(), seconds_of_one()))  # the first one warms up
+    first, last = context.share(images)
+    what = f"negative log-likelihood of {images:,} test images with {context.nll_samples:,} importance samples each"
+    return what, seconds * (last - first)
+
+
 def measure_nll(context: Context) -> dict[str, Value]:
     """Negative log-likelihood in nats per image."""
     return {"nll": _nll(context)}
@@ -99,6 +117,7 @@ register(
         stage="likelihood",
         of_pixels=True,
         takes_minutes=True,
+        estimate=estimate_nll,
     )
 )
 register(
@@ -115,5 +134,6 @@ register(
         stage="likelihood",
         of_pixels=True,
         takes_minutes=True,
+        estimate=estimate_nll,
     )
 )
