@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -193,6 +194,28 @@ def remove_left_over(path: Path) -> None:
 def _temporary_prefix(path: Path) -> str:
     # Cut, so that the random part does not make the name longer than 255 bytes.
     return f".{path.name[:50]}.tmp-"
+
+
+def write_sealed(path: Path, content: bytes) -> None:
+    """Write a file with a digest of its content, for `read_sealed`.
+
+    Raises:
+        OSError: as `write_atomically`.
+    """
+    write_atomically(path, _seal(content) + content)
+
+
+def read_sealed(path: Path) -> bytes | None:
+    """Content of a file of `write_sealed`; None if it is missing, unreadable just now, or not what was written."""
+    with contextlib.suppress(OSError):
+        seal, line_end, content = read_regular(path).partition(b"\n")
+        if seal + line_end == _seal(content):
+            return content
+    return None
+
+
+def _seal(content: bytes) -> bytes:
+    return b"sha256 " + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
 @contextlib.contextmanager

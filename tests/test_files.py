@@ -11,7 +11,16 @@ import time
 import pytest
 
 from gen_dist import files
-from gen_dist.files import read_regular, retrying, sync, unreadable, whole_directory, write_atomically
+from gen_dist.files import (
+    read_regular,
+    read_sealed,
+    retrying,
+    sync,
+    unreadable,
+    whole_directory,
+    write_atomically,
+    write_sealed,
+)
 
 
 def test_writing_atomically_replaces_whole_files(tmp_path):
@@ -240,3 +249,16 @@ def test_an_unreadable_file_is_named_with_reason_and_way_out(tmp_path, code, way
     said = unreadable(tmp_path / "x", OSError(code, os.strerror(code)))
     assert said.startswith(f"{tmp_path}/x cannot be read just now: {os.strerror(code)}; {way_out}")
     assert said.endswith(", then run the same command again")
+
+
+def test_a_sealed_file_is_whole_or_counts_as_missing(tmp_path):
+    path, content = tmp_path / "kept.tensors", bytes(range(256))
+    write_sealed(path, content)
+    assert read_sealed(path) == content
+    written = path.read_bytes()
+    damaged = [written[:place] + bytes([byte ^ 1]) + written[place + 1 :] for place, byte in enumerate(written)]
+    for other in (*damaged, b"", written[:-1], written + b"\0", content, b"sha256 \n"):
+        path.write_bytes(other)
+        assert read_sealed(path) is None
+    path.unlink()
+    assert read_sealed(path) is None

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -25,14 +24,14 @@ from tqdm import tqdm
 
 from gen_dist.data import Dataset, cache_directory, image_indices
 from gen_dist.evaluation.features import FeatureNetwork
-from gen_dist.files import write_atomically
+from gen_dist.files import read_sealed, write_sealed
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.objectives import Batch
 from gen_dist.parallel.collectives import errors_shared, from_main, rows_of_all, sum_over_processes
 from gen_dist.parallel.processes import Processes
 
 ROWS_PER_BLOCK = 250
-_REFERENCE_FORMAT = 2
+_REFERENCE_FORMAT = 3
 
 T = TypeVar("T")
 
@@ -188,14 +187,14 @@ class Context:
         if self._reference_is_new and self._reference and self.processes.is_main:
             tensors = {name: tensor.cpu().contiguous() for name, tensor in self._reference.items()}
             with contextlib.suppress(OSError):
-                write_atomically(self._reference_file, save_tensors(tensors))
+                write_sealed(self._reference_file, save_tensors(tensors))
         self._reference_is_new = False
 
     @property
     def _reference_file(self) -> Path:
         network = None if self.network is None else self.network.digest
         key = hashlib.sha256(json.dumps([_REFERENCE_FORMAT, self.dataset.digest, "test", network]).encode())
-        return cache_directory(self.model.config.packing) / f"reference-{key.hexdigest()[:16]}.safetensors"
+        return cache_directory(self.model.config.packing) / f"reference-{key.hexdigest()[:16]}.tensors"
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -218,6 +217,6 @@ def in_main(action: Callable[[], T], processes: Processes) -> T:
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor] | None:
-    with contextlib.suppress(OSError, SafetensorError):
-        return load_tensors(file.read_bytes())
-    return None
+    """None without the file, and for a damaged one: its tensors are computed again."""
+    content = read_sealed(file)
+    return None if content is None else load_tensors(content)

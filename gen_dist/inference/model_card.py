@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gen_dist.errors import CheckpointError
+from gen_dist.inference.markdown import code, text
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.environment import ENVIRONMENT_SHAPE
@@ -27,7 +28,7 @@ class Port(NamedTuple):
     meaning: str
 
     def __str__(self) -> str:
-        return f"`{self.name}` {self.dtype} [{', '.join(map(str, ('N', *self.shape)))}], {self.meaning}"
+        return f"`{self.name}` {self.dtype} [{', '.join(map(str, ('N', *self.shape)))}], {text(self.meaning)}"
 
 
 class Part(NamedTuple):
@@ -63,15 +64,16 @@ def card(
         announce: takes a line about each file of the run that cannot be read.
     """
     config, step = model.config, checkpoint.step
+    kinds = f"objective {text(config.objective.kind)}, network {text(config.network.kind)}"
     images_seen = step * config.global_batch_size
     ema = config.optimization.ema_decay
     weights = f"the moving average of the weights, decay {ema:g}" if "averaged" in checkpoint.tensors else "as trained"
     trained = {
-        "run": f"`{run.name}`, step {step:,} of {config.steps:,}",
-        "preset": f"`{config.preset}`: objective {config.objective.kind}, network {config.network.kind}",
-        "data": f"`{config.data}`, digest {checkpoint.facts['data_digest']}",
+        "run": f"{code(run.name)}, step {step:,} of {config.steps:,}",
+        "preset": f"{code(config.preset)}: {kinds}",
+        "data": f"{code(config.data)}, digest {text(checkpoint.facts['data_digest'])}",
         "images": f"{' x '.join(map(str, model.image_shape))} (channels, height, width), {images_seen:,} seen",
-        "classes": ", ".join(model.class_names) if model.classes > 1 else None,
+        "classes": text(", ".join(model.class_names)) if model.classes > 1 else None,
         "training": f"{checkpoint.facts['training_seconds']:.1f} s",
         "weights": weights,
         "command": _command(_read(RunPaths(run).environment, ENVIRONMENT_SHAPE, announce)),
@@ -79,7 +81,7 @@ def card(
     }
     what = " and ".join(part.network for part in parts)
     sections = [
-        f"# {config.preset}, step {step:,}: {what} ({form})",
+        f"# {text(config.preset)}, step {step:,}: {what} ({form})",
         "In eval mode: batch normalization uses the statistics of the training. N is the number of images, from 1 on.",
         "\n".join(_lines_of(part) for part in parts),
         "## Loading",
@@ -172,7 +174,7 @@ def _command(environment: Mapping[str, Any]) -> str | None:
         program = "gen-dist"
     else:
         return None
-    return f"`{program} {shlex.join(options)}`"
+    return code(f"{program} {shlex.join(options)}")
 
 
 def _metrics(run: Path, step: int, announce: Callable[[str], None]) -> str:
@@ -188,11 +190,11 @@ def _metrics(run: Path, step: int, announce: Callable[[str], None]) -> str:
     else:
         return "No metrics are recorded for this step."
     numbers = [
-        (f"{name} ({names[name]})" if name in names else name, f"{value:.6g}")
+        (text(f"{name} ({names[name]})") if name in names else text(name), f"{value:.6g}")
         for name, value in found.items()
         if isinstance(value, int | float)
     ]
-    return f"From {source}.\n\n{_table(('metric', 'value'), numbers)}"
+    return f"From {text(source)}.\n\n{_table(('metric', 'value'), numbers)}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -262,14 +262,17 @@ def test_the_reference_is_computed_again_only_if_damaged(
     run = _run_of(runs, "gan")
     monkeypatch.setenv("GEN_DIST_CACHE", str(tmp_path))
     first = _evaluate(run, "kid", "coverage", "sharpness", "diversity")
-    (kept,) = tmp_path.glob("reference-*.safetensors")
+    (kept,) = tmp_path.glob("reference-*.tensors")
     content = kept.read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr(Context, "test_batch", None)  # no test image is looked at
         assert _evaluate(run, "kid", "coverage", "sharpness", "diversity").metrics == first.metrics
-    kept.write_bytes(content[:1000])
-    assert _evaluate(run, "kid", "coverage", "sharpness", "diversity").metrics == first.metrics
-    assert kept.read_bytes() == content
+    place = content.index(b'"radii') + 3  # the name of a tensor
+    flipped = [content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :] for at, bit in ((place, 1), (-5, 64))]
+    for damaged in (content[:1000], *flipped):
+        kept.write_bytes(damaged)
+        assert _evaluate(run, "kid", "coverage", "sharpness", "diversity").metrics == first.metrics
+        assert kept.read_bytes() == content
 
 
 def test_non_digits_have_features_but_no_classes(runs: Path) -> None:
