@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -669,7 +670,9 @@ class TrainConfig(_Checked):
         for cls in (DataConfig, OptimizerConfig, TrainConfig, *parts):
             cls.__pydantic_config__ = ConfigDict(extra="forbid")
         try:
-            return TypeAdapter(TrainConfig).validate_json(text)
+            accepted = _without_lone_bytes(text)
+            validated = TypeAdapter(TrainConfig).validate_json(accepted)
+            return validated if accepted == text else _with_lone_bytes(validated)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -680,6 +683,25 @@ class TrainConfig(_Checked):
                     f"{line}; this gen_dist has no such name: it is mistyped, or of a newer version"
                 ) from None
             raise ConfigError(line) from None
+
+
+# Python holds a byte of a path that is no UTF-8 as half of a surrogate pair. JSON has it as \\udcXX, which pydantic
+# refuses. Such a byte passes it as a character that Unicode leaves to private use, U+10FFXX.
+_LONE_BYTE = re.compile(r"\\\\|\\ud[89ab]..\\ud[c-f]..|\\udc([89a-f][0-9a-f])")
+_BYTES_BACK = {0x10FF00 + byte: 0xDC00 + byte for byte in range(0x80, 0x100)}
+
+
+def _without_lone_bytes(text: str) -> str:
+    return _LONE_BYTE.sub(lambda found: rf"\udbff\udf{found[1]}" if found[1] else found[0], text)
+
+
+def _with_lone_bytes(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.translate(_BYTES_BACK)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [one.name for one in dataclasses.fields(value) if one.init]
+        return dataclasses.replace(value, **{name: _with_lone_bytes(getattr(value, name)) for name in names})
+    return value
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -136,13 +136,14 @@ def file_lock(path: Path, announce: Callable[[str], None], *, wait: bool = False
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: if the process dies half-way, the previous content stays.
 
-    Text is encoded as UTF-8. The file is on disk (fsync) before it is renamed into place. Several processes may write
-    the same path. Their temporary files have random names, and the next writer removes those of killed ones.
+    Text is encoded as UTF-8; bytes of a path that is no UTF-8 are escaped. The file is on disk (fsync) before it is
+    renamed into place. Several processes may write the same path. Their temporary files have random names, and the next
+    writer removes those of killed ones.
 
     Raises:
         OSError: the disk is full, or the directory is missing or not writable.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     remove_left_over(path)
     temporary, descriptor = _new_temporary(path)
     try:

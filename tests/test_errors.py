@@ -12,7 +12,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -454,6 +454,15 @@ def test_a_run_directory_in_a_home_directory_is_found(monkeypatch: pytest.Monkey
     assert TrainConfig(run_dir="~/runs/first").run_path == Path("/home/of/someone/runs/first")
     with pytest.raises(ConfigError, match="~nobody-of-this-name/run: there is no such home"):
         TrainConfig(run_dir="~nobody-of-this-name/run").run_path  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "name", ["r\udce9un", "\udcff", "r\xfcn", "\U0001f480 \\udce9 \U0010ffff", "[b]*[/b]", "a\\\udc80"]
+)
+def test_a_config_keeps_a_path_that_is_no_utf_8(name: str) -> None:
+    config = small_config("vae", run_dir=f"/runs/{name}", data=f"folder:/{name}")
+    config = replace(config, packing=replace(config.packing, cache_dir=name))
+    assert TrainConfig.from_json(config.to_json(), "config.json") == config
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

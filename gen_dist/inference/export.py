@@ -118,7 +118,7 @@ def export(
                 announce(f"{one.part.file} ({place + 1} of {len(wanted)})")
                 files[one.part.file] = _WRITERS[form](one, _facts(model, checkpoint))
             text = card(model, checkpoint, home, form, [one.part for one in wanted], files, announce)
-            for name, content in {**files, CARD: text.encode()}.items():
+            for name, content in {**files, CARD: text.encode(errors="backslashreplace")}.items():
                 (directory / name).write_bytes(content)
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from None

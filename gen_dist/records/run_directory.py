@@ -34,7 +34,7 @@ from gen_dist.records.run_mark import (
     write_mark,
 )
 from gen_dist.records.run_paths import RunPaths
-from gen_dist.records.wandb_run import wandb_mode
+from gen_dist.records.wandb_run import id_of_agent, wandb_mode
 
 _BEGUN = "begun"
 
@@ -185,7 +185,7 @@ def record_start(path: Path, config: TrainConfig, step: int, wandb_id: str, proc
 
 
 def wandb_id_of(path: Path) -> str:
-    """Id of a run on wandb; a new one if the run has none yet.
+    """Id of a run on wandb; if the run has none yet, that of the agent that started it, or a new one.
 
     Raises:
         CheckpointError: the file cannot be read just now, or has no id in it.
@@ -194,7 +194,7 @@ def wandb_id_of(path: Path) -> str:
     try:
         found = read_file(file).decode(errors="replace").strip()
     except FileNotFoundError:
-        return uuid.uuid4().hex[:12]
+        return id_of_agent() or uuid.uuid4().hex[:12]
     if not re.fullmatch(r"[\w-]{1,128}", found, re.ASCII):
         raise DamagedError(f"{file} is damaged: it has no id of wandb; remove it for a new one")
     return found

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,6 +36,11 @@ def wandb_mode(configured: WandbMode | None) -> WandbMode:
     raise ConfigError(f"WANDB_MODE {wanted!r} is not one of {', '.join(modes)}")
 
 
+def id_of_agent() -> str | None:
+    """Id that `wandb agent` gave to the run that it waits for."""
+    return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+
+
 class WandbRun:
     """A wandb run. After any failure of wandb it warns once and sends nothing more."""
 
@@ -52,8 +57,11 @@ class WandbRun:
             note: shows a line to the user.
 
         Raises:
-            ConfigError: wandb is not installed, or mode online has no valid API key.
+            ConfigError: wandb is not installed, mode online has no valid API key, or the path is no UTF-8.
         """
+        # Its service waits for minutes where it meets such a path.
+        if os.fsencode(run_path).decode(errors="replace") != str(run_path):
+            raise ConfigError(f"wandb {mode} needs a run directory in UTF-8, unlike {run_path}; use --wandb disabled")
         self._note = note
         self._run: Any = None
         self._directory = RunPaths(run_path).wandb
@@ -63,18 +71,20 @@ class WandbRun:
             raise ConfigError(f"wandb {mode} needs the wandb package; install it, or use --wandb disabled") from None
         quiet: dict[str, Any] = {"silent": True, "console": "off"}
         try:
-            wandb.setup(wandb.Settings(**quiet))  # from here on, wandb neither prints nor asks for a key
-            self._run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "gen_dist"),
-                name=run_path.name,
-                dir=str(run_path),
-                id=wandb_id,
-                resume="allow",
-                reinit="create_new",
-                config=dataclasses.asdict(config),
-                mode=mode,
-                settings=wandb.Settings(**quiet, init_timeout=WANDB_INIT_SECONDS, finish_timeout=WANDB_FINISH_SECONDS),
-            )
+            with _without_other_ids(wandb_id):
+                wandb.setup(wandb.Settings(**quiet))  # from here on, wandb neither prints nor asks for a key
+                limits: dict[str, Any] = {"init_timeout": WANDB_INIT_SECONDS, "finish_timeout": WANDB_FINISH_SECONDS}
+                self._run = wandb.init(
+                    project=os.environ.get("WANDB_PROJECT", "gen_dist"),
+                    name=run_path.name,
+                    dir=str(run_path),
+                    id=wandb_id,
+                    resume="allow",
+                    reinit="create_new",
+                    config=dataclasses.asdict(config),
+                    mode=mode,
+                    settings=wandb.Settings(**quiet, **limits),
+                )
         except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
             raise ConfigError(
                 f"wandb {mode}: {_one_line(error)} Run `wandb login`, set WANDB_API_KEY, or use --wandb offline"
@@ -136,6 +146,17 @@ class WandbRun:
         # Without this, wandb prints a traceback at exit if its service is dead.
         with contextlib.suppress(Exception):
             wandb.teardown()
+
+
+@contextlib.contextmanager
+def _without_other_ids(wandb_id: str) -> Iterator[None]:
+    """Hide an agent's variables from wandb if they are of another run: they go before the id that wandb is given."""
+    names = [] if id_of_agent() in (None, wandb_id) else ["WANDB_RUN_ID", "WANDB_SWEEP_ID"]
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _shown(name: str, value: float | Sequence[float]) -> Any:

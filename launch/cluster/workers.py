@@ -60,8 +60,6 @@ def trainer_of(task: Task, callbacks: list[Any]) -> TorchTrainer:
     command end the run.
     """
     options = task.options
-    base, mark, query = task.location.partition("?")
-    parent, _, name = base.rpartition("/")
     _forget_reports(task.location)
     for variable, seconds in _RAY_SECONDS.items():
         os.environ.setdefault(variable, seconds)
@@ -76,22 +74,42 @@ def trainer_of(task: Task, callbacks: list[Any]) -> TorchTrainer:
         "resources_per_worker": {"CPU": options.cpus_per_worker, **({"GPU": 1} if gpus else {})},
         "elastic_resize_monitor_interval_s": _RESIZE_SECONDS,
     }
-    storage, failures = parent + mark + query, FailureConfig(max_failures=-1)
     loop: Any = work
     return TorchTrainer(
         loop,
         train_loop_config={"task": task},
         torch_config=TorchConfig(backend=None if gpus else "gloo"),
         scaling_config=ScalingConfig(**scaling),
-        run_config=RunConfig(name=name, storage_path=storage or "/", failure_config=failures, callbacks=callbacks),
+        run_config=RunConfig(
+            failure_config=FailureConfig(max_failures=-1), callbacks=callbacks, **_storage_of(task.location)
+        ),
     )
+
+
+def _storage_of(location: str) -> dict[str, Any]:
+    """Where Ray keeps the run, as options of its RunConfig. Ray appends the name to the storage's path."""
+    if "://" in location:
+        base, mark, query = location.partition("?")
+        parent, _, name = base.rpartition("/")
+        return {"name": name, "storage_path": parent + mark + query}
+    path = Path(location)
+    # A path is no URL: as one, letters beyond ASCII would be refused, and a % be an escape.
+    storage: dict[str, Any] = {"storage_filesystem": pyarrow.fs.LocalFileSystem()}
+    # Ray also names its reservation of resources so, in ASCII alone.
+    if not path.name.isascii():
+        return {"name": ".", "storage_path": str(path), **storage}
+    return {"name": path.name, "storage_path": str(path.parent), **storage}
 
 
 def _forget_reports(location: str) -> None:
     """Remove Ray's own list of checkpoints: the run finds the newest itself, and Ray would miss deleted ones."""
-    filesystem, root = pyarrow.fs.FileSystem.from_uri(location)
+    snapshot = "checkpoint_manager_snapshot.json"
     with contextlib.suppress(FileNotFoundError):
-        filesystem.delete_file(f"{root}/checkpoint_manager_snapshot.json")
+        if "://" in location:
+            filesystem, root = pyarrow.fs.FileSystem.from_uri(location)
+            filesystem.delete_file(f"{root}/{snapshot}")
+        else:
+            os.unlink(Path(location) / snapshot)
 
 
 def work(settings: dict[Any, Any]) -> list[str]:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.records.metrics_file import read_metrics
-from gen_dist.records.wandb_run import wandb_mode
+from gen_dist.records.run_directory import wandb_id_of
+from gen_dist.records.wandb_run import WandbRun, _without_other_ids, wandb_mode
 from tests.conftest import REPOSITORY
 from tests.support.trackers import make_tracker
 from tests.support.warm_python import warm_python
@@ -53,6 +55,37 @@ def test_the_option_overrides_the_environment_variable(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "on")
     with pytest.raises(ConfigError, match="WANDB_MODE 'on' is not one of disabled, offline, online"):
         wandb_mode(None)
+
+
+@pytest.mark.parametrize(
+    ("agent", "kept", "taken", "left"),
+    [
+        ({"WANDB_SWEEP_ID": "s", "WANDB_RUN_ID": "agents"}, None, "agents", ["WANDB_RUN_ID", "WANDB_SWEEP_ID"]),
+        ({"WANDB_SWEEP_ID": "s", "WANDB_RUN_ID": "agents"}, "before", "before", []),
+        ({"WANDB_SWEEP_ID": "s", "WANDB_RUN_ID": "agents"}, "agents", "agents", ["WANDB_RUN_ID", "WANDB_SWEEP_ID"]),
+        ({"WANDB_RUN_ID": "exported once"}, "before", "before", ["WANDB_RUN_ID"]),
+    ],
+)
+def test_a_run_has_one_id_on_wandb(agent, kept, taken, left, monkeypatch, tmp_path):
+    """wandb itself takes an agent's id before the one that it is given."""
+    for name, value in agent.items():
+        monkeypatch.setenv(name, value)
+    if kept:
+        (tmp_path / "wandb-id").write_text(kept)
+    assert wandb_id_of(tmp_path) == taken
+    with _without_other_ids(taken):
+        assert sorted(name for name in os.environ if name.startswith("WANDB_")) == left
+    assert {name: os.environ[name] for name in agent} == agent
+
+
+def test_a_variable_for_all_runs_is_no_id_of_a_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_RUN_ID", "exported once")
+    assert wandb_id_of(tmp_path) not in ("exported once", wandb_id_of(tmp_path))
+
+
+def test_wandb_refuses_a_path_that_it_would_wait_for(tmp_path):
+    with pytest.raises(ConfigError, match="needs a run directory in UTF-8"):
+        WandbRun("offline", tmp_path / "r\udce9un", TrainConfig(), "a", print)
 
 
 WANDB_RUN = """
