@@ -69,14 +69,16 @@ def _gives_one_answer(record: Record) -> bool | None:
 def _scores_saturated(record: Record) -> bool | None:
     real, fake = record.get("scores/real"), record.get("scores/fake")
     has_zero_point = _figure(record, "accuracy_real") is not None  # scores of pairs have no scale
-    if not has_zero_point or not real or not fake or real[-1] is None or fake[0] is None:
+    if not has_zero_point or not isinstance(real, list) or not isinstance(fake, list) or not real or not fake:
+        return None
+    if real[-1] is None or fake[0] is None:
         return None
     return bool((real[-1] + fake[0]) / 2 >= OUTERMOST)
 
 
 def _all_alike(record: Record) -> bool | None:
     ratio = record.get("samples/diversity_ratio")
-    return None if ratio is None else ratio < ALL_ALIKE
+    return ratio < ALL_ALIKE if isinstance(ratio, int | float) else None
 
 
 _SIGNS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,19 @@ NAMES_INCHES = 2.2
 """Left of the columns, for the names of rows."""
 
 
-def save_comparison(path: Path, comparison: Comparison, announce: Callable[[str], None] = print) -> None:
+def save_comparison(
+    path: Path,
+    comparison: Comparison,
+    announce: Callable[[str], None] = print,
+    metrics: Sequence[str] | None = None,
+) -> None:
     """A column for each group, of its first run: the seeds of the latents and the test images are the same in all.
+
+    Args:
+        path: the PNG file.
+        comparison: groups of runs.
+        announce: takes lines about data that are packed.
+        metrics: names of the figures below the images. None is all that the comparison has.
 
     Raises:
         UserError: a model or the data cannot be loaded.
@@ -41,8 +52,9 @@ def save_comparison(path: Path, comparison: Comparison, announce: Callable[[str]
     """
     config = comparison.groups[0].runs[0].config
     dataset = open_dataset(config.data, config.data_root, config.packing, announce)
+    metrics = comparison.metrics if metrics is None else metrics
     columns = len(comparison.groups)
-    heights = [COLUMN_INCHES, COLUMN_INCHES / 2, COLUMN_INCHES / 2, 0.26 * len(comparison.metrics) + 0.2]
+    heights = [COLUMN_INCHES, COLUMN_INCHES / 2, COLUMN_INCHES / 2, 0.26 * len(metrics) + 0.2]
     width, height = COLUMN_INCHES * columns + NAMES_INCHES + 0.1, sum(heights) + 1.2
     with figure_of(width, height) as figure:
         grid = figure.subplots(
@@ -66,10 +78,10 @@ def save_comparison(path: Path, comparison: Comparison, announce: Callable[[str]
             _draw(grid[1, column], functools.partial(_reconstructions, model, dataset))
             _draw(grid[2, column], functools.partial(_walks, model))
             grid[0, column].set_title(group.label, fontsize=11, fontweight="bold")
-            _write_figures(grid[3, column], group, comparison)
+            _write_figures(grid[3, column], group, comparison, metrics)
         for row, name in enumerate(("samples", "originals and\nreconstructions", "walks between\nlatents")):
             grid[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
-        _write_names(grid[3, 0], comparison)
+        _write_names(grid[3, 0], metrics)
         save_figure(path, figure)
 
 
@@ -113,11 +125,11 @@ def _walks(model: GenerativeModel) -> np.ndarray:
     return grids.mosaic(model.images(walks, labels).cpu().numpy(), [0] * WALK_STEPS, 2, 2)
 
 
-def _write_figures(axes: Any, group: Group, comparison: Comparison) -> None:
+def _write_figures(axes: Any, group: Group, comparison: Comparison, metrics: Sequence[str]) -> None:
     axes.set_axis_off()
     axes.set_xlim(0, 1)
-    axes.set_ylim(len(comparison.metrics), 0)
-    for row, name in enumerate(comparison.metrics):
+    axes.set_ylim(len(metrics), 0)
+    for row, name in enumerate(metrics):
         values = group.values(name)
         text = readable_values(values, name) if values else textwrap.shorten(group.reason(name), 50, placeholder=" ...")
         best = group is comparison.best(name)
@@ -125,6 +137,6 @@ def _write_figures(axes: Any, group: Group, comparison: Comparison) -> None:
         axes.text(0.5, row + 0.5, text, ha="center", va="center", **({"fontsize": 9} | style))
 
 
-def _write_names(axes: Any, comparison: Comparison) -> None:
-    for row, name in enumerate(comparison.metrics):
+def _write_names(axes: Any, metrics: Sequence[str]) -> None:
+    for row, name in enumerate(metrics):
         axes.text(-0.03, row + 0.5, textwrap.fill(metric_of(name).label, 34), ha="right", va="center", fontsize=8)

@@ -103,7 +103,8 @@ def _statement(topic: _Topic, metric: str, groups: Sequence[Group]) -> Statement
     elif len(ranked) == 1:
         text = f"{ranked[0].label} has a {name} of {figures[0]}."
     elif are_apart(ranked[0], ranked[1], metric):
-        text = f"{ranked[0].label} {topic.best}: {name} {figures[0]} against {', '.join(of_each[1:])}."
+        best = f"has the best {name}, which decides nothing alone" if _contradicting(metric, ranked) else topic.best
+        text = f"{ranked[0].label} {best}: {name} {figures[0]} against {', '.join(of_each[1:])}."
     else:
         text = f"no clear difference between the first two in {name}: {', '.join(of_each)}."
     if ranked and metric_of(metric).better == "data" and (reference := data_value(ranked[0], metric)):

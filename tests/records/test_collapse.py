@@ -53,6 +53,10 @@ HEALTHY: list[Record] = [
     {"train/critic/accuracy": 1.0},
     {"samples/diversity_ratio": 0.6},
     {"samples/diversity_ratio": None},
+    # Figures of a wrong shape, as a damaged file may have them.
+    {"samples/diversity_ratio": [0.0], "train/kl": [0.0]},
+    {D + "real": [0.0], D + "fake": 1.0},
+    {D + "real": 0.9, D + "fake": 0.9, "scores/real": 1.0, "scores/fake": []},
 ]
 
 

@@ -293,6 +293,7 @@ def test_fid_decides_nothing_against_precision(runs: dict[str, Path]) -> None:
         metrics = run.evaluation.metrics | {"precision_10k": precision}
         found += _two_seeds(replace(run, evaluation=replace(run.evaluation, metrics=metrics)))
     said = next(one for one in comparison_of(found).statements if one.metrics == ["fid_10k"])
+    assert said.text.startswith("gan-mnist has the best FID, which decides nothing alone: FID 12")
     assert said.text.endswith("precision, on the same features, disagrees: 0.940 of vae-mnist, 0.620 of gan-mnist.")
     assert said.verdict == "no verdict: precision and FID disagree"
 
