@@ -10,20 +10,13 @@ from gen_dist.objectives import Objective
 from gen_dist.training.trainer import Trainer
 
 
-def opening_lines(trainer: Trainer, path: Path, fresh: bool) -> list[str]:
-    """Device and precision, processes, networks, images, epochs, directory, and how to resume.
-
-    Args:
-        trainer: of the run.
-        path: the run directory.
-        fresh: True if the run was told to start over, which the command that resumes it must not say again.
-    """
+def opening_lines(trainer: Trainer, path: Path) -> list[str]:
+    """Device and precision, processes, networks, images, epochs, directory, and how to resume."""
     config, dataset, processes = trainer.config, trainer.dataset, trainer.processes
     train_images, test_images = len(dataset.train.images), len(dataset.test.images)
     epochs = config.steps * config.global_batch_size / train_images
     shape = " x ".join(map(str, dataset.image_shape))
     each = " each" if processes.world_size > 1 else ""
-    again = "the same command without --fresh" if fresh else "the same command"
     facts = {
         "device": f"{_device(processes.device)} in {str(trainer.dtype).removeprefix('torch.')}",
         "processes": f"{processes.world_size} with {_counted(torch.get_num_threads(), 'thread')}{each}",
@@ -31,7 +24,7 @@ def opening_lines(trainer: Trainer, path: Path, fresh: bool) -> list[str]:
         "images": f"{train_images:,} of {config.data} to train on, {test_images:,} to test on, {shape}",
         "training": f"{_counted(config.steps, 'step')} of {_counted(config.global_batch_size, 'image')}, "
         f"{epochs:.3g} epochs",
-        "directory": f"{path}; {again} resumes it from its newest checkpoint",
+        "directory": f"{path}; the same command, without --fresh, resumes it from its newest checkpoint",
     }
     width = max(map(len, facts))
     return [config.preset, *(f"  {name:{width}}  {value}" for name, value in facts.items())]

@@ -98,7 +98,7 @@ class _Run:
                 recorder.claim()
         self._resume()
         if self.step < self.config.steps:
-            for line in opening_lines(self.trainer, recorder.path, fresh):
+            for line in opening_lines(self.trainer, recorder.path):
                 self.announce(line)
             with recorder:
                 with recorder.writing():

@@ -94,7 +94,13 @@ def _register(
     )
 
 
-_register("classes", "classes drawn", "more", "Classes that occur in the samples, by a digit classifier.", _classes)
+_register(
+    "classes",
+    "classes drawn",
+    "more",
+    "Classes that occur in the samples, by a digit classifier, which names one for squiggles too.",
+    _classes,
+)
 _register("class_shares", "shares of the classes", None, "Shares of the samples in each class.", _class_shares)
 _register(
     "class_variation",

@@ -44,7 +44,7 @@ register(
         label="path length",
         group="walks",
         better="less",
-        meaning="Change of the image along a walk between latents: less is a smoother latent space.",
+        meaning="Change of the image along a walk between latents: less is smoother, or samples that are alike.",
         needs=("samples", "features", "features of intensities"),
         counts="samples",
         measure=measure,
