@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gen_dist.pictures.gallery import Gallery
 from gen_dist.training.opening import opening_lines
 from gen_dist.training.run import train
 from tests.support.runs import make_trainer, small_config, small_dataset
@@ -48,7 +49,9 @@ def test_half_precision_is_named() -> None:
     assert "CPU in bfloat16" in _block("vae", precision="bf16")
 
 
-def test_a_run_shows_its_block_once_and_a_finished_one_none(tmp_path: Path) -> None:
+def test_a_run_shows_its_block_once_and_a_finished_one_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for drawn in ("at_step", "at_end"):
+        monkeypatch.setattr(Gallery, drawn, lambda *_: {})  # pictures take seconds
     lines: list[str] = []
     config = small_config("vae", steps=2, run_dir=str(tmp_path / "run"))
     train(config, say=lines.append)
