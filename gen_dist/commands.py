@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from gen_dist.cli import preset_lines, run_command, run_subcommand
-from gen_dist.errors import ConfigError
+from gen_dist.errors import ConfigError, UserError
 from gen_dist.surroundings import tell
 
 if TYPE_CHECKING:
     from gen_dist.evaluation.record import Evaluation
+    from gen_dist.training.step_times import StepTimes
 
 
 def main() -> None:
@@ -78,6 +80,7 @@ def evaluate(
     samples: int = 10_000,
     nll_samples: int = 5000,
     nll_images: int | Literal["all"] = 1000,
+    data: str | None = None,
     data_root: str | None = None,
     features: Literal["digits", "inception"] | None = None,
     inception_weights: Path | None = None,
@@ -91,6 +94,7 @@ def evaluate(
         samples: Number of images to draw, and of walks through the latent space.
         nll_samples: Importance samples per image.
         nll_images: Number of test images for nll, spread over the split, or all. It is part of the figure's name.
+        data: The data under their present place, such as folder:/new/place, if they have moved since the run.
         data_root: Directory with the torchvision data sets, if it has moved since the run.
         features: Network whose features are compared. For 28 x 28 grey images it is digits if not given.
         inception_weights: File with the weights of InceptionV3. Downloaded if not given.
@@ -106,6 +110,7 @@ def evaluate(
             samples=samples,
             nll_samples=nll_samples,
             nll_images=None if nll_images == "all" else nll_images,
+            data=data,
             data_root=data_root,
             device=device,
             features=features,
@@ -123,6 +128,8 @@ def compare(
     /,
     out: Path = Path(),
     evaluate: bool = True,
+    data: str | None = None,
+    data_root: str | None = None,
 ) -> None:
     """Compare runs, metric by metric, in a table, compare.png, compare.md and compare.json.
 
@@ -132,6 +139,8 @@ def compare(
         runs: Two or more run directories, on the same data.
         out: Directory to write to.
         evaluate: First evaluate runs that have no evaluation of their newest checkpoint.
+        data: The data under their present place, such as folder:/new/place, if they have moved since the run.
+        data_root: Directory with the torchvision data sets, if it has moved since the run.
     """
     import json
 
@@ -145,7 +154,9 @@ def compare(
         out.mkdir(parents=True, exist_ok=True)  # before anything that takes minutes
     except OSError as error:
         raise ConfigError(f"{out} cannot be written to: {error.strerror}") from None
-    comparison = comparison_of(read_runs(runs, _evaluate if evaluate else None))
+    comparison = comparison_of(
+        read_runs(runs, partial(_evaluate, data=data, data_root=data_root) if evaluate else None)
+    )
     print("\n".join(table_lines(comparison)))
     files = [out / f"compare.{suffix}" for suffix in ("png", "md", "json")]
     try:
@@ -163,6 +174,8 @@ def report(
     out: Path | None = None,
     evaluate: bool = True,
     step_times: bool = True,
+    data: str | None = None,
+    data_root: str | None = None,
 ) -> None:
     """Write one self-contained HTML file about a run, or about several runs and their comparison.
 
@@ -171,6 +184,8 @@ def report(
         out: HTML file to write. If not given, report.html in the first run directory.
         evaluate: First evaluate runs that have no evaluation of their newest checkpoint.
         step_times: Replay steps of each run for a few seconds, to measure where their time goes.
+        data: The data under their present place, such as folder:/new/place, if they have moved since the run.
+        data_root: Directory with the torchvision data sets, if it has moved since the run.
     """
     from gen_dist.records.run_paths import RunPaths
     from gen_dist.reports import write_report
@@ -184,10 +199,20 @@ def report(
         raise ConfigError(f"{path} cannot be written: a report is an HTML file; name it {path.stem}.html")
     if out and not out.parent.is_dir():  # before anything that takes minutes
         raise ConfigError(f"{out} cannot be written: there is no directory {out.parent}")
-    read = read_runs(runs, _evaluate if evaluate else None)
+    read = read_runs(runs, partial(_evaluate, data=data, data_root=data_root) if evaluate else None)
     if step_times:
         tell("replaying some steps to see where their time goes (--no-step-times leaves that out)")
-    write_report(path, read, [measure_step_times(run.path, tell) if step_times else None for run in read])
+
+    def measured(run: Path) -> StepTimes | None:
+        if not step_times:
+            return None
+        try:
+            return measure_step_times(run, tell, data=data, data_root=data_root)
+        except UserError as error:
+            tell(f"warning: the report has no step times of {run}: {error}")
+            return None
+
+    write_report(path, read, [measured(run.path) for run in read])
     print(path)
 
 
@@ -223,16 +248,26 @@ def launchers() -> None:
     print(Path(gen_dist.__path__[0]) / "launch")
 
 
-def replay(run: tyro.conf.Positional[Path], /, step: int) -> None:
+def replay(
+    run: tyro.conf.Positional[Path],
+    /,
+    step: int,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    data: str | None = None,
+    data_root: str | None = None,
+) -> None:
     """Run one step of a run again and print its losses. The run directory is not changed.
 
     Args:
         run: Run directory.
         step: Optimizer step, as in metrics.jsonl.
+        device: Where to compute. The run's device if not given, or the CPU if there is no GPU.
+        data: The data under their present place, such as folder:/new/place, if they have moved since the run.
+        data_root: Directory with the torchvision data sets, if it has moved since the run.
     """
     from gen_dist.training.replay import replay as replay_step
 
-    logs = replay_step(run, step)
+    logs = replay_step(run, step, device=device, data=data, data_root=data_root)
     scalars = {name: value for name, value in logs.items() if isinstance(value, float)}  # without histograms
     print(f"step {step}  " + "  ".join(f"{name} {value:.6f}" for name, value in scalars.items()))
 
@@ -242,13 +277,13 @@ def _print_figures(found: Evaluation | None) -> None:
         print(*found.lines(), sep="\n", flush=True)
 
 
-def _evaluate(run: Path) -> Evaluation | None:
+def _evaluate(run: Path, data: str | None = None, data_root: str | None = None) -> Evaluation | None:
     from gen_dist.evaluation.evaluator import evaluate
     from gen_dist.evaluation.record import UnwrittenError
 
     tell(f"evaluating {run}")
     try:
-        return evaluate(run, announce=tell)
+        return evaluate(run, data=data, data_root=data_root, announce=tell)
     except UnwrittenError as error:
         tell(f"warning: {error}")
         return error.evaluation

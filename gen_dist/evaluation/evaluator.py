@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gen_dist.config import TrainConfig
-from gen_dist.data import open_dataset
 from gen_dist.errors import UserError
 from gen_dist.evaluation.context import Context, in_main
 from gen_dist.evaluation.features import FeatureName, feature_network, fits_digits
@@ -27,6 +26,7 @@ from gen_dist.objectives.vae import Vae
 from gen_dist.parallel.processes import start_processes
 from gen_dist.records.environment import environment
 from gen_dist.records.readable import readable_duration
+from gen_dist.records.run_data import open_run_data
 from gen_dist.records.run_directory import wandb_id_of
 from gen_dist.records.wandb_run import WandbRun, wandb_mode
 
@@ -41,6 +41,7 @@ def evaluate(
     samples: int = 10_000,
     nll_samples: int = 5000,
     nll_images: int | None = NLL_IMAGES,
+    data: str | None = None,
     data_root: str | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     features: FeatureName | None = None,
@@ -58,6 +59,7 @@ def evaluate(
         samples: images drawn from the model, and walks through its latent space.
         nll_samples: importance samples of one image.
         nll_images: test images that nll is measured on, spread over the split. None is all.
+        data: where the data are now, such as folder:/new/place, if they have moved since the run.
         data_root: directory with torchvision's data sets, if it has moved since the run.
         device: where to compute.
         features: network whose features are compared. None is `digits` for 28 x 28 grey images, else none.
@@ -73,12 +75,8 @@ def evaluate(
     processes = start_processes(TrainConfig(device=device))
     say = announce if processes.is_main else _silent
     checkpoint, config = read_checkpoint(run, say)
-    dataset = open_dataset(config.data, data_root or config.data_root, config.packing, say)
-    if dataset.digest != checkpoint.facts["data_digest"]:
-        raise UserError(
-            f"the data of {config.data} are not those that {run} was trained on (another digest); put the old data "
-            "back, or name their directory by --data-root"
-        )
+    digest = checkpoint.facts["data_digest"]
+    dataset = open_run_data(run, config, say, digest=digest, data=data, data_root=data_root)
     model = model_of(checkpoint, config, processes.device)
     if features == "digits" and not fits_digits(dataset.image_shape):
         raise UserError(f"features digits are of 1 x 28 x 28 images, not of {sides(dataset)}; use --features inception")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -17,6 +18,7 @@ ENVIRONMENT_SHAPE = {
     "gpus": either(list_of(object_with(name=TEXT, memory_gib=NUMBER)), None),
     "git": either(object_with(commit=TEXT, dirty=FLAG), None),
     "command": either(list_of(TEXT), None),
+    "directory": either(TEXT, None),
     "earlier": either(list_of(OBJECT), None),
 }
 """Fields of environment.json on which readers rely. Those of other versions may be missing."""
@@ -50,7 +52,16 @@ def environment() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "git": _git_state(),
         "command": list(sys.argv),
+        "directory": _directory(),
     }
+
+
+def _directory() -> str | None:
+    """Current directory, from which relative paths of the config count; None if it was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
 
 
 def _version(package: str) -> str | None:

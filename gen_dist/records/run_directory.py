@@ -224,6 +224,8 @@ def refuse_other_config(path: Path, config: TrainConfig) -> None:
         raise DamagedError(f"{path} has checkpoints but no config.json; copy {saved[0] / file.name} there") from None
     # Unless the learning rate is constant, that of every step depends on the number of steps.
     free = _FREE_FIELDS | ({"steps"} if config.optimization.decay == "constant" else set())
+    # Data at a path may have moved; the digest shows whether they are the same. A data set has one name for ever.
+    free |= {"data"} if ":" in started.data and ":" in config.data else set()
     changes = [
         f"{name} {getattr(started, name)!r} -> {getattr(config, name)!r}"
         for name in (field.name for field in dataclasses.fields(config))

@@ -63,11 +63,17 @@ class StepTimes:
         )
 
 
-def measure_step_times(run_path: Path, announce: Callable[[str], None] = print) -> StepTimes:
+def measure_step_times(
+    run_path: Path,
+    announce: Callable[[str], None] = print,
+    *,
+    data: str | None = None,
+    data_root: str | None = None,
+) -> StepTimes:
     """Replay steps of a run from a checkpoint before its newest, or from its start, and time their parts.
 
     The run directory is not changed. On a GPU each part ends with a wait for the device, which separates the times of
-    the parts. So parts that overlap in training do not overlap here.
+    the parts. So parts that overlap in training do not overlap here. `data` and `data_root` are as for `replay`.
 
     Raises:
         CheckpointError: the directory has no run.
@@ -76,7 +82,8 @@ def measure_step_times(run_path: Path, announce: Callable[[str], None] = print) 
     # A run of a GPU may be measured on a machine without one. A CUDA graph has no parts.
     config = replace(config_of_run(run_path), device="auto", cuda_graphs=False)
     newest = max(map(step_of, checkpoint_paths(run_path)), default=0)
-    with trainer_at(run_path, config, newest - WARM_UP_STEPS - LEAST_STEPS, announce) as (trainer, start):
+    at_most = newest - WARM_UP_STEPS - LEAST_STEPS
+    with trainer_at(run_path, config, at_most, announce, data=data, data_root=data_root) as (trainer, start):
         warm_up_steps = min(WARM_UP_STEPS, (config.steps - start) // 2)
         first = start + warm_up_steps
         for step in range(start, first):

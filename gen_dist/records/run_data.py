@@ -1,0 +1,70 @@
+"""Data of a run for commands that read it later: from another directory, or after the data have moved."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from gen_dist.config import TrainConfig
+from gen_dist.data import Dataset, open_dataset
+from gen_dist.errors import CheckpointError, DataError
+from gen_dist.records.environment import ENVIRONMENT_SHAPE
+from gen_dist.records.reading import read_object
+from gen_dist.records.run_paths import RunPaths
+
+
+def open_run_data(
+    run_path: Path,
+    config: TrainConfig,
+    announce: Callable[[str], None],
+    *,
+    digest: str | None,
+    data: str | None = None,
+    data_root: str | None = None,
+) -> Dataset:
+    """Open the data that a run was trained on.
+
+    Args:
+        run_path: run directory.
+        config: of the run.
+        announce: takes a line before work that takes long.
+        digest: of the data that the run was trained on. None if the run has no checkpoint to tell.
+        data: where they are now, such as folder:/new/place, if they have moved since.
+        data_root: directory with torchvision's data sets, if it has moved since.
+
+    Raises:
+        DataError: the data are missing or damaged, or not those of the run.
+    """
+    config = _where_it_trained(run_path, config)
+    try:
+        dataset = open_dataset(data or config.data, data_root or config.data_root, config.packing, announce)
+    except DataError as error:
+        if data or data_root:
+            raise
+        raise DataError(f"{error}; if the data have moved, name their place with --data or --data-root") from None
+    if digest not in (None, dataset.digest):
+        raise DataError(
+            f"the data of {data or config.data} are not those that {run_path} was trained on (another digest); put "
+            "the old data back, or name their place with --data or --data-root"
+        )
+    return dataset
+
+
+def _where_it_trained(run_path: Path, config: TrainConfig) -> TrainConfig:
+    """Config with relative paths of the data as they were at the start of the run, if they still exist there."""
+    path = RunPaths(run_path if run_path.parent.name != "checkpoints" else run_path.parent.parent).environment
+    try:
+        directory = read_object(path, ENVIRONMENT_SHAPE, "").get("directory")
+    except (FileNotFoundError, CheckpointError):
+        return config
+    if not directory or os.path.realpath(directory) == os.getcwd():
+        return config
+    name, colon, place = config.data.partition(":")
+    changes = {}
+    if colon and (Path(directory) / place).exists():
+        changes["data"] = f"{name}:{Path(directory) / place}"
+    if (Path(directory) / config.data_root).is_dir():
+        changes["data_root"] = str(Path(directory) / config.data_root)
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
