@@ -63,7 +63,7 @@ def sample(
     format_of(out)  # before anything that takes seconds
     if columns < 1:
         raise ConfigError(f"columns {columns} is less than 1")
-    model = load(run, device=device)
+    model = load(run, device=device, announce=tell)
     asked = torch.tensor([labels[place % len(labels)] for place in range(count)]) if labels else None
     images = model.sample(count, asked, seed)
     try:

@@ -6,6 +6,7 @@ DAMAGES bits are flipped in each file, one at a time; then the file is cut, zero
 
 - `same`: the result is that of the undamaged files, and nothing is said;
 - `told`: the result is right, and a line names the damage;
+- `told, older checkpoint`: a line names the damage, and the checkpoint before was used;
 - `refused`: exit code 2 and one line that starts with `error: `;
 - `own file`: the damaged file is a picture or a log that the command neither reads nor writes.
 """
@@ -22,7 +23,7 @@ from typing import Any
 from tests.faults.commands import Commands, Ended, import_first, print_json
 from tests.faults.inject import problems_of_end
 
-RIGHT = frozenset({"same", "told", "refused", "own file"})
+RIGHT = frozenset({"same", "told", "told, older checkpoint", "refused", "own file"})
 COMMANDS = {
     "resume": "half",
     "sample": "evaluated",
@@ -80,6 +81,8 @@ def verdict_of(commands: Commands, command: str, ended: Ended, usual: Ended, exp
         changed = {name for name in {*expected, *found} if expected.get(name) != found.get(name)}
         if changed <= {damaged}:
             return "own file"
+    if told and "checkpoints" in Path(damaged).parts:
+        return "told, older checkpoint"
     return "told, but another result" if told else "another result, in silence"
 
 
