@@ -29,9 +29,10 @@ _REDUCING_GAP = 3.0
 _MAX_FILE_BYTES = 2**28
 # A progressive JPEG has about ten scans. Each costs a pass over all pixels but only a few bytes.
 _MAX_JPEG_SCANS = 200
-# Larger images are decoded one at a time and in strips, so that memory is bounded whatever the number of threads.
+# Larger images and files are read and decoded one at a time: memory is bounded with any number of threads.
 _LARGE_PIXELS = 2**24
-_LARGE_IMAGE = threading.Lock()
+_LARGE_FILE_BYTES = 2**24
+_ONE_LARGE = threading.RLock()
 
 
 class ImageFile(NamedTuple):
@@ -77,10 +78,12 @@ def read_image(file: ImageFile) -> bytes:
     """Bytes of an image file.
 
     Raises:
-        UnreadableImage: so large that it is no image.
+        UnreadableImage: empty, or so large that it is no image.
         OSError: it cannot be read, which says nothing about the image.
         DataError: it has changed since its directory was listed.
     """
+    if not file.size:
+        raise UnreadableImage("an empty file")  # not read, as those of /proc say 0 bytes and may wait for events
     try:
         content = read_regular(file.path, _MAX_FILE_BYTES)
     except OSError as error:
@@ -106,11 +109,13 @@ def decode_image(encoded: Encoded, size: int | None, channels: int | None) -> De
         MemoryError: there is not enough memory, which says nothing about the image.
         DataError: the file has changed since its directory was listed.
     """
-    content = read_image(encoded) if isinstance(encoded, ImageFile) else encoded
-    if not len(content):
+    if isinstance(encoded, ImageFile):
+        with _ONE_LARGE if encoded.size > _LARGE_FILE_BYTES else contextlib.nullcontext():
+            return decode_image(read_image(encoded), size, channels)
+    if not len(encoded):
         raise UnreadableImage("no bytes")
     try:
-        return _decoded(content, size, channels)
+        return _decoded(encoded, size, channels)
     except MemoryError:
         raise
     # Decoders raise nearly every built-in exception on damaged input: OSError, SyntaxError, struct.error, EOFError...
@@ -128,7 +133,7 @@ def _decoded(content: bytes | NDArray[np.uint8], size: int | None, channels: int
         return Decoded(_fitted(image, size, channels), gray, {})
     with Image.open(io.BytesIO(content), formats=_registered_formats()) as opened:
         large = opened.width * opened.height > _LARGE_PIXELS
-        with _LARGE_IMAGE if large else contextlib.nullcontext():
+        with _ONE_LARGE if large else contextlib.nullcontext():
             return _decode_opened(opened, content, size, channels)
 
 
@@ -147,11 +152,15 @@ def _decode_opened(opened: Image.Image, content: bytes, size: int | None, channe
         # JPEG only: decode at a half, quarter or eighth of the size where that is enough.
         opened.draft(None, (int(size * _REDUCING_GAP), int(size * _REDUCING_GAP)))
     opened.load()
-    if opened.width * opened.height > _LARGE_PIXELS:
+    large = opened.width * opened.height > _LARGE_PIXELS
+    if large:
         image = _large_eight_bit(opened, gray)
     else:
         image = _eight_bit_opaque(ImageOps.exif_transpose(opened), gray, _float_scale(opened))
     losses = intensity_losses(opened, image, raw_mode) | frame_and_channel_losses(opened, raw_mode)
+    if large:
+        opened.close()  # frees its pixels before those of the turned image are allocated
+        ImageOps.exif_transpose(image, in_place=True)
     return Decoded(_fitted(image, size, channels), gray, losses)
 
 
@@ -168,7 +177,7 @@ def _fitted(image: Image.Image, size: int | None, channels: int | None) -> NDArr
 
 
 def _large_eight_bit(opened: Image.Image, gray: bool) -> Image.Image:
-    """The same as for small images, made in strips: intermediate images would take four times the memory."""
+    """As for small images, but not turned upright. Made in strips: whole intermediate images would take more memory."""
     stays_gray = opened.mode[0] in "IF" or (gray and not opened.has_transparency_data)
     image = Image.new("L" if stays_gray else "RGB", opened.size)
     scale = _float_scale(opened)
@@ -177,7 +186,7 @@ def _large_eight_bit(opened: Image.Image, gray: bool) -> Image.Image:
         strip = opened.crop((0, top, opened.width, min(top + rows, opened.height)))
         image.paste(_eight_bit_opaque(strip, gray, scale), (0, top))
     image.info["exif"] = opened.getexif().tobytes()
-    return ImageOps.exif_transpose(image)
+    return image
 
 
 def _eight_bit_opaque(image: Image.Image, gray: bool, float_scale: float) -> Image.Image:

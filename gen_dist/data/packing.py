@@ -6,7 +6,7 @@ import collections
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ from gen_dist.files import reason_of
 # Images decoded by one task of the thread pool: enough to make the hand-over cheap, few enough to bound memory.
 _IMAGES_PER_TASK = 16
 _THREADS = min(os.cpu_count() or 1, 32)
+# Encoded images that wait for the pool; blocks of usual images are a few MB.
+_MOST_BYTES_WAITING = 2**26
 # Rows moved at once when images are taken out of a packed file.
 _ROWS_PER_MOVE = 1024
 # The bar is for sources that take long; shorter ones leave no trace of it.
@@ -206,7 +208,9 @@ class _Packer:
             for first in range(0, len(block.labels), _IMAGES_PER_TASK):
                 task = pool.submit(self._decode, block, first)
                 window.append((block, first, task))
-                if len(window) > 2 * _THREADS:
+                while len(window) > 2 * _THREADS or (
+                    len(window) > 1 and _bytes_of(block for block, *_ in window) > _MOST_BYTES_WAITING
+                ):
                     progress(self._append_decoded(*window.popleft()))
         while window:
             progress(self._append_decoded(*window.popleft()))
@@ -338,6 +342,12 @@ class _Packer:
                     raise DataError(f"{self._source.name}: the {split} split has no readable image")
         elif readable < 2:
             raise DataError(f"{self._source.name}: one readable image is too few; one is held out, so give two or more")
+
+
+def _bytes_of(blocks: Iterable[Block]) -> int:
+    """Size of the encoded images that blocks hold in memory."""
+    distinct = {id(block): block.images for block in blocks}
+    return sum(len(image) for images in distinct.values() for image in images if isinstance(image, bytes))
 
 
 def _width_by_height(shape: tuple[int, ...]) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Rows read at once: small, as rows may be images of several MB.
 _MOST_ROWS_AT_ONCE = 256
-_BYTES_AT_ONCE = 2**27
+_BYTES_AT_ONCE = 2**26
 # Encoded images hardly compress. A column that grows more than this, to more than that, is a decompression bomb.
 _MOST_GROWTH = 20
 _MOST_GROWN_BYTES = 2**28

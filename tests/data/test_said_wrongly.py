@@ -285,7 +285,7 @@ def test_images_left_out_are_told_by_reason(tmp_path: Path) -> None:
         os.close(here)
         lines = opened(source, tmp_path, image_size=8)[1]
     assert "left out 8 unreadable images: text0.png, text1.png, text2.png, ... (6: not an image" in lines
-    assert "cut.png (" in lines and "empty.png (no bytes)" in lines
+    assert "cut.png (" in lines and "empty.png (an empty file)" in lines
     assert "left out 4 that are broken links, pipes, sockets or devices" in lines
 
 
