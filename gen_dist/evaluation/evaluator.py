@@ -23,6 +23,7 @@ from gen_dist.evaluation.record import Evaluation, UnwrittenError, add_evaluatio
 from gen_dist.inference.model import model_of, read_checkpoint
 from gen_dist.objectives.evaluating import evaluating
 from gen_dist.objectives.vae import Vae
+from gen_dist.parallel.collectives import agree
 from gen_dist.parallel.processes import start_processes
 from gen_dist.records.environment import environment
 from gen_dist.records.readable import readable_duration
@@ -73,6 +74,8 @@ def evaluate(
     asked = list(measured_metrics() if metrics is None else metrics)
     check_options(run, asked, samples, nll_samples, nll_images)
     processes = start_processes(TrainConfig(device=device))
+    options = {"metrics": asked, "samples": samples, "nll_samples": nll_samples, "nll_images": nll_images}
+    agree({name: repr(value) for name, value in options.items()}, processes)
     say = announce if processes.is_main else _silent
     checkpoint, config = read_checkpoint(run, say)
     digest = checkpoint.facts["data_digest"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,8 @@ import torch.distributed._functional_collectives as collectives
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from gen_dist.errors import UserError, as_user_error
+from gen_dist.errors import ConfigError, UserError, as_user_error
+from gen_dist.parallel.facts import Facts, disagreement
 from gen_dist.parallel.processes import Processes
 
 T = TypeVar("T")
@@ -107,6 +108,16 @@ def errors_shared(processes: Processes) -> Iterator[None]:
     raise_everywhere(error if processes.is_main else None, processes)
     if error:
         raise error
+
+
+def agree(facts: Facts, processes: Processes) -> None:
+    """Raise ConfigError in every process if a fact differs between them. A collective call."""
+    if processes.world_size == 1:
+        return
+    found: list[Any] = [None] * processes.world_size
+    dist.all_gather_object(found, dict(facts))
+    if line := disagreement(dict(enumerate(found))):
+        raise ConfigError(line)
 
 
 class StopVote:

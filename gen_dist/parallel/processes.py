@@ -18,6 +18,7 @@ from accelerate import PartialState
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
+from gen_dist.parallel.facts import facts_of_start
 from gen_dist.parallel.rendezvous import join, number_from
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
@@ -42,7 +43,7 @@ def start_processes(config: TrainConfig) -> Processes:
     """Join the processes that the launcher started, and choose this one's device and number of threads.
 
     Raises:
-        ConfigError: a GPU is missing, or not all launched processes could join.
+        ConfigError: a GPU is missing, or not all launched processes could join, or they disagree.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, but torch sees no GPU here; use --device cpu or auto")
@@ -54,7 +55,7 @@ def start_processes(config: TrainConfig) -> Processes:
             "--num_processes, which counts those of all hosts"
         )
     if launched > 1 and not dist.is_initialized():
-        join(on_cpu, launched)
+        join(on_cpu, launched, facts_of_start(config, launched, on_cpu, threads_by_default(launched)))
     # Without cpu=True, Accelerate leaves processes on a machine without GPUs unconnected: each would train alone.
     state = PartialState(cpu=on_cpu)
     if state.num_processes != launched:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import threading
 import time
 from datetime import timedelta
@@ -12,22 +14,26 @@ from accelerate import PartialState
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from gen_dist.errors import ConfigError
+from gen_dist.parallel.facts import Facts, disagreement
 from gen_dist.parallel.network_interfaces import interface_of, own_address_towards
 
 JOIN_SECONDS = 300
 """Longest wait of the processes for each other at the start; GEN_DIST_JOIN_SECONDS overrides it."""
 _LAUNCHERS = "start processes with accelerate launch and a file in launch/configs, or with torchrun"
 _ANOTHER_PORT = "choose another for all processes, with --main_process_port, torchrun's --master-port or MASTER_PORT"
+_POLL_SECONDS = 0.02
+_READ_SECONDS = 10.0
+_VERDICT, _READERS = "verdict", "readers"
 STEP_TIMEOUT = timedelta(minutes=30)  # the others wait while the main process draws and saves; torch's own for gloo
 
 
-def join(on_cpu: bool, launched: int) -> None:
-    """Connect all launched processes within GEN_DIST_JOIN_SECONDS.
+def join(on_cpu: bool, launched: int, facts: Facts) -> None:
+    """Connect all launched processes within GEN_DIST_JOIN_SECONDS, if they were started with the same facts.
 
     torch by itself waits for half an hour, or without end, and then shows a traceback.
 
     Raises:
-        ConfigError: the processes could not connect; the message has the reason.
+        ConfigError: the processes could not connect, or disagree; the message has the reason.
     """
     rank, port, main = number_from("RANK"), number_from("MASTER_PORT"), os.environ.get("MASTER_ADDR")
     if not main:
@@ -43,7 +49,7 @@ def join(on_cpu: bool, launched: int) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     # A launcher that restarts its processes serves the same store.
     store = PrefixStore(f"gen_dist {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    _wait_for_all(store, rank, launched, deadline, f"{main}:{port}")
+    _meet(store, rank, facts, launched, deadline, f"{main}:{port}")
     try:
         # Only gloo connects at once; with NCCL the timeout applies to collectives.
         limit = {"timeout": timedelta(seconds=seconds)} if on_cpu else {}
@@ -112,19 +118,79 @@ def _open_store(main: str, port: int, serves: bool, deadline: float) -> Store:
     raise ConfigError(f"the program at {main}:{port} is not the main process of a run ({reason}); {_ANOTHER_PORT}")
 
 
-def _wait_for_all(store: Store, rank: int, launched: int, deadline: float, where: str) -> None:
-    joined = [f"joined {other}" for other in range(launched)]
+def _meet(store: Store, rank: int, facts: Facts, launched: int, deadline: float, where: str) -> None:
+    """Wait until all processes have joined, and compare what they were started with.
+
+    Rank 0 compares as the others come, and stops at the first that differs: all then end at once with one line.
+
+    Raises:
+        ConfigError: processes are absent or disagree, or the main process has ended.
+    """
+    keys = [f"joined {other}" for other in range(launched)]
     try:
-        store.set(joined[rank], "")
-        store.wait(joined, timedelta(seconds=max(1.0, deadline - time.monotonic())))
+        _claim(store, rank, where)
+        store.set(keys[rank], json.dumps(facts))
+        if rank == 0:
+            line = _compare_as_they_come(store, keys, deadline)
+            store.set(_VERDICT, line or "")
+            if line:
+                _wait_for_readers(store, keys)
+        else:
+            # A main process of another launch may be content with fewer processes.
+            store.wait([keys[0], _VERDICT], timedelta(seconds=max(1.0, deadline - time.monotonic())))
+            line = store.get(_VERDICT).decode() or disagreement({0: json.loads(store.get(keys[0])), rank: facts})
+            store.add(_READERS, 1)
     except dist.DistStoreError:
-        absent = [str(other) for other, key in enumerate(joined) if not store.check([key])]
-        raise ConfigError(
-            f"{launched} processes were launched but {launched - len(absent)} joined at {where} in time; absent: rank "
-            f"{', '.join(absent)}; see their output, and check that every host was given the same number of processes"
-        ) from None
+        line = _absent(store, keys, where)
     except dist.DistNetworkError:
         raise ConfigError(f"the main process at {where} ended while others joined; see its output") from None
+    if line:
+        raise ConfigError(line)
+
+
+def _claim(store: Store, rank: int, where: str) -> None:
+    """Take this rank, unless the launcher itself sees to it, as torchrun and Accelerate do."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    own = f"process {os.getpid()} of {socket.gethostname()}"
+    if (first := store.compare_set(f"claim {rank}", "", own).decode()) != own:
+        error = ConfigError(f"{first} has already joined at {where} as rank {rank}: another job; {_ANOTHER_PORT}")
+        error.shared = False
+        raise error
+
+
+def _compare_as_they_come(store: Store, keys: list[str], deadline: float) -> str | None:
+    """Return the line about the first processes that disagree with rank 0; None if all have come and none does.
+
+    Raises:
+        DistStoreError: some did not come in time.
+    """
+    facts: dict[int, Facts] = {}
+    while len(facts) < len(keys):
+        came = [rank for rank, key in enumerate(keys) if rank not in facts and store.check([key])]
+        facts |= {rank: json.loads(store.get(keys[rank])) for rank in came}
+        if came and (line := disagreement(facts)):
+            return line
+        if not came:
+            if time.monotonic() > deadline:
+                raise dist.DistStoreError
+            time.sleep(_POLL_SECONDS)
+    return None
+
+
+def _wait_for_readers(store: Store, keys: list[str]) -> None:
+    """Wait, before this process and with it the store ends, until the others that came have read the line."""
+    until = time.monotonic() + _READ_SECONDS
+    while store.add(_READERS, 0) < sum(store.check([key]) for key in keys[1:]) and time.monotonic() < until:
+        time.sleep(_POLL_SECONDS)
+
+
+def _absent(store: Store, keys: list[str], where: str) -> str:
+    absent = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+    return (
+        f"{len(keys)} processes were launched but {len(keys) - len(absent)} joined at {where} in time; absent: rank "
+        f"{', '.join(absent)}; see their output, and check that every host was given the same number of processes"
+    )
 
 
 def _set_timeout(timeout: timedelta) -> None:

@@ -7,11 +7,14 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from gen_dist.config import TrainConfig
-from gen_dist.data import open_dataset
+from gen_dist.data import Dataset, open_dataset
 from gen_dist.errors import CheckpointError, ConfigError
-from gen_dist.parallel.collectives import StopVote, from_main
-from gen_dist.parallel.processes import start_processes
+from gen_dist.parallel.collectives import StopVote, agree, from_main
+from gen_dist.parallel.facts import facts_of_start
+from gen_dist.parallel.processes import Processes, start_processes
 from gen_dist.presets import get_preset
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
@@ -19,6 +22,7 @@ from gen_dist.records.run_directory import hold
 from gen_dist.surroundings import tell
 from gen_dist.training.opening import opening_lines
 from gen_dist.training.outcome import DivergenceError, Outcome
+from gen_dist.training.precision import resolve_precision
 from gen_dist.training.run_recorder import MainRunRecorder, RunRecorder
 from gen_dist.training.schedule import learning_rate_at
 from gen_dist.training.step_logs import StepLogs
@@ -60,10 +64,21 @@ def train(
     stop = supervisor.stop if supervisor else threading.Event()
     with hold(path, config, processes, fresh, supervisor.name if supervisor else None, announce) as holding:
         dataset = open_dataset(config.data, config.data_root, config.packing, announce)
+        _agree(config, dataset, processes)
         with contextlib.closing(Trainer(config, dataset, processes)) as trainer, stop_signals(stop):
             is_main = processes.is_main
             recorder = MainRunRecorder(trainer, holding, screen) if is_main else RunRecorder(path, processes)
             return _Run(trainer, recorder, announce, supervisor, stop).train(holding.fresh)
+
+
+def _agree(config: TrainConfig, dataset: Dataset, processes: Processes) -> None:
+    """Raise ConfigError in every process if they would not train one model on the same images."""
+    if processes.world_size == 1:
+        return
+    on_cpu = processes.device.type == "cpu"
+    start = facts_of_start(config, processes.world_size, on_cpu, torch.get_num_threads())
+    precision = resolve_precision(config.precision, processes.device)
+    agree(start | {"data": f"digest {dataset.digest[:12]}", "precision": str(precision)}, processes)
 
 
 class _Run:
