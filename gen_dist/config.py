@@ -604,7 +604,7 @@ class TrainConfig(_Checked):
     run_dir: str | None = None
     """Directory of the run, to write to and resume from. None is runs/PRESET."""
     checkpoint_every: int = 500
-    """Steps between checkpoints; one is also written at the end and on SIGTERM or SIGINT."""
+    """Steps between checkpoints; one is also written at the end and on SIGTERM, SIGINT or SIGHUP."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints to keep."""
     sample_every: int = 500

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -130,33 +131,42 @@ def share_weights(parameters: Sequence[nn.Parameter]) -> SharedWeights | None:
 def share_memory(size: int) -> Tensor | None:
     """Make zeros, float32 [size], in shared memory; None if processes are on several hosts, or memory is too small.
 
-    The file behind the memory is unlinked when this returns.
+    The memory has no name in any file system, so a kill at any moment leaves nothing of it. The others open it by its
+    number in rank 0.
     """
-    path: str | None = None
-    if dist.get_rank() == 0 and 4 * size <= _SHARED_BYTES:
-        # Reserved at once: a later write to a page that a full /dev/shm lacks would kill the process.
-        with contextlib.suppress(OSError):
-            descriptor, path = tempfile.mkstemp(prefix="gen_dist-", dir="/dev/shm")
-            try:
-                os.posix_fallocate(descriptor, 0, 4 * size)
-            except OSError:
-                os.unlink(path)
-                path = None
-            finally:
-                os.close(descriptor)
+    own = _anonymous_memory(4 * size) if dist.get_rank() == 0 and 4 * size <= _SHARED_BYTES else None
     try:
-        box = [path]
+        box = [own and (f"/proc/{os.getpid()}/fd/{own[0]}", own[1])]
         dist.broadcast_object_list(box, src=0)
-        name, memory = box[0], None
-        if name and os.path.exists(name):
-            with contextlib.suppress(OSError, RuntimeError):
-                memory = torch.from_file(name, shared=True, size=size)
+        memory = None
+        with contextlib.suppress(OSError, RuntimeError):
+            # On another host, or in another container, the path is none or that of another file.
+            if box[0] and os.readlink(box[0][0]).startswith(f"/memfd:{box[0][1]}"):
+                memory = torch.from_file(box[0][0], shared=True, size=size)
         seen = torch.tensor(float(memory is not None))
         dist.all_reduce(seen)
     finally:
-        if path:
-            os.unlink(path)
+        if own:
+            os.close(own[0])
     return memory if seen == dist.get_world_size() else None
+
+
+def _anonymous_memory(size: int) -> tuple[int, str] | None:
+    """Reserve memory of so many bytes; returns its descriptor and its unique name in /proc (Linux), or None."""
+    # Such memory has no limit of its own: reserving more than there is would have the system kill processes.
+    if not hasattr(os, "memfd_create") or size > psutil.virtual_memory().available:
+        return None
+    name = f"gen_dist-{uuid.uuid4().hex}"
+    with contextlib.suppress(OSError):
+        descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+        try:
+            # Reserved at once: a later write to a page that the system lacks would kill the process.
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor, name
+    return None
 
 
 def _see_each_other() -> bool:

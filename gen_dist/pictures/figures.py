@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,9 +39,8 @@ def figure_of(width: float, height: float, font: str | None = None) -> Iterator[
         height: in inches.
         font: family that has letters which the usual one lacks.
     """
-    with quick_import():
-        import matplotlib
-        from matplotlib.figure import Figure
+    matplotlib = _import_matplotlib()
+    from matplotlib.figure import Figure
 
     style: dict[Any, Any] = {
         "axes.edgecolor": "#b0b0b0",
@@ -70,6 +70,19 @@ def figure_of(width: float, height: float, font: str | None = None) -> Iterator[
         if font is not None:
             matplotlib.rcParams["font.family"] = ["DejaVu Sans", font]
         yield Figure(figsize=(width, height), dpi=110)
+
+
+def _import_matplotlib() -> Any:
+    """Import matplotlib without MPLBACKEND, at whose value the import may fail: Jupyter exports it to all programs."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        with quick_import():
+            import matplotlib
+            import matplotlib.figure
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return matplotlib
 
 
 def save_figure(path: Path, figure: Any) -> None:

@@ -94,10 +94,10 @@ class Display:
 
     @contextlib.contextmanager
     def _end_if_stream_is_gone(self) -> Iterator[None]:
-        """Stop showing if the terminal hung up or the pipe was closed. The training goes on."""
+        """Stop showing if the terminal hung up, the pipe was closed, or tqdm fails. The training goes on."""
         try:
             yield
-        except (OSError, ValueError):  # a closed file object raises ValueError
+        except Exception:  # a TQDM_ variable of the environment can have tqdm fail in any way
             self._stream = None
             self._bar = None
 

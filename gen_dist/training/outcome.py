@@ -24,7 +24,7 @@ class Outcome:
     run_path: Path
     step: int
     finished: bool
-    """True if all steps are done, False after SIGTERM or SIGINT."""
+    """True if all steps are done, False after SIGTERM, SIGINT or SIGHUP."""
     metrics: dict[str, Any]
     """Last value of each metric: a number, None if it was not finite, or a list of them."""
     pictures: dict[str, Path]

@@ -40,8 +40,8 @@ def train(
 ) -> Outcome:
     """Train a config to its last step, from the newest undamaged checkpoint of its run directory if there is one.
 
-    Call it in every process that a launcher started; the main process writes the run directory. SIGTERM and SIGINT
-    save a checkpoint and return early.
+    Call it in every process that a launcher started; the main process writes the run directory. SIGTERM, SIGINT
+    and SIGHUP save a checkpoint and return early.
 
     Args:
         config: a config, or the name of a preset.

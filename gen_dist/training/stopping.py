@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as requests to save and stop."""
+"""SIGTERM, SIGINT and SIGHUP as requests to save and stop."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from types import FrameType
 SIGNAL_ECHO_SECONDS = 3.0
 """A second signal within this time is the same request: a terminal and a launcher both signal all processes."""
 
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+
 
 @contextlib.contextmanager
 def stop_signals(stop: threading.Event, heard: Callable[[], None] | None = None) -> Iterator[threading.Event]:
-    """Context manager in which SIGTERM and SIGINT set the event. A second signal, seconds later, has its usual effect.
+    """Context manager in which SIGTERM, SIGINT and SIGHUP set the event, e.g. when a terminal is closed.
+
+    A second signal, seconds later, has its usual effect. A signal that was ignored stays so: nohup ignores SIGHUP.
 
     Args:
         stop: the event, which is also yielded.
@@ -24,7 +28,7 @@ def stop_signals(stop: threading.Event, heard: Callable[[], None] | None = None)
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python delivers signals to the main thread only, where the caller handles them.
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: handler for number in _SIGNALS if (handler := signal.getsignal(number)) != signal.SIG_IGN}
     first_at = 0.0
 
     def request(number: int, _frame: FrameType | None) -> None:

@@ -29,7 +29,7 @@ _START_SECONDS = 45.0
 def train_in_workers(config: TrainConfig, fresh: bool, options: WorkerOptions, location: str) -> list[str]:
     """Train in workers of the cluster that this process has joined, and show their output.
 
-    SIGINT and SIGTERM save and stop the run; a second signal ends it at once.
+    SIGINT, SIGTERM and SIGHUP save and stop the run; a second signal ends it at once.
 
     Returns the lines to show at the end.
 

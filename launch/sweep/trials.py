@@ -85,7 +85,7 @@ class SweepMailbox(Mailbox):
 def run_trials(sweep: Sweep, options: SweepOptions) -> None:
     """Train the unsettled trials of a sweep in the cluster that this process has joined.
 
-    SIGINT and SIGTERM make all trials save and stop; a second signal ends them at once.
+    SIGINT, SIGTERM and SIGHUP make all trials save and stop; a second signal ends them at once.
 
     Raises:
         UserError: Ray could not run it.

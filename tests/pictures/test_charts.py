@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from itertools import combinations
@@ -14,6 +15,7 @@ from gen_dist.pictures import charts
 from gen_dist.pictures.figures import CLASS_COLOURS
 from tests.conftest import REPOSITORY
 from tests.support.digits import codes, digits, read_png
+from tests.support.warm_python import warm_python
 
 NAMES = [str(digit) for digit in range(10)]
 
@@ -149,11 +151,18 @@ def test_importing_pictures_charts_and_tracking_stays_light():
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_no_picture_touches_pyplot(tmp_path):
+@pytest.mark.parametrize("backend", [None, "module://matplotlib_inline.backend_inline", "Qt4Agg"])
+def test_no_picture_depends_on_pyplot_or_its_settings(backend, tmp_path):
+    """Jupyter exports MPLBACKEND to other programs, at whose value the import of matplotlib fails."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: no such font\nbackend: Qt4Agg\n")
     code = (
-        "import sys, pathlib, gen_dist.pictures.curves as p; "
+        "import os, sys, pathlib, gen_dist.pictures.curves as p; "
         f"p.save_curves(pathlib.Path({str(tmp_path / 'curves.png')!r}), [{{'step': 1, 'train/loss': 1.0}}]); "
-        "print('matplotlib.pyplot' in sys.modules)"
+        "print('matplotlib.pyplot' in sys.modules, os.environ.get('MPLBACKEND'))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
-    assert done.stdout.strip() == "False", done.stderr
+    settings = {"MATPLOTLIBRC": str(tmp_path), **({"MPLBACKEND": backend} if backend else {})}
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"} | settings
+    words = [*warm_python(), "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+    assert done.stdout.split() == ["False", str(backend)], done.stderr
+    assert (tmp_path / "curves.png").exists()
