@@ -72,7 +72,8 @@ class Holding:
             CheckpointError: the previous run cannot be removed.
             OSError: the disk is full or cannot be written to.
         """
-        if mark_of(self.path) is None:  # first of all: from here on, the directory is known to be ours
+        # The mark comes first: from here on, the directory is known to be ours.
+        if mark_of(self.path) is None:
             # One of an old version that gets here had a checkpoint, or its remains would have been removed before.
             write_mark(self.path, RunMark(uuid.uuid4().hex, has_checkpoint=is_run(self.path)))
         if self.fresh:

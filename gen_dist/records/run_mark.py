@@ -68,14 +68,16 @@ def write_mark(path: Path, mark: RunMark | None = None) -> None:
 
 
 def start_over(path: Path) -> None:
-    """Remove all that a run wrote, and mark the directory as that of a new run.
+    """Mark the directory as that of a new run, then remove all that the previous one wrote.
+
+    The mark comes first: a start after a removal that was killed half-way removes the rest.
 
     Raises:
         CheckpointError: some of it cannot be removed.
         OSError: the mark cannot be written.
     """
-    remove_run(path)
     write_mark(path)
+    remove_run(path)
 
 
 def note_checkpoint(path: Path) -> None:
