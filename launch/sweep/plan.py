@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from filelock import FileLock, Timeout
 
 from gen_dist.cli import NoOptions, parse_train
 from gen_dist.config import TrainConfig
-from gen_dist.errors import ConfigError, UserError
+from gen_dist.errors import ConfigError, DamagedError, UserError
 from gen_dist.launch.cluster.options import run_location
 from gen_dist.launch.sweep.halving import grace_period_of
 from gen_dist.launch.sweep.results import Mode, Sweep, choose_metric, make_trials, readable_metric
 from gen_dist.launch.sweep.space import draw_trials, parse_space, train_command, trial_configs, with_values
+from gen_dist.records.reading import OBJECT, TEXT, list_of, read_object
 from gen_dist.records.run_paths import RunPaths
 
 _FILES = ("sweep.json", "sweep.csv", "sweep.png")
@@ -92,6 +94,7 @@ def plan_sweep(config: TrainConfig, fresh: bool, options: SweepOptions) -> Itera
     sweep = Sweep(path, space, metric, config.steps, grace_period, make_trials(path, draws, configs))
     lock = FileLock(path / ".lock")
     try:
+        _refuse_foreign(path, fresh)
         path.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
         if fresh:
@@ -113,6 +116,23 @@ def _sweep_path(config: TrainConfig, storage: str | None) -> Path:
         raise ConfigError(f"a sweep needs a directory, not {storage}; name one that all hosts share")
     path = Path(run_location(config, storage))
     return path.with_name(f"{path.name}-sweep")
+
+
+def _refuse_foreign(path: Path, fresh: bool) -> None:
+    """Raise ConfigError if a directory is no sweep but has files that a sweep would overwrite or remove."""
+    try:
+        read_object(path / _FILES[0], {"metric": TEXT, "trials": list_of(OBJECT)}, "")
+    except FileNotFoundError:
+        taken = [name for name in _FILES if os.path.lexists(path / name)]
+    except DamagedError:
+        taken = [_FILES[0]] if fresh else []  # otherwise reading it is refused, and nothing overwritten
+    else:
+        return
+    if taken:
+        raise ConfigError(
+            f"{path} is no sweep but has {', '.join(taken)}, which a sweep there would overwrite; choose another "
+            "--run-dir, or move that away"
+        )
 
 
 def _refuse_other_configs(sweep: Sweep) -> None:

@@ -372,6 +372,20 @@ def _options(*words: str, **others: Any) -> SweepOptions:
     return SweepOptions(space=(words or ("learning_rate=log:1e-4:1e-1",),), **others)
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("name", ["sweep.csv", "sweep.png", "sweep.json"])
+def test_a_directory_that_is_no_sweep_is_left_alone(name: str, fresh: bool, tmp_path: Path) -> None:
+    (tmp_path / "digits-sweep").mkdir()
+    (tmp_path / "digits-sweep" / name).write_text("mine")
+    with (
+        pytest.raises(UserError, match=rf"{name}"),
+        plan_sweep(dataclasses.replace(VAE, run_dir=str(tmp_path / "digits")), fresh, _options(trials=2)),
+    ):
+        pass
+    assert (tmp_path / "digits-sweep" / name).read_text() == "mine"
+    assert {path.name for path in (tmp_path / "digits-sweep").iterdir()} <= {name, ".lock"}
+
+
 def test_a_plan_draws_checks_and_remembers(tmp_path: Path) -> None:
     config = dataclasses.replace(VAE, run_dir=str(tmp_path / "digits"))
     with plan_sweep(config, False, _options(trials=4)) as sweep:
