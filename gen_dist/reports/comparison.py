@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from gen_dist.errors import ConfigError
 from gen_dist.evaluation.guide import in_order, metric_of
 from gen_dist.evaluation.record import Evaluation
+from gen_dist.inference.markdown import text as markdown_text
 from gen_dist.reports.groups import (
     Group,
     are_apart,
@@ -156,29 +156,24 @@ def table_lines(comparison: Comparison) -> list[str]:
 
 def markdown(comparison: Comparison, picture: str | None = None) -> str:
     """The comparison as a Markdown document; `picture` is a relative path of the picture to show."""
-    labels = [_escaped(group.label) for group in comparison.groups]
+    labels = [markdown_text(group.label) for group in comparison.groups]
     lines = [f"# {' and '.join(labels) if len(labels) < 4 else f'{len(labels)} models'} compared", ""]
-    lines += [f"**{_escaped(warning)}**\n" for warning in comparison.warnings]
-    lines += [f"- {_escaped(_statement_line(one))}" for one in comparison.statements]
+    lines += [f"**{markdown_text(warning)}**\n" for warning in comparison.warnings]
+    lines += [f"- {markdown_text(_statement_line(one))}" for one in comparison.statements]
     lines += ["", f"| metric | {' | '.join(labels)} | |", "|---" * (len(labels) + 2) + "|"]
     for name in comparison.metrics:
         best = comparison.best(name)
         cells = []
         for group in comparison.groups:
             values = group.values(name)
-            text = readable_values(values, name) if values else _escaped(group.reason(name))
+            text = readable_values(values, name) if values else markdown_text(group.reason(name))
             cells.append(f"**{text}**" if group is best else text)
         metric = metric_of(name)
         lines.append(f"| {metric.label} | {' | '.join(cells)} | {metric.direction} |")
-    lines += ["", *map(_escaped, comparison.notes)]
+    lines += ["", *map(markdown_text, comparison.notes)]
     if picture:
         lines += ["", f"![samples, reconstructions, interpolations and metrics side by side]({picture})"]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _escaped(text: str) -> str:
-    """Escape text for Markdown: names come from files of unknown origin."""
-    return html.escape(text, quote=False).replace("|", "\\|")
 
 
 def _statement_line(statement: Statement) -> str:
