@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_dist.config import TrainConfig
+from gen_dist.records.collapse import CollapseWatch
 from gen_dist.records.reading import COUNT, OBJECT, SECONDS, TEXT, either, values_of
 
 SUMMARY_SHAPE = {
@@ -62,5 +63,6 @@ def summary_of(
             if f"test/{name}" in final
         },
         "best": {"step": best["step"], headline: best[headline]} if best else None,
+        "collapses": [collapse.text for collapse in CollapseWatch(config.steps, records).present],
         "pictures": {name: str(path) for name, path in pictures.items()},
     }

@@ -28,6 +28,8 @@ class Outcome:
     metrics: dict[str, Any]
     """Last value of each metric: a number, None if it was not finite, or a list of them."""
     pictures: dict[str, Path]
+    collapses: list[str]
+    """A line for each sign of a collapsed training that holds at the end."""
     is_main: bool
     """True in the one process that prints for the user."""
     objective: ObjectiveConfig
@@ -50,5 +52,6 @@ class Outcome:
         width = max(map(len, self.pictures), default=0)
         return [
             f"finished at step {self.step}: {'  '.join(values)}",
+            *(f"warning: {collapse}" for collapse in self.collapses),
             *(f"  {name.replace('_', ' '):{width}}  {path}" for name, path in self.pictures.items()),
         ]

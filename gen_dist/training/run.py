@@ -125,9 +125,10 @@ class _Run:
         # End.
         with recorder.writing():
             ending = recorder.finish(self.step, self._training_seconds())
-        metrics, pictures = from_main(ending, processes)
+        metrics, pictures, collapses = from_main(ending, processes)
         finished = self.step == self.config.steps
-        return Outcome(recorder.path, self.step, finished, metrics, pictures, processes.is_main, self.config.objective)
+        is_main, objective = processes.is_main, self.config.objective
+        return Outcome(recorder.path, self.step, finished, metrics, pictures, collapses, is_main, objective)
 
     def _resume(self) -> None:
         """Load the newest checkpoint if there is one."""

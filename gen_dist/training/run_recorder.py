@@ -31,8 +31,8 @@ from gen_dist.records.tracker import Tracker
 from gen_dist.training.trainer import Trainer
 
 Metrics = Mapping[str, float | list[float]]
-Ending = tuple[dict[str, Any], dict[str, Path]]
-"""Last value of each metric, and the final pictures."""
+Ending = tuple[dict[str, Any], dict[str, Path], list[str]]
+"""Last value of each metric, the final pictures, and a line for each collapse that holds."""
 
 
 class RunRecorder:
@@ -194,7 +194,7 @@ class MainRunRecorder(RunRecorder):
         remove_left_overs(self.path)
         records = metrics_of_run(self.path)
         if step < self._config.steps:
-            return last_values(records), {}
+            return last_values(records), {}, []
         pictures = self._gallery.at_end(records)
         for series in self._paths.picture_series:
             if (last := self._paths.picture(series, step)).exists():
@@ -208,7 +208,7 @@ class MainRunRecorder(RunRecorder):
             pictures={name: path.relative_to(self.path) for name, path in pictures.items()},
         )
         write_atomically(self._paths.summary, json.dumps(summary, indent=2) + "\n")
-        return last_values(records), pictures
+        return last_values(records), pictures, summary["collapses"]
 
     @property
     def _open_tracker(self) -> Tracker:
