@@ -111,7 +111,7 @@ _SIGNS = (
 
 
 class CollapseWatch:
-    """Follows the records of a run, and tells each sign once, when it begins."""
+    """Follows the records of a run, and tells each sign once when it begins, and once when it ends."""
 
     def __init__(self, last_step: int, records: Iterable[Record] = ()) -> None:
         """Take up where earlier starts of the run left off.
@@ -132,21 +132,21 @@ class CollapseWatch:
         """Signs that still hold."""
         return list(self._told.values())
 
-    def see(self, record: Record) -> list[Collapse]:
-        """Take the next record; returns the signs that begin with it."""
+    def see(self, record: Record) -> list[str]:
+        """Take the next record; returns a line for each sign that begins or ends with it."""
         step = record["step"]
-        begun = []
+        lines = []
         for sign in _SIGNS:
             holds = sign.holds(record) if step >= LEAST_STEPS else None
             if holds is False:
                 self._streaks.pop(sign.name, None)
-                self._told.pop(sign.name, None)
+                if self._told.pop(sign.name, None):
+                    lines.append(f"{sign.name} ended at step {step:,}")
             if not holds:
                 continue
             since, count = self._streaks.get(sign.name, (step, 0))
             self._streaks[sign.name] = since, count + 1
             if sign.name not in self._told and (count + 1 >= sign.patience or step >= self._last_step):
-                text = f"{sign.name} since step {since:,}: {sign.meaning}"
-                begun.append(Collapse(sign.name, since, text))
-                self._told[sign.name] = begun[-1]
-        return begun
+                lines.append(f"{sign.name} since step {since:,}: {sign.meaning}")
+                self._told[sign.name] = Collapse(sign.name, since, lines[-1])
+        return lines

@@ -124,8 +124,8 @@ class Tracker:
         images_seen = step * self._images_per_step
         self._file.append({"step": step, "images_seen": images_seen, **values})
         self._show(step, values)
-        for collapse in self._collapse.see({"step": step, **values}):
-            self.note(collapse.text)
+        for line in self._collapse.see({"step": step, **values}):
+            self.note(line)
         if self._wandb is not None:
             self._wandb.log(step, {"images_seen": images_seen, **values})
 
