@@ -196,7 +196,7 @@ add_preset(
     "dcgan-mnist",
     _MNIST_GAN,
     "strided convolutions and batch normalization, 28 x 28",
-    expected="class imbalance 0.08, all ten digits",
+    expected="FID 5.95 in digit features, precision 0.64, class imbalance 0.09",
     seconds=223,
 )
 add_preset(
