@@ -148,14 +148,12 @@ def load(path: Path) -> tuple[Checkpoint, TrainConfig]:
     """
     tensors: dict[str, Mapping[str, Tensor]] = {}
     small: dict[str, bytes] = {}
-    for name, content in _verified(path):
-        if name.endswith(".safetensors"):
-            try:
-                tensors[Path(name).stem] = safetensors.torch.load(content)
-            except (SafetensorError, ValueError, KeyError) as error:
-                raise _damaged(path, f"{name}: {str(error).splitlines()[0]}") from None
-        else:
-            small[name] = content
+    for name, descriptor in _verified(path):
+        with _reading(path / name):
+            if name.endswith(".safetensors"):
+                tensors[Path(name).stem] = _load_tensors(path / name)
+            else:
+                small[name] = _read(descriptor)
     facts = _facts(path, small)
     try:
         config = TrainConfig.from_json(small.get(_CONFIG, b"").decode(), str(path / _CONFIG))
@@ -171,7 +169,12 @@ def read_facts(path: Path) -> dict[str, Any]:
     Raises:
         DamagedError, UnreadableError, OtherVersionError: as for `load`.
     """
-    return _facts(path, {name: content for name, content in _verified(path) if name == STATE})
+    small = {}
+    for name, descriptor in _verified(path):
+        if name == STATE:
+            with _reading(path / name):
+                small[name] = _read(descriptor)
+    return _facts(path, small)
 
 
 def _facts(path: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -198,32 +201,53 @@ def is_checkpoint(path: Path) -> bool:
     return (path / STATE).exists() or (path / SUMS).exists()
 
 
-def _verified(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the files of a checkpoint, each compared with its digest in SHA256SUMS.
+def _verified(path: Path) -> Iterator[tuple[str, int]]:
+    """Names and descriptors of the files of a checkpoint, each compared with its digest in SHA256SUMS.
 
     All files are opened before the first is read, so a writer that removes the checkpoint meanwhile does no harm.
     """
     with contextlib.ExitStack() as stack:
-        name = SUMS
-        try:
+        with _reading(path / SUMS):
             listed = _read(_open(path / SUMS, stack)).decode(errors="replace")
-            sums = [line.split("  ", 1) for line in listed.splitlines()]
             # Ignore other files: file managers and network file systems leave some in any directory.
             written = {name for name in _names_in(path) if CHECKPOINT_FILE.fullmatch(name) and name != SUMS}
-            if any(len(line) != 2 for line in sums) or {line[-1] for line in sums} != written:
-                raise _damaged(path, f"{SUMS} does not list the files that are there")
-            opened = []
-            for digest, name in sums:
+        sums = [line.split("  ", 1) for line in listed.splitlines()]
+        if any(len(line) != 2 for line in sums) or {line[-1] for line in sums} != written:
+            raise _damaged(path, f"{SUMS} does not list the files that are there")
+        opened = []
+        for digest, name in sums:
+            with _reading(path / name):
                 opened.append((digest, name, _open(path / name, stack)))
-            for digest, name, descriptor in opened:
-                content = _read(descriptor)
-                if hashlib.sha256(content).hexdigest() != digest:
-                    raise _damaged(path, f"{name} has another digest than {SUMS} says")
-                yield name, content
-        except (FileNotFoundError, NotADirectoryError):
-            raise _damaged(path, f"{name} is missing") from None
-        except OSError as error:
-            raise UnreadableError(unreadable(path / name, error)) from None
+        for digest, name, descriptor in opened:
+            with _reading(path / name):
+                found = _digest_of(descriptor)
+            if found != digest:
+                raise _damaged(path, f"{name} has another digest than {SUMS} says")
+            yield name, descriptor
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Context manager that tells a missing file of a checkpoint from one that cannot be read just now."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise _damaged(file.parent, f"{file.name} is missing") from None
+    except SafetensorError as error:
+        raise _damaged(file.parent, f"{file.name}: {str(error).splitlines()[0]}") from None
+    except OSError as error:
+        raise UnreadableError(unreadable(file, error)) from None
+
+
+def _load_tensors(file: Path) -> dict[str, Tensor]:
+    def load_file() -> dict[str, Tensor]:
+        try:
+            return safetensors.torch.load_file(file)
+        except FileNotFoundError:  # safetensors says so whatever kept it from opening the file
+            os.close(os.open(file, os.O_RDONLY))  # raises the true reason
+            raise OSError(errno.EAGAIN, "it could not be opened") from None
+
+    return retrying(load_file)
 
 
 def _open(path: Path, stack: contextlib.ExitStack) -> int:
@@ -242,6 +266,15 @@ def _read(descriptor: int) -> bytes:
             return file.read()
 
     return retrying(read)
+
+
+def _digest_of(descriptor: int) -> str:
+    def digest() -> str:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        with open(descriptor, "rb", closefd=False) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return retrying(digest)
 
 
 def _names_in(path: Path) -> list[str]:
