@@ -227,7 +227,7 @@ def test_a_commit_without_a_subject_has_its_date(tmp_path: Path, monkeypatch: py
 
 def test_a_tree_that_is_no_checkout_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "REPOSITORY", tmp_path)
-    with pytest.raises(ConfigError, match="no git checkout"):
+    with pytest.raises(ConfigError, match="is not a git checkout"):
         history.check()
 
 
