@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 
 class UserError(ValueError):
@@ -88,9 +89,10 @@ def as_user_error(error: BaseException) -> UserError | None:
     if is_runtime and "start new thread" in first_line:
         return MachineError(f"{first_line}; raise the limit of processes (ulimit -u), then run the same command")
     if type(error).__name__ in _KINDS_OF_LOST_PEERS or (is_runtime and any(one in str(error) for one in _LOST_PEERS)):
+        reason = re.sub(r"^\[[^\]]*\] ", "", first_line).split(". ")[0]  # without the place in a library's source
         return MachineError(
-            f"another process of this run has ended or cannot be reached ({_shortened(first_line)}); see its output, "
-            "then run the same command"
+            f"another process of this run has ended or cannot be reached ({_shortened(reason)}); see its output, then "
+            "run the same command"
         )
     return None
 

@@ -401,7 +401,10 @@ _ALLOCATION = (
         (RuntimeError("std::bad_alloc"), ["out of memory (std::bad_alloc)"]),
         (RuntimeError("can't start new thread"), ["ulimit -u"]),
         (PeerDiedError("rank 1 (process 7) of this run died"), ["rank 1 (process 7) of this run died", "its output"]),
-        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), ["another process of this run"]),
+        (
+            RuntimeError("[/a/gloo/pair.cc:545] Read error [127.0.0.1]:3: Connection reset by peer. This often means"),
+            ["has ended or cannot be reached (Read error [127.0.0.1]:3: Connection reset by peer); see its output"],
+        ),
     ],
     ids=repr,
 )

@@ -81,8 +81,9 @@ def start_processes(config: TrainConfig) -> Processes:
 
 
 def _compute_alike_every_time() -> None:
-    """Make cuDNN deterministic, and have float32 mean float32, not TF32."""
+    """Make cuDNN deterministic, and have float32 mean float32, not TF32, whatever the environment says."""
     torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.matmul.allow_tf32 = False  # TORCH_ALLOW_TF32_CUBLAS_OVERRIDE sets it
     torch.backends.cudnn.allow_tf32 = False
 
 

@@ -14,11 +14,16 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
     """Choose the dtype of the networks' arithmetic: the config's, else Accelerate's at launch, else the best.
 
     Raises:
-        ConfigError: bf16 on a GPU without it.
+        ConfigError: bf16 on a GPU without it, or Accelerate was given a precision that is none of ours.
     """
     if precision == "auto":
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        if launched in ("bf16", "fp16"):
+        if launched not in ("no", "fp16", "bf16"):
+            raise ConfigError(
+                f"ACCELERATE_MIXED_PRECISION is {launched!r}, which this trainer lacks; launch with --mixed_precision "
+                "no, fp16 or bf16, unset the variable, or use --precision"
+            )
+        if launched != "no":
             precision = "bf16" if launched == "bf16" else "fp16"
         else:
             precision = "bf16" if _gpu_has_bf16(device) else "float32"

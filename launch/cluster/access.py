@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ LOOPBACK = "127.0.0.1"
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 _REACH_SECONDS = 5.0
 _HEAD_TRIES = 5
+_LONGEST_TEMPORARY = 40
+"""Bytes of a $TMPDIR in which Ray's sockets still have names of at most 107 bytes, the system's limit."""
 
 _FORWARDED = ("GEN_DIST_CACHE", "WANDB_MODE", "WANDB_PROJECT")
 """None of these variables is secret: anyone who has the token can read them."""
@@ -135,6 +138,8 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
         # Workers import the code of this process, even if no or another version is installed.
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(CODE), os.environ.get("PYTHONPATH"))))
         options |= {"num_cpus": max(cpus, os.cpu_count() or 1), "runtime_env": {"env_vars": variables}}
+        if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_TEMPORARY:
+            options["_temp_dir"] = "/tmp/ray"
     elif "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # `submit` has set the job's environment
         options |= {"address": address}
     else:

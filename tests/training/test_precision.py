@@ -12,8 +12,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gen_dist.config import OptimizerConfig, TrainConfig
+from gen_dist.errors import ConfigError
+from gen_dist.parallel.processes import _compute_alike_every_time
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint, checkpoint_paths
+from gen_dist.training.precision import resolve_precision
 from gen_dist.training.run import train
 from gen_dist.training.trainer import Trainer
 from tests.support.runs import OBJECTIVES, assert_same_bits, each_of, make_trainer, small_config
@@ -41,6 +44,39 @@ def _first_update(config: TrainConfig) -> Tensor:
     trainer.run_step(0)
     after = trainer.tensors()["networks"].values()
     return torch.cat([(new - old).flatten() for new, old in zip(after, before, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("launched", "chosen"),
+    [(None, torch.float32), ("no", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+)
+def test_a_launchers_precision_is_taken(launched: str | None, chosen: torch.dtype, monkeypatch: Any) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert resolve_precision("auto", torch.device("cpu")) == chosen
+    assert resolve_precision("float32", torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize("launched", ["fp8", "int8", ""])
+def test_a_launchers_precision_that_is_none_of_ours_is_refused(launched: str, monkeypatch: Any) -> None:
+    """It would train in another precision in silence."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    with pytest.raises(ConfigError, match=f"ACCELERATE_MIXED_PRECISION is '{launched}', which this trainer lacks"):
+        resolve_precision("auto", torch.device("cpu"))
+    assert resolve_precision("bf16", torch.device("cpu")) == torch.bfloat16
+
+
+def test_no_variable_makes_float32_mean_tf32() -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
+    matmul.allow_tf32 = True  # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 does
+    try:
+        _compute_alike_every_time()
+        assert not matmul.allow_tf32
+        assert not cudnn.allow_tf32
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before
 
 
 @pytest.mark.parametrize("clip_norm", [0.5, 1e6], ids=["clipped", "not clipped"])
