@@ -199,6 +199,8 @@ def report(
         raise ConfigError(f"{path} cannot be written: a report is an HTML file; name it {path.stem}.html")
     if out and not out.parent.is_dir():  # before anything that takes minutes
         raise ConfigError(f"{out} cannot be written: there is no directory {out.parent}")
+    if not os.access(path.parent, os.W_OK) and path.parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: this user may not write in {path.parent}; name another --out")
     read = read_runs(runs, partial(_evaluate, data=data, data_root=data_root) if evaluate else None)
     if step_times:
         tell("replaying some steps to see where their time goes (--no-step-times leaves that out)")

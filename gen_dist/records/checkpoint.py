@@ -232,6 +232,8 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):
+        if _identity(file.parent) is None:
+            raise DamagedError(f"checkpoint {file.parent} is gone: was it replaced by a newer one?") from None
         raise _damaged(file.parent, f"{file.name} is missing") from None
     except SafetensorError as error:
         raise _damaged(file.parent, f"{file.name}: {str(error).splitlines()[0]}") from None

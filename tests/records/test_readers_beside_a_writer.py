@@ -14,7 +14,7 @@ import torch
 
 from gen_dist import commands
 from gen_dist.errors import DamagedError, UnreadableError
-from gen_dist.evaluation import record
+from gen_dist.evaluation import evaluator, record
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.evaluation.record import UnwrittenError, add_evaluation, read_evaluation
 from gen_dist.files import file_lock
@@ -135,6 +135,15 @@ def test_figures_that_come_while_one_evaluates_are_kept(run: Path, monkeypatch: 
     monkeypatch.setattr(record, "file_lock", another_comes_first)
     found = evaluate(run, ["sharpness"], samples=10, announce=_silent)
     assert found.metrics["fid_10"] == 3.0 and "sharpness_10" in found.metrics
+
+
+def test_processes_evaluate_the_main_processs_checkpoint(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(run, _at_step(run, 13), _config(run), keep=2)
+    monkeypatch.setattr(evaluator, "from_main", lambda step, processes: 12)
+    assert evaluate(run, ["sharpness"], samples=10, announce=_silent).checkpoint_step == 12
+    monkeypatch.setattr(evaluator, "from_main", lambda step, processes: 11)
+    with pytest.raises(DamagedError, match=r"step_00000011 is gone: was it replaced by a newer one\?"):
+        evaluate(run, ["sharpness"], samples=10, announce=_silent)
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EACCES])
