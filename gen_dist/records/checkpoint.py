@@ -17,6 +17,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -248,6 +249,10 @@ def _load_tensors(file: Path) -> dict[str, Tensor]:
         except FileNotFoundError:  # safetensors says so whatever kept it from opening the file
             os.close(os.open(file, os.O_RDONLY))  # raises the true reason
             raise OSError(errno.EAGAIN, "it could not be opened") from None
+        except RuntimeError as error:  # of torch, which maps the file: `unable to open file <...>: Reason (24)`
+            number = re.search(r"\((\d+)\)\s*$", str(error))
+            code = int(number[1]) if number else errno.EIO
+            raise OSError(code, os.strerror(code)) from None
 
     return retrying(load_file)
 

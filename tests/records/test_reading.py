@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 
 from gen_dist.errors import DamagedError, OtherVersionError, UnreadableError, UserError
 from gen_dist.evaluation.record import read_evaluation
@@ -111,6 +112,29 @@ def test_what_cannot_be_read_just_now_is_not_damaged(
 def test_a_hiccup_of_a_file_system_is_not_noticed(name: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _fail_to_read(monkeypatch, name, random.Random(name).choice(TRANSIENT), times=2)
     assert READERS[name](run)
+
+
+@pytest.mark.parametrize("code", ["EMFILE", "ESTALE", "ENOMEM"])
+def test_a_file_that_torch_cannot_map_is_not_damaged(code: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = getattr(errno, code)
+
+    def refuse(file: Path) -> None:
+        raise RuntimeError(f"unable to open file <{file}> in read-only mode: {os.strerror(number)} ({number})")
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(safetensors.torch, "load_file", refuse)
+    with pytest.raises(UnreadableError, match=rf"safetensors cannot be read just now: {os.strerror(number)}; "):
+        load(run)
+
+
+def test_a_file_that_safetensors_cannot_open_is_not_missing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: Path) -> None:
+        raise FileNotFoundError(f"No such file or directory: {file}")  # its words for too many open files
+
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(safetensors.torch, "load_file", refuse)
+    with pytest.raises(UnreadableError, match="it could not be opened"):
+        load(run)
 
 
 def test_checkpoints_that_cannot_be_listed_are_not_absent(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
