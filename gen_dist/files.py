@@ -133,6 +133,16 @@ def file_lock(path: Path, announce: Callable[[str], None], *, wait: bool = False
         lock.release()
 
 
+@contextlib.contextmanager
+def named_in_utf8(path: Path) -> Iterator[Path]:
+    """Context manager that yields a name of a file for libraries that refuse names which are no UTF-8 (Linux)."""
+    if os.fsencode(path).decode(errors="replace") == str(path) or not Path("/proc/self/fd").is_dir():
+        yield path
+        return
+    with _open_regular(path) as file:
+        yield Path(f"/proc/self/fd/{file.fileno()}")
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: if the process dies half-way, the previous content stays.
 

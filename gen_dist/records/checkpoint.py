@@ -31,7 +31,7 @@ from torch import Tensor
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, ConfigError, DamagedError, OtherVersionError, UnreadableError
-from gen_dist.files import retrying, sync, unreadable
+from gen_dist.files import named_in_utf8, retrying, sync, unreadable
 from gen_dist.records.reading import COUNT, OBJECT, SECONDS, TEXT, Kind, check_fields, list_of, parsed_object
 from gen_dist.records.removal import (
     CHECKPOINT,
@@ -245,7 +245,8 @@ def _reading(file: Path) -> Iterator[None]:
 def _load_tensors(file: Path) -> dict[str, Tensor]:
     def load_file() -> dict[str, Tensor]:
         try:
-            return safetensors.torch.load_file(file)
+            with named_in_utf8(file) as name:
+                return safetensors.torch.load_file(name)
         except FileNotFoundError:  # safetensors says so whatever kept it from opening the file
             os.close(os.open(file, os.O_RDONLY))  # raises the true reason
             raise OSError(errno.EAGAIN, "it could not be opened") from None
