@@ -36,9 +36,7 @@ def _full_disk() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full")
-@pytest.mark.parametrize(
-    ("opened", "lost"), [(_closed_pipe, None), (_dead_terminal, None), (_full_disk, errno.ENOSPC)], ids=str
-)
+@pytest.mark.parametrize(("opened", "lost"), [(_closed_pipe, None), (_dead_terminal, None), (_full_disk, errno.ENOSPC)])
 def test_no_write_to_a_standard_stream_fails(opened: object, lost: int | None) -> None:
     """A reader that left wants no more; a full disk is told at the end, once."""
     descriptor = opened()  # type: ignore[operator]
