@@ -685,7 +685,7 @@ class TrainConfig(_Checked):
             raise ConfigError(line) from None
 
 
-# Python holds a byte of a path that is no UTF-8 as half of a surrogate pair. JSON has it as \\udcXX, which pydantic
+# Python holds a byte of a path that is not UTF-8 as half of a surrogate pair. JSON has it as \\udcXX, which pydantic
 # refuses. Such a byte passes it as a character that Unicode leaves to private use, U+10FFXX.
 _LONE_BYTE = re.compile(r"\\\\|\\ud[89ab]..\\ud[c-f]..|\\udc([89a-f][0-9a-f])")
 _BYTES_BACK = {0x10FF00 + byte: 0xDC00 + byte for byte in range(0x80, 0x100)}

@@ -28,7 +28,7 @@ _PASSING = {
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _PAUSES = (0.05, 0.2, 0.5)
 _WAYS_OUT = {
-    **dict.fromkeys(_PASSING, "the disk or network fails: mend that"),
+    **dict.fromkeys(_PASSING, "the disk or network fails: fix that"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "let this user read it"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
     errno.ENOMEM: "free some memory",
@@ -60,7 +60,7 @@ def reason_of(error: OSError) -> str:
 
 def unreadable(path: Path, error: OSError) -> str:
     """Sentence about a file that exists and cannot be read just now, with the way out. It need not be damaged."""
-    way_out = _WAYS_OUT.get(error.errno or 0, "mend that")
+    way_out = _WAYS_OUT.get(error.errno or 0, "fix that")
     return f"{path} cannot be read just now: {reason_of(error)}; {way_out}, then run the same command again"
 
 
@@ -135,7 +135,7 @@ def file_lock(path: Path, announce: Callable[[str], None], *, wait: bool = False
 
 @contextlib.contextmanager
 def named_in_utf8(path: Path) -> Iterator[Path]:
-    """Context manager that yields a name of a file for libraries that refuse names which are no UTF-8 (Linux)."""
+    """Context manager that yields a name of a file for libraries that refuse names outside UTF-8 (Linux)."""
     if os.fsencode(path).decode(errors="replace") == str(path) or not Path("/proc/self/fd").is_dir():
         yield path
         return
@@ -146,7 +146,7 @@ def named_in_utf8(path: Path) -> Iterator[Path]:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing: if the process dies half-way, the previous content stays.
 
-    Text is encoded as UTF-8; bytes of a path that is no UTF-8 are escaped. The file is on disk (fsync) before it is
+    Text is encoded as UTF-8; bytes of a path that is not UTF-8 are escaped. The file is on disk (fsync) before it is
     renamed into place. Several processes may write the same path. Their temporary files have random names, and the next
     writer removes those of killed ones.
 

@@ -1,4 +1,4 @@
-"""What a process finds around it and did not choose: standard streams, environment variables, its launcher.
+"""Surroundings of a process, which it did not choose: standard streams, environment variables, its launcher.
 
 None of them may end a run or change it in silence. `settle` comes before everything that takes time, and before torch.
 """
@@ -101,7 +101,7 @@ def forgiving(stream: TextIO | None, descriptor: int, errors: str) -> TextIO:
 def lost_output(stream: TextIO) -> OSError | None:
     """Flush a stream, and return the first error since the last call for which text was lost.
 
-    A reader that left, or a terminal that hung up, is no error.
+    A reader that left, or a terminal that hung up, is not an error.
     """
     with contextlib.suppress(OSError, ValueError):
         stream.flush()
@@ -120,7 +120,7 @@ def tell(line: str, stream: TextIO | None = None) -> None:
 
 
 def _paths_as_they_are(error: UnicodeError) -> tuple[bytes, int]:
-    """Write the bytes of a path that is no UTF-8 as they are, and escape other letters that the encoding lacks."""
+    """Write the bytes of a path that is not UTF-8 as they are, and escape other letters that the encoding lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letters = error.object[error.start : error.end]

@@ -242,7 +242,7 @@ def test_a_link_to_a_directory_stays_one(tmp_path):
         (errno.EMFILE, "raise the limit"),
         (errno.EACCES, "let this user"),
         (errno.EIO, "the disk or network"),
-        (0, "mend"),
+        (0, "fix"),
     ],
 )
 def test_an_unreadable_file_is_named_with_reason_and_way_out(tmp_path, code, way_out):

@@ -47,5 +47,14 @@ def trained(preset: str, digits: Dataset, device: torch.device) -> Trainer:
 
 def state_of(trainer: Trainer, step: int) -> Checkpoint:
     """Checkpoint as a run saves it."""
-    facts = {"data_digest": trainer.dataset.digest, "loss_scales": trainer.loss_scales()}
+    facts = {
+        "preset": trainer.config.preset,
+        "data_digest": trainer.dataset.digest,
+        "image_shape": trainer.dataset.image_shape,
+        "class_names": trainer.dataset.class_names,
+        "world_size": 1,
+        "training_seconds": 0.0,
+        "loss_scales": trainer.loss_scales(),
+        "unlogged": [],
+    }
     return Checkpoint(step, trainer.tensors(), facts)

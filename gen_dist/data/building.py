@@ -1,4 +1,4 @@
-"""Who may build in a cache directory: one process a source at a time, which removes what killed builders left."""
+"""Exclusive building in a cache directory: one process a source at a time, which removes what killed builders left."""
 
 from __future__ import annotations
 

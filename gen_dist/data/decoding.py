@@ -55,7 +55,7 @@ class Decoded(NamedTuple):
     gray: bool
     """True if the image is stored as grayscale, so that all channels are equal."""
     losses: dict[str, str]
-    """What of the image is not in the pixels: kinds of loss with the values of this image."""
+    """Parts of the image that the pixels lack: kinds of loss, with the values of this image."""
 
 
 class UnreadableImage(Exception):
@@ -78,7 +78,7 @@ def read_image(file: ImageFile) -> bytes:
     """Bytes of an image file.
 
     Raises:
-        UnreadableImage: empty, or so large that it is no image.
+        UnreadableImage: empty, or too large for an image.
         OSError: it cannot be read, which says nothing about the image.
         DataError: it has changed since its directory was listed.
     """

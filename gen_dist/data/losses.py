@@ -1,4 +1,4 @@
-"""What of an image does not fit into 8-bit pixels of one frame: measured while decoding, and told to the user."""
+"""Losses of an image that does not fit into 8-bit pixels of one frame, measured while decoding and told to the user."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def printable(name: str) -> str:
     """Show bytes that are no text, and control characters, as escapes: the name stays on one line."""
     try:
         text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a lone surrogate, which is no file name
+    except UnicodeEncodeError:  # a lone surrogate, which is not a valid file name
         text = name.encode("utf-8", "backslashreplace").decode("utf-8")
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 

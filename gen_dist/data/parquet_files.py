@@ -24,7 +24,7 @@ def find_files(name: str, path: Path) -> tuple[Splits, list[str]]:
         path: a file, or a directory.
 
     Raises:
-        DataError: there are none, or their names mean nothing certain.
+        DataError: there are none, or their names are ambiguous.
         OSError: the directory cannot be read.
     """
     if path.is_file():

@@ -23,7 +23,7 @@ EXTENSIONS = (
 
 @dataclass
 class Found:
-    """What a walk met besides images."""
+    """Entries besides images that a walk found."""
 
     extensions: collections.Counter[str] = field(default_factory=collections.Counter)
     """Number of files that are no images by their names, by extension."""
@@ -57,7 +57,7 @@ class Entry(NamedTuple):
     name: str
     path: str
     status: os.stat_result
-    """Of the target, if it is a link."""
+    """Path of the target, if it is a link."""
 
     @property
     def is_directory(self) -> bool:

@@ -21,7 +21,7 @@ import gen_dist
 from gen_dist.config import TrainConfig
 
 Facts = Mapping[str, str]
-"""What a process was started with: values by name."""
+"""Values with which a process was started, by name."""
 
 _OWN_PLACES = ("data_root", "packing.cache_dir")
 """Directories that each host may have elsewhere."""

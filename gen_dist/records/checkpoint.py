@@ -126,7 +126,7 @@ def checkpoint_paths(run_path: Path) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         if parent.is_symlink() and not parent.exists():
             raise UnreadableError(
-                f"{parent} is a link to {os.readlink(parent)}, which is not there; mount its disk, or mend the link"
+                f"{parent} is a link to {os.readlink(parent)}, which is not there; mount its disk, or repair the link"
             ) from None
         return []
     except OSError as error:

@@ -147,7 +147,7 @@ def brief_losses(values: Mapping[str, float | Sequence[float]], prefix: str, obj
 
 
 def short_name(name: str, objective: ObjectiveConfig) -> str:
-    """Name of a figure on the screen: `reconstruction` of `nll`, which is no likelihood of the image."""
+    """Name of a figure on the screen: `reconstruction` of `nll`, which is not a likelihood of the image."""
     known = objective.figure_names.get(name)
     return known.short or known.title if known else name
 

@@ -117,7 +117,7 @@ def read_object(path: Path, shape: Mapping[str, Kind], way_out: str) -> dict[str
     Raises:
         FileNotFoundError: there is none.
         UnreadableError: the system does not give it just now.
-        DamagedError: it is no such object; `way_out` says what to do then.
+        DamagedError: it is not such an object; the message ends with `way_out`.
     """
     try:
         return parsed_object(read_file(path), shape)

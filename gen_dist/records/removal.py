@@ -39,7 +39,7 @@ def remove_run(path: Path) -> None:
                 file.unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(
-            f"the previous run in {path} is only partly removed: {error.filename or path}: {reason_of(error)}; mend "
+            f"the previous run in {path} is only partly removed: {error.filename or path}: {reason_of(error)}; fix "
             "that, then run the same command with --fresh again"
         ) from None
 

@@ -204,7 +204,7 @@ def wandb_id_of(path: Path) -> str:
 def remove_leftovers(path: Path) -> None:
     """Remove the files of a run that ended before its first checkpoint: the next start begins anew.
 
-    A directory that is no run of ours belongs to the user; nothing there is touched.
+    A directory without a run of ours belongs to the user; nothing there is touched.
 
     Raises:
         CheckpointError: they cannot be removed.

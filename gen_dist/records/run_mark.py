@@ -115,7 +115,7 @@ def refuse_foreign(path: Path) -> None:
     if taken:
         more = f" and {len(taken) - _SHOWN_NAMES} more" if len(taken) > _SHOWN_NAMES else ""
         raise ConfigError(
-            f"{path} is no run of gen_dist but has {', '.join(sorted(taken)[:_SHOWN_NAMES])}{more}, which training "
+            f"{path} is not a run of gen_dist but has {', '.join(sorted(taken)[:_SHOWN_NAMES])}{more}, which training "
             "there would overwrite; choose another --run-dir, or move them away"
         )
 

@@ -57,7 +57,7 @@ class WandbRun:
             note: shows a line to the user.
 
         Raises:
-            ConfigError: wandb is not installed, mode online has no valid API key, or the path is no UTF-8.
+            ConfigError: wandb is not installed, mode online has no valid API key, or the path is not UTF-8.
         """
         # Its service waits for minutes where it meets such a path.
         if os.fsencode(run_path).decode(errors="replace") != str(run_path):

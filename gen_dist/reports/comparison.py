@@ -39,7 +39,7 @@ class Comparison:
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader has to know before any figure, a sentence each: short trainings and collapsed ones."""
+        """Warnings that come before all figures, a sentence each: short trainings and collapsed ones."""
         short = [
             f"{group.label} is {caveat}: these figures are not what it can do."
             for group in self.groups

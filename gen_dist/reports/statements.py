@@ -34,7 +34,7 @@ class Statement:
     holds: bool | None = None
     """True if the claim holds for these runs; None if undecided."""
     undecided: str | None = None
-    """Reason why a claim has no verdict, as a clause; None if it has one or is no claim."""
+    """Reason why a claim has no verdict, as a clause; None if it has a verdict or makes no claim."""
 
     @property
     def verdict(self) -> str:

@@ -93,7 +93,7 @@ def _storage_of(location: str) -> dict[str, Any]:
         parent, _, name = base.rpartition("/")
         return {"name": name, "storage_path": parent + mark + query}
     path = Path(location)
-    # A path is no URL: as one, letters beyond ASCII would be refused, and a % be an escape.
+    # A path is not a URL: as one, letters beyond ASCII would be refused, and a % be an escape.
     storage: dict[str, Any] = {"storage_filesystem": pyarrow.fs.LocalFileSystem()}
     # Ray also names its reservation of resources so, in ASCII alone.
     if not path.name.isascii():

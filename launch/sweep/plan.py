@@ -119,7 +119,7 @@ def _sweep_path(config: TrainConfig, storage: str | None) -> Path:
 
 
 def _refuse_foreign(path: Path, fresh: bool) -> None:
-    """Raise ConfigError if a directory is no sweep but has files that a sweep would overwrite or remove."""
+    """Raise ConfigError if a directory is not a sweep but has files that a sweep would overwrite or remove."""
     try:
         read_object(path / _FILES[0], {"metric": TEXT, "trials": list_of(OBJECT)}, "")
     except FileNotFoundError:
@@ -130,7 +130,7 @@ def _refuse_foreign(path: Path, fresh: bool) -> None:
         return
     if taken:
         raise ConfigError(
-            f"{path} is no sweep but has {', '.join(taken)}, which a sweep there would overwrite; choose another "
+            f"{path} is not a sweep but has {', '.join(taken)}, which a sweep there would overwrite; choose another "
             "--run-dir, or move that away"
         )
 

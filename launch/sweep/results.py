@@ -60,7 +60,7 @@ class Metric:
 
 
 def choose_metric(config: TrainConfig, name: str | None, mode: Mode | None) -> Metric:
-    """The metric of a name; None is the test metric that the objective is judged by.
+    """The metric of a name; None stands for the objective's first test metric.
 
     Raises:
         ConfigError: evaluations of this config have no such metric, or none is named where there is no default.

@@ -103,7 +103,7 @@ def test_a_config_of_others_makes_no_run(content: str, tmp_path: Path) -> None:
     _write(tmp_path / "config.json", content)
     _write(tmp_path / "metrics.jsonl", '{"step": 1, "images_seen": 5}\n')
     before = _contents(tmp_path)
-    with pytest.raises(ConfigError, match=r"is no run of gen_dist but has config.json, metrics.jsonl"):
+    with pytest.raises(ConfigError, match=r"is not a run of gen_dist but has config.json, metrics.jsonl"):
         _start(tmp_path, fresh=True)
     assert _contents(tmp_path) == before
 
@@ -118,7 +118,7 @@ def test_our_config_beside_metrics_of_others_makes_no_run(run: Path) -> None:
 def test_the_current_directory_is_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(tmp_path / "report.html")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"\. is no run of gen_dist but has report.html"):
+    with pytest.raises(ConfigError, match=r"\. is not a run of gen_dist but has report.html"):
         _start(Path(), fresh=True)
     for empty in ("", " "):
         with pytest.raises(ConfigError, match="run_dir is empty"):
@@ -206,7 +206,7 @@ def test_a_removal_that_fails_says_so_and_can_be_repeated(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
-        with pytest.raises(CheckpointError, match=r"only partly removed: .*Permission denied; mend that.*--fresh"):
+        with pytest.raises(CheckpointError, match=r"only partly removed: .*Permission denied; fix that.*--fresh"):
             _start(run, fresh=True)
     assert (run / "metrics.jsonl").exists()
     _start(run, fresh=bool(checkpoint_paths(run)))  # without a checkpoint, --fresh is not needed again

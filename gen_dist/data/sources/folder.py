@@ -51,7 +51,7 @@ class Folder:
     default_size: int | None = 64
     _remarks: list[str] = field(init=False)
     _found: Found = field(init=False)
-    """What is beside the images of the splits."""
+    """Entries beside the images of the splits."""
     _splits: dict[SplitName, list[_Image]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class Folder:
         ]
 
     def remarks(self) -> list[str]:
-        """What is not used, and names of splits that are taken for classes."""
+        """Lines on entries that are not used, and on names of splits that are taken for classes."""
         return [*self._remarks, *self._found.remarks()]
 
     def fetch(self) -> None:

@@ -63,7 +63,7 @@ def _nll(context: Context) -> float:
 
 
 def estimate_nll(context: Context) -> tuple[str, float]:
-    """What the likelihood measures, and about how many seconds it takes, from the time of one image."""
+    """Announcement of the likelihood's size and of its time in seconds, estimated from the time of one image."""
     images = len(context.nll_rows)
 
     def seconds_of_one() -> float:
