@@ -50,7 +50,10 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-LONG = ("launch/test_ray", "parallel/test_ranks", "training/test_run", "training/test_trainer", "bench/test_gate")
+LONG = (
+    *("launch/test_ray", "parallel/test_ranks", "training/test_run", "training/test_trainer", "bench/test_gate"),
+    *("inference/test_export", "faults/test_faults"),
+)
 """The slowest files. Workers begin with them, so that none waits at the end for another's long file."""
 
 
