@@ -226,7 +226,7 @@ Capability = Literal["samples", "encoder", "posterior", "likelihood"]
 
 
 class FigureName(NamedTuple):
-    """How people read a figure of metrics.jsonl."""
+    """Name and unit of a figure of metrics.jsonl, for people."""
 
     title: str
     unit: str = "nats per image"

@@ -41,7 +41,7 @@ class Reduction:
 
     bytes: int
     per_step: float = 1.0
-    """How often it happens: less than 1 where a phase's turn does not come at every step."""
+    """Occurrences a step: less than 1 where a phase's turn does not come at every step."""
 
 
 def all_reduce_seconds(count: int, workers: int, network: Network) -> float:

@@ -1,4 +1,4 @@
-"""Which images a step takes, as a function of (seed, step), and the batches of one process with them."""
+"""Choice of the images of a step, as a function of (seed, step), and the batches of one process with them."""
 
 from __future__ import annotations
 

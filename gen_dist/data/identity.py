@@ -1,4 +1,4 @@
-"""Identity of data files: what tells two sets of files apart although their names, sizes and times are equal."""
+"""Identity of data files: it tells sets of files apart whose names, sizes and times are equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of files, splits and classes: what they say, and what to tell the user where they say two things."""
+"""Names of files, splits and classes: their meaning, and lines for the user where they have two."""
 
 from __future__ import annotations
 

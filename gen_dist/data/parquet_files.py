@@ -1,4 +1,4 @@
-"""Which parquet files belong to a data set, and to which of its splits."""
+"""Choice of the parquet files of a data set, and of each one's split."""
 
 from __future__ import annotations
 

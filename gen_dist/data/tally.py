@@ -1,4 +1,4 @@
-"""Counts of images by what is the matter with them."""
+"""Counts of images by the kind of their fault or loss."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Found:
     """Names of the directories on the way."""
 
     def add(self, other: Found) -> None:
-        """Add what another walk met, without its directories."""
+        """Add the entries of another walk, without its directories."""
         self.extensions += other.extensions
         self.irregular += other.irregular
 
@@ -57,7 +57,7 @@ class Entry(NamedTuple):
     name: str
     path: str
     status: os.stat_result
-    """Path of the target, if it is a link."""
+    """State of the file, or of the target if it is a link."""
 
     @property
     def is_directory(self) -> bool:

@@ -1,4 +1,4 @@
-"""How to read the figures of an evaluation: from a name with counts to the metric and its label."""
+"""Guide to the figures of an evaluation: from a name with counts to the metric and its label."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def is_of_pixels(name: str) -> bool:
 
 
 def metric_of(name: str) -> Metric:
-    """How to read a metric, its counts in its label. A metric that is not in the table has its name as label."""
+    """Guide to one metric, with its counts in its label. A metric that is not in the table has its name as label."""
     base = base_name(name)
     known = all_metrics().get(base) or Metric(base, base.replace("_", " "), "run", None, "")
     count = _COUNT.search(name)

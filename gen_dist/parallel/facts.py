@@ -1,4 +1,4 @@
-"""Facts about what each process was started with, on which all have to agree before the first step.
+"""Facts about the start of each process, on which all have to agree before the first step.
 
 Hosts that were given other options, another copy of the data or another version would train one wrong model together.
 """

@@ -108,13 +108,8 @@ def _remove_checkpoints(parent: Path) -> None:
 
 def _remove_moved_aside(aside: Path) -> None:
     """Remove our files from a checkpoint that was moved aside, and give foreign ones their directory back."""
-    if aside.is_symlink():
-        aside.unlink()
-        return
-    for file in _entries(aside):
-        if CHECKPOINT_FILE.fullmatch(file.name) and (file.is_symlink() or not file.is_dir()):
-            file.unlink()
-    if _remove_if_empty(aside):
+    _remove_matching(aside, CHECKPOINT_FILE)
+    if not aside.exists():
         return
     home = aside.with_name(aside.name.removeprefix(".removed-"))
     home.mkdir(exist_ok=True)
@@ -125,7 +120,7 @@ def _remove_moved_aside(aside: Path) -> None:
 
 
 def _remove_matching(directory: Path, ours: re.Pattern[str]) -> None:
-    """Remove our files in a directory, and the directory if nothing else is there."""
+    """Remove our files in a directory, and the directory if nothing else is there. A link is unlinked."""
     if directory.is_symlink():
         directory.unlink()
         return
@@ -163,10 +158,8 @@ def _entries(directory: Path) -> list[Path]:
         return []
 
 
-def _remove_if_empty(directory: Path) -> bool:
-    """Remove a directory unless something is in it; True if it is gone."""
-    if _entries(directory):
-        return False
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        directory.rmdir()
-    return True
+def _remove_if_empty(directory: Path) -> None:
+    """Remove a directory unless something is in it."""
+    if not _entries(directory):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            directory.rmdir()

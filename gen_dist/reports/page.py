@@ -79,7 +79,7 @@ class RunPage:
     title: str
     description: str
     warnings: Sequence[str]
-    """What a reader has to know before any figure, a sentence each."""
+    """Warnings that come before all figures, a sentence each."""
     headline: Sequence[Fact]
     metrics: Sequence[Fact]
     missing: Sequence[Fact]

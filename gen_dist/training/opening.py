@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step."""
+"""Opening lines of a run, shown before its first step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a training ended."""
+"""Outcome of a training."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def trainer_of(task: Task, callbacks: list[Any]) -> TorchTrainer:
 
 
 def _storage_of(location: str) -> dict[str, Any]:
-    """Where Ray keeps the run, as options of its RunConfig. Ray appends the name to the storage's path."""
+    """Place where Ray keeps the run, as options of its RunConfig. Ray appends the name to the storage's path."""
     if "://" in location:
         base, mark, query = location.partition("?")
         parent, _, name = base.rpartition("/")

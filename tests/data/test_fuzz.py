@@ -29,7 +29,7 @@ from tests.support.digits import write_idx
 
 SECONDS_A_FILE = 20
 MINUTES = float(os.environ.get("GEN_DIST_FUZZ_MINUTES", "1"))
-"""Of the slow test of each reader."""
+"""Minutes that the slow test of each reader takes."""
 
 
 def mutated(content: bytes, others: list[bytes], random_numbers: random.Random) -> bytes:

@@ -1,4 +1,4 @@
-"""What cannot be read just now is not damaged: it is tried again, or packing stops and leaves no cache."""
+"""Files that cannot be read just now are not damaged: they are tried again, or packing stops and leaves no cache."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Fault(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a command ended."""
+    """End of a command."""
 
     code: int | None
     """Exit code; minus the number of the signal that ended it; None if it was still running at the time-out."""

@@ -48,7 +48,7 @@ def damages_of(data: bytes, count: int, chance: random.Random) -> Iterator[tuple
 
 
 def result_of(commands: Commands, command: str, ended: Ended) -> Any:
-    """What the user wanted of a command."""
+    """Result for which the user ran a command."""
     run, out = commands.run_path, commands.root / "out"
     match command:
         case "resume":

@@ -52,7 +52,7 @@ def undisturbed(commands: Commands, scenario: str) -> dict[str, str]:
 
 
 def problems_of(commands: Commands, scenario: str, fault: Fault, expected: dict[str, str]) -> tuple[Ended, list[str]]:
-    """Run a command with a fault, and again without; what was wrong with its end, if anything."""
+    """Run a command with a fault, and again without; returns its first end and the problems with it."""
     words, state = commands.scenarios[scenario]
     commands.restore(state)
     before = commands.whole_checkpoints()
@@ -74,7 +74,7 @@ def problems_of(commands: Commands, scenario: str, fault: Fault, expected: dict[
 
 
 def problems_of_end(ended: Ended) -> list[str]:
-    """What is wrong with exit code and standard error of a command that met a fault."""
+    """Problems with exit code and standard error of a command that met a fault."""
     problems = []
     if ended.code is None:
         problems.append("it did not end")

@@ -29,7 +29,7 @@ ALONE = Processes(0, 0, 1, torch.device("cpu"))
 
 
 def _start(path: Path, fresh: bool = False, config: TrainConfig | None = None) -> None:
-    """What a start does to the directory until the first step."""
+    """Prepare the directory as a start does until the first step."""
     config = config or small_config("vae", run_dir=str(path), steps=2)
     with hold(path, config, ALONE, fresh, announce=_unexpected) as holding:
         if holding.fresh:

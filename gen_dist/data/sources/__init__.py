@@ -1,1 +1,1 @@
-"""Where images come from: each source hands blocks of images to `gen_dist.data.packing`."""
+"""Sources of images: each hands blocks of images to `gen_dist.data.packing`."""
