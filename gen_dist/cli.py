@@ -19,7 +19,7 @@ import tyro
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, as_user_error
 from gen_dist.presets import get_preset, presets
-from gen_dist.surroundings import lost_output, settle, tell
+from gen_dist.startup import lost_output, settle, tell
 
 T = TypeVar("T")
 

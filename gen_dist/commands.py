@@ -13,7 +13,7 @@ import tyro
 
 from gen_dist.cli import preset_lines, run_command, run_subcommand
 from gen_dist.errors import ConfigError, UserError
-from gen_dist.surroundings import tell
+from gen_dist.startup import tell
 
 if TYPE_CHECKING:
     from gen_dist.evaluation.record import Evaluation

@@ -12,7 +12,7 @@ if (root := Path(__file__).resolve().parent.parent).joinpath("gen_dist").is_dir(
     sys.path.insert(0, str(root))
 
 from gen_dist.cli import NoOptions, own_program, parse_train, resume_command, run_command, tell_outcome
-from gen_dist.importing import quick_import
+from gen_dist.startup import quick_import
 
 
 def main(words: Sequence[str], program: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gen_dist.errors import ConfigError
 from gen_dist.files import write_atomically
-from gen_dist.importing import quick_import
+from gen_dist.startup import quick_import
 
 INK_HEX = "#464646"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gen_dist.importing import quick_import
+from gen_dist.startup import quick_import
 
 MOST_COLUMNS = 24
 """Width of a name in columns of narrow letters. Longer names are cut, with an ellipsis."""

@@ -1,8 +1,9 @@
-"""Standard streams, environment variables and launchers that a process did not choose: none ends or changes a run."""
+"""Streams, variables and launchers that a process did not choose end and change no run; imports without collector."""
 
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import pty
 import signal
@@ -13,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from gen_dist import surroundings
+from gen_dist import startup
 from gen_dist.parallel.barrier import is_alive
-from gen_dist.surroundings import forgiving, is_adopted, lost_output, take_ranks, tell
+from gen_dist.startup import forgiving, is_adopted, lost_output, quick_import, take_ranks, tell
 from tests.conftest import REPOSITORY
 
 
@@ -54,9 +55,9 @@ def test_no_write_to_a_standard_stream_fails(opened: object, lost: int | None) -
     ("encoding", "errors", "text", "written"),
     [
         ("ascii", "backslashreplace", "rün", b"r\\xfcn"),
-        ("ascii", surroundings._PATHS_AS_THEY_ARE, "rün", b"r\\xfcn"),
-        ("utf-8", surroundings._PATHS_AS_THEY_ARE, "rün/r\udce9un", b"r\xc3\xbcn/r\xe9un"),
-        ("latin-1", surroundings._PATHS_AS_THEY_ARE, "r\udce9un \u6570", b"r\xe9un \\u6570"),
+        ("ascii", startup._PATHS_AS_THEY_ARE, "rün", b"r\\xfcn"),
+        ("utf-8", startup._PATHS_AS_THEY_ARE, "rün/r\udce9un", b"r\xc3\xbcn/r\xe9un"),
+        ("latin-1", startup._PATHS_AS_THEY_ARE, "r\udce9un \u6570", b"r\xe9un \\u6570"),
     ],
 )
 def test_standard_streams_take_any_text(encoding: str, errors: str, text: str, written: bytes, tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_a_pipe_that_does_not_block_gets_all(tmp_path: Path) -> None:
 def test_a_closed_descriptor_is_no_files_number(closed: str, tmp_path: Path) -> None:
     """Else what C libraries print to standard error goes into the next file that is opened."""
     code = (
-        "import os; from gen_dist.surroundings import settle; settle(); "
+        "import os; from gen_dist.startup import settle; settle(); "
         "print('shown', flush=True); file = open('written', 'w'); "
         "os.write(2, b'warning of a library'); file.write(str(file.fileno())); file.close()"
     )
@@ -141,7 +142,7 @@ def test_foreign_variables_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> Non
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
     monkeypatch.setattr(os, "environ", ours | foreign)
-    surroundings.forget_foreign_variables()
+    startup.forget_foreign_variables()
     assert os.environ == ours
 
 
@@ -169,7 +170,7 @@ def test_a_launchers_orphan_knows_it(parent: int, name: str, words: str, adopted
 def test_a_process_ends_with_its_launcher(settles: str, tmp_path: Path) -> None:
     """Also where the launcher died before it was looked at."""
     wait = "" if settles == "before" else "time.sleep(0.3); "
-    child = f"import time; from gen_dist.surroundings import settle; {wait}settle(); time.sleep(60)"
+    child = f"import time; from gen_dist.startup import settle; {wait}settle(); time.sleep(60)"
     launcher = (
         f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {child!r}]); "
         f"print(p.pid, flush=True); time.sleep({0.5 if settles == 'before' else 0.05})"
@@ -186,3 +187,19 @@ def test_a_process_ends_with_its_launcher(settles: str, tmp_path: Path) -> None:
         time.sleep(0.02)
     os.kill(process, signal.SIGKILL)
     raise AssertionError("it goes on")
+
+
+def test_the_collector_is_off_within_and_restored_afterwards() -> None:
+    assert gc.isenabled()
+    with quick_import():
+        assert not gc.isenabled()
+        with quick_import():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_the_collector_is_on_again_after_a_failed_import() -> None:
+    with pytest.raises(ImportError), quick_import():
+        raise ImportError
+    assert gc.isenabled()

@@ -1,4 +1,4 @@
-"""Surroundings of a process, which it did not choose: standard streams, environment variables, its launcher.
+"""Start of a process: standard streams, environment variables and launcher, which it did not choose, and imports.
 
 None of them may end a run or change it in silence. `settle` comes before everything that takes time, and before torch.
 """
@@ -9,11 +9,13 @@ import codecs
 import contextlib
 import ctypes
 import errno
+import gc
 import io
 import os
 import select
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,7 +35,7 @@ _MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 
 
 def settle() -> None:
-    """Make this process independent of its surroundings; it ends if the launcher that started it has died already."""
+    """Make this process independent of what it did not choose; end it if its launcher has already died."""
     end_with_launcher()
     forget_foreign_variables()
     take_ranks()
@@ -192,3 +194,21 @@ def is_adopted(parent: int, processes: Path = Path("/proc")) -> bool:
     if any(launcher in words for launcher in _LAUNCHERS):  # in a container the launcher itself may be process 1
         return False
     return parent <= 1 or name.startswith(_REAPERS)
+
+
+# Imports.
+
+
+@contextlib.contextmanager
+def quick_import() -> Iterator[None]:
+    """Context manager without Python's garbage collector, for imports of large packages.
+
+    The collector takes a seventh of the time to import torch, and finds nothing to free: modules stay alive.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
