@@ -11,8 +11,9 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 _POSIX = os.name == "posix"
 if _POSIX:
@@ -25,7 +26,8 @@ _PASSING = {
     *(errno.ESTALE, errno.ETIMEDOUT),
 }
 """Errors that may be gone at the next try: a network file system that hangs, too many open files, no memory."""
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""Errors of a lock where the file system has none, or no lock manager runs."""
 _PAUSES = (0.05, 0.2, 0.5)
 _WAYS_OUT = {
     **dict.fromkeys(_PASSING, "the disk or network fails: fix that"),
@@ -73,7 +75,7 @@ def read_regular(path: str | Path, at_most: int | None = None) -> bytes:
     """
 
     def read() -> bytes:
-        with _open_regular(path) as file:
+        with open_regular(path) as file:
             if at_most is not None and (size := os.fstat(file.fileno()).st_size) > at_most:
                 raise OSError(errno.EFBIG, f"{size:,} bytes are more than {at_most:,}", str(path))
             return file.read(-1 if at_most is None else at_most)
@@ -89,14 +91,19 @@ def read_at(path: str | Path, first: int, count: int) -> bytes:
     """
 
     def read() -> bytes:
-        with _open_regular(path) as file:
+        with open_regular(path) as file:
             file.seek(first)
             return file.read(count)
 
     return retrying(read)
 
 
-def _open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BufferedReader:
+    """Open a regular file to read. A pipe, socket or device is refused, so it cannot make the caller wait.
+
+    Raises:
+        OSError: no such file, no permission, or not a regular file (ENXIO).
+    """
     # Without O_NONBLOCK, opening a pipe waits for a writer.
     descriptor = os.open(path, os.O_RDONLY | _NONBLOCK | _BINARY)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -124,7 +131,7 @@ def file_lock(path: Path, announce: Callable[[str], None], *, wait: bool = False
     except NotImplementedError:  # an older filelock, where the system has no flock
         announce(f"{path.parent} has no locks: nothing keeps another process from writing there")
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
         announce(f"{path.parent} has no locks ({reason_of(error)}): nothing keeps another process from writing there")
     try:
@@ -133,13 +140,18 @@ def file_lock(path: Path, announce: Callable[[str], None], *, wait: bool = False
         lock.release()
 
 
+def is_utf8(path: Path) -> bool:
+    """True if the bytes of a path are UTF-8."""
+    return os.fsencode(path).decode(errors="replace") == str(path)
+
+
 @contextlib.contextmanager
 def named_in_utf8(path: Path) -> Iterator[Path]:
     """Context manager that yields a name of a file for libraries that refuse names outside UTF-8 (Linux)."""
-    if os.fsencode(path).decode(errors="replace") == str(path) or not Path("/proc/self/fd").is_dir():
+    if is_utf8(path) or not Path("/proc/self/fd").is_dir():
         yield path
         return
-    with _open_regular(path) as file:
+    with open_regular(path) as file:
         yield Path(f"/proc/self/fd/{file.fileno()}")
 
 

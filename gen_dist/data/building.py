@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,11 +12,10 @@ from filelock import FileLock, Timeout
 
 from gen_dist.data.packing import cache_errors
 from gen_dist.data.sources.source import Source
+from gen_dist.files import NO_LOCKS
 
 _BUILDING = re.compile(r"\.(?P<slug>.+)-building-[^-]*")
 _LONGEST_SLUG = 60
-# What the system answers where a file system has no locks, or no lock manager runs.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def file_slug(source: Source) -> str:
@@ -45,7 +43,7 @@ def only_builder(cache: Path, source: Source, announce: Callable[[str], None]) -
             announce(f"waiting for another process that packs {source.name} into {cache}")
             lock.acquire()
         except (OSError, NotImplementedError) as error:
-            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
                 raise
             announce(f"{cache} has no file locks ({error}); packing {source.name} without")
         if lock.is_locked:

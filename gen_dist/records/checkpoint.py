@@ -19,9 +19,9 @@ import json
 import os
 import re
 import shutil
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, ConfigError, DamagedError, OtherVersionError, UnreadableError
-from gen_dist.files import named_in_utf8, retrying, sync, unreadable
+from gen_dist.files import named_in_utf8, open_regular, retrying, sync, unreadable
 from gen_dist.records.reading import COUNT, OBJECT, SECONDS, TEXT, Kind, check_fields, list_of, parsed_object
 from gen_dist.records.removal import (
     CHECKPOINT,
@@ -149,12 +149,12 @@ def load(path: Path) -> tuple[Checkpoint, TrainConfig]:
     """
     tensors: dict[str, Mapping[str, Tensor]] = {}
     small: dict[str, bytes] = {}
-    for name, descriptor in _verified(path):
+    for name, file in _verified(path):
         with _reading(path / name):
             if name.endswith(".safetensors"):
                 tensors[Path(name).stem] = _load_tensors(path / name)
             else:
-                small[name] = _read(descriptor)
+                small[name] = _read(file)
     facts = _facts(path, small)
     try:
         config = TrainConfig.from_json(small.get(_CONFIG, b"").decode(), str(path / _CONFIG))
@@ -171,10 +171,10 @@ def read_facts(path: Path) -> dict[str, Any]:
         DamagedError, UnreadableError, OtherVersionError: as for `load`.
     """
     small = {}
-    for name, descriptor in _verified(path):
+    for name, file in _verified(path):
         if name == STATE:
             with _reading(path / name):
-                small[name] = _read(descriptor)
+                small[name] = _read(file)
     return _facts(path, small)
 
 
@@ -202,8 +202,8 @@ def is_checkpoint(path: Path) -> bool:
     return (path / STATE).exists() or (path / SUMS).exists()
 
 
-def _verified(path: Path) -> Iterator[tuple[str, int]]:
-    """Names and descriptors of the files of a checkpoint, each compared with its digest in SHA256SUMS.
+def _verified(path: Path) -> Iterator[tuple[str, BufferedReader]]:
+    """Names and open files of a checkpoint, each compared with its digest in SHA256SUMS.
 
     All files are opened before the first is read, so a writer that removes the checkpoint meanwhile does no harm.
     """
@@ -219,12 +219,12 @@ def _verified(path: Path) -> Iterator[tuple[str, int]]:
         for digest, name in sums:
             with _reading(path / name):
                 opened.append((digest, name, _open(path / name, stack)))
-        for digest, name, descriptor in opened:
+        for digest, name, file in opened:
             with _reading(path / name):
-                found = _digest_of(descriptor)
+                found = _digest_of(file)
             if found != digest:
                 raise _damaged(path, f"{name} has another digest than {SUMS} says")
-            yield name, descriptor
+            yield name, file
 
 
 @contextlib.contextmanager
@@ -258,29 +258,22 @@ def _load_tensors(file: Path) -> dict[str, Tensor]:
     return retrying(load_file)
 
 
-def _open(path: Path, stack: contextlib.ExitStack) -> int:
-    """Descriptor of a regular file. A pipe or device is refused, since it may have no end."""
-    descriptor = retrying(lambda: os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
-    stack.callback(os.close, descriptor)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise OSError(errno.ENXIO, "not a regular file")
-    return descriptor
+def _open(path: Path, stack: contextlib.ExitStack) -> BufferedReader:
+    return stack.enter_context(retrying(lambda: open_regular(path)))
 
 
-def _read(descriptor: int) -> bytes:
+def _read(file: BufferedReader) -> bytes:
     def read() -> bytes:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read()
+        file.seek(0)
+        return file.read()
 
     return retrying(read)
 
 
-def _digest_of(descriptor: int) -> str:
+def _digest_of(file: BufferedReader) -> str:
     def digest() -> str:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        with open(descriptor, "rb", closefd=False) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
     return retrying(digest)
 

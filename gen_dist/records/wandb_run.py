@@ -14,6 +14,7 @@ import numpy as np
 
 from gen_dist.config import TrainConfig, WandbMode
 from gen_dist.errors import ConfigError
+from gen_dist.files import is_utf8
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.score_bins import SCORE_EDGES
 
@@ -60,7 +61,7 @@ class WandbRun:
             ConfigError: wandb is not installed, mode online has no valid API key, or the path is not UTF-8.
         """
         # Its service waits for minutes where it meets such a path.
-        if os.fsencode(run_path).decode(errors="replace") != str(run_path):
+        if not is_utf8(run_path):
             raise ConfigError(f"wandb {mode} needs a run directory in UTF-8, unlike {run_path}; use --wandb disabled")
         self._note = note
         self._run: Any = None
