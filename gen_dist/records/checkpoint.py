@@ -94,12 +94,10 @@ def save(run_path: Path, checkpoint: Checkpoint, config: TrainConfig, keep: int)
             move_aside(final)
         os.replace(partial, final)
         sync(parent)
-        # Checkpoints of later steps are damaged, or the run would have been resumed from them.
-        paths = checkpoint_paths(run_path)
-        kept = [path for path in paths if step_of(path) <= checkpoint.step][:keep]
-        for path in paths:
-            if path not in kept:
+        for path in checkpoint_paths(run_path):
+            if step_of(path) > checkpoint.step:  # damaged, or the run would have been resumed from it
                 discard_checkpoint(path)
+        keep_newest(run_path, checkpoint.step, keep)
         remove_left_over_checkpoints(parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -110,6 +108,12 @@ def save(run_path: Path, checkpoint: Checkpoint, config: TrainConfig, keep: int)
             f"free some space there or choose another --run-dir (newest whole checkpoint: {newest})"
         ) from None
     return final
+
+
+def keep_newest(run_path: Path, step: int, keep: int) -> None:
+    """Remove all but the `keep` newest of the checkpoints up to a step. A kill may have come before this."""
+    for path in [path for path in checkpoint_paths(run_path) if step_of(path) <= step][keep:]:
+        discard_checkpoint(path)
 
 
 def checkpoint_paths(run_path: Path) -> list[Path]:

@@ -192,6 +192,7 @@ class MainRunRecorder(RunRecorder):
         """Return the last metrics; after the last step, draw the final pictures and write summary.json."""
         self._holding.assert_held()
         remove_left_overs(self.path)
+        checkpoints.keep_newest(self.path, step, self._config.keep_checkpoints)
         records = metrics_of_run(self.path)
         if step < self._config.steps:
             return last_values(records), {}, []

@@ -307,6 +307,15 @@ def test_files_of_a_run_without_checkpoint_are_removed(uninterrupted: Path, tmp_
     assert (path / "wandb-id").read_text() != (uninterrupted / "wandb-id").read_text()
 
 
+def test_a_checkpoint_that_a_kill_left_too_many_is_removed(uninterrupted: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(uninterrupted, path)
+    newest, before = checkpoints.checkpoint_paths(path)
+    shutil.copytree(before, path / "checkpoints" / "step_00000001")
+    train(_config(path), say=_quiet)
+    assert checkpoints.checkpoint_paths(path) == [newest, before]
+
+
 def test_fresh_starts_over_and_keeps_foreign_files(uninterrupted: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(uninterrupted, path)
