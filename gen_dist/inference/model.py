@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, DamagedError, UserError
@@ -190,9 +191,10 @@ def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.de
     """The model of a checkpoint. Its weights are their moving average if the run kept one."""
     channels, height, width = checkpoint.facts["image_shape"]
     class_names = checkpoint.facts["class_names"]
-    objective = build_objective(config, (channels, height, width), len(class_names))
     try:
         weights = checkpoint.tensors.get("averaged") or checkpoint.tensors["networks"]
+        _compare_shapes(weights, config, (channels, height, width), len(class_names))
+        objective = build_objective(config, (channels, height, width), len(class_names))
         objective.networks.load_state_dict(dict(weights))
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -200,3 +202,36 @@ def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.de
             f"the checkpoint of step {checkpoint.step} is of other networks than its config: {reason}"
         ) from None
     return GenerativeModel(objective.to(device).eval(), config, (channels, height, width), class_names)
+
+
+def _compare_shapes(
+    weights: Mapping[str, Tensor], config: TrainConfig, image_shape: tuple[int, int, int], classes: int
+) -> None:
+    """Raise RuntimeError if weights are of other shapes than the networks of a config, before those take memory."""
+    try:
+        with torch.device("meta"), _Undrawn():
+            networks = build_objective(config, image_shape, classes).networks
+    except UserError:
+        raise
+    except Exception:  # networks from outside may need tensors with values
+        return
+    for name, tensor in networks.state_dict().items():
+        if name not in weights or weights[name].shape != tensor.shape:
+            found = "missing" if name not in weights else f"{list(weights[name].shape)}"
+            raise RuntimeError(f"{name} is {found} instead of {list(tensor.shape)}")
+
+
+class _Undrawn(TorchFunctionMode):
+    """Mode in which `normal_` draws nothing: for a tensor without memory it would import a compiler, for seconds."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        _types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in (Tensor.normal_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)

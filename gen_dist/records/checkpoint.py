@@ -16,6 +16,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -48,7 +49,15 @@ FORMAT = 2
 _CONFIG, STATE, SUMS = "config.json", "state.json", "SHA256SUMS"
 _LOOKS = 100
 """Most times that a reader lists the checkpoints again because a writer has replaced the one it was reading."""
-_SHAPE = Kind("three whole numbers", lambda value: isinstance(value, list) and [type(n) for n in value] == [int] * 3)
+_SHAPE = Kind(
+    "three whole numbers of at least 1, with fewer than 2^31 values an image",
+    lambda value: (
+        isinstance(value, list)
+        and [type(side) for side in value] == [int] * 3
+        and min(value) > 0
+        and math.prod(value) < 2**31
+    ),
+)
 _STATE_SHAPE = {
     **{"format": COUNT, "step": COUNT, "data_digest": TEXT, "image_shape": _SHAPE, "class_names": list_of(TEXT)},
     **{"world_size": COUNT, "training_seconds": SECONDS, "loss_scales": OBJECT, "unlogged": list_of(OBJECT)},

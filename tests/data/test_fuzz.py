@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
-import random
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,60 +23,7 @@ from gen_dist.data import Dataset, open_dataset
 from gen_dist.data.decoding import UnreadableImage, decode_image, image_warnings_as_intended
 from gen_dist.errors import DataError
 from tests.support.digits import write_idx
-
-SECONDS_A_FILE = 20
-MINUTES = float(os.environ.get("GEN_DIST_FUZZ_MINUTES", "1"))
-"""Minutes that the slow test of each reader takes."""
-
-
-def mutated(content: bytes, others: list[bytes], random_numbers: random.Random) -> bytes:
-    """A file with some of the changes that damage and malice make."""
-    changed = bytearray(content)
-    for _ in range(random_numbers.choice((1, 1, 2, 5, 20))):
-        place = random_numbers.randrange(len(changed)) if changed else 0
-        match random_numbers.randrange(8):
-            case 0 | 1 | 2:
-                changed[place : place + 1] = bytes([random_numbers.randrange(256)])
-            case 3:  # numbers at the end of their range
-                changed[place : place + 4] = random_numbers.choice(
-                    (b"\xff" * 4, b"\x7f\xff\xff\xff", bytes(4), b"\1\0\0\0")
-                )
-            case 4:
-                del changed[place:]
-            case 5:
-                length = random_numbers.randrange(64)
-                changed[place:place] = changed[place : place + length]
-            case 6:
-                del changed[place : place + random_numbers.randrange(1, 64)]
-            case _:
-                other = random_numbers.choice(others)
-                start = random_numbers.randrange(len(other))
-                length = random_numbers.randrange(64)
-                changed[place : place + length] = other[start : start + length]
-    return bytes(changed)
-
-
-def tried(
-    files: dict[str, bytes], read: Callable[[str, bytes], None], seeds: Iterator[int], seconds: float = 1e9
-) -> int:
-    """Read a damaged version of one of the files for each seed; the number of seeds."""
-    names, contents = list(files), [content for content in files.values() if content]
-    end, count = time.monotonic() + seconds, 0
-    for seed in seeds:
-        count += 1
-        random_numbers = random.Random(seed)
-        name = random_numbers.choice(names)
-        content = mutated(files[name], contents, random_numbers)
-        started = time.monotonic()
-        try:
-            read(name, content)
-        except Exception as error:
-            raise AssertionError(f"seed {seed}: a damaged {name} ended in {type(error).__name__}: {error}") from error
-        assert time.monotonic() - started < SECONDS_A_FILE, f"seed {seed}: a damaged {name} took too long"
-        if time.monotonic() > end:
-            break
-    return count
-
+from tests.support.fuzzing import MINUTES, for_minutes, tried
 
 # Images
 
@@ -281,16 +225,5 @@ def test_a_reader_is_fuzzed_for_minutes(reader: str, tmp_path: Path, monkeypatch
         "idx": lambda: (idx_files(tmp_path), read_idx_in(tmp_path, monkeypatch)),
         "cache": lambda: read_cache_in(tmp_path),
     }[reader]()
-    start = random.SystemRandom().randrange(2**40)
     with image_warnings_as_intended():
-        count = tried(files, read, iter(range(start, start + 10**9)), 60 * MINUTES)
-    print(f"{reader}: {count:,} damaged files, {peak_mib()} MiB at most")
-    assert peak_mib() < 1024 + 512  # 512 for torch
-
-
-def peak_mib() -> int:
-    """Peak memory of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) // 1024
-    return 0
+        for_minutes(reader, files, read)

@@ -275,7 +275,7 @@ def import_first() -> None:
     """
     import matplotlib.figure
 
-    matplotlib.figure.Figure.draw = lambda *_: None  # type: ignore[method-assign, assignment]
+    matplotlib.figure.Figure.draw = lambda *_: None  # type: ignore[method-assign]
 
     import gen_dist.commands
     import gen_dist.evaluation.evaluator
