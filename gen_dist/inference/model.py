@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, DamagedError, UserError
@@ -193,8 +194,8 @@ def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.de
     class_names = checkpoint.facts["class_names"]
     try:
         weights = checkpoint.tensors.get("averaged") or checkpoint.tensors["networks"]
-        _compare_shapes(weights, config, (channels, height, width), len(class_names))
-        objective = build_objective(config, (channels, height, width), len(class_names))
+        with _at_most(2 * sum(tensor.numel() for tensor in weights.values())):  # layers may replace a few
+            objective = build_objective(config, (channels, height, width), len(class_names))
         objective.networks.load_state_dict(dict(weights))
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -204,34 +205,20 @@ def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.de
     return GenerativeModel(objective.to(device).eval(), config, (channels, height, width), class_names)
 
 
-def _compare_shapes(
-    weights: Mapping[str, Tensor], config: TrainConfig, image_shape: tuple[int, int, int], classes: int
-) -> None:
-    """Raise RuntimeError if weights are of other shapes than the networks of a config, before those take memory."""
+@contextlib.contextmanager
+def _at_most(elements: int) -> Iterator[None]:
+    """Context manager in which new networks may have this many parameters together; RuntimeError beyond, before the
+    memory of the one too many is touched."""
+    total = 0
+
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal total
+        total += 0 if parameter is None else parameter.numel()
+        if total > elements:
+            raise RuntimeError(f"that has more than {elements:,} parameters")
+
+    handle = register_module_parameter_registration_hook(count)
     try:
-        with torch.device("meta"), _Undrawn():
-            networks = build_objective(config, image_shape, classes).networks
-    except UserError:
-        raise
-    except Exception:  # networks from outside may need tensors with values
-        return
-    for name, tensor in networks.state_dict().items():
-        if name not in weights or weights[name].shape != tensor.shape:
-            found = "missing" if name not in weights else f"{list(weights[name].shape)}"
-            raise RuntimeError(f"{name} is {found} instead of {list(tensor.shape)}")
-
-
-class _Undrawn(TorchFunctionMode):
-    """Mode in which `normal_` draws nothing: for a tensor without memory it would import a compiler, for seconds."""
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        _types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if function in (Tensor.normal_, nn.init.normal_):
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **kwargs)
+        yield
+    finally:
+        handle.remove()

@@ -305,3 +305,11 @@ def test_flipped_and_cut_files_are_found_in_every_reader(run: Path) -> None:
             except DamagedError as error:
                 assert str(path.parent) in str(error) and "\n" not in str(error)
         path.write_bytes(before)
+
+
+def test_networks_beyond_the_weights_take_no_memory(run: Path) -> None:
+    state = _in_newest(run, "state.json")
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"image_shape": [1, 10_000, 6_000]}))
+    _rewrite_sums(state.parent)
+    with pytest.raises(DamagedError, match="of other networks than its config: that has more than"):
+        load(run)
