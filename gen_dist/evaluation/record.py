@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from gen_dist.errors import CheckpointError, DamagedError, OtherVersionError, Us
 from gen_dist.evaluation.guide import base_name
 from gen_dist.evaluation.metric import Value
 from gen_dist.evaluation.metrics import all_metrics
-from gen_dist.files import file_lock, reason_of, write_atomically
+from gen_dist.files import file_lock, reason_of
 from gen_dist.records.readable import readable_figure
 from gen_dist.records.reading import (
     COUNT,
@@ -25,6 +24,7 @@ from gen_dist.records.reading import (
     object_with,
     read_object,
     values_of,
+    write_object,
 )
 from gen_dist.records.run_paths import RunPaths
 
@@ -83,9 +83,9 @@ class Evaluation:
             unavailable={name: why for name, why in self.unavailable.items() if base_name(name) not in resting},
         )
 
-    def to_json(self) -> str:
-        """As JSON text."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
+    def fields(self) -> dict[str, Any]:
+        """Fields of evaluation.json."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
 
     def lines(self) -> list[str]:
         """Table for the terminal, unavailable metrics last."""
@@ -152,7 +152,7 @@ def add_evaluation(run: Path, evaluation: Evaluation, announce: Callable[[str], 
     try:
         with file_lock(paths.evaluation_lock, announce, wait=True):
             merged = evaluation.added_to(read_evaluation(run))
-            write_atomically(paths.evaluation, merged.to_json())
+            write_object(paths.evaluation, merged.fields())
             return merged
     except CheckpointError as error:
         raise UnwrittenError(f"the evaluation is not written: {error}") from None

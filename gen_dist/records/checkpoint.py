@@ -33,7 +33,18 @@ from torch import Tensor
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, ConfigError, DamagedError, OtherVersionError, UnreadableError
 from gen_dist.files import named_in_utf8, open_regular, retrying, sync, unreadable
-from gen_dist.records.reading import COUNT, OBJECT, SECONDS, TEXT, Kind, check_fields, list_of, parsed_object
+from gen_dist.records.reading import (
+    COUNT,
+    OBJECT,
+    SECONDS,
+    TEXT,
+    Kind,
+    check_fields,
+    either,
+    list_of,
+    object_with,
+    parsed_object,
+)
 from gen_dist.records.removal import (
     CHECKPOINT,
     CHECKPOINT_FILE,
@@ -61,6 +72,7 @@ _SHAPE = Kind(
 _STATE_SHAPE = {
     **{"format": COUNT, "step": COUNT, "data_digest": TEXT, "image_shape": _SHAPE, "class_names": list_of(TEXT)},
     **{"world_size": COUNT, "training_seconds": SECONDS, "loss_scales": OBJECT, "unlogged": list_of(OBJECT)},
+    "metrics": either(object_with(bytes=COUNT, sha256=TEXT), None),
 }
 
 

@@ -8,6 +8,7 @@ NaN and no infinity, so a number that is not finite is written as null, which pa
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -20,6 +21,8 @@ from gen_dist.files import write_atomically
 from gen_dist.records.reading import COUNT, NUMBER, either, list_of, parsed_object, read_file
 from gen_dist.records.run_paths import RunPaths
 
+METRICS = "metrics"
+"""Fact of a checkpoint: size and digest of metrics.jsonl."""
 _FIGURE = either(NUMBER, list_of(either(NUMBER, None)), None)
 
 
@@ -42,6 +45,28 @@ def metrics_of_run(run_path: Path) -> list[dict[str, Any]]:
     return read_metrics(path) if path.exists() else []
 
 
+def metrics_damage(run_path: Path, facts: Mapping[str, Any]) -> str | None:
+    """Damage to the part of metrics.jsonl that was there at a checkpoint, as a sentence; None if there is none.
+
+    Args:
+        run_path: the run directory.
+        facts: those of the checkpoint. Older versions recorded nothing about metrics.jsonl.
+    """
+    path, recorded = RunPaths(run_path).metrics, facts.get(METRICS)
+    if recorded is None:
+        return None
+    try:
+        content = read_file(path)[: recorded["bytes"]]
+    except FileNotFoundError:
+        content = b""
+    if hashlib.sha256(content).hexdigest() == recorded["sha256"]:
+        return None
+    return (
+        f"{path} is damaged, or was edited: its first {recorded['bytes']:,} bytes are not those that a checkpoint was "
+        "saved with, so its figures may be wrong"
+    )
+
+
 class MetricsFile:
     """A metrics.jsonl, open for appending."""
 
@@ -58,9 +83,12 @@ class MetricsFile:
         """
         self._path = path
         try:
+            kept = b""
             if start_step and path.exists():
                 lines = [line for line, record in _lines_and_records(path) if record["step"] <= start_step]
-                write_atomically(path, "".join(f"{line}\n" for line in lines))
+                kept = "".join(f"{line}\n" for line in lines).encode()
+                write_atomically(path, kept)
+            self._bytes, self._digest = len(kept), hashlib.sha256(kept)
             self._file = open(path, "a" if start_step else "w", encoding="utf-8")  # noqa: SIM115 (kept open)
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
@@ -72,13 +100,20 @@ class MetricsFile:
             CheckpointError: it cannot be written, e.g. because the disk is full.
         """
         try:
-            line = {name: _as_json(value) for name, value in record.items()}
-            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            values = {name: _as_json(value) for name, value in record.items()}
+            line = json.dumps(values, allow_nan=False) + "\n"
+            self._file.write(line)
             self._file.flush()
+            self._bytes += len(line)  # json.dumps gives ASCII
+            self._digest.update(line.encode())
         except OSError as error:
             raise CheckpointError(
                 f"cannot write {self._path}: {error.strerror}; free some space, then run the same command to go on"
             ) from None
+
+    def recorded(self) -> dict[str, Any]:
+        """Size and digest of the lines so far, for the checkpoint that comes after them; see `metrics_damage`."""
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
     def sync(self) -> None:
         """Force the lines to disk: a checkpoint that survives a power cut relies on them.

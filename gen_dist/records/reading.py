@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -10,8 +11,11 @@ from typing import Any, NamedTuple
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, DamagedError, OtherVersionError, UnknownNameError, UnreadableError
-from gen_dist.files import read_regular, unreadable
+from gen_dist.files import read_regular, unreadable, write_atomically
 from gen_dist.records.run_paths import RunPaths
+
+_DIGEST = "sha256"
+"""Field with the digest of the other fields."""
 
 
 class Kind(NamedTuple):
@@ -111,6 +115,16 @@ def check_fields(found: Mapping[str, Any], shape: Mapping[str, Kind]) -> None:
             raise ValueError(f"{name} is not {kind.name}")
 
 
+def write_object(path: Path, fields: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all, with a digest of its content that `read_object` compares.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = json.loads(json.dumps(fields))
+    write_atomically(path, json.dumps(content | {_DIGEST: _digest_of(content)}, indent=2) + "\n")
+
+
 def read_object(path: Path, shape: Mapping[str, Kind], way_out: str) -> dict[str, Any]:
     """Read a JSON object whose fields have these kinds. Fields beyond them are kept unchecked.
 
@@ -120,11 +134,19 @@ def read_object(path: Path, shape: Mapping[str, Kind], way_out: str) -> dict[str
         DamagedError: it is not such an object; the message ends with `way_out`.
     """
     try:
-        return parsed_object(read_file(path), shape)
+        found = parsed_object(read_file(path), shape)
+        digest = found.pop(_DIGEST, None)  # older versions wrote none
+        if digest is not None and digest != _digest_of(found):
+            raise ValueError("its content has another digest than it says")
+        return found
     except ValueError as error:
         if isinstance(error, UnreadableError):
             raise
         raise DamagedError(f"{path} is damaged: {' '.join(str(error).split())}; {way_out}") from None
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_config(path: Path) -> TrainConfig:

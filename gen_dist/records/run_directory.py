@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import re
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from gen_dist.parallel.collectives import errors_shared, from_main
 from gen_dist.parallel.processes import Processes
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.environment import ENVIRONMENT_SHAPE, environment
-from gen_dist.records.reading import read_config, read_file, read_object
+from gen_dist.records.reading import read_config, read_file, read_object, write_object
 from gen_dist.records.run_mark import (
     RunMark,
     is_run,
@@ -182,7 +181,7 @@ def record_start(path: Path, config: TrainConfig, step: int, wandb_id: str, proc
         last = read_object(paths.environment, ENVIRONMENT_SHAPE, "remove it")
         starts += [last, *(last.pop("earlier", None) or [])]
     last, *earlier = starts
-    write_atomically(paths.environment, json.dumps({**last, "earlier": earlier}, indent=2) + "\n")
+    write_object(paths.environment, {**last, "earlier": earlier})
 
 
 def wandb_id_of(path: Path) -> str:

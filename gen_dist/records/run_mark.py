@@ -6,7 +6,6 @@ a mark when they are resumed.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import uuid
@@ -14,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gen_dist.errors import CheckpointError, ConfigError, DamagedError, OtherVersionError, UnreadableError
-from gen_dist.files import write_atomically
 from gen_dist.records.checkpoint import STATE, SUMS, checkpoint_paths
 from gen_dist.records.metrics_file import metrics_of_run
-from gen_dist.records.reading import COUNT, FLAG, OBJECT, TEXT, parsed_object, read_file, read_object
+from gen_dist.records.reading import COUNT, FLAG, OBJECT, TEXT, parsed_object, read_file, read_object, write_object
 from gen_dist.records.removal import remove_run
 from gen_dist.records.run_paths import RunPaths
 
@@ -64,7 +62,7 @@ def write_mark(path: Path, mark: RunMark | None = None) -> None:
     """
     mark = mark or RunMark(uuid.uuid4().hex, has_checkpoint=False)
     content = {"gen_dist_run": mark.run, "format": _FORMAT, "has_checkpoint": mark.has_checkpoint}
-    write_atomically(RunPaths(path).mark, json.dumps(content) + "\n")
+    write_object(RunPaths(path).mark, content)
 
 
 def start_over(path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
@@ -128,6 +128,10 @@ class Tracker:
             self.note(line)
         if self._wandb is not None:
             self._wandb.log(step, {"images_seen": images_seen, **values})
+
+    def recorded(self) -> dict[str, Any]:
+        """Size and digest of metrics.jsonl, for a checkpoint; see `metrics_damage`."""
+        return self._file.recorded()
 
     def sync(self) -> None:
         """Force metrics.jsonl to disk.

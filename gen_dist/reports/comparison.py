@@ -24,6 +24,7 @@ from gen_dist.reports.groups import (
 )
 from gen_dist.reports.run_record import RunRecord, group_by_config, read_run, with_evaluation
 from gen_dist.reports.statements import Statement, statements_of
+from gen_dist.startup import tell
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,9 @@ def read_runs(paths: Sequence[Path], evaluate: Callable[[Path], Evaluation | Non
             if run.evaluation is None:
                 runs[index] = with_evaluation(run, evaluate(run.path))
     _refuse_other_features(runs)
+    for run in runs:
+        if run.damage:
+            tell(f"warning: {run.damage}")
     return runs
 
 

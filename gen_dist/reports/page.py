@@ -254,6 +254,7 @@ def _description(run: RunRecord) -> str:
 def _warnings(run: RunRecord) -> list[str]:
     short = short_training(run)
     told = [f"This run is {short}: its figures are not what it can do."] if short else []
+    told += [f"{run.damage}."] if run.damage else []
     return [*told, *(f"{collapse.text[:1].upper()}{collapse.text[1:]}." for collapse in run.collapses)]
 
 

@@ -16,7 +16,7 @@ from gen_dist.presets import presets
 from gen_dist.records.checkpoint import newest, read_facts
 from gen_dist.records.collapse import Collapse, CollapseWatch
 from gen_dist.records.environment import ENVIRONMENT_SHAPE
-from gen_dist.records.metrics_file import metrics_of_run
+from gen_dist.records.metrics_file import metrics_damage, metrics_of_run
 from gen_dist.records.reading import Kind, config_of_run, read_object
 from gen_dist.records.run_mark import refuse_lost_checkpoints
 from gen_dist.records.run_paths import RunPaths
@@ -43,6 +43,9 @@ class RunRecord:
     """environment.json."""
     evaluation: Evaluation | None
     """Evaluation of the newest checkpoint; None if it has none."""
+
+    damage: str | None = None
+    """Damage to metrics.jsonl, as a sentence."""
 
     @property
     def finished(self) -> bool:
@@ -114,6 +117,7 @@ def read_run(path: Path) -> RunRecord:
         summary=_read(paths.summary, SUMMARY_SHAPE),
         environment=_read(paths.environment, ENVIRONMENT_SHAPE),
         evaluation=evaluation if evaluation and evaluation.checkpoint_step == state["step"] else None,
+        damage=metrics_damage(path, state),
     )
 
 

@@ -18,6 +18,7 @@ from gen_dist.parallel.processes import Processes, start_processes
 from gen_dist.presets import get_preset
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
+from gen_dist.records.metrics_file import metrics_damage
 from gen_dist.records.run_directory import hold
 from gen_dist.startup import tell
 from gen_dist.training.opening import opening_lines
@@ -150,6 +151,8 @@ class _Run:
                 f"use --steps {step} or more, --fresh, or another --run-dir"
             )
         checkpoint = found[0]
+        if damage := metrics_damage(path, checkpoint.facts):
+            self.announce(f"warning: {damage}")
         self.trainer.load(checkpoint)
         self.logs.resume(checkpoint.facts["unlogged"])
         self.step, self.seconds_before = step, checkpoint.facts["training_seconds"]

@@ -6,7 +6,7 @@ So the training loop is the same in every process, without a check for the main 
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,14 +14,14 @@ from typing import Any, Self, TextIO
 
 from gen_dist.errors import CheckpointError
 from gen_dist.evaluation.sample_checks import SampleChecks
-from gen_dist.files import write_atomically
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.parallel.collectives import errors_shared
 from gen_dist.parallel.processes import Processes
 from gen_dist.pictures.gallery import Gallery
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
-from gen_dist.records.metrics_file import metrics_of_run
+from gen_dist.records.metrics_file import METRICS, metrics_of_run
+from gen_dist.records.reading import write_object
 from gen_dist.records.removal import remove_left_overs
 from gen_dist.records.run_directory import Holding, record_start, remove_leftovers, wandb_id_of
 from gen_dist.records.run_mark import note_checkpoint
@@ -184,6 +184,8 @@ class MainRunRecorder(RunRecorder):
         """Write a checkpoint and remove old ones; returns its directory."""
         self._holding.assert_held()
         self._open_tracker.sync()
+        facts = {**checkpoint.facts, METRICS: self._open_tracker.recorded()}
+        checkpoint = dataclasses.replace(checkpoint, facts=facts)
         saved = checkpoints.save(self.path, checkpoint, self._config, self._config.keep_checkpoints)
         note_checkpoint(self.path)
         return saved
@@ -208,7 +210,7 @@ class MainRunRecorder(RunRecorder):
             training_seconds=training_seconds,
             pictures={name: path.relative_to(self.path) for name, path in pictures.items()},
         )
-        write_atomically(self._paths.summary, json.dumps(summary, indent=2) + "\n")
+        write_object(self._paths.summary, summary)
         return last_values(records), pictures, summary["collapses"]
 
     @property

@@ -233,7 +233,7 @@ _WITH_TIMES = frozenset(
 """Files with times or identities in them."""
 _KEY_OF_FOLDER = re.compile(r"(?<=cache/folder-images-)[0-9a-f]+")
 """Key of a folder's packed data: it holds the folder's inode, which each copy of the files has anew."""
-_TIMES = re.compile(r'"(images_per_second|training_seconds|seconds|id|started)": [^,}\n]*,?\s*')
+_TIMES = re.compile(r'"(images_per_second|training_seconds|seconds|id|started|bytes|sha256)": [^,}\n]*,?\s*')
 
 
 def _digest(data: bytes) -> str:

@@ -153,7 +153,7 @@ def test_figures_that_cannot_be_written_are_printed(
     def refuse(*_: object) -> None:
         raise OSError(code, "refused by a test")
 
-    monkeypatch.setattr(record, "write_atomically", refuse)
+    monkeypatch.setattr(record, "write_object", refuse)
     before = (run / "evaluation.json").read_bytes()
     with pytest.raises(UnwrittenError, match=r"evaluation.json cannot be written: refused by a test; fix that"):
         commands.evaluate(run, ("sharpness", "diversity"), samples=10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 
+from gen_dist.config import OptimizerConfig
 from gen_dist.errors import DamagedError, OtherVersionError, UnreadableError, UserError
 from gen_dist.evaluation.record import read_evaluation
 from gen_dist.inference.model import load
@@ -24,11 +26,13 @@ from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import checkpoint_paths, load_newest
 from gen_dist.records.environment import ENVIRONMENT_SHAPE
 from gen_dist.records.metrics_file import read_metrics
-from gen_dist.records.reading import config_of_run, read_object
+from gen_dist.records.reading import COUNT, config_of_run, read_object, write_object
 from gen_dist.records.run_directory import record_start, refuse_other_config, wandb_id_of
 from gen_dist.records.summary import SUMMARY_SHAPE
 from gen_dist.reports.run_record import read_run
+from gen_dist.training.run import train
 from tests.records.test_run_mark import OLD_RUN, _config
+from tests.support.runs import small_config
 
 TRANSIENT = ("EIO", "ESTALE", "ETIMEDOUT")
 LASTING = ("EACCES", "EMFILE", "ENOMEM")
@@ -313,3 +317,28 @@ def test_networks_beyond_the_weights_take_no_memory(run: Path) -> None:
     _rewrite_sums(state.parent)
     with pytest.raises(DamagedError, match="of other networks than its config: that has more than"):
         load(run)
+
+
+@pytest.mark.parametrize("name", ["environment.json", "summary.json", "evaluation.json", "run.json"])
+def test_a_changed_digit_in_a_file_of_a_run_is_damage(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    write_object(file, {"steps": 1234, "named": "é", "more": [{"1": 0.1}]})
+    assert read_object(file, {"steps": COUNT}, "")["steps"] == 1234
+    file.write_text(file.read_text().replace("1234", "1235"))
+    with pytest.raises(DamagedError, match="its content has another digest than it says"):
+        read_object(file, {"steps": COUNT}, "")
+
+
+@pytest.mark.parametrize("damage", ["a digit", "cut", "gone"])
+def test_changed_metrics_before_a_checkpoint_are_told(damage: str, tmp_path: Path) -> None:
+    config = small_config("vae", run_dir=str(tmp_path / "run"), steps=4, optimization=OptimizerConfig())
+    train(config, say=_silent)
+    file = tmp_path / "run/metrics.jsonl"
+    text = file.read_text()
+    file.write_text(text.replace('"step": 2', '"step": 1') if damage == "a digit" else text[: text.index("\n") + 1])
+    if damage == "gone":
+        file.unlink()
+    told: list[str] = []
+    train(dataclasses.replace(config, steps=6), say=told.append)
+    assert any("metrics.jsonl is damaged, or was edited: its first " in line for line in told)
+    assert read_run(tmp_path / "run").damage is None  # told once, and recorded anew

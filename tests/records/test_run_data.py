@@ -17,7 +17,7 @@ from gen_dist.config import DataConfig, TrainConfig
 from gen_dist.errors import ConfigError, DataError, UserError
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.records.metrics_file import read_metrics
-from gen_dist.records.reading import config_of_run
+from gen_dist.records.reading import config_of_run, read_object, write_object
 from gen_dist.records.run_data import open_run_data
 from gen_dist.training.replay import replay
 from gen_dist.training.run import train
@@ -102,9 +102,9 @@ def test_relative_paths_count_from_where_the_run_started(
 
 
 def test_data_at_their_old_relative_path_are_found_after_a_move_of_all(home: Path) -> None:
-    environment = json.loads((home / "run/environment.json").read_text())
+    environment = read_object(home / "run/environment.json", {}, "")
     for directory in (None, "/does/not/exist", 5):
-        (home / "run/environment.json").write_text(json.dumps(environment | {"directory": directory}))
+        write_object(home / "run/environment.json", environment | {"directory": directory})
         dataset = open_run_data(home / "run", config_of_run(home / "run"), _silent, digest=_digest(home / "run"))
         assert dataset.digest == _digest(home / "run")
 
@@ -133,9 +133,9 @@ def test_a_report_does_without_step_times_where_the_data_are_missing(
 def _as_on_gpu(run: Path, device: str) -> None:
     config = config_of_run(run)
     (run / "config.json").write_text(dataclasses.replace(config, device=device).to_json())  # type: ignore[arg-type]
-    environment = json.loads((run / "environment.json").read_text())
+    environment = read_object(run / "environment.json", {}, "")
     environment["gpus"] = [{"name": "H100", "memory_gib": 80.0}]
-    (run / "environment.json").write_text(json.dumps(environment))
+    write_object(run / "environment.json", environment)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU does")
