@@ -88,18 +88,24 @@ def _single(name: str, lines: Mapping[str, NDArray[np.float64]], objective: Obje
     return Single(spelled(name, objective), f"{value} {unit_of(name, objective) or ''}".strip(), step)
 
 
+def _drawable(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values with NaN for those whose differences or powers a float could not hold."""
+    return np.where(np.abs(values) < 1e100, values, np.nan)
+
+
 def _panel(name: str, lines: Mapping[str, NDArray[np.float64]], objective: ObjectiveConfig) -> Panel:
     everything = np.concatenate(list(lines.values()))
+    everything[:, 1] = _drawable(everything[:, 1])
     low, high, logarithmic = axis_limits(name, everything)
     last_step = float(everything[:, 0].max())
 
     def place(points: NDArray[np.float64]) -> NDArray[np.float64]:
         x = LEFT + (WIDTH - LEFT - RIGHT) * points[:, 0] / max(last_step, 1.0)
-        values, bottom, top = points[:, 1], low, high
+        values, bottom, top = _drawable(points[:, 1]), low, high
         if logarithmic:
             values = np.log10(np.where(values > 0, values, np.nan))
             bottom, top = math.log10(low), math.log10(high)
-        y = TOP + (HEIGHT - TOP - BOTTOM) * (top - values) / (top - bottom)
+        y = TOP + (HEIGHT - TOP - BOTTOM) * ((top - values) / (top - bottom))
         return np.column_stack([x, y.clip(TOP - 2 * HEIGHT, 3 * HEIGHT)])  # far outside is outside, and short
 
     drawn, points, told = [], {}, []

@@ -28,6 +28,7 @@ from gen_dist.errors import ConfigError
 from gen_dist.inference.export import SUFFIXES, Format, export
 from gen_dist.presets import get_preset, presets
 from gen_dist.records import checkpoint as checkpoints
+from gen_dist.records.reading import read_object, write_object
 from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
 from tests.support.runs import OBJECTIVES, each_of, small_config
@@ -266,9 +267,9 @@ def test_a_card_tells_digests_and_the_metrics_of_its_own_step(runs: Callable[[st
 def test_the_command_of_a_card_is_ours_alone(runs: Callable[[str], Path], tmp_path: Path) -> None:
     run = runs("vae")
     file = run / "environment.json"
-    environment = json.loads(file.read_text())
+    environment = read_object(file, {}, "")
     for program, shown in (("/home/one/gen_dist/launch/train.py", True), ("/ray/default_worker.py", False)):
-        file.write_text(json.dumps(environment | {"command": [program, "vae-mnist", "--data", "folder:a|b"]}))
+        write_object(file, environment | {"command": [program, "vae-mnist", "--data", "folder:a|b"]})
         card = (export(run, "safetensors", tmp_path / "out", announce=_silent) / "card.md").read_text()
         assert (r"`python -m gen_dist.launch.train vae-mnist --data 'folder:a\|b'`" in card) == shown
         assert "/home/one" not in card and "default_worker" not in card

@@ -24,6 +24,7 @@ from gen_dist.errors import ConfigError, UserError
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.metrics_file import read_metrics
+from gen_dist.records.reading import read_object
 from gen_dist.records.removal import remove_run
 from gen_dist.records.run_mark import write_mark
 from gen_dist.training.outcome import DivergenceError
@@ -288,10 +289,10 @@ def test_a_finished_run_started_again_lists_its_pictures(uninterrupted: Path) ->
 def test_the_environment_of_previous_starts_is_kept(uninterrupted: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(uninterrupted, path)
-    first = json.loads((path / "environment.json").read_text())
+    first = read_object(path / "environment.json", {}, "")
     shutil.rmtree(checkpoint_paths(path)[0])
     train(_config(path), say=_quiet)
-    last = json.loads((path / "environment.json").read_text())
+    last = read_object(path / "environment.json", {}, "")
     assert (last["from_step"], first["from_step"]) == (38, 0)
     assert last["earlier"] == [{name: value for name, value in first.items() if name != "earlier"}]
 
