@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Rows read at once: small, as rows may be images of several MB.
 _MOST_ROWS_AT_ONCE = 256
 _BYTES_AT_ONCE = 2**26
-# Encoded images hardly compress. A column that grows more than this, to more than that, is a decompression bomb.
+# Encoded images hardly compress. Rows that grow more than this, to more than that, are a decompression bomb.
 _MOST_GROWTH = 20
 _MOST_GROWN_BYTES = 2**28
 
@@ -73,12 +73,21 @@ def image_rows(name: str, path: Path, column: str) -> Iterator[list[bytes]]:
 
     with opened(name, path) as file:
         nested = pyarrow.types.is_struct(file.schema_arrow.field(column).type)
-        rows = _rows_at_once(name, path, file.metadata, column)
+        rows = _rows_at_once(name, path, file.metadata)
+        block: list[bytes] = []
+        size = 0
         for batch in file.iter_batches(rows, columns=[f"{column}.bytes" if nested else column], use_threads=False):
             images = batch.column(column)
             if nested:
                 images = pyarrow.compute.struct_field(images, "bytes")
-            yield [encoded or b"" for encoded in images.to_pylist()]
+            for encoded in images.to_pylist():
+                if len(block) == _MOST_ROWS_AT_ONCE or (block and size + len(encoded or b"") > _BYTES_AT_ONCE):
+                    yield block
+                    block, size = [], 0
+                block.append(encoded or b"")
+                size += len(block[-1])
+        if block:
+            yield block
 
 
 def read_column(name: str, path: Path, column: str) -> pyarrow.ChunkedArray:
@@ -110,22 +119,19 @@ def is_integer(column_type: pyarrow.DataType) -> bool:
     return bool(pyarrow.types.is_integer(column_type))
 
 
-def _rows_at_once(name: str, path: Path, metadata: pyarrow.parquet.FileMetaData, column: str) -> int:
-    """Rows whose images fit into memory, also if a dictionary repeats one large image in all of them."""
-    most = 1
+def _rows_at_once(name: str, path: Path, metadata: pyarrow.parquet.FileMetaData) -> int:
+    """Rows that fit into memory, also if a dictionary repeats in each of them an image that fills a whole row group.
+
+    Python asks for the sizes of row groups alone: at those of a column with damaged statistics, pyarrow 26 ends the
+    process.
+    """
+    stored, most = path.stat().st_size, 1
     for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
-        for chunk in (group.column(number) for number in range(group.num_columns)):
-            if chunk.path_in_schema not in (column, f"{column}.bytes"):
-                continue
-            grown, stored = chunk.total_uncompressed_size, max(chunk.total_compressed_size, 1)
-            if grown > _MOST_GROWN_BYTES and grown > _MOST_GROWTH * stored:
-                raise DataError(
-                    f"{name}: column {column} of {printable(path.name)} would grow from {stored:,} to {grown:,} bytes "
-                    "when it is decompressed; encoded images do not"
-                )
-            largest = grown // max(group.num_rows, 1)
-            if chunk.has_dictionary_page:
-                dictionary = max(chunk.data_page_offset - (chunk.dictionary_page_offset or 0), 0)
-                largest = max(largest, min(grown, int(dictionary * max(grown / stored, 1))))
-            most = max(most, largest)
-    return max(1, min(_MOST_ROWS_AT_ONCE, _BYTES_AT_ONCE // most))
+        grown = group.total_byte_size
+        if grown > _MOST_GROWN_BYTES and grown > _MOST_GROWTH * stored:
+            raise DataError(
+                f"{name}: {group.num_rows:,} rows of {printable(path.name)} would grow from {stored:,} to {grown:,} "
+                "bytes when they are decompressed; encoded images do not"
+            )
+        most = max(most, grown)
+    return max(1, min(_MOST_ROWS_AT_ONCE, _BYTES_AT_ONCE * 2 // most))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -165,17 +166,30 @@ def test_bombs_in_parquet_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         opened(rows, tmp_path)
 
 
-def test_a_large_value_repeated_by_a_dictionary_is_read_row_by_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("nested", [False, True])
+def test_rows_come_in_blocks_of_bounded_size(nested: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_reading, "_BYTES_AT_ONCE", 2**18)
-    noise = os.urandom(10**5)
-    write_rows(tmp_path / "set.parquet", [noise] * 50, compression="none", dictionary_pagesize_limit=2**20)
-    blocks = [len(images) for images in parquet_reading.image_rows("set", tmp_path / "set.parquet", "image")]
-    assert sum(blocks) == 50 and max(blocks) <= 2
-    write_rows(tmp_path / "small.parquet", [png(value) for value in range(50)])
-    (block,) = parquet_reading.image_rows("set", tmp_path / "small.parquet", "image")
-    assert len(block) == 50
+    monkeypatch.setattr(parquet_reading, "_MOST_GROWN_BYTES", 2**18)
+    noise, other = os.urandom(10**5), png()
+    rows = [noise, None, other] * 20
+    images = [None if row is None else {"bytes": row} for row in rows] if nested else rows
+    write_rows(tmp_path / "set.parquet", images, compression="none", dictionary_pagesize_limit=2**20)
+    blocks = list(parquet_reading.image_rows("set", tmp_path / "set.parquet", "image"))
+    assert [row for block in blocks for row in block] == [row or b"" for row in rows]
+    assert max(sum(map(len, block)) for block in blocks) <= 2**18
+    write_rows(tmp_path / "small.parquet", [png(value) for value in range(300)])
+    assert [len(block) for block in parquet_reading.image_rows("set", tmp_path / "small.parquet", "image")] == [256, 44]
+
+
+def test_damaged_statistics_of_columns_do_not_end_the_process(tmp_path: Path) -> None:
+    """With pyarrow 26, such a file ends the process when Python asks for the sizes of its columns."""
+    source = write_rows(tmp_path / "set.parquet", [png()] * 4)
+    whole = (tmp_path / "set.parquet").read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for place in range(footer, len(whole) - 8, 11):
+        (tmp_path / "set.parquet").write_bytes(whole[:place] + bytes([whole[place] ^ 36]) + whole[place + 1 :])
+        with contextlib.suppress(DataError):
+            opened(source, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["list of bytes", "list of lists", "struct in struct", "no bytes in struct"])

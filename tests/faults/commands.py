@@ -93,7 +93,9 @@ class Commands:
             "sample": Scenario(["sample", str(run), "--count", "8", "--out", str(out / "samples.png")], "done"),
             "evaluate": Scenario(["evaluate", str(run), *quick], "done"),
             "replay": Scenario(["replay", str(run), "--step", "9"], "done"),
-            "report": Scenario(["report", str(run), "--no-step-times", "--out", str(out / "report.html")], "evaluated"),
+            "report": Scenario(
+                ["report", str(run), "--no-step-times", "--no-evaluate", "--out", str(out / "report.html")], "evaluated"
+            ),
             "compare": Scenario(["compare", str(run), str(self.root / "run2"), "--out", str(out)], "two"),
             "export": Scenario(
                 ["export", str(run), "--format", "safetensors", "--out", str(out / "export")], "exported"
