@@ -2,7 +2,8 @@
 
     LD_PRELOAD=failing_calls.so python -m tests.faults.flip WORK COMMAND[,COMMAND ...] DAMAGES
 
-DAMAGES bits are flipped in each file, one at a time; then the file is cut, zeroed and removed. Verdicts that are right:
+DAMAGES bits are flipped in each file, one at a time; then it is cut at as many places, zeroed and removed. Verdicts
+that are right:
 
 - `same`: the result is that of the undamaged files, and nothing is said;
 - `told`: the result is right, and a line names the damage;
@@ -38,10 +39,11 @@ def damages_of(data: bytes, count: int, chance: random.Random) -> Iterator[tuple
     """Damaged versions of a file's content, with a name each; None stands for a file that is gone."""
     size = len(data)
     places = {0, size // 2, size - 1, *(chance.randrange(size) for _ in range(count))} if size else set()
-    for place in sorted(places)[: count or None]:
+    for place in chance.sample(sorted(places), min(count, len(places))):
         bit = chance.randrange(8)
         yield f"bit {bit} of byte {place}", data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
-    for length in sorted({0, 1, size // 2, size - 1} & set(range(size))):
+    lengths = sorted({0, 1, size // 2, size - 1} & set(range(size)))
+    for length in chance.sample(lengths, min(count, len(lengths))):
         yield f"cut to {length} bytes", data[:length]
     yield "zeros", bytes(size)
     yield "gone", None
