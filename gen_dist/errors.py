@@ -63,7 +63,7 @@ _WAYS_OUT = {
     errno.EMFILE: "raise the limit of open files (ulimit -n), then run the same command",
     errno.ENFILE: "close other programs, then run the same command",
 }
-_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "not enough memory")
+_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "not enough memory", "storage size calculation overflowed")
 """Words of libraries for memory that is not there."""
 _LOST_PEERS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 _KINDS_OF_LOST_PEERS = ("PeerDiedError", "DistBackendError", "DistNetworkError", "DistStoreError")

@@ -136,6 +136,7 @@ CASES: dict[str, Case] = {
         f"the preset comes first, as in python {REPOSITORY}/launch/train.py vae-mnist --steps 5",
     ),
     # values
+    "more steps than 64 bits count": (lambda p: ["vae-mnist", "--steps", 10**26], f"steps {10**26} is not below 2^63"),
     "no steps": (lambda p: ["vae-mnist", "--steps", 0], "steps 0 is less than 1"),
     "a negative learning rate": (lambda p: ["vae-mnist", "--learning-rate", -1], "learning_rate -1.0"),
     "a learning rate that is nan": (lambda p: ["vae-mnist", "--learning-rate", "nan"], "learning_rate nan"),

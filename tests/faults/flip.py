@@ -8,6 +8,7 @@ that are right:
 - `same`: the result is that of the undamaged files, and nothing is said;
 - `told`: the result is right, and a line names the damage;
 - `told, older checkpoint`: a line names the damage, and the checkpoint before was used;
+- `told, figures stay wrong`: a line names the damage to metrics.jsonl, which nothing restores;
 - `refused`: exit code 2 and one line that starts with `error: `;
 - `own file`: the damaged file is a picture or a log that the command neither reads nor writes.
 """
@@ -24,7 +25,7 @@ from typing import Any
 from tests.faults.commands import Commands, Ended, import_first, print_json
 from tests.faults.inject import problems_of_end
 
-RIGHT = frozenset({"same", "told", "told, older checkpoint", "refused", "own file"})
+RIGHT = frozenset({"same", "told", "told, older checkpoint", "told, figures stay wrong", "refused", "own file"})
 COMMANDS = {
     "resume": "half",
     "sample": "evaluated",
@@ -57,7 +58,7 @@ def result_of(commands: Commands, command: str, ended: Ended) -> Any:
             return {name: digest for name, digest in commands.contents().items() if name.startswith("run/")}
         case "evaluate":
             found = json.loads((run / "evaluation.json").read_text())
-            return {name: value for name, value in found.items() if name not in ("seconds", "environment")}
+            return {name: value for name, value in found.items() if name not in ("seconds", "environment", "sha256")}
         case "report":
             return (out / "report.html").read_text().split("data digest")[0]
         case "sample":
@@ -83,6 +84,8 @@ def verdict_of(commands: Commands, command: str, ended: Ended, usual: Ended, exp
         changed = {name for name in {*expected, *found} if expected.get(name) != found.get(name)}
         if changed <= {damaged}:
             return "own file"
+    if told and damaged == "run/metrics.jsonl":
+        return "told, figures stay wrong"
     if told and "checkpoints" in Path(damaged).parts:
         return "told, older checkpoint"
     return "told, but another result" if told else "another result, in silence"

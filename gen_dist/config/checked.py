@@ -1,0 +1,41 @@
+"""Base of all configs, and checks of single values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from types import NoneType
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from gen_dist.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Base of configs: it refuses values that a field's type does not name."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError if a Literal field, or a tuple of them, has a value outside its choices."""
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is ClassVar:
+                continue
+            options = {hint, *get_args(hint)}
+            choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
+            value = getattr(self, name)
+            for one in value if get_origin(hint) is tuple else (value,):
+                if choices and one not in choices and not (one is None and NoneType in options):
+                    raise ConfigError(f"{name} {one!r} is not one of {', '.join(map(str, choices))}")
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """Raise ConfigError if a value is less than the least allowed, or more than 64 bits hold."""
+    if value < least:
+        raise ConfigError(f"{name} {value} is less than {least}")
+    if value >= 2**63:
+        raise ConfigError(f"{name} {value} is not below 2^63")
+
+
+def finite_and_at_least(name: str, value: float, least: float) -> None:
+    """Raise ConfigError if a value is not a number of at least the least allowed."""
+    if not (math.isfinite(value) and value >= least):
+        raise ConfigError(f"{name} {value} is not a number of at least {least}")

@@ -1,0 +1,154 @@
+"""Configs of the networks, by kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from tyro.conf import Suppress
+
+from gen_dist.config.checked import Checked, at_least
+from gen_dist.errors import ConfigError
+from gen_dist.registry import Registry
+
+Activation = Literal["relu", "tanh", "leaky_relu", "silu"]
+Norm = Literal["batch", "group", "none"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig(Checked):
+    """Base of the networks' configs, which `networks` lists by kind.
+
+    A network has four roles: encoder, decoder, generator and discriminator. Encoder and discriminator are instances of
+    its `encoder` class, decoder and generator of its `decoder` class.
+    """
+
+    kind: Suppress[str] = ""
+    encoder: ClassVar[str]
+    """Class from images to outputs, as `module:Class`; see `gen_dist.networks.base.Encoder`."""
+    decoder: ClassVar[str]
+    """Class from latents to images, as `module:Class`; see `gen_dist.networks.base.Decoder`."""
+    latent_dim: int = 20
+    """Number of latents."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("latent_dim", self.latent_dim, 1)
+
+
+networks = Registry("network", NetworkConfig, "gen_dist.networks")
+"""Configs of networks by kind."""
+
+
+@networks.register
+@dataclass(frozen=True)
+class MlpConfig(NetworkConfig):
+    """Fully connected encoder and decoder; the decoder mirrors the encoder."""
+
+    encoder: ClassVar[str] = "gen_dist.networks.mlp:MlpEncoder"
+    decoder: ClassVar[str] = "gen_dist.networks.mlp:MlpDecoder"
+    kind: Suppress[Literal["mlp"]] = "mlp"
+    hidden_sizes: tuple[int, ...] = (400,)
+    """Widths of the encoder's hidden layers, images first; the decoder has them in reverse."""
+    activation: Activation = "relu"
+    """Nonlinearity after each hidden layer; `leaky_relu` has slope 0.2, as is usual in GANs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.hidden_sizes:
+            raise ConfigError("hidden_sizes is empty; name at least one width")
+        for size in self.hidden_sizes:
+            at_least("hidden_sizes", size, 1)
+
+
+@networks.register
+@dataclass(frozen=True)
+class ConvConfig(NetworkConfig):
+    """Strided Conv2d encoder and ConvTranspose2d decoder, for any image size."""
+
+    encoder: ClassVar[str] = "gen_dist.networks.conv:ConvEncoder"
+    decoder: ClassVar[str] = "gen_dist.networks.conv:ConvDecoder"
+    kind: Suppress[Literal["conv"]] = "conv"
+    feature_maps: tuple[int, ...] = (32, 64)
+    """Channels after each of the encoder's convolutions, which halve the sides; the decoder has them in reverse."""
+    hidden_size: int = 256
+    """Width of the fully connected layer between the convolutions and the latents."""
+    activation: Activation = "relu"
+    """Nonlinearity after each layer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("hidden_size", self.hidden_size, 1)
+        if not self.feature_maps:
+            raise ConfigError("feature_maps is empty; name at least one number")
+        for count in self.feature_maps:
+            at_least("feature_maps", count, 1)
+
+
+@networks.register
+@dataclass(frozen=True)
+class DcganConfig(NetworkConfig):
+    """Strided convolutions to a side of 4 to 7 pixels, and transposed ones back (Radford et al. 2016)."""
+
+    encoder: ClassVar[str] = "gen_dist.networks.dcgan:DcganEncoder"
+    decoder: ClassVar[str] = "gen_dist.networks.dcgan:DcganDecoder"
+    kind: Suppress[Literal["dcgan"]] = "dcgan"
+    feature_maps: int = 64
+    """Channels at half the image's side; each further halving doubles them."""
+    latent_dim: int = 100
+    """Number of latents."""
+    generator_norm: Norm = "batch"
+    """Normalization in the generator or decoder, except at its output."""
+    discriminator_norm: Norm = "batch"
+    """Normalization in the discriminator or encoder, except in its first layer."""
+    spectral_norm: bool = False
+    """Divide each weight of the discriminator or encoder by its largest singular value (Miyato et al. 2018)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("feature_maps", self.feature_maps, 1)
+
+
+@networks.register
+@dataclass(frozen=True)
+class ResnetConfig(NetworkConfig):
+    """Residual blocks at each resolution, for generators and discriminators."""
+
+    kind: Suppress[Literal["resnet"]] = "resnet"
+    block: Literal["sngan", "r3gan"] = "sngan"
+    """`sngan`: two 3 x 3 convolutions (Miyato et al. 2018). `r3gan`: a bottleneck of grouped convolutions, initially
+    the identity, with bilinear resampling and leaky ReLU (Huang et al. 2024)."""
+    feature_maps: tuple[int, ...] = (128, 128, 128, 128)
+    """Channels at each resolution, that of the image first; each next resolution has half the side."""
+    blocks: int = 1
+    """Residual blocks at each resolution."""
+    latent_dim: int = 128
+    """Number of latents."""
+    generator_norm: Norm = "none"
+    """Normalization in the generator or decoder."""
+    discriminator_norm: Norm = "none"
+    """Normalization in the discriminator or encoder."""
+    spectral_norm: bool = False
+    """Divide each weight of the discriminator or encoder by its largest singular value (Miyato et al. 2018)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("blocks", self.blocks, 1)
+        if len(self.feature_maps) < 2:
+            raise ConfigError(f"feature_maps {self.feature_maps} names fewer than two resolutions")
+        for count in self.feature_maps:
+            at_least("feature_maps", count, 1)
+
+    @property
+    def encoder(self) -> str:  # type: ignore[override]
+        """See NetworkConfig."""
+        return {"sngan": "gen_dist.networks.sngan:SnganEncoder", "r3gan": "gen_dist.networks.r3gan:R3ganEncoder"}[
+            self.block
+        ]
+
+    @property
+    def decoder(self) -> str:  # type: ignore[override]
+        """See NetworkConfig."""
+        return {"sngan": "gen_dist.networks.sngan:SnganDecoder", "r3gan": "gen_dist.networks.r3gan:R3ganDecoder"}[
+            self.block
+        ]

@@ -1,0 +1,44 @@
+"""Config of the optimizers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gen_dist.config.checked import Checked, at_least, finite_and_at_least
+from gen_dist.errors import ConfigError
+
+Decay = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Checked):
+    """Optimizer of every phase, as in torch.optim."""
+
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """Algorithm; the momentum of `sgd` is the first of the betas."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam's first and second moments."""
+    epsilon: float = 1e-8
+    """Adam's term for numerical stability."""
+    weight_decay: float = 0.0
+    """L2 penalty (`adam`, `sgd`) or decoupled decay (`adamw`)."""
+    clip_norm: float | None = None
+    """Largest global L2 norm of the gradients; larger ones are scaled down to it. None does not clip."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    decay: Decay = "constant"
+    """Learning rate after the warm-up: constant, or falling to 0 at the last step."""
+    ema_decay: float | None = None
+    """Decay per step of the moving average of weights, which sampling and evaluation use. None keeps no average."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("betas", self.betas[0]), ("betas", self.betas[1]), ("ema_decay", self.ema_decay)):
+            if value is not None and not 0 <= value < 1:
+                raise ConfigError(f"{name} {value} is not in [0, 1)")
+        finite_and_at_least("epsilon", self.epsilon, 0.0)
+        finite_and_at_least("weight_decay", self.weight_decay, 0.0)
+        at_least("warmup_steps", self.warmup_steps, 0)
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ConfigError(f"clip_norm {self.clip_norm} is not positive; leave it out to switch clipping off")

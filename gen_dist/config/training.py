@@ -1,0 +1,176 @@
+"""The config of a whole run, and its JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from tyro.conf import Suppress
+
+from gen_dist.config.checked import Checked, at_least
+from gen_dist.config.data import DataConfig
+from gen_dist.config.networks import MlpConfig, NetworkConfig, networks
+from gen_dist.config.objectives import ObjectiveConfig, VaeConfig, objectives
+from gen_dist.config.optimization import OptimizerConfig
+from gen_dist.errors import ConfigError, UnknownNameError
+from gen_dist.registry import Registry
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bf16", "fp16"]
+WandbMode = Literal["disabled", "offline", "online"]
+
+_UNKNOWN_NAMES = ("unexpected_keyword_argument", "extra_forbidden", "union_tag_invalid")
+"""pydantic's names of errors about options and kinds that do not exist."""
+
+
+@dataclass(frozen=True)
+class ByKind:
+    """Annotation of a field that JSON reads by its `kind`: the config of that kind in the registry, also in errors."""
+
+    registry: Registry[Any]
+
+    def __get_pydantic_core_schema__(self, _base: Any, handler: Any) -> Any:
+        from pydantic import Field  # imported late: it would slow --help
+
+        union: Any = Union[self.registry.configs()]  # noqa: UP007  a union of a tuple
+        return handler.generate_schema(Annotated[union, Field(discriminator="kind")])
+
+
+@dataclass(frozen=True)
+class TrainConfig(Checked):
+    """Everything that determines a run: two runs of one config on one data set are equal."""
+
+    preset: Suppress[str] = "custom"
+    data: str = "mnist5k"
+    """Images to learn: mnist5k, mnist, fashion_mnist, kmnist, cifar10, svhn, folder:PATH, parquet:PATH, synthetic."""
+    data_root: str = "data"
+    """Directory of the torchvision data sets (MNIST/raw and the like) and of downloads."""
+    steps: int = 2000
+    """Optimizer steps of the whole run."""
+    global_batch_size: int = 128
+    """Images per optimizer step over all processes and accumulated micro-batches."""
+    accumulation: int = 1
+    """Micro-batches per process and optimizer step, for batches that do not fit in memory; gradients are summed."""
+    learning_rate: float = 1e-3
+    """Highest learning rate of the schedule."""
+    seed: int = 0
+    """Key of all randomness: initial weights, order of the images, noise. 0 to 2^63 - 1."""
+    precision: Precision = "auto"
+    """Precision of the networks; losses are float32. `auto` takes that of `accelerate launch --mixed_precision`, else
+    bf16 on GPUs that support it, else float32."""
+    compile: bool = False
+    """Compile each phase with torch.compile: steps are faster, and the start takes seconds to minutes longer."""
+    cuda_graphs: bool = True
+    """On one GPU, record the device work of a step as a CUDA graph and replay it as one launch; not in fp16. The graph
+    keeps the memory of a step, so evaluation needs memory beside it."""
+    sync_batch_norm: bool = False
+    """Compute batch statistics over all processes, so that their number does not change the run. Otherwise each
+    process normalizes its own images, as in the papers."""
+    device: Device = "auto"
+    """Device of the training; `auto` takes a GPU if there is one."""
+    run_dir: str | None = None
+    """Directory of the run, to write to and resume from. None is runs/PRESET."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; one is also written at the end and on SIGTERM, SIGINT or SIGHUP."""
+    keep_checkpoints: int = 2
+    """Number of newest checkpoints to keep."""
+    sample_every: int = 500
+    """Steps between pictures of samples and reconstructions."""
+    evaluate_every: int = 500
+    """Steps between evaluations on the test split; another is made at the end."""
+    log_every: int = 50
+    """Steps between lines in metrics.jsonl; each line has means over the steps since the previous one."""
+    wandb: WandbMode | None = None
+    """Weights & Biases logging: disabled, offline or online. None takes $WANDB_MODE, else disabled."""
+    packing: DataConfig = field(default_factory=DataConfig)
+    network: Annotated[NetworkConfig, ByKind(networks)] = field(default_factory=MlpConfig)
+    objective: Annotated[ObjectiveConfig, ByKind(objectives)] = field(default_factory=VaeConfig)
+    optimization: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "global_batch_size", "accumulation", "keep_checkpoints"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("checkpoint_every", "sample_every", "evaluate_every", "log_every"):
+            at_least(name, getattr(self, name), 1)
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ConfigError(f"learning_rate {self.learning_rate} is not a positive number")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed {self.seed} is not in 0 .. 2^63 - 1")
+        if not self.data:
+            raise ConfigError("data is empty; name a source such as mnist5k")
+
+    @property
+    def run_path(self) -> Path:
+        """Directory of the run; `~` and `~user` at its start become the home directory.
+
+        Raises:
+            ConfigError: the home directory does not exist, or the name is empty.
+        """
+        if self.run_dir is None:
+            return Path("runs") / self.preset
+        if not self.run_dir.strip():  # as of `--run-dir "$UNSET"`
+            raise ConfigError("run_dir is empty; name a directory such as runs/first, or . for the current one")
+        try:
+            return Path(self.run_dir).expanduser()
+        except RuntimeError:
+            raise ConfigError(
+                f"run_dir {self.run_dir}: there is no such home directory; write the path in full"
+            ) from None
+
+    def to_json(self) -> str:
+        """The config as JSON text; `from_json` reads it back to an equal config."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str, source: str) -> TrainConfig:
+        """Read a config from JSON text; `source` names it in errors.
+
+        Raises:
+            ConfigError: the text is not JSON, or has values of a wrong type or out of range.
+            UnknownNameError: it has options or kinds that this version does not have.
+        """
+        from pydantic import ConfigDict, TypeAdapter, ValidationError  # 70 ms that only --config needs
+
+        parts = (*networks.configs(), *objectives.configs())
+        cls: Any
+        for cls in (DataConfig, OptimizerConfig, TrainConfig, *parts):
+            cls.__pydantic_config__ = ConfigDict(extra="forbid")
+        try:
+            accepted = _without_lone_bytes(text)
+            validated = TypeAdapter(TrainConfig).validate_json(accepted)
+            return validated if accepted == text else _with_lone_bytes(validated)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")  # pydantic's prefix for our own errors
+            line = ": ".join(filter(None, (source, place, message)))
+            if first["type"] in _UNKNOWN_NAMES:
+                raise UnknownNameError(
+                    f"{line}; this gen_dist has no such name: it is mistyped, or of a newer version"
+                ) from None
+            raise ConfigError(line) from None
+
+
+# Python holds a byte of a path that is not UTF-8 as half of a surrogate pair. JSON has it as \\udcXX, which pydantic
+# refuses. Such a byte passes it as a character that Unicode leaves to private use, U+10FFXX.
+_LONE_BYTE = re.compile(r"\\\\|\\ud[89ab]..\\ud[c-f]..|\\udc([89a-f][0-9a-f])")
+_BYTES_BACK = {0x10FF00 + byte: 0xDC00 + byte for byte in range(0x80, 0x100)}
+
+
+def _without_lone_bytes(text: str) -> str:
+    return _LONE_BYTE.sub(lambda found: rf"\udbff\udf{found[1]}" if found[1] else found[0], text)
+
+
+def _with_lone_bytes(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.translate(_BYTES_BACK)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [one.name for one in dataclasses.fields(value) if one.init]
+        return dataclasses.replace(value, **{name: _with_lone_bytes(getattr(value, name)) for name in names})
+    return value
