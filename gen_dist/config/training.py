@@ -17,6 +17,7 @@ from gen_dist.config.data import DataConfig
 from gen_dist.config.networks import MlpConfig, NetworkConfig, networks
 from gen_dist.config.objectives import ObjectiveConfig, VaeConfig, objectives
 from gen_dist.config.optimization import OptimizerConfig
+from gen_dist.config.options import plain_value, with_changes
 from gen_dist.errors import ConfigError, UnknownNameError
 from gen_dist.registry import Registry
 
@@ -122,6 +123,22 @@ class TrainConfig(Checked):
             raise ConfigError(
                 f"run_dir {self.run_dir}: there is no such home directory; write the path in full"
             ) from None
+
+    def with_options(self, **options: Any) -> TrainConfig:
+        """A config with some options changed: `config.with_options(steps=200, hidden_sizes=(32,))`.
+
+        Args:
+            **options: values by their names on the command line, with `_` for `-`; those of the parts are flat, as
+                there. `network` and `objective` also take a config or a kind, such as `network="dcgan"`.
+
+        Raises:
+            ConfigError: an option does not exist, or its value is of a wrong type or out of range; one line.
+        """
+        try:
+            text = json.dumps(with_changes(self, options), default=plain_value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"with_options: {error}") from None
+        return TrainConfig.from_json(text, "with_options")
 
     def to_json(self) -> str:
         """The config as JSON text; `from_json` reads it back to an equal config."""
