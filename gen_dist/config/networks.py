@@ -9,7 +9,7 @@ from tyro.conf import Suppress
 
 from gen_dist.config.checked import Checked, at_least
 from gen_dist.errors import ConfigError
-from gen_dist.registry import Registry
+from gen_dist.plugins.registry import Registry
 
 Activation = Literal["relu", "tanh", "leaky_relu", "silu"]
 Norm = Literal["batch", "group", "none"]

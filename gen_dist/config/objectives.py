@@ -11,7 +11,7 @@ from tyro.conf import Suppress
 
 from gen_dist.config.checked import Checked, at_least, finite_and_at_least
 from gen_dist.errors import ConfigError
-from gen_dist.registry import Registry
+from gen_dist.plugins.registry import Registry
 
 Likelihood = Literal["bernoulli", "gaussian"]
 Capability = Literal["samples", "encoder", "posterior", "likelihood"]

@@ -11,7 +11,7 @@ from typing import Any
 from gen_dist.config.networks import networks
 from gen_dist.config.objectives import objectives
 from gen_dist.errors import ConfigError
-from gen_dist.registry import Registry
+from gen_dist.plugins.registry import Registry
 
 _FLAT = ("packing", "network", "objective", "optimization")
 """Parts whose options have no prefix."""

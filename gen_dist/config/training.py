@@ -19,7 +19,7 @@ from gen_dist.config.objectives import ObjectiveConfig, VaeConfig, objectives
 from gen_dist.config.optimization import OptimizerConfig
 from gen_dist.config.options import plain_value, with_changes
 from gen_dist.errors import ConfigError, UnknownNameError
-from gen_dist.registry import Registry
+from gen_dist.plugins.registry import Registry
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bf16", "fp16"]

@@ -2,7 +2,7 @@
 
 from gen_dist.config import NetworkConfig
 from gen_dist.networks.base import Decoder, Encoder
-from gen_dist.registry import load
+from gen_dist.plugins.registry import load
 
 __all__ = ["Decoder", "Encoder", "build_decoder", "build_encoder"]
 

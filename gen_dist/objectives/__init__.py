@@ -3,7 +3,7 @@
 from gen_dist.config import TrainConfig
 from gen_dist.objectives.base import Objective
 from gen_dist.objectives.phase import Batch, Phase, TurnResult
-from gen_dist.registry import load
+from gen_dist.plugins.registry import load
 
 __all__ = ["Batch", "Objective", "Phase", "TurnResult", "build_objective"]
 

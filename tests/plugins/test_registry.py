@@ -13,8 +13,8 @@ import pytest
 
 from gen_dist.config import NetworkConfig, ObjectiveConfig, networks, objectives
 from gen_dist.errors import ConfigError
+from gen_dist.plugins.registry import Registry, load
 from gen_dist.presets import presets
-from gen_dist.registry import Registry, load
 
 PART = """
 from dataclasses import dataclass
