@@ -3,7 +3,8 @@
     outcome = gen_dist.train("vae-mnist")
     images = gen_dist.load(outcome.run_path).sample(16)
 
-An option is a field of the config: `gen_dist.train(dataclasses.replace(gen_dist.preset("vae-mnist"), steps=200))`.
+Options have the names of the command line: `gen_dist.train(gen_dist.preset("vae-mnist").with_options(steps=200))`.
+Images may be an argument: `gen_dist.train(config, data=array)`.
 Each public name is imported at its first use, so that `import gen_dist` and every --help stay quick.
 """
 

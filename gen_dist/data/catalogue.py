@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from gen_dist.config import DataConfig
 from gen_dist.data import sources
 from gen_dist.data.cache import Dataset, expand_home, open_packed
+from gen_dist.data.given import Layout, images_given
 from gen_dist.data.naming import printable
 from gen_dist.data.sources.source import Request, Source, SourceKind, registered
 from gen_dist.errors import DataError
@@ -32,8 +35,46 @@ def open_dataset(
         DataError: the source is unknown, missing, damaged, cannot be read just now or cannot be packed as configured;
             one line.
     """
-    try:
+    with _one_line_errors(source):
         return open_packed(_find_source(source, expand_home(root), packing), packing, announce)
+
+
+def pack_given(
+    data: Any,
+    test_data: Any = None,
+    *,
+    layout: Layout | None = None,
+    packing: DataConfig,
+    announce: Callable[[str], None] = print,
+) -> str:
+    """Pack images given from Python, unless a packed cache of them exists. They are held in memory meanwhile.
+
+    Args:
+        data: images to train on; see `gen_dist.data.given.images_given`.
+        test_data: images to test on. None holds some out of `data`.
+        layout: order of the axes of [N, a, b, c] if both are possible.
+        packing: how the images are packed, and where the cache is.
+        announce: takes lines as that of `open_dataset`.
+
+    Returns:
+        Name under which `open_dataset` finds them by their content, `array:DIGEST`.
+
+    Raises:
+        DataError: there are no images, or they cannot be packed as configured; one line.
+    """
+    from gen_dist.data.sources.in_memory import given_source  # late: sources register in the order of their files
+
+    with _one_line_errors("data"):
+        test = None if test_data is None else images_given(test_data, layout)
+        source = given_source(images_given(data, layout), test)
+        open_packed(source, packing, announce)
+        return f"array:{source.key}"
+
+
+@contextlib.contextmanager
+def _one_line_errors(source: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         path = printable(str(error.filename)) if error.filename is not None else "a file"
         raise DataError(

@@ -126,6 +126,16 @@ def decode_image(encoded: Encoded, size: int | None, channels: int | None) -> De
         raise UnreadableImage(reason or type(error).__name__) from error
 
 
+def image_as_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Pixels [C, H, W] of an opened image of any mode, upright and on white; C is 1 for grayscale, else 3.
+
+    Raises:
+        ValueError: its pixels are not finite.
+    """
+    gray = image.mode in _GRAY_MODES
+    return _fitted(_eight_bit_opaque(ImageOps.exif_transpose(image), gray, _float_scale(image)), None, 1 if gray else 3)
+
+
 def _decoded(content: bytes | NDArray[np.uint8], size: int | None, channels: int | None) -> Decoded:
     if isinstance(content, np.ndarray):
         gray = content.shape[0] == 1

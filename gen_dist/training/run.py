@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gen_dist.config import TrainConfig
-from gen_dist.data import Dataset, open_dataset
+from gen_dist.data import Dataset, open_dataset, pack_given
+from gen_dist.data.given import Layout
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.parallel.collectives import StopVote, agree, from_main
 from gen_dist.parallel.facts import facts_of_start
-from gen_dist.parallel.processes import Processes, start_processes
+from gen_dist.parallel.processes import Processes, settings_kept, start_processes
 from gen_dist.presets import get_preset
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
@@ -35,6 +38,9 @@ from gen_dist.training.trainer import Trainer
 def train(
     config: TrainConfig | str,
     *,
+    data: Any = None,
+    test_data: Any = None,
+    layout: Layout | None = None,
     fresh: bool = False,
     say: Callable[[str], None] | None = None,
     supervisor: Supervisor | None = None,
@@ -42,10 +48,17 @@ def train(
     """Train a config to its last step, from the newest undamaged checkpoint of its run directory if there is one.
 
     Call it in every process that a launcher started; the main process writes the run directory. SIGTERM, SIGINT
-    and SIGHUP save a checkpoint and return early.
+    and SIGHUP save a checkpoint and return early. The process is left as it was: signal handlers, threads and settings
+    of torch, random state, environment.
 
     Args:
         config: a config, or the name of a preset.
+        data: images to train on instead of `config.data`: a uint8 array [N, H, W], [N, H, W, C] or [N, C, H, W], a pair
+            (images, labels), a `torch.utils.data.Dataset` or a `datasets.Dataset`; see
+            `gen_dist.data.given.images_given`. They are packed once by their content, and the run's config records
+            `array:DIGEST`, by which all commands find them in the cache.
+        test_data: images to test on, in the same forms. None holds out `config.packing.test_fraction` of `data`.
+        layout: NCHW or NHWC, for arrays of images that can be read as both.
         fresh: remove the files of the previous run and start over.
         say: takes the lines to show before and after the steps, in the main process. None prints them to the
             supervisor's screen, or else to standard error. The progress of the steps is always shown there.
@@ -56,11 +69,28 @@ def train(
     """
     if isinstance(config, str):
         config = get_preset(config)
-    processes = start_processes(config)
     screen = supervisor.screen if supervisor else None
     announce = say or (lambda line: tell(line, screen))
-    if not processes.is_main:
-        announce = _silent
+    with settings_kept():
+        processes = start_processes(config)
+        if not processes.is_main:
+            announce = _silent
+        if data is not None:
+            name = pack_given(data, test_data, layout=layout, packing=config.packing, announce=announce)
+            config = dataclasses.replace(config, data=name)
+        elif test_data is not None:
+            raise ConfigError("test_data was given without data; give both")
+        return _train(config, processes, fresh, announce, supervisor)
+
+
+def _train(
+    config: TrainConfig,
+    processes: Processes,
+    fresh: bool,
+    announce: Callable[[str], None],
+    supervisor: Supervisor | None,
+) -> Outcome:
+    screen = supervisor.screen if supervisor else None
     path = (supervisor.directory if supervisor else None) or config.run_path
     stop = supervisor.stop if supervisor else threading.Event()
     with hold(path, config, processes, fresh, supervisor.name if supervisor else None, announce) as holding:

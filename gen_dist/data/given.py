@@ -1,0 +1,198 @@
+"""Images given from Python: arrays, PyTorch's and Hugging Face's data sets, brought to one form."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gen_dist.data.decoding import image_as_pixels
+from gen_dist.data.naming import some
+from gen_dist.errors import DataError
+
+Layout = Literal["NHWC", "NCHW"]
+
+_MOST_CLASSES = 100_000
+
+
+@dataclass(frozen=True)
+class Given:
+    """Images of one split in memory."""
+
+    images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+    """uint8 [N, C, H, W] with C 1 or 3, or N images [C, H, W] where they differ in shape."""
+    labels: NDArray[np.int64]
+    """int64 [N]; all 0 without labels."""
+    class_names: tuple[str, ...] | None
+    """Names of the labels; None if the data have none."""
+
+    def digest(self) -> str:
+        """SHA-256 of shapes, pixels, labels and class names: 32 hexadecimal digits of it."""
+        digest = hashlib.sha256(json.dumps([self.class_names, len(self.labels)]).encode())
+        for image in self.images:
+            digest.update(repr(image.shape).encode())
+            digest.update(np.ascontiguousarray(image).data)
+        digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()[:32]
+
+
+def names_of_classes(parts: Sequence[Given]) -> tuple[str, ...]:
+    """Class names of all splits; the labels themselves where the data have no names, one name without labels.
+
+    Raises:
+        DataError: the splits have different names.
+    """
+    named = {part.class_names for part in parts if part.class_names is not None}
+    if len(named) > 1:
+        first, second = sorted(named)[:2]
+        raise DataError(f"train and test data have different classes: {some(first)} and {some(second)}")
+    if named:
+        return named.pop()
+    highest = max(int(part.labels.max()) for part in parts)
+    return tuple(map(str, range(highest + 1))) if highest else ("all",)
+
+
+def images_given(data: Any, layout: Layout | None = None) -> Given:
+    """Read images from Python objects.
+
+    Args:
+        data: one of
+
+            - uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3: a NumPy array or a CPU tensor;
+            - a pair (images, labels) of such an array and integers [N];
+            - a `torch.utils.data.Dataset` with a length, or a list. An item is an image or a tuple (image, label): a
+              PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W], uint8 or floating point in [0, 1];
+            - a `datasets.Dataset` of Hugging Face with one column of images, and one of class labels or none.
+        layout: order of the axes of [N, a, b, c] if both are possible.
+
+    Raises:
+        DataError: no such data, or both orders of the axes are possible; one line.
+    """
+    if hasattr(data, "features") and hasattr(data, "column_names"):
+        return _of_hugging_face(data, layout)
+    if isinstance(data, tuple) and len(data) == 2 and _is_array(data[0]) and np.ndim(data[1]) == 1:
+        images = _array_images(_as_numpy(data[0]), layout)
+        return Given(images, _labels(_as_numpy(data[1]), len(images)), None)
+    if _is_array(data):
+        images = _array_images(_as_numpy(data), layout)
+        return Given(images, np.zeros(len(images), np.int64), None)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes | dict):
+        return _of_items((data[place] for place in range(len(data))), _names_of(data), layout)
+    raise DataError(
+        f"data is a {type(data).__name__}; give a uint8 array [N, H, W], [N, H, W, C] or [N, C, H, W], a pair (images, "
+        "labels), a torch.utils.data.Dataset with a length, or a datasets.Dataset"
+    )
+
+
+def _of_hugging_face(data: Any, layout: Layout | None) -> Given:
+    """Images of a `datasets.Dataset`: its column of type Image, or else one called image or img."""
+    kinds = {name: type(feature).__name__ for name, feature in data.features.items()}
+    images = [name for name, kind in kinds.items() if kind == "Image"]
+    images = images or [name for name in ("image", "images", "img") if name in kinds]
+    labels = [name for name, kind in kinds.items() if kind == "ClassLabel"] or [
+        name for name in kinds if name == "label"
+    ]
+    if len(images) != 1 or len(labels) > 1:
+        raise DataError(
+            f"data has the columns {', '.join(map(str, kinds))}; one of images and at most one of class labels are "
+            "needed: choose them with data.select_columns([...])"
+        )
+    names = getattr(data.features[labels[0]], "names", None) if labels else None
+    columns = [images[0], *labels]
+    rows = data.select_columns(columns) if hasattr(data, "select_columns") else data
+    items = (tuple(row[name] for name in columns) for row in rows)
+    return _of_items(items if labels else (item[0] for item in items), tuple(names) if names else None, layout)
+
+
+def _of_items(items: Iterator[Any], names: tuple[str, ...] | None, layout: Layout | None) -> Given:
+    images: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
+    for place, item in enumerate(items):
+        image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+        if isinstance(item, tuple | list) and len(item) != 2:
+            raise DataError(f"item {place} of data has {len(item)} parts; an image, or (image, label) is needed")
+        images.append(_image(image, place, layout))
+        if place > 0 and (label is not None) != bool(labels):
+            raise DataError(f"item {place} of data {'has no' if label is None else 'has a'} label, unlike those before")
+        if label is not None:
+            labels.append(_label(label, place))
+    if not images:
+        raise DataError("data has no images")
+    alike = len({image.shape for image in images}) == 1
+    of_all = _labels(np.array(labels), len(images)) if labels else np.zeros(len(images), np.int64)
+    return Given(np.stack(images) if alike else images, of_all, names if labels else None)
+
+
+def _image(image: Any, place: int, layout: Layout | None) -> NDArray[np.uint8]:
+    """One image as uint8 [C, H, W] with C 1 or 3."""
+    if isinstance(image, Image.Image):
+        return image_as_pixels(image)
+    if not _is_array(image):
+        raise DataError(
+            f"item {place} of data is a {type(image).__name__}; an image of PIL, an array or a tensor is needed"
+        )
+    pixels = _as_numpy(image)
+    if pixels.dtype.kind == "f":
+        if not (pixels.size and np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
+            raise DataError(
+                f"item {place} of data has floating-point pixels outside [0, 1]; leave out its normalization"
+            )
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    return _array_images(pixels[None], layout)[0]
+
+
+def _array_images(images: NDArray[Any], layout: Layout | None) -> NDArray[np.uint8]:
+    """Images of an array as uint8 [N, C, H, W]."""
+    what = f"data is {images.dtype} {list(images.shape)}"
+    if images.dtype != np.uint8:
+        raise DataError(f"{what}; uint8 in 0..255 is needed: scale, round and convert it with .astype('uint8')")
+    if images.ndim not in (3, 4) or not images.size:
+        raise DataError(f"{what}; [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3 is needed")
+    if images.ndim == 3:
+        return images[:, None]
+    first, last = (images.shape[axis] in (1, 3) for axis in (1, 3))
+    if first and last and layout is None:
+        raise DataError(f"{what}, which may be [N, C, H, W] or [N, H, W, C]; say which with layout='NCHW' or 'NHWC'")
+    if (layout == "NHWC" and not last) or (layout == "NCHW" and not first) or not (first or last):
+        raise DataError(f"{what}; it has no axis of 1 or 3 channels in {layout or 'NCHW or NHWC'}")
+    return images if layout == "NCHW" or (first and not last) else images.transpose(0, 3, 1, 2)
+
+
+def _labels(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"the labels are {labels.dtype} {list(labels.shape)}; integers [{count}], one an image, are needed"
+        )
+    if labels.min() < 0 or labels.max() >= _MOST_CLASSES:
+        raise DataError(
+            f"the labels go from {labels.min()} to {labels.max()}; 0 to the number of classes - 1 is needed"
+        )
+    return labels.astype(np.int64)
+
+
+def _label(label: Any, place: int) -> int:
+    number = _as_numpy(label) if _is_array(label) else np.asarray(label)
+    if number.shape != () or number.dtype.kind not in "iu":
+        raise DataError(f"the label of item {place} of data is {str(label)[:60]!r}, not an integer")
+    return int(number)
+
+
+def _names_of(data: Any) -> tuple[str, ...] | None:
+    """Class names of a data set in torchvision's manner."""
+    names = getattr(data, "classes", None)
+    return tuple(map(str, names)) if isinstance(names, list | tuple) and names else None
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | np.generic) or hasattr(value, "detach")
+
+
+def _as_numpy(value: Any) -> NDArray[Any]:
+    """An array of NumPy; of a tensor without its graph, whatever its device."""
+    return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)

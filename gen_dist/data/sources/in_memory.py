@@ -1,0 +1,104 @@
+"""Images given from Python, found again by the digest of their content."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from gen_dist.data.given import Given, names_of_classes
+from gen_dist.data.sources.source import Block, Request, SplitName, register
+from gen_dist.errors import DataError
+
+_KEY = re.compile(r"[0-9a-f]{32}(-[0-9a-f]{32})?")
+_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images by their digests: without the images themselves, only a packed cache of them can be opened."""
+
+    key: str
+    """Digest of the train split, then that of the test split, if there is one, after a hyphen."""
+    given: Mapping[SplitName, Given] | None = None
+
+    @property
+    def name(self) -> str:
+        """Short form of what the config says."""
+        return f"array:{self.key[:8]}"
+
+    @property
+    def slug(self) -> str:
+        """See Source."""
+        return "array"
+
+    @property
+    def has_test_split(self) -> bool:
+        """True if test images were given too."""
+        return "-" in self.key
+
+    @property
+    def default_size(self) -> int | None:
+        """None: the size of the images."""
+        return None
+
+    def fingerprint(self) -> object:
+        """The digests."""
+        return self.key
+
+    def remarks(self) -> list[str]:
+        """None."""
+        return []
+
+    def fetch(self) -> None:
+        """Raise DataError if there are no images to pack."""
+        if self.given is None:
+            raise DataError(
+                f"{self.name} was given from Python, and this cache has no packed images of it; name that of the run "
+                "with --cache-dir or $GEN_DIST_CACHE, or give the images again: gen_dist.train(config, data=...)"
+            )
+
+    def class_names(self) -> tuple[str, ...]:
+        """See Source."""
+        self.fetch()
+        assert self.given is not None
+        return names_of_classes(list(self.given.values()))
+
+    def image_count(self) -> int | None:
+        """Images in all splits."""
+        return sum(len(part.labels) for part in self.given.values()) if self.given else None
+
+    def blocks(self) -> Iterator[Block]:
+        """Some images at a time, so that a view with another order of axes is not copied whole."""
+        self.fetch()
+        assert self.given is not None
+        for split, part in self.given.items():
+            for first in range(0, len(part.labels), _BLOCK):
+                rows = slice(first, first + _BLOCK)
+                names = [f"image {place} of {split} data" for place in range(len(part.labels))[rows]]
+                images = part.images[rows]
+                if isinstance(images, np.ndarray):
+                    images = np.ascontiguousarray(images)
+                yield Block(split, images, part.labels[rows], names)
+
+
+def given_source(train: Given, test: Given | None) -> ArraySource:
+    """The source of images in memory."""
+    given: dict[SplitName, Given] = {"train": train}
+    if test:
+        given["test"] = test
+    return ArraySource("-".join(part.digest() for part in given.values()), given)
+
+
+def _open(request: Request) -> ArraySource:
+    key = str(request.path)
+    if not _KEY.fullmatch(key):
+        raise DataError(
+            f"array:{key[:80]} is no digest of images; a run that was given images has it in its config.json"
+        )
+    return ArraySource(key)
+
+
+register("array", _open, takes_path=True)
