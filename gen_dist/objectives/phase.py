@@ -67,6 +67,8 @@ class Phase(nn.Module):
     """Batches are `penalized` at steps divisible by this (lazy regularization: Karras et al. 2020, appendix B)."""
     logs_gradient_norm: bool = False
     """True if the norm of the phase's gradients is logged, with and without clipping."""
+    stops_gradients: str = ""
+    """Reason why a part of the loss has no gradient on purpose, as a clause; `gen_dist.testing` then lets it pass."""
 
     def __init__(self, objective: WithNetworks) -> None:
         super().__init__()

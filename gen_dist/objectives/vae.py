@@ -125,10 +125,18 @@ class GaussianScale(nn.Module):
         return self.log_scale
 
 
+_PATH = "a path gradient omits the density's own gradient, whose mean is 0"
+
+
 class MaximizeElbo(Phase):
     """Minimize nll + beta * kl (Kingma & Welling 2014, eq. 10; beta: Higgins et al. 2017)."""
 
     objective: Vae
+
+    def __init__(self, objective: Vae) -> None:
+        super().__init__(objective)
+        if objective.config.gradient == "path":
+            self.stops_gradients = _PATH
 
     def forward(self, batch: Batch) -> TurnResult:
         config = self.objective.config
@@ -151,6 +159,11 @@ class MaximizeImportanceWeightedBound(Phase):
     """Minimize the negative K-sample bound (Burda et al. 2016, eq. 8)."""
 
     objective: Vae
+
+    def __init__(self, objective: Vae) -> None:
+        super().__init__(objective)
+        if objective.config.gradient == "path":
+            self.stops_gradients = _PATH
 
     def forward(self, batch: Batch) -> TurnResult:
         targets = self.objective.targets(batch, Stream.BINARIZATION)

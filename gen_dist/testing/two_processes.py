@@ -1,0 +1,112 @@
+"""The check that two processes train as one does. This module is also the program of the two."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gen_dist.testing.report import Failure, Skipped
+from gen_dist.testing.trial import ObjectiveTrial, compare_trainings, run_steps, state_of
+
+_SECONDS = 120
+
+
+def check_two_processes_equal_one(trial: ObjectiveTrial) -> None:
+    """Two processes with half of each batch train as one process with all of it."""
+    trial.config = dataclasses.replace(trial.config, sync_batch_norm=trial.has_batch_statistics)
+    with tempfile.TemporaryDirectory(prefix="gen_dist-check-") as folder:
+        logs = _train_in_two(trial, Path(folder))
+        from safetensors.torch import load_file
+
+        compare_trainings(trial, "two processes", logs, load_file(Path(folder) / "state.safetensors"))
+
+
+def _train_in_two(trial: ObjectiveTrial, folder: Path) -> list[dict[str, Any]]:
+    parts = {"objective": _described(trial.config.objective), "network": _described(trial.config.network)}
+    (folder / "trial.json").write_text(json.dumps({**parts, "image_shape": trial.image_shape}))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"CUDA_VISIBLE_DEVICES": "-1", "GEN_DIST_THREADS": "1"}
+    shared["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    command = [sys.executable, "-m", "gen_dist.testing.two_processes", str(folder)]
+    started = [
+        subprocess.Popen(
+            command,
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=_SECONDS)[1] for process in started]
+    except subprocess.TimeoutExpired:
+        raise Failure(
+            f"two processes did not end in {_SECONDS} seconds: do all ranks call the same collectives?"
+        ) from None
+    finally:
+        for process in started:
+            process.kill()
+    if any(process.returncode for process in started):
+        last = [text.strip().splitlines()[-1] for text in errors if text.strip()]
+        raise Failure(f"two processes failed: {last[0][:300] if last else 'without a word'}")
+    found: list[dict[str, Any]] = json.loads((folder / "logs.json").read_text())
+    return found
+
+
+def _described(config: Any) -> dict[str, Any]:
+    """A config as JSON, with the place of its class, which another process may have to load from its file."""
+    kind = type(config)
+    if kind.__module__ == "__main__":
+        raise Skipped("other processes cannot import a class of a script or notebook; put it in a file")
+    file = getattr(sys.modules[kind.__module__], "__file__", None)
+    return {"module": kind.__module__, "file": file, "name": kind.__qualname__, "values": dataclasses.asdict(config)}
+
+
+def _made(described: dict[str, Any]) -> Any:
+    from pydantic import TypeAdapter
+
+    name = described["module"]
+    try:
+        module = importlib.import_module(name)
+    except ImportError:
+        spec = importlib.util.spec_from_file_location(name, described["file"])
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return TypeAdapter(getattr(module, described["name"])).validate_python(described["values"])
+
+
+def main(folder: Path) -> None:
+    """Train a trial in this process, one of two. The main one writes logs.json and state.safetensors."""
+    from safetensors.torch import save_file
+
+    from gen_dist.parallel.processes import end_process, start_processes
+    from gen_dist.training.trainer import Trainer
+
+    described = json.loads((folder / "trial.json").read_text())
+    trial = ObjectiveTrial(_made(described["objective"]), _made(described["network"]), tuple(described["image_shape"]))
+    config = dataclasses.replace(trial.config, sync_batch_norm=trial.has_batch_statistics, device="cpu")
+    processes = start_processes(config)
+    trainer = Trainer(config, trial.dataset, processes)
+    logs = run_steps(trainer, 0, trial.few_steps)
+    state = state_of(trainer)
+    if processes.is_main:
+        save_file({name: value.contiguous() for name, value in state.items()}, folder / "state.safetensors")
+        (folder / "logs.json").write_text(json.dumps(logs))
+    end_process(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

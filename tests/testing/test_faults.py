@@ -1,0 +1,67 @@
+"""Each planted fault is found by the check that is meant to find it, in words of the faulty code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gen_dist.testing.objectives import OBJECTIVE_CHECKS, SLOW_OBJECTIVE_CHECKS
+from gen_dist.testing.report import Check, Result, run_checks
+from gen_dist.testing.trial import ObjectiveTrial
+from tests.testing import faults
+from tests.testing.faults import Fault, FaultyConfig, FaultyGanConfig
+
+FOUND: dict[Fault, tuple[str, str]] = {
+    "term under no_grad": ("every term of the loss has a gradient", "phase elbo"),
+    "detached reparameterization": ("every term of the loss has a gradient", "phase elbo"),
+    "graph of the generator": ("no gradient reaches another phase", "phase generator carries 'fake' with the graph"),
+    "forward past the wrapper": ("the forward pass stays within the networks", "calls a Linear"),
+    "torch's generator": ("noise is keyed", "a draw from a global generator"),
+    "changing number": ("a recorded step equals a launched one", "aten.mul"),
+    "mean over the local batch": ("micro batches equal the batch", "a mean over images"),
+    "bf16 weights": ("updates are larger than the spacing of the weights", "decoder.layers.0.weight is bfloat16"),
+    "unsaved buffer": ("changing buffers are saved", "buffer running of FaultyVae"),
+    "state on the module": ("modules keep no state", "FaultyPhase.last"),
+    "branch on data": ("a recorded step equals a launched one", "the host waits"),
+}
+
+
+def _failures(fault: Fault, *more: Check) -> list[Result]:
+    config = FaultyGanConfig if fault == "graph of the generator" else FaultyConfig
+    return [
+        one
+        for one in run_checks(fault, [*OBJECTIVE_CHECKS, *more], ObjectiveTrial(config(fault=fault)))
+        if one.outcome == "failed"
+    ]
+
+
+@pytest.mark.parametrize("fault", FOUND)
+def test_a_fault_is_found_by_its_check(fault: Fault) -> None:
+    found = _failures(fault)
+    check, words = FOUND[fault]
+    assert [one.check for one in found] == [check], found
+    assert words in found[0].reason
+    source = Path(faults.__file__).read_text().splitlines()
+    if lines := [number for number, line in enumerate(source, 1) if line.endswith(f"# FAULT: {fault}")]:
+        assert f"faults.py:{lines[0]}" in found[0].reason
+
+
+@pytest.mark.parametrize("config", [FaultyConfig(), FaultyGanConfig()])
+def test_without_a_fault_nothing_is_found(config: FaultyConfig) -> None:
+    results = run_checks("none", OBJECTIVE_CHECKS, ObjectiveTrial(config))
+    assert {one.outcome for one in results} == {"passed"}, results
+
+
+@pytest.mark.slow
+def test_a_fault_of_one_rank_is_found_by_two_processes() -> None:
+    found = _failures("wrong sign on one rank", SLOW_OBJECTIVE_CHECKS[0])
+    assert [one.check for one in found] == ["two processes equal one"]
+    assert "with two processes" in found[0].reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [FaultyConfig(), FaultyGanConfig()])
+def test_without_a_fault_the_slow_checks_pass(config: FaultyConfig) -> None:
+    results = run_checks("none", SLOW_OBJECTIVE_CHECKS, ObjectiveTrial(config))
+    assert {one.outcome for one in results} == {"passed"}, results
