@@ -18,6 +18,7 @@ import tyro
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, as_user_error
+from gen_dist.plugins.loading import load as load_plugin
 from gen_dist.presets import get_preset, presets
 from gen_dist.startup import lost_output, settle, tell
 
@@ -34,6 +35,7 @@ _TRAIN_USAGE = """usage: {prog} PRESET [--option value ...] [--fresh]
 
 Train a preset, or the config that a run wrote to its config.json.
 The same command resumes a run; --fresh starts it over.
+--plugin FILE_OR_MODULE, anywhere and repeatable, adds parts and presets of your own.
 
 presets:
 {presets}
@@ -53,7 +55,8 @@ def parse_train(arguments: Sequence[str], prog: str, more: T) -> tuple[TrainConf
         ConfigError: an unknown preset or option, or an invalid value.
         SystemExit: after printing help.
     """
-    words = list(arguments)
+    words, named = without_plugins(arguments)
+    plugins = [load_plugin(word) for word in named]
     if not words or words[0] in ("-h", "--help"):
         print(_TRAIN_USAGE.format(prog=prog, presets=preset_lines()))
         raise SystemExit(0 if words else 2)
@@ -69,6 +72,9 @@ def parse_train(arguments: Sequence[str], prog: str, more: T) -> tuple[TrainConf
     else:
         source, default, words = words[0], get_preset(words[0]), words[1:]
 
+    names = {plugin.name for plugin in plugins}
+    recorded = [plugin for plugin in default.plugins if plugin.name not in names]
+    default = dataclasses.replace(default, plugins=(*recorded, *plugins))
     flat = tyro.conf.OmitArgPrefixes
     start_over = tyro.conf.arg(help="Remove the files of an earlier run from the run directory and start over.")
     options_of_both = dataclasses.make_dataclass(
@@ -83,6 +89,25 @@ def parse_train(arguments: Sequence[str], prog: str, more: T) -> tuple[TrainConf
         lambda: tyro.cli(options_of_both, args=words, prog=f"{prog} {source}", default=options_of_both(more, default))
     )
     return options.config, options.fresh, options.more
+
+
+def without_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split a command line into its other words and the values of every `--plugin`.
+
+    Raises:
+        ConfigError: the last one has no value.
+    """
+    others: list[str] = []
+    plugins = []
+    rest = iter(words)
+    for word in rest:
+        if word != "--plugin" and not word.startswith("--plugin="):
+            others.append(word)
+        elif value := word.partition("=")[2] if "=" in word else next(rest, ""):
+            plugins.append(value)
+        else:
+            raise ConfigError("--plugin needs a Python file or a module, as in --plugin my_gan.py")
+    return others, plugins
 
 
 def refuse_empty_words(words: Sequence[str]) -> None:

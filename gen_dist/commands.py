@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from gen_dist.cli import preset_lines, run_command, run_subcommand
+from gen_dist.cli import preset_lines, run_command, run_subcommand, without_plugins
 from gen_dist.errors import ConfigError, UserError
+from gen_dist.plugins.loading import load as load_plugin
 from gen_dist.startup import tell
 
 if TYPE_CHECKING:
@@ -24,7 +25,15 @@ def main() -> None:
     """Entry point of `gen-dist`."""
     if sys.argv[1:2] == ["train"]:  # its options are the config's, which depend on the preset
         run_command(train)
-    run_command(lambda: run_subcommand(FUNCTIONS, sys.argv[1:], "gen-dist"))
+    run_command(lambda: run_subcommand(FUNCTIONS, _words_with_plugins(), "gen-dist"))
+
+
+def _words_with_plugins() -> list[str]:
+    """Words of the command line, after its plug-ins are loaded: each command knows their metrics, sources and kinds."""
+    words, plugins = without_plugins(sys.argv[1:])
+    for plugin in plugins:
+        load_plugin(plugin)
+    return words
 
 
 def train() -> None:

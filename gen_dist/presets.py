@@ -21,8 +21,9 @@ from gen_dist.config import (
     objectives,
 )
 from gen_dist.errors import ConfigError
+from gen_dist.plugins.tables import Table
 
-_PRESETS: dict[str, "Preset"] = {}
+_PRESETS: "Table[Preset]" = Table("preset")
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,13 @@ def add_preset(
     Raises:
         ConfigError: the name is taken.
     """
-    if name in _PRESETS:
-        raise ConfigError(f"preset {name!r} exists already; choose another name")
-    _PRESETS[name] = Preset(replace(config, preset=name), description, expected, seconds)
+    _PRESETS.add(name, Preset(replace(config, preset=name), description, expected, seconds))
 
 
 def presets() -> Mapping[str, Preset]:
     """All presets by name, including those of modules that register their own objectives or networks."""
     objectives.configs(), networks.configs()  # imports such modules
-    return _PRESETS
+    return _PRESETS.parts
 
 
 def get_preset(name: str) -> TrainConfig:
@@ -63,9 +62,9 @@ def get_preset(name: str) -> TrainConfig:
     Raises:
         ConfigError: no preset has this name; the message lists all names.
     """
-    if name not in _PRESETS and name not in presets():
-        raise ConfigError(f"unknown preset {name!r}; there are {', '.join(_PRESETS)}")
-    return _PRESETS[name].config
+    if name not in _PRESETS.parts and name not in presets():
+        raise ConfigError(f"unknown preset {name!r}; there are {', '.join(_PRESETS.parts)}")
+    return _PRESETS.parts[name].config
 
 
 # Three epochs of 60,000 images. Tuned on full MNIST for the least time to a test negative ELBO of 105.6: a high rate

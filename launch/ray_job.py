@@ -22,7 +22,7 @@ if (root := Path(__file__).resolve().parent.parent).joinpath("gen_dist").is_dir(
 
 import tyro
 
-from gen_dist.cli import own_program, parse_train, run_command, run_subcommand
+from gen_dist.cli import own_program, parse_train, run_command, run_subcommand, without_plugins
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.launch.cluster.access import (
     DASHBOARD_PORT,
@@ -32,6 +32,7 @@ from gen_dist.launch.cluster.access import (
     shipped_code,
 )
 from gen_dist.launch.cluster.options import RayOptions, run_location
+from gen_dist.plugins.loading import contents_of
 
 DASHBOARD = f"http://127.0.0.1:{DASHBOARD_PORT}"
 _CONFIG = "job-config.json"
@@ -57,10 +58,16 @@ def submit(words: list[str]) -> None:
         )
     if options.address is not None:
         raise ConfigError("a job runs on the cluster of the dashboard; leave out --address")
-    words, prepare = words.copy(), ""
+    others, plugins = without_plugins(words)
+    words, prepare, contents = others, "", contents_of(config.plugins)
     if words[0].startswith("--config"):  # the cluster does not have this file
         words[: 1 if "=" in words[0] else 2] = ["--config", _CONFIG]
-        prepare = f"printf %s {shlex.quote(config.to_json())} > {_CONFIG} && exec "
+        prepare = f"printf %s {shlex.quote(config.to_json())} > {_CONFIG} && "
+    for name, content in contents.items():  # nor single files
+        prepare += f"printf %s {shlex.quote(content.decode())} > {shlex.quote(name)} && "
+    for plugin in [*contents, *(word for word in plugins if Path(word).name not in contents)]:
+        words += ["--plugin", plugin]
+    prepare += "exec " if prepare else ""
     with _client(address) as client:
         job = client.submit_job(
             entrypoint=prepare + shlex.join(["python", "-m", "gen_dist.launch.ray_train", *words]),

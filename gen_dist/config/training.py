@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from tyro.conf import Suppress
+from tyro.conf import Fixed, Suppress
 
 from gen_dist.config.checked import Checked, at_least
 from gen_dist.config.data import DataConfig
@@ -19,6 +19,7 @@ from gen_dist.config.objectives import ObjectiveConfig, VaeConfig, objectives
 from gen_dist.config.optimization import OptimizerConfig
 from gen_dist.config.options import plain_value, with_changes
 from gen_dist.errors import ConfigError, UnknownNameError
+from gen_dist.plugins.loading import Plugin, contents_of, load_contents, load_recorded, plugins_of
 from gen_dist.plugins.registry import Registry
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -47,6 +48,8 @@ class TrainConfig(Checked):
     """Everything that determines a run: two runs of one config on one data set are equal."""
 
     preset: Suppress[str] = "custom"
+    plugins: Suppress[Fixed[tuple[Plugin, ...]]] = ()
+    """Plug-ins whose code takes part. Those that define the network or objective are added by themselves."""
     data: str = "mnist5k"
     """Images to learn: mnist5k, mnist, fashion_mnist, kmnist, cifar10, svhn, folder:PATH, parquet:PATH, synthetic."""
     data_root: str = "data"
@@ -72,6 +75,8 @@ class TrainConfig(Checked):
     sync_batch_norm: bool = False
     """Compute batch statistics over all processes, so that their number does not change the run. Otherwise each
     process normalizes its own images, as in the papers."""
+    accept_changed_plugins: bool = False
+    """Resume a run although the code of one of its plug-ins has changed since."""
     device: Device = "auto"
     """Device of the training; `auto` takes a GPU if there is one."""
     run_dir: str | None = None
@@ -105,6 +110,9 @@ class TrainConfig(Checked):
             raise ConfigError(f"seed {self.seed} is not in 0 .. 2^63 - 1")
         if not self.data:
             raise ConfigError("data is empty; name a source such as mnist5k")
+        recorded = {plugin.name for plugin in self.plugins}
+        added = [one for one in plugins_of(vars(self).values()) if one.name not in recorded]
+        object.__setattr__(self, "plugins", (*self.plugins, *added))
 
     @property
     def run_path(self) -> Path:
@@ -146,17 +154,21 @@ class TrainConfig(Checked):
 
     @staticmethod
     def from_json(text: str, source: str) -> TrainConfig:
-        """Read a config from JSON text; `source` names it in errors.
+        """Read a config from JSON text; `source` is its file, or names it in errors.
+
+        Its plug-ins are loaded first. Code of theirs that is a copy in the run directory runs then.
 
         Raises:
-            ConfigError: the text is not JSON, or has values of a wrong type or out of range.
+            ConfigError: the text is not JSON, or has values of a wrong type or out of range, or a plug-in is missing or
+                has changed.
             UnknownNameError: it has options or kinds that this version does not have.
         """
         from pydantic import ConfigDict, TypeAdapter, ValidationError  # 70 ms that only --config needs
 
+        load_recorded(_plugins_in(text), source)
         parts = (*networks.configs(), *objectives.configs())
         cls: Any
-        for cls in (DataConfig, OptimizerConfig, TrainConfig, *parts):
+        for cls in (DataConfig, OptimizerConfig, Plugin, TrainConfig, *parts):
             cls.__pydantic_config__ = ConfigDict(extra="forbid")
         try:
             accepted = _without_lone_bytes(text)
@@ -172,6 +184,25 @@ class TrainConfig(Checked):
                     f"{line}; this gen_dist has no such name: it is mistyped, or of a newer version"
                 ) from None
             raise ConfigError(line) from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled with the single files of its plug-ins, so that processes on other hosts can read it."""
+        return _unpickled, (self.to_json(), contents_of(self.plugins))
+
+
+def _unpickled(text: str, plugins: dict[str, bytes]) -> TrainConfig:
+    load_contents(plugins)
+    return TrainConfig.from_json(text, "the config")
+
+
+def _plugins_in(text: str) -> list[Plugin]:
+    """Plug-ins that a config names; none if its text is not one, which is told later."""
+    if '"plugins"' not in text:
+        return []
+    try:
+        return [Plugin(str(one["name"]), str(one["sha256"])) for one in json.loads(text).get("plugins", ())]
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return []
 
 
 # Python holds a byte of a path that is not UTF-8 as half of a surrogate pair. JSON has it as \\udcXX, which pydantic

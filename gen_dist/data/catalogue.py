@@ -18,6 +18,7 @@ from gen_dist.data.naming import printable
 from gen_dist.data.sources.source import Request, Source, SourceKind, registered
 from gen_dist.errors import DataError
 from gen_dist.files import reason_of
+from gen_dist.plugins.loading import load_installed
 
 
 def open_dataset(
@@ -84,12 +85,17 @@ def _one_line_errors(source: str) -> Iterator[None]:
         raise DataError(f"{printable(source)}: out of memory while it was packed; free some and try again") from None
 
 
-@functools.cache
 def source_kinds() -> Mapping[str, SourceKind]:
-    """All sources by name: those that the modules of `gen_dist.data.sources` register."""
+    """All sources by name: those that the modules of `gen_dist.data.sources` and plug-ins register."""
+    _find_sources()
+    return registered()
+
+
+@functools.cache
+def _find_sources() -> None:
     for module in pkgutil.iter_modules(sources.__path__):
         importlib.import_module(f"{sources.__name__}.{module.name}")
-    return registered()
+    load_installed()
 
 
 def _find_source(source: str, root: Path, packing: DataConfig) -> Source:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gen_dist.errors import ConfigError
+from gen_dist.plugins.tables import Table
 
 Better = Literal["less", "more", "data"]
 Group = Literal["features", "pixels", "classes", "walks", "likelihood", "reconstruction", "latents", "run"]
@@ -68,21 +69,21 @@ class Metric:
                 return ""
 
 
-_METRICS: dict[str, Metric] = {}
+_METRICS: Table[Metric] = Table("metric")
 
 
 def register(metric: Metric) -> Metric:
     """Add a metric to the table.
 
     Raises:
-        ConfigError: its name is taken.
+        ConfigError: its name is taken, or its group does not exist.
     """
-    if metric.name in _METRICS:
-        raise ConfigError(f"metric {metric.name!r} is there already")
-    _METRICS[metric.name] = metric
+    if metric.group not in GROUPS:
+        raise ConfigError(f"metric {metric.name!r} has group {metric.group!r}; the groups are {', '.join(GROUPS)}")
+    _METRICS.add(metric.name, metric)
     return metric
 
 
 def registered() -> dict[str, Metric]:
     """The registered metrics by name, in the order of tables."""
-    return dict(sorted(_METRICS.items(), key=lambda entry: GROUPS.index(entry[1].group)))
+    return dict(sorted(_METRICS.parts.items(), key=lambda entry: GROUPS.index(entry[1].group)))

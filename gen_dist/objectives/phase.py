@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from gen_dist.errors import ConfigError
 from gen_dist.kernels import Key
 from gen_dist.randomness import Stream
 
@@ -78,6 +79,27 @@ class Phase(nn.Module):
     def forward(self, batch: Batch) -> TurnResult:
         """Compute the loss, the logs and tensors for later phases of the step."""
         raise NotImplementedError
+
+
+def refuse_bad_phases(phases: Mapping[str, Phase], objective: WithNetworks) -> None:
+    """Raise ConfigError if phases train nothing, what the objective does not have, or one network twice."""
+    owner = type(objective).__name__
+    if not phases:
+        raise ConfigError(f"{owner} trains nothing: its phases() is empty")
+    trained: dict[str, str] = {}
+    for phase_name, phase in phases.items():
+        for name in phase.trains:
+            if name not in objective.networks:
+                there = ", ".join(objective.networks)
+                raise ConfigError(f"phase {phase_name} of {owner} trains {name!r}, but the networks are {there}")
+            if name in trained:
+                raise ConfigError(
+                    f"phases {trained[name]} and {phase_name} of {owner} both train the network {name}, each with an "
+                    "optimizer of its own; name it in `trains` of one of them"
+                )
+            trained[name] = phase_name
+        if not any(True for name in phase.trains for _ in objective.networks[name].parameters()):
+            raise ConfigError(f"phase {phase_name} of {owner} trains nothing: no network in its `trains` has weights")
 
 
 def unit_interval(images: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ _OWN_PLACES = ("data_root", "packing.cache_dir")
 _SHOWN = 4
 """Most differences, and most ranks, that one line names."""
 _WAYS_OUT = {
+    "code of plug-in": "give all hosts the same plug-ins",
     "threads": "set GEN_DIST_THREADS to one number on all hosts",
     "data": "give all hosts the same data",
     "job": "another job uses this port: choose another with --main_process_port, --master-port or MASTER_PORT",
@@ -68,7 +69,9 @@ def _facts_of_config(config: TrainConfig) -> dict[str, str]:
             elif f"{prefix}{name}" not in _OWN_PLACES:
                 facts[prefix + name] = repr(value)
 
-    add("", dataclasses.asdict(config))
+    values = dataclasses.asdict(config)
+    facts |= {f"code of plug-in {one['name']}": one["sha256"][:12] for one in values.pop("plugins")}
+    add("", values)
     kind, colon, _ = config.data.partition(":")
     if colon:  # the digest tells if a path leads to other data
         facts["data"] = f"{kind}:"
@@ -107,6 +110,7 @@ def disagreement(facts: Mapping[int, Facts]) -> str | None:
         for (name, value), ranks in told
     ]
     names = {name for name, _ in differing}
+    names |= {"code of plug-in" for name in names if name.startswith("code of plug-in ")}
     ways_out = [way_out for name, way_out in _WAYS_OUT.items() if name in names]
     if names & set(_VERSIONS):
         ways_out.append("install one version on all hosts")

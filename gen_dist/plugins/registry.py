@@ -1,5 +1,7 @@
 """Registry of the objectives and networks that a config can name by kind. It does not import torch.
 
+Ours and those of plug-ins are registered alike.
+
 A part's config names the place of its class, so configs and `--help` work without importing that class. The configs of
 this package's own parts are in `gen_dist.config`, which imports quickly. A module in the part's folder with a line
 `@objectives.register` (or `@networks.register`) is found by that text, and needs no other edit.
@@ -7,13 +9,14 @@ this package's own parts are in `gen_dist.config`, which imports quickly. A modu
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.util
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from gen_dist.errors import ConfigError
+from gen_dist.plugins.loading import load_installed
+from gen_dist.plugins.tables import Table
 
 C = TypeVar("C")
 Config = TypeVar("Config", bound=type[Any])
@@ -33,7 +36,8 @@ class Registry(Generic[C]):
         self._sort = sort
         self._base = base
         self._folder = folder
-        self._by_kind: dict[str, type[Any]] = {}
+        self._table: Table[type[Any]] = Table(sort)
+        self._by_kind = self._table.parts
         self._searched = False
 
     def register(self, config: Config) -> Config:
@@ -43,24 +47,28 @@ class Registry(Generic[C]):
             ConfigError: the class is not a frozen dataclass of this sort, has no kind, or its kind is taken.
         """
         name = f"{self._sort} config {config.__qualname__}"
-        if not (issubclass(config, self._base) and dataclasses.is_dataclass(config)):
+        # A class without the decorator inherits the fields of its base, but has none of its own.
+        parameters = vars(config).get("__dataclass_params__")
+        if self._base not in config.__mro__ or parameters is None:
             raise ConfigError(f"{name} is not a dataclass derived from {self._base.__name__}")
-        if not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        if not parameters.frozen:
             raise ConfigError(f"{name} is not frozen; decorate it with @dataclass(frozen=True)")
         kind = getattr(config, "kind", "")
         if not kind:
             raise ConfigError(f'{name} has no kind; give it a field such as kind: Literal["mine"] = "mine"')
-        if self._by_kind.get(kind, config).__qualname__ != config.__qualname__:
-            raise ConfigError(f"{name} has kind {kind!r}, which {self._by_kind[kind].__qualname__} has already")
+        known = self._by_kind.get(kind)
+        if known is None or (known.__module__, known.__qualname__) != (config.__module__, config.__qualname__):
+            self._table.add(kind, config)
         self._by_kind[kind] = config
         return config
 
     def configs(self) -> tuple[type[C], ...]:
-        """All config classes, including those of modules found in the folder."""
+        """All config classes, including those of modules found in the folder and of installed plug-ins."""
         if not self._searched:
             self._searched = True
             for module in _modules_with(f"@{self._sort}s.register", self._folder):
                 importlib.import_module(module)
+            load_installed()
         return tuple(self._by_kind.values())
 
     def __getitem__(self, kind: str) -> type[Any]:

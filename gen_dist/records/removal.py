@@ -17,6 +17,7 @@ CHECKPOINT_FILE = re.compile(r"config\.json|state\.json|SHA256SUMS|(networks|ave
 CHECKPOINT = re.compile(r"step_\d{8,}")
 _MOVED_ASIDE = re.compile(rf"\.removed-({CHECKPOINT.pattern})")
 _PARTIAL = re.compile(rf"\.partial-{CHECKPOINT.pattern}")
+_PLUGIN = re.compile(r"[^.].*\.py|\..+\.py\.tmp.*")
 _PICTURE = re.compile(r"step_\d{8,}\.png|\.step_\d{8,}\.png\.tmp.*")
 
 
@@ -32,6 +33,7 @@ def remove_run(path: Path) -> None:
         _remove_checkpoints(paths.checkpoints)
         for series in paths.picture_series.values():
             _remove_matching(series, _PICTURE)
+        _remove_matching(paths.plugins, _PLUGIN)
         _remove_wandb(paths)
         for file in paths.files():
             remove_left_over(file)

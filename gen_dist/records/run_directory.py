@@ -20,6 +20,7 @@ from gen_dist.errors import CheckpointError, ConfigError, DamagedError, TakenOve
 from gen_dist.files import file_lock, read_regular, reason_of, write_atomically
 from gen_dist.parallel.collectives import errors_shared, from_main
 from gen_dist.parallel.processes import Processes
+from gen_dist.plugins.loading import contents_of
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.environment import ENVIRONMENT_SHAPE, environment
 from gen_dist.records.reading import read_config, read_file, read_object, write_object
@@ -39,6 +40,7 @@ _BEGUN = "begun"
 
 _FREE_FIELDS = {
     *("preset", "data_root", "packing", "run_dir", "accumulation", "precision", "compile", "cuda_graphs", "device"),
+    *("plugins", "accept_changed_plugins"),
     *("checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_every", "wandb"),
 }
 """Config fields that may change when a run is resumed. They do not decide what a step computes, except for rounding
@@ -174,6 +176,9 @@ def record_start(path: Path, config: TrainConfig, step: int, wandb_id: str, proc
         OSError: the disk is full or cannot be written to.
     """
     paths = RunPaths(path)
+    for name, content in contents_of(config.plugins).items():
+        paths.plugins.mkdir(exist_ok=True)
+        write_atomically(paths.plugins / name, content)
     write_atomically(paths.config, config.to_json())
     write_atomically(paths.wandb_id, wandb_id)
     starts: list[dict[str, Any]] = [{"from_step": step, "processes": processes, **environment()}]
@@ -222,6 +227,8 @@ def refuse_other_config(path: Path, config: TrainConfig) -> None:
         started = read_config(file)
     except FileNotFoundError:
         raise DamagedError(f"{path} has checkpoints but no config.json; copy {saved[0] / file.name} there") from None
+    if not config.accept_changed_plugins:
+        _refuse_changed_plugins(path, started, config)
     # Unless the learning rate is constant, that of every step depends on the number of steps.
     free = _FREE_FIELDS | ({"steps"} if config.optimization.decay == "constant" else set())
     # Data at a path may have moved; the digest shows whether they are the same. A data set has one name for ever.
@@ -236,3 +243,17 @@ def refuse_other_config(path: Path, config: TrainConfig) -> None:
             f"{path} holds a run of another config ({'; '.join(changes)}); "
             "give it the same options, start over with --fresh, or choose another --run-dir"
         )
+
+
+def _refuse_changed_plugins(path: Path, started: TrainConfig, config: TrainConfig) -> None:
+    digests = {plugin.name: plugin.sha256 for plugin in config.plugins}
+    for plugin in started.plugins:
+        now = digests.get(plugin.name, plugin.sha256)
+        if now != plugin.sha256:
+            copy = RunPaths(path).plugins / plugin.name
+            kept = f" (a copy of it is {copy})" if copy.exists() else ""
+            raise ConfigError(
+                f"plug-in {plugin.name} has changed since {path} was trained with it (SHA-256 {plugin.sha256[:12]} -> "
+                f"{now[:12]}); put its old code back{kept}, go on with the changed code with --accept-changed-plugins, "
+                "start over with --fresh, or choose another --run-dir"
+            )

@@ -23,6 +23,8 @@ class RunPaths:
         # Written when training starts.
         self.config = root / "config.json"
         self.environment = root / "environment.json"
+        self.plugins = root / "plugins"
+        """Copies of the single files among the plug-ins, so that the run can be read without the originals."""
         self.wandb_id = root / "wandb-id"
         self.wandb = root / "wandb"
         # Written while it trains.
@@ -55,4 +57,4 @@ class RunPaths:
 
     def directories(self) -> list[Path]:
         """Directories that a run writes to."""
-        return [self.checkpoints, *self.picture_series.values(), self.wandb]
+        return [self.checkpoints, *self.picture_series.values(), self.plugins, self.wandb]

@@ -94,6 +94,7 @@ def _train(
     path = (supervisor.directory if supervisor else None) or config.run_path
     stop = supervisor.stop if supervisor else threading.Event()
     with hold(path, config, processes, fresh, supervisor.name if supervisor else None, announce) as holding:
+        config = dataclasses.replace(config, accept_changed_plugins=False)  # of this start alone
         dataset = open_dataset(config.data, config.data_root, config.packing, announce)
         _agree(config, dataset, processes)
         with contextlib.closing(Trainer(config, dataset, processes)) as trainer, stop_signals(stop):

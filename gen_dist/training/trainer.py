@@ -12,6 +12,7 @@ from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches
 from gen_dist.errors import CheckpointError
 from gen_dist.objectives import Batch, Objective, build_objective
+from gen_dist.objectives.phase import refuse_bad_phases
 from gen_dist.parallel.processes import Processes
 from gen_dist.parallel.sync_batch_norm import synchronize
 from gen_dist.records.checkpoint import Checkpoint
@@ -70,6 +71,7 @@ class Trainer:
 
     def _make_turns(self) -> dict[str, Turn]:
         phases = self.objective.phases()
+        refuse_bad_phases(phases, self.objective)
         trained = [
             p for phase in phases.values() for name in phase.trains for p in self.objective.networks[name].parameters()
         ]

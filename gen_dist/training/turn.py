@@ -193,8 +193,10 @@ class EagerBackward:
         reduction: Reduction,
         update: Update,
         dtype: torch.dtype,
+        name: str,
     ) -> None:
         self._module = module
+        self._name = name
         self._parameters = list(parameters)
         self._reduction = reduction
         self._update = update
@@ -206,6 +208,11 @@ class EagerBackward:
             with computing(batch.images.device, self._dtype):
                 loss, logs, carried = TurnResult(*self._module(batch))
             lap("forward")
+            if not loss.requires_grad:
+                raise ConfigError(
+                    f"{self._name} trains nothing: no gradient leads from its loss to what it trains; is the loss "
+                    "detached, or computed under torch.no_grad?"
+                )
             # A carried graph leads to weights that this turn does not train, so `backward` takes named inputs. They
             # have a cost, so they are named only then.
             has_graphs = any(value.requires_grad for value in batch.carried.values())
@@ -248,7 +255,7 @@ def choose_backward(
         return CompiledBackward(phase, parameters, dtype)
     if compiled:
         phase.compile()
-    return EagerBackward(reduction.wrapped(phase), parameters, reduction, update, dtype)
+    return EagerBackward(reduction.wrapped(phase), parameters, reduction, update, dtype, type(phase).__name__)
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def train_in_workers(config: TrainConfig, fresh: bool, options: WorkerOptions, l
     """
     mailbox = mailbox_here(Mailbox)
     columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80 if sys.stderr.isatty() else None
-    task = Task(config.to_json(), uuid.uuid4().hex, location, os.getcwd(), fresh, options, columns, mailbox)
+    task = Task(config, uuid.uuid4().hex, location, os.getcwd(), fresh, options, columns, mailbox)
     try:
         trainer = trainer_of(task, [FailureReporter(mailbox)])
     except OSError as error:

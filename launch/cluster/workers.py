@@ -38,7 +38,8 @@ _RAY_SECONDS = {
 class Task:
     """Arguments that all workers of a run receive."""
 
-    config_json: str
+    config: TrainConfig
+    """It carries its plug-ins along: see TrainConfig.__reduce__."""
     name: str
     """Unique name of this launch."""
     location: str
@@ -63,7 +64,7 @@ def trainer_of(task: Task, callbacks: list[Any]) -> TorchTrainer:
     _forget_reports(task.location)
     for variable, seconds in _RAY_SECONDS.items():
         os.environ.setdefault(variable, seconds)
-    device = TrainConfig.from_json(task.config_json, "the config").device
+    device = task.config.device
     gpus = int(ray.cluster_resources().get("GPU", 0)) if device != "cpu" else 0
     least = options.least_workers
     if 0 < gpus < least:
@@ -158,7 +159,7 @@ def enter_directory(path: str) -> None:
 
 def _config_for(task: Task, world_size: int) -> TrainConfig:
     """Config of a group of this size. A smaller group accumulates more often, so that memory holds the images."""
-    config = TrainConfig.from_json(task.config_json, "the config")
+    config = task.config
     turns = -(-task.options.workers // world_size)
     turns = max(1, min(turns, config.global_batch_size // (world_size * config.accumulation)))
     return dataclasses.replace(config, accumulation=config.accumulation * turns)

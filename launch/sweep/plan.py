@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 from filelock import FileLock, Timeout
 
-from gen_dist.cli import NoOptions, parse_train
+from gen_dist.cli import NoOptions, parse_train, without_plugins
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, DamagedError, UserError
 from gen_dist.launch.cluster.options import run_location
@@ -156,8 +156,10 @@ def _remove(path: Path) -> None:
 
 
 def command_source(words: Sequence[str]) -> list[str]:
-    """Words of a command line that name the preset or config file."""
-    return list(words[:2] if words[0] == "--config" else words[:1])
+    """Words of a command line that name the preset or config file, and plug-ins."""
+    others, plugins = without_plugins(words)
+    named = [word for plugin in plugins for word in ("--plugin", plugin)]
+    return [*(others[:2] if others[0] == "--config" else others[:1]), *named]
 
 
 def best_command(sweep: Sweep, config: TrainConfig, source: Sequence[str]) -> str | None:

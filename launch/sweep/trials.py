@@ -314,8 +314,8 @@ class _Reports:
 def _train_in_workers(plan: Plan, trial: Trial) -> None:
     """Train in workers of Ray Train."""
     options = WorkerOptions(plan.options.workers, cpus_per_worker=plan.options.cpus_per_worker)
-    config_json, location = trial.config.to_json(), str(trial.path)
-    task = Task(config_json, plan.launch, location, plan.working_directory, False, options, None, plan.mailbox)
+    location = str(trial.path)
+    task = Task(trial.config, plan.launch, location, plan.working_directory, False, options, None, plan.mailbox)
     reports = _WorkerReports(plan, trial.index, options.max_failures)
     try:
         trainer_of(task, [reports]).fit()

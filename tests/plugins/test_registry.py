@@ -69,7 +69,11 @@ def test_a_config_that_cannot_be_registered_is_one_line() -> None:
         kind = "other"
 
     registry.register(Mine)
-    for config, complaint in ((Taken, "has already"), (Nameless, "has no kind"), (Other, "not a dataclass derived")):
+    for config, complaint in (
+        (Taken, "registered already"),
+        (Nameless, "has no kind"),
+        (Other, "not a dataclass derived"),
+    ):
         with pytest.raises(ConfigError, match=complaint):
             registry.register(config)
 

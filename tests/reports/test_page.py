@@ -54,8 +54,8 @@ def _short_presets() -> Iterator[None]:
     """Presets of as few steps as the runs of this module, so that they count as trained."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("vae-mnist", "gan-mnist"):
-            short = replace(presets._PRESETS[name].config, steps=STEPS, global_batch_size=BATCH)
-            patch.setitem(presets._PRESETS, name, replace(presets._PRESETS[name], config=short))
+            short = replace(presets._PRESETS.parts[name].config, steps=STEPS, global_batch_size=BATCH)
+            patch.setitem(presets._PRESETS.parts, name, replace(presets._PRESETS.parts[name], config=short))
         yield
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gen_dist.config import DataConfig
 from gen_dist.data.decoding import Encoded
-from gen_dist.errors import ConfigError
+from gen_dist.plugins.tables import Table
 
 SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "test")
@@ -99,7 +99,7 @@ class SourceKind:
     open: Callable[[Request], Source]
 
 
-_KINDS: dict[str, SourceKind] = {}
+_KINDS: Table[SourceKind] = Table("data source")
 
 
 def register(name: str, open_source: Callable[[Request], Source], *, takes_path: bool = False) -> None:
@@ -108,11 +108,9 @@ def register(name: str, open_source: Callable[[Request], Source], *, takes_path:
     Raises:
         ConfigError: the name is taken.
     """
-    if name in _KINDS:
-        raise ConfigError(f"data source {name!r} is already registered")
-    _KINDS[name] = SourceKind(name, takes_path, open_source)
+    _KINDS.add(name, SourceKind(name, takes_path, open_source))
 
 
 def registered() -> dict[str, SourceKind]:
     """The registered sources by name."""
-    return dict(_KINDS)
+    return dict(_KINDS.parts)

@@ -1,0 +1,306 @@
+"""Loading of plug-ins: Python files and modules from outside the package that register parts of their own.
+
+A single file becomes the module `gen_dist.plugins.files.NAME`, whose classes are named and pickled as those of any
+module. Its content is kept, since a run directory and other hosts get a copy of it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import json
+import linecache
+import os
+import re
+import shutil
+import sys
+import tempfile
+import types
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gen_dist.errors import ConfigError
+from gen_dist.plugins.tables import FILES, registering
+from gen_dist.startup import tell
+
+GROUP = "gen_dist.plugins"
+"""Entry points of installed packages; each names a module."""
+FILES_VARIABLE = "GEN_DIST_PLUGIN_FILES"
+"""Environment variable by which processes that this one starts find the single files, one a line."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plug-in as a config records it."""
+
+    name: str
+    """Name of its file, such as `my_gan.py`, or of its module, such as `my_package.gan`."""
+    sha256: str
+    """Digest of the file, or of all Python files of the module or package."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    plugin: Plugin
+    module: str
+    place: str
+    """Path of the file, or name of the module, in errors."""
+    content: bytes | None
+    """Content of a single file."""
+    is_chosen: bool
+    """True if a user named it for this process: it then stands for other versions of it, which runs recorded."""
+
+
+_loaded: dict[str, _Loaded] = {}
+_has_searched = False
+
+
+def load(word: str) -> Plugin:
+    """Load a plug-in for this process, and return its record for `TrainConfig.plugins`. The second time does nothing.
+
+    Args:
+        word: path of a Python file, or name of a module that can be imported.
+
+    Raises:
+        ConfigError: there is no such file or module, it fails, or another version of it is loaded. One line with the
+            file's line that failed.
+    """
+    is_file = word.endswith(".py") or os.sep in word
+    return _load_file(Path(word).expanduser(), True) if is_file else _load_module(word, True)
+
+
+def load_installed() -> None:
+    """Load the entry points of installed packages, once. One that fails is left out with a warning."""
+    global _has_searched
+    if _has_searched:
+        return
+    _has_searched = True
+    for name in sorted(set(_entry_points())):
+        try:
+            _load_module(name, False)
+        except ConfigError as error:
+            tell(f"warning: {error}; it is left out")
+
+
+def load_recorded(records: Iterable[Plugin], source: str) -> None:
+    """Load the plug-ins that a config names, unless they are loaded: single files from the copies beside it.
+
+    Args:
+        records: of the config.
+        source: file of the config, such as `runs/x/config.json`, or another name of it in errors.
+
+    Raises:
+        ConfigError: one is missing, fails, or has other content than recorded, unless a user chose that one.
+    """
+    directory = Path(source).parent if Path(source).is_file() else None
+    if directory is not None and directory.parent.name == "checkpoints":
+        directory = directory.parent.parent
+        records = _of_run(records, directory / "config.json")
+    for record in records:
+        if record.name not in _loaded:
+            _load_record(record, directory, source)
+        known = _loaded[record.name]
+        if known.plugin.sha256 != record.sha256 and not known.is_chosen:
+            raise ConfigError(
+                f"plug-in {record.name} of {source} has SHA-256 {record.sha256[:12]}, but {known.place} has "
+                f"{known.plugin.sha256[:12]}, and a process holds one version; --plugin {known.place} reads all with "
+                "that one, and training goes on with changed code under --accept-changed-plugins as well"
+            )
+
+
+def plugins_of(parts: Iterable[object]) -> tuple[Plugin, ...]:
+    """Records of the loaded plug-ins that define the classes of some objects."""
+    modules = {type(part).__module__ for part in parts}
+    return tuple(one.plugin for one in _loaded.values() if any(_is_within(name, one.module) for name in modules))
+
+
+def contents_of(plugins: Iterable[Plugin]) -> dict[str, bytes]:
+    """Contents of the loaded single files among some plug-ins, by name."""
+    found = {plugin.name: _loaded[plugin.name].content for plugin in plugins if plugin.name in _loaded}
+    return {name: content for name, content in found.items() if content is not None}
+
+
+def load_contents(contents: Mapping[str, bytes]) -> None:
+    """Load single files by their contents, as a process on another host does.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    missing = {name: content for name, content in contents.items() if not _is_same(name, content)}
+    if not missing:
+        return
+    directory = Path(tempfile.mkdtemp(prefix="gen_dist-plugins-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    for name, content in missing.items():
+        (directory / name).write_bytes(content)
+        _load_file(directory / name, True)
+
+
+def _is_same(name: str, content: bytes) -> bool:
+    return name in _loaded and _loaded[name].content == content
+
+
+def _of_run(records: Iterable[Plugin], file: Path) -> list[Plugin]:
+    """Records of a checkpoint as the run has them now, after changed code was accepted."""
+    try:
+        now = {one["name"]: one["sha256"] for one in json.loads(file.read_bytes())["plugins"]}
+    except (OSError, KeyError, TypeError, ValueError):
+        return list(records)
+    return [Plugin(record.name, now.get(record.name, record.sha256)) for record in records]
+
+
+def _load_record(record: Plugin, directory: Path | None, source: str) -> None:
+    if not record.name.endswith(".py"):
+        _load_module(record.name, False)
+        return
+    copy = directory / "plugins" / record.name if directory and Path(record.name).name == record.name else None
+    if copy is None or not copy.exists():
+        where = f"{copy} is missing" if copy else "no directory has it"
+        raise ConfigError(f"{source} needs the plug-in {record.name}, but {where}; name it with --plugin FILE")
+    _load_file(copy, False)
+
+
+def _load_file(path: Path, is_chosen: bool) -> Plugin:
+    if path.suffix != ".py":
+        raise ConfigError(f"plug-in {path} is no Python file: its name does not end with .py")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"there is no plug-in {path}; name a Python file, or a module to import") from None
+    except OSError as error:
+        raise ConfigError(f"plug-in {path} cannot be read: {error.strerror or error}") from None
+    module = f"{FILES}.{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
+    plugin = Plugin(path.name, hashlib.sha256(content).hexdigest())
+    if _is_loaded(plugin, str(path), module, is_chosen):
+        return plugin
+    place = str(path.absolute())
+    loaded = _Loaded(plugin, module, str(path), content, is_chosen)
+    with _failures_told(loaded, {place}), registering(plugin.name):
+        parent = sys.modules.setdefault(FILES, types.ModuleType(FILES))
+        parent.__path__ = []
+        spec = importlib.util.spec_from_file_location(module, place)
+        assert spec
+        made = importlib.util.module_from_spec(spec)
+        sys.modules[module] = made
+        # The lines are kept for tracebacks and compilers: a copy in a run directory may be removed.
+        text = importlib.util.decode_source(content)
+        linecache.cache[place] = (len(content), None, text.splitlines(keepends=True), place)
+        exec(compile(content, place, "exec", dont_inherit=True), made.__dict__)  # leaves no __pycache__ behind
+    os.environ[FILES_VARIABLE] = "\n".join(filter(None, (os.environ.get(FILES_VARIABLE), place)))
+    return plugin
+
+
+def _load_module(name: str, is_chosen: bool) -> Plugin:
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"plug-in {name} cannot be imported: {error}") from None
+    if spec is None:
+        raise ConfigError(f"there is no plug-in {name}: no module of that name is installed, and a file ends with .py")
+    files = _files_of(spec.submodule_search_locations, spec.origin)
+    digest = hashlib.sha256()
+    for relative, file in files.items():
+        digest.update(f"{relative}\n".encode(errors="backslashreplace") + file.read_bytes())
+    plugin = Plugin(name, digest.hexdigest())
+    if _is_loaded(plugin, name, name, is_chosen):
+        return plugin
+    loaded = _Loaded(plugin, name, name, None, is_chosen)
+    with _failures_told(loaded, {str(file) for file in files.values()}), registering(name):
+        importlib.import_module(name)
+    return plugin
+
+
+def _files_of(folders: Collection[str] | None, origin: str | None) -> dict[str, Path]:
+    """Python files of a package or module, by their names within it."""
+    if not folders:
+        return {Path(origin).name: Path(origin)} if origin and origin.endswith(".py") else {}
+    found = {str(file.relative_to(folder)): file for folder in folders for file in Path(folder).rglob("*.py")}
+    return dict(sorted(found.items()))
+
+
+def _is_loaded(plugin: Plugin, place: str, module: str, is_chosen: bool) -> bool:
+    """Return True if a plug-in is loaded already.
+
+    Raises:
+        ConfigError: another version of it is, or another file that would become the same module.
+    """
+    for known in _loaded.values():
+        if known.module != module:
+            continue
+        if known.plugin == plugin:
+            if is_chosen and not known.is_chosen:
+                _loaded[plugin.name] = _Loaded(plugin, module, known.place, known.content, True)
+            return True
+        raise ConfigError(
+            f"plug-in {place} has other content than {known.place}, which this process has loaded under the same name; "
+            "rename one of them, or use two processes"
+        )
+    return False
+
+
+@contextlib.contextmanager
+def _failures_told(plugin: _Loaded, files: Collection[str]) -> Iterator[None]:
+    """Note a plug-in as loaded; make any failure of its own code one line with file and line, and forget it."""
+    place = plugin.place
+    _loaded[plugin.plugin.name] = plugin
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        del _loaded[plugin.plugin.name]
+        for name in [name for name in sys.modules if _is_within(name, plugin.module)]:
+            del sys.modules[name]
+        file, line = _line_of(error, files)
+        where = (place if len(files) == 1 else file or place) + (f", line {line}" if line else "")
+        reason = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        raise ConfigError(f"plug-in {where}: {kind}{reason[:300]}") from None
+
+
+def _line_of(error: BaseException, files: Collection[str]) -> tuple[str | None, int | None]:
+    """File and line of a plug-in that an error came from: the innermost of its own."""
+    if isinstance(error, SyntaxError) and error.filename in files:
+        return error.filename, error.lineno
+    found: tuple[str | None, int | None] = (None, None)
+    trace = error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename in files:
+            found = trace.tb_frame.f_code.co_filename, trace.tb_lineno
+        trace = trace.tb_next
+    return found
+
+
+def _is_within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def _entry_points(paths: Sequence[str] | None = None) -> list[str]:
+    """Modules that installed packages name in our group. A look for the text first spares parsing hundreds of them."""
+    found = []
+    for path in sys.path if paths is None else paths:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(path or "."):
+                if name.endswith((".dist-info", ".egg-info")):
+                    found += _entries_in(os.path.join(path, name, "entry_points.txt"))
+    return found
+
+
+def _entries_in(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError):
+        return []
+    if f"[{GROUP}]" not in text:
+        return []
+    import configparser
+
+    parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
+    try:
+        parser.read_string(text)
+        return [value.partition(":")[0].strip() for value in parser[GROUP].values()]
+    except (configparser.Error, KeyError):
+        return []

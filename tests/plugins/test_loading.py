@@ -1,0 +1,221 @@
+"""Plug-ins are loaded once, recorded by content, found by other processes, and wrong ones told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gen_dist
+from gen_dist.cli import NoOptions, parse_train
+from gen_dist.config import TrainConfig, networks
+from gen_dist.errors import ConfigError
+from gen_dist.plugins import Plugin, load, loading
+from gen_dist.presets import get_preset, presets
+
+pytestmark = pytest.mark.usefixtures("forgotten")
+
+PLUGIN = '''
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from tyro.conf import Suppress
+
+from gen_dist.config import NetworkConfig, networks
+from gen_dist.presets import add_preset, get_preset
+
+
+@networks.register
+@dataclass(frozen=True)
+class MineConfig(NetworkConfig):
+    """A network of mine."""
+
+    encoder: ClassVar[str] = "gen_dist.networks.mlp:MlpEncoder"
+    decoder: ClassVar[str] = "gen_dist.networks.mlp:MlpDecoder"
+    kind: Suppress[Literal["mine"]] = "mine"
+    hidden_sizes: tuple[int, ...] = (8,)
+    activation: Literal["relu"] = "relu"
+    my_option: int = 3
+    """Number of things that are mine."""
+
+
+add_preset("my-preset", replace(get_preset("vae-mnist"), network=MineConfig()), "mine")
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    path = tmp_path / "my_parts.py"
+    path.write_text(PLUGIN)
+    return path
+
+
+def options(words: list[str]) -> TrainConfig:
+    return parse_train(words, "train", NoOptions())[0]
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_a_plugin_may_stand_anywhere_in_the_words(plugin: Path, place: int) -> None:
+    words = ["my-preset", "--my-option", "4"]
+    words[place:place] = ["--plugin", str(plugin)] if place else [f"--plugin={plugin}"]
+    config = options(words)
+    assert config.plugins == (load(str(plugin)),)
+    assert dataclasses.asdict(config.network)["my_option"] == 4
+    assert TrainConfig.from_json(config.to_json(), "config.json") == config
+
+
+def test_help_has_options_and_presets_of_a_plugin(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, texts in ((["--help"], ["my-preset", "--plugin"]), (["my-preset", "--help"], ["--my-option", "mine"])):
+        with pytest.raises(SystemExit):
+            options([f"--plugin={plugin}", *words])
+        said = capsys.readouterr().out
+        assert all(text in said for text in texts)
+    assert "Number of things that are mine" in said
+
+
+def test_a_plugin_is_loaded_once(plugin: Path) -> None:
+    assert load(str(plugin)) == load(str(plugin))
+
+
+def test_a_module_is_loaded_by_its_name(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = plugin.parent / "a_package_of_parts"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    plugin.rename(package / "parts.py")
+    monkeypatch.syspath_prepend(plugin.parent)
+    first = load("a_package_of_parts.parts")
+    assert options(["my-preset"]).plugins == (first,)
+    assert networks["mine"].__module__ == "a_package_of_parts.parts"
+
+
+def test_entry_points_need_no_option(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin.rename(plugin.with_name("installed_parts.py"))
+    information = plugin.parent / "parts-1.0.dist-info"
+    information.mkdir()
+    (information / "entry_points.txt").write_text("[gen_dist.plugins]\nparts = installed_parts\nbad = no_such_parts\n")
+    monkeypatch.syspath_prepend(plugin.parent)
+    monkeypatch.setattr(loading, "_has_searched", False)
+    loading.load_installed()
+    assert [one.name for one in options(["my-preset"]).plugins] == ["installed_parts"]
+
+
+def test_a_config_is_pickled_with_its_plugins(plugin: Path) -> None:
+    load(str(plugin))
+    config = get_preset("my-preset")
+    file = plugin.with_suffix(".pickle")
+    file.write_bytes(pickle.dumps(config))
+    plugin.unlink()
+    code = f"import pickle; print(pickle.load(open({str(file)!r}, 'rb')).network)"
+    environment = {name: value for name, value in os.environ.items() if name != loading.FILES_VARIABLE}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert "my_option=3" in done.stdout
+
+
+def test_classes_of_a_plugin_unpickle_in_a_child(plugin: Path) -> None:
+    load(str(plugin))
+    file = plugin.with_suffix(".pickle")
+    file.write_bytes(pickle.dumps(get_preset("my-preset").network))
+    code = f"import pickle; print(pickle.load(open({str(file)!r}, 'rb')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "my_option=3" in done.stdout
+
+
+def test_a_run_reads_its_own_copy(plugin: Path) -> None:
+    run = plugin.parent / "run"
+    (run / "plugins").mkdir(parents=True)
+    text = options([f"--plugin={plugin}", "my-preset"]).to_json()
+    (run / "config.json").write_text(text)
+    plugin.rename(run / "plugins" / plugin.name)
+    loading._loaded.clear(), networks._by_kind.pop("mine"), presets().pop("my-preset")  # type: ignore[attr-defined]
+    read = TrainConfig.from_json(text, str(run / "config.json"))
+    assert read.to_json() == text
+    assert not list(run.rglob("__pycache__"))
+
+
+def test_another_version_is_refused_unless_chosen(plugin: Path) -> None:
+    text = options([f"--plugin={plugin}", "my-preset"]).to_json()
+    other = text.replace(load(str(plugin)).sha256, "0" * 64)
+    assert TrainConfig.from_json(other, "runs/a/config.json").plugins == (Plugin(plugin.name, "0" * 64),)
+    known = loading._loaded[plugin.name]
+    loading._loaded[plugin.name] = dataclasses.replace(known, is_chosen=False)
+    with pytest.raises(ConfigError, match=r"my_parts.py of runs/a/config.json has SHA-256 000000000000, .*--plugin"):
+        TrainConfig.from_json(other, "runs/a/config.json")
+    plugin.write_text(PLUGIN + "\n")
+    with pytest.raises(ConfigError, match="other content than"):
+        load(str(plugin))
+
+
+def test_a_missing_plugin_is_named_with_the_way_out(tmp_path: Path) -> None:
+    text = dataclasses.replace(gen_dist.preset("vae-mnist"), plugins=(Plugin("gone.py", "0" * 64),)).to_json()
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"needs the plug-in gone.py, but .*missing; name it with --plugin"):
+        TrainConfig.from_json(text, str(tmp_path / "config.json"))
+
+
+WRONG = {
+    "syntax": ("x = 1\ndef broken(:\n", r"bad.py, line 2: SyntaxError: invalid syntax"),
+    "import": ("\n\nimport no_such_module_of_mine\n", r"bad.py, line 3: ModuleNotFoundError: No module named 'no_such"),
+    "fault": ("def f():\n    return 1 / 0\nf()\n", r"bad.py, line 2: ZeroDivisionError: division by zero"),
+    "exit": ("raise SystemExit('enough')", r"bad.py, line 1: SystemExit: enough"),
+    "taken kind": (
+        PLUGIN.replace('"mine"', '"mlp"'),
+        r"line \d+: network 'mlp' is registered already, by gen_dist",
+    ),
+    "taken preset": (PLUGIN.replace("my-preset", "vae-mnist"), r"line \d+: preset 'vae-mnist' is registered already"),
+    "not frozen": (PLUGIN.replace("(frozen=True)", ""), r"bad.py, line \d+: .*frozen"),
+    "no dataclass": (
+        PLUGIN.replace("@dataclass(frozen=True)\n", ""),
+        r"line \d+: network config MineConfig is not a ",
+    ),
+    "no kind": (PLUGIN.replace('= "mine"\n', '= ""\n'), r"line \d+: network config MineConfig has no kind"),
+}
+
+
+@pytest.mark.parametrize("case", list(WRONG))
+def test_a_wrong_plugin_is_one_line_and_leaves_nothing(case: str, tmp_path: Path) -> None:
+    content, expected = WRONG[case]
+    path = tmp_path / "bad.py"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=expected) as caught:
+        load(str(path))
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    path.write_text(PLUGIN)
+    load(str(path))  # the corrected file can be loaded
+
+
+def test_a_kind_of_two_plugins_names_both(plugin: Path) -> None:
+    load(str(plugin))
+    second = plugin.with_name("second.py")
+    second.write_text(PLUGIN)
+    with pytest.raises(ConfigError, match=r"second.py, line \d+: network 'mine' is registered already, by plug-in my"):
+        load(str(second))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--plugin", "no/such.py", "vae-mnist"], "there is no plug-in no/such.py"),
+        (["--plugin", "no_such_module_of_mine", "vae-mnist"], "there is no plug-in no_such_module_of_mine"),
+        (["--plugin", "no_such.module", "vae-mnist"], "cannot be imported"),
+        (["vae-mnist", "--plugin"], "--plugin needs a Python file or a module"),
+        (["vae-mnist", "--plugin="], "--plugin needs a Python file or a module"),
+        (["--plugin", "./text.txt", "vae-mnist"], "does not end with .py"),
+    ],
+)
+def test_a_plugin_that_is_not_there_is_one_line(words: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        options(words)
+
+
+def test_a_child_without_plugins_loads_none() -> None:
+    with contextlib.suppress(KeyError):
+        del os.environ[loading.FILES_VARIABLE]
+    done = subprocess.run([sys.executable, "-c", "import gen_dist.plugins.files"], capture_output=True, check=True)
+    assert not done.stderr
