@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,9 @@ from gen_dist.cli import NoOptions, parse_train
 from gen_dist.config import TrainConfig, networks
 from gen_dist.errors import ConfigError
 from gen_dist.plugins import Plugin, load, loading
-from gen_dist.presets import get_preset, presets
+from gen_dist.presets import get_preset
 
-pytestmark = pytest.mark.usefixtures("forgotten")
+pytestmark = pytest.mark.usefixtures("forget")
 
 PLUGIN = '''
 from dataclasses import dataclass, replace
@@ -126,13 +127,13 @@ def test_classes_of_a_plugin_unpickle_in_a_child(plugin: Path) -> None:
     assert "my_option=3" in done.stdout
 
 
-def test_a_run_reads_its_own_copy(plugin: Path) -> None:
+def test_a_run_reads_its_own_copy(plugin: Path, forget: Callable[[], None]) -> None:
     run = plugin.parent / "run"
     (run / "plugins").mkdir(parents=True)
     text = options([f"--plugin={plugin}", "my-preset"]).to_json()
     (run / "config.json").write_text(text)
     plugin.rename(run / "plugins" / plugin.name)
-    loading._loaded.clear(), networks._by_kind.pop("mine"), presets().pop("my-preset")  # type: ignore[attr-defined]
+    forget()
     read = TrainConfig.from_json(text, str(run / "config.json"))
     assert read.to_json() == text
     assert not list(run.rglob("__pycache__"))
