@@ -93,6 +93,8 @@ class TrainConfig(Checked):
     """Steps between lines in metrics.jsonl; each line has means over the steps since the previous one."""
     wandb: WandbMode | None = None
     """Weights & Biases logging: disabled, offline or online. None takes $WANDB_MODE, else disabled."""
+    track: tuple[str, ...] = ()
+    """Trackers beside metrics.jsonl, by name: tensorboard, mlflow, wandb. A failure there does not stop the run."""
     packing: DataConfig = field(default_factory=DataConfig)
     network: Annotated[NetworkConfig, ByKind(networks)] = field(default_factory=MlpConfig)
     objective: Annotated[ObjectiveConfig, ByKind(objectives)] = field(default_factory=VaeConfig)

@@ -32,7 +32,7 @@ from gen_dist.records.readable import readable_duration
 from gen_dist.records.run_data import open_run_data
 from gen_dist.records.run_directory import wandb_id_of
 from gen_dist.records.run_paths import RunPaths
-from gen_dist.records.wandb_run import WandbRun, wandb_mode
+from gen_dist.records.trackers.wandb_run import WandbRun, wandb_mode
 
 NLL_IMAGES = 1000
 """Test images of the likelihood unless more are asked for: all 10,000 of MNIST take ten times a VAE's training."""

@@ -20,6 +20,8 @@ _PARTIAL = re.compile(rf"\.partial-{CHECKPOINT.pattern}")
 _PLUGIN = re.compile(r"[^.].*\.py|\..+\.py\.tmp.*")
 _PICTURE = re.compile(r"step_\d{8,}\.png|\.step_\d{8,}\.png\.tmp.*")
 
+_EVENTS = re.compile(r"events\.out\.tfevents\..*")
+
 
 def remove_run(path: Path) -> None:
     """Remove all that a run wrote, except for its mark. It can be repeated if it fails half-way.
@@ -35,6 +37,7 @@ def remove_run(path: Path) -> None:
             _remove_matching(series, _PICTURE)
         _remove_matching(paths.plugins, _PLUGIN)
         _remove_wandb(paths)
+        _remove_matching(paths.tensorboard, _EVENTS)
         for file in paths.files():
             remove_left_over(file)
             if file.is_symlink() or not file.is_dir():  # a directory of this name is not ours

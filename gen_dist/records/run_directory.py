@@ -34,14 +34,15 @@ from gen_dist.records.run_mark import (
     write_mark,
 )
 from gen_dist.records.run_paths import RunPaths
-from gen_dist.records.wandb_run import id_of_agent, wandb_mode
+from gen_dist.records.trackers import wanted_trackers
+from gen_dist.records.trackers.wandb_run import id_of_agent
 
 _BEGUN = "begun"
 
 _FREE_FIELDS = {
     *("preset", "data_root", "packing", "run_dir", "accumulation", "precision", "compile", "cuda_graphs", "device"),
     *("plugins", "accept_changed_plugins"),
-    *("checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_every", "wandb"),
+    *("checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_every", "wandb", "track"),
 }
 """Config fields that may change when a run is resumed. They do not decide what a step computes, except for rounding
 and, on another kind of device, other draws of the same noise. The digest of the packed data shows if those changed."""
@@ -141,7 +142,7 @@ def _take(
     name, mark = holder or uuid.uuid4().hex, uuid.uuid4().hex
     paths = RunPaths(path)
     try:
-        wandb_mode(config.wandb)
+        wanted_trackers(config)
         refuse_foreign(path)
         path.mkdir(parents=True, exist_ok=True)
         last_holder, *words = _words_of(paths.holder)

@@ -27,6 +27,8 @@ class RunPaths:
         """Copies of the single files among the plug-ins, so that the run can be read without the originals."""
         self.wandb_id = root / "wandb-id"
         self.wandb = root / "wandb"
+        self.tensorboard = root / "tensorboard"
+        self.mlflow = root / "mlflow"
         # Written while it trains.
         self.metrics = root / "metrics.jsonl"
         self.picture_series = {name: root / name for name in ("samples", "reconstructions")}
@@ -57,4 +59,5 @@ class RunPaths:
 
     def directories(self) -> list[Path]:
         """Directories that a run writes to."""
-        return [self.checkpoints, *self.picture_series.values(), self.plugins, self.wandb]
+        trackers = [self.wandb, self.tensorboard, self.mlflow]
+        return [self.checkpoints, *self.picture_series.values(), self.plugins, *trackers]

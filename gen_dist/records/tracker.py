@@ -1,10 +1,10 @@
-"""The figures of a run in metrics.jsonl, on the screen and on wandb."""
+"""The figures of a run in metrics.jsonl, on the screen and with trackers."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -16,15 +16,16 @@ from gen_dist.records.display import Display, brief_checks, brief_losses
 from gen_dist.records.metrics_file import MetricsFile, metrics_of_run
 from gen_dist.records.readable import readable_time
 from gen_dist.records.run_paths import RunPaths
+from gen_dist.records.trackers import open_trackers
+from gen_dist.records.trackers.base import RunToTrack, Values
 from gen_dist.records.training_clock import TrainingClock
-from gen_dist.records.wandb_run import WandbRun, wandb_mode
 
 
 class Tracker:
     """Writes and shows the figures of one run, in one of its processes.
 
-    A context manager: leaving it closes the file, the progress bar and wandb. Showing cannot stop a run: if the
-    terminal goes away or wandb fails, only the showing ends.
+    A context manager: leaving it closes the file, the progress bar and the trackers. Showing cannot stop a run: if the
+    terminal goes away or a tracker fails, only the showing ends.
     """
 
     def __init__(
@@ -36,19 +37,21 @@ class Tracker:
         images_per_step: int,
         wandb_id: str,
         stream: TextIO | None = None,
+        on_log: Callable[[int, Values], object] | None = None,
     ) -> None:
-        """Open metrics.jsonl, the progress bar and wandb.
+        """Open metrics.jsonl, the progress bar and the trackers.
 
         Args:
             run_path: the run directory, which is made if it is missing.
-            config: sets the number of steps and the wandb mode (`config.wandb`, else $WANDB_MODE, else disabled).
+            config: sets the number of steps and the trackers (`config.track`, and `config.wandb`, else $WANDB_MODE).
             start_step: steps done before. 0 empties metrics.jsonl; see `MetricsFile` for the rest.
             images_per_step: the global batch size.
-            wandb_id: id of the run on wandb. A resumed run with the same id continues the same curves.
+            wandb_id: identity of the run with trackers. A resumed run with the same id continues the same curves.
             stream: where to show progress, None for sys.stderr. A terminal gets a live bar, anything else plain lines.
+            on_log: a callback, called with each step and its figures.
 
         Raises:
-            ConfigError: $WANDB_MODE is not a mode, wandb is not installed, or mode online has no valid API key.
+            ConfigError: $WANDB_MODE is not a mode, a tracker is unknown or not installed, or wandb has no valid key.
             CheckpointError: metrics.jsonl is damaged or cannot be written.
         """
         self._steps = config.steps
@@ -56,18 +59,17 @@ class Tracker:
         self._images_per_step = images_per_step
         self._exit_code = 0
         self._display = Display(sys.stderr if stream is None else stream, config.steps)
-        mode = wandb_mode(config.wandb)
         try:
             run_path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"cannot write to {run_path}: {error.strerror}") from None
-        # Before metrics.jsonl is touched: a refusal of wandb changes nothing.
-        self._wandb = None if mode == "disabled" else WandbRun(mode, run_path, config, wandb_id, self.note)
+        # Before metrics.jsonl is touched: a refusal of a tracker changes nothing.
+        self._trackers = open_trackers(RunToTrack(run_path, config, wandb_id, start_step, self.note), on_log)
         try:
             self._file = MetricsFile(RunPaths(run_path).metrics, start_step)
         except CheckpointError:
-            if self._wandb is not None:
-                self._wandb.finish(1)
+            for one in self._trackers:
+                one.finish(1)
             raise
         self._collapse = CollapseWatch(config.steps, metrics_of_run(run_path) if start_step else ())
         self._clock = TrainingClock(start_step, config.steps, images_per_step)
@@ -104,7 +106,7 @@ class Tracker:
         return self._clock.seconds
 
     def log(self, step: int, metrics: Mapping[str, float | Sequence[float]]) -> None:
-        """Append one line to metrics.jsonl, show it, and send it to wandb.
+        """Append one line to metrics.jsonl, show it, and send it to the trackers.
 
         Args:
             step: optimizer steps done.
@@ -126,8 +128,8 @@ class Tracker:
         self._show(step, values)
         for line in self._collapse.see({"step": step, **values}):
             self.note(line)
-        if self._wandb is not None:
-            self._wandb.log(step, {"images_seen": images_seen, **values})
+        for one in self._trackers:
+            one.log(step, {"images_seen": images_seen, **values})
 
     def recorded(self) -> dict[str, Any]:
         """Size and digest of metrics.jsonl, for a checkpoint; see `metrics_damage`."""
@@ -142,20 +144,20 @@ class Tracker:
         self._file.sync()
 
     def pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
-        """Send image files to wandb by name, such as `samples`. Does nothing without wandb."""
-        if self._wandb is not None:
-            self._wandb.pictures(step, pictures)
+        """Send image files to the trackers by name, such as `samples`."""
+        for one in self._trackers:
+            one.pictures(step, pictures)
 
     def note(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
         self._display.line(text)
 
     def close(self) -> None:
-        """End the bar, close metrics.jsonl and finish the wandb run. A second call does nothing."""
+        """End the bar, close metrics.jsonl and finish the trackers. A second call does nothing."""
         self._file.close()
         self._display.close()
-        if self._wandb is not None:
-            self._wandb.finish(self._exit_code)
+        for one in self._trackers:
+            one.finish(self._exit_code)
 
     def _show(self, step: int, values: Mapping[str, float | Sequence[float]]) -> None:
         losses, tests = (brief_losses(values, split, self._objective) for split in ("train/", "test/"))

@@ -27,7 +27,7 @@ from gen_dist.startup import tell
 from gen_dist.training.opening import opening_lines
 from gen_dist.training.outcome import DivergenceError, Outcome
 from gen_dist.training.precision import resolve_precision
-from gen_dist.training.run_recorder import MainRunRecorder, RunRecorder
+from gen_dist.training.run_recorder import MainRunRecorder, OnLog, RunRecorder
 from gen_dist.training.schedule import learning_rate_at
 from gen_dist.training.step_logs import StepLogs
 from gen_dist.training.stopping import stop_signals
@@ -43,6 +43,7 @@ def train(
     layout: Layout | None = None,
     fresh: bool = False,
     say: Callable[[str], None] | None = None,
+    on_log: OnLog | None = None,
     supervisor: Supervisor | None = None,
 ) -> Outcome:
     """Train a config to its last step, from the newest undamaged checkpoint of its run directory if there is one.
@@ -62,6 +63,8 @@ def train(
         fresh: remove the files of the previous run and start over.
         say: takes the lines to show before and after the steps, in the main process. None prints them to the
             supervisor's screen, or else to standard error. The progress of the steps is always shown there.
+        on_log: called in the main process with each step that is logged and its figures by name, as metrics.jsonl has
+            them. If it raises, a warning says so, and it is not called again.
         supervisor: owner of these processes, unless a launcher waits for them.
 
     Raises:
@@ -80,7 +83,7 @@ def train(
             config = dataclasses.replace(config, data=name)
         elif test_data is not None:
             raise ConfigError("test_data was given without data; give both")
-        return _train(config, processes, fresh, announce, supervisor)
+        return _train(config, processes, fresh, announce, on_log, supervisor)
 
 
 def _train(
@@ -88,6 +91,7 @@ def _train(
     processes: Processes,
     fresh: bool,
     announce: Callable[[str], None],
+    on_log: OnLog | None,
     supervisor: Supervisor | None,
 ) -> Outcome:
     screen = supervisor.screen if supervisor else None
@@ -99,7 +103,7 @@ def _train(
         _agree(config, dataset, processes)
         with contextlib.closing(Trainer(config, dataset, processes)) as trainer, stop_signals(stop):
             is_main = processes.is_main
-            recorder = MainRunRecorder(trainer, holding, screen) if is_main else RunRecorder(path, processes)
+            recorder = MainRunRecorder(trainer, holding, screen, on_log) if is_main else RunRecorder(path, processes)
             return _Run(trainer, recorder, announce, supervisor, stop).train(holding.fresh)
 
 

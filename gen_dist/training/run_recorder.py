@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -28,9 +28,12 @@ from gen_dist.records.run_mark import note_checkpoint
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.summary import last_values, summary_of
 from gen_dist.records.tracker import Tracker
+from gen_dist.records.trackers.base import Values
 from gen_dist.training.trainer import Trainer
 
 Metrics = Mapping[str, float | list[float]]
+OnLog = Callable[[int, Values], object]
+"""A callback that takes a step and its figures."""
 Ending = tuple[dict[str, Any], dict[str, Path], list[str]]
 """Last value of each metric, the final pictures, and a line for each collapse that holds."""
 
@@ -106,14 +109,15 @@ class RunRecorder:
 
 
 class MainRunRecorder(RunRecorder):
-    """The recorder of the main process: a context manager that closes metrics.jsonl, progress bar and wandb."""
+    """The recorder of the main process: a context manager that closes metrics.jsonl, progress bar and trackers."""
 
-    def __init__(self, trainer: Trainer, holding: Holding, screen: TextIO | None) -> None:
+    def __init__(self, trainer: Trainer, holding: Holding, screen: TextIO | None, on_log: OnLog | None = None) -> None:
         super().__init__(holding.path, trainer.processes)
         self._config = trainer.config
         self._trainer = trainer
         self._holding = holding
         self._screen = screen
+        self._on_log = on_log
         self._paths = RunPaths(holding.path)
         dataset = trainer.dataset
         model = GenerativeModel(trainer.best_objective, trainer.config, dataset.image_shape, dataset.class_names)
@@ -131,7 +135,7 @@ class MainRunRecorder(RunRecorder):
         remove_leftovers(self.path)
 
     def begin(self, step: int) -> None:
-        """Open metrics.jsonl, progress bar and wandb, and record that training starts at this step."""
+        """Open metrics.jsonl, progress bar and trackers, and record that training starts at this step."""
         wandb_id = wandb_id_of(self.path)
         self._tracker = Tracker(
             self.path,
@@ -140,6 +144,7 @@ class MainRunRecorder(RunRecorder):
             images_per_step=self._config.global_batch_size,
             wandb_id=wandb_id,
             stream=self._screen,
+            on_log=self._on_log,
         )
         # After the tracker, which may refuse to start: a refusal must not change the directory.
         record_start(self.path, self._config, step, wandb_id, self._processes.world_size)

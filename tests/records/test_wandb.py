@@ -15,7 +15,7 @@ from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.records.metrics_file import read_metrics
 from gen_dist.records.run_directory import wandb_id_of
-from gen_dist.records.wandb_run import WandbRun, _without_other_ids, wandb_mode
+from gen_dist.records.trackers.wandb_run import WandbRun, _without_other_ids, wandb_mode
 from tests.conftest import REPOSITORY
 from tests.support.trackers import make_tracker
 from tests.support.warm_python import warm_python
@@ -95,8 +95,8 @@ from gen_dist.config import TrainConfig
 from gen_dist.errors import UserError
 from gen_dist.pictures.grids import save_grid
 from gen_dist.records.tracker import Tracker
-import gen_dist.records.wandb_run
-gen_dist.records.wandb_run.WANDB_INIT_SECONDS = 2.0
+import gen_dist.records.trackers.wandb_run
+gen_dist.records.trackers.wandb_run.WANDB_INIT_SECONDS = 2.0
 path, mode, start = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 try:
     config = TrainConfig(steps=200, wandb=mode)

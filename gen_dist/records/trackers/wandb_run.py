@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from gen_dist.config import TrainConfig, WandbMode
 from gen_dist.errors import ConfigError
 from gen_dist.files import is_utf8
 from gen_dist.records.run_paths import RunPaths
-from gen_dist.records.score_bins import SCORE_EDGES
+from gen_dist.records.trackers.base import RunToTrack, RunTracker, histogram, register
 
 # A run does not wait longer for wandb: whatever was not sent stays on disk for `wandb sync`.
 WANDB_INIT_SECONDS = 30.0
@@ -42,7 +41,7 @@ def id_of_agent() -> str | None:
     return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
 
 
-class WandbRun:
+class WandbRun(RunTracker):
     """A wandb run. After any failure of wandb it warns once and sends nothing more."""
 
     def __init__(
@@ -166,12 +165,18 @@ def _shown(name: str, value: float | Sequence[float]) -> Any:
         return value
     import wandb
 
-    # wandb refuses NaN in a histogram. metrics.jsonl shows which numbers were not finite.
-    heights = [height if math.isfinite(height) else 0.0 for height in value]
-    of_scores = name.startswith("scores/") and len(heights) == len(SCORE_EDGES) - 1
-    edges = list(SCORE_EDGES) if of_scores else [place - 0.5 for place in range(len(heights) + 1)]
+    heights, edges = histogram(name, value)  # wandb refuses NaN in one
     return wandb.Histogram(np_histogram=(np.array(heights), np.array(edges)))
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _open(run: RunToTrack) -> WandbRun:
+    """By `--track wandb` alone, online; the option or $WANDB_MODE says otherwise."""
+    mode = wandb_mode(run.config.wandb)
+    return WandbRun("online" if mode == "disabled" else mode, run.path, run.config, run.run_id, run.note)
+
+
+register("wandb", _open)
