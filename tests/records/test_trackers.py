@@ -46,7 +46,7 @@ class _Recording(base.RunTracker):
 def recording(monkeypatch: pytest.MonkeyPatch) -> list[_Recording]:
     """Trackers that were opened by the name `mine`."""
     tracker_kinds()
-    monkeypatch.setattr(base, "_KINDS", dict(base._KINDS))
+    monkeypatch.setattr(base._KINDS, "parts", dict(base._KINDS.parts))
     opened: list[_Recording] = []
 
     def open_one(run: base.RunToTrack) -> _Recording:
@@ -141,7 +141,7 @@ def test_a_tracker_is_told_how_the_run_ended(tmp_path: Path, recording: list[_Re
 def test_unknown_trackers_are_told_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown tracker 'tensorbord'; there are wandb, mlflow, tensorboard"):
         make_tracker(tmp_path, track=("tensorbord",))
-    with pytest.raises(ConfigError, match="already registered"):
+    with pytest.raises(ConfigError, match="is registered already, by gen_dist"):
         base.register("wandb", _Recording)
     assert not (tmp_path / "metrics.jsonl").exists()
 

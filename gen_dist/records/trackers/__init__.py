@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
+from gen_dist.plugins.loading import load_installed
 from gen_dist.records.trackers.base import Guarded, OpenTracker, RunToTrack, Values, registered
 from gen_dist.records.trackers.callback import Callback
 from gen_dist.records.trackers.wandb_run import wandb_mode
@@ -24,8 +25,9 @@ def _ours() -> None:
 
 
 def tracker_kinds() -> Mapping[str, OpenTracker]:
-    """All trackers by name: those that the modules of this folder, or of others, register."""
+    """All trackers by name: those that the modules of this folder and plug-ins register."""
     _ours()
+    load_installed()
     return registered()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, UserError
+from gen_dist.plugins.tables import Table
 from gen_dist.records.score_bins import SCORE_EDGES
 
 Values = Mapping[str, float | Sequence[float]]
@@ -48,7 +49,7 @@ class RunTracker:
 OpenTracker = Callable[[RunToTrack], RunTracker]
 """Starts a tracker. It raises ConfigError for what a user has to change, and any other exception for a failure."""
 
-_KINDS: dict[str, OpenTracker] = {}
+_KINDS: Table[OpenTracker] = Table("tracker")
 
 
 def register(name: str, open_tracker: OpenTracker) -> None:
@@ -57,14 +58,12 @@ def register(name: str, open_tracker: OpenTracker) -> None:
     Raises:
         ConfigError: the name is taken.
     """
-    if name in _KINDS:
-        raise ConfigError(f"tracker {name!r} is already registered")
-    _KINDS[name] = open_tracker
+    _KINDS.add(name, open_tracker)
 
 
 def registered() -> dict[str, OpenTracker]:
     """The registered trackers by name."""
-    return dict(_KINDS)
+    return dict(_KINDS.parts)
 
 
 class Guarded:
