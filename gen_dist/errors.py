@@ -91,7 +91,7 @@ def as_user_error(error: BaseException) -> UserError | None:
     if type(error).__name__ in _KINDS_OF_LOST_PEERS or (is_runtime and any(one in str(error) for one in _LOST_PEERS)):
         reason = re.sub(r"^\[[^\]]*\] ", "", first_line).split(". ")[0]  # without the place in a library's source
         return MachineError(
-            f"another process of this run has ended or cannot be reached ({_shortened(reason)}); see its output, then "
+            f"another process of this run has ended or cannot be reached ({shortened(reason)}); see its output, then "
             "run the same command"
         )
     return None
@@ -99,7 +99,7 @@ def as_user_error(error: BaseException) -> UserError | None:
 
 def _out_of_memory(reason: str) -> MachineError:
     return MachineError(
-        f"out of memory ({_shortened(reason)}); use a smaller batch, --accumulation 2 or more for the same batch in "
+        f"out of memory ({shortened(reason)}); use a smaller batch, --accumulation 2 or more for the same batch in "
         "parts, or a smaller network"
     )
 
@@ -107,11 +107,11 @@ def _out_of_memory(reason: str) -> MachineError:
 def _refused(error: OSError) -> str:
     reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
     paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, str | bytes) and path]
-    where = f"{' to '.join(map(_shortened, paths))}: " if paths else ""
+    where = f"{' to '.join(map(shortened, paths))}: " if paths else ""
     way_out = _WAYS_OUT.get(error.errno or 0, "fix that, then run the same command")
-    return f"{where}{_shortened(reason)}; {way_out}"
+    return f"{where}{shortened(reason)}; {way_out}"
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     """Start and end of a text: together with the way out it fits a line that can be read."""
     return text if len(text) <= 200 else f"{text[:110]} ... {text[-80:]}"

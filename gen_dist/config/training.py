@@ -18,7 +18,7 @@ from gen_dist.config.networks import MlpConfig, NetworkConfig, networks
 from gen_dist.config.objectives import ObjectiveConfig, VaeConfig, objectives
 from gen_dist.config.optimization import OptimizerConfig
 from gen_dist.config.options import plain_value, with_changes
-from gen_dist.errors import ConfigError, UnknownNameError
+from gen_dist.errors import ConfigError, UnknownNameError, shortened
 from gen_dist.plugins.loading import Plugin, contents_of, load_contents, load_recorded, plugins_of
 from gen_dist.plugins.registry import Registry
 
@@ -178,8 +178,8 @@ class TrainConfig(Checked):
             return validated if accepted == text else _with_lone_bytes(validated)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")  # pydantic's prefix for our own errors
+            place = shortened(".".join(str(part) for part in first["loc"]))
+            message = shortened(first["msg"]).removeprefix("Value error, ")  # pydantic's prefix for our own errors
             line = ": ".join(filter(None, (source, place, message)))
             if first["type"] in _UNKNOWN_NAMES:
                 raise UnknownNameError(
