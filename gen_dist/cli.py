@@ -11,13 +11,15 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
-from gen_dist.config import TrainConfig
+from gen_dist.config import NetworkConfig, TrainConfig
 from gen_dist.errors import ConfigError, as_user_error
+from gen_dist.network_options import help_lines, with_networks
 from gen_dist.plugins.loading import load as load_plugin
 from gen_dist.presets import get_preset, presets
 from gen_dist.startup import lost_output, settle, tell
@@ -75,6 +77,10 @@ def parse_train(arguments: Sequence[str], prog: str, more: T) -> tuple[TrainConf
     names = {plugin.name for plugin in plugins}
     recorded = [plugin for plugin in default.plugins if plugin.name not in names]
     default = dataclasses.replace(default, plugins=(*recorded, *plugins))
+    if "--help" in words or "-h" in words:
+        print("networks:", *help_lines(default), "", sep="\n  ")
+    default, words = with_networks(default, words, partial(_parse_network, f"{prog} {source}"))
+
     flat = tyro.conf.OmitArgPrefixes
     start_over = tyro.conf.arg(help="Remove the files of an earlier run from the run directory and start over.")
     options_of_both = dataclasses.make_dataclass(
@@ -108,6 +114,16 @@ def without_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             raise ConfigError("--plugin needs a Python file or a module, as in --plugin my_gan.py")
     return others, plugins
+
+
+def _parse_network(prog: str, config: NetworkConfig, words: Sequence[str], role: str) -> NetworkConfig:
+    """Parse the options of one role's network."""
+    form: Any = tyro.conf.AvoidSubcommands[type(config)]  # type: ignore[misc]
+    try:
+        parsed: NetworkConfig = _with_short_errors(lambda: tyro.cli(form, args=words, prog=prog, default=config))
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--", f"--{role}.", 1)) from None
+    return parsed
 
 
 def refuse_empty_words(words: Sequence[str]) -> None:

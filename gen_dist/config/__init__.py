@@ -11,6 +11,8 @@ from gen_dist.config.networks import (
     NetworkConfig,
     Norm,
     ResnetConfig,
+    RoleName,
+    Roles,
     networks,
 )
 from gen_dist.config.objectives import (
@@ -67,6 +69,8 @@ __all__ = [
     "Precision",
     "R3ganConfig",
     "ResnetConfig",
+    "RoleName",
+    "Roles",
     "TrainConfig",
     "VaeConfig",
     "VaeGanConfig",

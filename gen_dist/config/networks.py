@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from tyro.conf import Suppress
 
@@ -13,6 +13,7 @@ from gen_dist.plugins.registry import Registry
 
 Activation = Literal["relu", "tanh", "leaky_relu", "silu"]
 Norm = Literal["batch", "group", "none"]
+RoleName = Literal["encoder", "decoder", "generator", "discriminator"]
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,66 @@ class NetworkConfig(Checked):
     decoder: ClassVar[str]
     """Class from latents to images, as `module:Class`; see `gen_dist.networks.base.Decoder`."""
     latent_dim: int = 20
-    """Number of latents."""
+    """Number of latents; of their channels, if each has a place in the image."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("latent_dim", self.latent_dim, 1)
 
+    def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+        """Shape of one image's latents: (D,) for a vector. A network whose latents have places returns (C, h, w).
+
+        Its encoder then gives [B, outputs, h, w], and its decoder takes [B, inputs, h, w].
+
+        Args:
+            image_shape: (C, H, W) of the images.
+
+        Raises:
+            ConfigError: the network does not fit the images.
+        """
+        return (self.latent_dim,)
+
 
 networks = Registry("network", NetworkConfig, "gen_dist.networks")
 """Configs of networks by kind."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The network of each role; an objective builds those that it has."""
+
+    encoder: NetworkConfig
+    decoder: NetworkConfig
+    generator: NetworkConfig
+    discriminator: NetworkConfig
+
+    @classmethod
+    def all_of(cls, network: NetworkConfig) -> Self:
+        """One network for every role."""
+        return cls(network, network, network, network)
+
+    def latent_shape(self, decoder: RoleName, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+        """Shape of the latents that a decoder or generator takes.
+
+        Raises:
+            ConfigError: the network does not fit the images.
+        """
+        config: NetworkConfig = getattr(self, decoder)
+        return config.latent_shape(image_shape)
+
+    def shared_latent_shape(self, decoder: RoleName, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+        """Shape of the latents between the encoder and a decoder or generator.
+
+        Raises:
+            ConfigError: the two differ in it, or a network does not fit the images.
+        """
+        given, taken = self.encoder.latent_shape(image_shape), self.latent_shape(decoder, image_shape)
+        if given != taken:
+            raise ConfigError(
+                f"the encoder gives latents of {' x '.join(map(str, given))}, the {decoder} takes "
+                f"{' x '.join(map(str, taken))}; set latent_dim of both, or use networks of one kind"
+            )
+        return given
 
 
 @networks.register

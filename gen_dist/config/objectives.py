@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 from tyro.conf import Suppress
 
 from gen_dist.config.checked import Checked, at_least, finite_and_at_least
+from gen_dist.config.networks import RoleName
 from gen_dist.errors import ConfigError
 from gen_dist.plugins.registry import Registry
 
@@ -49,6 +50,8 @@ class ObjectiveConfig(Checked):
     - posterior: the encoder gives a distribution over latents, on the prior's scale;
     - likelihood: the decoder gives a likelihood of pixels.
     """
+    roles: ClassVar[tuple[RoleName, ...]] = get_args(RoleName)
+    """Roles of the networks that the objective builds."""
     phase_names: ClassVar[Mapping[str, str]] = {}
     """Short names of the phases for the screen, in the order of their colours in charts."""
 
@@ -80,6 +83,7 @@ class AutoencoderConfig(ObjectiveConfig):
     implementation: ClassVar[str] = "gen_dist.objectives.autoencoder:Autoencoder"
     family: ClassVar[str] = "autoencoder"
     family_name: ClassVar[str] = "autoencoder"
+    roles: ClassVar[tuple[RoleName, ...]] = ("encoder", "decoder")
     lacks: ClassVar[Mapping[Capability, str]] = {
         "samples": "an autoencoder has no prior over its latents to draw samples from",
         "posterior": "an autoencoder has codes of arbitrary scale, not a posterior",
@@ -112,6 +116,7 @@ class VaeConfig(ObjectiveConfig):
     implementation: ClassVar[str] = "gen_dist.objectives.vae:Vae"
     family: ClassVar[str] = "vae"
     family_name: ClassVar[str] = "variational autoencoder"
+    roles: ClassVar[tuple[RoleName, ...]] = ("encoder", "decoder")
     lacks: ClassVar[Mapping[Capability, str]] = {}
     kind: Suppress[Literal["vae"]] = "vae"
     likelihood: Likelihood = "bernoulli"
@@ -178,6 +183,7 @@ class AdversarialConfig(ObjectiveConfig):
 
     family: ClassVar[str] = "gan"
     family_name: ClassVar[str] = "GAN"
+    roles: ClassVar[tuple[RoleName, ...]] = ("generator", "discriminator")
     lacks: ClassVar[Mapping[Capability, str]] = {
         "encoder": "a GAN has no encoder",
         "posterior": "a GAN has no encoder",
@@ -281,6 +287,7 @@ class VaeGanConfig(ObjectiveConfig):
     implementation: ClassVar[str] = "gen_dist.objectives.vae_gan:VaeGan"
     family: ClassVar[str] = "vae-gan"
     family_name: ClassVar[str] = "VAE-GAN"
+    roles: ClassVar[tuple[RoleName, ...]] = ("encoder", "generator", "discriminator")
     lacks: ClassVar[Mapping[Capability, str]] = {
         "likelihood": "the generator of a VAE-GAN gives images, not a likelihood of pixels",
     }

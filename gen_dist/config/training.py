@@ -8,13 +8,13 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, get_args
 
 from tyro.conf import Fixed, Suppress
 
 from gen_dist.config.checked import Checked, at_least
 from gen_dist.config.data import DataConfig
-from gen_dist.config.networks import MlpConfig, NetworkConfig, networks
+from gen_dist.config.networks import MlpConfig, NetworkConfig, RoleName, Roles, networks
 from gen_dist.config.objectives import ObjectiveConfig, VaeConfig, objectives
 from gen_dist.config.optimization import OptimizerConfig
 from gen_dist.config.options import plain_value, with_changes
@@ -97,6 +97,11 @@ class TrainConfig(Checked):
     """Trackers beside metrics.jsonl, by name: tensorboard, mlflow, wandb. A failure there does not stop the run."""
     packing: DataConfig = field(default_factory=DataConfig)
     network: Annotated[NetworkConfig, ByKind(networks)] = field(default_factory=MlpConfig)
+    encoder: Suppress[Annotated[NetworkConfig, ByKind(networks)] | None] = None
+    """Network of this role. None takes `network`, as for the three roles below."""
+    decoder: Suppress[Annotated[NetworkConfig, ByKind(networks)] | None] = None
+    generator: Suppress[Annotated[NetworkConfig, ByKind(networks)] | None] = None
+    discriminator: Suppress[Annotated[NetworkConfig, ByKind(networks)] | None] = None
     objective: Annotated[ObjectiveConfig, ByKind(objectives)] = field(default_factory=VaeConfig)
     optimization: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -110,11 +115,20 @@ class TrainConfig(Checked):
             raise ConfigError(f"learning_rate {self.learning_rate} is not a positive number")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed {self.seed} is not in 0 .. 2^63 - 1")
+        for role in get_args(RoleName):
+            if getattr(self, role) is not None and role not in self.objective.roles:
+                its = " and ".join(self.objective.roles)
+                raise ConfigError(f"objective {self.objective.kind} has no {role}; its networks are {its}")
         if not self.data:
             raise ConfigError("data is empty; name a source such as mnist5k")
         recorded = {plugin.name for plugin in self.plugins}
         added = [one for one in plugins_of(vars(self).values()) if one.name not in recorded]
         object.__setattr__(self, "plugins", (*self.plugins, *added))
+
+    @property
+    def roles(self) -> Roles:
+        """The network of each role."""
+        return Roles(*(getattr(self, role) or self.network for role in get_args(RoleName)))
 
     @property
     def run_path(self) -> Path:

@@ -42,18 +42,18 @@ def negative_log_likelihoods(objective: Vae, batch: Batch, samples: int) -> Tens
     logvars = logvars.clamp(*LOGVAR_RANGE)
     bounds = []
     for row, (target, mean, logvar) in enumerate(zip(targets, means, logvars, strict=True)):
-        noise = normal(Key(batch.rng, Stream.TEST_IMPORTANCE, batch.first_row + row), 1, samples * len(mean))
+        noise = normal(Key(batch.rng, Stream.TEST_IMPORTANCE, batch.first_row + row), 1, samples * mean.numel())
         # One image after another: all that is decoded at once has one target.
         weights = [
             _log_weights(objective, target, mean, logvar, chunk)
-            for chunk in noise.view(samples, len(mean)).split(DECODED_PER_CHUNK)
+            for chunk in noise.view(samples, *mean.shape).split(DECODED_PER_CHUNK)
         ]
         bounds.append(importance_weighted_bound(torch.cat(weights)[None]))
     return -torch.cat(bounds)
 
 
 def _log_weights(objective: Vae, target: Tensor, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
-    """log p(x, z_k) - log q(z_k given x) of the latents that noise [K, D] draws: float64 [K].
+    """log p(x, z_k) - log q(z_k given x) of the latents that noise [K, *latent_shape] draws: float64 [K].
 
     log p(z) - log q(z) is (|noise|^2 - |z|^2 + sum of logvar) / 2.
     """
@@ -63,5 +63,6 @@ def _log_weights(objective: Vae, target: Tensor, mean: Tensor, logvar: Tensor, n
         log_likelihood = log_likelihoods_of_binary_image(decoded, target)
     else:
         log_likelihood = -objective.nll(decoded, target.expand_as(decoded), torch.float64)
-    prior_to_posterior = (noise * noise - latents * latents).sum(dim=1, dtype=torch.float64) + logvar.double().sum()
+    squares = (noise * noise - latents * latents).flatten(1).sum(dim=1, dtype=torch.float64)
+    prior_to_posterior = squares + logvar.double().sum()
     return log_likelihood + 0.5 * prior_to_posterior

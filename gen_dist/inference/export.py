@@ -140,7 +140,7 @@ def _refuse_other_files(out: Path) -> None:
 
 
 def _parts_of(model: GenerativeModel, form: Format, wanted: Sequence[PartName]) -> list[_Exported]:
-    objective, shape, latents = model.objective, model.image_shape, (model.objective.latent_dim,)
+    objective, shape, latents = model.objective, model.image_shape, model.objective.latent_shape
     images = "intensities in 0..1; divide uint8 by 255"
     drawn = "of the prior: standard normal" if objective.generates else "as the encoder gives them"
     inputs = [Port("latents", "float32", latents, drawn)]

@@ -7,6 +7,9 @@ import statistics
 import numpy as np
 from numpy.typing import NDArray
 
+MOST_DIRECTIONS = 1024
+"""Most values of one image's latents whose covariance is computed."""
+
 
 def manifold_latents(columns: int, rows: int) -> NDArray[np.float32]:
     """Two latents on a grid of equal steps in prior probability (Kingma & Welling 2014, appendix A).
@@ -82,14 +85,18 @@ def on_great_circles(
 def principal_directions(
     points: NDArray[np.floating],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Principal components of points [N, D]: mean [D], directions [D, D] in rows, standard deviations [D] and shares of
-    the variance [D], the largest first."""
+    """Principal components of points [N, D]: mean [D], directions [K, D] in rows, standard deviations [K] and shares of
+    the variance [K], the largest first. K is D, and at most N beyond MOST_DIRECTIONS."""
     if points.ndim != 2 or points.size == 0:
         raise ValueError(f"expected [N, D] with N >= 1, got {list(points.shape)}")
     points = points.astype(np.float64)
     mean = points.mean(axis=0)
     centred = points - mean
-    _, variances, directions = np.linalg.svd(centred.T @ centred / max(len(points) - 1, 1), hermitian=True)
+    if points.shape[1] <= MOST_DIRECTIONS:
+        _, variances, directions = np.linalg.svd(centred.T @ centred / max(len(points) - 1, 1), hermitian=True)
+    else:  # latents with places: their covariance would be larger than the points
+        _, deviations, directions = np.linalg.svd(centred, full_matrices=False)
+        variances = deviations**2 / max(len(points) - 1, 1)
     largest = np.argmax(np.abs(directions), axis=1)
     directions *= np.where(directions[np.arange(len(directions)), largest] < 0, -1.0, 1.0)[:, None]
     total = variances.sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -54,7 +55,7 @@ class GenerativeModel:
         return next(self.objective.parameters()).device
 
     def prior_latents(self, count: int, seed: int = 0, first_row: int = 0) -> Tensor:
-        """Draw standard normal latents float32 [count, D]. A row does not depend on the count or the device.
+        """Draw normal latents float32 [count, *latent_shape]. A row does not depend on the count or the device.
 
         Args:
             count: number of latents.
@@ -67,10 +68,9 @@ class GenerativeModel:
         if not 0 <= seed < 2**63:
             raise UserError(f"seed {seed} is not in 0 .. 2^63 - 1")
         # Drawn on the CPU, because other devices draw other numbers. Cloned, so that the caller may write to it.
-        latents = normal(
-            Key(torch.tensor([seed, 0]), Stream.PRIOR, first_row), count, self.objective.latent_dim
-        ).clone()
-        return latents.to(self.device)
+        shape = self.objective.latent_shape
+        latents = normal(Key(torch.tensor([seed, 0]), Stream.PRIOR, first_row), count, math.prod(shape)).clone()
+        return latents.view(count, *shape).to(self.device)
 
     @property
     def conditional(self) -> bool:
@@ -99,7 +99,8 @@ class GenerativeModel:
         return self.images(self.prior_latents(count, seed), labels)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Posterior of images uint8 [N, C, H, W]: mean float32 [N, D] and log-variance [N, D], or None if it has none.
+        """Posterior of images uint8 [N, C, H, W]: mean float32 [N, *latent_shape] and log-variance
+        of that shape, or None if it has none.
 
         Raises:
             UserError: shape or dtype of the images is not the model's, or the model has no encoder.
@@ -113,15 +114,16 @@ class GenerativeModel:
         return torch.cat(means), None if logvars[0] is None else torch.cat(logvars)
 
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Decode latents float32 [N, D] to float32 [N, C, H, W].
+        """Decode latents float32 [N, *latent_shape] to float32 [N, C, H, W].
 
         A VAE gives logits (Bernoulli) or means (Gaussian), a GAN images in -1..1. `labels` are as in `sample`.
 
         Raises:
-            UserError: the width of the latents is not the model's, or the labels do not match them.
+            UserError: the shape of the latents is not the model's, or the labels do not match them.
         """
-        if latents.ndim != 2 or latents.shape[1] != self.objective.latent_dim:
-            raise UserError(f"latents are {list(latents.shape)}; the model takes [N, {self.objective.latent_dim}]")
+        if latents.shape[1:] != self.objective.latent_shape:
+            taken = ", ".join(map(str, self.objective.latent_shape))
+            raise UserError(f"latents are {list(latents.shape)}; the model takes [N, {taken}]")
         if not self.conditional:
             if labels is not None:
                 raise UserError(
@@ -140,7 +142,7 @@ class GenerativeModel:
         return torch.cat(self._chunked(self.objective.decode, latents, labels.long()))
 
     def images(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Decode latents float32 [N, D] to images uint8 [N, C, H, W]. `labels` are as in `sample`."""
+        """Decode latents float32 [N, *latent_shape] to images uint8 [N, C, H, W]. `labels` are as in `sample`."""
         return self.objective.pixels(self.decode(latents, labels)).mul(255.0).round().to(torch.uint8)
 
     def reconstruct(self, images: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ import hashlib
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
+from gen_dist.config import RoleName
 from gen_dist.errors import CheckpointError
 from gen_dist.inference.markdown import code, text
 from gen_dist.inference.model import GenerativeModel
@@ -65,6 +66,9 @@ def card(
     """
     config, step = model.config, checkpoint.step
     kinds = f"objective {text(config.objective.kind)}, network {text(config.network.kind)}"
+    for role in get_args(RoleName):
+        if own := getattr(config, role):
+            kinds += f", {role} {text(own.kind)}"
     images_seen = step * config.global_batch_size
     ema = config.optimization.ema_decay
     weights = f"the moving average of the weights, decay {ema:g}" if "averaged" in checkpoint.tensors else "as trained"

@@ -8,7 +8,7 @@ __all__ = ["Decoder", "Encoder", "build_decoder", "build_encoder"]
 
 
 def build_encoder(config: NetworkConfig, image_shape: tuple[int, int, int], outputs: int) -> Encoder:
-    """Build a network from images float32 [B, C, H, W] to [B, outputs].
+    """Build a network from images float32 [B, C, H, W] to [B, outputs], or [B, outputs, h, w] if latents have places.
 
     Raises:
         ConfigError: the network does not fit the images.
@@ -18,10 +18,13 @@ def build_encoder(config: NetworkConfig, image_shape: tuple[int, int, int], outp
 
 
 def build_decoder(config: NetworkConfig, image_shape: tuple[int, int, int], inputs: int | None = None) -> Decoder:
-    """Build a network from latents float32 [B, inputs] to [B, C, H, W]. None means config.latent_dim inputs.
+    """Build a network from latents float32 [B, inputs] or [B, inputs, h, w] to [B, C, H, W].
+
+    None means as many inputs as latents have entries or channels.
 
     Raises:
         ConfigError: the network does not fit the images.
     """
-    decoder: Decoder = load(config.decoder)(config, image_shape, config.latent_dim if inputs is None else inputs)
+    inputs = config.latent_shape(image_shape)[0] if inputs is None else inputs
+    decoder: Decoder = load(config.decoder)(config, image_shape, inputs)
     return decoder

@@ -12,18 +12,20 @@ from gen_dist.networks.spectral_norm import spectrally_normalized
 
 
 class Generator(nn.Module):
-    """Latents [B, D], and labels int64 [B] if conditional, to images [B, C, H, W]."""
+    """Latents [B, D] or [B, C, h, w], and labels int64 [B] if conditional, to images [B, C, H, W]."""
 
     def __init__(self, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int) -> None:
         """Build the decoder; with `classes` above 0, its latents include one-hot labels (Mirza & Osindero 2014)."""
         super().__init__()
         self.classes = classes
-        self.decoder = build_decoder(network, image_shape, network.latent_dim + classes)
+        self.decoder = build_decoder(network, image_shape, network.latent_shape(image_shape)[0] + classes)
 
     def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         if self.classes:
             assert labels is not None
             one_hot = labels[:, None] == torch.arange(self.classes, device=labels.device)
+            places = latents.shape[2:]
+            one_hot = one_hot.view(*one_hot.shape, *[1] * len(places)).expand(-1, -1, *places)
             latents = torch.cat([latents, one_hot.to(latents.dtype)], dim=1)
         return self.decoder(latents)
 

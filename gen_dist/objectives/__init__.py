@@ -19,5 +19,5 @@ def build_objective(config: TrainConfig, image_shape: tuple[int, int, int], clas
     Raises:
         ConfigError: the network does not fit the images, or the objective needs labels.
     """
-    objective: Objective = load(config.objective.implementation)(config.objective, config.network, image_shape, classes)
+    objective: Objective = load(config.objective.implementation)(config.objective, config.roles, image_shape, classes)
     return objective

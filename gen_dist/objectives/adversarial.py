@@ -7,13 +7,14 @@ very first turn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gen_dist.config import AdversarialConfig, NetworkConfig
+from gen_dist.config import AdversarialConfig, Roles
 from gen_dist.errors import ConfigError
 from gen_dist.kernels import normal
 from gen_dist.networks.players import Discriminator, Generator
@@ -58,7 +59,7 @@ class Adversarial(Objective):
     def __init__(
         self,
         config: AdversarialConfig,
-        network: NetworkConfig,
+        roles: Roles,
         image_shape: tuple[int, int, int],
         classes: int,
         *,
@@ -77,18 +78,18 @@ class Adversarial(Objective):
                 f"conditioning {config.conditioning} needs labelled images, but these have no classes; use another "
                 "--data, or --conditioning none"
             )
-        self.latent_dim = network.latent_dim
+        self.latent_shape = roles.latent_shape("generator", image_shape)
         self.bounded = bounded
         self._seen = config
         self.networks = nn.ModuleDict(
             {
-                "generator": Generator(network, image_shape, classes if self.conditional else 0),
-                "discriminator": Discriminator(network, image_shape, config.conditioning, classes),
+                "generator": Generator(roles.generator, image_shape, classes if self.conditional else 0),
+                "discriminator": Discriminator(roles.discriminator, image_shape, config.conditioning, classes),
             }
         )
 
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Decode latents [B, D] to images float32 [B, C, H, W]; pictures show the range -1..1."""
+        """Decode latents [B, *latent_shape] to images float32 [B, C, H, W]; pictures show the range -1..1."""
         generated = self.networks["generator"](latents, labels).float()
         return generated.tanh() if self.bounded else generated
 
@@ -97,8 +98,8 @@ class Adversarial(Objective):
 
     def generate(self, batch: Batch, stream: Stream) -> Tensor:
         """Generate one new image per image of the batch, with its label."""
-        latents = normal(batch.key(stream), len(batch.images), self.latent_dim)
-        return self.decode(latents, batch.labels)
+        latents = normal(batch.key(stream), len(batch.images), math.prod(self.latent_shape))
+        return self.decode(latents.view(-1, *self.latent_shape), batch.labels)
 
     @property
     def changes_images(self) -> bool:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from gen_dist.config import AutoencoderConfig, NetworkConfig
+from gen_dist.config import AutoencoderConfig, Roles
 from gen_dist.objectives.base import EncoderDecoder
 from gen_dist.objectives.losses import bernoulli_nll, squared_error
 from gen_dist.objectives.phase import Batch, Phase, TurnResult, unit_interval
@@ -14,9 +14,9 @@ class Autoencoder(EncoderDecoder):
     config: AutoencoderConfig
 
     def __init__(
-        self, config: AutoencoderConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
+        self, config: AutoencoderConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int
     ) -> None:
-        super().__init__(config.likelihood, network, image_shape, encoder_outputs=network.latent_dim)
+        super().__init__(config.likelihood, roles, image_shape, outputs_per_latent=1)
         self.config = config
 
     def phases(self) -> dict[str, Phase]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from gen_dist.config import Likelihood, NetworkConfig, ObjectiveConfig
+from gen_dist.config import Likelihood, ObjectiveConfig, Roles
 from gen_dist.errors import UserError
 from gen_dist.networks import Decoder, build_decoder, build_encoder
 from gen_dist.objectives.phase import Batch, Phase
@@ -12,13 +12,14 @@ from gen_dist.objectives.phase import Batch, Phase
 class Objective(nn.Module):
     """Networks, their training (phases) and their use (encode, decode, sample).
 
-    A subclass is made from `(config, network, image_shape, classes)`. Its config lists the capabilities that it lacks,
+    A subclass is made from `(config, roles, image_shape, classes)`. Its config lists the capabilities that it lacks,
     with reasons; methods of those raise UserError.
     """
 
     config: ObjectiveConfig
     networks: nn.ModuleDict
-    latent_dim: int
+    latent_shape: tuple[int, ...]
+    """Shape of one image's latents: (D,), or (C, h, w)."""
     conditional: bool = False
     """True if images are decoded from latents and labels."""
     evaluation_samples: int = 1
@@ -45,11 +46,11 @@ class Objective(nn.Module):
         """Set initial values that follow from the training data's mean image, float32 [C, H, W] in 0..1."""
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Posterior of images uint8 [B, C, H, W]: mean [B, D] and log-variance [B, D] or None."""
+        """Posterior of images uint8 [B, C, H, W]: mean [B, *latent_shape] and log-variance of that shape or None."""
         raise UserError(self.config.lacks.get("encoder", f"{type(self).__name__} does not define encode"))
 
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Decode latents [B, D] to logits or means [B, C, H, W].
+        """Decode latents [B, *latent_shape] to logits or means [B, C, H, W].
 
         A conditional objective needs `labels`, int64 [B].
         """
@@ -72,15 +73,15 @@ class EncoderDecoder(Objective):
     """Base of objectives with an encoder, and a decoder to the parameters of a likelihood of pixels."""
 
     def __init__(
-        self, likelihood: Likelihood, network: NetworkConfig, image_shape: tuple[int, int, int], encoder_outputs: int
+        self, likelihood: Likelihood, roles: Roles, image_shape: tuple[int, int, int], outputs_per_latent: int
     ) -> None:
         super().__init__()
         self.likelihood = likelihood
-        self.latent_dim = network.latent_dim
+        self.latent_shape = roles.shared_latent_shape("decoder", image_shape)
         self.networks = nn.ModuleDict(
             {
-                "encoder": build_encoder(network, image_shape, encoder_outputs),
-                "decoder": build_decoder(network, image_shape),
+                "encoder": build_encoder(roles.encoder, image_shape, outputs_per_latent * self.latent_shape[0]),
+                "decoder": build_decoder(roles.decoder, image_shape),
             }
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gen_dist.config import GanConfig, GanLoss, NetworkConfig
+from gen_dist.config import GanConfig, GanLoss, Roles
 from gen_dist.objectives.adversarial import (
     GENERATED,
     GENERATOR_STREAMS,
@@ -22,10 +22,8 @@ class Gan(Adversarial):
 
     config: GanConfig
 
-    def __init__(
-        self, config: GanConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
-    ) -> None:
-        super().__init__(config, network, image_shape, classes)
+    def __init__(self, config: GanConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__(config, roles, image_shape, classes)
 
     def phases(self) -> dict[str, Phase]:
         return {

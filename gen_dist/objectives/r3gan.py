@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gen_dist.config import NetworkConfig, R3ganConfig, ResnetConfig
+from gen_dist.config import R3ganConfig, ResnetConfig, Roles
 from gen_dist.objectives.adversarial import (
     GENERATED,
     GENERATOR_STREAMS,
@@ -25,12 +25,10 @@ class R3gan(Adversarial):
 
     config: R3ganConfig
 
-    def __init__(
-        self, config: R3ganConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
-    ) -> None:
+    def __init__(self, config: R3ganConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int) -> None:
         # The paper's generator ends with a linear layer; other networks end as in their papers.
-        bounded = not (isinstance(network, ResnetConfig) and network.block == "r3gan")
-        super().__init__(config, network, image_shape, classes, bounded=bounded)
+        bounded = not (isinstance(roles.generator, ResnetConfig) and roles.generator.block == "r3gan")
+        super().__init__(config, roles, image_shape, classes, bounded=bounded)
         self.refuse_batch_norm()
 
     def phases(self) -> dict[str, Phase]:

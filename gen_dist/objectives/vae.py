@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gen_dist.config import NetworkConfig, VaeConfig
+from gen_dist.config import Roles, VaeConfig
 from gen_dist.kernels import LOGVAR_RANGE, binarize, reparameterize_kl
 from gen_dist.objectives.base import EncoderDecoder
 from gen_dist.objectives.losses import (
@@ -26,7 +26,7 @@ class ImportanceSamples(NamedTuple):
     log_weights: Tensor
     """log p(x, z_k) - log q(z_k given x): float64 [B, K], nats."""
     latents: Tensor
-    """[B * K, latents]; the samples of an image are adjacent."""
+    """[B * K, *latent_shape]; the samples of an image are adjacent."""
     kl_nats: Tensor
     """KL of the posterior from the prior, [B]."""
 
@@ -36,10 +36,8 @@ class Vae(EncoderDecoder):
 
     config: VaeConfig
 
-    def __init__(
-        self, config: VaeConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
-    ) -> None:
-        super().__init__(config.likelihood, network, image_shape, encoder_outputs=2 * network.latent_dim)
+    def __init__(self, config: VaeConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__(config.likelihood, roles, image_shape, outputs_per_latent=2)
         self.config = config
         self.evaluation_samples = config.importance_samples
         if config.likelihood == "gaussian":
@@ -93,7 +91,7 @@ class Vae(EncoderDecoder):
         return ImportanceSamples(log_weights.view(-1, samples), latents, kl_nats)
 
     def _log_prior_to_posterior(self, latents: Tensor, parameters: Tensor) -> Tensor:
-        """log p(z) - log q(z given x), [B], from latents [B, L] and the encoder's output [B, 2 L]."""
+        """log p(z) - log q(z given x), [B], from latents [B, C, ...] and the encoder's output [B, 2 C, ...]."""
         mean, logvar = parameters.chunk(2, dim=1)
         logvar = logvar.clamp(*LOGVAR_RANGE)  # as in `reparameterize_kl`, which drew the latents
         return standard_normal_log_density(latents) - normal_log_density(latents, mean, logvar)
@@ -171,7 +169,7 @@ class MaximizeImportanceWeightedBound(Phase):
         drawn = self.objective.log_weights(targets, batch, Stream.LATENTS, samples)
         if self.objective.config.gradient == "path" and drawn.latents.requires_grad:
             # Samples count with their normalized weights in the decoder's gradient, with the squares in the encoder's.
-            weights = drawn.log_weights.detach().softmax(dim=1).float().view(-1, 1)
+            weights = drawn.log_weights.detach().softmax(dim=1).float().view(-1, *[1] * (drawn.latents.ndim - 1))
             drawn.latents.register_hook(weights.mul)
         loss = -importance_weighted_bound(drawn.log_weights).mean().float()
         return TurnResult(loss, {"loss": loss.detach(), "kl": drawn.kl_nats.mean().detach()})

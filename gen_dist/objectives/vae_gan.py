@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gen_dist.config import AdversarialConfig, NetworkConfig, VaeGanConfig
+from gen_dist.config import AdversarialConfig, Roles, VaeGanConfig
 from gen_dist.kernels import reparameterize_kl
 from gen_dist.networks import build_encoder
 from gen_dist.networks.players import Discriminator
@@ -22,7 +22,7 @@ from gen_dist.objectives.phase import Batch, Phase, TurnResult, unit_interval
 from gen_dist.randomness import Stream
 
 POSTERIOR_LATENTS, REAL_FEATURES = "posterior_latents", "real_features"
-"""Names of the tensors carried from the encoder's turn, float [B, D] and [B, F]; the discriminator is last."""
+"""Names of the tensors carried from the encoder's turn, float [B, *latent_shape] and [B, F]."""
 RECONSTRUCTIONS = "reconstructions"
 """Name of the carried reconstructions of the generator's turn: float32 [B, C, H, W] in -1..1."""
 
@@ -32,12 +32,11 @@ class VaeGan(Adversarial):
 
     config: VaeGanConfig
 
-    def __init__(
-        self, config: VaeGanConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
-    ) -> None:
-        super().__init__(AdversarialConfig(), network, image_shape, classes)
+    def __init__(self, config: VaeGanConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__(AdversarialConfig(), roles, image_shape, classes)
         self.config = config
-        self.networks["encoder"] = build_encoder(network, image_shape, outputs=2 * network.latent_dim)
+        roles.shared_latent_shape("generator", image_shape)
+        self.networks["encoder"] = build_encoder(roles.encoder, image_shape, outputs=2 * self.latent_shape[0])
 
     def phases(self) -> dict[str, Phase]:
         return {
@@ -51,7 +50,7 @@ class VaeGan(Adversarial):
         return mean, logvar
 
     def draw_latents(self, batch: Batch, stream: Stream) -> tuple[Tensor, Tensor]:
-        """Draw latents [B, D] from the posterior, and compute the KL in nats [B]."""
+        """Draw latents [B, *latent_shape] from the posterior, and compute the KL in nats [B]."""
         parameters = self.networks["encoder"](signed_unit(batch.images))
         return reparameterize_kl(parameters, batch.key(stream))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gen_dist.config import NetworkConfig, WganGpConfig
+from gen_dist.config import Roles, WganGpConfig
 from gen_dist.objectives.adversarial import (
     Adversarial,
     DiscriminatorPhase,
@@ -21,10 +21,8 @@ class WganGp(Adversarial):
 
     config: WganGpConfig
 
-    def __init__(
-        self, config: WganGpConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
-    ) -> None:
-        super().__init__(config, network, image_shape, classes)
+    def __init__(self, config: WganGpConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__(config, roles, image_shape, classes)
         self.refuse_batch_norm()
 
     def phases(self) -> dict[str, Phase]:

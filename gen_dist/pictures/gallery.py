@@ -67,7 +67,7 @@ class Gallery:
         if self._model.objective.encodes:
             test = self._dataset.test
             shown = self._some_test_images(SCATTER_IMAGES)
-            means = self._model.encode(torch.from_numpy(test.images[shown]))[0].cpu().numpy()
+            means = self._model.encode(torch.from_numpy(test.images[shown]))[0].flatten(1).cpu().numpy()
             draw["latent_scatter"] = partial(
                 charts.save_scatter, posterior_means=means, labels=test.labels[shown], class_names=class_names
             )
@@ -94,9 +94,9 @@ class Gallery:
 
     def _save_interpolations(self, path: Path) -> None:
         """Draw walks between latents of the prior, each within one class for a conditional model."""
-        ends = self._model.prior_latents(2 * INTERPOLATIONS).cpu().numpy()
+        ends = self._model.prior_latents(2 * INTERPOLATIONS).flatten(1).cpu().numpy()
         walks = latent_walks.great_circles(ends[::2], ends[1::2], INTERPOLATION_STEPS)
-        latents = torch.from_numpy(walks)
+        latents = self._latents(walks)
         title = "walks between latents of the prior, along great circles"
         if not self._model.conditional:
             images = self._model.images(latents)
@@ -109,17 +109,21 @@ class Gallery:
 
     def _save_manifold(self, path: Path, means: np.ndarray) -> None:
         """Draw the whole plane for two latents with a prior, else walks along the principal posterior directions."""
-        if self._model.objective.latent_dim == 2 and self._model.objective.generates:
+        if self._model.objective.latent_shape == (2,) and self._model.objective.generates:
             latents = latent_walks.manifold_latents(MANIFOLD_SIDE, MANIFOLD_SIDE)
-            images = self._model.images(torch.from_numpy(latents)).cpu().numpy()
+            images = self._model.images(self._latents(latents)).cpu().numpy()
             title = "decoded latents at equal steps of prior probability"
             grids.save_manifold(path, images, MANIFOLD_SIDE, title)
             return
         latents, shares = latent_walks.principal_traversals(means, TRAVERSAL_DIRECTIONS, TRAVERSAL_STEPS)
-        images = self._model.images(torch.from_numpy(latents)).cpu().numpy()
+        images = self._model.images(self._latents(latents)).cpu().numpy()
         captions = [f"direction {row + 1}, {share:.0%} of variance" for row, share in enumerate(shares)]
         title = "walks along the principal directions of the posterior means, -2.5 to +2.5 standard deviations"
         grids.save_strips(path, images, TRAVERSAL_STEPS, captions, title)
+
+    def _latents(self, rows: np.ndarray) -> torch.Tensor:
+        """Latents [N, *latent_shape] from rows [N, D] of all their values."""
+        return torch.from_numpy(rows).view(-1, *self._model.objective.latent_shape)
 
     def _captions(self, classes: np.ndarray) -> list[str]:
         """Names of classes in letters that can be drawn."""

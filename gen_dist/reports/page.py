@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_dist.cli import program_of
-from gen_dist.config import Capability
+from gen_dist.config import Capability, RoleName
 from gen_dist.errors import ConfigError
 from gen_dist.evaluation.guide import base_name, in_order, is_of_run, metric_of
 from gen_dist.files import write_atomically
@@ -239,7 +239,9 @@ def _page(run: RunRecord, times: StepTimes | None, place: int, page_pictures: in
 
 def _manifold(run: RunRecord) -> str:
     """Description of the picture of decoded latents, as the gallery draws it."""
-    of_two = run.config.network.latent_dim == 2
+    channels, height, width = run.state["image_shape"]
+    role: RoleName = "generator" if run.config.generator else "decoder"
+    of_two = run.config.roles.latent_shape(role, (channels, height, width)) == (2,)
     return "the plane of the two" if of_two else "walks along the principal directions of the posterior means"
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, MultivariateNormal, Normal
 
-from gen_dist.config import MlpConfig, VaeConfig
+from gen_dist.config import MlpConfig, Roles, VaeConfig
 from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
 from gen_dist.kernels import Key, binarize, normal
 from gen_dist.objectives import Batch
@@ -32,7 +32,7 @@ def _digits_vae() -> tuple[Vae, Tensor]:
     images = torch.from_numpy(digits()[0])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        objective = Vae(VaeConfig(), MlpConfig(hidden_sizes=(50, 40), latent_dim=6), (1, 28, 28), 10)
+        objective = Vae(VaeConfig(), Roles.all_of(MlpConfig(hidden_sizes=(50, 40), latent_dim=6)), (1, 28, 28), 10)
     objective.start_at(images.float().mean(dim=0) / 255)
     return objective.eval(), images[:100]
 
@@ -73,7 +73,8 @@ def test_the_exact_posterior_gives_the_exact_likelihood() -> None:
     scale, shape, latents = 0.2, (1, 4, 4), 3
     loadings = torch.linalg.qr(torch.randn(16, latents, generator=random))[0] * torch.tensor([0.5, 0.3, 0.1])
     offset = torch.rand(16, generator=random)
-    objective = Vae(VaeConfig(likelihood="gaussian", gaussian_scale=scale), MlpConfig(latent_dim=latents), shape, 1)
+    config = VaeConfig(likelihood="gaussian", gaussian_scale=scale)
+    objective = Vae(config, Roles.all_of(MlpConfig(latent_dim=latents)), shape, 1)
     # With orthogonal loadings the posterior has independent latents: of variances 1 / (1 + W^T W / s^2).
     variances = 1 / (1 + loadings.square().sum(dim=0) / scale**2)
     weight = (variances / scale**2)[:, None] * loadings.T

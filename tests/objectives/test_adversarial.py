@@ -100,7 +100,7 @@ class _Reference:
         self._labels = batch.labels
         self._step = int(batch.rng[1])
         self._batch = batch
-        self._latent_dim = objective.latent_dim
+        self._latent_dim = objective.latent_shape[0]
         # The generator of Huang et al. 2024 ends with a linear layer, all others with tanh.
         self._bounded = not isinstance(objective.networks["generator"].decoder, R3ganDecoder) or config.kind != "r3gan"
         self._training_images = batch.images.double() / 127.5 - 1
@@ -280,7 +280,7 @@ def _batch(trainer: Trainer, step: int = 4, penalized: bool = True) -> Batch:
     carried: dict[str, Tensor] = {}
     if isinstance(trainer.config.objective, VaeGanConfig):
         random = torch.Generator().manual_seed(SEED)
-        carried["posterior_latents"] = torch.randn(ROWS, trainer.objective.latent_dim, generator=random)
+        carried["posterior_latents"] = torch.randn(ROWS, trainer.objective.latent_shape[0], generator=random)
         for name in ("reconstructions", "generated"):
             carried[name] = torch.rand(images.shape, generator=random) * 2 - 1
         discriminator = trainer.objective.networks["discriminator"]
@@ -492,7 +492,7 @@ def test_a_label_changes_image_and_score_of_its_row_alone(objective: str) -> Non
     others = batch.labels.clone()
     others[:5] = (others[:5] + 3) % 10
     with torch.no_grad():
-        latents = torch.randn(ROWS, model.latent_dim, generator=torch.Generator().manual_seed(0))
+        latents = torch.randn(ROWS, model.latent_shape[0], generator=torch.Generator().manual_seed(0))
         images = [model.decode(latents, labels) for labels in (batch.labels, others)]
         scores = [model.scores(signed_unit(batch.images), labels) for labels in (batch.labels, others)]
     for before, after in (images, scores):
@@ -622,7 +622,8 @@ def test_vae_gan_evaluates_reconstructions_by_pixels() -> None:
     networks = copy.deepcopy(model.networks).double().eval()
     with torch.no_grad():
         mean, logvar = networks["encoder"](images.double() / 127.5 - 1).chunk(2, dim=1)
-        noise = torch.from_numpy(host_normal(SEED, Stream.TEST_LATENTS, range(1), 0, len(images), model.latent_dim)[0])
+        drawn = host_normal(SEED, Stream.TEST_LATENTS, range(1), 0, len(images), model.latent_shape[0])
+        noise = torch.from_numpy(drawn[0])
         decoder = networks["generator"]
         assert isinstance(decoder, Generator)
         decoded = decoder.decoder(mean + (logvar / 2).exp() * noise.double()).tanh()

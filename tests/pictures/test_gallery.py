@@ -27,7 +27,7 @@ class LabelledGenerator:
     conditional = True
     encodes = False
     generates = True
-    latent_dim = 3
+    latent_shape = (3,)
 
     def __init__(self) -> None:
         self.objective = self

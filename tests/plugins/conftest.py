@@ -1,8 +1,11 @@
 """Fixtures for tests of plug-ins: what a test loads is forgotten after it."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -13,9 +16,9 @@ from gen_dist.plugins.tables import _TABLES, FILES
 from gen_dist.presets import presets
 
 
-@pytest.fixture
-def forget() -> Iterator[Callable[[], None]]:
-    """Give a function that forgets the plug-ins that this process has loaded, as a new process would."""
+@contextlib.contextmanager
+def forgetting() -> Iterator[Callable[[], None]]:
+    """Context manager that forgets the plug-ins loaded within it; gives a function that does so earlier."""
     presets()
     source_kinds()
     all_metrics()
@@ -37,3 +40,18 @@ def forget() -> Iterator[Callable[[], None]]:
 
     yield forget_now
     forget_now()
+
+
+@pytest.fixture
+def forget() -> Iterator[Callable[[], None]]:
+    """Give a function that forgets the plug-ins that this process has loaded, as a new process would."""
+    with forgetting() as forget_now:
+        yield forget_now
+
+
+@pytest.fixture(scope="module")
+def spatial_vae() -> Iterator[ModuleType]:
+    """The plug-in `spatial_vae.py`, for the tests of one file."""
+    with forgetting():
+        loading.load(str(Path(__file__).with_name("spatial_vae.py")))
+        yield sys.modules[f"{FILES}.spatial_vae"]

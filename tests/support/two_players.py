@@ -29,7 +29,7 @@ STEPS = 12
 class TwoPlayers(Objective):
     def __init__(self) -> None:
         super().__init__()
-        self.latent_dim = LATENT_DIM
+        self.latent_shape = (LATENT_DIM,)
         self.networks = nn.ModuleDict(
             {
                 "generator": nn.Sequential(nn.Linear(LATENT_DIM, 16), nn.ReLU(), nn.Linear(16, 784), nn.Sigmoid()),

@@ -12,12 +12,12 @@ LEAST_ACTIVITY = 0.01
 
 
 def active_units(posterior_means: Tensor) -> int:
-    """Latents whose posterior mean, [N, D], varies by more than 0.01 over the data (Burda et al. 2016, section 5.2)."""
+    """Latents whose posterior mean [N, ...] varies by more than 0.01 over the data (Burda et al. 2016, section 5.2)."""
     return int((posterior_means.double().var(dim=0) > LEAST_ACTIVITY).sum())
 
 
 def _means_and_errors(context: Context) -> tuple[Tensor, Tensor]:
-    """Posterior means [N, D] and squared errors float64 [N] of the test images, computed once for both metrics."""
+    """Posterior means [N, *latent_shape] and squared errors float64 [N] of the test images, once for both metrics."""
     objective = context.objective
 
     def compute(first: int, last: int) -> tuple[Tensor, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,7 +22,8 @@ def measure(context: Context) -> dict[str, Value]:
     """Mean squared speed of the features along walks between latents."""
     model, network = context.model, context.network
     assert network is not None and network.of_intensities is not None
-    of_intensities, width = network.of_intensities, model.objective.latent_dim
+    of_intensities, shape = network.of_intensities, model.objective.latent_shape
+    width = math.prod(shape)
     rng = torch.tensor([0, 0])  # as for samples: on the CPU, whatever the device
 
     def compute(first: int, last: int) -> tuple[Tensor]:
@@ -30,7 +33,7 @@ def measure(context: Context) -> dict[str, Value]:
         walks = on_great_circles(starts, ends, np.concatenate([parts, parts + WALK_STEP], axis=1))
         labels = context.labels(first, last)
         twice = None if labels is None else labels.repeat_interleave(2)
-        intensities = model.objective.pixels(model.decode(torch.from_numpy(walks), twice))
+        intensities = model.objective.pixels(model.decode(torch.from_numpy(walks).view(-1, *shape), twice))
         here, there = of_intensities(intensities).double().unflatten(0, (-1, 2)).unbind(dim=1)
         return ((here - there).square().sum(dim=1) / WALK_STEP**2,)
 

@@ -1,0 +1,84 @@
+"""Options that choose networks: `--network KIND`, `--encoder KIND` and the like, and `--encoder.OPTION` of one role."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+from gen_dist.config import NetworkConfig, RoleName, TrainConfig, networks
+from gen_dist.errors import ConfigError
+
+ROLES: tuple[RoleName, ...] = get_args(RoleName)
+
+
+def with_networks(
+    config: TrainConfig, words: Sequence[str], parse: Callable[[NetworkConfig, Sequence[str], str], NetworkConfig]
+) -> tuple[TrainConfig, list[str]]:
+    """Take the options that choose networks out of the words of a command line.
+
+    A kind other than the config's starts from its own defaults. Options without a role are left: they belong to the
+    rest of the config, with those of `network`.
+
+    Args:
+        config: the config to start from.
+        words: words of the command line after the preset.
+        parse: parses the options of one network: its config, their words without the role, and the role.
+
+    Returns:
+        the config with the chosen networks, and the other words.
+
+    Raises:
+        ConfigError: an unknown kind, an option without its value, or what `parse` raises.
+    """
+    kinds: dict[str, str] = {}
+    own: dict[str, list[str]] = {role: [] for role in ROLES}
+    others: list[str] = []
+    taking = others
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--"):
+            taking = others
+            if name in ("network", *ROLES):
+                kinds[name] = value if equals else next(rest, "")
+                if not kinds[name] or kinds[name].startswith("--"):
+                    raise ConfigError(f"--{name} needs a kind of network: {', '.join(kinds_of_networks())}")
+                continue
+            role, dot, option = name.partition(".")
+            if dot and role in own:
+                taking = own[role]
+                word = f"--{option}{equals}{value}"
+        taking.append(word)
+    config = dataclasses.replace(config, network=_of_kind(config.network, kinds.get("network")))
+    for role in ROLES:
+        if role in kinds or own[role]:
+            chosen = _of_kind(getattr(config, role) or config.network, kinds.get(role))
+            chosen = parse(chosen, own[role], role) if own[role] else chosen
+            changed: dict[str, Any] = {role: chosen}
+            config = dataclasses.replace(config, **changed)
+    return config, others
+
+
+def kinds_of_networks() -> list[str]:
+    """Kinds of all registered networks."""
+    return [config.kind for config in networks.configs()]
+
+
+def help_lines(config: TrainConfig) -> list[str]:
+    """Lines of --help about the options of this module."""
+    kinds = ", ".join(kinds_of_networks())
+    own = [f"{role} {chosen.kind}" for role in ROLES if (chosen := getattr(config, role))]
+    return [
+        f"--network KIND          network of all roles: {kinds} (default: {config.network.kind})",
+        f"--ROLE KIND             network of one role: {', '.join(ROLES)} (default: {', '.join(own) or 'that of all'})",
+        "--ROLE.OPTION VALUE     option of the network of one role, such as --discriminator.feature-maps",
+    ]
+
+
+def _of_kind(config: NetworkConfig, kind: str | None) -> NetworkConfig:
+    if kind is None or kind == config.kind:
+        return config
+    chosen: Any = networks[kind]
+    network: NetworkConfig = chosen()
+    return network
