@@ -278,7 +278,7 @@ def replay(
     """
     from gen_dist.training.replay import replay as replay_step
 
-    logs = replay_step(run, step, device=device, data=data, data_root=data_root)
+    logs = replay_step(run, step, tell, device=device, data=data, data_root=data_root)
     scalars = {name: value for name, value in logs.items() if isinstance(value, float)}  # without histograms
     print(f"step {step}  " + "  ".join(f"{name} {value:.6f}" for name, value in scalars.items()))
 

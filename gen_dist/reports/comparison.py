@@ -115,7 +115,7 @@ def read_runs(paths: Sequence[Path], evaluate: Callable[[Path], Evaluation | Non
     names = [path.resolve() for path in paths]
     if twice := next((path for path in paths if names.count(path.resolve()) > 1), None):
         raise ConfigError(f"{twice} is named twice; name each run once")
-    runs = [read_run(path) for path in paths]  # all of them before any is evaluated, which takes long
+    runs = [read_run(path, tell) for path in paths]  # all of them before any is evaluated, which takes long
     _refuse_other_data(runs)
     if evaluate is not None:
         for index, run in enumerate(runs):

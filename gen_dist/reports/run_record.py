@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,12 @@ class RunRecord:
         return dict(sorted(found.items()))
 
 
-def read_run(path: Path) -> RunRecord:
+def read_run(path: Path, announce: Callable[[str], None] | None = None) -> RunRecord:
     """Read a run directory.
+
+    Args:
+        path: the run directory.
+        announce: takes a line about a damaged checkpoint, in whose place an older one is read. None says nothing.
 
     Raises:
         CheckpointError: there is no run, it has no checkpoint yet, or one of its files is damaged.
@@ -103,7 +107,7 @@ def read_run(path: Path) -> RunRecord:
     """
     paths = RunPaths(path)
     config = config_of_run(path)
-    state = newest(path, read_facts, _silent)
+    state = newest(path, read_facts, announce or _silent)
     if state is None:
         refuse_lost_checkpoints(path)
         raise CheckpointError(f"{path} has no checkpoint yet; go on with gen-dist train --config {paths.config}")

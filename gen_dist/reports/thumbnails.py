@@ -52,6 +52,8 @@ def thumbnails(pictures: Sequence[Path], page_pictures: int) -> list[str]:
 def _read(picture: Path) -> Image.Image:
     """A picture no wider than it is shown."""
     try:
+        with Image.open(picture, formats=["PNG"]) as checked:
+            checked.verify()  # checksums, which decoding does not compare
         with Image.open(picture, formats=["PNG"]) as opened:
             image = opened.convert("L" if opened.mode in ("L", "1") else "RGB")
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:

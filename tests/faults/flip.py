@@ -10,6 +10,7 @@ that are right:
 - `told, older checkpoint`: a line names the damage, and the checkpoint before was used;
 - `told, figures stay wrong`: a line names the damage to metrics.jsonl, which nothing restores;
 - `refused`: exit code 2 and one line that starts with `error: `;
+- `absent`: the file, no part of a checkpoint or the cache, was removed, and the result goes without it;
 - `own file`: the damaged file is a picture or a log that the command neither reads nor writes.
 """
 
@@ -25,7 +26,9 @@ from typing import Any
 from tests.faults.commands import Commands, Ended, import_first, print_json
 from tests.faults.inject import problems_of_end
 
-RIGHT = frozenset({"same", "told", "told, older checkpoint", "told, figures stay wrong", "refused", "own file"})
+RIGHT = frozenset(
+    {"same", "told", "told, older checkpoint", "told, figures stay wrong", "refused", "absent", "own file"}
+)
 COMMANDS = {
     "resume": "half",
     "sample": "evaluated",
@@ -67,7 +70,9 @@ def result_of(commands: Commands, command: str, ended: Ended) -> Any:
             return ended.out
 
 
-def verdict_of(commands: Commands, command: str, ended: Ended, usual: Ended, expected: Any, damaged: str) -> str:
+def verdict_of(
+    commands: Commands, command: str, ended: Ended, usual: Ended, expected: Any, damaged: str, damage: str
+) -> str:
     """Judge a command on damaged files."""
     if problems := problems_of_end(ended):
         return "; ".join(problems)
@@ -77,6 +82,8 @@ def verdict_of(commands: Commands, command: str, ended: Ended, usual: Ended, exp
         found = result_of(commands, command, ended)
     except (OSError, ValueError) as error:
         return f"no result: {error}"
+    if damage == "gone" and not {"checkpoints", "cache"} & set(Path(damaged).parts):
+        return "absent"
     told = any(word in ended.err for word in ("damaged", "cannot be read", "packed ")) and ended.err != usual.err
     if found == expected:
         return "told" if told else "same"
@@ -113,7 +120,7 @@ def main(work: str, names: str, count: str) -> None:
                     file.write_bytes(content)
                 ended = commands.run(words)
                 name = file.relative_to(commands.root).as_posix()
-                verdict = verdict_of(commands, command, ended, usual, expected, name)
+                verdict = verdict_of(commands, command, ended, usual, expected, name, damage)
                 row = {"command": command, "file": name, "damage": damage, "verdict": verdict, "code": ended.code}
                 print_json(row if verdict in RIGHT else row | {"err": ended.err[-600:]})
             commands.restore(state)
