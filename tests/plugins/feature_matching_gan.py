@@ -23,6 +23,7 @@ from gen_dist.config import (
     FigureName,
     NetworkConfig,
     OptimizerConfig,
+    Roles,
     TrainConfig,
     networks,
     objectives,
@@ -125,9 +126,9 @@ class FeatureMatchingGan(Adversarial):
     config: FeatureMatchingConfig
 
     def __init__(
-        self, config: FeatureMatchingConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
+        self, config: FeatureMatchingConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int
     ) -> None:
-        super().__init__(config, network, image_shape, classes)
+        super().__init__(config, roles, image_shape, classes)
 
     def phases(self) -> dict[str, Phase]:
         """The generator's turn comes first and passes its images on."""

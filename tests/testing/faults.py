@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gen_dist.config import Capability, NetworkConfig, ObjectiveConfig
+from gen_dist.config import Capability, ObjectiveConfig, Roles
 from gen_dist.kernels import normal, reparameterize_kl
 from gen_dist.networks import build_decoder, build_encoder
 from gen_dist.objectives import Batch, Objective, Phase, TurnResult
@@ -61,14 +61,12 @@ class FaultyVae(Objective):
     config: FaultyConfig
     running: Tensor
 
-    def __init__(
-        self, config: FaultyConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
-    ) -> None:
+    def __init__(self, config: FaultyConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
-        self.config, self.latent_dim = config, LATENTS
+        self.config, self.latent_shape = config, (LATENTS,)
         encoder, decoder = (
-            build_encoder(network, image_shape, 2 * LATENTS),
-            build_decoder(network, image_shape, LATENTS),
+            build_encoder(roles.encoder, image_shape, 2 * LATENTS),
+            build_decoder(roles.decoder, image_shape, LATENTS),
         )
         self.networks = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
         self.beside = [nn.Linear(LATENTS, LATENTS)]
@@ -135,12 +133,11 @@ class FaultyPhase(Phase):
 class FaultyGan(Objective):
     config: FaultyGanConfig
 
-    def __init__(
-        self, config: FaultyGanConfig, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int
-    ) -> None:
+    def __init__(self, config: FaultyGanConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
-        self.config, self.latent_dim = config, LATENTS
-        generator, discriminator = build_decoder(network, image_shape, LATENTS), build_encoder(network, image_shape, 1)
+        self.config, self.latent_shape = config, (LATENTS,)
+        generator = build_decoder(roles.generator, image_shape, LATENTS)
+        discriminator = build_encoder(roles.discriminator, image_shape, 1)
         self.networks = nn.ModuleDict({"generator": generator, "discriminator": discriminator})
 
     def phases(self) -> dict[str, Phase]:
