@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from gen_dist.config import DataConfig
+from gen_dist.evaluation.metrics import all_metrics
+from gen_dist.testing import check_metric, check_network, check_source
 from gen_dist.testing.objectives import OBJECTIVE_CHECKS
 from gen_dist.testing.report import raise_failures, run_checks
-from gen_dist.testing.trial import ObjectiveTrial
+from gen_dist.testing.trial import ObjectiveTrial, small_dataset
+from tests.networks.test_networks import SMALL
 from tests.support.runs import COSTLY, OBJECTIVES, WITH_BATCH_STATISTICS, each_of
 
 
@@ -14,3 +26,31 @@ def test_our_objectives_pass(objective: str) -> None:
     raise_failures(results)
     skipped = [one.check for one in results if one.outcome == "skipped"]
     assert skipped == (["micro batches equal the batch"] if objective in WITH_BATCH_STATISTICS else [])
+
+
+@pytest.mark.parametrize("network", SMALL)
+def test_our_networks_pass(network: str) -> None:
+    results = check_network(SMALL[network], image_shape=(3, 16, 16))
+    assert {one.outcome for one in results} == {"passed"}
+
+
+@pytest.mark.parametrize("data", ["synthetic", "folder", "parquet"])
+def test_our_sources_pass(data: str, tmp_path: Path) -> None:
+    name = {"synthetic": "synthetic", "folder": f"folder:{tmp_path}", "parquet": f"parquet:{tmp_path / 'toy.parquet'}"}
+    images = small_dataset((3, 8, 8)).train.images[:12]
+    files = []
+    for place, image in enumerate(images):
+        Image.fromarray(image.transpose(1, 2, 0)).save(content := io.BytesIO(), "png")
+        files.append({"bytes": content.getvalue()})
+        if data == "folder":
+            (tmp_path / f"{place}.png").write_bytes(content.getvalue())
+    if data == "parquet":
+        table = pyarrow.table({"image": files, "label": [place % 2 for place in range(12)]})
+        pyarrow.parquet.write_table(table, tmp_path / "toy.parquet")
+    packing = DataConfig(synthetic_images=64, image_size=None if data == "synthetic" else 8)
+    check_source(name[data], packing=packing)
+
+
+@pytest.mark.parametrize("metric", [name for name, one in all_metrics().items() if not one.takes_minutes])
+def test_our_metrics_pass(metric: str) -> None:
+    check_metric(metric)
