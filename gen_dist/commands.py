@@ -300,9 +300,48 @@ def _evaluate(run: Path, data: str | None = None, data_root: str | None = None) 
         return error.evaluation
 
 
+def check(
+    plugins: tyro.conf.Positional[tuple[str, ...]],
+    /,
+    data: tuple[str, ...] = (),
+    image_size: int = 28,
+    channels: Literal[1, 3] = 1,
+    slow: bool = True,
+) -> None:
+    """Check the objectives, networks, metrics and sources of plug-ins in small runs; exit code 1 if a check fails.
+
+    Args:
+        plugins: Python files, or modules to import.
+        data: Sources of the plug-ins with a path to read, as NAME:PATH.
+        image_size: Side of the random images that objectives and networks are checked on.
+        channels: Their channels.
+        slow: Also train objectives in two processes and compiled, which takes half a minute each.
+    """
+    if not plugins:
+        raise ConfigError("check needs a plug-in, as in gen-dist check my_gan.py")
+    records = [load_plugin(plugin) for plugin in plugins]
+    from gen_dist.testing.plug_in import check_plugin, heading, row, summary
+
+    print(heading())
+    results = [
+        result
+        for record in records
+        for result in check_plugin(
+            record,
+            (channels, image_size, image_size),
+            data,
+            slow=slow,
+            announce=lambda one: print(row(one), flush=True),
+        )
+    ]
+    print(summary(results))
+    if any(one.outcome == "failed" for one in results):
+        raise SystemExit(1)
+
+
 FUNCTIONS: list[Callable[..., None]] = [
     *(train, sample, evaluate, compare, report),
-    *(export, presets, replay, launchers),
+    *(export, presets, replay, launchers, check),
 ]
 
 if __name__ == "__main__":

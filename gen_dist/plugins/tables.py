@@ -46,6 +46,16 @@ class Table(Generic[T]):
             del self.parts[name], self._origins[name]
 
 
+def parts_of(plugin: str) -> list[tuple[str, str]]:
+    """Sort and name of each part that a plug-in registered, such as `("metric", "roundness")`."""
+    return [
+        (table.sort, name)
+        for table in _TABLES
+        for name, origin in table._origins.items()
+        if origin == f"plug-in {plugin}"
+    ]
+
+
 def _origin() -> str:
     """Who registers: this package, whose modules a plug-in may be the first to import, or a plug-in."""
     frame = sys._getframe(1)

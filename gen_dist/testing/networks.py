@@ -60,7 +60,9 @@ def check_gradients_reach_all_parameters(trial: NetworkTrial) -> None:
     for name, network in trial.networks().items():
         parameters = {key: value for key, value in network.named_parameters() if value.requires_grad}
         outputs = network(trial.inputs_of(name)).square().sum()
-        gradients = torch.autograd.grad(outputs, list(parameters.values()), allow_unused=True)
+        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+            outputs, list(parameters.values()), allow_unused=True
+        )
         if unused := [key for key, value in zip(parameters, gradients, strict=True) if value is None]:
             raise Failure(f"parameter {unused[0]} of the {name} {type(network).__name__} is not used: leave it out")
         if other := [key for key, value in parameters.items() if not value.is_contiguous()]:

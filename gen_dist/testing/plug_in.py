@@ -1,0 +1,99 @@
+"""All checks of all parts that a plug-in registers, and their table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from gen_dist.config import NetworkConfig, ObjectiveConfig, networks, objectives
+from gen_dist.data.catalogue import source_kinds
+from gen_dist.errors import ConfigError
+from gen_dist.plugins import Plugin
+from gen_dist.plugins.tables import parts_of
+from gen_dist.presets import get_preset
+from gen_dist.testing.metrics import check_metric
+from gen_dist.testing.networks import check_network
+from gen_dist.testing.objectives import check_objective
+from gen_dist.testing.report import Announce, Failure, Result
+from gen_dist.testing.sources import check_source
+
+_WIDTHS = (28, 56, 8)
+
+
+def check_plugin(
+    plugin: Plugin, image_shape: tuple[int, int, int], data: Sequence[str], *, slow: bool, announce: Announce
+) -> list[Result]:
+    """Check every part that a loaded plug-in registers.
+
+    Args:
+        plugin: its record.
+        image_shape: (C, H, W) of the images of objectives and networks.
+        data: sources with a path to read, as `--data` takes them.
+        slow: also compile objectives, and train them in two processes.
+        announce: takes each result as it comes.
+
+    Raises:
+        ConfigError: the plug-in registers nothing, or `data` names a source that is not its own.
+    """
+    parts = parts_of(plugin.name)
+    if not parts:
+        raise ConfigError(f"plug-in {plugin.name} registers nothing; see `gen_dist.plugins`")
+    own = [name for sort, name in parts if sort not in ("objective", "network", "metric", "preset")]
+    if other := [name for name in data if name.partition(":")[0] not in own]:
+        raise ConfigError(f"{other[0]} is no source of {plugin.name}, which registers {', '.join(own) or 'none'}")
+    results: list[Result] = []
+
+    def collect(result: Result) -> None:
+        results.append(result)
+        announce(result)
+
+    for sort, name in parts:
+        try:
+            if sort == "objective":
+                for objective, network in _trained(name, parts):
+                    check_objective(objective, network, image_shape=image_shape, slow=slow, announce=collect)
+            elif sort == "network":
+                check_network(networks[name](), image_shape=image_shape, announce=collect)
+            elif sort == "metric":
+                check_metric(name, announce=collect)
+            elif name in source_kinds():
+                _check_source(name, data, collect)
+        except Failure:
+            continue  # each failure is among the results
+    return results
+
+
+def _check_source(name: str, data: Sequence[str], collect: Announce) -> None:
+    named = [one for one in data if one.partition(":")[0] == name]
+    if source_kinds()[name].takes_path and not named:
+        collect(Result(name, "all checks", "skipped", f"name a file with --data {name}:PATH", 0.0))
+    for one in named or ([] if source_kinds()[name].takes_path else [name]):
+        check_source(one, announce=collect)
+
+
+def _trained(kind: str, parts: Sequence[tuple[str, str]]) -> Iterator[tuple[ObjectiveConfig, NetworkConfig | None]]:
+    """An objective with the networks that the plug-in's presets give it; without a preset, with a small one."""
+    configs = [get_preset(name) for sort, name in parts if sort == "preset"]
+    found = [(one.objective, one.network) for one in configs if one.objective.kind == kind]
+    yield from found or [(objectives[kind](), None)]
+
+
+def row(result: Result) -> str:
+    """A result as a line of the table; a failure or a skipped check has its reason on the line."""
+    cells = (result.part, result.check, result.outcome)
+    text = " ".join(cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=True))
+    reason = " ".join(result.reason.split())
+    return f"{text} {result.seconds:6.2f} s{f'  {reason}' if reason else ''}"
+
+
+def heading() -> str:
+    """Names of the table's columns."""
+    return (
+        " ".join(cell.ljust(width) for cell, width in zip(("part", "check", "result"), _WIDTHS, strict=True))
+        + " seconds"
+    )
+
+
+def summary(results: Sequence[Result]) -> str:
+    """Number of results by outcome."""
+    counts = [(sum(one.outcome == kind for one in results), kind) for kind in ("passed", "failed", "skipped")]
+    return ", ".join(f"{count} {kind}" for count, kind in counts if count)
