@@ -74,7 +74,9 @@ def _trained(kind: str, parts: Sequence[tuple[str, str]]) -> Iterator[tuple[Obje
     """An objective with the networks that the plug-in's presets give it; without a preset, with a small one."""
     configs = [get_preset(name) for sort, name in parts if sort == "preset"]
     found = [(one.objective, one.network) for one in configs if one.objective.kind == kind]
-    yield from found or [(objectives[kind](), None)]
+    if not found:
+        yield objectives[kind](), None
+    yield from found
 
 
 def row(result: Result) -> str:
