@@ -4,8 +4,11 @@ An export is one directory:
 
     decoder.SUFFIX         latents (and labels, for a conditional model) to images
     encoder.SUFFIX         images to latents, if the model has an encoder
-    card.md                what they are, how they were trained, how to load them
+    README.md              model card: what they are, how they were trained, how to load them
     config.json            the config of the run, for `gen-dist train --config`
+    plugins/               copies of the plug-ins that are single files
+
+The card has the form of the Hugging Face Hub, so that the directory can be uploaded as it is.
 
 Decoders return intensities float32 in 0..1, and encoders take them.
 """
@@ -16,26 +19,26 @@ import copy
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from gen_dist.errors import ConfigError, UserError
-from gen_dist.files import whole_directory
+from gen_dist.files import sync, whole_directory
+from gen_dist.inference.exported import CARD, CONFIG, LIBRARY, PLUGINS, SUFFIXES, Format, PartName
 from gen_dist.inference.model import GenerativeModel, model_of, read_checkpoint
 from gen_dist.inference.model_card import Part, Port, card
 from gen_dist.objectives import Objective
+from gen_dist.plugins.loading import contents_of
 from gen_dist.records.checkpoint import Checkpoint, is_checkpoint
 
-Format = Literal["safetensors", "onnx", "torch-export"]
-PartName = Literal["decoder", "encoder"]
-SUFFIXES: dict[Format, str] = {"safetensors": "safetensors", "onnx": "onnx", "torch-export": "pt2"}
-CARD, CONFIG = "card.md", "config.json"
+_OLD_CARD = "card.md"
+"""Name of the card in exports of older versions."""
 
 
 class _Decode(nn.Module):
@@ -116,10 +119,11 @@ def export(
             files = {CONFIG: replace(config, run_dir=None).to_json().encode()}
             for place, one in enumerate(wanted):
                 announce(f"{one.part.file} ({place + 1} of {len(wanted)})")
-                files[one.part.file] = _WRITERS[form](one, _facts(model, checkpoint))
+                files[one.part.file] = _WRITERS[form](one, _facts(model, checkpoint, one.part))
             text = card(model, checkpoint, home, form, [one.part for one in wanted], files, announce)
             for name, content in {**files, CARD: text.encode(errors="backslashreplace")}.items():
                 (directory / name).write_bytes(content)
+            _write_plugins(directory / PLUGINS, contents_of(config.plugins))
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from None
     return out
@@ -127,16 +131,32 @@ def export(
 
 def _refuse_other_files(out: Path) -> None:
     """Raise ConfigError if the directory holds anything but a previous export."""
-    ours = {CARD, CONFIG, *(f"{part}.{suffix}" for part in get_args(PartName) for suffix in SUFFIXES.values())}
+    ours = {
+        CARD,
+        _OLD_CARD,
+        CONFIG,
+        PLUGINS,
+        *(f"{part}.{suffix}" for part in get_args(PartName) for suffix in SUFFIXES.values()),
+    }
     try:
         found = {file.name for file in out.iterdir()}
+        # Many directories have a README.md and a config.json.
+        is_export = _OLD_CARD in found or (CARD in found and LIBRARY in (out / CARD).read_text(errors="replace"))
     except FileNotFoundError:
         return
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror}; choose another --out") from None
-    others = found - ours or (found if CARD not in found else set())
+    others = found - ours or (set() if is_export else found)
     if others:
         raise ConfigError(f"{out} holds {min(others)}, which is not of an export; choose another --out")
+
+
+def _write_plugins(directory: Path, contents: Mapping[str, bytes]) -> None:
+    if contents:
+        directory.mkdir()
+    for name, content in contents.items():
+        (directory / name).write_bytes(content)
+        sync(directory / name)
 
 
 def _parts_of(model: GenerativeModel, form: Format, wanted: Sequence[PartName]) -> list[_Exported]:
@@ -170,9 +190,11 @@ def _alone(objective: Objective, network: str) -> Objective:
     return alone
 
 
-def _facts(model: GenerativeModel, checkpoint: Checkpoint) -> dict[str, str]:
-    """Metadata of every file."""
+def _facts(model: GenerativeModel, checkpoint: Checkpoint, part: Part) -> dict[str, str]:
+    """Metadata of a file."""
     return {
+        "network": part.network,
+        "parameters": str(sum(parameter.numel() for parameter in model.objective.parameters())),
         "preset": model.config.preset,
         "checkpoint_step": str(checkpoint.step),
         "weights": "moving average" if "averaged" in checkpoint.tensors else "as trained",

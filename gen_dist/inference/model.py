@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, DamagedError, UserError
+from gen_dist.inference.exported import is_export, read_export
 from gen_dist.kernels import Key, normal
 from gen_dist.objectives import Objective, build_objective
 from gen_dist.randomness import Stream
@@ -161,16 +162,19 @@ class GenerativeModel:
 
 
 def load(path: str | Path, device: str = "cpu", announce: Callable[[str], None] = print) -> GenerativeModel:
-    """Load the model of a run directory (its newest whole checkpoint) or of one checkpoint directory.
+    """Load the model of a run directory (its newest whole checkpoint), of one checkpoint directory, or of an export.
 
-    The weights are their moving average if the run kept one.
+    The weights are their moving average if the run kept one. An export in safetensors gives the model with the parts
+    that were exported; using another one raises UserError.
 
     Raises:
-        CheckpointError: there is no run or checkpoint at the path, or it is damaged.
+        CheckpointError: there is no run, checkpoint or such an export at the path, or it is damaged.
         UserError: `device` is cuda and there is no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda was asked for, but torch sees no GPU here; use cpu")
+    if is_export(Path(path)):
+        return _model_of_export(Path(path), device)
     return model_of(*read_checkpoint(Path(path), announce), device)
 
 
@@ -205,6 +209,33 @@ def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.de
             f"the checkpoint of step {checkpoint.step} is of other networks than its config: {reason}"
         ) from None
     return GenerativeModel(objective.to(device).eval(), config, (channels, height, width), class_names)
+
+
+class _NotExported(nn.Module):
+    """Stands for a network that an export does not hold."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        super().__init__()
+        self._message = f"the export {path} does not hold the {name} of the model; load the run, or export all parts"
+
+    def forward(self, *_inputs: Tensor) -> Tensor:
+        """Raise UserError."""
+        raise UserError(self._message)
+
+
+def _model_of_export(path: Path, device: str | torch.device) -> GenerativeModel:
+    found = read_export(path)
+    try:
+        with _at_most(2 * found.parameters):  # as above
+            objective = build_objective(found.config, found.image_shape, len(found.class_names))
+        for name in set(objective.networks) - set(found.weights):
+            objective.networks[name] = _NotExported(name, path)
+        for name, weights in found.weights.items():
+            objective.networks[name].load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise DamagedError(f"the weights in {path} are of other networks than its config: {reason}") from None
+    return GenerativeModel(objective.to(device).eval(), found.config, found.image_shape, found.class_names)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, get_args
 
 from gen_dist.config import RoleName
 from gen_dist.errors import CheckpointError
+from gen_dist.inference.hub_metadata import Measured, metadata
 from gen_dist.inference.markdown import code, text
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.records.checkpoint import Checkpoint
@@ -84,16 +85,22 @@ def card(
         "again": "`gen-dist train --config config.json`",
     }
     what = " and ".join(part.network for part in parts)
+    measured = _measured(run, step, announce)
     sections = [
+        metadata(model, form, any(part.name == "decoder" for part in parts), measured),
         f"# {text(config.preset)}, step {step:,}: {what} ({form})",
         "In eval mode: batch normalization uses the statistics of the training. N is the number of images, from 1 on.",
         "\n".join(_lines_of(part) for part in parts),
         "## Loading",
         f"```python\n{_code(model, form, parts)}\n```",
+        *(
+            ["`gen_dist.load(DIRECTORY)` does the same, and samples and encodes uint8 images."]
+            * (form == "safetensors")
+        ),
         "## Training",
         _table(("", ""), [(name, value) for name, value in trained.items() if value]),
         "## Metrics",
-        _metrics(run, step, announce),
+        _metrics(measured),
         "## Files",
         _table(
             ("file", "bytes", "SHA-256"),
@@ -181,24 +188,29 @@ def _command(environment: Mapping[str, Any]) -> str | None:
     return code(f"{program} {shlex.join(options)}")
 
 
-def _metrics(run: Path, step: int, announce: Callable[[str], None]) -> str:
+def _measured(run: Path, step: int, announce: Callable[[str], None]) -> Measured | None:
     """Metrics of exactly this step: from an evaluation, or else from the end of the run."""
     evaluation = _read(RunPaths(run).evaluation, {"metrics": OBJECT}, announce)
     summary = _read(RunPaths(run).summary, SUMMARY_SHAPE, announce)
     names: dict[str, str] = {}
     if evaluation.get("checkpoint_step") == step:
-        source, found = f"evaluation of the {evaluation.get('split', 'test')} split", evaluation.get("metrics", {})
+        split = str(evaluation.get("split", "test"))
+        source, found = f"evaluation of the {split} split", evaluation.get("metrics", {})
     elif summary.get("steps") == step:
-        source, found, names = "the end of the run", summary.get("final") or {}, summary.get("names") or {}
+        split, source = "test", "the end of the run"
+        found, names = summary.get("final") or {}, summary.get("names") or {}
         found = {name: value for name, value in found.items() if name.startswith(("test/", "samples/"))}
     else:
+        return None
+    return Measured(source, split, {name: one for name, one in found.items() if isinstance(one, int | float)}, names)
+
+
+def _metrics(measured: Measured | None) -> str:
+    if measured is None:
         return "No metrics are recorded for this step."
-    numbers = [
-        (text(f"{name} ({names[name]})") if name in names else text(name), f"{value:.6g}")
-        for name, value in found.items()
-        if isinstance(value, int | float)
-    ]
-    return f"From {text(source)}.\n\n{_table(('metric', 'value'), numbers)}"
+    titles = {name: f"{name} ({title})" for name, title in measured.names.items()}
+    rows = [(text(titles.get(name, name)), f"{value:.6g}") for name, value in measured.values.items()]
+    return f"From {text(measured.source)}.\n\n{_table(('metric', 'value'), rows)}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

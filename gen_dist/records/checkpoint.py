@@ -60,7 +60,7 @@ FORMAT = 2
 _CONFIG, STATE, SUMS = "config.json", "state.json", "SHA256SUMS"
 _LOOKS = 100
 """Most times that a reader lists the checkpoints again because a writer has replaced the one it was reading."""
-_SHAPE = Kind(
+IMAGE_SHAPE = Kind(
     "three whole numbers of at least 1, with fewer than 2^31 values an image",
     lambda value: (
         isinstance(value, list)
@@ -70,7 +70,7 @@ _SHAPE = Kind(
     ),
 )
 _STATE_SHAPE = {
-    **{"format": COUNT, "step": COUNT, "data_digest": TEXT, "image_shape": _SHAPE, "class_names": list_of(TEXT)},
+    **{"format": COUNT, "step": COUNT, "data_digest": TEXT, "image_shape": IMAGE_SHAPE, "class_names": list_of(TEXT)},
     **{"world_size": COUNT, "training_seconds": SECONDS, "loss_scales": OBJECT, "unlogged": list_of(OBJECT)},
     "metrics": either(object_with(bytes=COUNT, sha256=TEXT), None),
 }

@@ -23,9 +23,11 @@ from torch import Tensor
 
 import gen_dist
 from gen_dist import commands
-from gen_dist.config import DataConfig, ResnetConfig, TrainConfig
-from gen_dist.errors import ConfigError
-from gen_dist.inference.export import SUFFIXES, Format, export
+from gen_dist.config import DataConfig, MlpConfig, ResnetConfig, TrainConfig
+from gen_dist.errors import CheckpointError, ConfigError, UserError
+from gen_dist.inference.export import export
+from gen_dist.inference.exported import SUFFIXES, Format
+from gen_dist.inference.hub_metadata import HUB_DATASETS
 from gen_dist.presets import get_preset, presets
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.reading import read_object, write_object
@@ -139,7 +141,7 @@ def test_every_preset_exports_at_its_full_size(preset: str, tmp_path: Path) -> N
 
 
 def _code_of(directory: Path) -> str:
-    found = re.search(r"```python\n(.*?)```", (directory / "card.md").read_text(), re.DOTALL)
+    found = re.search(r"```python\n(.*?)```", (directory / "README.md").read_text(), re.DOTALL)
     assert found
     return found[1]
 
@@ -169,6 +171,65 @@ def test_weights_loaded_as_the_card_says_give_the_same_bits(
     objective: str, runs: Callable[[str], Path], exports: Callable[[str, Format], Path]
 ) -> None:
     _assert_weights_give_the_same_bits(runs(objective), exports(objective, "safetensors"))
+
+
+@each_of(OBJECTIVES, costly=OBJECTIVES.keys() - QUICK)
+def test_load_of_an_export_gives_the_bits_of_its_run(
+    objective: str, runs: Callable[[str], Path], exports: Callable[[str, Format], Path]
+) -> None:
+    model, loaded = gen_dist.load(runs(objective)), gen_dist.load(exports(objective, "safetensors"))
+    assert (loaded.image_shape, loaded.class_names) == (model.image_shape, model.class_names)
+    if model.objective.generates:
+        assert torch.equal(loaded.sample(7, seed=3), model.sample(7, seed=3))
+    if model.objective.encodes:
+        pictures = torch.randint(0, 256, (7, *model.image_shape), dtype=torch.uint8)
+        assert torch.equal(loaded.reconstruct(pictures), model.reconstruct(pictures))
+
+
+def test_exports_that_load_cannot_use_are_one_line(
+    runs: Callable[[str], Path], exports: Callable[[str, Format], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=r"an export for other programs.*--format safetensors"):
+        gen_dist.load(exports("conditional dcgan", "torch-export"))
+    out = export(runs("vae"), "safetensors", tmp_path / "out", ["decoder"], _silent)
+    decoder = gen_dist.load(out)
+    assert len(decoder.sample(2)) == 2
+    with pytest.raises(UserError, match="does not hold the encoder"):
+        decoder.encode(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
+    weights = out / "decoder.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"decoder\.safetensors is damaged"):
+        gen_dist.load(out)
+    weights.write_bytes(whole)
+    config = TrainConfig.from_json((out / "config.json").read_text(), "config")
+    (out / "config.json").write_text(replace(config, network=MlpConfig(hidden_sizes=(9999,))).to_json())
+    with pytest.raises(CheckpointError, match="of other networks than its config"):
+        gen_dist.load(out)
+
+
+def test_a_card_is_what_the_hugging_face_hub_takes(
+    runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    run = runs("conditional dcgan")
+    monkeypatch.setitem(HUB_DATASETS, gen_dist.load(run).config.data.partition(":")[0], "ylecun/mnist")
+    # YAML refuses or reads otherwise what a name may hold.
+    hostile = {"a: b # c": 1.5, '"quoted"': 2.5, "no": 3.5, "\x07\uffff\ud83d\ude00": 4.5, "lost": float("nan")}
+    write_object(run / "evaluation.json", {"checkpoint_step": 4, "split": "test", "metrics": hostile})
+    try:
+        out = export(run, "safetensors", tmp_path / "out", announce=_silent)
+    finally:
+        (run / "evaluation.json").unlink()
+    card = hub.ModelCard.load(out / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("gen_dist", "unconditional-image-generation")
+    assert {"gen_dist", "safetensors", "dcgan"} <= set(card.data.tags)
+    assert card.data.datasets == ["ylecun/mnist"]
+    results = {one.metric_type: one.metric_value for one in card.data.eval_results}
+    assert list(results.values()) == [1.5, 2.5, 3.5, 4.5]
+    assert {"a: b # c", '"quoted"', "no"} < results.keys()
+    assert card.data.eval_results[0].dataset_split == "test"
+    assert card.text.lstrip().startswith("# ")
 
 
 @pytest.mark.parametrize("objective", ["autoencoder", "vae, convolutional", "conditional dcgan"])
@@ -227,7 +288,7 @@ def test_exported_weights_are_the_moving_average(
     assert header["checkpoint_step"] == "4"
     assert header["weights"] == "moving average"
     assert json.loads(header["image_shape"]) == [1, 28, 28]
-    assert "decay 0.99" in (out / "card.md").read_text()
+    assert "decay 0.99" in (out / "README.md").read_text()
     assert TrainConfig.from_json((out / "config.json").read_text(), "config") == replace(found[1], run_dir=None)
 
 
@@ -250,7 +311,7 @@ def test_a_card_tells_digests_and_the_metrics_of_its_own_step(runs: Callable[[st
         cards = []
         for step in (4, 3):
             file.write_text(json.dumps(evaluation | {"checkpoint_step": step}))
-            cards.append((export(run, "safetensors", tmp_path / "out", announce=_silent) / "card.md").read_text())
+            cards.append((export(run, "safetensors", tmp_path / "out", announce=_silent) / "README.md").read_text())
     finally:
         file.unlink()
     assert "| fid_10k | 12.3456 |" in cards[0]
@@ -258,10 +319,10 @@ def test_a_card_tells_digests_and_the_metrics_of_its_own_step(runs: Callable[[st
     assert "| test/negative_elbo (negative ELBO, nats per image) | " in cards[1]
     assert "| test/nll (reconstruction term of the negative ELBO, nats per image) | " in cards[1]
     for path in (tmp_path / "out").iterdir():
-        if path.name != "card.md":
+        if path.name != "README.md":
             assert f"| {hashlib.sha256(path.read_bytes()).hexdigest()} |" in cards[1]
     before = export(checkpoints.checkpoint_paths(run)[1], "safetensors", tmp_path / "before", announce=_silent)
-    assert "No metrics are recorded for this step." in (before / "card.md").read_text()
+    assert "No metrics are recorded for this step." in (before / "README.md").read_text()
 
 
 def test_the_command_of_a_card_is_ours_alone(runs: Callable[[str], Path], tmp_path: Path) -> None:
@@ -270,7 +331,7 @@ def test_the_command_of_a_card_is_ours_alone(runs: Callable[[str], Path], tmp_pa
     environment = read_object(file, {}, "")
     for program, shown in (("/home/one/gen_dist/launch/train.py", True), ("/ray/default_worker.py", False)):
         write_object(file, environment | {"command": [program, "vae-mnist", "--data", "folder:a|b"]})
-        card = (export(run, "safetensors", tmp_path / "out", announce=_silent) / "card.md").read_text()
+        card = (export(run, "safetensors", tmp_path / "out", announce=_silent) / "README.md").read_text()
         assert (r"`python -m gen_dist.launch.train vae-mnist --data 'folder:a\|b'`" in card) == shown
         assert "/home/one" not in card and "default_worker" not in card
 
@@ -280,10 +341,10 @@ def test_exporting_again_replaces_only_an_export(runs: Callable[[str], Path], tm
     export(run, "safetensors", out, ["decoder", "encoder"], _silent)
     assert {file.name for file in out.iterdir()} == {
         *("decoder.safetensors", "encoder.safetensors"),
-        *("card.md", "config.json"),
+        *("README.md", "config.json"),
     }
     export(run, "safetensors", out, ["decoder"], _silent)
-    assert {file.name for file in out.iterdir()} == {"decoder.safetensors", "card.md", "config.json"}
+    assert {file.name for file in out.iterdir()} == {"decoder.safetensors", "README.md", "config.json"}
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     kept = out / "notes.txt"
     kept.write_text("mine")

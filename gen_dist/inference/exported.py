@@ -1,0 +1,83 @@
+"""Files of an export, and reading of one in safetensors: its weights, config and images' facts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import safetensors
+from torch import Tensor
+
+from gen_dist.config import TrainConfig
+from gen_dist.errors import CheckpointError, DamagedError, UnreadableError
+from gen_dist.files import retrying, unreadable
+from gen_dist.records.checkpoint import IMAGE_SHAPE
+from gen_dist.records.reading import COUNT, TEXT, list_of, parsed_object, read_config
+
+Format = Literal["safetensors", "onnx", "torch-export"]
+PartName = Literal["decoder", "encoder"]
+SUFFIXES: dict[Format, str] = {"safetensors": "safetensors", "onnx": "onnx", "torch-export": "pt2"}
+CARD, CONFIG, PLUGINS = "README.md", "config.json", "plugins"
+LIBRARY = "library_name: gen_dist"
+"""Line of the card's metadata that marks a directory as an export."""
+
+_FACTS = {"network": TEXT, "parameters": COUNT, "image_shape": IMAGE_SHAPE, "class_names": list_of(TEXT)}
+
+
+class Exported(NamedTuple):
+    """An export, as read."""
+
+    weights: dict[str, dict[str, Tensor]]
+    """State of each network that was exported, by the name of the network."""
+    parameters: int
+    """Numbers in the parameters of the whole model, together."""
+    config: TrainConfig
+    image_shape: tuple[int, int, int]
+    class_names: list[str]
+
+
+def is_export(path: Path) -> bool:
+    """True if a directory holds an exported part, in any format."""
+    return any((path / f"{part}.{suffix}").exists() for part in get_args(PartName) for suffix in SUFFIXES.values())
+
+
+def read_export(path: Path) -> Exported:
+    """Read an export in safetensors, and load the copies of plug-ins beside it.
+
+    Raises:
+        CheckpointError: it has another format or no config.json, is damaged, or cannot be read just now.
+        ConfigError: its config.json is not a config of this version, or a plug-in cannot be loaded.
+    """
+    files = [file for part in get_args(PartName) if (file := path / f"{part}.safetensors").exists()]
+    if not files:
+        raise CheckpointError(
+            f"{path} is an export for other programs, as its {CARD} says; gen_dist.load reads runs, checkpoints and "
+            "exports with --format safetensors"
+        )
+    try:
+        config = read_config(path / CONFIG)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} has no {CONFIG}, which every export has; export the run again") from None
+    found = [_read(file) for file in files]
+    facts = found[0][1]
+    weights = {facts["network"]: tensors for tensors, facts in found}
+    channels, height, width = facts["image_shape"]
+    return Exported(weights, facts["parameters"], config, (channels, height, width), facts["class_names"])
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def read() -> tuple[dict[str, Tensor], dict[str, str]]:
+        with safetensors.safe_open(file, "pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+
+    try:
+        tensors, header = retrying(read)
+        values = {name: header[name] if _FACTS[name] is TEXT else json.loads(header[name]) for name in _FACTS}
+        return tensors, parsed_object(json.dumps(values), _FACTS)
+    except OSError as error:
+        raise UnreadableError(unreadable(file, error)) from None
+    except KeyError as error:
+        raise DamagedError(f"{file} is damaged, or of an older version: no {error} in it; export again") from None
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{file} is damaged: {' '.join(str(error).split())}; export the run again") from None
