@@ -6,12 +6,13 @@ its data have, and the context computes their shared inputs. Samples are compare
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import UserError
+from gen_dist.errors import CheckpointError, UserError
 from gen_dist.evaluation.context import Context, in_main
 from gen_dist.evaluation.features import FeatureName, feature_network, fits_digits
 from gen_dist.evaluation.marginal_likelihood import is_binarized
@@ -29,6 +30,7 @@ from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.environment import environment
 from gen_dist.records.readable import readable_duration
+from gen_dist.records.reading import config_of_run
 from gen_dist.records.run_data import open_run_data
 from gen_dist.records.run_directory import wandb_id_of
 from gen_dist.records.run_paths import RunPaths
@@ -74,6 +76,8 @@ def evaluate(
         UserError: no run or no checkpoint, other data than the run was trained on, or invalid options.
         UnwrittenError: the figures are measured and cannot be written. The error has them.
     """
+    with contextlib.suppress(CheckpointError):  # told below, after mistakes in the options
+        config_of_run(run)  # loads its plug-ins, which may have metrics
     asked = list(measured_metrics() if metrics is None else metrics)
     check_options(run, asked, samples, nll_samples, nll_images)
     processes = start_processes(TrainConfig(device=device))

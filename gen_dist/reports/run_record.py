@@ -140,7 +140,10 @@ def with_evaluation(before: RunRecord, evaluation: Evaluation | None) -> RunReco
 def config_fields(config: TrainConfig) -> dict[str, Any]:
     """The config, flat: `optimization.betas` -> value; kinds of network and objective under their own names."""
     flat: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(config).items():
+    fields = dataclasses.asdict(config)
+    del fields["accept_changed_plugins"]  # of a start, not of the run
+    fields["plugins"] = [f"{plugin.name} {plugin.sha256[:12]}" for plugin in config.plugins]
+    for name, value in fields.items():
         if isinstance(value, dict):
             flat |= {name if key == "kind" else f"{name}.{key}": inner for key, inner in value.items()}
         else:

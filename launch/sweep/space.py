@@ -36,6 +36,7 @@ _FIXED = {
     **dict.fromkeys(("data", "data_root", "packing"), "metrics on different images do not compare"),
     "objective.likelihood": "metrics of different likelihoods do not compare",
     "objective.dynamic_binarization": "metrics of binary and of real-valued pixels do not compare",
+    **dict.fromkeys(("plugins", "accept_changed_plugins"), "all trials run the same code"),
     "steps": "early stopping needs the same number of steps in all trials",
     **dict.fromkeys(
         ("accumulation", "compile", "cuda_graphs", "device", "precision"),
@@ -331,6 +332,8 @@ def train_command(source: Sequence[str], base: TrainConfig, config: TrainConfig)
     """
     words = ["gen-dist", "train", *source]
     for field in dataclasses.fields(TrainConfig):
+        if field.name == "plugins":  # among the words that name the source
+            continue
         before, after = getattr(base, field.name), getattr(config, field.name)
         if dataclasses.is_dataclass(after):
             for inner in dataclasses.fields(after):
