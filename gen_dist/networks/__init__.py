@@ -2,6 +2,7 @@
 
 from gen_dist.config import NetworkConfig
 from gen_dist.networks.base import Decoder, Encoder
+from gen_dist.networks.shapes import refuse_other_shape
 from gen_dist.plugins.registry import load
 
 __all__ = ["Decoder", "Encoder", "build_decoder", "build_encoder"]
@@ -14,6 +15,7 @@ def build_encoder(config: NetworkConfig, image_shape: tuple[int, int, int], outp
         ConfigError: the network does not fit the images.
     """
     encoder: Encoder = load(config.encoder)(config, image_shape, outputs)
+    refuse_other_shape(encoder, config.kind, image_shape, (outputs,), spatial=True)
     return encoder
 
 
@@ -27,4 +29,5 @@ def build_decoder(config: NetworkConfig, image_shape: tuple[int, int, int], inpu
     """
     inputs = config.latent_shape(image_shape)[0] if inputs is None else inputs
     decoder: Decoder = load(config.decoder)(config, image_shape, inputs)
+    refuse_other_shape(decoder, config.kind, (inputs, *config.latent_shape(image_shape)[1:]), image_shape)
     return decoder
