@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from tests.support.guides import (
     small_options,
     words_of,
 )
+from tests.support.loaded_plugins import forgetting_plugins
 
 GUIDES = guides()
 _TOP = ("gen_dist", "kernels", "launch", "bench", "tests", ".github")
@@ -50,16 +51,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Directory of a guide's commands: a copy of the root of a checkout, with a user's images and data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["gen-dist"])
-    for name in ("gen_dist", "launch"):
+    for name in ("gen_dist", "launch", "tests"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     _write_holiday(tmp_path / "holiday")
     for name in ("MNIST", "FashionMNIST"):
         _write_idx_files(tmp_path / "data" / name / "raw")
-    return tmp_path
+    with forgetting_plugins():
+        yield tmp_path
 
 
 @by_guide

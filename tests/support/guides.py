@@ -218,7 +218,7 @@ def _subcommand(name: str, rest: list[str]) -> Command:
     if name in ("report", "compare"):
         runs = [word for word in rest if word.startswith("runs/")]
         run = _in_turn([*(in_process(["gen-dist", "evaluate", one, *_SMALL_EVALUATION]) for one in runs), run])
-    return Command(lambda: _check_options(rest, set(inspect.signature(function).parameters)), run, words)
+    return Command(lambda: _check_options(rest, {"plugin", *inspect.signature(function).parameters}), run, words)
 
 
 def _script(script: str, rest: list[str]) -> Command:
