@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gen_dist.config import DcganConfig, GanConfig, TrainConfig
+from gen_dist.config import ConvConfig, DcganConfig, GanConfig, TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.presets import get_preset, presets
 
@@ -26,6 +26,10 @@ def test_options_follow_the_chosen_part() -> None:
     changed = TrainConfig().with_options(feature_maps=8, network="dcgan", objective=GanConfig(loss="hinge"))
     assert changed.network == DcganConfig(feature_maps=8)
     assert changed.objective == GanConfig(loss="hinge")
+
+
+def test_a_role_is_chosen_by_its_kind() -> None:
+    assert get_preset("gan-mnist").with_options(discriminator="conv").discriminator == ConvConfig()
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,20 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
-from gen_dist.config.networks import networks
+from gen_dist.config.networks import RoleName, networks
 from gen_dist.config.objectives import objectives
 from gen_dist.errors import ConfigError
 from gen_dist.plugins.registry import Registry
 
 _FLAT = ("packing", "network", "objective", "optimization")
 """Parts whose options have no prefix."""
-_REGISTRIES: dict[str, Registry[Any]] = {"network": networks, "objective": objectives}
+_REGISTRIES: dict[str, Registry[Any]] = {
+    "network": networks,
+    "objective": objectives,
+    **dict.fromkeys(get_args(RoleName), networks),
+}
 
 
 def with_changes(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Measured(NamedTuple):
     """Metrics of an exported model."""
 
     source: str
-    """Where they come from, in words."""
+    """Source of the figures, in words."""
     split: str
     values: Mapping[str, float]
     names: Mapping[str, str]

@@ -57,7 +57,7 @@ def parts_of(plugin: str) -> list[tuple[str, str]]:
 
 
 def _origin() -> str:
-    """Who registers: this package, whose modules a plug-in may be the first to import, or a plug-in."""
+    """Name of the one that registers: this package, even if a plug-in imports its module first, or a plug-in."""
     frame = sys._getframe(1)
     while frame.f_back and frame.f_code.co_name != "<module>":
         frame = frame.f_back

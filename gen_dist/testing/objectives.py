@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable
-from types import FrameType
+from collections.abc import Callable, Mapping
+from types import FrameType, MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gen_dist.config import NetworkConfig, ObjectiveConfig
+from gen_dist.config import NetworkConfig, ObjectiveConfig, RoleName
 from gen_dist.inference.export import _parts_of, _program
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.records.checkpoint import Checkpoint
@@ -360,6 +360,7 @@ def check_objective(
     objective: ObjectiveConfig,
     network: NetworkConfig | None = None,
     *,
+    roles: Mapping[RoleName, NetworkConfig] = MappingProxyType({}),
     image_shape: tuple[int, int, int] = (1, 28, 28),
     slow: bool = True,
     announce: Announce = nobody,
@@ -369,6 +370,7 @@ def check_objective(
     Args:
         objective: its config.
         network: a small network for it; None is a fully connected one.
+        roles: networks of single roles, such as `{"discriminator": MyConfig()}`.
         image_shape: (C, H, W) of the images.
         slow: also compile it, and train it in two processes: about half a minute.
         announce: takes each result as it comes.
@@ -376,7 +378,7 @@ def check_objective(
     Raises:
         Failure: a line for each check that failed.
     """
-    trial = ObjectiveTrial(objective, network, image_shape)
+    trial = ObjectiveTrial(objective, network, image_shape, roles)
     checks = [*OBJECTIVE_CHECKS, *(SLOW_OBJECTIVE_CHECKS if slow else ())]
     results = run_checks(objective.kind or type(objective).__name__, checks, trial, announce)
     raise_failures(results)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import get_args
 
-from gen_dist.config import NetworkConfig, ObjectiveConfig, networks, objectives
+from gen_dist.config import NetworkConfig, ObjectiveConfig, RoleName, networks, objectives
 from gen_dist.data.catalogue import source_kinds
 from gen_dist.errors import ConfigError
 from gen_dist.plugins import Plugin
@@ -49,8 +50,10 @@ def check_plugin(
     for sort, name in parts:
         try:
             if sort == "objective":
-                for objective, network in _trained(name, parts):
-                    check_objective(objective, network, image_shape=image_shape, slow=slow, announce=collect)
+                for objective, network, roles in _trained(name, parts):
+                    check_objective(
+                        objective, network, roles=roles, image_shape=image_shape, slow=slow, announce=collect
+                    )
             elif sort == "network":
                 check_network(networks[name](), image_shape=image_shape, announce=collect)
             elif sort == "metric":
@@ -70,13 +73,18 @@ def _check_source(name: str, data: Sequence[str], collect: Announce) -> None:
         check_source(one, announce=collect)
 
 
-def _trained(kind: str, parts: Sequence[tuple[str, str]]) -> Iterator[tuple[ObjectiveConfig, NetworkConfig | None]]:
-    """An objective with the networks that the plug-in's presets give it; without a preset, with a small one."""
+def _trained(
+    kind: str, parts: Sequence[tuple[str, str]]
+) -> Sequence[tuple[ObjectiveConfig, NetworkConfig | None, dict[RoleName, NetworkConfig]]]:
+    """An objective with the networks and roles that the plug-in's presets give it; without a preset, a small one."""
     configs = [get_preset(name) for sort, name in parts if sort == "preset"]
-    found = [(one.objective, one.network) for one in configs if one.objective.kind == kind]
-    if not found:
-        yield objectives[kind](), None
-    yield from found
+    names: tuple[RoleName, ...] = get_args(RoleName)
+    found: list[tuple[ObjectiveConfig, NetworkConfig | None, dict[RoleName, NetworkConfig]]] = [
+        (one.objective, one.network, {role: own for role in names if (own := getattr(one, role))})
+        for one in configs
+        if one.objective.kind == kind
+    ]
+    return found or [(objectives[kind](), None, {})]
 
 
 def row(result: Result) -> str:

@@ -7,13 +7,14 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gen_dist.config import MlpConfig, NetworkConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from gen_dist.config import MlpConfig, NetworkConfig, ObjectiveConfig, OptimizerConfig, RoleName, TrainConfig
 from gen_dist.data import Dataset, Split
 from gen_dist.objectives import Batch, Phase, TurnResult
 from gen_dist.parallel.processes import Processes
@@ -49,9 +50,11 @@ class ObjectiveTrial:
         objective: ObjectiveConfig,
         network: NetworkConfig | None = None,
         image_shape: tuple[int, int, int] = (1, 28, 28),
+        roles: Mapping[RoleName, NetworkConfig] = MappingProxyType({}),
     ) -> None:
         """`network` is small, so that a step takes milliseconds; None is a fully connected one."""
         self.image_shape = image_shape
+        own: dict[str, Any] = {str(role): one for role, one in roles.items()}
         self.config = TrainConfig(
             preset="check",
             data="synthetic",
@@ -64,6 +67,7 @@ class ObjectiveTrial:
             # The epsilon keeps Adam from amplifying differences of gradients near 0, so that two ways to compute a step
             # can be compared.
             optimization=OptimizerConfig(betas=(0.5, 0.999), epsilon=1e-3, ema_decay=0.99),
+            **own,
         )
 
     @property

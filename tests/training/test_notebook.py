@@ -41,7 +41,7 @@ def _train(config: TrainConfig, **more: Any) -> Outcome:
 
 
 def _state() -> dict[str, Any]:
-    """What other work in the process depends on."""
+    """State of the process on which its other work depends."""
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     return {
         "handlers": [signal.getsignal(number) for number in signals],
