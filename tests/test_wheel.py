@@ -103,7 +103,7 @@ print(gen_dist.train(config).step, gen_dist.__file__)
 
 def test_type_checkers_see_the_types_of_the_wheel(installed: Path, tmp_path: Path) -> None:
     calls = {
-        "gen_dist.preset('vae-mnist')": "gen_dist.config.TrainConfig",
+        "gen_dist.preset('vae-mnist')": "gen_dist.config.training.TrainConfig",
         "gen_dist.load('runs/vae-mnist')": "gen_dist.inference.model.GenerativeModel",
         "gen_dist.train('vae-mnist')": "gen_dist.training.outcome.Outcome",
     }

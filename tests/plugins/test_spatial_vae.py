@@ -156,7 +156,7 @@ def test_a_spatial_run_is_evaluated_and_reported_on(trained: Path) -> None:
 @pytest.mark.parametrize("form", ["safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_a_spatial_model_is_exported_with_its_shape(form: Any, trained: Path, tmp_path: Path) -> None:
     out = export(trained, form, tmp_path / "out", announce=_silent)
-    assert "2, 7, 7" in (out / "card.md").read_text()
+    assert "2, 7, 7" in (out / "README.md").read_text()
 
 
 def test_images_that_cannot_be_halved_are_refused(config: TrainConfig, spatial_vae: ModuleType) -> None:
