@@ -5,6 +5,7 @@ An export is one directory:
     decoder.SUFFIX         latents (and labels, for a conditional model) to images
     encoder.SUFFIX         images to latents, if the model has an encoder
     README.md              model card: what they are, how they were trained, how to load them
+    card.md                the same without the Hub's metadata
     config.json            the config of the run, for `gen-dist train --config`
     plugins/               copies of the plug-ins that are single files
 
@@ -37,8 +38,8 @@ from gen_dist.objectives import Objective
 from gen_dist.plugins.loading import contents_of
 from gen_dist.records.checkpoint import Checkpoint, is_checkpoint
 
-_OLD_CARD = "card.md"
-"""Name of the card in exports of older versions."""
+_PLAIN_CARD = "card.md"
+"""Card without metadata, the only one in exports of older versions."""
 
 
 class _Decode(nn.Module):
@@ -121,7 +122,10 @@ def export(
                 announce(f"{one.part.file} ({place + 1} of {len(wanted)})")
                 files[one.part.file] = _WRITERS[form](one, _facts(model, checkpoint, one.part))
             text = card(model, checkpoint, home, form, [one.part for one in wanted], files, announce)
-            for name, content in {**files, CARD: text.encode(errors="backslashreplace")}.items():
+            plain = text.split("\n---\n", 1)[-1].lstrip()  # without the Hub's metadata
+            cards = {CARD: text, _PLAIN_CARD: plain}
+            files |= {name: card_text.encode(errors="backslashreplace") for name, card_text in cards.items()}
+            for name, content in files.items():
                 (directory / name).write_bytes(content)
             _write_plugins(directory / PLUGINS, contents_of(config.plugins))
     except OSError as error:
@@ -133,7 +137,7 @@ def _refuse_other_files(out: Path) -> None:
     """Raise ConfigError if the directory holds anything but a previous export."""
     ours = {
         CARD,
-        _OLD_CARD,
+        _PLAIN_CARD,
         CONFIG,
         PLUGINS,
         *(f"{part}.{suffix}" for part in get_args(PartName) for suffix in SUFFIXES.values()),
@@ -141,7 +145,7 @@ def _refuse_other_files(out: Path) -> None:
     try:
         found = {file.name for file in out.iterdir()}
         # Many directories have a README.md and a config.json.
-        is_export = _OLD_CARD in found or (CARD in found and LIBRARY in (out / CARD).read_text(errors="replace"))
+        is_export = _PLAIN_CARD in found or (CARD in found and LIBRARY in (out / CARD).read_text(errors="replace"))
     except FileNotFoundError:
         return
     except OSError as error:

@@ -222,6 +222,7 @@ def test_a_card_is_what_the_hugging_face_hub_takes(
     finally:
         (run / "evaluation.json").unlink()
     card = hub.ModelCard.load(out / "README.md")
+    assert (out / "card.md").read_text() in (out / "README.md").read_text()
     assert (card.data.library_name, card.data.pipeline_tag) == ("gen_dist", "unconditional-image-generation")
     assert {"gen_dist", "safetensors", "dcgan"} <= set(card.data.tags)
     assert card.data.datasets == ["ylecun/mnist"]
@@ -319,7 +320,7 @@ def test_a_card_tells_digests_and_the_metrics_of_its_own_step(runs: Callable[[st
     assert "| test/negative_elbo (negative ELBO, nats per image) | " in cards[1]
     assert "| test/nll (reconstruction term of the negative ELBO, nats per image) | " in cards[1]
     for path in (tmp_path / "out").iterdir():
-        if path.name != "README.md":
+        if path.name not in ("README.md", "card.md"):
             assert f"| {hashlib.sha256(path.read_bytes()).hexdigest()} |" in cards[1]
     before = export(checkpoints.checkpoint_paths(run)[1], "safetensors", tmp_path / "before", announce=_silent)
     assert "No metrics are recorded for this step." in (before / "README.md").read_text()
@@ -341,10 +342,10 @@ def test_exporting_again_replaces_only_an_export(runs: Callable[[str], Path], tm
     export(run, "safetensors", out, ["decoder", "encoder"], _silent)
     assert {file.name for file in out.iterdir()} == {
         *("decoder.safetensors", "encoder.safetensors"),
-        *("README.md", "config.json"),
+        *("README.md", "card.md", "config.json"),
     }
     export(run, "safetensors", out, ["decoder"], _silent)
-    assert {file.name for file in out.iterdir()} == {"decoder.safetensors", "README.md", "config.json"}
+    assert {file.name for file in out.iterdir()} == {"decoder.safetensors", "README.md", "card.md", "config.json"}
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     kept = out / "notes.txt"
     kept.write_text("mine")
