@@ -47,7 +47,7 @@ def opened(name: str, path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
         raise DataError(f"{name}: {shown} is empty: 0 bytes, not a whole parquet file")
     try:
         with retrying(lambda: pyarrow.parquet.ParquetFile(path)) as file:
-            if file.metadata.num_rows > size:
+            if not 0 <= file.metadata.num_rows <= size:
                 raise DataError(f"{name}: {shown} has {size:,} bytes but says {file.metadata.num_rows:,} rows")
             yield file
     except DataError:

@@ -186,10 +186,11 @@ def test_damaged_statistics_of_columns_do_not_end_the_process(tmp_path: Path) ->
     source = write_rows(tmp_path / "set.parquet", [png()] * 4)
     whole = (tmp_path / "set.parquet").read_bytes()
     footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
-    for place in range(footer, len(whole) - 8, 11):
-        (tmp_path / "set.parquet").write_bytes(whole[:place] + bytes([whole[place] ^ 36]) + whole[place + 1 :])
-        with contextlib.suppress(DataError):
-            opened(source, tmp_path)
+    for place in range(footer, footer + 40):
+        for bit in (1, 2):
+            (tmp_path / "set.parquet").write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            with contextlib.suppress(DataError):
+                opened(source, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["list of bytes", "list of lists", "struct in struct", "no bytes in struct"])
