@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from gen_dist.data.naming import printable
 from gen_dist.data.sources.source import Request, Source, SourceKind, registered
 from gen_dist.errors import DataError
 from gen_dist.files import reason_of
-from gen_dist.plugins.loading import load_installed
+from gen_dist.plugins.loading import find_parts
 
 
 def open_dataset(
@@ -87,15 +84,8 @@ def _one_line_errors(source: str) -> Iterator[None]:
 
 def source_kinds() -> Mapping[str, SourceKind]:
     """All sources by name: those that the modules of `gen_dist.data.sources` and plug-ins register."""
-    _find_sources()
+    find_parts(sources.__name__)
     return registered()
-
-
-@functools.cache
-def _find_sources() -> None:
-    for module in pkgutil.iter_modules(sources.__path__):
-        importlib.import_module(f"{sources.__name__}.{module.name}")
-    load_installed()
 
 
 def _find_source(source: str, root: Path, packing: DataConfig) -> Source:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
 import json
 import linecache
 import os
+import pkgutil
 import re
 import shutil
 import sys
@@ -84,6 +86,18 @@ def load_installed() -> None:
             _load_module(name, False)
         except ConfigError as error:
             tell(f"warning: {error}; it is left out")
+
+
+@functools.cache
+def find_parts(folder: str) -> None:
+    """Import every module of a package, so that its parts are registered, and installed plug-ins. Once a package.
+
+    Args:
+        folder: name of the package, such as `gen_dist.evaluation.metrics`.
+    """
+    for module in pkgutil.iter_modules(importlib.import_module(folder).__path__):
+        importlib.import_module(f"{folder}.{module.name}")
+    load_installed()
 
 
 def load_recorded(records: Iterable[Plugin], source: str) -> None:

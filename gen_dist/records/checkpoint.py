@@ -33,6 +33,7 @@ from torch import Tensor
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, ConfigError, DamagedError, OtherVersionError, UnreadableError
 from gen_dist.files import named_in_utf8, open_regular, retrying, sync, unreadable
+from gen_dist.records.metrics_file import METRICS
 from gen_dist.records.reading import (
     COUNT,
     OBJECT,
@@ -72,7 +73,7 @@ IMAGE_SHAPE = Kind(
 _STATE_SHAPE = {
     **{"format": COUNT, "step": COUNT, "data_digest": TEXT, "image_shape": IMAGE_SHAPE, "class_names": list_of(TEXT)},
     **{"world_size": COUNT, "training_seconds": SECONDS, "loss_scales": OBJECT, "unlogged": list_of(OBJECT)},
-    "metrics": either(object_with(bytes=COUNT, sha256=TEXT), None),
+    METRICS: either(object_with(bytes=COUNT, sha256=TEXT), None),
 }
 
 

@@ -5,27 +5,16 @@ Sums over pairs and rows are computed in parts, for the rows of one process, so 
 
 from __future__ import annotations
 
-import functools
-import importlib
-import pkgutil
-
 from gen_dist.evaluation.metric import Metric, registered
-from gen_dist.plugins.loading import load_installed
+from gen_dist.plugins.loading import find_parts
 
 
 def all_metrics() -> dict[str, Metric]:
     """All metrics by name, in the order of tables: those that the modules of this folder and plug-ins register."""
-    _find_metrics()
+    find_parts(__name__)
     return registered()
 
 
 def measured_metrics() -> dict[str, Metric]:
     """The metrics that an evaluation measures, by name."""
     return {name: metric for name, metric in all_metrics().items() if metric.measure is not None}
-
-
-@functools.cache
-def _find_metrics() -> None:
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
-    load_installed()

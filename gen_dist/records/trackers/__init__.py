@@ -5,29 +5,19 @@ A file registers its name here and imports its package only when a run asks for 
 
 from __future__ import annotations
 
-import functools
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
-from gen_dist.plugins.loading import load_installed
+from gen_dist.plugins.loading import find_parts
 from gen_dist.records.trackers.base import Guarded, OpenTracker, RunToTrack, Values, registered
 from gen_dist.records.trackers.callback import Callback
 from gen_dist.records.trackers.wandb_run import wandb_mode
 
 
-@functools.cache
-def _ours() -> None:
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
-
-
 def tracker_kinds() -> Mapping[str, OpenTracker]:
     """All trackers by name: those that the modules of this folder and plug-ins register."""
-    _ours()
-    load_installed()
+    find_parts(__name__)
     return registered()
 
 
