@@ -12,12 +12,9 @@ import gc
 import importlib
 import json
 import os
-import re
 import subprocess
 import sys
-import tempfile
 import traceback
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +47,7 @@ class Launch(Protocol):
     @property
     def kernel(self) -> Any: ...
     @property
-    def grid(self) -> tuple[int, int]: ...
+    def grid(self) -> tuple[int, ...]: ...
     @property
     def integers(self) -> dict[str, int]: ...
     @property
@@ -214,85 +211,6 @@ def _compile(request: dict[str, Any]) -> dict[str, Any]:
         "shared_bytes": compiled.metadata.shared,
         "runtime": [name for name in names if request["signature"][name] != "constexpr"],
     }
-
-
-# ------------------------------------------------------------------------------------------------------ machine code
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Resources of a compiled kernel.
-
-    Attributes:
-        registers: registers per thread.
-        stack: bytes per thread, including local memory and spilled registers.
-        operations: number of each instruction in the machine code, with modifiers; empty if no disassembler is
-            installed.
-    """
-
-    registers: int
-    stack: int
-    operations: Counter[str]
-
-    def count(self, *names: str) -> int:
-        """Number of instructions with one of these opcodes, without modifiers."""
-        return sum(count for opcode, count in self.operations.items() if opcode.split(".")[0] in names)
-
-
-_SASS = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
-
-
-def cuda_usage(compiled: Compiled) -> Usage:
-    """Usage by cuobjdump if Triton includes it, else by ptxas, which reports registers and memory alone."""
-    from triton import knobs
-
-    try:
-        cuobjdump = knobs.nvidia.cuobjdump.path
-    except RuntimeError:
-        return ptxas_usage(compiled)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.binary)
-        cubin.flush()
-        resources, sass = (_output(cuobjdump, what, cubin.name) for what in ("-res-usage", "-sass"))
-    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", resources)
-    assert usage is not None
-    registers, stack, local = map(int, usage.groups())
-    return Usage(registers, stack + local, Counter(name for name in _SASS.findall(sass) if not name.startswith("NOP")))
-
-
-def ptxas_usage(compiled: Compiled) -> Usage:
-    """Usage by the assembler's report on the kernel's PTX."""
-    from triton import knobs
-
-    architecture = re.search(r"\.target (sm_(\d+)\w*)", compiled.assembly)
-    assert architecture is not None
-    ptxas = knobs.nvidia.ptxas_blackwell if int(architecture[2]) >= 100 else knobs.nvidia.ptxas
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as ptx:
-        ptx.write(compiled.assembly)
-        ptx.flush()
-        words = _output(ptxas.path, "-v", f"-arch={architecture[1]}", "-o", os.devnull, ptx.name)
-    registers = re.search(r"Used (\d+) registers", words)
-    assert registers is not None
-    # The stack frame includes the spilled registers; their stores and loads are reported separately.
-    return Usage(int(registers[1]), sum(map(int, re.findall(r"(\d+) bytes (?:stack|spill)", words))), Counter())
-
-
-def _output(*command: str) -> str:
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
-    return finished.stdout + finished.stderr
-
-
-def amd_usage(compiled: Compiled) -> Usage:
-    """Usage by the notes and instructions of AMD's assembly."""
-
-    def note(name: str) -> int:
-        return int(re.findall(rf"\.{name}:\s+(\d+)", compiled.assembly)[-1])
-
-    spilled = note("vgpr_spill_count") + note("sgpr_spill_count")
-    operations = Counter(
-        re.findall(r"^\s+([vs]_\w+|(?:global|buffer|flat|scratch|ds)_\w+)", compiled.assembly, re.MULTILINE)
-    )
-    return Usage(note("vgpr_count"), note("private_segment_fixed_size") + 4 * spilled, operations)
 
 
 if __name__ == "__main__":

@@ -13,17 +13,11 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is made for Linux alone")
 
-from tests.kernels.compiled_kernels import (
-    Call,
-    Case,
-    Inputs,
-    backward_call,
-    binarize_call,
-    forward_call,
-    normal_call,
-    warp_size_of,
-)
-from tests.kernels.kernel_compiler import TARGETS, Usage, amd_usage, cuda_usage, ptxas_usage
+from tests.kernels.calls import Call, warp_size_of
+from tests.kernels.kernel_compiler import TARGETS
+from tests.kernels.latent_calls import Case, Inputs, backward_call, forward_call
+from tests.kernels.machine_code import Usage, check_memory, cuda_usage, ptxas_usage, usage_of
+from tests.kernels.noise_calls import binarize_call, normal_call
 
 KERNELS = {"forward": forward_call, "backward": backward_call}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -65,37 +59,6 @@ def every_case() -> list[Case]:
         replace(Case(LAYOUTS[channels_last], dtype, channels_last), **option)
         for dtype, channels_last, option in product(DTYPES, LAYOUTS, OPTIONS)
     ]
-
-
-def usage_of(call: Call, target: str) -> Usage:
-    compiled = call.compile(target)
-    return cuda_usage(compiled) if target.startswith("sm_") else amd_usage(compiled)
-
-
-def check_memory(usage: Usage, target: str, narrow_loads: int, narrow_stores: int) -> None:
-    """Check that memory is global or shared, without atomics, and limit the number of narrow accesses."""
-    assert usage.stack == 0
-    if not usage.operations:
-        pytest.skip("Triton came without cuobjdump: registers and stack are checked, instructions are not")
-    if target.startswith("sm_"):
-        wide: tuple[str, ...] = (".128", ".256")
-        loads, stores = "LDG", "STG"
-        forbidden = usage.count("LDL", "STL", "LD", "ST", "ATOM", "ATOMG", "ATOMS", "RED", "REDG")
-    else:
-        wide = ("dwordx4",)
-        loads, stores = "global_load", "global_store"
-        forbidden = sum(
-            count
-            for name, count in usage.operations.items()
-            if name.startswith(("scratch_", "flat_", "buffer_")) or "atomic" in name
-        )
-    assert forbidden == 0
-
-    def narrow(kind: str) -> int:
-        return sum(n for name, n in usage.operations.items() if name.startswith(kind) and not name.endswith(wide))
-
-    assert any(name.startswith(stores) and name.endswith(wide) for name in usage.operations)
-    assert narrow(loads) <= narrow_loads and narrow(stores) <= narrow_stores
 
 
 def check(kernel: str, case: Case, target: str) -> None:

@@ -12,16 +12,9 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is made for Linux alone")
 
-from tests.kernels.compiled_kernels import (
-    QUICK_CASES,
-    Call,
-    Case,
-    Inputs,
-    Run,
-    backward_call,
-    forward_call,
-    normal_call,
-)
+from tests.kernels.calls import Call, Run
+from tests.kernels.latent_calls import QUICK_CASES, Case, Inputs, backward_call, forward_call
+from tests.kernels.noise_calls import normal_call
 
 TENSORS = (
     "parameters_ptr",

@@ -4,7 +4,6 @@ A mutant is compiled for sm_90 and executed like the kernels themselves. It is d
 or if the executor refuses an operation, such as an access out of bounds.
 """
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,20 +15,12 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is made for Linux alone")
 
 from gen_dist.kernels.device_noise import device_words
-from tests.kernels.compiled_kernels import (
-    Case,
-    Inputs,
-    binarize_call,
-    check_backward,
-    check_binarize,
-    check_forward,
-    check_normal,
-    forward_call,
-    reference,
-    with_logvar,
-)
-from tests.kernels.kernel_compiler import REPOSITORY
-from tests.kernels.ptx_program import PtxError
+from tests.kernels.latent_calls import Case, Inputs, forward_call, with_logvar
+from tests.kernels.latent_checks import check_backward, check_forward
+from tests.kernels.latent_reference import reference
+from tests.kernels.mutants import mutant
+from tests.kernels.noise_calls import binarize_call, check_binarize, check_normal
+from tests.kernels.ptx.program import PtxError
 
 TARGET = "sm_90"
 RNG = torch.tensor([-(2**50) + 7, 2**32 + 5])
@@ -187,17 +178,6 @@ MUTATIONS = [
     (LATENT, "ratio *= precision", "ratio += precision", "backward, prior"),
     (LATENT, "distance = difference * precision", "distance = difference", "backward, prior"),
 ]
-
-
-def mutant(directory: Path, file: str, source: str, change: str) -> Path:
-    """Copy the kernels with one change to the package `gen_dist.kernels` in the directory."""
-    package = directory / "gen_dist" / "kernels"
-    shutil.copytree(REPOSITORY / "kernels", package, ignore=shutil.ignore_patterns("__pycache__"))
-    (directory / "gen_dist" / "__init__.py").touch()
-    text = (package / file).read_text()
-    assert text.count(source) == 1, f"{source!r} stands {text.count(source)} times in {file}"
-    (package / file).write_text(text.replace(source, change))
-    return directory
 
 
 def is_noticed(check: str, directory: Path) -> bool:

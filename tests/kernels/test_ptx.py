@@ -1,6 +1,6 @@
 """Kernels compiled for GPUs, executed on the CPU, against float64: every kernel, dtype, layout and option.
 
-The tolerances are in tests/kernels/compiled_kernels.py.
+The tolerances are in tests/kernels/latent_checks.py.
 """
 
 from collections.abc import Iterator
@@ -15,20 +15,10 @@ pytest.importorskip("triton", reason="Triton is made for Linux alone")
 
 from gen_dist.kernels.device_noise import device_words
 from gen_dist.kernels.triton_noise import Launch
-from tests.kernels.compiled_kernels import (
-    QUICK_CASES,
-    Case,
-    Inputs,
-    backward_call,
-    check_backward,
-    check_binarize,
-    check_forward,
-    check_normal,
-    forward_call,
-    normal_call,
-    reference,
-    with_logvar,
-)
+from tests.kernels.latent_calls import QUICK_CASES, Case, Inputs, backward_call, forward_call, with_logvar
+from tests.kernels.latent_checks import check_backward, check_forward
+from tests.kernels.latent_reference import reference
+from tests.kernels.noise_calls import check_binarize, check_normal, normal_call
 
 CUDA = ("sm_80", "sm_90", "sm_100")
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16

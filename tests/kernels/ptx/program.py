@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from tests.kernels.ptx_numbers import TYPES
+from tests.kernels.ptx.numbers import TYPES
 
 
 class PtxError(Exception):

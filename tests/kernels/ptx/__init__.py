@@ -1,0 +1,1 @@
+"""Execution of Triton's PTX on a CPU: parser, machine, and a table of instructions."""
