@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from gen_dist.config import DataConfig
 from gen_dist.data.building import building_prefix, file_slug, only_builder
+from gen_dist.data.image_names import ImageNames, names_file
 from gen_dist.data.packing import cache_errors, images_file, labels_file, pack
 from gen_dist.data.sources.source import SPLITS, Source, SplitName
 from gen_dist.errors import DataError
@@ -28,6 +29,9 @@ from gen_dist.files import reason_of, retrying, sync, write_atomically
 # Part of the key: raise it when packing changes, to invalidate existing caches.
 _FORMAT = 2
 _FILES = tuple(name(split) for split in SPLITS for name in (images_file, labels_file))
+"""Files that every cache has, and that its digest is of."""
+_NAMES_FILES = tuple(map(names_file, SPLITS))
+"""Files of sources that name their images. Caches of older versions lack them."""
 # Files up to this size are hashed at every opening, larger ones only if their stamps have changed.
 _ALWAYS_VERIFIED_BYTES = 2**30
 
@@ -42,6 +46,8 @@ class Split:
     """uint8 [N, C, H, W], 0..255, memory-mapped. Read-only by convention: a write stays private to the process."""
     labels: NDArray[np.int64]
     """int64 [N], indices into the class names of the data set; all 0 for a source without labels."""
+    names: Sequence[str] | None = None
+    """Name of each image, such as its path in a folder. None for sources without, and for caches of older versions."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +167,7 @@ def _build(source: Source, packing: DataConfig, directory: Path) -> None:
         if _find(source, packing, cache) != directory:
             raise DataError(f"{source.name}: its files changed while they were packed; try again")
         with cache_errors(cache):
+            files = [*_FILES, *(name for name in _NAMES_FILES if (temporary / name).exists())]
             meta: dict[str, Any] = {
                 "format": _FORMAT,
                 "source": source.name,
@@ -169,12 +176,12 @@ def _build(source: Source, packing: DataConfig, directory: Path) -> None:
                 "left_out": packed.left_out,
                 "left_out_text": packed.left_out_text,
                 "remarks": packed.remarks,
-                "files": {name: _describe(temporary / name) for name in _FILES},
+                "files": {name: _describe(temporary / name) for name in files},
             }
             meta["digest"] = _digest(meta)
             meta["digest_of_this_file"] = _digest_of_all(meta)
             _write_synced(temporary / "meta.json", meta)
-            _write_synced(temporary / "seen.json", {name: _stamp(temporary / name) for name in _FILES})
+            _write_synced(temporary / "seen.json", {name: _stamp(temporary / name) for name in files})
             sync(temporary)
             temporary.chmod(0o755)  # mkdtemp makes it private; a cache may be shared
             try:
@@ -222,7 +229,7 @@ def _read(directory: Path, source_name: str) -> tuple[dict[str, Any], Split, Spl
         if meta["digest"] != _digest(meta) or meta["digest_of_this_file"] != _digest_of_all(meta):
             raise _DamagedCache("meta.json has another digest")
         _verify(directory, meta["files"])
-        train, test = (_map(directory, split, source_name) for split in SPLITS)
+        train, test = (_map(directory, split, source_name, meta["files"]) for split in SPLITS)
         return meta, train, test
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _DamagedCache(f"{type(error).__name__}: {error}") from None
@@ -235,24 +242,27 @@ def _unreadable(path: Path, error: OSError) -> DataError:
     )
 
 
-def _map(directory: Path, split: SplitName, source_name: str) -> Split:
+def _map(directory: Path, split: SplitName, source_name: str, files: Collection[str]) -> Split:
     # Copy-on-write maps: torch.from_numpy warns about arrays that cannot be written.
-    images, labels = (
-        np.load(directory / name(split), mmap_mode="c", allow_pickle=False) for name in (images_file, labels_file)
+    images, labels, *names = (
+        np.load(directory / name, mmap_mode="c", allow_pickle=False)
+        for name in (images_file(split), labels_file(split), names_file(split))
+        if name in files
     )
-    return Split(f"{split} split of {source_name}", images, labels)
+    return Split(f"{split} split of {source_name}", images, labels, *map(ImageNames, names))
 
 
 def _verify(directory: Path, files: dict[str, Any]) -> None:
     """Compare the files with their digests; large ones only if size, time or inode have changed."""
-    for name in _FILES:
+    names = [*_FILES, *(name for name in _NAMES_FILES if name in files)]
+    for name in names:
         if (size := (directory / name).stat().st_size) != files[name]["bytes"]:
             raise _DamagedCache(f"{name} has {size} bytes, not {files[name]['bytes']}")
-    stamps = {name: _stamp(directory / name) for name in _FILES}
-    large = sum(files[name]["bytes"] for name in _FILES) > _ALWAYS_VERIFIED_BYTES
+    stamps = {name: _stamp(directory / name) for name in names}
+    large = sum(files[name]["bytes"] for name in names) > _ALWAYS_VERIFIED_BYTES
     if large and _seen(directory) == stamps:
         return
-    for name in _FILES:
+    for name in names:
         if _describe(directory / name) != files[name]:
             raise _DamagedCache(f"{name} has another SHA-256")
     if large:

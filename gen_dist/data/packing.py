@@ -6,7 +6,7 @@ import collections
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from gen_dist.config import DataConfig
 from gen_dist.data.decoding import Decoded, UnreadableImage, decode_image, image_warnings_as_intended
+from gen_dist.data.image_names import names_file, write_names
 from gen_dist.data.losses import KINDS
 from gen_dist.data.naming import remarks_on_classes
 from gen_dist.data.sources.source import SPLITS, Block, Source, SplitName
@@ -73,7 +74,9 @@ def cache_errors(directory: Path) -> Iterator[None]:
 
 
 def pack(source: Source, packing: DataConfig, directory: Path, shown_directory: Path) -> Packed:
-    """Write `train_images.npy`, `train_labels.npy`, `test_images.npy` and `test_labels.npy` into `directory`.
+    """Write the images, labels and names of both splits into `directory`, as `train_images.npy` and so on.
+
+    A split has no file of names if its source does not name each image.
 
     Args:
         source: the images.
@@ -186,6 +189,7 @@ class _Packer:
         self._first_name = ""
         self._all_gray = True
         self._labels: dict[SplitName, list[NDArray[np.int64]]] = {split: [] for split in SPLITS}
+        self._names: dict[SplitName, list[str]] = {split: [] for split in SPLITS}
         with cache_errors(shown_directory):
             self._files = {split: _ArrayFile(directory / images_file(split)) for split in SPLITS}
 
@@ -201,7 +205,7 @@ class _Packer:
             if isinstance(block.images, np.ndarray) and not self._needs_fitting(block.images):
                 while window:
                     progress(self._append_decoded(*window.popleft()))
-                self._append(block.split, block.images, block.labels, block.name(0))
+                self._append(block, block.images, range(len(block.labels)))
                 self._all_gray &= block.images.shape[1] == 1
                 progress(len(block.labels))
                 continue
@@ -222,6 +226,7 @@ class _Packer:
         train_labels, test_labels = (
             np.concatenate([*self._labels[split], np.empty(0, np.int64)]).astype(np.int64) for split in SPLITS
         )
+        train_names, test_names = (self._names[split] for split in SPLITS)
         train_rows = np.arange(train.count)
         with cache_errors(self._shown_directory):
             if not self._source.has_test_split:
@@ -233,6 +238,8 @@ class _Packer:
                 for first in range(0, held_out, _ROWS_PER_MOVE):
                     test.append(images[test_rows[first : first + _ROWS_PER_MOVE]])
                 train_labels, test_labels = train_labels[train_rows], train_labels[test_rows]
+                if len(train_names) == train.count:
+                    train_names, test_names = ([train_names[row] for row in rows] for rows in (train_rows, test_rows))
             assert self._shape is not None
             gray = self._packing.channels is None and self._all_gray
             channels = 1 if gray else self._shape[0]
@@ -240,8 +247,11 @@ class _Packer:
                 train.keep(train_rows, channels)
             if channels < self._shape[0]:
                 test.keep(np.arange(test.count), channels)
-            for split, labels in zip(SPLITS, (train_labels, test_labels), strict=True):
+            contents = ((train_labels, train_names), (test_labels, test_names))
+            for split, (labels, names) in zip(SPLITS, contents, strict=True):
                 self._files[split].finish()
+                if len(names) == len(labels):
+                    write_names(self._directory / names_file(split), names)
                 with (self._directory / labels_file(split)).open("wb") as file:
                     np.lib.format.write_array(file, labels, version=(1, 0), allow_pickle=False)
                     file.flush()
@@ -291,14 +301,17 @@ class _Packer:
             readable.append(image.pixels)
             positions.append(position)
         if readable:
-            self._append(block.split, np.stack(readable), block.labels[positions], block.name(positions[0]))
+            self._append(block, np.stack(readable), positions)
         return len(images)
 
-    def _append(self, split: SplitName, images: NDArray[np.uint8], labels: NDArray[np.int64], name: str) -> None:
-        self._check_shape(images.shape[1:], name)
+    def _append(self, block: Block, images: NDArray[np.uint8], positions: Sequence[int]) -> None:
+        """Append the images of a block at these positions."""
+        self._check_shape(images.shape[1:], block.name(positions[0] if positions else 0))
         with cache_errors(self._shown_directory):
-            self._files[split].append(images)
-        self._labels[split].append(labels)
+            self._files[block.split].append(images)
+        self._labels[block.split].append(block.labels[positions])
+        if not isinstance(block.names, str):
+            self._names[block.split] += [block.names[position] for position in positions]
 
     def _check_shape(self, shape: tuple[int, ...], name: str) -> None:
         if self._shape is None:

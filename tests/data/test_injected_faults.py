@@ -28,7 +28,7 @@ CALLS: list[tuple[ModuleType, str]] = [
     *((os, "mkdir"), (os, "unlink"), (os, "rmdir"), (os, "chmod"), (fcntl, "flock"), (builtins, "open"), (io, "open")),
 ]
 CODES = (errno.EIO, errno.EACCES, errno.ENOSPC, errno.ENOMEM, errno.ENOLCK)
-FILES_OF_A_CACHE = 6
+FILES_OF_A_CACHE = 8
 
 
 @pytest.fixture
