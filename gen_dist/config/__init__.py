@@ -3,6 +3,10 @@
 from gen_dist.config.data import (
     DataConfig,
 )
+from gen_dist.config.latent_autoencoder import (
+    BottleneckName,
+    LatentAutoencoderConfig,
+)
 from gen_dist.config.networks import (
     Activation,
     ConvConfig,
@@ -49,6 +53,7 @@ __all__ = [
     "AdversarialConfig",
     "Augmentation",
     "AutoencoderConfig",
+    "BottleneckName",
     "Capability",
     "Conditioning",
     "ConvConfig",
@@ -60,6 +65,7 @@ __all__ = [
     "GanConfig",
     "GanLoss",
     "GradientEstimator",
+    "LatentAutoencoderConfig",
     "Likelihood",
     "MlpConfig",
     "NetworkConfig",

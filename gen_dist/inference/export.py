@@ -178,7 +178,7 @@ def _parts_of(model: GenerativeModel, form: Format, wanted: Sequence[PartName]) 
             Port("mean", "float32", latents, "mean of the posterior"),
             Port("logvar", "float32", latents, "logarithm of its variance: sigma = exp(logvar / 2)"),
         ]
-        if not objective.generates:
+        if not objective.gives_logvar:
             code = [Port("latents", "float32", latents, "what decodes to the image")]
         taken = [Port("images", "float32", shape, images)]
         encoder = Part("encoder", f"encoder.{SUFFIXES[form]}", "encoder", taken, code)

@@ -134,6 +134,8 @@ def _code(model: GenerativeModel, form: str, parts: Sequence[Part]) -> str:
                     f"np.random.randn(64, {sides}).astype(np.float32)" if array == "np" else f"torch.randn(64, {sides})"
                 )
                 lines.append(f"latents = {normal}")
+            elif model.objective.gives_logvar:
+                lines.append("latents = mean")
         lines.append(_call(part, form))
     return "\n".join(lines)
 

@@ -38,6 +38,11 @@ class Objective(nn.Module):
         """True if latents drawn from the prior decode to new images."""
         return "samples" not in self.config.lacks
 
+    @property
+    def gives_logvar(self) -> bool:
+        """True if `encode` returns the log-variances of a posterior."""
+        return "posterior" not in self.config.lacks
+
     def phases(self) -> dict[str, Phase]:
         """Create the phases over the networks of this objective, by name, in the order of their turns."""
         raise NotImplementedError

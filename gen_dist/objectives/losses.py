@@ -106,6 +106,11 @@ def squared_error(means: Tensor, targets: Tensor) -> Tensor:
     return (error * error).flatten(1).sum(1)
 
 
+def absolute_error(means: Tensor, targets: Tensor) -> Tensor:
+    """Sum over pixels of |mean - target|: float32 [B]."""
+    return (means.float() - targets).abs().flatten(1).sum(1)
+
+
 def standard_normal_log_density(values: Tensor) -> Tensor:
     """log N(values; 0, I) in nats: values [B, ...] -> [B]."""
     return -0.5 * (values * values + LOG_2PI).flatten(1).sum(1)

@@ -18,6 +18,7 @@ from gen_dist.config import (
     DataConfig,
     DcganConfig,
     GanConfig,
+    LatentAutoencoderConfig,
     MlpConfig,
     NetworkConfig,
     ObjectiveConfig,
@@ -74,12 +75,19 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
         UNMIXED_DCGAN,
     ),
     "vae-gan": (VaeGanConfig(), SMALL_DCGAN),
+    "latent autoencoder": (LatentAutoencoderConfig(kl_weight=0.1), SMALL_CONV),
+    "latent autoencoder, learned scale": (
+        LatentAutoencoderConfig(bottleneck="none", reconstruction="l2", log_scale=None),
+        SMALL_CONV,
+    ),
 }
 WITH_BATCH_STATISTICS = frozenset({"dcgan", "conditional dcgan", "vae-gan"})
 TOUCHY = WITH_BATCH_STATISTICS | {"sngan", "sngan, projection"}
 """Rounding can move a unit across the kink of its activation, and adversarial training amplifies the difference."""
 ADVERSARIAL = tuple(name for name, (config, _) in OBJECTIVES.items() if "gan" in config.kind)
-COSTLY = frozenset({"conditional dcgan", "sngan", "sngan, projection", "wgan-gp", "r3gan"})
+COSTLY = frozenset(
+    {"conditional dcgan", "sngan", "sngan, projection", "wgan-gp", "r3gan", "latent autoencoder, learned scale"}
+)
 """Objectives with long steps; `make test` covers them by what they share with the others."""
 
 
