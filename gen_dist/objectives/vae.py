@@ -1,7 +1,7 @@
 """Variational autoencoders: VAE, beta-VAE and importance-weighted VAE, with Bernoulli or Gaussian likelihood."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,6 @@ class ImportanceSamples(NamedTuple):
 
     log_weights: Tensor
     """log p(x, z_k) - log q(z_k given x): float64 [B, K], nats."""
-    latents: Tensor
-    """[B * K, *latent_shape]; the samples of an image are adjacent."""
     kl_nats: Tensor
     """KL of the posterior from the prior, [B]."""
 
@@ -79,16 +77,20 @@ class Vae(EncoderDecoder):
     def log_weights(self, targets: Tensor, batch: Batch, stream: Stream, samples: int) -> ImportanceSamples:
         """Draw K latent samples per image, with importance weights.
 
-        With gradient `path`, the weights have gradients through the latents alone.
+        With gradient `path`, the weights have gradients through the latents alone, and the gradient that the bound's
+        loss gives the latents counts each sample with its normalized weight once more (Tucker et al. 2019).
         """
         # Latents rounded to half precision would not be draws from the density in the denominator.
         parameters = self.networks["encoder"](targets).float()
         latents, kl_nats = reparameterize_kl(parameters, batch.key(stream), samples=samples)
+        zeros: Tensor | float = 0.0
+        if self.config.gradient == "path":
+            latents, zeros = _GradientTimesWeights.apply(latents, samples)
+            parameters = parameters.detach()
         nll = self.nll(self.networks["decoder"](latents), targets.repeat_interleave(samples, dim=0), torch.float64)
-        density = parameters.detach() if self.config.gradient == "path" else parameters
-        density = density.double().repeat_interleave(samples, dim=0)
-        log_weights = self._log_prior_to_posterior(latents.double(), density) - nll
-        return ImportanceSamples(log_weights.view(-1, samples), latents, kl_nats)
+        density = parameters.double().repeat_interleave(samples, dim=0)
+        log_weights = self._log_prior_to_posterior(latents.double(), density) - nll + zeros
+        return ImportanceSamples(log_weights.view(-1, samples), kl_nats)
 
     def _log_prior_to_posterior(self, latents: Tensor, parameters: Tensor) -> Tensor:
         """log p(z) - log q(z given x), [B], from latents [B, C, ...] and the encoder's output [B, 2 C, ...]."""
@@ -109,6 +111,28 @@ class Vae(EncoderDecoder):
             drawn = self.log_weights(targets, batch, Stream.TEST_IMPORTANCE, samples)
             metrics[f"negative_bound_k{samples}"] = -importance_weighted_bound(drawn.log_weights)
         return metrics
+
+
+class _GradientTimesWeights(torch.autograd.Function):
+    """Latents of K samples, [B K, ...], whose gradient is multiplied by the samples' normalized weights.
+
+    The weights follow from the latents, so that they are not known here. But the bound's gradient with respect to log
+    weights is a multiple of them: zeros float64 [B K] beside the latents, which the caller adds to the log weights,
+    bring it back. (A hook on the latents, set once the weights are known, cannot be compiled by each torch.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, latents: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+        ctx.samples = samples
+        return latents.view_as(latents), latents.new_zeros(len(latents), dtype=torch.float64)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        of_latents, of_log_weights = gradients
+        rows = of_log_weights.view(-1, ctx.samples)
+        total = rows.sum(dim=1, keepdim=True)
+        weights = (rows / torch.where(total == 0, 1.0, total)).float()  # the total is 0 where the loss counts 0 times
+        return of_latents * weights.view(-1, *[1] * (of_latents.ndim - 1)), None
 
 
 class GaussianScale(nn.Module):
@@ -167,9 +191,5 @@ class MaximizeImportanceWeightedBound(Phase):
         targets = self.objective.targets(batch, Stream.BINARIZATION)
         samples = self.objective.config.importance_samples
         drawn = self.objective.log_weights(targets, batch, Stream.LATENTS, samples)
-        if self.objective.config.gradient == "path" and drawn.latents.requires_grad:
-            # Samples count with their normalized weights in the decoder's gradient, with the squares in the encoder's.
-            weights = drawn.log_weights.detach().softmax(dim=1).float().view(-1, *[1] * (drawn.latents.ndim - 1))
-            drawn.latents.register_hook(weights.mul)
         loss = -importance_weighted_bound(drawn.log_weights).mean().float()
         return TurnResult(loss, {"loss": loss.detach(), "kl": drawn.kl_nats.mean().detach()})
