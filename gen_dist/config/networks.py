@@ -14,6 +14,8 @@ from gen_dist.plugins.registry import Registry
 Activation = Literal["relu", "tanh", "leaky_relu", "silu"]
 Norm = Literal["batch", "group", "none"]
 RoleName = Literal["encoder", "decoder", "generator", "discriminator"]
+PerceptualFeatures = Literal["efficientnet-lite0", "vgg16"]
+"""Frozen networks of perceptual distances; see `gen_dist.networks.perceptual`."""
 
 
 @dataclass(frozen=True)
