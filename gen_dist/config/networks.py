@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -54,6 +56,32 @@ class NetworkConfig(Checked):
 
 networks = Registry("network", NetworkConfig, "gen_dist.networks")
 """Configs of networks by kind."""
+
+
+def smallest_sides(feature_maps: Sequence[int], image_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Height and width of the smallest map of a network that halves both sides between its resolutions.
+
+    Args:
+        feature_maps: channels at each resolution, that of the image first.
+        image_shape: (C, H, W) of the images.
+
+    Raises:
+        ConfigError: a halving would have a remainder; the line names sizes that have none.
+    """
+    height, width = image_shape[1:]
+    levels = len(feature_maps)
+    step = 2 ** (levels - 1)
+    if height % step or width % step:
+        shorter = min(height, width)
+        nearest = " or ".join(map(str, sorted({max(step, shorter // step * step), -(-shorter // step) * step})))
+        # The largest power of two that divides both sides gives the number of halvings.
+        halvings = (math.gcd(height, width) & -math.gcd(height, width)).bit_length() - 1
+        fewer = f", or name {halvings + 1} feature_maps at most" if halvings else ""
+        raise ConfigError(
+            f"{levels} feature_maps halve both sides of an image {levels - 1} times, which {height} x {width} do not "
+            f"allow; use --image-size {nearest}{fewer}"
+        )
+    return height // step, width // step
 
 
 @dataclass(frozen=True)
@@ -206,3 +234,97 @@ class ResnetConfig(NetworkConfig):
         return {"sngan": "gen_dist.networks.sngan:SnganDecoder", "r3gan": "gen_dist.networks.r3gan:R3ganDecoder"}[
             self.block
         ]
+
+
+@networks.register
+@dataclass(frozen=True)
+class AutoencoderKlConfig(NetworkConfig):
+    """Residual encoder and decoder of latent diffusion models (Rombach et al. 2022, appendix G): latents [C, h, w].
+
+    Its weights have the names and shapes of AutoencoderKL in diffusers.
+    """
+
+    encoder: ClassVar[str] = "gen_dist.networks.autoencoder_kl:AutoencoderKlEncoder"
+    decoder: ClassVar[str] = "gen_dist.networks.autoencoder_kl:AutoencoderKlDecoder"
+    kind: Suppress[Literal["autoencoder-kl"]] = "autoencoder-kl"
+    latent_dim: int = 4
+    """Channels of the latents."""
+    feature_maps: tuple[int, ...] = (128, 256, 512, 512)
+    """Channels at each resolution, that of the image first; each next resolution has half the side. Published: 128
+    times the multipliers 1, 2, 4, 4, so latents have an eighth of the image's side."""
+    blocks: int = 2
+    """Residual blocks at each resolution of the encoder; the decoder has one more."""
+    middle_attention: bool = True
+    """Attention between the two blocks at the smallest resolution."""
+    attention_factors: tuple[int, ...] = ()
+    """Also attention after each block at these fractions of the image's side: 16 is a sixteenth."""
+    groups: int = 32
+    """Groups of channels that are normalized together."""
+    checkpointing: bool = False
+    """Keep the input of each block alone for backward, which computes the block again: less memory, equal bits."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("blocks", self.blocks, 1)
+        at_least("groups", self.groups, 1)
+        if not self.feature_maps:
+            raise ConfigError("feature_maps is empty; name at least one number")
+        for count in self.feature_maps:
+            at_least("feature_maps", count, 1)
+            if count % self.groups:
+                divisor = math.gcd(*self.feature_maps)
+                raise ConfigError(f"groups {self.groups} do not divide feature_maps {count}; use --groups {divisor}")
+        factors = [2**level for level in range(len(self.feature_maps))]
+        for factor in self.attention_factors:
+            if factor not in factors:
+                raise ConfigError(f"attention_factors {factor} is not one of {', '.join(map(str, factors))}")
+
+    def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+        """See NetworkConfig."""
+        return self.latent_dim, *smallest_sides(self.feature_maps, image_shape)
+
+
+@networks.register
+@dataclass(frozen=True)
+class PatchganConfig(NetworkConfig):
+    """Discriminator of overlapping patches: a map of logits (Isola et al. 2017, section 3.2.2)."""
+
+    encoder: ClassVar[str] = "gen_dist.networks.patchgan:PatchganEncoder"
+    kind: Suppress[Literal["patchgan"]] = "patchgan"
+    feature_maps: int = 64
+    """Channels after the first convolution; each further one doubles them, up to eight times as many."""
+    layers: int = 3
+    """Convolutions of stride 2; two of stride 1 follow. With 3, a logit sees 70 x 70 pixels."""
+    discriminator_norm: Norm = "batch"
+    """Normalization, except in the first layer and the last."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("feature_maps", self.feature_maps, 1)
+        at_least("layers", self.layers, 1)
+
+    @property
+    def decoder(self) -> str:  # type: ignore[override]
+        """Refused: see NetworkConfig.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("patchgan is a discriminator alone; name it with --discriminator patchgan, not --network")
+
+    def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+        """Shape of the map of logits, with `latent_dim` for its channels.
+
+        Raises:
+            ConfigError: the images are too small.
+        """
+        height, width = (side // 2**self.layers - 2 for side in image_shape[1:])
+        if min(height, width) < 1:
+            least = 3 * 2**self.layers
+            fitting = (min(image_shape[1:]) // 3).bit_length() - 1
+            fewer = f" or --discriminator.layers {fitting}" if fitting > 0 else ""
+            raise ConfigError(
+                f"patchgan with layers {self.layers} needs images of at least {least} x {least}, not "
+                f"{image_shape[1]} x {image_shape[2]}; use --image-size {least}{fewer}"
+            )
+        return self.latent_dim, height, width

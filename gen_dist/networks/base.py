@@ -1,26 +1,30 @@
 """Bases of all encoders and decoders, and the layers that several of them share."""
 
 import math
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gen_dist.config import Norm, ResnetConfig
-from gen_dist.errors import ConfigError
+from gen_dist.config import Norm
 from gen_dist.kernels import pixel_by_pixel
 
 
 class Encoder(nn.Module):
-    """Images float32 [B, C, H, W] -> [B, outputs]: a trunk to features, and a linear head on them.
+    """Images float32 [B, C, H, W] -> [B, outputs] or [B, outputs, h, w]: a trunk to features, and a head on them.
 
-    With one output it serves as a discriminator or critic.
+    With one output it serves as a discriminator or critic, of whole images or of patches.
     """
 
     feature_count: int
-    head: nn.Linear
+    head: Callable[[Tensor], Tensor]
+    """Features to outputs: a linear layer, or for maps a convolution."""
+    twice_differentiable: bool = True
+    """False if slopes of outputs have no gradients, which a gradient penalty needs."""
 
     def features(self, images: Tensor) -> Tensor:
-        """Features of the trunk, [B, feature_count]."""
+        """Features of the trunk, [B, feature_count] or [B, feature_count, h, w]."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
@@ -64,22 +68,9 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
             return nn.Identity()
 
 
-def last_sides(config: ResnetConfig, image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Height and width of the smallest map."""
-    height, width = image_shape[1:]
-    levels = len(config.feature_maps)
-    step = 2 ** (levels - 1)
-    if height % step or width % step:
-        shorter = min(height, width)
-        nearest = " or ".join(map(str, sorted({max(step, shorter // step * step), -(-shorter // step) * step})))
-        # The largest power of two that divides both sides gives the number of halvings.
-        halvings = (math.gcd(height, width) & -math.gcd(height, width)).bit_length() - 1
-        fewer = f", or name {halvings + 1} feature_maps at most" if halvings else ""
-        raise ConfigError(
-            f"{levels} feature_maps halve both sides of an image {levels - 1} times, which {height} x {width} do not "
-            f"allow; use --image-size {nearest}{fewer}"
-        )
-    return height // step, width // step
+def group_norm_silu(maps: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """silu(norm(maps)) of feature maps [B, C, H, W], the same shape (Wu & He 2018; Hendrycks & Gimpel 2016)."""
+    return F.silu(norm(maps))
 
 
 def draw_weight(layer: nn.Module, gain: float) -> None:

@@ -31,7 +31,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images [B, C, H, W], and labels int64 [B] if conditional, to scores [B]."""
+    """Images [B, C, H, W], and labels int64 [B] if conditional, to scores [B], or [B, h, w] of overlapping patches."""
 
     def __init__(
         self, network: NetworkConfig, image_shape: tuple[int, int, int], conditioning: Conditioning, classes: int
@@ -50,6 +50,11 @@ class Discriminator(nn.Module):
                 spectral_norm(self.class_vectors)
 
     @property
+    def twice_differentiable(self) -> bool:
+        """False if slopes of scores have no gradients."""
+        return self.encoder.twice_differentiable
+
+    @property
     def mixes_images(self) -> bool:
         """True if batch normalization makes an image's score depend on the other images of its batch."""
         return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.modules())
@@ -58,7 +63,7 @@ class Discriminator(nn.Module):
         return self.features_and_scores(images, labels)[1]
 
     def features_and_scores(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Features of the trunk, [B, feature_count], and the scores, float32 [B]."""
+        """Features of the trunk, [B, feature_count, ...], and the scores, float32 [B, ...]."""
         if self.conditioning == "concat":
             assert labels is not None
             class_maps = self.class_maps(labels).view(-1, 1, *images.shape[2:])
@@ -67,5 +72,7 @@ class Discriminator(nn.Module):
         scores = self.encoder.head(features).squeeze(1).float()
         if self.conditioning == "projection":
             assert labels is not None
-            scores = scores + (features.float() * self.class_vectors(labels)).sum(dim=1)
+            vectors = self.class_vectors(labels)
+            places = features.float().flatten(2).mean(2) if features.ndim > 2 else features.float()
+            scores = scores + (places * vectors).sum(dim=1).view(-1, *[1] * (scores.ndim - 1))
         return features, scores

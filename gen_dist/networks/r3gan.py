@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gen_dist.config import Norm, ResnetConfig
+from gen_dist.config.networks import smallest_sides
 from gen_dist.kernels import Linear
-from gen_dist.networks.base import Decoder, Encoder, channels_last, draw_weight, last_sides, norm_layer, set_bias
+from gen_dist.networks.base import Decoder, Encoder, channels_last, draw_weight, norm_layer, set_bias
 from gen_dist.networks.spectral_norm import spectrally_normalize
 
 _GROUP_WIDTH = 16
@@ -28,7 +29,7 @@ class R3ganEncoder(Encoder):
     def __init__(self, config: ResnetConfig, image_shape: tuple[int, int, int], outputs: int) -> None:
         super().__init__()
         self.feature_count = config.feature_maps[-1]
-        self.trunk = _trunk(config, image_shape[0], last_sides(config, image_shape))
+        self.trunk = _trunk(config, image_shape[0], smallest_sides(config.feature_maps, image_shape))
         self.head = nn.Linear(self.feature_count, outputs, bias=False)
         draw_weight(self.head, gain=1.0)
         if config.spectral_norm:
@@ -43,7 +44,9 @@ class R3ganDecoder(Decoder):
 
     def __init__(self, config: ResnetConfig, image_shape: tuple[int, int, int], inputs: int) -> None:
         super().__init__()
-        self.start = _ModulatedBasis(inputs, (config.feature_maps[-1], *last_sides(config, image_shape)))
+        self.start = _ModulatedBasis(
+            inputs, (config.feature_maps[-1], *smallest_sides(config.feature_maps, image_shape))
+        )
         self.trunk = _generator(config, image_shape[0])
 
     def start_at(self, image: Tensor) -> None:

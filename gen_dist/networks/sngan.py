@@ -10,8 +10,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from gen_dist.config import Norm, ResnetConfig
+from gen_dist.config.networks import smallest_sides
 from gen_dist.kernels import Linear
-from gen_dist.networks.base import Decoder, Encoder, channels_last, last_sides, norm_layer, set_bias
+from gen_dist.networks.base import Decoder, Encoder, channels_last, norm_layer, set_bias
 from gen_dist.networks.spectral_norm import spectrally_normalize
 
 Resampling = Literal["halve", "double", "none"]
@@ -22,7 +23,7 @@ class SnganEncoder(Encoder):
 
     def __init__(self, config: ResnetConfig, image_shape: tuple[int, int, int], outputs: int) -> None:
         super().__init__()
-        last_sides(config, image_shape)
+        smallest_sides(config.feature_maps, image_shape)
         self.feature_count = config.feature_maps[-1]
         self.trunk = _trunk(config, image_shape[0])
         self.head = nn.Linear(self.feature_count, outputs)
@@ -39,7 +40,7 @@ class SnganDecoder(Decoder):
 
     def __init__(self, config: ResnetConfig, image_shape: tuple[int, int, int], inputs: int) -> None:
         super().__init__()
-        self.start = _Projection(inputs, (config.feature_maps[-1], *last_sides(config, image_shape)))
+        self.start = _Projection(inputs, (config.feature_maps[-1], *smallest_sides(config.feature_maps, image_shape)))
         self.trunk = _generator(config, image_shape[0])
 
     def start_at(self, image: Tensor) -> None:

@@ -113,12 +113,12 @@ class Adversarial(Objective):
         return add_noise(images, self._seen.instance_noise, batch.key(noise))
 
     def scores(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Discriminator scores of images, float32 [B]."""
+        """Discriminator scores of images, float32 [B], or [B, h, w] of their patches."""
         scores: Tensor = self.networks["discriminator"](images, labels)
         return scores
 
     def scores_of_both(self, real: Tensor, fake: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores of real and generated images, [B] each: in one pass, unless batch normalization would mix the two."""
+        """Scores of real and generated images, as from `scores`: in one pass, unless batch normalization mixes them."""
         discriminator = self.networks["discriminator"]
         assert isinstance(discriminator, Discriminator)
         if discriminator.mixes_images:
@@ -126,14 +126,19 @@ class Adversarial(Objective):
         real_scores, fake_scores = self.scores(torch.cat([real, fake]), torch.cat([labels, labels])).chunk(2)
         return real_scores, fake_scores
 
-    def refuse_batch_norm(self) -> None:
-        """Raise ConfigError if a score depends on other images: a gradient penalty is defined per image."""
+    def refuse_unpenalizable(self) -> None:
+        """Raise ConfigError if scores allow no gradient penalty, which is defined per image."""
         discriminator = self.networks["discriminator"]
         assert isinstance(discriminator, Discriminator)
         if discriminator.mixes_images:
             raise ConfigError(
                 "a gradient penalty needs scores that depend on one image each, which batch normalization mixes; use "
                 "--discriminator-norm group or none"
+            )
+        if not discriminator.twice_differentiable:
+            raise ConfigError(
+                "a gradient penalty needs gradients of slopes, which this discriminator lacks; use --discriminator "
+                "with another kind, such as resnet"
             )
 
 
@@ -191,11 +196,16 @@ def pair_accuracy_logs(real_scores: Tensor, fake_scores: Tensor) -> dict[str, Te
 
 def all_scores(real_scores: Tensor, fake_scores: Tensor) -> dict[str, Tensor]:
     """Logs of the scores of single images, for histograms."""
-    return {"scores_real": real_scores.detach(), "scores_fake": fake_scores.detach()}
+    return {"scores_real": score_of_image(real_scores.detach()), "scores_fake": score_of_image(fake_scores.detach())}
+
+
+def score_of_image(scores: Tensor) -> Tensor:
+    """Scores of images [B]: the means of those of their patches [B, h, w]; scores [B] as they are."""
+    return scores if scores.ndim == 1 else scores.flatten(1).mean(1)
 
 
 def slopes_and_scores(scores: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
-    """Differentiable gradients of the images' scores with respect to the images, [B, ...], and the scores [B].
+    """Differentiable gradients of the images' scores with respect to the images, [B, ...], and the scores.
 
     Always computed in float32: squared gradients in half precision are noise. The gradient is a function transform, and
     so part of the forward pass: torch.compile has no double backward, and DistributedDataParallel does not see
@@ -204,7 +214,7 @@ def slopes_and_scores(scores: Callable[[Tensor], Tensor], images: Tensor) -> tup
 
     def total(inputs: Tensor) -> tuple[Tensor, Tensor]:
         each = scores(inputs)
-        return each.sum(), each
+        return score_of_image(each).sum(), each
 
     with torch.autocast(images.device.type, enabled=False):
         slopes, each = torch.func.grad(total, has_aux=True)(images)

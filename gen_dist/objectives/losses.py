@@ -1,4 +1,4 @@
-"""Likelihoods, bounds and adversarial losses: pure functions, one value per image.
+"""Likelihoods, bounds and adversarial losses: pure functions, one value per image, or per patch that is scored.
 
 Likelihoods and bounds are sums over pixels and latents, in nats; their `dtype` is that of the sum. Use float64 where
 differences of large sums are exponentiated, as in importance weights: a float32 sum of 500 nats has a rounding error of
@@ -135,7 +135,7 @@ def importance_weighted_bound(log_weights: Tensor) -> Tensor:
 
 
 def real_loss(loss: GanLoss, scores: Tensor) -> Tensor:
-    """Discriminator loss on real images: scores [B] -> [B].
+    """Discriminator loss on real images: scores [B] of images, or [B, h, w] of patches -> the same shape.
 
     `non_saturating`: -log D(x), Goodfellow et al. 2014, eq. 1. `least_squares`: Mao et al. 2017, eq. 2 with a = 0 and
     b = c = 1. `hinge`: Lim & Ye 2017, eq. 4. `wasserstein`: Arjovsky et al. 2017, eq. 2.
@@ -152,7 +152,7 @@ def real_loss(loss: GanLoss, scores: Tensor) -> Tensor:
 
 
 def fake_loss(loss: GanLoss, scores: Tensor) -> Tensor:
-    """Discriminator loss on generated images: scores [B] -> [B]; equations as in `real_loss`."""
+    """Discriminator loss on generated images, shapes and equations as in `real_loss`."""
     match loss:
         case "non_saturating":
             return F.softplus(scores)
@@ -165,7 +165,7 @@ def fake_loss(loss: GanLoss, scores: Tensor) -> Tensor:
 
 
 def generator_loss(loss: GanLoss, scores: Tensor) -> Tensor:
-    """Generator loss of the scores of its images: [B] -> [B].
+    """Generator loss of the scores of its images, shapes as in `real_loss`.
 
     `non_saturating`: -log D(G(z)), Goodfellow et al. 2014, section 3. `least_squares`: Mao et al. 2017, eq. 2.
     """
@@ -177,7 +177,7 @@ def generator_loss(loss: GanLoss, scores: Tensor) -> Tensor:
 
 
 def relativistic_loss(winning_scores: Tensor, losing_scores: Tensor) -> Tensor:
-    """-log sigmoid(winning score - losing score) of each pair: [B], [B] -> [B].
+    """-log sigmoid(winning score - losing score) of each pair, of images [B] or of patches [B, h, w].
 
     Real images are the winners in the discriminator's loss, generated ones in the generator's (Huang et al. 2024, eq.
     2, with f(t) = -log(1 + exp(-t)) as in section 2).

@@ -29,7 +29,7 @@ class R3gan(Adversarial):
         # The paper's generator ends with a linear layer; other networks end as in their papers.
         bounded = not (isinstance(roles.generator, ResnetConfig) and roles.generator.block == "r3gan")
         super().__init__(config, roles, image_shape, classes, bounded=bounded)
-        self.refuse_batch_norm()
+        self.refuse_unpenalizable()
 
     def phases(self) -> dict[str, Phase]:
         return {"generator": R3ganGeneratorPhase(self), "discriminator": R3ganDiscriminatorPhase(self)}

@@ -23,7 +23,7 @@ class WganGp(Adversarial):
 
     def __init__(self, config: WganGpConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__(config, roles, image_shape, classes)
-        self.refuse_batch_norm()
+        self.refuse_unpenalizable()
 
     def phases(self) -> dict[str, Phase]:
         generator = GanGeneratorPhase(self, "wasserstein", self.config.generator_every)

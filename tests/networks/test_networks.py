@@ -61,6 +61,7 @@ def some_images(shape: tuple[int, int, int] = SHAPE, count: int = 4, seed: int =
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 80), (1, 96, 96)], ids=str)
 def test_images_become_outputs_and_latents_become_images(name: str, shape: tuple[int, int, int]) -> None:
+    encoder: Any
     encoder, decoder = make(SMALL[name], shape, inputs=9)
     images = some_images(shape)
     features = encoder.features(images)

@@ -1,0 +1,209 @@
+"""Encoder and decoder of latent diffusion models (Rombach et al. 2022, appendix G): latents [C, h, w].
+
+Modules have the names that they have in diffusers, so that weights need no table to be exchanged with it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from gen_dist.config import AutoencoderKlConfig
+from gen_dist.config.networks import smallest_sides
+from gen_dist.networks.base import Decoder, Encoder, channels_last, group_norm_silu, set_bias
+
+_EPSILON = 1e-6
+
+
+class AutoencoderKlEncoder(Encoder):
+    """Images [B, C, H, W] -> [B, outputs, h, w].
+
+    A residual network to maps of the smallest side, a 3 x 3 convolution to the outputs, and one of 1 x 1 among them.
+    """
+
+    twice_differentiable = False  # neither torch's attention nor checkpoints
+
+    def __init__(self, config: AutoencoderKlConfig, image_shape: tuple[int, int, int], outputs: int) -> None:
+        super().__init__()
+        smallest_sides(config.feature_maps, image_shape)
+        widths = config.feature_maps
+        self.feature_count = widths[-1]
+        self.checkpointing = config.checkpointing
+        self.conv_in = nn.Conv2d(image_shape[0], widths[0], kernel_size=3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            _Level(config, level, widths[max(level - 1, 0)], config.blocks, last=level + 1 == len(widths))
+            for level in range(len(widths))
+        )
+        self.mid_block = _Middle(config)
+        self.conv_norm_out = _norm(config, widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], outputs, kernel_size=3, padding=1)
+        self.quant_conv = nn.Conv2d(outputs, outputs, kernel_size=1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Maps before the last convolutions, [B, feature_count, h, w]."""
+        maps = self.conv_in(channels_last(images))
+        for part in (*self.down_blocks, self.mid_block):
+            maps = part(maps, self.checkpointing)
+        return group_norm_silu(maps, self.conv_norm_out)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Outputs [B, outputs, h, w] of the maps."""
+        return self.quant_conv(self.conv_out(features))
+
+
+class AutoencoderKlDecoder(Decoder):
+    """Latents [B, inputs, h, w] -> [B, C, H, W]: the encoder mirrored, with one more block at each resolution."""
+
+    def __init__(self, config: AutoencoderKlConfig, image_shape: tuple[int, int, int], inputs: int) -> None:
+        super().__init__()
+        smallest_sides(config.feature_maps, image_shape)
+        widths = config.feature_maps
+        self.checkpointing = config.checkpointing
+        self.post_quant_conv = nn.Conv2d(inputs, inputs, kernel_size=1)
+        self.conv_in = nn.Conv2d(inputs, widths[-1], kernel_size=3, padding=1)
+        self.mid_block = _Middle(config)
+        self.up_blocks = nn.ModuleList(
+            _Level(config, level, widths[min(level + 1, len(widths) - 1)], config.blocks + 1, last=level == 0, up=True)
+            for level in reversed(range(len(widths)))
+        )
+        self.conv_norm_out = _norm(config, widths[0])
+        self.conv_out = nn.Conv2d(widths[0], image_shape[0], kernel_size=3, padding=1)
+
+    def start_at(self, image: Tensor) -> None:
+        set_bias(self.conv_out, image.mean(dim=(1, 2)))
+
+    def features(self, latents: Tensor) -> Tensor:
+        """Maps before the last convolution `conv_out`, [B, feature_maps[0], H, W]."""
+        maps = self.conv_in(self.post_quant_conv(channels_last(latents)))
+        for part in (self.mid_block, *self.up_blocks):
+            maps = part(maps, self.checkpointing)
+        return group_norm_silu(maps, self.conv_norm_out)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.conv_out(self.features(latents))
+
+
+def _norm(config: AutoencoderKlConfig, channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(config.groups, channels, eps=_EPSILON)
+
+
+def _in_turn(blocks: list[nn.Module], maps: Tensor, checkpointing: bool) -> Tensor:
+    """Apply blocks to maps. With `checkpointing`, training keeps the input of each block alone."""
+    keeps_inputs_alone = checkpointing and torch.is_grad_enabled() and blocks[0].training
+    for block in blocks:
+        # No block draws random numbers, whose state would be saved otherwise.
+        again = keeps_inputs_alone and maps.requires_grad
+        maps = checkpoint(block, maps, use_reentrant=False, preserve_rng_state=False) if again else block(maps)
+    return maps
+
+
+class _Level(nn.Module):
+    """Blocks at one resolution, each with attention after it if so configured; then to the next, unless it is the last.
+
+    Maps [B, inputs, H, W] -> [B, feature_maps[level], H', W']: half the side, or twice with `up`.
+    """
+
+    def __init__(
+        self, config: AutoencoderKlConfig, level: int, inputs: int, count: int, *, last: bool, up: bool = False
+    ) -> None:
+        super().__init__()
+        width = config.feature_maps[level]
+        self.resnets = nn.ModuleList(
+            _ResidualBlock(config, width if block else inputs, width) for block in range(count)
+        )
+        attends = 2**level in config.attention_factors
+        self.attentions = nn.ModuleList(_Attention(config, width) for _ in range(count if attends else 0))
+        resampling = [] if last else [_Double(width) if up else _Halve(width)]
+        self.upsamplers = nn.ModuleList(resampling if up else [])
+        self.downsamplers = nn.ModuleList([] if up else resampling)
+
+    def forward(self, maps: Tensor, checkpointing: bool) -> Tensor:
+        blocks: list[nn.Module] = []
+        for place, block in enumerate(self.resnets):
+            blocks += [block, *self.attentions[place : place + 1]]
+        return _in_turn([*blocks, *self.downsamplers, *self.upsamplers], maps, checkpointing)
+
+
+class _Middle(nn.Module):
+    """Two blocks at the smallest resolution, with attention between them unless the config leaves it out."""
+
+    def __init__(self, config: AutoencoderKlConfig) -> None:
+        super().__init__()
+        width = config.feature_maps[-1]
+        self.resnets = nn.ModuleList(_ResidualBlock(config, width, width) for _ in range(2))
+        self.attentions = nn.ModuleList([_Attention(config, width)] if config.middle_attention else [])
+
+    def forward(self, maps: Tensor, checkpointing: bool) -> Tensor:
+        return _in_turn([self.resnets[0], *self.attentions, self.resnets[1]], maps, checkpointing)
+
+
+class _ResidualBlock(nn.Module):
+    """Maps [B, inputs, H, W] -> [B, outputs, H, W]: GroupNorm, SiLU and 3 x 3 convolution, twice, plus a shortcut."""
+
+    def __init__(self, config: AutoencoderKlConfig, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(config, inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+        self.norm2 = _norm(config, outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, kernel_size=3, padding=1)
+        self.conv_shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, kernel_size=1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        residual = self.conv1(group_norm_silu(maps, self.norm1))
+        residual = self.conv2(group_norm_silu(residual, self.norm2))
+        return self.conv_shortcut(maps) + residual
+
+
+class _Attention(nn.Module):
+    """Maps [B, C, H, W] -> the same shape: attention of one head over all places, added to its input.
+
+    Scores, softmax and mean are float32 under autocast too.
+    """
+
+    def __init__(self, config: AutoencoderKlConfig, width: int) -> None:
+        super().__init__()
+        self.group_norm = _norm(config, width)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.to_out = nn.Sequential(nn.Linear(width, width))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        places = self.group_norm(maps).flatten(2).transpose(1, 2)
+        dtype = torch.promote_types(maps.dtype, torch.float32)
+        query, key, value = (layer(places).to(dtype)[:, None] for layer in (self.to_q, self.to_k, self.to_v))
+        with torch.autocast(maps.device.type, enabled=False):
+            mixed = _attend(query, key, value)[:, 0].to(places.dtype)
+        return maps + self.to_out(mixed).transpose(1, 2).unflatten(2, maps.shape[2:])
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query key^T / sqrt(C)) value, for each [B, 1, N, C] (Vaswani et al. 2017, eq. 1)."""
+    if query.is_cuda and query.requires_grad:
+        # The gradients of the other backend for float32 are sums in an arbitrary order.
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(query, key, value)
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+class _Halve(nn.Module):
+    """Maps [B, C, H, W] -> [B, C, H/2, W/2]: a convolution of stride 2 with zeros to the right and below alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, kernel_size=3, stride=2)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.conv(F.pad(maps, (0, 1, 0, 1)))
+
+
+class _Double(nn.Module):
+    """Maps [B, C, H, W] -> [B, C, 2 H, 2 W]: each place four times, then a 3 x 3 convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, kernel_size=3, padding=1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.conv(F.interpolate(maps, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,180 @@
+"""The autoencoder of latent diffusion models: sizes, arithmetic, memory, and the checks of all networks."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gen_dist.config import AutoencoderKlConfig, MlpConfig, networks
+from gen_dist.errors import ConfigError
+from gen_dist.networks import Decoder, Encoder, build_decoder, build_encoder
+from gen_dist.networks.autoencoder_kl import _attend
+from gen_dist.testing import check_network
+from tests.support.runs import assert_same_bits, make_trainer, run_steps, small_config
+
+SMALL = networks["autoencoder-kl"](feature_maps=(8, 16), blocks=1, groups=4, latent_dim=2, attention_factors=(2,))
+KL_F4 = AutoencoderKlConfig(feature_maps=(128, 256, 512), latent_dim=3)
+
+
+def make(config: Any, shape: tuple[int, int, int], outputs: int = 4) -> tuple[Encoder, Decoder]:
+    torch.manual_seed(0)
+    return build_encoder(config, shape, outputs), build_decoder(config, shape)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 12, 20), (5, 6, 2)], ids=str)
+@pytest.mark.parametrize("middle_attention", [True, False])
+def test_the_autoencoder_passes_the_checks_of_networks(shape: tuple[int, int, int], middle_attention: bool) -> None:
+    config = dataclasses.replace(SMALL, middle_attention=middle_attention)
+    assert config.latent_shape(shape) == (2, shape[1] // 2, shape[2] // 2)
+    results = check_network(config, image_shape=shape)
+    assert {one.outcome for one in results} == {"passed"}
+
+
+@pytest.mark.parametrize(("config", "millions"), [(AutoencoderKlConfig(), 83.65), (KL_F4, 55.3)], ids=["f8", "f4"])
+def test_published_autoencoders_have_their_parameters(config: AutoencoderKlConfig, millions: float) -> None:
+    shape = (3, 256, 256)
+    with torch.device("meta"):
+        parts = build_encoder(config, shape, 2 * config.latent_dim), build_decoder(config, shape)
+    count = sum(parameter.numel() for part in parts for parameter in part.parameters())
+    assert count / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_attention_is_softmax_of_scaled_products() -> None:
+    query, key, value = (torch.randn(2, 1, 5, 3, dtype=torch.float64) for _ in range(3))
+    weights = torch.exp(torch.einsum("bhnc,bhmc->bhnm", query, key) / 3**0.5)
+    expected = torch.einsum("bhnm,bhmc->bhnc", weights / weights.sum(-1, keepdim=True), value)
+    torch.testing.assert_close(_attend(query, key, value), expected)
+
+
+def test_attention_is_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, _ = make(SMALL, (1, 8, 8))
+    seen: list[Tensor] = []
+    attend = F.scaled_dot_product_attention
+
+    def watched(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        seen.extend([query, key, value])
+        return attend(query, key, value)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder(torch.rand(2, 1, 8, 8))
+    assert len(seen) == 6 and {one.dtype for one in seen} == {torch.float32}
+
+
+def test_maps_are_halved_with_zeros_right_and_below() -> None:
+    encoder: Any = make(SMALL, (1, 8, 8))[0]
+    (halving,) = encoder.down_blocks[0].downsamplers
+    with torch.no_grad():
+        halving.conv.weight.zero_()
+        halving.conv.bias.zero_()
+        halving.conv.weight[:, 0, 2, 2] = 1.0  # the last of each three rows and columns
+    maps = torch.rand(1, 8, 6, 6)
+    expected = F.pad(maps[:, :1], (0, 1, 0, 1))[:, :, 2::2, 2::2].expand(-1, 8, -1, -1)
+    assert torch.equal(halving(maps), expected)
+
+
+def _gradients(networks: tuple[Encoder, Decoder], images: Tensor) -> dict[str, Tensor]:
+    encoder, decoder = networks
+    loss = (decoder(encoder(images)[:, :2]) - images).square().mean()
+    named = dict(itertools.chain(encoder.named_parameters(prefix="e"), decoder.named_parameters(prefix="d")))
+    return {"loss": loss.detach()} | dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+
+
+def test_checkpointing_changes_no_bit_and_runs_blocks_twice() -> None:
+    config = dataclasses.replace(SMALL, blocks=2)
+    plain = make(config, (1, 16, 16))
+    frugal = make(dataclasses.replace(config, checkpointing=True), (1, 16, 16))
+    images = torch.rand(3, 1, 16, 16)
+    assert_same_bits(_gradients(frugal, images), _gradients(plain, images))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same_bits(_gradients(frugal, images), _gradients(plain, images))
+    calls = [0, 0]
+    for place, pair in enumerate((plain, frugal)):
+        for block in pair[0].modules():
+            if hasattr(block, "conv_shortcut"):
+                block.register_forward_pre_hook(lambda *_, place=place: calls.__setitem__(place, calls[place] + 1))
+        _gradients(pair, images)
+    assert calls[1] == 2 * calls[0] > 0  # each block is computed once more for backward
+
+
+def test_evaluation_checkpoints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, _ = make(dataclasses.replace(SMALL, checkpointing=True), (1, 8, 8))
+    monkeypatch.setattr("gen_dist.networks.autoencoder_kl.checkpoint", None)
+    encoder.eval()(torch.rand(2, 1, 8, 8))
+    encoder.train()
+    with torch.no_grad():
+        encoder(torch.rand(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("side", [15, 18])
+def test_sizes_that_the_factor_does_not_divide_are_one_line(side: int) -> None:
+    config = dataclasses.replace(SMALL, feature_maps=(8, 8, 8), attention_factors=())
+    fewer = {15: "", 18: ", or name 2 feature_maps at most"}[side]
+    sizes = {15: "12 or 16", 18: "16 or 20"}[side]
+    for build in (config.latent_shape, lambda shape: build_encoder(config, shape, 1)):
+        with pytest.raises(ConfigError) as error:
+            build((1, side, side))
+        assert str(error.value) == (
+            f"3 feature_maps halve both sides of an image 2 times, which {side} x {side} do not allow; use "
+            f"--image-size {sizes}{fewer}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"feature_maps": (8, 12), "groups": 8}, "groups 8 do not divide feature_maps 12; use --groups 4"),
+        ({"feature_maps": ()}, "feature_maps is empty; name at least one number"),
+        ({"attention_factors": (3,)}, "attention_factors 3 is not one of 1, 2, 4, 8"),
+        ({"blocks": 0}, "blocks 0 is less than 1"),
+    ],
+)
+def test_options_that_fit_no_autoencoder_are_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        AutoencoderKlConfig(**options)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]), False])
+def test_a_checkpointed_run_has_the_bits_of_a_plain_one(compiled: bool) -> None:
+    runs = []
+    for checkpointing in (False, True):
+        network = dataclasses.replace(SMALL, checkpointing=checkpointing)
+        config = small_config("vae, learned Gaussian scale", network=network, compile=compiled)
+        runs.append(run_steps(make_trainer(config), 0, 3))
+    assert runs[0] == runs[1]
+
+
+def test_it_generates_and_scores_patches_in_a_gan() -> None:
+    config = small_config("gan", network=SMALL, learning_rate=1e-4)
+    trainer = make_trainer(config)
+    assert trainer.objective.latent_shape == (2, 14, 14)
+    assert all(abs(loss) < 10 for loss in run_steps(trainer, 0, 2))
+
+
+def test_a_penalty_through_its_attention_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="a gradient penalty needs gradients of slopes, which this discriminator lacks"
+    ):
+        make_trainer(small_config("wgan-gp", network=MlpConfig(), discriminator=SMALL))
+
+
+@pytest.mark.slow
+def test_compiled_autoencoders_are_the_eager_ones() -> None:
+    for checkpointing in (False, True):
+        pair = make(dataclasses.replace(SMALL, checkpointing=checkpointing), (1, 8, 8))
+        for network, inputs in zip(pair, (torch.rand(2, 1, 8, 8), torch.rand(2, 2, 4, 4)), strict=True):
+            network.double()
+            compiled: Any = torch.compile(copy.deepcopy(network), backend="aot_eager", fullgraph=True)
+            outputs, expected = compiled(inputs.double()), network(inputs.double())
+            torch.testing.assert_close(outputs, expected)
+            outputs.square().sum().backward(), expected.square().sum().backward()
+            for one, other in zip(compiled.parameters(), network.parameters(), strict=True):
+                torch.testing.assert_close(one.grad, other.grad)
