@@ -247,6 +247,38 @@ def export(
     print(write_export(run, format, out, parts, tell))
 
 
+def encode(
+    run: tyro.conf.Positional[Path],
+    /,
+    out: Path,
+    data: str | None = None,
+    data_root: str | None = None,
+    split: Literal["train", "test"] | None = None,
+    format: Literal["parquet", "safetensors", "npz", "csv"] = "parquet",
+    shard_size: int = 2000,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> None:
+    """Write the latents of all images of a data set, each with its reconstruction error and KL. Started again, it
+    goes on.
+
+    Args:
+        run: Run directory, or one checkpoint in it.
+        out: Directory to write.
+        data: Source of the images, such as folder:holiday/. The run's own data if not given.
+        data_root: Directory with the torchvision data sets, if it is not the run's.
+        split: Split to encode. Both if not given.
+        format: Shards (parquet, safetensors), or one file a split for small sets (npz, csv).
+        shard_size: Images of a shard.
+        device: Where to compute.
+    """
+    from gen_dist.inference import encoding
+
+    options = {"data": data, "data_root": data_root, "split": split, "device": device, "shard_size": shard_size}
+    path = encoding.encode(run, out, file_format=format, announce=tell, **options)  # type: ignore[arg-type]
+    if os.environ.get("RANK", "0") == "0":
+        print(path)
+
+
 def presets() -> None:
     """List the presets that `gen-dist train` knows, with their measured results on full MNIST."""
     print(preset_lines(results=True))
@@ -341,7 +373,7 @@ def check(
 
 FUNCTIONS: list[Callable[..., None]] = [
     *(train, sample, evaluate, compare, report),
-    *(export, presets, replay, launchers, check),
+    *(export, encode, presets, replay, launchers, check),
 ]
 
 if __name__ == "__main__":

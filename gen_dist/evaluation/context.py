@@ -27,7 +27,7 @@ from gen_dist.evaluation.features import FeatureNetwork
 from gen_dist.files import read_sealed, write_sealed
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.objectives import Batch
-from gen_dist.parallel.collectives import errors_shared, from_main, rows_of_all, sum_over_processes
+from gen_dist.parallel.collectives import in_main, rows_of_all, sum_over_processes
 from gen_dist.parallel.processes import Processes
 
 ROWS_PER_BLOCK = 250
@@ -205,15 +205,6 @@ class Context:
         elapsed = time.perf_counter() - started
         nested = sum(self.seconds.values()) - before
         self.seconds[name] = round(self.seconds.get(name, 0.0) + elapsed - nested, 3)
-
-
-def in_main(action: Callable[[], T], processes: Processes) -> T:
-    """Run `action` in the main process; every process gets its result or raises its UserError."""
-    result: T | None = None
-    with errors_shared(processes):
-        if processes.is_main:
-            result = action()
-    return from_main(result, processes)
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor] | None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, UserError
-from gen_dist.evaluation.context import Context, in_main
+from gen_dist.evaluation.context import Context
 from gen_dist.evaluation.features import FeatureName, feature_network, fits_digits
 from gen_dist.evaluation.marginal_likelihood import is_binarized
 from gen_dist.evaluation.metric import Metric, UnavailableError, Value
@@ -21,19 +21,16 @@ from gen_dist.evaluation.metrics import measured_metrics
 from gen_dist.evaluation.metrics.classes import accuracy
 from gen_dist.evaluation.plan import MetricPlan, Setting, check_options, sides
 from gen_dist.evaluation.record import Evaluation, UnwrittenError, add_evaluation, read_evaluation
-from gen_dist.inference.model import model_of, read_checkpoint
+from gen_dist.inference.model import model_of, read_same_checkpoint
 from gen_dist.objectives.evaluating import evaluating
 from gen_dist.objectives.vae import Vae
-from gen_dist.parallel.collectives import agree, from_main
-from gen_dist.parallel.processes import Processes, start_processes
-from gen_dist.records import checkpoint as checkpoints
-from gen_dist.records.checkpoint import Checkpoint
+from gen_dist.parallel.collectives import agree, in_main
+from gen_dist.parallel.processes import start_processes
 from gen_dist.records.environment import environment
 from gen_dist.records.readable import readable_duration
 from gen_dist.records.reading import config_of_run
 from gen_dist.records.run_data import open_run_data
 from gen_dist.records.run_directory import wandb_id_of
-from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.trackers.wandb_run import WandbRun, wandb_mode
 
 NLL_IMAGES = 1000
@@ -84,7 +81,7 @@ def evaluate(
     options = {"metrics": asked, "samples": samples, "nll_samples": nll_samples, "nll_images": nll_images}
     agree({name: repr(value) for name, value in options.items()}, processes)
     say = announce if processes.is_main else _silent
-    checkpoint, config = _same_in_all(run, read_checkpoint(run, say), processes)
+    checkpoint, config = read_same_checkpoint(run, say, processes)
     digest = checkpoint.facts["data_digest"]
     dataset = open_run_data(run, config, say, digest=digest, data=data, data_root=data_root)
     model = model_of(checkpoint, config, processes.device)
@@ -135,14 +132,6 @@ def _announce_times(slow: Sequence[Metric], context: Context, say: Callable[[str
     estimates = dict(metric.estimate(context) for metric in slow if metric.estimate)
     for what, seconds in estimates.items():
         say(f"{what}: about {readable_duration(seconds)}; the other figures are written already")
-
-
-def _same_in_all(
-    run: Path, found: tuple[Checkpoint, TrainConfig], processes: Processes
-) -> tuple[Checkpoint, TrainConfig]:
-    """The main process's checkpoint in every process. A run that trains meanwhile may have written a newer one."""
-    step = from_main(found[0].step, processes)
-    return found if found[0].step == step else checkpoints.load(RunPaths(run).checkpoint(step))
 
 
 class _Figures:

@@ -17,6 +17,8 @@ from gen_dist.errors import CheckpointError, DamagedError, UserError
 from gen_dist.inference.exported import is_export, read_export
 from gen_dist.kernels import Key, normal
 from gen_dist.objectives import Objective, build_objective
+from gen_dist.parallel.collectives import from_main
+from gen_dist.parallel.processes import Processes
 from gen_dist.randomness import Stream
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
@@ -192,6 +194,19 @@ def read_checkpoint(path: Path, announce: Callable[[str], None]) -> tuple[Checkp
         what = "has no checkpoint yet" if RunPaths(path).config.exists() else "is not a run or checkpoint directory"
         raise CheckpointError(f"{path} {what}; train one with gen-dist train PRESET --run-dir {path}")
     return found
+
+
+def read_same_checkpoint(
+    path: Path, announce: Callable[[str], None], processes: Processes
+) -> tuple[Checkpoint, TrainConfig]:
+    """Read the main process's checkpoint in every process. A run that trains meanwhile may have written a newer one.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`.
+    """
+    found = read_checkpoint(path, announce)
+    step = from_main(found[0].step, processes)
+    return found if found[0].step == step else checkpoints.load(RunPaths(path).checkpoint(step))
 
 
 def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.device = "cpu") -> GenerativeModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -108,6 +108,15 @@ def errors_shared(processes: Processes) -> Iterator[None]:
     raise_everywhere(error if processes.is_main else None, processes)
     if error:
         raise error
+
+
+def in_main(action: Callable[[], T], processes: Processes) -> T:
+    """Run `action` in the main process; every process gets its result or raises its UserError."""
+    result: T | None = None
+    with errors_shared(processes):
+        if processes.is_main:
+            result = action()
+    return from_main(result, processes)
 
 
 def agree(facts: Facts, processes: Processes) -> None:
