@@ -12,7 +12,7 @@ import math
 import re
 import shlex
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -21,6 +21,7 @@ import numpy as np
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
+from gen_dist.network_options import ROLES
 
 Value = Any
 """Value of a config field: a number, a string, a bool, None or a tuple."""
@@ -43,7 +44,7 @@ _FIXED = {
         "it changes how, not what is computed; set it for all trials",
     ),
     **dict.fromkeys(
-        ("checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_every", "wandb"),
+        ("checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_every", "wandb", "track"),
         "it changes what is recorded, not what is learned; set it for all trials",
     ),
 }
@@ -91,7 +92,8 @@ class Searched:
 def parse_space(words: Sequence[str], config: TrainConfig) -> tuple[Searched, ...]:
     """Parse NAME=VALUES words into searched fields.
 
-    A name is the one in config.json, its last part, or the option of the command line. Values are a range
+    A name is the one in config.json, its last part, or the option of the command line. `ROLE.NAME`, such as
+    `discriminator.feature_maps`, gives that role a network of its own. Values are a range
     (uniform:LOW:HIGH, int:LOW:HIGH, or log:LOW:HIGH for both kinds of numbers), or choices separated by commas. In a
     field that takes several values, `+` joins the parts of one choice, and `none` leaves it empty.
 
@@ -99,12 +101,13 @@ def parse_space(words: Sequence[str], config: TrainConfig) -> tuple[Searched, ..
         ConfigError: an unknown name, an invalid value, or a field that cannot be searched.
     """
     hints = _hints(config)
+    shared = [role for role in ROLES if getattr(config, role) is None]
     space: dict[str, Searched] = {}
     for word in words:
         written, equals, text = word.partition("=")
         if not equals or not text:
             raise ConfigError(f"--space {word!r} has no values; write NAME=VALUES, as in learning_rate=log:1e-4:1e-2")
-        name = _full_name(written, list(hints))
+        name = _full_name(written, list(hints), shared)
         if name in space:
             raise ConfigError(f"--space names {name} twice")
         space[name] = _parse_values(name, hints[name], text)
@@ -114,10 +117,12 @@ def parse_space(words: Sequence[str], config: TrainConfig) -> tuple[Searched, ..
 
 
 def _hints(config: TrainConfig) -> dict[str, Any]:
-    """Types of the config's fields by dotted name, for its own kinds of network and objective."""
+    """Types of the config's fields by dotted name, for its own kinds of networks and objective."""
     hints: dict[str, Any] = {}
     for name, hint in get_type_hints(TrainConfig).items():
-        part = getattr(config, name)
+        part = _part(config, name) if name in config.objective.roles else getattr(config, name)
+        if name in ROLES and name not in config.objective.roles:
+            continue
         if dataclasses.is_dataclass(part):
             inner_hints = get_type_hints(type(part))
             hints |= {f"{name}.{field.name}": inner_hints[field.name] for field in dataclasses.fields(part)}
@@ -126,13 +131,15 @@ def _hints(config: TrainConfig) -> dict[str, Any]:
     return hints
 
 
-def _full_name(written: str, names: Sequence[str]) -> str:
+def _full_name(written: str, names: Sequence[str], shared: Collection[str]) -> str:
+    """Full name of a field; `shared` roles have no network of their own, so their fields need the role's name."""
     name = written.strip().removeprefix("--").replace("-", "_")
-    found = [name] if name in names else [full for full in names if full.rpartition(".")[2] == name]
+    short = [full for full in names if full.rpartition(".")[0] not in shared]
+    found = [name] if name in names else [full for full in short if full.rpartition(".")[2] == name]
     if len(found) > 1:
         raise ConfigError(f"--space {written} may be {' or '.join(found)}; write one of these")
     if not found:
-        searched = [full for full in names if _why_fixed(full) is None]
+        searched = [full for full in short if _why_fixed(full) is None]
         by_last = {full.rpartition(".")[2]: full for full in searched}
         near = difflib.get_close_matches(name.rpartition(".")[2], by_last, n=3, cutoff=0.5)
         perhaps = f"perhaps you meant {' or '.join(by_last[last] for last in near)}" if near else ""
@@ -289,8 +296,14 @@ def with_values(config: TrainConfig, values: Mapping[str, Value]) -> TrainConfig
         part, _, last = name.rpartition(".")
         parts.setdefault(part, {})[last] = value
     changes = parts.pop("", {})
-    changes |= {part: dataclasses.replace(getattr(config, part), **inner) for part, inner in parts.items()}
+    changes |= {part: dataclasses.replace(_part(config, part), **inner) for part, inner in parts.items()}
     return dataclasses.replace(config, **changes)
+
+
+def _part(config: TrainConfig, name: str) -> Any:
+    """A part of a config; of a role without a network of its own, that of all roles."""
+    part = getattr(config, name)
+    return config.network if part is None and name in ROLES else part
 
 
 def trial_configs(config: TrainConfig, trials: Sequence[Mapping[str, Value]]) -> list[TrainConfig]:
@@ -335,12 +348,34 @@ def train_command(source: Sequence[str], base: TrainConfig, config: TrainConfig)
         if field.name == "plugins":  # among the words that name the source
             continue
         before, after = getattr(base, field.name), getattr(config, field.name)
-        if dataclasses.is_dataclass(after):
-            for inner in dataclasses.fields(after):
-                words += _option(inner.name, getattr(before, inner.name), getattr(after, inner.name))
+        if field.name == "network" or field.name in ROLES:
+            words += _network_words(field.name, base, config)
+        elif dataclasses.is_dataclass(after):
+            words += _part_words(before, after, "")
         else:
             words += _option(field.name, before, after)
     return shlex.join(words)
+
+
+def _network_words(name: str, base: TrainConfig, config: TrainConfig) -> list[str]:
+    """Words that choose the network of all roles or of one, and its options."""
+    after = getattr(config, name)
+    if after is None:
+        return []
+    before = getattr(base, name)
+    start = base.network if before is None else before
+    if before is None and config.network.kind != start.kind:  # a role starts from the network that is chosen for all
+        start = type(config.network)()
+    words = []
+    if before is None or after.kind != start.kind:
+        words = [f"--{name}", after.kind]
+        start = start if after.kind == start.kind else type(after)()
+    return words + _part_words(start, after, "" if name == "network" else f"{name}.")
+
+
+def _part_words(before: Any, after: Any, prefix: str) -> list[str]:
+    values = [(one.name, getattr(before, one.name), getattr(after, one.name)) for one in dataclasses.fields(after)]
+    return [word for name, old, new in values for word in _option(f"{prefix}{name}", old, new)]
 
 
 def _option(name: str, before: Value, after: Value) -> list[str]:
@@ -348,5 +383,6 @@ def _option(name: str, before: Value, after: Value) -> list[str]:
         return []
     option = name.replace("_", "-")
     if isinstance(after, bool):
-        return [f"--{option}" if after else f"--no-{option}"]
+        role, dot, last = option.rpartition(".")
+        return [f"--{option}" if after else f"--{role}{dot}no-{last}"]
     return [f"--{option}", *map(str, after if isinstance(after, tuple) else (after,))]

@@ -166,6 +166,30 @@ def test_a_config_comes_back_equal_from_its_command(preset: str, tmp_path: Path)
         assert parse_train(words[2:], words[1], NoOptions())[0] == config
 
 
+ROLES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "another kind for all": (["--network", "conv"], {"network.feature_maps": (4, 4)}),
+    "a kind of its own": (["--encoder", "conv"], {"learning_rate": 0.5}),
+    "options of its own": (["--encoder", "conv"], {"encoder.feature_maps": (4, 4), "hidden_sizes": (8,)}),
+    "options of the shared kind": ([], {"encoder.hidden_sizes": (8, 4)}),
+    "both kinds": (["--network", "conv", "--decoder", "dcgan"], {"decoder.feature_maps": 4}),
+    "another kind, shared": (["--network", "conv"], {"encoder.feature_maps": (4, 4)}),
+    "a flag": (["--encoder", "resnet", "--encoder.spectral-norm"], {"encoder.spectral_norm": False}),
+    "the shared one, said again": (["--encoder", "mlp"], {"learning_rate": 0.5}),
+}
+"""Words of a command line, and values that a sweep draws."""
+
+
+@pytest.mark.parametrize("case", ROLES)
+def test_networks_of_roles_come_back_from_their_command(case: str) -> None:
+    words, values = ROLES[case]
+    given = parse_train(["vae-mnist", *words], "train", NoOptions())[0]
+    space = parse_space([f"{name}={as_typed(value)}" for name, value in values.items()], given)
+    config = with_values(given, {one.name: one.draw(np.random.default_rng(0)) for one in space})
+    typed = shlex.split(train_command(["vae-mnist"], VAE, config))
+    assert parse_train(typed[2:], typed[1], NoOptions())[0] == config
+    assert config != VAE
+
+
 def test_a_command_can_empty_a_tuple_and_unset_a_flag() -> None:
     for preset in presets():
         base = with_values(get_preset(preset), {"compile": True})
