@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from gen_dist.network_options import ROLES
 from gen_dist.testing.report import Failure, Skipped
 from gen_dist.testing.trial import ObjectiveTrial, compare_trainings, run_steps, state_of
 
@@ -31,8 +32,7 @@ def check_two_processes_equal_one(trial: ObjectiveTrial) -> None:
 
 
 def _train_in_two(trial: ObjectiveTrial, folder: Path) -> list[dict[str, Any]]:
-    parts = {"objective": _described(trial.config.objective), "network": _described(trial.config.network)}
-    (folder / "trial.json").write_text(json.dumps({**parts, "image_shape": trial.image_shape}))
+    (folder / "trial.json").write_text(json.dumps(as_json(trial)))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -65,6 +65,24 @@ def _train_in_two(trial: ObjectiveTrial, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def as_json(trial: ObjectiveTrial) -> dict[str, Any]:
+    """A trial as JSON, from which another process makes it with `read_trial`.
+
+    Raises:
+        Skipped: a class of it cannot be imported by another process.
+    """
+    config = trial.config
+    parts = {name: _described(part) for name in ("objective", "network", *ROLES) if (part := getattr(config, name))}
+    return {"parts": parts, "image_shape": list(trial.image_shape)}
+
+
+def read_trial(described: dict[str, Any]) -> ObjectiveTrial:
+    """The trial that `as_json` described."""
+    parts = {name: _made(part) for name, part in described["parts"].items()}
+    objective, network = parts.pop("objective"), parts.pop("network")
+    return ObjectiveTrial(objective, network, tuple(described["image_shape"]), parts)
+
+
 def _described(config: Any) -> dict[str, Any]:
     """A config as JSON, with the place of its class, which another process may have to load from its file."""
     kind = type(config)
@@ -95,8 +113,7 @@ def main(folder: Path) -> None:
     from gen_dist.parallel.processes import end_process, start_processes
     from gen_dist.training.trainer import Trainer
 
-    described = json.loads((folder / "trial.json").read_text())
-    trial = ObjectiveTrial(_made(described["objective"]), _made(described["network"]), tuple(described["image_shape"]))
+    trial = read_trial(json.loads((folder / "trial.json").read_text()))
     config = dataclasses.replace(trial.config, sync_batch_norm=trial.has_batch_statistics, device="cpu")
     processes = start_processes(config)
     trainer = Trainer(config, trial.dataset, processes)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from gen_dist.config import NetworkConfig, RoleName
 from gen_dist.testing.objectives import OBJECTIVE_CHECKS, SLOW_OBJECTIVE_CHECKS
 from gen_dist.testing.report import Check, Result, run_checks
 from gen_dist.testing.trial import ObjectiveTrial
+from gen_dist.testing.two_processes import as_json, read_trial
+from tests.support.runs import SMALL_CONV, SMALL_DCGAN, SMALL_MLP
 from tests.testing import faults
 from tests.testing.faults import Fault, FaultyConfig, FaultyGanConfig
 
@@ -51,6 +55,14 @@ def test_a_fault_is_found_by_its_check(fault: Fault) -> None:
 def test_without_a_fault_nothing_is_found(config: FaultyConfig) -> None:
     results = run_checks("none", OBJECTIVE_CHECKS, ObjectiveTrial(config))
     assert {one.outcome for one in results} == {"passed"}, results
+
+
+def test_other_processes_make_the_same_trial() -> None:
+    roles: dict[RoleName, NetworkConfig] = {"generator": SMALL_MLP, "discriminator": SMALL_CONV}
+    trial = ObjectiveTrial(FaultyGanConfig(), SMALL_DCGAN, (3, 8, 16), roles)
+    made = read_trial(json.loads(json.dumps(as_json(trial))))
+    assert made.config == trial.config and made.image_shape == (3, 8, 16)
+    assert type(made.config.objective) is FaultyGanConfig
 
 
 @pytest.mark.slow
