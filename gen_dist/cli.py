@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import tyro
 
 from gen_dist.config import NetworkConfig, TrainConfig
+from gen_dist.config.options import FLAT
 from gen_dist.errors import ConfigError, as_user_error
 from gen_dist.network_options import help_lines, with_networks
 from gen_dist.plugins.loading import load as load_plugin
@@ -81,6 +82,7 @@ def parse_train(arguments: Sequence[str], prog: str, more: T) -> tuple[TrainConf
         print("networks:", *help_lines(default), "", sep="\n  ")
     default, words = with_networks(default, words, partial(_parse_network, f"{prog} {source}"))
 
+    _refuse_names_twice(default, more)
     flat = tyro.conf.OmitArgPrefixes
     start_over = tyro.conf.arg(help="Remove the files of an earlier run from the run directory and start over.")
     options_of_both = dataclasses.make_dataclass(
@@ -95,6 +97,30 @@ def parse_train(arguments: Sequence[str], prog: str, more: T) -> tuple[TrainConf
         lambda: tyro.cli(options_of_both, args=words, prog=f"{prog} {source}", default=options_of_both(more, default))
     )
     return options.config, options.fresh, options.more
+
+
+_RESERVED = frozenset({"config", "fresh", "help", "kind", "plugin"})
+"""Options of the command line that are no field of a config."""
+
+
+def _refuse_names_twice(config: TrainConfig, more: object) -> None:
+    """Raise ConfigError if two parts of a config have an option of one name, since options have no prefix."""
+    owners = {**dict.fromkeys(_RESERVED, "the command line"), **dict.fromkeys(_names_of(more), "the command line")}
+    owners |= dict.fromkeys(_names_of(config), "every config")
+    for part in FLAT:
+        chosen = getattr(config, part)
+        owner = f"{part} {getattr(chosen, 'kind', '')}".rstrip()
+        for name in _names_of(chosen):
+            if name != "kind" and owners.setdefault(name, owner) != owner:
+                raise ConfigError(
+                    f"option {name} of {owner} is one of {owners[name]} too, and options have no prefix; rename it in "
+                    "the plug-in"
+                )
+
+
+def _names_of(part: Any) -> list[str]:
+    """Names of the fields of a dataclass."""
+    return [one.name for one in dataclasses.fields(part)]
 
 
 def without_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -189,7 +215,8 @@ def _with_short_errors(parse: Callable[[], T]) -> T:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        text = re.sub(r"[\u2500-\u257f]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue()))
+        # The frame is of hyphens where the terminal's encoding has no lines.
+        text = re.sub(r"[\u2500-\u257f]+|-{8,}", " ", re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue()))
         raise ConfigError(_one_line(text)) from None
 
 

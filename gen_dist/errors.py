@@ -20,6 +20,10 @@ class ConfigError(UserError):
     shared = True
 
 
+class PluginError(ConfigError):
+    """A plug-in that cannot be loaded: missing, failing, or of another version than a run recorded."""
+
+
 class UnknownNameError(ConfigError):
     """A config has an option or kind that this version does not have: mistyped, or of another version."""
 

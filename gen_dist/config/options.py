@@ -13,7 +13,7 @@ from gen_dist.config.objectives import objectives
 from gen_dist.errors import ConfigError
 from gen_dist.plugins.registry import Registry
 
-_FLAT = ("packing", "network", "objective", "optimization")
+FLAT = ("packing", "network", "objective", "optimization")
 """Parts whose options have no prefix."""
 _REGISTRIES: dict[str, Registry[Any]] = {
     "network": networks,
@@ -35,7 +35,11 @@ def with_changes(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {one.name: getattr(config, one.name) for one in dataclasses.fields(config)}
     whole = {name: _part(name, value) for name, value in options.items() if name in fields}
     fields |= whole
-    homes: dict[str, str] = {name: part for part in _FLAT for name in _options_of(fields[part])}
+    homes: dict[str, str] = {}
+    for part in FLAT:
+        for name in _options_of(fields[part]):
+            if homes.setdefault(name, part) != part and name in options:
+                raise ConfigError(f"option {name!r} is one of {homes[name]} and of {part}; give the whole {part}")
     plain: dict[str, Any] = {name: _plain(value) for name, value in fields.items()}
     for name, value in options.items():
         if name in whole:

@@ -20,13 +20,15 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gen_dist.errors import ConfigError
-from gen_dist.plugins.tables import FILES, registering
+from gen_dist.errors import ConfigError, PluginError
+from gen_dist.plugins.neighbours import uncovered_imports
+from gen_dist.plugins.tables import FILES, has_registered, registering
 from gen_dist.startup import tell
 
 GROUP = "gen_dist.plugins"
@@ -59,6 +61,8 @@ class _Loaded:
 
 _loaded: dict[str, _Loaded] = {}
 _has_searched = False
+_lock = threading.RLock()
+"""Held while plug-ins are loaded: another thread must not take one for loaded whose code still runs."""
 
 
 def load(word: str) -> Plugin:
@@ -68,11 +72,16 @@ def load(word: str) -> Plugin:
         word: path of a Python file, or name of a module that can be imported.
 
     Raises:
-        ConfigError: there is no such file or module, it fails, or another version of it is loaded. One line with the
+        PluginError: there is no such file or module, it fails, or another version of it is loaded. One line with the
             file's line that failed.
     """
     is_file = word.endswith(".py") or os.sep in word
-    return _load_file(Path(word).expanduser(), True) if is_file else _load_module(word, True)
+    with _lock:
+        plugin = _load_file(Path(word).expanduser(), True) if is_file else _load_module(word, True)
+        known = _loaded[plugin.name]
+    if not has_registered(plugin.name, known.module):
+        tell(f"warning: plug-in {word} registers nothing")
+    return plugin
 
 
 def load_installed() -> None:
@@ -80,12 +89,15 @@ def load_installed() -> None:
     global _has_searched
     if _has_searched:
         return
-    _has_searched = True
-    for name in sorted(set(_entry_points())):
-        try:
-            _load_module(name, False)
-        except ConfigError as error:
-            tell(f"warning: {error}; it is left out")
+    with _lock:
+        if _has_searched:  # by another thread
+            return
+        _has_searched = True
+        for name in sorted(set(_entry_points())):
+            try:
+                _load_module(name, False)
+            except PluginError as error:
+                tell(f"warning: {error}; it is left out")
 
 
 @functools.cache
@@ -108,18 +120,19 @@ def load_recorded(records: Iterable[Plugin], source: str) -> None:
         source: file of the config, such as `runs/x/config.json`, or another name of it in errors.
 
     Raises:
-        ConfigError: one is missing, fails, or has other content than recorded, unless a user chose that one.
+        PluginError: one is missing, fails, or has other content than recorded, unless a user chose that one.
     """
     directory = Path(source).parent if Path(source).is_file() else None
     if directory is not None and directory.parent.name == "checkpoints":
         directory = directory.parent.parent
         records = _of_run(records, directory / "config.json")
     for record in records:
-        if record.name not in _loaded:
-            _load_record(record, directory, source)
-        known = _loaded[record.name]
+        with _lock:
+            if record.name not in _loaded:
+                _load_record(record, directory, source)
+            known = _loaded[record.name]
         if known.plugin.sha256 != record.sha256 and not known.is_chosen:
-            raise ConfigError(
+            raise PluginError(
                 f"plug-in {record.name} of {source} has SHA-256 {record.sha256[:12]}, but {known.place} has "
                 f"{known.plugin.sha256[:12]}, and a process holds one version; --plugin {known.place} reads all with "
                 "that one, and training goes on with changed code under --accept-changed-plugins as well"
@@ -142,16 +155,17 @@ def load_contents(contents: Mapping[str, bytes]) -> None:
     """Load single files by their contents, as a process on another host does.
 
     Raises:
-        ConfigError: as `load`.
+        PluginError: as `load`.
     """
-    missing = {name: content for name, content in contents.items() if not _is_same(name, content)}
-    if not missing:
-        return
-    directory = Path(tempfile.mkdtemp(prefix="gen_dist-plugins-"))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    for name, content in missing.items():
-        (directory / name).write_bytes(content)
-        _load_file(directory / name, True)
+    with _lock:
+        missing = {name: content for name, content in contents.items() if not _is_same(name, content)}
+        if not missing:
+            return
+        directory = Path(tempfile.mkdtemp(prefix="gen_dist-plugins-"))
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        for name, content in missing.items():
+            (directory / name).write_bytes(content)
+            _load_file(directory / name, True)
 
 
 def _is_same(name: str, content: bytes) -> bool:
@@ -169,30 +183,37 @@ def _of_run(records: Iterable[Plugin], file: Path) -> list[Plugin]:
 
 def _load_record(record: Plugin, directory: Path | None, source: str) -> None:
     if not record.name.endswith(".py"):
-        _load_module(record.name, False)
+        try:
+            _load_module(record.name, False)
+        except PluginError as error:
+            raise PluginError(f"{source} needs the plug-in {record.name}: {error}") from None
         return
     copy = directory / "plugins" / record.name if directory and Path(record.name).name == record.name else None
     if copy is None or not copy.exists():
         where = f"{copy} is missing" if copy else "no directory has it"
-        raise ConfigError(f"{source} needs the plug-in {record.name}, but {where}; name it with --plugin FILE")
+        raise PluginError(f"{source} needs the plug-in {record.name}, but {where}; name it with --plugin FILE")
     _load_file(copy, False)
 
 
 def _load_file(path: Path, is_chosen: bool) -> Plugin:
     if path.suffix != ".py":
-        raise ConfigError(f"plug-in {path} is no Python file: its name does not end with .py")
+        reason = "is no Python file: its name does not end with .py"
+        if path.is_dir():
+            reason = f"is a directory; name a package as `import` does: {path.name}, with PYTHONPATH={path.parent}"
+        raise PluginError(f"plug-in {path} {reason}")
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(f"there is no plug-in {path}; name a Python file, or a module to import") from None
+        raise PluginError(f"there is no plug-in {path}; name a Python file, or a module to import") from None
     except OSError as error:
-        raise ConfigError(f"plug-in {path} cannot be read: {error.strerror or error}") from None
+        raise PluginError(f"plug-in {path} cannot be read: {error.strerror or error}") from None
     module = f"{FILES}.{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
     plugin = Plugin(path.name, hashlib.sha256(content).hexdigest())
     if _is_loaded(plugin, str(path), module, is_chosen):
         return plugin
     place = str(path.absolute())
     loaded = _Loaded(plugin, module, str(path), content, is_chosen)
+    before = set(sys.modules)
     with _failures_told(loaded, {place}), registering(plugin.name):
         parent = sys.modules.setdefault(FILES, types.ModuleType(FILES))
         parent.__path__ = []
@@ -204,17 +225,28 @@ def _load_file(path: Path, is_chosen: bool) -> Plugin:
         text = importlib.util.decode_source(content)
         linecache.cache[place] = (len(content), None, text.splitlines(keepends=True), place)
         exec(compile(content, place, "exec", dont_inherit=True), made.__dict__)  # leaves no __pycache__ behind
+    if beside := uncovered_imports(made, before, {place}, Path(place).parent):
+        tell(
+            f"warning: plug-in {path} imports {', '.join(beside)} beside it, of which runs keep neither copy nor "
+            "digest; make a package of them and name that"
+        )
     os.environ[FILES_VARIABLE] = "\n".join(filter(None, (os.environ.get(FILES_VARIABLE), place)))
     return plugin
 
 
 def _load_module(name: str, is_chosen: bool) -> Plugin:
+    before = set(sys.modules)
     try:
         spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"plug-in {name} cannot be imported: {error}") from None
+    except (Exception, SystemExit) as error:  # of a package that it is in, whose code runs
+        reason = " ".join(str(error).split())[:300]
+        kind = "" if isinstance(error, ImportError | ValueError) else f"{type(error).__name__}: "
+        raise PluginError(f"plug-in {name} cannot be imported: {kind}{reason}") from None
     if spec is None:
-        raise ConfigError(f"there is no plug-in {name}: no module of that name is installed, and a file ends with .py")
+        here = f"; PYTHONPATH=. makes {name}/ of this directory importable" if Path(name).is_dir() else ""
+        raise PluginError(
+            f"there is no plug-in {name}: no module of that name is installed, and a file ends with .py{here}"
+        )
     files = _files_of(spec.submodule_search_locations, spec.origin)
     digest = hashlib.sha256()
     for relative, file in files.items():
@@ -223,8 +255,14 @@ def _load_module(name: str, is_chosen: bool) -> Plugin:
     if _is_loaded(plugin, name, name, is_chosen):
         return plugin
     loaded = _Loaded(plugin, name, name, None, is_chosen)
-    with _failures_told(loaded, {str(file) for file in files.values()}), registering(name):
-        importlib.import_module(name)
+    covered = {str(file) for file in files.values()}
+    with _failures_told(loaded, covered), registering(name):
+        made = importlib.import_module(name)
+    top = name.partition(".")[0]
+    folders = getattr(sys.modules.get(top), "__path__", ()) if top != name and is_chosen else ()
+    beside = [one for folder in folders for one in uncovered_imports(made, before, covered, Path(folder)) if one != top]
+    if beside:
+        tell(f"warning: plug-in {name} imports {', '.join(beside)}, whose changes are not noticed; name {top} instead")
     return plugin
 
 
@@ -240,7 +278,7 @@ def _is_loaded(plugin: Plugin, place: str, module: str, is_chosen: bool) -> bool
     """Return True if a plug-in is loaded already.
 
     Raises:
-        ConfigError: another version of it is, or another file that would become the same module.
+        PluginError: another version of it is, or another file that would become the same module.
     """
     for known in _loaded.values():
         if known.module != module:
@@ -249,7 +287,7 @@ def _is_loaded(plugin: Plugin, place: str, module: str, is_chosen: bool) -> bool
             if is_chosen and not known.is_chosen:
                 _loaded[plugin.name] = _Loaded(plugin, module, known.place, known.content, True)
             return True
-        raise ConfigError(
+        raise PluginError(
             f"plug-in {place} has other content than {known.place}, which this process has loaded under the same name; "
             "rename one of them, or use two processes"
         )
@@ -263,15 +301,33 @@ def _failures_told(plugin: _Loaded, files: Collection[str]) -> Iterator[None]:
     _loaded[plugin.plugin.name] = plugin
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         del _loaded[plugin.plugin.name]
         for name in [name for name in sys.modules if _is_within(name, plugin.module)]:
             del sys.modules[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
         file, line = _line_of(error, files)
         where = (place if len(files) == 1 else file or place) + (f", line {line}" if line else "")
         reason = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
-        raise ConfigError(f"plug-in {where}: {kind}{reason[:300]}") from None
+        raise PluginError(f"plug-in {where}: {kind}{reason[:300]}{_way_out(plugin, error)}") from None
+
+
+def _way_out(plugin: _Loaded, error: BaseException) -> str:
+    """What to do about a single file that imports a file beside it."""
+    if plugin.content is None or not isinstance(error, ImportError) or not error.name:
+        return ""
+    first = error.name.removeprefix(f"{FILES}.").partition(".")[0]
+    beside = Path(plugin.place).parent / first
+    if (
+        error.name == FILES
+        or error.name.startswith(f"{FILES}.")
+        or beside.is_dir()
+        or beside.with_suffix(".py").exists()
+    ):
+        return "; a single file is loaded alone: make a package of it and the files beside it, and name that"
+    return ""
 
 
 def _line_of(error: BaseException, files: Collection[str]) -> tuple[str | None, int | None]:

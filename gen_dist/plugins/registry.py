@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from gen_dist.errors import ConfigError
 from gen_dist.plugins.loading import load_installed
+from gen_dist.plugins.options import refuse_unwritable
 from gen_dist.plugins.tables import Table
 
 C = TypeVar("C")
@@ -44,7 +45,8 @@ class Registry(Generic[C]):
         """Register a config class under the default of its field `kind`; a decorator above `@dataclass(frozen=True)`.
 
         Raises:
-            ConfigError: the class is not a frozen dataclass of this sort, has no kind, or its kind is taken.
+            ConfigError: the class is not a frozen dataclass of this sort, has no kind, its kind is taken, or it has an
+                option that config.json cannot hold.
         """
         name = f"{self._sort} config {config.__qualname__}"
         # A class without the decorator inherits the fields of its base, but has none of its own.
@@ -56,6 +58,7 @@ class Registry(Generic[C]):
         kind = getattr(config, "kind", "")
         if not kind:
             raise ConfigError(f'{name} has no kind; give it a field such as kind: Literal["mine"] = "mine"')
+        refuse_unwritable(config, name)
         known = self._by_kind.get(kind)
         if known is None or (known.__module__, known.__qualname__) != (config.__module__, config.__qualname__):
             self._table.add(kind, config)

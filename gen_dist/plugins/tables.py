@@ -56,6 +56,16 @@ def parts_of(plugin: str) -> list[tuple[str, str]]:
     ]
 
 
+def has_registered(plugin: str, module: str) -> bool:
+    """True if a plug-in registered a part, or its module did when other code imported it first."""
+    modules = f"module {module}"
+    return any(
+        origin == f"plug-in {plugin}" or origin == modules or origin.startswith(f"{modules}.")
+        for table in _TABLES
+        for origin in table._origins.values()
+    )
+
+
 def _origin() -> str:
     """Name of the one that registers: this package, even if a plug-in imports its module first, or a plug-in."""
     frame = sys._getframe(1)

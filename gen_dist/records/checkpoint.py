@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import CheckpointError, ConfigError, DamagedError, OtherVersionError, UnreadableError
+from gen_dist.errors import CheckpointError, ConfigError, DamagedError, OtherVersionError, PluginError, UnreadableError
 from gen_dist.files import named_in_utf8, open_regular, retrying, sync, unreadable
 from gen_dist.records.metrics_file import METRICS
 from gen_dist.records.reading import (
@@ -184,6 +184,8 @@ def load(path: Path) -> tuple[Checkpoint, TrainConfig]:
     facts = _facts(path, small)
     try:
         config = TrainConfig.from_json(small.get(_CONFIG, b"").decode(), str(path / _CONFIG))
+    except PluginError as error:
+        raise UnreadableError(str(error)) from None
     except (ConfigError, UnicodeDecodeError) as error:  # the file is as it was written
         raise OtherVersionError(f"{error}; another version of gen_dist wrote this checkpoint: use that one") from None
     del facts["format"]

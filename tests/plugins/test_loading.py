@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,13 @@ WRONG = {
         PLUGIN.replace("@dataclass(frozen=True)\n", ""),
         r"line \d+: network config MineConfig is not a ",
     ),
+    "exception of no kind": ("class Mine(BaseException):\n    pass\nraise Mine('x')\n", r"bad.py, line 3: Mine: x"),
+    "relative import": ("from . import other\n", r"bad.py, line 1: ImportError.*; a single file is loaded alone: make"),
+    "relative module": (
+        "from .other import x\n",
+        r"line 1: ModuleNotFoundError.*; a single file is loaded alone: make",
+    ),
+    "file beside it": ("import beside_it\n", r"No module named 'beside_it'; a single file is loaded alone: make a pac"),
     "no kind": (PLUGIN.replace('= "mine"\n', '= ""\n'), r"line \d+: network config MineConfig has no kind"),
 }
 
@@ -183,12 +191,138 @@ def test_a_wrong_plugin_is_one_line_and_leaves_nothing(case: str, tmp_path: Path
     content, expected = WRONG[case]
     path = tmp_path / "bad.py"
     path.write_text(content)
+    (tmp_path / "beside_it.py").touch()
     with pytest.raises(ConfigError, match=expected) as caught:
         load(str(path))
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     path.write_text(PLUGIN)
     load(str(path))  # the corrected file can be loaded
+
+
+OPTIONS = {
+    "path": ("Path = Path('x')", "my_option has the type Path, which config.json cannot hold"),
+    "optional path": ("Path | None = None", "my_option has the type Path, which config.json cannot hold"),
+    "several sets": ("tuple[frozenset[int], ...] = ()", r"my_option has the type frozenset"),
+    "enumeration": ("Colour = Colour.RED", "my_option has the type Colour, which"),
+    "dataclass": ("Inner = Inner()", "my_option has the type Inner, which"),
+    "function": ("Callable[[], int] = int", "my_option has the type Callable, which"),
+    "default of another type": ("int = 'x'", "the default 'x' of my_option is not of its type"),
+    "truth for a number": ("int = True", "the default True of my_option is not of its type"),
+    "too short": ("tuple[int, int] = (1,)", r"the default \(1,\) of my_option is not of its type"),
+    "outside of the choices": ("Literal['a', 'b'] = 'c'", "the default 'c' of my_option is not of its type"),
+    "no default": ("int = field(kw_only=True)", "my_option has no default, and every option has one"),
+    "no argument": ("int = field(default=3, init=False)", "my_option has init=False, so config.json cannot"),
+}
+"""Options that would be lost, or end in a traceback, when a run is written down or resumed."""
+MORE_IMPORTS = """
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+class Colour(enum.Enum):
+    RED = "red"
+
+@dataclass(frozen=True)
+class Inner:
+    x: int = 1
+"""
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_an_option_that_cannot_be_written_is_refused(case: str, tmp_path: Path) -> None:
+    option, expected = OPTIONS[case]
+    (path := tmp_path / "bad.py").write_text(
+        MORE_IMPORTS + PLUGIN.replace("my_option: int = 3", f"my_option: {option}")
+    )
+    with pytest.raises(ConfigError, match=rf"bad.py, line \d+: network config MineConfig: {expected}"):
+        load(str(path))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("float = 3", "str = ''", "bool = False", "int | None = None", "tuple[int, float] = (1, 2)"),
+        *(
+            "Literal[1, 2] = 2",
+            "list[int] = field(default_factory=list)",
+            "dict[str, int] = field(default_factory=dict)",
+        ),
+        *("tuple[int, ...] | int = 3", "'int' = 3"),
+    ],
+)
+def test_a_writable_option_comes_back_equal(option: str, tmp_path: Path) -> None:
+    (path := tmp_path / "good.py").write_text(
+        MORE_IMPORTS + PLUGIN.replace("my_option: int = 3", f"my_option: {option}")
+    )
+    config = options([f"--plugin={path}", "my-preset"])
+    assert TrainConfig.from_json(config.to_json(), "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [("steps", "every config"), ("encoder", "every config"), ("beta", "network mine"), ("fresh", "the command line")],
+)
+def test_an_option_of_two_parts_is_one_line(name: str, owner: str, tmp_path: Path) -> None:
+    (path := tmp_path / "mine.py").write_text(PLUGIN.replace("my_option", name))
+    with pytest.raises(ConfigError, match=f"^option {name} of .* is one of {owner} too"):
+        options([f"--plugin={path}", "my-preset"])
+    if name == "beta":
+        with pytest.raises(ConfigError, match="option 'beta' is one of network and of objective"):
+            get_preset("my-preset").with_options(beta=2)
+
+
+def test_a_plugin_that_registers_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (path := tmp_path / "empty.py").touch()
+    load(str(path))
+    load("colorsys")
+    said = capsys.readouterr().err
+    assert said == f"warning: plug-in {path} registers nothing\nwarning: plug-in colorsys registers nothing\n"
+
+
+def test_files_beside_a_plugin_are_told(
+    plugin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(plugin.parent)
+    plugin.with_name("layers_beside_it.py").touch()
+    plugin.write_text("import layers_beside_it\n" + PLUGIN)
+    load(str(plugin))
+    expected = (
+        f"warning: plug-in {plugin} imports layers_beside_it beside it, of which runs keep neither copy nor digest"
+    )
+    assert capsys.readouterr().err.startswith(expected)
+
+
+def test_a_module_that_imports_from_its_package_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "package_of_two"
+    package.mkdir()
+    for name, content in (("__init__", ""), ("layers", ""), ("parts", "from package_of_two import layers\n" + PLUGIN)):
+        (package / f"{name}.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    load("package_of_two.parts")
+    assert capsys.readouterr().err == (
+        "warning: plug-in package_of_two.parts imports package_of_two.layers, whose changes are not noticed; name "
+        "package_of_two instead\n"
+    )
+
+
+def test_a_package_that_fails_around_a_module_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "package_that_fails").mkdir()
+    (tmp_path / "package_that_fails/__init__.py").write_text("1 / 0")
+    (tmp_path / "package_that_fails/parts.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"package_that_fails.parts cannot be imported: ZeroDivisionError: division"):
+        load("package_that_fails.parts")
+
+
+def test_threads_that_load_a_plugin_at_once_all_have_it(plugin: Path) -> None:
+    plugin.write_text("import time\ntime.sleep(0.05)\n" + PLUGIN)
+    with ThreadPoolExecutor(2) as threads:
+        presets = list(threads.map(lambda _: (load(str(plugin)), get_preset("my-preset"))[1], range(2)))
+    assert presets[0] == presets[1]
 
 
 def test_a_kind_of_two_plugins_names_both(plugin: Path) -> None:
@@ -208,6 +342,10 @@ def test_a_kind_of_two_plugins_names_both(plugin: Path) -> None:
         (["vae-mnist", "--plugin"], "--plugin needs a Python file or a module"),
         (["vae-mnist", "--plugin="], "--plugin needs a Python file or a module"),
         (["--plugin", "./text.txt", "vae-mnist"], "does not end with .py"),
+        (
+            ["--plugin", "./tests", "vae-mnist"],
+            "is a directory; name a package as `import` does: tests, with PYTHONPATH=",
+        ),
     ],
 )
 def test_a_plugin_that_is_not_there_is_one_line(words: list[str], expected: str) -> None:
