@@ -54,22 +54,28 @@ def great_circles(starts: NDArray[np.floating], ends: NDArray[np.floating], colu
     Latents of a standard normal prior lie near a sphere. A straight walk would cross its inside, which has none.
 
     Args:
-        starts: [rows, D].
-        ends: [rows, D].
+        starts: [rows, *shape], latents of any shape.
+        ends: [rows, *shape].
         columns: latents of one walk with both of its ends, at least 2.
 
     Returns:
-        float32 [rows * columns, D], walk by walk. A walk is straight if start, end and origin lie on one line, because
-        then no great circle is the shortest.
+        float32 [rows * columns, *shape], walk by walk. A walk is straight if start, end and origin lie on one line,
+        because then no great circle is the shortest.
     """
     fractions = np.broadcast_to(np.linspace(0.0, 1.0, columns), (len(starts), columns))
-    return on_great_circles(starts, ends, fractions)
+    rows, *shape = starts.shape
+    walks = on_great_circles(starts.reshape(rows, -1), ends.reshape(rows, -1), fractions)
+    return walks.reshape(rows * columns, *shape)
 
 
 def on_great_circles(
     starts: NDArray[np.floating], ends: NDArray[np.floating], fractions: NDArray[np.floating]
 ) -> NDArray[np.float32]:
-    """Points of the walks of `great_circles` at fractions [rows, columns] of the way: float32 [rows * columns, D]."""
+    """Points of the walks of `great_circles` between vectors [rows, D], at fractions [rows, columns] of the way.
+
+    Returns:
+        float32 [rows * columns, D], walk by walk.
+    """
     starts, ends = starts.astype(np.float64), ends.astype(np.float64)
     norms = np.linalg.norm(starts, axis=1) * np.linalg.norm(ends, axis=1)
     cosines = (starts * ends).sum(axis=1) / np.where(norms > 0, norms, 1.0)

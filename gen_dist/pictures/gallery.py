@@ -94,9 +94,8 @@ class Gallery:
 
     def _save_interpolations(self, path: Path) -> None:
         """Draw walks between latents of the prior, each within one class for a conditional model."""
-        ends = self._model.prior_latents(2 * INTERPOLATIONS).flatten(1).cpu().numpy()
-        walks = latent_walks.great_circles(ends[::2], ends[1::2], INTERPOLATION_STEPS)
-        latents = self._latents(walks)
+        ends = self._model.prior_latents(2 * INTERPOLATIONS).cpu().numpy()
+        latents = torch.from_numpy(latent_walks.great_circles(ends[::2], ends[1::2], INTERPOLATION_STEPS))
         title = "walks between latents of the prior, along great circles"
         if not self._model.conditional:
             images = self._model.images(latents)

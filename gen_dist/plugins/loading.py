@@ -87,10 +87,8 @@ def load(word: str) -> Plugin:
 def load_installed() -> None:
     """Load the entry points of installed packages, once. One that fails is left out with a warning."""
     global _has_searched
-    if _has_searched:
-        return
     with _lock:
-        if _has_searched:  # by another thread
+        if _has_searched:
             return
         _has_searched = True
         for name in sorted(set(_entry_points())):

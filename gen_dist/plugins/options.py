@@ -39,8 +39,9 @@ def refuse_unwritable(config: type[Any], name: str) -> None:
                 f"{name}: {field.name} has the type {kind}, which config.json cannot hold; an option is bool, int, "
                 "float, str, None, a Literal, or a tuple, list or dict of these"
             )
-        factory = field.default_factory
-        default = field.default if isinstance(factory, type(dataclasses.MISSING)) else factory()
+        default: Any = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
         if default is dataclasses.MISSING:
             raise ConfigError(f"{name}: {field.name} has no default, and every option has one")
         if not _fits(default, hint):

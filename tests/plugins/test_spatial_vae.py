@@ -16,12 +16,13 @@ from gen_dist.config import AutoencoderConfig, GanConfig, ObjectiveConfig, Train
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.inference.export import export
-from gen_dist.inference.latent_walks import MOST_DIRECTIONS, principal_directions
+from gen_dist.inference.latent_walks import MOST_DIRECTIONS, great_circles, principal_directions
 from gen_dist.inference.model import GenerativeModel, load
 from gen_dist.kernels import reparameterize_kl
 from gen_dist.objectives import Batch, vae
 from gen_dist.randomness import Stream
 from gen_dist.records.checkpoint import load_newest
+from gen_dist.reports import comparison_picture
 from gen_dist.reports.page import report_html
 from gen_dist.reports.run_record import read_run
 from gen_dist.training.run import train
@@ -160,6 +161,15 @@ def test_a_spatial_run_is_evaluated_and_reported_on(trained: Path) -> None:
 def test_a_spatial_model_is_exported_with_its_shape(form: Any, trained: Path, tmp_path: Path) -> None:
     out = export(trained, form, tmp_path / "out", announce=_silent)
     assert "2, 7, 7" in (out / "README.md").read_text()
+
+
+def test_walks_between_latents_keep_their_shape(model: GenerativeModel) -> None:
+    ends = model.prior_latents(6).numpy()
+    walks = great_circles(ends[::2], ends[1::2], 4)
+    assert walks.shape == (12, *SHAPE)
+    assert np.allclose(walks[::4], ends[::2], atol=1e-5) and np.allclose(walks[3::4], ends[1::2], atol=1e-5)
+    mosaic = comparison_picture._walks(model)
+    assert mosaic.shape[0] > comparison_picture.WALKS * 28 and mosaic.max() > 0
 
 
 def test_images_that_cannot_be_halved_are_refused(config: TrainConfig, spatial_vae: ModuleType) -> None:
