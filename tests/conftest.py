@@ -14,6 +14,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.support import wheel
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _caches_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -46,6 +48,20 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.use_deterministic_algorithms(True)  # fills fresh memory as well, even where torch.compile traces
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory with the wheel in dist/, and with the unpacked sdist, which has a second wheel built from it."""
+    tree = tmp_path_factory.mktemp("tree")
+    wheel.build(tree)
+    return tree
+
+
+@pytest.fixture(scope="session")
+def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scripts of a fresh environment with the wheel; other packages are those of this environment."""
+    return wheel.install(built, tmp_path_factory.mktemp("fresh"))
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent

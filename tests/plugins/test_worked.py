@@ -5,15 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import gen_dist
 from gen_dist.cli import NoOptions, parse_train
@@ -28,8 +24,6 @@ from gen_dist.records.run_directory import refuse_other_config
 from gen_dist.reports import write_report
 from gen_dist.reports.comparison import read_runs
 from gen_dist.training.replay import replay
-from tests.conftest import REPOSITORY
-from tests.support.warm_python import in_two_ranks, warm_python
 
 HERE = Path(__file__).parent
 SMALL = [
@@ -46,6 +40,7 @@ SMALL = [
 ]
 WORDS = {
     "feature_matching_gan": ["feature-matching-mnist", "--feature-maps", "4", "8", "--hidden-size", "8"],
+    "spatial_vae": ["spatial-vae", "--feature-maps", "4", "4", "8", "--latent-dim", "2", "--warmup-steps", "2"],
     "toy_source": ["vae-mnist", "--data", "toy:digits.toy", "--hidden-sizes", "8"],
     "roundness_metric": ["vae-mnist", "--hidden-sizes", "8"],
 }
@@ -65,15 +60,16 @@ def elsewhere(
     plugin: str = request.param
     monkeypatch.chdir(tmp_path)
     shutil.copy(HERE / f"{plugin}.py", tmp_path)
-    _write_toy_digits()
+    write_toy_digits(tmp_path / "digits.toy")
     return plugin
 
 
-def _write_toy_digits() -> None:
+def write_toy_digits(path: Path) -> None:
+    """Write 80 images in the format of `toy_source.py`."""
     images = np.random.default_rng(0).integers(0, 256, (80, 28, 28), np.uint8)
     header = b"TOY1" + np.array([80, 28, 28, 4], "<u4").tobytes()
     rows = np.concatenate([np.arange(80, dtype=np.uint8)[:, None] % 4, images.reshape(80, -1)], axis=1)
-    Path("digits.toy").write_bytes(header + rows.tobytes())
+    path.write_bytes(header + rows.tobytes())
 
 
 def _config(words: list[str]) -> TrainConfig:
@@ -149,66 +145,3 @@ def test_processes_with_other_code_of_a_plugin_disagree() -> None:
     line = disagreement({0: facts("a" * 64), 1: facts("b" * 64)})
     assert line and "code of plug-in mine.py is aaaaaaaaaaaa on rank 0 but bbbbbbbbbbbb on rank 1" in line
     assert "give all hosts the same plug-ins" in line
-
-
-def _train(words: list[str], command: list[str] | None = None) -> None:
-    full = [*(command or warm_python()), str(REPOSITORY / "launch/train.py"), *words]
-    done = subprocess.run(full, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-
-
-def _state(run: str) -> tuple[int, dict[str, torch.Tensor]]:
-    found = checkpoints.load_newest(Path(run), _quiet)
-    assert found
-    tensors = {f"{group}/{name}": one for group, named in found[0].tensors.items() for name, one in named.items()}
-    return found[0].step, tensors
-
-
-@pytest.mark.slow
-def test_a_worked_plugin_resumes_bit_equal_after_sigkill(elsewhere: str) -> None:
-    words = [*words_of(elsewhere), "--steps", "200"]
-    _train([*words, "--run-dir", "whole"])
-    command = [*warm_python(), str(REPOSITORY / "launch/train.py"), *words]
-    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(Path("run/checkpoints").glob("step_*")):
-        time.sleep(0.01)
-        assert killed.poll() is None
-    holder = next(iter(Path("/proc").glob(f"{killed.pid}/task")), None)
-    assert holder
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    _train(words)
-    (step, whole), (same_step, resumed) = _state("whole"), _state("run")
-    assert step == same_step == 200 and whole.keys() == resumed.keys()
-    assert not [name for name in whole if not torch.equal(whole[name], resumed[name])]
-
-
-@pytest.mark.slow
-def test_a_worked_plugin_on_two_processes_equals_one(elsewhere: str) -> None:
-    _train([*words_of(elsewhere), "--run-dir", "one"])
-    _train([*words_of(elsewhere), "--run-dir", "two"], in_two_ranks())
-    (_, one), (_, two) = _state("one"), _state("two")
-    networks = [name for name in one if name.startswith("networks/")]
-    assert networks
-    for name in networks:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_a_worked_plugin_trains_compiled(elsewhere: str) -> None:
-    _train([*words_of(elsewhere), "--run-dir", "eager"])
-    _train([*words_of(elsewhere), "--run-dir", "compiled", "--compile"])
-    (_, eager), (_, compiled) = _state("eager"), _state("compiled")
-    for name in (name for name in eager if name.startswith("networks/")):
-        torch.testing.assert_close(compiled[name], eager[name], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("script", ["ray_train", "ray_sweep"])
-def test_ray_trains_a_worked_plugin(elsewhere: str, script: str) -> None:
-    more = {"ray_train": ["--workers", "2"], "ray_sweep": ["--space", "learning_rate=1e-3,1e-4", "--trials", "2"]}
-    command = [*warm_python(), str(REPOSITORY / f"launch/{script}.py"), *words_of(elsewhere), *more[script]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    runs = [Path("run")] if script == "ray_train" else sorted(Path("run-sweep").glob("trial_*"))
-    assert runs and all((run / "plugins" / f"{elsewhere}.py").exists() for run in runs)
