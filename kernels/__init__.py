@@ -1,6 +1,7 @@
 """Random draws and the heaviest arithmetic of a training step, as plain functions. Imports nothing from gen_dist."""
 
 from .convolution import DoublingConvolution, HalvingConvolution, pixel_by_pixel
+from .group_norm import group_norm_silu
 from .key import Key
 from .latent import reparameterize_kl
 from .latent_layout import LOGVAR_RANGE
@@ -14,6 +15,7 @@ __all__ = [
     "Key",
     "Linear",
     "binarize",
+    "group_norm_silu",
     "normal",
     "pixel_by_pixel",
     "reparameterize_kl",

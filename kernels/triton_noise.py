@@ -36,9 +36,9 @@ class Launch:
     num_warps: int
 
     def __call__(self, **pointers: Tensor | None) -> None:
-        """Run the kernel on these tensors by argument name, rng_ptr among them; None for those not used."""
+        """Run the kernel on these tensors of one device by argument name; None for those not used."""
         # Triton launches on the current device, which need not be the tensors'.
-        with torch.cuda.device_of(pointers["rng_ptr"]):
+        with torch.cuda.device_of(next(tensor for tensor in pointers.values() if tensor is not None)):
             self.kernel[self.grid](**pointers, **self.integers, **self.constants, num_warps=self.num_warps)
 
 

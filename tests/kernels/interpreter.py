@@ -13,13 +13,17 @@ from tests.conftest import REPOSITORY
 from tests.support.warm_python import warm_python
 
 
-def run_tests_interpreted(path: Path) -> str:
+def run_tests_interpreted(path: Path, marks: str = "") -> str:
     """Run the tests of a file with interpreted kernels; return the last lines of the report if all of them passed.
+
+    Args:
+        path: file of tests.
+        marks: expression of the marks that tests must have, as of pytest's option -m; "" takes all tests.
 
     Raises:
         AssertionError: with the report, if a test failed or was skipped, or if there was none.
     """
-    command = [*warm_python(), "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(path)]
+    command = [*warm_python(), "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-m", marks, str(path)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     report = process.stdout + process.stderr
