@@ -18,6 +18,8 @@ from .latent_layout import memory_format_of
 
 CACHED_ELEMENTS = 2**17
 """Elements of the images that a thread goes through at a time: 512 KiB in float32, so that they stay in its cache."""
+SAMPLED = 16
+"""One pixel in this many gives the mean around which the others are squared."""
 
 
 class GroupNormSilu(torch.autograd.Function):
@@ -93,21 +95,22 @@ class _ChannelsLast:
     def forward(
         maps: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs, and for each channel the mean and the reciprocal deviation of its group, [images, 1, channels]."""
+        """Outputs, and mean and reciprocal deviation of the groups, [images, 1, groups]."""
         outputs = torch.empty_like(maps)
-        mean, reciprocal = maps.new_empty((2, maps.shape[0], 1, maps.shape[1]))
+        mean, reciprocal = maps.new_empty((2, maps.shape[0], 1, groups))
         for some in _images_at_once(maps):
             values, target = _pixel_rows(maps[some]), _pixel_rows(outputs[some])
             elements = values.shape[1] * values.shape[2] // groups
-            centre = _sum_groups(values, groups) / elements
-            torch.sub(values, centre, out=target)
-            # The rounding of the mean: what the distances from it add up to.
-            centre += _sum_groups(target, groups) / elements
-            torch.sub(values, centre, out=target)
-            variance = _sum_groups(target * target, groups) / elements
+            # Distances from about the mean, of one pixel in 16, because squares of the values would lose the variance.
+            sample = values[:, ::SAMPLED]
+            centre = _sum_groups(sample, groups) / (sample.shape[1] * sample.shape[2] // groups)
+            torch.sub(values, _to_channels(centre, maps), out=target)
+            remainder = _sum_groups(target, groups) / elements
+            variance = _sum_groups(target * target, groups) / elements - remainder * remainder
             scale = torch.rsqrt(variance + eps)
-            mean[some], reciprocal[some] = centre, scale
-            torch.addcmul(bias, target, scale * weight, out=target)
+            mean[some], reciprocal[some] = centre + remainder, scale
+            slope = _to_channels(scale, maps) * weight
+            torch.addcmul(bias - _to_channels(remainder, maps) * slope, target, slope, out=target)
             if silu:
                 F.silu(target, inplace=True)
         return outputs, mean, reciprocal
@@ -129,7 +132,7 @@ class _ChannelsLast:
         weight_gradient, bias_gradient = torch.zeros_like(weight), torch.zeros_like(bias)
         for some in _images_at_once(maps):
             incoming, target = _pixel_rows(gradient[some]), _pixel_rows(maps_gradient[some])
-            centre, scale = mean[some], reciprocal[some]
+            centre, scale = _to_channels(mean[some], maps), _to_channels(reciprocal[some], maps)
             normal = (_pixel_rows(maps[some]) - centre).mul_(scale)
             if silu:
                 incoming = torch.ops.aten.silu_backward(incoming, torch.addcmul(bias, normal, weight))
@@ -138,8 +141,8 @@ class _ChannelsLast:
             bias_gradient += of_bias.sum((0, 1))
             weight_gradient += of_weight.sum((0, 1))
             elements = incoming.shape[1] * incoming.shape[2] // groups
-            level = _sum_groups(of_bias * weight, groups) * scale / -elements
-            tilt = _sum_groups(of_weight * weight, groups) * scale / -elements
+            level = _to_channels(_sum_groups(of_bias * weight, groups), maps) * scale / -elements
+            tilt = _to_channels(_sum_groups(of_weight * weight, groups), maps) * scale / -elements
             torch.addcmul(level, normal, tilt, out=target)
             target.addcmul_(incoming, scale * weight)
         return maps_gradient, weight_gradient, bias_gradient
@@ -157,6 +160,10 @@ def _pixel_rows(maps: Tensor) -> Tensor:
 
 
 def _sum_groups(values: Tensor, groups: int) -> Tensor:
-    """Sum [images, pixels, channels] over pixels and groups, repeated for the channels: [images, 1, channels]."""
-    sums = values.sum(1, keepdim=True).unflatten(2, (groups, -1))
-    return sums.sum(3, keepdim=True).expand_as(sums).flatten(2)
+    """Sum [images, pixels, channels] over pixels and the channels of each group, [images, 1, groups]."""
+    return values.sum(1, keepdim=True).unflatten(2, (groups, -1)).sum(3)
+
+
+def _to_channels(values: Tensor, maps: Tensor) -> Tensor:
+    """Repeat values of groups [images, 1, groups] for their channels, [images, 1, channels]."""
+    return values.repeat_interleave(maps.shape[1] // values.shape[2], dim=2)

@@ -195,7 +195,7 @@ def timed_rows(
     steps = contestants(rng)
     outputs = {}
     for contestant, step in steps.items():
-        with _on_stream_of_recordings(device):  # where backward then runs as well
+        with on_stream_of_recordings(device):  # where backward then runs as well
             outputs[contestant] = step(parameters)
         check(contestant, outputs[contestant], parameters)
     check_ours(outputs["ours"], parameters, rng)
@@ -274,7 +274,7 @@ def recorded(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]
     """The GPU work of a call as one launch; on a CPU the call itself."""
     if device.type != "cuda":
         return call
-    with _on_stream_of_recordings(device) as stream:
+    with on_stream_of_recordings(device) as stream:
         for _ in range(3):
             call()
     graph = torch.cuda.CUDAGraph()
@@ -288,7 +288,7 @@ def recorded(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]
 
 
 @contextmanager
-def _on_stream_of_recordings(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
+def on_stream_of_recordings(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
     """Context in which a GPU works on the recorded stream. It waits for all other work before and after."""
     if device.type != "cuda":
         yield None
@@ -339,7 +339,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 def count_launches(call: Callable[[], Any], device: torch.device) -> int:
     """Kernels that a call starts on the GPU."""
-    with _on_stream_of_recordings(device):
+    with on_stream_of_recordings(device):
         call()
         torch.cuda.synchronize()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:

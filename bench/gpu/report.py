@@ -32,6 +32,7 @@ def main(out: Path = Path("gpu-report.md")) -> None:
     for title, command in (
         ("Tests", [sys.executable, "-m", "pytest", "-m", "gpu", "-q"]),
         ("Kernels", [sys.executable, "bench/gpu/kernels.py", "--device", "cuda", "--large"]),
+        ("Group normalization", [sys.executable, "bench/gpu/group_norm.py", "--device", "cuda"]),
         ("Steps", [sys.executable, "bench/gpu/steps.py"]),
     ):
         code, output = run(command)

@@ -201,7 +201,7 @@ def test_the_operator_runs_and_differentiates_the_kernels(
         outputs = operator(*arguments)[:-1]
         loss = sum((output * torch.linspace(-1, 1, 120).view(output.shape)).sum() for output in outputs)
         leaves = [leaf, residual, weight, bias] if with_residual else [leaf, weight, bias]
-        return [*outputs, *torch.autograd.grad(loss, leaves)]  # type: ignore[arg-type]
+        return [*outputs, *torch.autograd.grad(loss, leaves)]
 
     expected = outputs_and_gradients()
     launched: list[str] = []

@@ -43,7 +43,7 @@ def test_outputs_and_gradients_equal_torch_in_float64(shape: str, activation: An
     leaves = [draw(sizes, 1, dtype, channels_last), *(draw(sizes[1:2], seed, dtype) for seed in (2, 3))]
     leaves = [leaf.requires_grad_() for leaf in leaves]
     wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    found = group_norm_silu(*leaves, groups, EPS, activation=activation)
+    found = group_norm_silu(leaves[0], leaves[1], leaves[2], groups, EPS, activation=activation)
     expected = plain(wide[0], wide[1], wide[2], groups, activation)
     rounding = 2e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
     torch.testing.assert_close(found.double(), expected, rtol=rounding, atol=4e-6)
@@ -119,7 +119,7 @@ def test_other_devices_take_the_operator(with_residual: bool) -> None:
     maps = torch.empty(2, 8, 3, 5, dtype=torch.bfloat16, device="meta").contiguous(memory_format=torch.channels_last)
     parameter = torch.empty(8, device="meta")
     residual = torch.empty_like(maps) if with_residual else None
-    found = group_norm_silu(maps, parameter, parameter, 4, EPS, residual=residual)
+    found: Any = group_norm_silu(maps, parameter, parameter, 4, EPS, residual=residual)
     for each in found if with_residual else [found]:
         assert each.shape == maps.shape
         assert each.dtype == torch.bfloat16
@@ -143,12 +143,12 @@ def test_a_mean_far_above_the_deviation_is_right(channels_last: bool) -> None:
 
 def test_contiguous_maps_have_the_bits_of_torch() -> None:
     """So networks may take this operation in place of torch's two."""
-    leaves = [leaf.requires_grad_() for leaf in (draw((3, 8, 5, 7), 1), draw((8,), 2), draw((8,), 3))]
-    gradient = draw((3, 8, 5, 7), 4)
+    maps, weight, bias = leaves = [draw((3, 8, 5, 7), 1), draw((8,), 2), draw((8,), 3)]
+    for leaf in leaves:
+        leaf.requires_grad_()
     results = []
-    for function in (group_norm_silu, lambda *arguments: plain(*arguments[:4], "silu")):
-        outputs = function(*leaves, 4, EPS)
-        results.append((outputs, *torch.autograd.grad(outputs, leaves, gradient)))
+    for outputs in (group_norm_silu(maps, weight, bias, 4, EPS), plain(maps, weight, bias, 4, "silu")):
+        results.append((outputs, *torch.autograd.grad(outputs, leaves, draw((3, 8, 5, 7), 4))))
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
 
@@ -191,4 +191,4 @@ def test_what_does_not_fit_is_refused_with_its_values(
 ) -> None:
     arguments = {"groups": 2, "eps": EPS} | options
     with pytest.raises(ValueError, match=message):
-        group_norm_silu(maps, weight, bias, **arguments)  # type: ignore[call-overload]
+        group_norm_silu(maps, weight, bias, **arguments)

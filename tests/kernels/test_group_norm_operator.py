@@ -114,7 +114,8 @@ def test_twins_in_float32_equal_those_in_float64(shape: str, silu: bool) -> None
     maps, residual, weight, bias = (leaf.detach() for leaf in inputs(shape, torch.float32, True))
     wide = [each.double() for each in (maps, residual, weight, bias)]
     outputs, sums, statistics = twin_forward(maps, residual, weight, bias, 2, EPS, silu)
-    expected, expected_sums, expected_statistics = twin_forward(*wide, 2, EPS, silu)
+    wide_arguments: Any = (*wide, 2, EPS, silu)
+    expected, expected_sums, expected_statistics = twin_forward(*wide_arguments)
     assert sums is not None
     assert expected_sums is not None
     torch.testing.assert_close(outputs.double(), expected, rtol=2e-6, atol=2e-6)
