@@ -284,7 +284,7 @@ def backward_launches(maps: Tensor, groups: int, silu: bool, *, warp_size: int =
     channels = shape.count * shape.channels
     blocks = -(-channels // PARAMETER_CHANNELS)
     rows = {"rows": shape.images * tiling.spans}
-    tile = {"PARAMETER_CHANNELS": PARAMETER_CHANNELS, "PARAMETER_ROWS": PARAMETER_ROWS}
+    tile: dict[str, int | float | bool] = {"PARAMETER_CHANNELS": PARAMETER_CHANNELS, "PARAMETER_ROWS": PARAMETER_ROWS}
     if tiling.whole:
         constants = {"CHANNELS": channels, **tile}
         return [
@@ -326,7 +326,7 @@ def backward(
         "statistics_ptr": statistics,
         "parts_ptr": parts,
     }
-    last = {"sums_gradient_ptr": sums_gradient, "maps_gradient_ptr": maps_gradient}
+    last: dict[str, Tensor | None] = {"sums_gradient_ptr": sums_gradient, "maps_gradient_ptr": maps_gradient}
     if "SPANS" in first.constants:
         first(**read)
         second(**read, **last, **parameter_gradients)
