@@ -230,21 +230,26 @@ def report(
 def export(
     run: tyro.conf.Positional[Path],
     /,
-    format: Literal["safetensors", "onnx", "torch-export"],
+    format: Literal["safetensors", "onnx", "torch-export", "diffusers"],
     out: Path | None = None,
     parts: tuple[Literal["decoder", "encoder"], ...] = (),
+    data: str | None = None,
+    data_root: str | None = None,
 ) -> None:
     """Write the decoder or generator of a trained model, and its encoder, for other programs to use.
 
     Args:
         run: Run directory, or one checkpoint in it.
-        format: Plain weights (safetensors), or whole programs for any number of images (onnx, torch-export).
+        format: Plain weights (safetensors), whole programs for any number of images (onnx, torch-export), or a
+            directory that AutoencoderKL of diffusers loads, with the scale of the latents (diffusers).
         out: Directory to write. If not given, export-FORMAT in the run directory.
         parts: Parts to write. All that the model has if none is named.
+        data: For diffusers, the training data under their present place, if they have moved since the run.
+        data_root: For diffusers, the directory with the torchvision data sets, if it has moved since the run.
     """
     from gen_dist.inference.export import export as write_export
 
-    print(write_export(run, format, out, parts, tell))
+    print(write_export(run, format, out, parts, tell, data=data, data_root=data_root))
 
 
 def encode(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args
 
-from tyro.conf import Fixed, Suppress
+from tyro.conf import Fixed, Suppress, arg
 
 from gen_dist.config.checked import Checked, at_least
 from gen_dist.config.data import DataConfig
@@ -75,6 +75,13 @@ class TrainConfig(Checked):
     sync_batch_norm: bool = False
     """Compute batch statistics over all processes, so that their number does not change the run. Otherwise each
     process normalizes its own images, as in the papers."""
+    start_from: Annotated[str | None, arg(name="from")] = None
+    """Start from the weights of an autoencoder in a directory of diffusers, diffusers:DIR. A resumed run does not need
+    it again."""
+    from_train: Literal["all", "decoder"] = "all"
+    """Networks to train after `--from`: all, or the decoder alone for the latents that other models know."""
+    start_digest: Suppress[Fixed[str | None]] = None
+    """SHA-256 of the weights that the run started from, as recorded at its start."""
     accept_changed_plugins: bool = False
     """Resume a run although the code of one of its plug-ins has changed since."""
     device: Device = "auto"
@@ -121,9 +128,23 @@ class TrainConfig(Checked):
                 raise ConfigError(f"objective {self.objective.kind} has no {role}; its networks are {its}")
         if not self.data:
             raise ConfigError("data is empty; name a source such as mnist5k")
+        self._refuse_bad_start()
         recorded = {plugin.name for plugin in self.plugins}
         added = [one for one in plugins_of(vars(self).values()) if one.name not in recorded]
         object.__setattr__(self, "plugins", (*self.plugins, *added))
+
+    def _refuse_bad_start(self) -> None:
+        if self.start_from is None:
+            if self.from_train != "all":
+                raise ConfigError(f"from_train {self.from_train} needs weights to start from; add --from diffusers:DIR")
+            return
+        if not self.start_from.removeprefix("diffusers:") or not self.start_from.startswith("diffusers:"):
+            raise ConfigError(f"from {self.start_from!r} is not diffusers:DIR, such as diffusers:vae/")
+        if self.objective.kind != "latent-autoencoder":
+            raise ConfigError(
+                f"from {self.start_from} needs the objective latent-autoencoder, whose images are in -1..1 as those of "
+                f"diffusers, not {self.objective.kind}; leave it out, or choose another preset"
+            )
 
     @property
     def roles(self) -> Roles:

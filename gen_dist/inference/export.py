@@ -9,7 +9,8 @@ An export is one directory:
     config.json            the config of the run, for `gen-dist train --config`
     plugins/               copies of the plug-ins that are single files
 
-The card has the form of the Hugging Face Hub, so that the directory can be uploaded as it is.
+The card has the form of the Hugging Face Hub, so that the directory can be uploaded as it is. The format `diffusers`
+has other files in place of config.json and the parts; see `diffusers_format`.
 
 Decoders return intensities float32 in 0..1, and encoders take them.
 """
@@ -31,12 +32,14 @@ from torch import Tensor, nn
 
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.files import sync, whole_directory
+from gen_dist.inference import diffusers_format
 from gen_dist.inference.exported import CARD, CONFIG, LIBRARY, PLUGINS, SUFFIXES, Format, PartName
 from gen_dist.inference.model import GenerativeModel, model_of, read_checkpoint
 from gen_dist.inference.model_card import Part, Port, card
 from gen_dist.objectives import Objective
 from gen_dist.plugins.loading import contents_of
 from gen_dist.records.checkpoint import Checkpoint, is_checkpoint
+from gen_dist.records.run_data import open_run_data
 
 _PLAIN_CARD = "card.md"
 """Card without metadata, the only one in exports of older versions."""
@@ -76,12 +79,23 @@ class _Exported(NamedTuple):
     """The network with its weights."""
 
 
+class _Prepared(NamedTuple):
+    """What is about to be exported, after everything that may refuse it."""
+
+    parts: list[Part]
+    contents: Callable[[], dict[str, bytes]]
+    """Computes the files, which may take minutes."""
+
+
 def export(
     run: Path,
     form: Format,
     out: Path | None = None,
     parts: Sequence[PartName] = (),
     announce: Callable[[str], None] = print,
+    *,
+    data: str | None = None,
+    data_root: str | None = None,
 ) -> Path:
     """Write the networks of the newest checkpoint of a run, or of one checkpoint; returns the directory of the export.
 
@@ -89,14 +103,18 @@ def export(
 
     Args:
         run: directory of a run, or of one checkpoint.
-        form: `safetensors` (plain weights), `onnx` or `torch-export` (whole programs for any number of images).
+        form: `safetensors` (plain weights), `onnx` or `torch-export` (whole programs for any number of images), or
+            `diffusers` (a directory that its AutoencoderKL loads, with the scale of the latents of training images).
         out: directory to write. None is `export-FORM` in the run directory.
         parts: what to export. An empty sequence exports everything that the model has.
         announce: takes a line for each part, because its conversion takes seconds.
+        data: where the training data are now, if they have moved since the run; for `diffusers`.
+        data_root: directory with torchvision's data sets, if it has moved since the run; for `diffusers`.
 
     Raises:
-        ConfigError: the format or a part is unknown, the model does not have a part, or the directory holds other files
-            or cannot be written to.
+        ConfigError: the format or a part is unknown, the model does not have a part or has no class in diffusers, or
+            the directory holds other files or cannot be written to.
+        DataError: `diffusers` needs the training data, which are missing or damaged.
         CheckpointError: there is no run or checkpoint at the path, or it is damaged.
         UserError: a package for this format is missing.
     """
@@ -111,17 +129,14 @@ def export(
     out = Path(os.path.abspath(out or home / f"export-{form}"))
     _refuse_other_files(out)
     model = model_of(checkpoint, config)
-    if "encoder" in parts and not model.objective.encodes:
-        raise ConfigError(f"a model of preset {config.preset} has no encoder; use --parts decoder")
-    wanted = _parts_of(model, form, parts)
+    if form == "diffusers":
+        prepared = _prepared_for_diffusers(model, checkpoint, run, parts, announce, data, data_root)
+    else:
+        prepared = _prepared_parts(model, checkpoint, form, parts, announce)
     try:
         with whole_directory(out) as directory:
-            # The path of the run is private. A run trained with this config goes to the default directory.
-            files = {CONFIG: replace(config, run_dir=None).to_json().encode()}
-            for place, one in enumerate(wanted):
-                announce(f"{one.part.file} ({place + 1} of {len(wanted)})")
-                files[one.part.file] = _WRITERS[form](one, _facts(model, checkpoint, one.part))
-            text = card(model, checkpoint, home, form, [one.part for one in wanted], files, announce)
+            files = prepared.contents()
+            text = card(model, checkpoint, home, form, prepared.parts, files, announce)
             plain = text.split("\n---\n", 1)[-1].lstrip()  # without the Hub's metadata
             cards = {CARD: text, _PLAIN_CARD: plain}
             files |= {name: card_text.encode(errors="backslashreplace") for name, card_text in cards.items()}
@@ -133,6 +148,48 @@ def export(
     return out
 
 
+def _prepared_parts(
+    model: GenerativeModel,
+    checkpoint: Checkpoint,
+    form: Format,
+    parts: Sequence[PartName],
+    announce: Callable[[str], None],
+) -> _Prepared:
+    """A file for each part, and the config."""
+    if "encoder" in parts and not model.objective.encodes:
+        raise ConfigError(f"a model of preset {model.config.preset} has no encoder; use --parts decoder")
+    wanted = _parts_of(model, form, parts)
+
+    def contents() -> dict[str, bytes]:
+        # The path of the run is private. A run trained with this config goes to the default directory.
+        files = {CONFIG: replace(model.config, run_dir=None).to_json().encode()}
+        for place, one in enumerate(wanted):
+            announce(f"{one.part.file} ({place + 1} of {len(wanted)})")
+            files[one.part.file] = _WRITERS[form](one, _facts(model, checkpoint, one.part))
+        return files
+
+    return _Prepared([one.part for one in wanted], contents)
+
+
+def _prepared_for_diffusers(
+    model: GenerativeModel,
+    checkpoint: Checkpoint,
+    run: Path,
+    parts: Sequence[PartName],
+    announce: Callable[[str], None],
+    data: str | None,
+    data_root: str | None,
+) -> _Prepared:
+    """A directory of diffusers, after its latents' scale is measured on the training images."""
+    if parts:
+        raise ConfigError("format diffusers has one file for both parts; leave out --parts")
+    diffusers_format.class_of(model.config)  # before the data are opened
+    digest = checkpoint.facts["data_digest"]
+    dataset = open_run_data(run, model.config, announce, digest=digest, data=data, data_root=data_root)
+    scale = diffusers_format.latent_scale(model, dataset.train, announce)
+    return _Prepared(diffusers_format.parts_of(model, scale), lambda: diffusers_format.files_of(model, scale))
+
+
 def _refuse_other_files(out: Path) -> None:
     """Raise ConfigError if the directory holds anything but a previous export."""
     ours = {
@@ -140,6 +197,7 @@ def _refuse_other_files(out: Path) -> None:
         _PLAIN_CARD,
         CONFIG,
         PLUGINS,
+        *diffusers_format.FILES,
         *(f"{part}.{suffix}" for part in get_args(PartName) for suffix in SUFFIXES.values()),
     }
     try:

@@ -15,9 +15,10 @@ from gen_dist.files import retrying, unreadable
 from gen_dist.records.checkpoint import IMAGE_SHAPE
 from gen_dist.records.reading import COUNT, TEXT, list_of, parsed_object, read_config
 
-Format = Literal["safetensors", "onnx", "torch-export"]
+Format = Literal["safetensors", "onnx", "torch-export", "diffusers"]
 PartName = Literal["decoder", "encoder"]
 SUFFIXES: dict[Format, str] = {"safetensors": "safetensors", "onnx": "onnx", "torch-export": "pt2"}
+"""Ends of the names of formats that have a file for each part."""
 CARD, CONFIG, PLUGINS = "README.md", "config.json", "plugins"
 LIBRARY = "library_name: gen_dist"
 """Line of the card's metadata that marks a directory as an export."""

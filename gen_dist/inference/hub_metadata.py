@@ -52,9 +52,10 @@ def metadata(model: GenerativeModel, form: str, has_decoder: bool, measured: Mea
     task = "unconditional-image-generation" if generates else "image-feature-extraction"
     config = model.config
     source = config.data.partition(":")[0]  # a path is private
+    library = "library_name: diffusers" if form == "diffusers" else LIBRARY
     form = {"torch-export": "pytorch"}.get(form, form)
     tags = dict.fromkeys(["gen_dist", config.objective.kind, config.network.kind, form])
-    lines = ["# license: say here under which license you publish it, such as mit", LIBRARY, f"pipeline_tag: {task}"]
+    lines = ["# license: say here under which license you publish it, such as mit", library, f"pipeline_tag: {task}"]
     lines += ["tags:", *(f"- {_quoted(tag)}" for tag in tags)]
     if source in HUB_DATASETS:
         lines += ["datasets:", f"- {HUB_DATASETS[source]}"]

@@ -82,7 +82,7 @@ def card(
         "training": f"{checkpoint.facts['training_seconds']:.1f} s",
         "weights": weights,
         "command": _command(_read(RunPaths(run).environment, ENVIRONMENT_SHAPE, announce)),
-        "again": "`gen-dist train --config config.json`",
+        "again": f"`gen-dist train --config {'gen_dist.json' if form == 'diffusers' else 'config.json'}`",
     }
     what = " and ".join(part.network for part in parts)
     measured = _measured(run, step, announce)
@@ -119,6 +119,8 @@ def _lines_of(part: Part) -> str:
 
 def _code(model: GenerativeModel, form: str, parts: Sequence[Part]) -> str:
     """Python code that loads the files from its working directory, and uses them once."""
+    if form == "diffusers":
+        return _code_of_diffusers(model)
     array = "np" if form == "onnx" else "torch"
     lines = [*_opening(model, form), *(_load(part, form) for part in parts)]
     for part in reversed(parts):  # the encoder first: that of an autoencoder gives the decoder's latents
@@ -138,6 +140,20 @@ def _code(model: GenerativeModel, form: str, parts: Sequence[Part]) -> str:
                 lines.append("latents = mean")
         lines.append(_call(part, form))
     return "\n".join(lines)
+
+
+def _code_of_diffusers(model: GenerativeModel) -> str:
+    sides = ", ".join(map(str, model.image_shape))
+    return "\n".join(
+        [
+            *("import torch", "from diffusers import AutoencoderKL", ""),
+            'vae = AutoencoderKL.from_pretrained(".").eval()',
+            f"images = torch.zeros(4, {sides})  # in 0..1",
+            "posterior = vae.encode(images * 2 - 1).latent_dist",
+            "latents = posterior.sample() * vae.config.scaling_factor  # what a diffusion model learns",
+            "decoded = vae.decode(latents / vae.config.scaling_factor).sample * 0.5 + 0.5",
+        ]
+    )
 
 
 def _opening(model: GenerativeModel, form: str) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from gen_dist.config import TrainConfig
 from gen_dist.objectives import Objective
 from gen_dist.training.trainer import Trainer
 
@@ -24,10 +25,16 @@ def opening_lines(trainer: Trainer, path: Path) -> list[str]:
         "images": f"{train_images:,} of {config.data} to train on, {test_images:,} to test on, {shape}",
         "training": f"{_counted(config.steps, 'step')} of {_counted(config.global_batch_size, 'image')}, "
         f"{epochs:.3g} epochs",
+        **({"start": _start(config)} if config.start_from else {}),
         "directory": f"{path}; the same command, without --fresh, resumes it from its newest checkpoint",
     }
     width = max(map(len, facts))
     return [config.preset, *(f"  {name:{width}}  {value}" for name, value in facts.items())]
+
+
+def _start(config: TrainConfig) -> str:
+    trained = ", to train the decoder alone" if config.from_train == "decoder" else ""
+    return f"{config.start_from} (SHA-256 {str(config.start_digest)[:12]}){trained}"
 
 
 def _device(device: torch.device) -> str:

@@ -83,6 +83,8 @@ def trainer_at(
     try:
         if found:
             trainer.load(found[0])
+        else:
+            trainer.start()
         yield trainer, found[0].step if found else 0
     finally:
         trainer.close()

@@ -29,6 +29,7 @@ from gen_dist.training.outcome import DivergenceError, Outcome
 from gen_dist.training.precision import resolve_precision
 from gen_dist.training.run_recorder import MainRunRecorder, OnLog, RunRecorder
 from gen_dist.training.schedule import learning_rate_at
+from gen_dist.training.starting_weights import with_start_digest
 from gen_dist.training.step_logs import StepLogs
 from gen_dist.training.stopping import stop_signals
 from gen_dist.training.supervisor import Supervisor
@@ -99,6 +100,7 @@ def _train(
     stop = supervisor.stop if supervisor else threading.Event()
     with hold(path, config, processes, fresh, supervisor.name if supervisor else None, announce) as holding:
         config = dataclasses.replace(config, accept_changed_plugins=False)  # of this start alone
+        config = with_start_digest(config, path, holding.fresh, processes)
         dataset = open_dataset(config.data, config.data_root, config.packing, announce)
         _agree(config, dataset, processes)
         with contextlib.closing(Trainer(config, dataset, processes)) as trainer, stop_signals(stop):
@@ -145,9 +147,10 @@ class _Run:
 
         # Start. A refusal changes nothing on disk, so the directory is claimed as late as possible.
         if fresh:
+            self.trainer.start()
             with recorder.writing():
                 recorder.claim()
-        self._resume()
+        self._resume(fresh)
         if self.step < self.config.steps:
             for line in opening_lines(self.trainer, recorder.path):
                 self.announce(line)
@@ -166,8 +169,8 @@ class _Run:
         is_main, objective = processes.is_main, self.config.objective
         return Outcome(recorder.path, self.step, finished, metrics, pictures, collapses, is_main, objective)
 
-    def _resume(self) -> None:
-        """Load the newest checkpoint if there is one."""
+    def _resume(self, fresh: bool) -> None:
+        """Load the newest checkpoint if there is one; else the weights that the config starts from."""
         config, processes, path = self.config, self.trainer.processes, self.recorder.path
         found = checkpoints.load_newest(path, self.announce)
         step = found[0].step if found else 0
@@ -177,6 +180,8 @@ class _Run:
                 "all processes need one shared directory"
             )
         if not found:
+            if not fresh:
+                self.trainer.start()
             with self.recorder.writing():
                 self.recorder.remove_leftovers()
             return

@@ -22,6 +22,7 @@ from gen_dist.training.moving_average import MovingAverage
 from gen_dist.training.precision import resolve_precision
 from gen_dist.training.rows import rows_of_rank
 from gen_dist.training.schedule import Schedule
+from gen_dist.training.starting_weights import take_starting_weights
 from gen_dist.training.testing import mean_metrics
 from gen_dist.training.turn import Lap, Turn, no_lap
 
@@ -67,6 +68,8 @@ class Trainer:
         if config.sync_batch_norm:
             synchronize(objective)
         objective.start_at(_mean_image(dataset.train))
+        if config.from_train == "decoder":
+            objective.networks["encoder"].requires_grad_(False)
         return objective.to(self.processes.device)
 
     def _make_turns(self) -> dict[str, Turn]:
@@ -191,6 +194,14 @@ class Trainer:
         except (KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"the checkpoint of step {checkpoint.step} is of other networks: {reason}") from None
+
+    def start(self) -> None:
+        """Take the weights that the config starts from, if it names any.
+
+        Raises:
+            ConfigError: they cannot be read, or are of other networks.
+        """
+        take_starting_weights(filter(None, (self.objective, self.averaged)), self.config)
 
     def close(self) -> None:
         """Stop the thread that gathers batches."""

@@ -1,0 +1,272 @@
+"""Directories of diffusers' autoencoders: written for its classes, and read to start a training. It is not needed here.
+
+config.json                           class, sizes, and the factor that scales latents
+diffusion_pytorch_model.safetensors   weights, float32
+gen_dist.json                         config of the run, if an export wrote the directory
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from gen_dist.config import AutoencoderKlConfig, LatentAutoencoderConfig, TrainConfig
+from gen_dist.data import Split
+from gen_dist.errors import ConfigError
+from gen_dist.files import read_regular, reason_of
+from gen_dist.inference.model import GenerativeModel
+from gen_dist.inference.model_card import Part, Port
+from gen_dist.networks import diffusers_layout
+from gen_dist.objectives import Objective
+from gen_dist.records.reading import COUNT, FLAG, NUMBER, TEXT, either, list_of, parsed_object
+
+CONFIG, WEIGHTS, RUN_CONFIG = "config.json", "diffusion_pytorch_model.safetensors", "gen_dist.json"
+FILES = (CONFIG, WEIGHTS, RUN_CONFIG)
+_HALF_WEIGHTS = "diffusion_pytorch_model.fp16.safetensors"
+_CLASSES = {"kl": "AutoencoderKL"}
+"""Classes of diffusers by bottleneck."""
+_IMAGES = 1000
+"""Most images that latents are measured on."""
+_ROWS = 8
+"""Images that are encoded at once: those of such models are large."""
+_NAMES = either(list_of(TEXT), None)
+_SHAPE = {
+    "_class_name": TEXT,
+    "block_out_channels": either(list_of(COUNT), None),
+    "down_block_types": _NAMES,
+    "act_fn": either(TEXT, None),
+    "layers_per_block": either(COUNT, None),
+    "latent_channels": either(COUNT, None),
+    "norm_num_groups": either(COUNT, None),
+    "mid_block_add_attention": either(FLAG, None),
+    "scaling_factor": either(NUMBER, None),
+}
+
+
+class LatentScale(NamedTuple):
+    """Spread of the latents of some images."""
+
+    deviation: float
+    """Standard deviation of all entries of latents drawn from the posteriors."""
+    images: int
+
+
+def class_of(config: TrainConfig) -> str:
+    """Class of diffusers for the model of a config.
+
+    Raises:
+        ConfigError: it has none; the line says why.
+    """
+    _network_of(config)
+    assert isinstance(config.objective, LatentAutoencoderConfig)
+    return _CLASSES[config.objective.bottleneck]
+
+
+def latent_scale(model: GenerativeModel, split: Split, announce: Callable[[str], None]) -> LatentScale:
+    """Measure the latents of up to 1000 images that are spread over a split.
+
+    Raises:
+        ConfigError: the latents do not vary, or are not finite.
+    """
+    images = torch.from_numpy(split.images[:: max(1, len(split.images) // _IMAGES)][:_IMAGES])
+    announce(f"measuring the scale of the latents of {len(images):,} images")
+    total, squares, count = 0.0, 0.0, 0
+    for rows in images.split(_ROWS):
+        mean, logvar = model.encode(rows)
+        mean = mean.double()
+        variance = 0.0 if logvar is None else float(logvar.double().exp().sum())
+        total += float(mean.sum())
+        squares += float(mean.square().sum()) + variance
+        count += mean.numel()
+    deviation = math.sqrt(max(squares / count - (total / count) ** 2, 0.0)) if math.isfinite(squares) else math.nan
+    if not deviation > 0.0:
+        raise ConfigError(
+            f"the latents of {len(images):,} images have the standard deviation {deviation:g}, so no factor scales "
+            "them to 1; train the model first"
+        )
+    return LatentScale(deviation, len(images))
+
+
+def parts_of(model: GenerativeModel, scale: LatentScale) -> list[Part]:
+    """Descriptions of the networks for the card."""
+    latents = model.objective.latent_shape
+    images = Port("images", "float32", model.image_shape, "in -1..1")
+    spread = f"standard deviation {scale.deviation:.4g} over {scale.images:,} training images"
+    drawn = [Port("latents", "float32", latents, f"not scaled: {spread}")]
+    posterior = [
+        Port("mean", "float32", latents, "mean of the posterior"),
+        Port("logvar", "float32", latents, "logarithm of its variance"),
+    ]
+    return [
+        Part("decoder", WEIGHTS, "decoder", drawn, [images]),
+        Part("encoder", WEIGHTS, "encoder", [images], posterior),
+    ]
+
+
+def files_of(model: GenerativeModel, scale: LatentScale) -> dict[str, bytes]:
+    """Content of the directory's files by name, but for the card.
+
+    Raises:
+        ConfigError: diffusers has no class for the model.
+    """
+    network = _network_of(model.config)
+    fields = diffusers_layout.diffusers_config(
+        class_of(model.config), network, model.image_shape, 1.0 / scale.deviation
+    )
+    weights = {name: _state_of(model.objective, name) for name in ("encoder", "decoder")}
+    run_config = dataclasses.replace(model.config, run_dir=None)  # the path of the run is private
+    return {
+        CONFIG: (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode(),
+        WEIGHTS: safetensors.torch.save(diffusers_layout.to_diffusers(weights), {"format": "pt"}),
+        RUN_CONFIG: run_config.to_json().encode(),
+    }
+
+
+def _network_of(config: TrainConfig) -> AutoencoderKlConfig:
+    """The one network of encoder and decoder.
+
+    Raises:
+        ConfigError: the model is not one of diffusers' classes.
+    """
+    objective = config.objective
+    if not isinstance(objective, LatentAutoencoderConfig):
+        raise ConfigError(
+            f"diffusers has no class for the objective {objective.kind}: its autoencoders take images in -1..1, as "
+            "latent-autoencoder does; use --format safetensors, onnx or torch-export"
+        )
+    if objective.bottleneck not in _CLASSES:
+        known = " and ".join(_CLASSES)
+        raise ConfigError(
+            f"diffusers has no class for the bottleneck {objective.bottleneck}, but for {known}; use --format "
+            "safetensors, onnx or torch-export"
+        )
+    pair = config.roles.encoder, config.roles.decoder
+    for network in pair:
+        if not isinstance(network, AutoencoderKlConfig):
+            raise ConfigError(
+                f"diffusers' classes have the network autoencoder-kl, not {network.kind}; use --format safetensors, "
+                "onnx or torch-export"
+            )
+    encoder, decoder = (dataclasses.replace(one, checkpointing=False) for one in pair)
+    if encoder != decoder:
+        raise ConfigError("diffusers' classes have one config for encoder and decoder, and those of this run differ")
+    assert isinstance(encoder, AutoencoderKlConfig)
+    return encoder
+
+
+def _state_of(objective: Objective, name: str) -> dict[str, Tensor]:
+    """Weights of a network, without the bottleneck that is a part of the decoder."""
+    state = objective.networks[name].state_dict()
+    return {key: tensor for key, tensor in state.items() if not key.startswith("bottleneck.")}
+
+
+class Published(NamedTuple):
+    """Weights of a directory, as read."""
+
+    place: str
+    """The directory, for errors."""
+    fields: dict[str, Any]
+    """Fields of config.json."""
+    weights: dict[str, Tensor]
+    """Weights by diffusers' names."""
+    digest: str
+    """SHA-256 of the file of weights."""
+
+
+def digest_of(directory: Path) -> str:
+    """SHA-256 of the weights of a directory.
+
+    Raises:
+        ConfigError: it is no directory of one of diffusers' autoencoders, or cannot be read.
+    """
+    return hashlib.sha256(_read(_file_of_weights(directory))).hexdigest()
+
+
+def read_published(directory: Path) -> Published:
+    """Read a directory that diffusers' `save_pretrained` or an export wrote.
+
+    Raises:
+        ConfigError: as `digest_of`, or a file is damaged.
+    """
+    file = _file_of_weights(directory)
+    content = _read(file)
+    try:
+        fields = parsed_object(_read(directory / CONFIG), _SHAPE)
+        weights = safetensors.torch.load(content)
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise ConfigError(
+            f"{directory} is no whole model of diffusers: {' '.join(str(error).split())}; fetch it again"
+        ) from None
+    found = {name: value for name, value in fields.items() if value is not None}
+    return Published(str(directory), found, weights, hashlib.sha256(content).hexdigest())
+
+
+def _file_of_weights(directory: Path) -> Path:
+    """The file of weights, after a look at what the directory is."""
+    said = f"{directory} is no directory of one of diffusers' autoencoders"
+    if not directory.is_dir():
+        raise ConfigError(f"{said}: there is none; name one that save_pretrained or gen-dist export wrote")
+    if (directory / "model_index.json").exists():
+        raise ConfigError(f"{said}, but of a whole pipeline; name the part in it: {directory / 'vae'}")
+    if not (directory / CONFIG).exists():
+        raise ConfigError(f"{said}: it has no {CONFIG}")
+    try:
+        name = parsed_object(_read(directory / CONFIG), {"_class_name": TEXT})["_class_name"]
+    except ValueError as error:
+        raise ConfigError(f"{said}: in {CONFIG}, {error}") from None
+    if name not in _CLASSES.values():
+        raise ConfigError(f"{said}, but of a {name}; there are {', '.join(_CLASSES.values())}")
+    files = [directory / WEIGHTS, directory / _HALF_WEIGHTS]
+    for file in files:
+        if file.exists():
+            return file
+    raise ConfigError(f"{said}: it has no {WEIGHTS}; save the model again with safe_serialization=True")
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return read_regular(file)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {reason_of(error)}; fix that, or name another --from") from None
+
+
+def start_from(objective: Objective, config: TrainConfig, published: Published) -> None:
+    """Give the encoder and the decoder of an objective the weights of a directory.
+
+    Raises:
+        ConfigError: they are of another network; the line has the options that make it ours, or the first shape.
+    """
+    place = published.place
+    expected = class_of(config)
+    if (found := published.fields["_class_name"]) != expected:
+        raise ConfigError(f"{place} is of a {found}, and this run needs an {expected}; choose another --bottleneck")
+    try:
+        options = diffusers_layout.network_options(published.fields)
+    except ConfigError as error:
+        raise ConfigError(f"{place} is of another network: {error}") from None
+    if changes := diffusers_layout.option_changes(options, _network_of(config)):
+        raise ConfigError(f"{place} is of another network than this config's; use {' '.join(changes)}")
+    weights = diffusers_layout.from_diffusers(published.weights)
+    for name, tensors in weights.items():
+        ours = _state_of(objective, name)
+        if missing := sorted(ours.keys() ^ tensors.keys()):
+            here = "is not in" if missing[0] in ours else "is only in"
+            raise ConfigError(f"{name}.{missing[0]} {here} the weights of {place}; fetch them again")
+        for key, tensor in tensors.items():
+            if tensor.shape != ours[key].shape:
+                raise ConfigError(
+                    f"{place} has weights of another shape: {name}.{key} is {list(tensor.shape)}, and this run's "
+                    f"{list(ours[key].shape)}; use images of as many channels"
+                )
+    for name, tensors in weights.items():
+        objective.networks[name].load_state_dict(tensors, strict=False)  # the bottleneck has no weights there
