@@ -150,17 +150,17 @@ def _network_of(config: TrainConfig) -> AutoencoderKlConfig:
             f"diffusers has no class for the bottleneck {objective.bottleneck}, but for {known}; use --format "
             "safetensors, onnx or torch-export"
         )
-    pair = config.roles.encoder, config.roles.decoder
-    for network in pair:
+    found = []
+    for network in (config.roles.encoder, config.roles.decoder):
         if not isinstance(network, AutoencoderKlConfig):
             raise ConfigError(
                 f"diffusers' classes have the network autoencoder-kl, not {network.kind}; use --format safetensors, "
                 "onnx or torch-export"
             )
-    encoder, decoder = (dataclasses.replace(one, checkpointing=False) for one in pair)
+        found.append(dataclasses.replace(network, checkpointing=False))
+    encoder, decoder = found
     if encoder != decoder:
         raise ConfigError("diffusers' classes have one config for encoder and decoder, and those of this run differ")
-    assert isinstance(encoder, AutoencoderKlConfig)
     return encoder
 
 

@@ -95,7 +95,7 @@ def _assert_exchangeable(config: AutoencoderKlConfig, shape: tuple[int, int, int
     theirs.load_state_dict(to_diffusers({name: part.state_dict() for name, part in ours.items()}), strict=True)
     torch.testing.assert_close(_their_outputs(theirs, inputs), before, rtol=1e-5, atol=1e-5)
     # In bfloat16, whose values are 2^-8 apart: no farther from float32 than theirs, up to luck.
-    halves = tuple(one.bfloat16() for one in inputs)
+    halves = inputs[0].bfloat16(), inputs[1].bfloat16()
     errors = [
         [float((one - exact).abs().mean() / exact.abs().mean()) for one, exact in zip(outputs, before, strict=True)]
         for outputs in (
@@ -285,7 +285,7 @@ def test_directories_of_other_makers_are_read(case: str, exported: Path, tmp_pat
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "none there": (shutil.rmtree, "is no directory of one of diffusers' autoencoders: there is none; name one that"),
-    "empty": (lambda path: [file.unlink() for file in path.iterdir()], "autoencoders: it has no config.json"),
+    "empty": (lambda path: (path / "config.json").unlink(), "autoencoders: it has no config.json"),
     "a pipeline": (lambda path: (path / "model_index.json").touch(), "but of a whole pipeline; name the part in it"),
     "another class": (_edit_config(_class_name="UNet2DModel"), "but of a UNet2DModel; there are AutoencoderKL"),
     "no JSON": (lambda path: (path / "config.json").write_text("{"), "in config.json, Expecting property name"),
