@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,20 +75,58 @@ def images_given(data: Any, layout: Layout | None = None) -> Given:
     Raises:
         DataError: no such data, or both orders of the axes are possible; one line.
     """
-    if hasattr(data, "features") and hasattr(data, "column_names"):
+    if layout not in (None, *get_args(Layout)):
+        raise DataError(f"layout {layout!r} is not one of {', '.join(get_args(Layout))}")
+    if getattr(data, "features", None) is not None and hasattr(data, "column_names"):
         return _of_hugging_face(data, layout)
-    if isinstance(data, tuple) and len(data) == 2 and _is_array(data[0]) and np.ndim(data[1]) == 1:
-        images = _array_images(_as_numpy(data[0]), layout)
-        return Given(images, _labels(_as_numpy(data[1]), len(images)), None)
+    if _is_pair(data):
+        images = _array_images(_as_numpy(data[0], "data"), layout, "data")
+        return Given(images, _labels(_as_numpy(data[1], "data, its labels,"), len(images)), None)
     if _is_array(data):
-        images = _array_images(_as_numpy(data), layout)
+        images = _array_images(_as_numpy(data, "data"), layout, "data")
         return Given(images, np.zeros(len(images), np.int64), None)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes | dict):
-        return _of_items((data[place] for place in range(len(data))), _names_of(data), layout)
+        return _of_items(_items_of(data), _names_of(data), layout)
     raise DataError(
         f"data is a {type(data).__name__}; give a uint8 array [N, H, W], [N, H, W, C] or [N, C, H, W], a pair (images, "
         "labels), a torch.utils.data.Dataset with a length, or a datasets.Dataset"
     )
+
+
+def _is_pair(data: Any) -> bool:
+    """True for (images, labels) as arrays, not for a sequence of two images."""
+    if not (isinstance(data, tuple) and len(data) == 2 and _is_array(data[0])):
+        return False
+    return np.ndim(data[0]) > 2 and not (_is_array(data[1]) and np.ndim(data[1]) > 1)
+
+
+def _items_of(data: Any) -> Iterator[Any]:
+    try:
+        count = len(data)
+    except Exception as error:
+        raise DataError(f"data, a {type(data).__name__}, has no length: {_told(error)}") from error
+    return _each(data[place] for place in range(count))
+
+
+def _each(items: Iterable[Any]) -> Iterator[Any]:
+    """Items of a user's data set, whose own errors become a line with the item's number.
+
+    Raises:
+        DataError: an item cannot be read. Its cause is the error itself, with the user's own lines.
+    """
+    iterator = iter(items)
+    for place in itertools.count():
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise DataError(f"item {place} of data cannot be read: {_told(error)}") from error
+        yield item
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _of_hugging_face(data: Any, layout: Layout | None) -> Given:
@@ -106,7 +145,7 @@ def _of_hugging_face(data: Any, layout: Layout | None) -> Given:
     names = getattr(data.features[labels[0]], "names", None) if labels else None
     columns = [images[0], *labels]
     rows = data.select_columns(columns) if hasattr(data, "select_columns") else data
-    items = (tuple(row[name] for name in columns) for row in rows)
+    items = (tuple(row[name] for name in columns) for row in _each(rows))
     return _of_items(items if labels else (item[0] for item in items), tuple(names) if names else None, layout)
 
 
@@ -137,28 +176,37 @@ def _image(image: Any, place: int, layout: Layout | None) -> NDArray[np.uint8]:
         raise DataError(
             f"item {place} of data is a {type(image).__name__}; an image of PIL, an array or a tensor is needed"
         )
-    pixels = _as_numpy(image)
+    what = f"item {place} of data"
+    pixels = _as_numpy(image, what)
     if pixels.dtype.kind == "f":
         if not (pixels.size and np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
-            raise DataError(
-                f"item {place} of data has floating-point pixels outside [0, 1]; leave out its normalization"
-            )
+            raise DataError(f"{what} has floating-point pixels outside [0, 1]; leave out its normalization")
         pixels = np.rint(pixels * 255).astype(np.uint8)
-    return _array_images(pixels[None], layout)[0]
+    return _array_images(pixels[None], layout, what, is_one=True)[0]
 
 
-def _array_images(images: NDArray[Any], layout: Layout | None) -> NDArray[np.uint8]:
-    """Images of an array as uint8 [N, C, H, W]."""
-    what = f"data is {images.dtype} {list(images.shape)}"
+def _array_images(images: NDArray[Any], layout: Layout | None, name: str, *, is_one: bool = False) -> NDArray[np.uint8]:
+    """Images of an array as uint8 [N, C, H, W].
+
+    Args:
+        images: the array.
+        layout: order of its axes, if it is ambiguous.
+        name: its name in errors.
+        is_one: True for a single image, whose first axis the user does not know of.
+    """
+    what = f"{name} is {images.dtype} {list(images.shape[is_one:])}"
+    rows = "" if is_one else "N, "
     if images.dtype != np.uint8:
         raise DataError(f"{what}; uint8 in 0..255 is needed: scale, round and convert it with .astype('uint8')")
     if images.ndim not in (3, 4) or not images.size:
-        raise DataError(f"{what}; [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3 is needed")
+        raise DataError(f"{what}; [{rows}H, W], [{rows}H, W, C] or [{rows}C, H, W] with C 1 or 3 is needed")
     if images.ndim == 3:
         return images[:, None]
     first, last = (images.shape[axis] in (1, 3) for axis in (1, 3))
     if first and last and layout is None:
-        raise DataError(f"{what}, which may be [N, C, H, W] or [N, H, W, C]; say which with layout='NCHW' or 'NHWC'")
+        raise DataError(
+            f"{what}, which may be [{rows}C, H, W] or [{rows}H, W, C]; say which with layout='NCHW' or 'NHWC'"
+        )
     if (layout == "NHWC" and not last) or (layout == "NCHW" and not first) or not (first or last):
         raise DataError(f"{what}; it has no axis of 1 or 3 channels in {layout or 'NCHW or NHWC'}")
     return images if layout == "NCHW" or (first and not last) else images.transpose(0, 3, 1, 2)
@@ -177,7 +225,7 @@ def _labels(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
 
 
 def _label(label: Any, place: int) -> int:
-    number = _as_numpy(label) if _is_array(label) else np.asarray(label)
+    number = _as_numpy(label, f"the label of item {place} of data")
     if number.shape != () or number.dtype.kind not in "iu":
         raise DataError(f"the label of item {place} of data is {str(label)[:60]!r}, not an integer")
     return int(number)
@@ -193,6 +241,13 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray | np.generic) or hasattr(value, "detach")
 
 
-def _as_numpy(value: Any) -> NDArray[Any]:
-    """An array of NumPy; of a tensor without its graph, whatever its device."""
-    return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+def _as_numpy(value: Any, name: str) -> NDArray[Any]:
+    """An array of NumPy; of a tensor without its graph, whatever its device. `name` is its name in errors."""
+    try:
+        if not hasattr(value, "detach"):
+            return np.asarray(value)
+        tensor = value.detach().cpu()
+        # NumPy has no bfloat16.
+        return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).numpy())
+    except Exception as error:  # of a ragged list, a sparse tensor, one without memory, ...
+        raise DataError(f"{name} cannot be read as an array: {_told(error)}") from error

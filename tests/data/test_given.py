@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,23 @@ class _HuggingFace:
     def __init__(self, rows: list[dict[str, Any]], features: dict[str, Any]) -> None:
         self.rows, self.features, self.column_names = rows, features, list(features)
 
-    def select_columns(self, names: list[str]) -> list[dict[str, Any]]:
-        return [{name: row[name] for name in names} for row in self.rows]
+    def select_columns(self, names: list[str]) -> Iterator[dict[str, Any]]:
+        return ({name: row[name] for name in names} for row in self.rows)
+
+
+class _Raising:
+    """A data set whose third item cannot be read."""
+
+    def __init__(self, error: Exception, length: int = 3) -> None:
+        self.error, self.length = error, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, place: int) -> Any:
+        if place < 2:
+            return GRAY[place]
+        raise self.error
 
 
 PILS = [Image.fromarray(image) for image in GRAY]
@@ -130,12 +146,39 @@ def test_either_layout_of_an_ambiguous_array_can_be_chosen() -> None:
         ([(GRAY[0], "x")], "label of item 0"),
         ([(GRAY[0], 1, 2)], "item 0 of data has 3 parts"),
         (_HuggingFace([], {"text": 0}), "columns text"),
+        (
+            _HuggingFace([{"image": GRAY[0]}, {}], {"image": Image_()}),
+            "item 1 of data cannot be read: KeyError: 'image'",
+        ),
+        (_Raising(ValueError("bad\nfile")), "item 2 of data cannot be read: ValueError: bad file"),
+        (_Raising(OSError(5, "Input/output error")), "item 2 of data cannot be read: OSError"),
+        (_Raising(StopIteration()), "item 2 of data cannot be read"),
+        (_Raising(ValueError(), length=-1), "data, a _Raising, has no length: ValueError"),
+        ((GRAY, [[1], [2, 3]]), "data, its labels, cannot be read as an array"),
+        ((GRAY, None), r"the labels are object \[\]; integers \[7\]"),
+        ([GRAY, LABELS], r"item 0 of data is uint8 \[7, 8, 6\]; it has no axis"),
+        ([GRAY[0].astype(int)], r"item 0 of data is int64 \[8, 6\]; uint8"),
+        ([GRAY[0, 0]], r"item 0 of data is uint8 \[6\]; \[H, W\], \[H, W, C\] or"),
+        ([COLOURED[0, :, :, :3]], r"item 0 .* which may be \[C, H, W\] or \[H, W, C\]; say which"),
+        (torch.empty(2, 8, 8, device="meta"), "data cannot be read as an array: NotImplementedError"),
+        (torch.eye(8).to_sparse(), "data cannot be read as an array: TypeError"),
+        (torch.zeros(2, 8, 8, dtype=torch.bfloat16), "data is float32"),
     ],
 )
 def test_what_is_no_data_is_told_in_one_line(data: Any, words: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
         images_given(data)
     assert "\n" not in str(caught.value)
+
+
+def test_a_layout_that_is_none_is_refused() -> None:
+    with pytest.raises(DataError, match="layout 'HWC' is not one of NHWC, NCHW"):
+        images_given(COLOURED, "HWC")  # type: ignore[arg-type]
+
+
+def test_items_in_half_precision_are_read() -> None:
+    item = torch.full((8, 6), 0.5, dtype=torch.bfloat16)
+    assert images_given([item]).images[0].max() == 128
 
 
 def test_images_are_packed_once_and_found_by_their_digest(tmp_path: Path) -> None:
