@@ -183,7 +183,7 @@ def columns_of(model: GenerativeModel, named: bool) -> list[Column]:
     ]
     if named:
         found.append(Column("name", TEXT, (), "its file in the source, or its row there"))
-    if has_posterior(model):
+    if model.objective.gives_logvar:
         found += [
             Column("mean", "float32", shape, "mean of the posterior"),
             Column("logvar", "float32", shape, "logarithm of its variance: sigma = exp(logvar / 2)"),
@@ -192,14 +192,9 @@ def columns_of(model: GenerativeModel, named: bool) -> list[Column]:
     else:
         found.append(Column("latents", "float32", shape, "output of the encoder, which decodes to the image"))
     meaning = "squared error of the reconstruction from mean, summed over pixels; intensities are 0..1"
-    if not has_posterior(model):
+    if not model.objective.gives_logvar:
         meaning = meaning.replace("mean", "latents", 1)
     return [*found, Column("squared_error", "float32", (), meaning)]
-
-
-def has_posterior(model: GenerativeModel) -> bool:
-    """True if the encoder gives log-variances."""
-    return "posterior" not in model.config.objective.lacks
 
 
 def rows_at_once(image_shape: tuple[int, int, int]) -> int:
@@ -289,7 +284,7 @@ def _compute(
             found = joined(parts)
             if split.names is not None:
                 found["name"] = split.names[shard.first : shard.last]
-            latents = found["mean"] if has_posterior(model) else found["latents"]
+            latents = found["mean"] if model.objective.gives_logvar else found["latents"]
             with written_to(wanted.path):
                 wanted.write(shard.file, found, sums_of(latents, found.get("logvar")))
 

@@ -97,6 +97,7 @@ class Commands:
                 ["report", str(run), "--no-step-times", "--no-evaluate", "--out", str(out / "report.html")], "evaluated"
             ),
             "compare": Scenario(["compare", str(run), str(self.root / "run2"), "--out", str(out)], "two"),
+            "encode": Scenario(["encode", str(run), "--out", str(out / "latents"), "--shard-size", "900"], "done"),
             "export": Scenario(
                 ["export", str(run), "--format", "safetensors", "--out", str(out / "export")], "exported"
             ),
@@ -164,6 +165,7 @@ class Commands:
             "done": ("packed", lambda: self.must_run("train")),
             "half": ("done", self._lose_the_end),
             "evaluated": ("done", lambda: self.must_run("evaluate")),
+            "encoded": ("done", lambda: self.must_run("encode")),
             "exported": ("evaluated", lambda: self.must_run("export")),
             "two": ("evaluated", self._copy_run),
         }
@@ -276,11 +278,13 @@ def import_first() -> None:
     Drawing is two thirds of the time of a small run, and calls no system call on the run's files.
     """
     import matplotlib.figure
+    import pyarrow.parquet  # noqa: F401
 
     matplotlib.figure.Figure.draw = lambda *_: None  # type: ignore[method-assign]
 
     import gen_dist.commands
     import gen_dist.evaluation.evaluator
+    import gen_dist.inference.encoding
     import gen_dist.inference.export
     import gen_dist.reports.comparison
     import gen_dist.reports.page

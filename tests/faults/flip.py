@@ -33,6 +33,7 @@ COMMANDS = {
     "resume": "half",
     "sample": "evaluated",
     "evaluate": "evaluated",
+    "encode": "encoded",
     "report": "evaluated",
     "replay": "evaluated",
 }
@@ -59,6 +60,8 @@ def result_of(commands: Commands, command: str, ended: Ended) -> Any:
     match command:
         case "resume":
             return {name: digest for name, digest in commands.contents().items() if name.startswith("run/")}
+        case "encode":
+            return {name: digest for name, digest in commands.contents().items() if name.startswith("out/")}
         case "evaluate":
             found = json.loads((run / "evaluation.json").read_text())
             return {name: value for name, value in found.items() if name not in ("seconds", "environment", "sha256")}

@@ -39,6 +39,7 @@ SCENARIOS = (
     "replay",
     "report",
     "compare",
+    "encode",
     "export",
 )
 CALLS_OF_A_KIND = os.environ.get("GEN_DIST_FAULTS", "2")
@@ -73,7 +74,7 @@ def test_a_damaged_file_is_never_used_in_silence(command: str, faults: Callable[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["pack", "train", "resume", "fresh", "evaluate", "report", "export"])
+@pytest.mark.parametrize("scenario", ["pack", "train", "resume", "fresh", "evaluate", "encode", "report", "export"])
 def test_killed_at_random_moments_a_command_ends_as_undisturbed(scenario: str, faults: Callable[..., Rows]) -> None:
     rows = faults("kill", scenario, "12", "0")
     assert sum(len(row["killed after"]) for row in rows) >= 12

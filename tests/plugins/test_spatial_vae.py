@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,9 +15,12 @@ import torch
 from torch import Tensor
 
 from gen_dist.config import AutoencoderConfig, GanConfig, ObjectiveConfig, TrainConfig, VaeConfig, VaeGanConfig
+from gen_dist.data import open_dataset
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.evaluation.evaluator import evaluate
+from gen_dist.inference.encoding import encode
 from gen_dist.inference.export import export
+from gen_dist.inference.latent_files import FileFormat
 from gen_dist.inference.latent_walks import MOST_DIRECTIONS, great_circles, principal_directions
 from gen_dist.inference.model import GenerativeModel, load
 from gen_dist.kernels import reparameterize_kl
@@ -86,6 +91,20 @@ def test_spatial_latents_have_one_shape_everywhere(model: GenerativeModel) -> No
     assert model.sample(4).shape == model.reconstruct(images[:1].repeat(4, 1, 1, 1)).shape == (4, 1, 28, 28)
     with pytest.raises(UserError, match=r"latents are \[3, 98\]; the model takes \[N, 2, 7, 7\]"):
         model.decode(mean.flatten(1))
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "csv"])
+def test_spatial_latents_of_a_set_keep_their_places(
+    file_format: FileFormat, model: GenerativeModel, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = encode(trained, tmp_path / "out", split="test", file_format=file_format, announce=_silent)
+    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(out)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    images = open_dataset("synthetic", ".", model.config.packing, _silent).test.images[:]
+    np.testing.assert_allclose(found["mean"], model.encode(torch.from_numpy(images))[0], rtol=1e-5, atol=1e-6)
+    assert len(json.loads((out / "encoding.json").read_text())["statistics"]["std"]) == SHAPE[0]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
