@@ -50,7 +50,7 @@ def run(leaves: list[Tensor], groups: int, activation: str) -> list[Tensor]:
         maps, weight, bias, groups, EPS, residual=residual[0] if residual else None, activation=activation
     )
     outputs = list(found) if residual else [found]
-    gradients = [output.detach().flip(0).contiguous(memory_format=torch.preserve_format) for output in outputs]
+    gradients = [output.detach().flip(0) for output in outputs]
     return [*outputs, *torch.autograd.grad(outputs, leaves, gradients)]
 
 
