@@ -39,9 +39,9 @@ class GroupNormSilu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of maps, weight and bias."""
-        maps, *_ = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=memory_format_of(maps))
-        gradients = ctx.way.backward(gradient, *ctx.saved_tensors, ctx.groups, ctx.eps, ctx.silu)
+        saved = ctx.saved_tensors  # read once: a checkpoint computes them again, once
+        gradient = gradient.contiguous(memory_format=memory_format_of(saved[0]))
+        gradients = ctx.way.backward(gradient, *saved, ctx.groups, ctx.eps, ctx.silu)
         return *gradients, None, None, None
 
 

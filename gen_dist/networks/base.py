@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gen_dist import kernels
 from gen_dist.config import Norm
 from gen_dist.kernels import pixel_by_pixel
 
@@ -69,8 +69,8 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
 
 
 def group_norm_silu(maps: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """silu(norm(maps)) of feature maps [B, C, H, W], the same shape (Wu & He 2018; Hendrycks & Gimpel 2016)."""
-    return F.silu(norm(maps))
+    """silu(norm(maps)) of feature maps [B, C, H, W], the same shape (Wu & He 2018; Elfwing et al. 2018)."""
+    return kernels.group_norm_silu(maps, norm.weight, norm.bias, norm.num_groups, norm.eps)
 
 
 def draw_weight(layer: nn.Module, gain: float) -> None:
