@@ -42,6 +42,7 @@ from gen_dist.records.run_data import open_run_data
 _MOST_ROWS_AT_ONCE = 250
 _PIXELS_AT_ONCE = 2**20
 _MOST_NUMBERS_IN_ONE_FILE = 10**8
+_MOST_NUMBERS_IN_A_SHARD = 2**28  # each process holds one shard and its bytes
 
 
 def encode(
@@ -147,8 +148,14 @@ def _latent_set(
     named = all(getattr(dataset, split).names is not None for split in splits)
     columns = columns_of(model, named)
     rows = {split: len(getattr(dataset, split).labels) for split in splits}
-    numbers = sum(rows.values()) * sum(column.size for column in columns)
+    of_a_row = sum(column.size for column in columns)
+    numbers = sum(rows.values()) * of_a_row
     file_format, shard_size = files
+    if min(shard_size, max(rows.values())) * of_a_row > _MOST_NUMBERS_IN_A_SHARD:
+        raise ConfigError(
+            f"shard size {shard_size} is too large for memory, with {of_a_row:,} numbers an image; use --shard-size "
+            f"{max(1, _MOST_NUMBERS_IN_A_SHARD // of_a_row)} or less"
+        )
     if file_format in ("npz", "csv") and numbers > _MOST_NUMBERS_IN_ONE_FILE:
         raise ConfigError(
             f"format {file_format} is for small sets, and this one has {numbers:,} numbers; use --format parquet"

@@ -312,6 +312,9 @@ def test_what_cannot_be_encoded_is_refused_in_a_line(
     monkeypatch.setattr(encoding, "_MOST_NUMBERS_IN_ONE_FILE", 1000)
     with pytest.raises(ConfigError, match="format csv is for small sets, and this one has 4,480 numbers"):
         _encode(runs("vae"), out, file_format="csv")
+    monkeypatch.setattr(encoding, "_MOST_NUMBERS_IN_A_SHARD", 1000)
+    with pytest.raises(ConfigError, match="shard size 100 is too large for memory, with 14 numbers an image; use"):
+        _encode(runs("vae"), out)
     assert not out.exists()
 
 
