@@ -39,7 +39,7 @@ from gen_dist.records.reading import (
 )
 
 FORMAT = 1
-CARD, MANIFEST, LOCK = "README.md", "encoding.json", ".lock"
+CARD, MANIFEST, LOCK = "README.md", "encoding.json", ".encoding.lock"
 # Fields that read_object keeps for itself, such as sha256, cannot be used.
 _RECORD = {"rows": COUNT, "bytes": COUNT, "digest": TEXT, "sums": OBJECT}
 _MANIFEST = {

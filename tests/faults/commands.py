@@ -231,7 +231,17 @@ class Commands:
 _WITH_TIMES = frozenset(
     {
         *("environment.json", "SHA256SUMS", "evaluation.json", "card.md", "README.md", "comparison.json"),
-        *("comparison.md", "comparison.png", "curves.png", "run.json", "seen.json", ".holder", ".lock", "wandb-id"),
+        *(
+            "comparison.md",
+            "comparison.png",
+            "curves.png",
+            "run.json",
+            "seen.json",
+            ".holder",
+            ".lock",
+            ".encoding.lock",
+            "wandb-id",
+        ),
     }
 )
 """Files with times or identities in them."""

@@ -64,7 +64,7 @@ def _encode(run: Path, out: Path, **options: Any) -> Path:
 
 def _bytes_of(out: Path) -> dict[str, bytes]:
     """Content of every file, without the empty lock."""
-    return {file.name: file.read_bytes() for file in out.iterdir() if file.name != ".lock"}
+    return {file.name: file.read_bytes() for file in out.iterdir() if file.name != ".encoding.lock"}
 
 
 def _table(out: Path, split: str) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def test_the_cards_code_reads_the_same_from_each_format(
     assert np.array_equal(found["mean"], expected["mean"])
     assert np.array_equal(found["error"], expected["squared_error"])
     assert np.array_equal(found["labels"], expected["label"])
-    names = {file.name for file in out.iterdir()} - {".lock", "README.md", "encoding.json"}
+    names = {file.name for file in out.iterdir()} - {".encoding.lock", "README.md", "encoding.json"}
     assert names == set(json.loads((out / "encoding.json").read_text())["files"])
 
 
@@ -334,7 +334,7 @@ def test_latents_that_are_not_finite_are_refused(
 
 def test_two_starts_in_one_directory_are_refused(runs: Callable[[str], Path], tmp_path: Path) -> None:
     out = _encode(runs("vae"), tmp_path / "out", split="test")
-    with file_lock(out / ".lock", _silent), pytest.raises(ConfigError, match="another process writes into"):
+    with file_lock(out / ".encoding.lock", _silent), pytest.raises(ConfigError, match="another process writes into"):
         _encode(runs("vae"), out, split="test")
 
 
