@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tests.kernels.ptx.machine import Machine
 from tests.kernels.ptx.numbers import INTEGERS, UNTYPED, bits_of, integers_of, signed, unsigned
@@ -120,7 +121,9 @@ def _multiply(machine: Machine, instruction: Instruction) -> None:
     if part == "lo":
         result = x * y
     elif bits == 64:
-        raise machine.error("product of 128 bits")
+        if part == "wide":
+            raise machine.error("product of 128 bits")
+        result = _high_half(x, y)
     else:
         wide = (signed if kind[0] == "s" else unsigned)(2 * bits)
         result = x.astype(wide) * y.astype(wide)
@@ -130,3 +133,16 @@ def _multiply(machine: Machine, instruction: Instruction) -> None:
     if instruction.name == "mad":
         result = result + machine.read(sources[2], 8 * result.dtype.itemsize).astype(result.dtype)
     machine.write(destination, result)
+
+
+def _high_half(x: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
+    """Upper 64 bits of the products of int64 or uint64 numbers, by the four products of their halves."""
+    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+    a, b = x.view(np.uint64), y.view(np.uint64)
+    middle = (a >> half) * (b & low) + ((a & low) * (b & low) >> half)
+    other = (a & low) * (b >> half) + (middle & low)
+    high = (a >> half) * (b >> half) + (middle >> half) + (other >> half)
+    if x.dtype == np.int64:
+        # A negative number is its bits less 2^64.
+        high -= np.where(x < 0, b, np.uint64(0)) + np.where(y < 0, a, np.uint64(0))
+    return high.view(x.dtype)

@@ -46,6 +46,7 @@ class Machine:
         self.approximation, self.poison = approximation, poison
         self.width = program.threads
         self.threads = len(programs) * program.threads
+        self.numbers = programs
         self.slot = np.repeat(np.arange(len(programs)), program.threads)
         thread = np.tile(np.arange(program.threads, dtype=np.uint32), len(programs))
         self.lane = np.arange(self.threads) % WARP
@@ -183,7 +184,7 @@ class Machine:
                 f"argument {index} of {size} bytes accessed out of bounds, "
                 f"bytes {offsets.min()} to {offsets.max() + width}"
             )
-        self.trace.accesses.setdefault(index, []).append(Access(kind, width, offsets))
+        self.trace.accesses.setdefault(index, []).append(Access(kind, width, offsets, self.numbers[self.slot[threads]]))
         return index, offsets
 
 

@@ -16,11 +16,13 @@ class Access:
         kind: load or store.
         width: bytes per thread.
         offsets: int64, the first byte of each thread that took part.
+        programs: int64, the program of each of these threads.
     """
 
     kind: Literal["load", "store"]
     width: int
     offsets: NDArray[np.int64]
+    programs: NDArray[np.int64]
 
 
 @dataclass
@@ -46,6 +48,19 @@ class Trace:
                 for byte in range(access.width):
                     counts[byte:] += starts[: size - byte]
         return counts
+
+    def bytes_of_programs(self, argument: int, kind: Literal["load", "store"]) -> int:
+        """Bytes of an argument that programs load or store, each counted once per program.
+
+        All threads of a program may read one number: it moves from memory at most once, then from the nearest cache.
+        """
+        touched = [
+            (access.programs << np.int64(40)) + access.offsets + byte
+            for access in self.accesses.get(argument, [])
+            if access.kind == kind
+            for byte in range(access.width)
+        ]
+        return len(np.unique(np.concatenate(touched))) if touched else 0
 
     def widths(self, argument: int, kind: Literal["load", "store"]) -> Counter[int]:
         """Number of accesses per thread by width in bytes."""
