@@ -72,8 +72,9 @@ def forward_kernel(
     maps = load_sum(maps_ptr, residual_ptr, sums_ptr, offsets, inside)
 
     share: tl.constexpr = 1.0 / (GROUP_CHANNELS * PIXELS)
-    mean = sum_groups(tl.sum(maps, axis=1), TILE_GROUPS, TILE_CHANNELS) * share
-    # The mean is rounded, and the sum before it: distances from it have a mean of their own, the remainder.
+    mean = sum_groups(tl.sum(maps, axis=1), TILE_GROUPS, TILE_CHANNELS) / (GROUP_CHANNELS * PIXELS)
+    # The mean is rounded, and the sum before it: distances from it have a mean of their own, the remainder. It is a
+    # quotient because a product would be contracted with the subtraction, and not be the rounded mean that is stored.
     distance = tl.where(inside, maps - to_channels(mean, TILE_GROUPS, TILE_CHANNELS), 0.0)
     remainder = sum_groups(tl.sum(distance, axis=1), TILE_GROUPS, TILE_CHANNELS) * share
     square = sum_groups(tl.sum(distance * distance, axis=1), TILE_GROUPS, TILE_CHANNELS) * share
@@ -187,7 +188,7 @@ def normalize_kernel(
     pixels = tl.minimum(PIXELS - part * (STEPS * TILE_PIXELS), STEPS * TILE_PIXELS)
     count = (tl.maximum(pixels, 0) * GROUP_CHANNELS).to(tl.float32)[None, :]
     share: tl.constexpr = 1.0 / (GROUP_CHANNELS * PIXELS)
-    mean = tl.sum(part_mean * count, axis=1) * share
+    mean = tl.sum(part_mean * count, axis=1) / (GROUP_CHANNELS * PIXELS)  # a quotient, as in `forward_kernel`
     distance = (part_mean - mean[:, None]) + part_remainder
     remainder = tl.sum(distance * count, axis=1) * share
     distance -= remainder[:, None]
