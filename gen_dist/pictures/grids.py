@@ -19,6 +19,9 @@ Images = NDArray[np.uint8]
 PLEASANT_WIDTH = 720
 """Width in pixels that the rows of a grid come near to: small images are enlarged by a whole factor."""
 MARGIN = 12
+PAIRS_TITLE = "in each pair: the original on the left, its reconstruction on the right"
+PAIR_GAPS, PAIR_ROW_GAP = [12, 1], 6
+"""Space in pixels before an original and before its reconstruction, and between rows."""
 FONT_SIZE = 14
 INK = 70
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -68,9 +71,41 @@ def save_reconstructions(path: Path, originals: Images, reconstructions: Images,
         raise ValueError(f"originals {originals.shape} and reconstructions {reconstructions.shape} differ in shape")
     pairs = min(pairs_per_row, len(originals))
     both = np.stack([originals, reconstructions], axis=1).reshape(-1, *originals.shape[1:])
-    scale = _scale(2 * pairs * originals.shape[3])
-    canvas = mosaic(both, [12, 1] * pairs, 6, scale)
-    _save_canvas(path, canvas, title="in each pair: the original on the left, its reconstruction on the right")
+    canvas = mosaic(both, PAIR_GAPS * pairs, PAIR_ROW_GAP, _scale(2 * pairs * originals.shape[3]))
+    _save_canvas(path, canvas, title=PAIRS_TITLE)
+
+
+def split_pairs(
+    picture: Images, image_shape: tuple[int, int, int], most_pairs: int = 8
+) -> tuple[Images, Images] | None:
+    """Originals and reconstructions uint8 [N, C, H, W] from a picture of `save_reconstructions`.
+
+    Places of a last row without images are white. None for a picture of another layout.
+
+    Args:
+        picture: uint8 [height, width, C].
+        image_shape: (C, H, W) of the images.
+        most_pairs: pairs a row at most.
+    """
+    channels, height, width = image_shape
+    top, least_width = 2 * MARGIN + FONT_SIZE, int(ImageFont.load_default(size=FONT_SIZE).getlength(PAIRS_TITLE))
+    canvas = picture[top : picture.shape[0] - MARGIN, MARGIN:]
+    for pairs in range(most_pairs, 0, -1):
+        scale = _scale(2 * pairs * width)
+        tile, step = width * scale, height * scale + PAIR_ROW_GAP
+        lefts = np.cumsum([0, *(PAIR_GAPS * pairs)[1:]]) + np.arange(2 * pairs) * tile
+        rows, rest = divmod(canvas.shape[0] + PAIR_ROW_GAP, step)
+        if max(int(lefts[-1]) + tile, least_width) + 2 * MARGIN == picture.shape[1] and rows and not rest:
+            break
+    else:
+        return None
+    tiles = [
+        canvas[row * step : row * step + height * scale : scale, left : left + tile : scale]
+        for row in range(rows)
+        for left in lefts.tolist()
+    ]
+    both = np.stack(tiles).transpose(0, 3, 1, 2)
+    return (both[::2], both[1::2]) if both.shape[1] == channels else None
 
 
 def save_manifold(path: Path, images: Images, columns: int, title: str | None = None) -> None:

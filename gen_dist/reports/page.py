@@ -20,6 +20,7 @@ from gen_dist.records.readable import readable_duration, readable_result
 from gen_dist.records.summary import last_values
 from gen_dist.reports.comparison import Comparison, comparison_of
 from gen_dist.reports.groups import Group, data_value, readable_values, scalars, short_training
+from gen_dist.reports.pairs import PAIR_PICTURES, Pairs, newest_pairs
 from gen_dist.reports.panels import Panel, Single, panels_of
 from gen_dist.reports.run_record import RunRecord, changes_from_preset, config_fields
 from gen_dist.reports.thumbnails import thumbnails
@@ -88,6 +89,8 @@ class RunPage:
     singles: Sequence[Single]
     series: Mapping[str, Sequence[Frame]]
     """`samples`, `reconstructions`: pictures over the steps."""
+    pairs: Pairs | None
+    """Originals, reconstructions and their difference at the newest step; None without an encoder."""
     plates: Sequence[Frame]
     parts: Sequence[Part]
     step_times: StepTimes | None
@@ -218,6 +221,7 @@ def _page(run: RunRecord, times: StepTimes | None, place: int, page_pictures: in
         panels=panels,
         singles=singles,
         series={kind: frames for kind in _SERIES if (frames := _frames(run.pictures_by_step(kind), page_pictures))},
+        pairs=newest_pairs(run, page_pictures),
         plates=[
             Frame(text.format(manifold=_manifold(run)), *thumbnails([file], page_pictures))
             for name, text in _PLATES.items()
@@ -318,7 +322,7 @@ def _frames(pictures: Mapping[int, Path], page_pictures: int) -> list[Frame]:
 
 def _pictures_of(run: RunRecord) -> int:
     """Number of pictures that the page shows of a run."""
-    return sum(len(_shown_steps(run.pictures_by_step(kind))) for kind in _SERIES) + len(_PLATES)
+    return sum(len(_shown_steps(run.pictures_by_step(kind))) for kind in _SERIES) + len(_PLATES) + PAIR_PICTURES
 
 
 def _parts(times: StepTimes | None) -> list[Part]:

@@ -35,6 +35,40 @@ for (const figure of document.querySelectorAll(".series")) {
   show(); // browsers restore a slider's place when a page is loaded again
 }
 
+// Originals, reconstructions and their difference stand in a row. Here they take one place, and a slider chooses.
+for (const figure of document.querySelectorAll(".pairs")) {
+  const panes = [...figure.querySelectorAll(".pane")];
+  const place = figure.querySelector(".panes");
+  const controls = figure.querySelector(".slider");
+  const slider = figure.querySelector("input");
+  const output = figure.querySelector("output");
+  const button = figure.querySelector("[data-zoom]");
+  let zoom = 1;
+
+  const show = () => {
+    panes.forEach((pane, index) => { pane.hidden = index !== slider.valueAsNumber; });
+    const label = panes[slider.valueAsNumber].dataset.label;
+    output.textContent = label;
+    slider.setAttribute("aria-valuetext", label);
+  };
+  button.addEventListener("click", () => {
+    // The middle of what is seen stays in the middle.
+    const x = (place.scrollLeft + place.clientWidth / 2) / zoom;
+    const y = (place.scrollTop + place.clientHeight / 2) / zoom;
+    if (zoom === 1) place.style.height = `${place.offsetHeight}px`;
+    zoom = zoom === 4 ? 1 : 2 * zoom;
+    if (zoom === 1) place.style.height = "";
+    place.style.setProperty("--zoom", zoom);
+    place.scrollTo(x * zoom - place.clientWidth / 2, y * zoom - place.clientHeight / 2);
+    button.textContent = `${zoom}×`;
+    button.setAttribute("aria-label", `zoom, now ${zoom} times`);
+  });
+  slider.addEventListener("input", show);
+  figure.classList.add("stacked");
+  controls.hidden = false;
+  show();
+}
+
 // The legend of a chart shows the values at the pointer, or where arrow keys went.
 const SVG = "http://www.w3.org/2000/svg";
 for (const figure of document.querySelectorAll(".chart")) {

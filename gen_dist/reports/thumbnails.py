@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,26 +40,35 @@ def thumbnails(pictures: Sequence[Path], page_pictures: int) -> list[str]:
     Raises:
         CheckpointError: a picture is damaged.
     """
+    images = (_scaled(image, min(1.0, SHOWN_PIXELS / image.width)) for image in map(read_picture, pictures))
+    return data_uris(images, page_pictures)
+
+
+def data_uris(images: Iterable[Image.Image], page_pictures: int) -> list[str]:
+    """Data URIs of images of one kind, at most SHOWN_PIXELS wide; see `thumbnails`."""
     share = min(LARGEST_SHARE, PAGE_BYTES // max(page_pictures, 1))
     uris = []
     first = 0
-    for picture in pictures:
-        data, first = _encoded(_read(picture), share, first)
+    for image in images:
+        data, first = _encoded(image, share, first)
         uris.append(f"data:image/webp;base64,{base64.b64encode(data).decode('ascii')}")
     return uris
 
 
-def _read(picture: Path) -> Image.Image:
-    """A picture no wider than it is shown."""
+def read_picture(picture: Path) -> Image.Image:
+    """A PNG file as grey levels or RGB.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     try:
         with Image.open(picture, formats=["PNG"]) as checked:
             checked.verify()  # checksums, which decoding does not compare
         with Image.open(picture, formats=["PNG"]) as opened:
-            image = opened.convert("L" if opened.mode in ("L", "1") else "RGB")
+            return opened.convert("L" if opened.mode in ("L", "1") else "RGB")
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"picture {picture} is damaged: {reason}; remove it and report again") from None
-    return _scaled(image, min(1.0, SHOWN_PIXELS / image.width))
 
 
 def _scaled(image: Image.Image, scale: float) -> Image.Image:

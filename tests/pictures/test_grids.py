@@ -50,6 +50,19 @@ def test_colours_keep_their_channels(tmp_path):
     assert read_png(tmp_path / "grid.png")[100, 100].tolist() == [10, 20, 30]
 
 
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 24), (3, 96, 96), (1, 8, 8)], ids=str)
+@pytest.mark.parametrize("count", [3, 16])
+def test_pairs_are_cut_out_of_their_picture_again(tmp_path, shape, count):
+    both = np.random.default_rng(0).integers(0, 256, (2, count, *shape), dtype=np.uint8)
+    grids.save_reconstructions(tmp_path / "pairs.png", *both)
+    shown = read_png(tmp_path / "pairs.png").reshape((*read_png(tmp_path / "pairs.png").shape[:2], -1))
+    found = grids.split_pairs(shown, shape)
+    assert found is not None
+    np.testing.assert_array_equal(np.stack(found), both)
+    assert grids.split_pairs(shown[1:], shape) is None
+    assert grids.split_pairs(shown, (4 - shape[0], *shape[1:])) is None
+
+
 def test_originals_are_left_of_their_reconstructions(tmp_path, digits):
     originals = digits[0][:11]
     reconstructions = 255 - originals

@@ -138,7 +138,10 @@ def test_a_report_has_every_picture_and_figure_of_its_run(runs: dict[str, Path],
     html = _report(tmp_path / "report.html", "vae", runs=runs, step_times=True)
     kinds = ("images drawn from the prior", "test images, each with its reconstruction on its right")
     assert all(f'alt="{kind}, step {step}"' in html for kind in kinds for step in (8, 16, 24))
-    assert html.count("<img") == html.count("alt=") == 6 + 4  # manifold, interpolations, scatter, class shares
+    assert (
+        html.count("<img") == html.count("alt=") == 6 + 3 + 4
+    )  # pairs; manifold, interpolations, scatter, class shares
+    assert all(f'alt="test images: {kind}' in html for kind in ("originals", "reconstructions", "difference"))
     assert "111 nats" in html
     assert "(data 0.130)" in html
     assert "backward" in html
@@ -493,6 +496,36 @@ def test_the_slider_moves_the_picture_by_keyboard(opened: Any) -> None:
     figure.locator("input").press("ArrowRight")
     assert figure.locator("input").get_attribute("aria-valuetext") == "step 16"
     assert shown.get_attribute("alt").endswith("step 16")
+
+
+def test_pairs_are_compared_in_one_place_and_zoomed(opened: Any) -> None:
+    for width in (1280, 420):
+        page = opened(width)
+        figure = page.locator(".pairs").first
+        shown = figure.locator(".pane:not([hidden])")
+        place = figure.locator(".panes")
+        size = place.evaluate("one => [one.offsetWidth, one.offsetHeight]")
+        assert shown.count() == 1 and shown.get_attribute("data-label") == "originals"
+        figure.locator("input").press("End")
+        assert shown.count() == 1 and shown.get_attribute("data-label").startswith("difference")
+        assert figure.locator("output").inner_text() == figure.locator("input").get_attribute("aria-valuetext")
+        seen = shown.locator("img").bounding_box()["width"]
+        for times in (2, 4, 1):
+            figure.locator("[data-zoom]").click()
+            assert figure.locator("[data-zoom]").inner_text() == f"{times}\u00d7"
+            assert shown.locator("img").bounding_box()["width"] == pytest.approx(times * seen, abs=1)
+            assert place.evaluate("one => [one.offsetWidth, one.offsetHeight]") == size
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_without_a_script_pairs_stand_in_a_row(browser: Any, page_file: Path) -> None:
+    context = browser.new_context(java_script_enabled=False, viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto(page_file.as_uri())
+    boxes = [pane.bounding_box() for pane in page.locator(".pairs").first.locator(".pane").all()]
+    assert len({box["y"] for box in boxes}) == 1 and len({box["x"] for box in boxes}) == 3
+    assert not page.locator(".pairs .slider").first.is_visible()
+    context.close()
 
 
 def test_charts_tell_values_at_the_pointer_and_by_arrow_keys(opened: Any) -> None:
