@@ -91,8 +91,9 @@ def evaluate(
     nll_images: int | Literal["all"] = 1000,
     data: str | None = None,
     data_root: str | None = None,
-    features: Literal["digits", "inception"] | None = None,
+    features: Literal["digits", "efficientnet-lite0", "inception"] | None = None,
     inception_weights: Path | None = None,
+    vgg_weights: Path | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
     """Measure a trained model against the test split and write evaluation.json in its run directory.
@@ -102,11 +103,13 @@ def evaluate(
         metrics: Metrics, such as fid kid nll. All that the model has if none is named.
         samples: Number of images to draw, and of walks through the latent space.
         nll_samples: Importance samples per image.
-        nll_images: Number of test images for nll, spread over the split, or all. It is part of the figure's name.
+        nll_images: Number of test images for nll and perceptual distances, spread over the split, or all. It is part of
+            the figure's name.
         data: The data under their present place, such as folder:/new/place, if they have moved since the run.
         data_root: Directory with the torchvision data sets, if it has moved since the run.
         features: Network whose features are compared. For 28 x 28 grey images it is digits if not given.
         inception_weights: File with the weights of InceptionV3. Downloaded if not given.
+        vgg_weights: File with torchvision's weights of VGG16, for LPIPS as the perceptual distance.
         device: Where to compute.
     """
     from gen_dist.evaluation import evaluator as evaluation
@@ -124,6 +127,7 @@ def evaluate(
             device=device,
             features=features,
             inception_weights=inception_weights,
+            vgg_weights=vgg_weights,
             announce=tell,
         )
     except UnwrittenError as error:

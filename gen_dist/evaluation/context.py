@@ -26,6 +26,7 @@ from gen_dist.data import Dataset, cache_directory, image_indices
 from gen_dist.evaluation.features import FeatureNetwork
 from gen_dist.files import read_sealed, write_sealed
 from gen_dist.inference.model import GenerativeModel
+from gen_dist.networks.perceptual import PerceptualDistance
 from gen_dist.objectives import Batch
 from gen_dist.parallel.collectives import in_main, rows_of_all, sum_over_processes
 from gen_dist.parallel.processes import Processes
@@ -62,13 +63,31 @@ class Context:
         samples: int,
         nll_samples: int,
         nll_rows: NDArray[Any],
+        *,
+        reconstruction_network: FeatureNetwork | None = None,
+        perceptual: PerceptualDistance | None = None,
     ) -> None:
-        """See `gen_dist.evaluation.evaluator.evaluate`; `nll_rows` are places in the test split, int64."""
+        """See `gen_dist.evaluation.evaluator.evaluate`.
+
+        Args:
+            model: the model.
+            dataset: the data that it was trained on.
+            processes: processes that share the work.
+            network: network whose features of samples and test images are compared, if any.
+            samples: number of samples.
+            nll_samples: importance samples of one image.
+            nll_rows: places of the chosen test images in their split, int64.
+            reconstruction_network: network whose features of reconstructions are compared: `network`, or
+                EfficientNet-Lite0 for images that `network` is not there for.
+            perceptual: distance of images from their reconstructions.
+        """
         self.model = model
         self.objective = model.objective
         self.dataset = dataset
         self.processes = processes
         self.network = network
+        self.reconstruction_network = reconstruction_network or network
+        self.perceptual = perceptual
         self.samples = samples
         self.nll_samples = nll_samples
         self.nll_rows = nll_rows
@@ -166,6 +185,10 @@ class Context:
             self._once[name] = compute()
         found: T = self._once[name]
         return found
+
+    def replace(self, name: str, result: object) -> None:
+        """Make `once` return this result, for checks of metrics on images that are known."""
+        self._once[name] = result
 
     def reference(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         """A tensor of the test split, from the cache or computed."""

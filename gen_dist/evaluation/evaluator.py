@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gen_dist.config import TrainConfig
+from gen_dist.data import Dataset
 from gen_dist.errors import CheckpointError, UserError
 from gen_dist.evaluation.context import Context
-from gen_dist.evaluation.features import FeatureName, feature_network, fits_digits
+from gen_dist.evaluation.features import FeatureName, FeatureNetwork, feature_network, fits_digits
 from gen_dist.evaluation.marginal_likelihood import is_binarized
 from gen_dist.evaluation.metric import Metric, UnavailableError, Value
 from gen_dist.evaluation.metrics import measured_metrics
@@ -22,10 +23,12 @@ from gen_dist.evaluation.metrics.classes import accuracy
 from gen_dist.evaluation.plan import MetricPlan, Setting, check_options, sides
 from gen_dist.evaluation.record import Evaluation, UnwrittenError, add_evaluation, read_evaluation
 from gen_dist.inference.model import model_of, read_same_checkpoint
+from gen_dist.networks import efficientnet_lite
+from gen_dist.networks.perceptual import PERCEPTUAL_CHANNELS, PerceptualDistance, perceptual_distance
 from gen_dist.objectives.evaluating import evaluating
 from gen_dist.objectives.vae import Vae
 from gen_dist.parallel.collectives import agree, in_main
-from gen_dist.parallel.processes import start_processes
+from gen_dist.parallel.processes import Processes, start_processes
 from gen_dist.records.environment import environment
 from gen_dist.records.readable import readable_duration
 from gen_dist.records.reading import config_of_run
@@ -49,6 +52,7 @@ def evaluate(
     device: Literal["cpu", "cuda"] = "cpu",
     features: FeatureName | None = None,
     inception_weights: Path | None = None,
+    vgg_weights: Path | None = None,
     announce: Callable[[str], None] = print,
 ) -> Evaluation:
     """Evaluate the newest whole checkpoint of a run and write evaluation.json beside it. Call it in every process.
@@ -61,12 +65,14 @@ def evaluate(
         metrics: names of metrics; None is all of them.
         samples: images drawn from the model, and walks through its latent space.
         nll_samples: importance samples of one image.
-        nll_images: test images that nll is measured on, spread over the split. None is all.
+        nll_images: test images that nll and perceptual distances are measured on, spread over the split. None is all.
         data: where the data are now, such as folder:/new/place, if they have moved since the run.
         data_root: directory with torchvision's data sets, if it has moved since the run.
         device: where to compute.
         features: network whose features are compared. None is `digits` for 28 x 28 grey images, else none.
         inception_weights: file of InceptionV3's weights; None downloads them if they are missing.
+        vgg_weights: torchvision's file of VGG16's weights: perceptual distances are then LPIPS. None measures them in
+            features of EfficientNet-Lite0.
         announce: takes a line before work that takes long, in the main process.
 
     Raises:
@@ -88,10 +94,21 @@ def evaluate(
     if features == "digits" and not fits_digits(dataset.image_shape):
         raise UserError(f"features digits are of 1 x 28 x 28 images, not of {sides(dataset)}; use --features inception")
     chosen = features or ("digits" if fits_digits(dataset.image_shape) else None)
-    needs_features = model.objective.generates and any(measured_metrics()[name].rests_on_features for name in asked)
-    network = feature_network(chosen, processes.device, inception_weights) if needs_features and chosen else None
-    plan = MetricPlan(Setting(model, dataset, network), asked, samples, nll_samples, nll_images)
-    context = Context(model, dataset, processes, network, samples, nll_samples, plan.nll_rows)
+    needs = {need for name in asked for need in measured_metrics()[name].needs}
+    if not model.objective.generates:
+        needs -= {"features"}
+    if not model.objective.encodes:
+        needs -= {"features of reconstructions", "perceptual features"}
+    needs_features = chosen and needs & {"features", "features of reconstructions"}
+    network = feature_network(chosen, processes.device, inception_weights) if chosen and needs_features else None
+    compared, perceptual = _frozen_features(needs, network, dataset, processes, vgg_weights)
+    setting = Setting(model, dataset, network, compared, perceptual)
+    plan = MetricPlan(setting, asked, samples, nll_samples, nll_images)
+    context = Context(
+        *(model, dataset, processes, network, samples, nll_samples, plan.nll_rows),
+        reconstruction_network=compared,
+        perceptual=perceptual,
+    )
     in_main(lambda: read_evaluation(run), processes)  # a damaged one is refused before anything that takes minutes
     found = _Figures(plan, context)
     unwritten: list[UnwrittenError] = []
@@ -127,9 +144,25 @@ def evaluate(
     return evaluation
 
 
+def _frozen_features(
+    needs: set[str], network: FeatureNetwork | None, dataset: Dataset, processes: Processes, vgg_weights: Path | None
+) -> tuple[FeatureNetwork | None, PerceptualDistance | None]:
+    """Network for features of reconstructions, and the perceptual distance: each if it is needed and can be had."""
+    fits = dataset.image_shape[0] in PERCEPTUAL_CHANNELS
+    has_lite0 = fits and efficientnet_lite.is_installed()
+    compared, perceptual = network, None
+    if compared is None and "features of reconstructions" in needs and has_lite0:
+        compared = feature_network("efficientnet-lite0", processes.device)
+    if "perceptual features" in needs and fits and vgg_weights is not None:
+        perceptual = perceptual_distance("vgg16", vgg_weights)
+    elif "perceptual features" in needs and has_lite0:
+        perceptual = perceptual_distance()
+    return compared, perceptual
+
+
 def _announce_times(slow: Sequence[Metric], context: Context, say: Callable[[str], None]) -> None:
     """Say what takes long, and about how long, before it starts."""
-    estimates = dict(metric.estimate(context) for metric in slow if metric.estimate)
+    estimates = dict(found for metric in slow if metric.estimate and (found := metric.estimate(context)))
     for what, seconds in estimates.items():
         say(f"{what}: about {readable_duration(seconds)}; the other figures are written already")
 

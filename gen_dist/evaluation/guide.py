@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import get_args
 
+from gen_dist.config import PerceptualFeatures
+from gen_dist.evaluation.features import FeatureName
 from gen_dist.evaluation.metric import Metric
 from gen_dist.evaluation.metrics import all_metrics
 
 _COUNT = re.compile(r"(?:_k(?P<latents>\d+))?(?:_(?P<images>\d+)(?P<thousands>k?))?$")
+_NETWORKS = {*get_args(FeatureName), *get_args(PerceptualFeatures)}
 
 
 def base_name(name: str) -> str:
-    """A metric's name without its counts: `fid` of `fid_10k`, `nll` of `nll_k5000` and of `nll_k5000_1k`."""
-    return _COUNT.sub("", name)
+    """A metric's name without its network and counts: `fid` of `fid_10k`, `nll` of `nll_k5000`, `rfid` of
+    `rfid_digits_1k`."""
+    uncounted = _COUNT.sub("", name)
+    return uncounted.removesuffix(f"_{_network_of(uncounted)}")
+
+
+def _network_of(uncounted: str) -> str:
+    """Network that a metric's name without counts ends with; empty if there is none."""
+    base, _, network = uncounted.rpartition("_")
+    known = all_metrics().get(base) if network in _NETWORKS else None
+    return network if known is not None and known.named_after else ""
 
 
 def is_of_run(name: str) -> bool:
@@ -32,14 +45,15 @@ def metric_of(name: str) -> Metric:
     """Guide to one metric, with its counts in its label. A metric that is not in the table has its name as label."""
     base = base_name(name)
     known = all_metrics().get(base) or Metric(base, base.replace("_", " "), "run", None, "")
-    count = _COUNT.search(name)
+    count, network = _COUNT.search(name), _network_of(_COUNT.sub("", name))
     latents, images, thousands = count.groups() if count else (None, None, None)
-    parts = [known.label]
+    parts = [known.label, *([network] if network else [])]
     if latents:
         parts.append(f"{int(latents):,} importance samples")
     if images:
         size = int(images) * (1000 if thousands else 1)
-        parts.append(f"{size:,} {'images' if latents else 'samples'}")
+        of_images = latents or known.counts in ("test images", "chosen test images")
+        parts.append(f"{size:,} {'images' if of_images else 'samples'}")
     elif latents:
         parts.append("all test images")
     return replace(known, label=", ".join(parts))

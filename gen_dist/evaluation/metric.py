@@ -15,7 +15,7 @@ from gen_dist.plugins.tables import Table
 Better = Literal["less", "more", "data"]
 Group = Literal["features", "pixels", "classes", "walks", "likelihood", "reconstruction", "latents", "run"]
 GROUPS: tuple[Group, ...] = ("features", "pixels", "classes", "walks", "likelihood", "reconstruction", "latents", "run")
-"""Groups in the order of tables. Within a group, metrics have the order of their registration."""
+"""Groups in the order of tables. Within a group, metrics have the order of their files, plug-ins last."""
 Value = float | int | list[float]
 
 
@@ -39,8 +39,11 @@ class Metric:
     unit: str = ""
     needs: tuple[str, ...] = ()
     """Requirements of the model and the data, by the names of `gen_dist.evaluation.plan.REQUIREMENTS`."""
-    counts: Literal["samples", "importance samples"] | None = None
-    """Numbers that are part of the figure, and so of its full name: `fid_10k`, `nll_k5000_1k`."""
+    counts: Literal["samples", "importance samples", "test images", "chosen test images"] | None = None
+    """Numbers that are part of the figure, and so of its full name: `fid_10k`, `nll_k5000_1k`, `rfid_digits_1k`. The
+    chosen test images are those that `nll` is measured on."""
+    named_after: Literal["features", "perceptual features"] | None = None
+    """Network whose name is part of the figure's full name."""
     measure: Callable[[Any], Mapping[str, Value]] | None = None
     """Function of a `gen_dist.evaluation.context.Context` to values by name: that of the metric, and perhaps, as
     `NAME_data`, that of the data. None for figures of the run, which are not measured."""
@@ -50,8 +53,9 @@ class Metric:
     """True if figures of different feature networks do not compare."""
     of_pixels: bool = False
     """True if figures compare only between equal pixel models: real-valued or binarized."""
-    estimate: Callable[[Any], tuple[str, float]] | None = None
-    """Function of the same context to what will be measured and about how many seconds it takes, for slow metrics."""
+    estimate: Callable[[Any], tuple[str, float] | None] | None = None
+    """Function of the same context to what will be measured and about how many seconds it takes, for slow metrics. It
+    returns None where the metric is quick."""
     takes_minutes: bool = False
     """True for slow metrics: they are measured last, after the others have been written."""
 
@@ -86,4 +90,10 @@ def register(metric: Metric) -> Metric:
 
 def registered() -> dict[str, Metric]:
     """The registered metrics by name, in the order of tables."""
-    return dict(sorted(_METRICS.parts.items(), key=lambda entry: GROUPS.index(entry[1].group)))
+    return dict(sorted(_METRICS.parts.items(), key=lambda entry: _place(entry[1])))
+
+
+def _place(metric: Metric) -> tuple[int, bool, str]:
+    """Key of a metric's place in tables, which does not depend on which file was imported first."""
+    file = "" if metric.measure is None else metric.measure.__module__
+    return GROUPS.index(metric.group), bool(file) and not file.startswith("gen_dist."), file

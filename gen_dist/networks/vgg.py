@@ -73,11 +73,11 @@ def load_vgg16(weights: Path | None) -> tuple[Vgg16, list[Tensor], str]:
             f"features vgg16 need the file of its weights; download {WEIGHTS_URL} (528 MB) and name it, or use "
             "efficientnet-lite0"
         )
+    published, digest = _tensors(weights)
     spec = importlib.util.find_spec("lpips")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("features vgg16 need the heads of the package lpips; run `pip install lpips`")
     heads_file = Path(spec.submodule_search_locations[0]) / "weights" / "v0.1" / "vgg.pth"
-    published, digest = _tensors(weights)
     heads, heads_digest = _tensors(heads_file)
     if heads_digest != HEADS_SHA256:
         raise UserError(

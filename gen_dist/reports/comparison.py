@@ -199,7 +199,7 @@ def _refuse_other_data(runs: Sequence[RunRecord]) -> None:
 
 
 def _refuse_other_features(runs: Sequence[RunRecord]) -> None:
-    evaluated = [(run, run.evaluation.features or {}) for run in runs if run.evaluation]
+    evaluated = [(run, run.evaluation.features) for run in runs if run.evaluation and run.evaluation.features]
     for run, features in evaluated[1:]:
         if features.get("digest") != evaluated[0][1].get("digest"):
             raise ConfigError(

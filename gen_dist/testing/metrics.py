@@ -19,8 +19,12 @@ from gen_dist.evaluation.features import feature_network
 from gen_dist.evaluation.metric import GROUPS, Metric, UnavailableError, Value
 from gen_dist.evaluation.metrics import all_metrics
 from gen_dist.evaluation.plan import REQUIREMENTS, Setting
+from gen_dist.evaluation.reconstructing import reconstructed
 from gen_dist.inference.model import GenerativeModel
+from gen_dist.networks import efficientnet_lite
+from gen_dist.networks.perceptual import perceptual_distance
 from gen_dist.objectives.evaluating import evaluating
+from gen_dist.objectives.phase import unit_interval
 from gen_dist.testing.report import Announce, Check, Failure, Result, Skipped, nobody, raise_failures, run_checks
 from gen_dist.testing.trial import ALONE, ObjectiveTrial
 
@@ -47,7 +51,8 @@ class MetricTrial:
         """New inputs of the metric."""
         model, network = self.model, feature_network("digits", ALONE.device)
         rows = evenly_spaced(4, len(self.dataset.test.images))
-        return Context(model, self.dataset, ALONE, network, SAMPLES, IMPORTANCE_SAMPLES, rows)
+        perceptual = perceptual_distance() if efficientnet_lite.is_installed() else None
+        return Context(model, self.dataset, ALONE, network, SAMPLES, IMPORTANCE_SAMPLES, rows, perceptual=perceptual)
 
     def measure(self, context: Context) -> Mapping[str, Value]:
         """Values by name.
@@ -57,7 +62,7 @@ class MetricTrial:
         """
         if self.metric.measure is None:
             raise Skipped("it is a figure of the run, which is not measured")
-        setting = Setting(self.model, self.dataset, context.network)
+        setting = Setting(self.model, self.dataset, context.network, context.reconstruction_network, context.perceptual)
         for need in self.metric.needs:
             if reason := REQUIREMENTS[need](setting):
                 raise Skipped(reason)
@@ -68,10 +73,16 @@ class MetricTrial:
             raise Skipped(str(reason)) from None
 
     def measured_on(self, images: torch.Tensor) -> Value:
-        """Its value if the model's samples were these images, uint8 [N, 1, 28, 28]."""
+        """Its value if the model's samples and reconstructions were these images, uint8 [N, 1, 28, 28]."""
         context = self.context()
         assert context.network is not None
         context.__dict__["sampled"] = Images(images, *context.network.of_images(images))
+        if "encoder" in self.metric.needs:
+            with evaluating(self.model.objective):
+                found = reconstructed(context)
+            errors = unit_interval(images).double() - unit_interval(context.real.images).double()
+            squares = errors.square().flatten(1).sum(dim=1)
+            context.replace("reconstructions", found._replace(images=images, errors=squares))
         return self.measure(context)[self.metric.name]
 
 
@@ -111,8 +122,9 @@ def check_two_measurements_are_equal(trial: MetricTrial) -> None:
 
 def check_its_direction_is_right(trial: MetricTrial) -> None:
     """The test images themselves are no worse than noise, by the declared direction."""
-    if trial.metric.better not in ("less", "more") or "samples" not in trial.metric.needs:
-        raise Skipped("it does not rank samples")
+    of_images = "samples" in trial.metric.needs or trial.metric.group == "reconstruction"
+    if trial.metric.better not in ("less", "more") or not of_images:
+        raise Skipped("it does not rank samples or reconstructions")
     trial.measure(trial.context())
     images = torch.from_numpy(trial.dataset.test.images[:])
     noise = torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

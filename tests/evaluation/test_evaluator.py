@@ -28,10 +28,12 @@ from gen_dist.evaluation.context import Context
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.evaluation.features import feature_network, inception
 from gen_dist.evaluation.features.digits import CARD_FILE, WEIGHTS_FILE
+from gen_dist.evaluation.guide import base_name
 from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
 from gen_dist.evaluation.metrics import measured_metrics, path_length
 from gen_dist.evaluation.record import Evaluation, read_evaluation
 from gen_dist.inference.model import GenerativeModel
+from gen_dist.networks import efficientnet_lite
 from gen_dist.objectives import Batch
 from gen_dist.objectives.vae import Vae
 from gen_dist.records.checkpoint import checkpoint_paths
@@ -42,6 +44,8 @@ from tests.support.warm_python import in_two_ranks, warm_python
 
 OF_SAMPLES = {"fid", "kid", "precision", "recall", "density", "coverage", "sharpness", "diversity", "path_length"}
 OF_CLASSES = {"classes", "class_shares", "class_variation"}
+OF_LATENTS = {"latent_mean", "latent_std", "scaling_factor"}
+OF_SHARPNESS = {"reconstruction_sharpness", "reconstruction_sharpness_data"}
 OF_DATA = {f"{name}_data" for name, metric in measured_metrics().items() if metric.better == "data"}
 SMALL = {"samples": 260, "nll_samples": 30, "nll_images": 7}
 ONE_OF_A_KIND = {"autoencoder", "vae, learned Gaussian scale", "iwae", "conditional gan", "vae-gan"}
@@ -76,19 +80,20 @@ def test_every_objective_has_its_metrics_or_says_why_not(objective: str, runs: P
     config = OBJECTIVES[objective][0]
     expected = set()
     if "samples" not in config.lacks:
-        expected |= {f"{name}_260" for name in OF_SAMPLES | OF_CLASSES} | OF_DATA
+        expected |= {f"{name}_260" for name in OF_SAMPLES | OF_CLASSES} | OF_DATA - OF_SHARPNESS
     if "conditional" in objective or "projection" in objective:
         expected.add("label_accuracy_260")
     if "encoder" not in config.lacks:
-        expected.add("reconstruction_error")
+        expected |= {"reconstruction_error", "psnr", "ssim", "rfid_digits_1k", *OF_LATENTS, *OF_SHARPNESS}
+        expected |= {"perceptual_distance_efficientnet-lite0_7"} if efficientnet_lite.is_installed() else set()
     if config.kind in ("vae", "vae-gan"):
-        expected.add("active_units")
+        expected |= {"active_units", "bits_per_latent"}
     if config.kind == "vae":
         expected |= {"negative_elbo", "nll_k30_7"}
     if isinstance(config, VaeConfig) and config.likelihood == "bernoulli":
         expected.add("bits_per_dimension_k30_7")
     assert set(found.metrics) == expected
-    plain = {name.removesuffix("_260").removesuffix("_k30_7") for name in (*found.metrics, *found.unavailable)}
+    plain = {base_name(name) for name in (*found.metrics, *found.unavailable)}
     assert plain - OF_DATA == set(measured_metrics())
     assert all(reason and "\n" not in reason for reason in found.unavailable.values())
     numbers = [value for value in found.metrics.values() if not isinstance(value, list)]

@@ -1,4 +1,4 @@
-"""Feature networks for comparing images: the package's digit network, and the InceptionV3 of the literature."""
+"""Feature networks for comparing images: the package's digit network, EfficientNet-Lite0, and InceptionV3."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from torch import Tensor
 
 from gen_dist.evaluation.features.digits import IMAGE_SHAPE, WEIGHTS_FILE, load_digit_network
 from gen_dist.evaluation.features.inception import load_inception
+from gen_dist.networks.efficientnet_lite import load_efficientnet_lite0
+from gen_dist.networks.perceptual import prepared
 
-FeatureName = Literal["digits", "inception"]
+FeatureName = Literal["digits", "efficientnet-lite0", "inception"]
+
+IMAGES_PER_PASS = 32
+"""Images that pass EfficientNet-Lite0 at once: small parts keep its wide maps in the caches."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,10 @@ def feature_network(name: FeatureName, device: torch.device, inception_weights: 
     """A network, ready on a device.
 
     Raises:
-        UserError: InceptionV3 or its weights are not at hand.
+        UserError: the network's weights or package are not at hand.
     """
+    if name == "efficientnet-lite0":
+        return _efficientnet_lite0(device)
     if name == "inception":
         inception, digest = load_inception(inception_weights)
         inception.to(device)
@@ -53,3 +60,17 @@ def feature_network(name: FeatureName, device: torch.device, inception_weights: 
 
     digest = hashlib.sha256(WEIGHTS_FILE.read_bytes()).hexdigest()
     return FeatureNetwork(name, digest, of_images, lambda intensities: digits(intensities).features)
+
+
+def _efficientnet_lite0(device: torch.device) -> FeatureNetwork:
+    network, digest = load_efficientnet_lite0()
+    network.to(device)
+
+    def of_intensities(intensities: Tensor) -> Tensor:
+        parts = intensities.split(IMAGES_PER_PASS)
+        return torch.cat([network(prepared(part * 2.0 - 1.0, network.least_side)) for part in parts])
+
+    def of_images(images: Tensor) -> tuple[Tensor, None]:
+        return of_intensities(images * (1.0 / 255.0)), None
+
+    return FeatureNetwork("efficientnet-lite0", digest, of_images, of_intensities)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from gen_dist.evaluation.context import Context
 from gen_dist.evaluation.metric import Metric, Value, register
-from gen_dist.objectives.phase import unit_interval
+from gen_dist.evaluation.reconstructing import reconstructed
 
 LEAST_ACTIVITY = 0.01
 
@@ -16,31 +16,14 @@ def active_units(posterior_means: Tensor) -> int:
     return int((posterior_means.double().var(dim=0) > LEAST_ACTIVITY).sum())
 
 
-def _means_and_errors(context: Context) -> tuple[Tensor, Tensor]:
-    """Posterior means [N, *latent_shape] and squared errors float64 [N] of the test images, once for both metrics."""
-    objective = context.objective
-
-    def compute(first: int, last: int) -> tuple[Tensor, ...]:
-        images = context.test_batch(first, last).images
-        means, _ = objective.encode(images)
-        reconstructed = objective.pixels(objective.decode(means)).double()
-        return means, (reconstructed - unit_interval(images)).square().flatten(1).sum(dim=1)
-
-    def measure() -> tuple[Tensor, Tensor]:
-        means, errors = context.rows(len(context.dataset.test.images), "posterior", compute)
-        return means, errors
-
-    return context.once("means and errors", measure)
-
-
 def measure_error(context: Context) -> dict[str, Value]:
     """Mean squared error of the test images, summed over pixels."""
-    return {"reconstruction_error": float(_means_and_errors(context)[1].mean())}
+    return {"reconstruction_error": float(reconstructed(context).errors.mean())}
 
 
 def measure_active_units(context: Context) -> dict[str, Value]:
     """Active units over the test images."""
-    return {"active_units": active_units(_means_and_errors(context)[0])}
+    return {"active_units": active_units(reconstructed(context).means)}
 
 
 register(
