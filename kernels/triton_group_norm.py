@@ -188,7 +188,9 @@ def normalize_kernel(
     pixels = tl.minimum(PIXELS - part * (STEPS * TILE_PIXELS), STEPS * TILE_PIXELS)
     count = (tl.maximum(pixels, 0) * GROUP_CHANNELS).to(tl.float32)[None, :]
     share: tl.constexpr = 1.0 / (GROUP_CHANNELS * PIXELS)
-    mean = tl.sum(part_mean * count, axis=1) / (GROUP_CHANNELS * PIXELS)  # a quotient, as in `forward_kernel`
+    # A product would be contracted with one addition of the sum, and threads that hold other parts get another mean.
+    weighted = tl.fma(part_mean, count, 0.0)
+    mean = tl.sum(weighted, axis=1) / (GROUP_CHANNELS * PIXELS)  # a quotient, as in `forward_kernel`
     distance = (part_mean - mean[:, None]) + part_remainder
     remainder = tl.sum(distance * count, axis=1) * share
     distance -= remainder[:, None]
