@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from gen_dist.config import AutoencoderKlConfig, MlpConfig, networks
 from gen_dist.errors import ConfigError
@@ -102,6 +103,48 @@ def test_checkpointing_changes_no_bit_and_runs_blocks_twice() -> None:
                 block.register_forward_pre_hook(lambda *_, place=place: calls.__setitem__(place, calls[place] + 1))
         _gradients(pair, images)
     assert calls[1] == 2 * calls[0] > 0  # each block is computed once more for backward
+
+
+def _kept_bytes(network: nn.Module, inputs: Tensor) -> int:
+    """Bytes that a forward pass keeps for backward, each memory once: saved tensors, and inputs of checkpoints."""
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # so that no memory is used twice
+    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        alive.append(tensor)
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def note(_module: nn.Module, given: tuple[Tensor]) -> None:
+        keep(given[0])
+
+    handles = [
+        module.register_forward_pre_hook(note)
+        for module in network.modules()
+        if hasattr(module, "conv_shortcut") or hasattr(module, "to_q") or type(module).__name__ in ("_Halve", "_Double")
+    ]
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        alive.append(network(inputs))
+    for handle in handles:
+        handle.remove()
+    return sum(kept.values())
+
+
+def test_checkpoints_keep_less_than_half() -> None:
+    config = dataclasses.replace(SMALL, blocks=2)
+    shape = (1, 16, 16)
+    kept = [
+        [_kept_bytes(part, inputs) for part, inputs in zip(make(one, shape), inputs_of(shape), strict=True)]
+        for one in (config, dataclasses.replace(config, checkpointing=True))
+    ]
+    assert all(frugal < 0.5 * plain for plain, frugal in zip(*kept, strict=True)), kept
+
+
+def inputs_of(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    return torch.rand(3, *shape), torch.randn(3, *SMALL.latent_shape(shape))
 
 
 def test_evaluation_checkpoints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
