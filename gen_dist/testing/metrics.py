@@ -141,7 +141,10 @@ METRIC_CHECKS = (
     Check(check_its_entry_is_complete),
     Check(check_its_values_are_numbers, ("its entry is complete",)),
     Check(check_two_measurements_are_equal, ("its entry is complete", "its values are numbers")),
-    Check(check_its_direction_is_right, ("its entry is complete", "its values are numbers")),
+    Check(
+        check_its_direction_is_right,
+        ("its entry is complete", "its values are numbers", "two measurements are equal"),
+    ),
 )
 
 

@@ -124,14 +124,15 @@ def check_decoders_start_at_an_image(trial: NetworkTrial) -> None:
         raise Failure(f"{type(decoder).__name__}.start_at does not move the decoded images by the colour it is given")
 
 
+_SHAPE = "outputs have their shape"
 NETWORK_CHECKS = (
     Check(check_outputs_have_their_shape),
-    Check(check_gradients_reach_all_parameters),
-    Check(check_the_seed_alone_decides_the_weights),
-    Check(check_evaluation_is_deterministic),
-    Check(check_a_row_does_not_depend_on_the_others),
-    Check(check_channels_last_equals_contiguous),
-    Check(check_decoders_start_at_an_image),
+    Check(check_gradients_reach_all_parameters, (_SHAPE,)),
+    Check(check_the_seed_alone_decides_the_weights, (_SHAPE,)),
+    Check(check_evaluation_is_deterministic, (_SHAPE,)),
+    Check(check_a_row_does_not_depend_on_the_others, (_SHAPE, "evaluation is deterministic")),
+    Check(check_channels_last_equals_contiguous, (_SHAPE, "evaluation is deterministic")),
+    Check(check_decoders_start_at_an_image, (_SHAPE, "evaluation is deterministic")),
 )
 
 

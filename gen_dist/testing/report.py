@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from gen_dist.errors import UserError
 from gen_dist.testing.place import place_of
 
 Outcome = Literal["passed", "failed", "skipped"]
@@ -84,7 +85,9 @@ def raise_failures(results: Sequence[Result]) -> None:
 
 
 def _told(error: Exception) -> str:
-    """An error of the part's own code, with the innermost line of that code."""
+    """An error of the part's own code, with the innermost line of that code; what the package refuses is one line."""
+    if isinstance(error, UserError):
+        return str(error)
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     place = next(filter(None, (place_of(frame) for frame in reversed(frames))), None)
     text = " ".join(str(error).split())[:300]
