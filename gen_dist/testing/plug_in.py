@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
-from gen_dist.config import NetworkConfig, ObjectiveConfig, RoleName, networks, objectives
+from gen_dist.config import NetworkConfig, ObjectiveConfig, RoleName, TrainConfig, networks, objectives
 from gen_dist.data.catalogue import source_kinds
 from gen_dist.errors import ConfigError
 from gen_dist.plugins import Plugin
@@ -38,7 +39,7 @@ def check_plugin(
     parts = parts_of(plugin.name)
     if not parts:
         raise ConfigError(f"plug-in {plugin.name} registers nothing; see `gen_dist.plugins`")
-    own = [name for sort, name in parts if sort not in ("objective", "network", "metric", "preset")]
+    own = [name for sort, name in parts if sort == "data source"]
     if other := [name for name in data if name.partition(":")[0] not in own]:
         raise ConfigError(f"{other[0]} is no source of {plugin.name}, which registers {', '.join(own) or 'none'}")
     results: list[Result] = []
@@ -58,8 +59,12 @@ def check_plugin(
                 check_network(networks[name](), image_shape=image_shape, announce=collect)
             elif sort == "metric":
                 check_metric(name, announce=collect)
-            elif name in source_kinds():
+            elif sort == "data source":
                 _check_source(name, data, collect)
+            elif sort == "preset":
+                _check_preset(name, parts, image_shape, slow, collect)
+            else:
+                collect(Result(name, "all checks", "skipped", f"a {sort} has no checks", 0.0))
         except Failure:
             continue  # each failure is among the results
     return results
@@ -73,16 +78,37 @@ def _check_source(name: str, data: Sequence[str], collect: Announce) -> None:
         check_source(one, announce=collect)
 
 
+def _check_preset(
+    name: str, parts: Sequence[tuple[str, str]], image_shape: tuple[int, int, int], slow: bool, announce: Announce
+) -> None:
+    """Check an objective of this package on the plug-in's networks; the plug-in's own are checked beside it."""
+    config = get_preset(name)
+    if ("objective", config.objective.kind) in parts:
+        return
+    roles = _roles_of(config)
+    if not any(("network", one.kind) in parts for one in (config.network, *roles.values())):
+        return
+
+    def of_preset(result: Result) -> None:
+        announce(replace(result, part=name))
+
+    check_objective(
+        config.objective, config.network, roles=roles, image_shape=image_shape, slow=slow, announce=of_preset
+    )
+
+
+def _roles_of(config: TrainConfig) -> dict[RoleName, NetworkConfig]:
+    names: tuple[RoleName, ...] = get_args(RoleName)
+    return {role: own for role in names if (own := getattr(config, role))}
+
+
 def _trained(
     kind: str, parts: Sequence[tuple[str, str]]
 ) -> Sequence[tuple[ObjectiveConfig, NetworkConfig | None, dict[RoleName, NetworkConfig]]]:
     """An objective with the networks and roles that the plug-in's presets give it; without a preset, a small one."""
     configs = [get_preset(name) for sort, name in parts if sort == "preset"]
-    names: tuple[RoleName, ...] = get_args(RoleName)
     found: list[tuple[ObjectiveConfig, NetworkConfig | None, dict[RoleName, NetworkConfig]]] = [
-        (one.objective, one.network, {role: own for role in names if (own := getattr(one, role))})
-        for one in configs
-        if one.objective.kind == kind
+        (one.objective, one.network, _roles_of(one)) for one in configs if one.objective.kind == kind
     ]
     return found or [(objectives[kind](), None, {})]
 

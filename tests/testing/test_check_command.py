@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from gen_dist.plugins import load
+from gen_dist.testing.networks import NETWORK_CHECKS
+from gen_dist.testing.objectives import OBJECTIVE_CHECKS
+from gen_dist.testing.plug_in import check_plugin
+from gen_dist.testing.report import nobody
 from tests.conftest import REPOSITORY
+from tests.support.loaded_plugins import forgetting_plugins
 from tests.support.warm_python import warm_python
 
 METRIC = """
@@ -32,6 +38,37 @@ def test_the_exit_code_tells_a_failure(value: str, code: int, words: str, tmp_pa
     done = _check(plugin)
     assert done.returncode == code, done.stderr
     assert words in done.stdout
+
+
+NETWORK = """
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from gen_dist.config import MlpConfig, networks
+from gen_dist.presets import add_preset, get_preset
+from gen_dist.records.trackers.base import RunTracker, register
+
+
+@networks.register
+@dataclass(frozen=True)
+class MineConfig(MlpConfig):
+    kind: Literal["mine"] = "mine"
+    hidden_sizes: tuple[int, ...] = (4,)
+
+
+add_preset("vae-on-mine", replace(get_preset("vae-mnist"), network=MineConfig()), "ours on mine")
+add_preset("ours-alone", get_preset("vae-mnist"), "nothing of mine")
+register("nowhere", lambda _run: RunTracker())
+"""
+
+
+def test_our_objectives_are_checked_on_networks_of_a_plugin(tmp_path: Path) -> None:
+    (path := tmp_path / "mine.py").write_text(NETWORK)
+    with forgetting_plugins():
+        results = check_plugin(load(str(path)), (1, 8, 8), (), slow=False, announce=nobody)
+    names = [*("mine",) * len(NETWORK_CHECKS), *("vae-on-mine",) * len(OBJECTIVE_CHECKS), "nowhere"]
+    assert sorted(one.part for one in results) == sorted(names)
+    assert [one.reason for one in results if one.outcome != "passed"] == ["a tracker has no checks"]
 
 
 def test_a_plugin_that_is_missing_is_bad_input(tmp_path: Path) -> None:
