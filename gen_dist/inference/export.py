@@ -33,16 +33,13 @@ from torch import Tensor, nn
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.files import sync, whole_directory
 from gen_dist.inference import diffusers_format
-from gen_dist.inference.exported import CARD, CONFIG, LIBRARY, PLUGINS, SUFFIXES, Format, PartName
+from gen_dist.inference.exported import CARD, CONFIG, LIBRARY, PLAIN_CARD, PLUGINS, SUFFIXES, Format, PartName
 from gen_dist.inference.model import GenerativeModel, model_of, read_checkpoint
 from gen_dist.inference.model_card import Part, Port, card
 from gen_dist.objectives import Objective
 from gen_dist.plugins.loading import contents_of
 from gen_dist.records.checkpoint import Checkpoint, is_checkpoint
 from gen_dist.records.run_data import open_run_data
-
-_PLAIN_CARD = "card.md"
-"""Card without metadata, the only one in exports of older versions."""
 
 
 class _Decode(nn.Module):
@@ -138,7 +135,7 @@ def export(
             files = prepared.contents()
             text = card(model, checkpoint, home, form, prepared.parts, files, announce)
             plain = text.split("\n---\n", 1)[-1].lstrip()  # without the Hub's metadata
-            cards = {CARD: text, _PLAIN_CARD: plain}
+            cards = {CARD: text, PLAIN_CARD: plain}
             files |= {name: card_text.encode(errors="backslashreplace") for name, card_text in cards.items()}
             for name, content in files.items():
                 (directory / name).write_bytes(content)
@@ -194,7 +191,7 @@ def _refuse_other_files(out: Path) -> None:
     """Raise ConfigError if the directory holds anything but a previous export."""
     ours = {
         CARD,
-        _PLAIN_CARD,
+        PLAIN_CARD,
         CONFIG,
         PLUGINS,
         *diffusers_format.FILES,
@@ -203,7 +200,7 @@ def _refuse_other_files(out: Path) -> None:
     try:
         found = {file.name for file in out.iterdir()}
         # Many directories have a README.md and a config.json.
-        is_export = _PLAIN_CARD in found or (CARD in found and LIBRARY in (out / CARD).read_text(errors="replace"))
+        is_export = PLAIN_CARD in found or (CARD in found and LIBRARY in (out / CARD).read_text(errors="replace"))
     except FileNotFoundError:
         return
     except OSError as error:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -20,9 +24,13 @@ PartName = Literal["decoder", "encoder"]
 SUFFIXES: dict[Format, str] = {"safetensors": "safetensors", "onnx": "onnx", "torch-export": "pt2"}
 """Ends of the names of formats that have a file for each part."""
 CARD, CONFIG, PLUGINS = "README.md", "config.json", "plugins"
+PLAIN_CARD = "card.md"
+"""Card without the Hub's metadata, the only one in exports of older versions."""
 LIBRARY = "library_name: gen_dist"
 """Line of the card's metadata that marks a directory as an export."""
 
+_ROW = re.compile(r"^\| ([\w.]+) \| [\d,]+ \| ([0-9a-f]{64}) \|\s*$", re.MULTILINE)
+"""Line of a card about a file: its name, bytes and digest."""
 _FACTS = {"network": TEXT, "parameters": COUNT, "image_shape": IMAGE_SHAPE, "class_names": list_of(TEXT)}
 
 
@@ -46,6 +54,8 @@ def is_export(path: Path) -> bool:
 def read_export(path: Path) -> Exported:
     """Read an export in safetensors, and load the copies of plug-ins beside it.
 
+    Its files are compared with the digests in its card. A file that no card lists is taken as it is.
+
     Raises:
         CheckpointError: it has another format or no config.json, is damaged, or cannot be read just now.
         ConfigError: its config.json is not a config of this version, or a plug-in cannot be loaded.
@@ -60,11 +70,41 @@ def read_export(path: Path) -> Exported:
         config = read_config(path / CONFIG)
     except FileNotFoundError:
         raise CheckpointError(f"{path} has no {CONFIG}, which every export has; export the run again") from None
+    _compare_digests(path, [path / CONFIG, *files])
     found = [_read(file) for file in files]
     facts = found[0][1]
     weights = {facts["network"]: tensors for tensors, facts in found}
     channels, height, width = facts["image_shape"]
     return Exported(weights, facts["parameters"], config, (channels, height, width), facts["class_names"])
+
+
+def _compare_digests(path: Path, files: Sequence[Path]) -> None:
+    """Raise DamagedError if a file has another SHA-256 than the card lists for it."""
+    listed: dict[str, str] = {}
+    for card in (CARD, PLAIN_CARD):
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                listed = dict(_ROW.findall(retrying((path / card).read_bytes).decode(errors="replace")))
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise UnreadableError(unreadable(path / card, error)) from None
+            break
+    for file in files:
+        try:
+            digest = retrying(lambda file=file: _digest(file))  # type: ignore[misc]
+        except OSError as error:
+            raise UnreadableError(unreadable(file, error)) from None
+        if listed.get(file.name, digest) != digest:
+            raise DamagedError(
+                f"{file} is damaged or changed: its SHA-256 is {digest[:12]}, and {card} lists "
+                f"{listed[file.name][:12]}; export the run again, or remove its line from {card}"
+            )
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -201,7 +201,16 @@ def test_exports_that_load_cannot_use_are_one_line(
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match=r"decoder\.safetensors is damaged"):
         gen_dist.load(out)
+    flipped = bytearray(whole)
+    flipped[-5] ^= 1
+    weights.write_bytes(flipped)
+    with pytest.raises(CheckpointError, match=r"damaged or changed: its SHA-256 is \w{12}, and README\.md lists \w"):
+        gen_dist.load(out)
+    (out / "README.md").unlink()
+    with pytest.raises(CheckpointError, match=r"and card\.md lists"):
+        gen_dist.load(out)
     weights.write_bytes(whole)
+    (out / "card.md").unlink()
     config = TrainConfig.from_json((out / "config.json").read_text(), "config")
     (out / "config.json").write_text(replace(config, network=MlpConfig(hidden_sizes=(9999,))).to_json())
     with pytest.raises(CheckpointError, match="of other networks than its config"):
@@ -225,6 +234,7 @@ def test_a_card_is_what_the_hugging_face_hub_takes(
     assert (out / "card.md").read_text() in (out / "README.md").read_text()
     assert (card.data.library_name, card.data.pipeline_tag) == ("gen_dist", "unconditional-image-generation")
     assert {"gen_dist", "safetensors", "dcgan"} <= set(card.data.tags)
+    assert card.data.to_dict()["networks"] == {"generator": "dcgan", "discriminator": "dcgan"}
     assert card.data.datasets == ["ylecun/mnist"]
     results = {one.metric_type: one.metric_value for one in card.data.eval_results}
     assert list(results.values()) == [1.5, 2.5, 3.5, 4.5]
