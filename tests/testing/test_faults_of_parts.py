@@ -61,7 +61,7 @@ METRICS: Faults = {
     "no value": (_metric(lambda _: {}), "its values are numbers", "it gives nothing, not odd"),
     "another name": (_metric(lambda _: {"odd": 1.0, "even": 2.0}), "its values are numbers", "it gives even; further"),
     "infinity": (_metric(lambda _: {"odd": [1.0, float("inf")]}), "its values are numbers", "raise UnavailableError"),
-    "own error": (_metric(lambda _: {"odd": {}["x"]}), "its values are numbers", "KeyError: 'x'"),
+    "own error": (_metric(lambda context: {"odd": vars(context)["x"]}), "its values are numbers", "KeyError: 'x'"),
     "draws": (_metric(lambda _: {"odd": float(torch.rand(()))}), "two measurements are equal", "context.rng"),
     "direction": (_metric(better="more"), "its direction is right", "more is better, but it is"),
 }
@@ -117,7 +117,8 @@ def _with_error(error: Exception) -> Callable[[Any], Iterator[Block]]:
 
 
 def _noise(block: Block) -> Any:
-    return np.random.default_rng().integers(0, 256, np.shape(block.images), np.uint8)
+    assert isinstance(block.images, np.ndarray)
+    return np.random.default_rng().integers(0, 256, block.images.shape, np.uint8)
 
 
 SOURCES: Faults = {
