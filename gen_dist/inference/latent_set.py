@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gen_dist.data.sources.source import SplitName
-from gen_dist.errors import CheckpointError, ConfigError, DamagedError, OtherVersionError, UnreadableError
+from gen_dist.errors import CheckpointError, ConfigError, DamagedError, MachineError, OtherVersionError, UnreadableError
 from gen_dist.files import open_regular, reason_of, retrying, unreadable, write_atomically
 from gen_dist.inference.latent_files import WRITERS, Column, FileFormat, Rows, from_safetensors, joined
 from gen_dist.records.reading import (
@@ -263,7 +263,9 @@ class LatentSet:
     def _present(self, name: str, record: Mapping[str, Any] | None) -> Mapping[str, Any]:
         path = self.path / name
         if record is None or not path.exists() or path.stat().st_size != record["bytes"]:
-            raise CheckpointError(f"{path} was not written by the process that had it; run the same command again")
+            raise CheckpointError(
+                f"{path} is not there: its process failed, or writes elsewhere; all need one directory"
+            )
         return record
 
     def _manifest(self, files: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,7 +285,7 @@ def written_to(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(
+        raise MachineError(  # not shared: any process may meet it alone
             f"{path} cannot be written: {reason_of(error)}; fix that, then run the same command: it goes on, or choose "
             "another --out"
         ) from None
