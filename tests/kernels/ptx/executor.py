@@ -44,6 +44,7 @@ def execute(
     shared_bytes: int = 0,
     approximation: float = 0.0,
     poison: int = 0xDEADBEEFDEADBEEF,
+    only: Sequence[int] | None = None,
 ) -> Trace:
     """Launch a kernel.
 
@@ -54,6 +55,7 @@ def execute(
         shared_bytes: shared memory of a program.
         approximation: error of approximate instructions, in units of the largest that NVIDIA documents, -1 to 1.
         poison: 64 bits; the lower ones are the value of an unwritten register.
+        only: programs that run, by their numbers in the grid, x first; None for all.
 
     Returns:
         Trace of the memory accesses.
@@ -65,8 +67,9 @@ def execute(
     trace = Trace()
     operations = tuple(map(operation_of, program.instructions))
     at_once = max(1, MOST_THREADS // program.threads)
-    for first in range(0, x * y * z, at_once):
-        programs = np.arange(first, min(first + at_once, x * y * z))
+    numbers = np.arange(x * y * z) if only is None else np.array(only)
+    for first in range(0, len(numbers), at_once):
+        programs = numbers[first : first + at_once]
         machine = Machine(
             program, operations, programs, (x, y, z), arguments, shared_bytes, approximation, poison, trace
         )
