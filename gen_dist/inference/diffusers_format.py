@@ -33,7 +33,7 @@ from gen_dist.records.reading import COUNT, FLAG, NUMBER, TEXT, either, list_of,
 CONFIG, WEIGHTS, RUN_CONFIG = "config.json", "diffusion_pytorch_model.safetensors", "gen_dist.json"
 FILES = (CONFIG, WEIGHTS, RUN_CONFIG)
 _HALF_WEIGHTS = "diffusion_pytorch_model.fp16.safetensors"
-_CLASSES = {"kl": "AutoencoderKL"}
+_CLASSES = {"kl": "AutoencoderKL", "vq": "VQModel"}
 """Classes of diffusers by bottleneck."""
 _IMAGES = 1000
 """Most images that latents are measured on."""
@@ -50,6 +50,9 @@ _SHAPE = {
     "norm_num_groups": either(COUNT, None),
     "mid_block_add_attention": either(FLAG, None),
     "scaling_factor": either(NUMBER, None),
+    "num_vq_embeddings": either(COUNT, None),
+    "vq_embed_dim": either(COUNT, None),
+    "norm_type": either(TEXT, None),
 }
 
 
@@ -120,10 +123,9 @@ def files_of(model: GenerativeModel, scale: LatentScale) -> dict[str, bytes]:
         ConfigError: diffusers has no class for the model.
     """
     network = _network_of(model.config)
-    fields = diffusers_layout.diffusers_config(
-        class_of(model.config), network, model.image_shape, 1.0 / scale.deviation
-    )
-    weights = {name: _state_of(model.objective, name) for name in ("encoder", "decoder")}
+    codes = getattr(model.objective, "codebook_size", 0)
+    fields = diffusers_layout.diffusers_config(network, model.image_shape, 1.0 / scale.deviation, codes)
+    weights = {name: model.objective.networks[name].state_dict() for name in ("encoder", "decoder")}
     run_config = dataclasses.replace(model.config, run_dir=None)  # the path of the run is private
     return {
         CONFIG: (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode(),
@@ -162,12 +164,6 @@ def _network_of(config: TrainConfig) -> AutoencoderKlConfig:
     if encoder != decoder:
         raise ConfigError("diffusers' classes have one config for encoder and decoder, and those of this run differ")
     return encoder
-
-
-def _state_of(objective: Objective, name: str) -> dict[str, Tensor]:
-    """Weights of a network, without the bottleneck that is a part of the decoder."""
-    state = objective.networks[name].state_dict()
-    return {key: tensor for key, tensor in state.items() if not key.startswith("bottleneck.")}
 
 
 class Published(NamedTuple):
@@ -254,11 +250,18 @@ def start_from(objective: Objective, config: TrainConfig, published: Published) 
         options = diffusers_layout.network_options(published.fields)
     except ConfigError as error:
         raise ConfigError(f"{place} is of another network: {error}") from None
-    if changes := diffusers_layout.option_changes(options, _network_of(config)):
+    network = dataclasses.asdict(_network_of(config))
+    network["attention_factors"] = tuple(sorted(network["attention_factors"]))
+    options |= {"codebook_size": codes} if (codes := diffusers_layout.codes_of(published.fields)) else {}
+    if changes := diffusers_layout.option_changes(
+        options, network | {"codebook_size": getattr(objective, "codebook_size", 0)}
+    ):
         raise ConfigError(f"{place} is of another network than this config's; use {' '.join(changes)}")
     weights = diffusers_layout.from_diffusers(published.weights)
     for name, tensors in weights.items():
-        ours = _state_of(objective, name)
+        ours = objective.networks[name].state_dict()
+        if diffusers_layout.CODE_SUMS not in ours:  # of a codebook that gradients move
+            tensors.pop(diffusers_layout.CODE_SUMS, None)
         if missing := sorted(ours.keys() ^ tensors.keys()):
             here = "is not in" if missing[0] in ours else "is only in"
             raise ConfigError(f"{name}.{missing[0]} {here} the weights of {place}; fetch them again")
@@ -269,4 +272,4 @@ def start_from(objective: Objective, config: TrainConfig, published: Published) 
                     f"{list(ours[key].shape)}; use images of as many channels"
                 )
     for name, tensors in weights.items():
-        objective.networks[name].load_state_dict(tensors, strict=False)  # the bottleneck has no weights there
+        objective.networks[name].load_state_dict(tensors)

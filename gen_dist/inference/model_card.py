@@ -144,13 +144,18 @@ def _code(model: GenerativeModel, form: str, parts: Sequence[Part]) -> str:
 
 def _code_of_diffusers(model: GenerativeModel) -> str:
     sides = ", ".join(map(str, model.image_shape))
+    name, encoded = (
+        ("VQModel", "latents")
+        if getattr(model.objective, "codebook_size", 0)
+        else ("AutoencoderKL", "latent_dist.sample()")
+    )
     return "\n".join(
         [
-            *("import torch", "from diffusers import AutoencoderKL", ""),
-            'vae = AutoencoderKL.from_pretrained(".").eval()',
+            *("import torch", f"from diffusers import {name}", ""),
+            f'vae = {name}.from_pretrained(".").eval()',
             f"images = torch.zeros(4, {sides})  # in 0..1",
-            "posterior = vae.encode(images * 2 - 1).latent_dist",
-            "latents = posterior.sample() * vae.config.scaling_factor  # what a diffusion model learns",
+            f"encoded = vae.encode(images * 2 - 1).{encoded}",
+            "latents = encoded * vae.config.scaling_factor  # what a diffusion model learns",
             "decoded = vae.decode(latents / vae.config.scaling_factor).sample * 0.5 + 0.5",
         ]
     )

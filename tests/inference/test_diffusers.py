@@ -22,7 +22,13 @@ from gen_dist.errors import ConfigError
 from gen_dist.inference.diffusers_format import latent_scale, read_published
 from gen_dist.inference.export import export
 from gen_dist.networks import build_decoder, build_encoder
-from gen_dist.networks.diffusers_layout import diffusers_config, from_diffusers, network_options, to_diffusers
+from gen_dist.networks.diffusers_layout import (
+    codes_of,
+    diffusers_config,
+    from_diffusers,
+    network_options,
+    to_diffusers,
+)
 from gen_dist.records.checkpoint import load_newest
 from gen_dist.records.reading import read_config
 from gen_dist.training.run import train
@@ -59,7 +65,7 @@ def _pair(config: AutoencoderKlConfig, shape: tuple[int, int, int]) -> dict[str,
 
 
 def _theirs(config: AutoencoderKlConfig, shape: tuple[int, int, int]) -> Any:
-    return _diffusers().AutoencoderKL.from_config(diffusers_config("AutoencoderKL", config, shape, 1.0)).eval()
+    return _diffusers().AutoencoderKL.from_config(diffusers_config(config, shape, 1.0)).eval()
 
 
 def _inputs(config: AutoencoderKlConfig, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
@@ -78,6 +84,12 @@ def _their_outputs(theirs: Any, inputs: tuple[Tensor, Tensor]) -> list[Tensor]:
     return [theirs.encode(inputs[0]).latent_dist.parameters.float(), theirs.decode(inputs[1]).sample.float()]
 
 
+def _assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
+    """Assert that the largest difference is below 1e-5 of the range of the outputs."""
+    for one, other in zip(found, expected, strict=True):
+        assert float((one - other).abs().max()) < 1e-5 * float(other.max() - other.min())
+
+
 def _assert_exchangeable(config: AutoencoderKlConfig, shape: tuple[int, int, int]) -> None:
     ours, theirs, inputs = _pair(config, shape), _theirs(config, shape), _inputs(config, shape)
     assert network_options(dict(theirs.config) | {"_class_name": "AutoencoderKL"}) == {
@@ -88,12 +100,12 @@ def _assert_exchangeable(config: AutoencoderKlConfig, shape: tuple[int, int, int
     for name, state in from_diffusers(theirs.state_dict()).items():
         ours[name].load_state_dict(state)
     found, expected = _outputs(ours, inputs), _their_outputs(theirs, inputs)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    _assert_close(found, expected)
     assert not torch.allclose(found[0], before[0], atol=0.01)
     # Ours in theirs.
     ours = _pair(config, shape)
     theirs.load_state_dict(to_diffusers({name: part.state_dict() for name, part in ours.items()}), strict=True)
-    torch.testing.assert_close(_their_outputs(theirs, inputs), before, rtol=1e-5, atol=1e-5)
+    _assert_close(_their_outputs(theirs, inputs), before)
     # In bfloat16, whose values are 2^-8 apart: no farther from float32 than theirs, up to luck.
     halves = inputs[0].bfloat16(), inputs[1].bfloat16()
     errors = [
@@ -113,10 +125,41 @@ def test_weights_are_exchanged_with_equal_outputs(name: str, shape: tuple[int, i
     _assert_exchangeable(CONFIGS[name], shape)
 
 
+def test_codebooks_are_exchanged_with_even_usage() -> None:
+    shape = (3, 8, 8)
+    theirs = _diffusers().VQModel.from_config(diffusers_config(SMALL, shape, 1.0, codes=16)).eval()
+    fields = dict(theirs.config) | {"_class_name": "VQModel"}
+    assert codes_of(fields) == 16 and network_options(fields)["latent_dim"] == SMALL.latent_dim
+    weights = from_diffusers(theirs.state_dict())
+    codebook, usage, sums = (weights["decoder"].pop(f"bottleneck.{name}") for name in ("codebook", "usage", "sums"))
+    assert torch.equal(codebook, theirs.quantize.embedding.weight)
+    torch.testing.assert_close(sums / usage[:, None], codebook)  # as moving averages define a codebook
+    assert float(usage.sum()) == pytest.approx(1.0)
+    encoder, decoder = build_encoder(SMALL, shape, SMALL.latent_dim), build_decoder(SMALL, shape)
+    encoder.load_state_dict(weights["encoder"])
+    decoder.load_state_dict(weights["decoder"])
+    images = _inputs(SMALL, shape)[0]
+    with torch.no_grad():
+        _assert_close([encoder(images)], [theirs.encode(images).latents])
+    weights["decoder"]["bottleneck.codebook"] = codebook
+    assert_same_bits(to_diffusers(weights), theirs.state_dict())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_autoencoders_are_exchanged(name: str) -> None:
-    _assert_exchangeable(PUBLISHED[name][0], (3, 24, 40))
+    config, shape = PUBLISHED[name][0], (3, 24, 40)
+    _assert_exchangeable(config, shape)
+    # In float64 they are one function: the rest is rounding, of theirs as much as of ours.
+    ours, theirs = _pair(config, shape), _theirs(config, shape).double()
+    images, latents = (one.double() for one in _inputs(config, shape))
+    theirs.load_state_dict(to_diffusers({name: part.state_dict() for name, part in ours.items()}), strict=True)
+    with torch.no_grad():
+        for found, expected in (
+            (ours["encoder"].double()(images), theirs.encode(images).latent_dist.parameters),
+            (ours["decoder"].double()(latents), theirs.decode(latents).sample),
+        ):
+            torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -319,7 +362,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "one weight more": (
         _edit_weights(lambda found: found.update({"quantize.embedding.weight": torch.zeros(4, 2)})),
-        "decoder.quantize.embedding.weight is only in the weights of",
+        "decoder.bottleneck.codebook is only in the weights of",
     ),
 }
 

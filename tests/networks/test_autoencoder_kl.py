@@ -81,6 +81,18 @@ def test_maps_are_halved_with_zeros_right_and_below() -> None:
     assert torch.equal(halving(maps), expected)
 
 
+def test_doubling_is_a_convolution_of_repeated_places() -> None:
+    decoder: Any = make(SMALL, (1, 8, 8))[1]
+    (doubling,) = decoder.up_blocks[0].upsamplers
+    doubling.double()
+    maps = torch.randn(2, 16, 3, 5, dtype=torch.float64, requires_grad=True)
+    expected = doubling.conv(maps.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+    found = doubling(maps)
+    torch.testing.assert_close(found, expected)
+    inputs = (maps, doubling.conv.weight, doubling.conv.bias)
+    torch.testing.assert_close(*(torch.autograd.grad(outputs.square().sum(), inputs) for outputs in (found, expected)))
+
+
 def _gradients(networks: tuple[Encoder, Decoder], images: Tensor) -> dict[str, Tensor]:
     encoder, decoder = networks
     loss = (decoder(encoder(images)[:, :2]) - images).square().mean()
