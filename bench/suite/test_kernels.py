@@ -18,7 +18,16 @@ from torch import Tensor, nn
 
 from bench.gpu.kernels import plain
 from bench.measuring.measured import Measurement
-from gen_dist.kernels import DoublingConvolution, HalvingConvolution, Key, Linear, binarize, normal, reparameterize_kl
+from gen_dist.kernels import (
+    DoublingConvolution,
+    HalvingConvolution,
+    Key,
+    Linear,
+    binarize,
+    group_norm_silu,
+    normal,
+    reparameterize_kl,
+)
 from gen_dist.kernels.convolution import pixel_by_pixel
 from gen_dist.objectives.losses import bernoulli_nll
 
@@ -125,6 +134,16 @@ def convolution(ours: nn.Module, twin: nn.Module, maps: Tensor) -> Case:
     return Case(ours.to(memory_format=layout), twin.to(memory_format=layout), pixel_by_pixel(maps), calls=1)
 
 
+def group_norm(channels: int, side: int, layout: torch.memory_format, device: torch.device) -> Case:
+    """Group normalization and SiLU of an autoencoder."""
+    weight, bias = (torch.ones(channels, device=device, requires_grad=True) for _ in range(2))
+    return Case(
+        lambda maps: group_norm_silu(maps, weight, bias, 32, 1e-6),
+        lambda maps: F.silu(F.group_norm(maps, 32, weight, bias, 1e-6)),
+        torch.randn(GAN_ROWS // 2, channels, side, side, device=device).contiguous(memory_format=layout),
+    )
+
+
 CASES: dict[str, Callable[[torch.device], Case]] = {
     "reparameterize_kl": latent_step,
     "normal": drawing_normals,
@@ -137,6 +156,9 @@ CASES: dict[str, Callable[[torch.device], Case]] = {
     "doubling 64-32, 7": functools.partial(doubling, 64, 32, 7),
     "doubling 32-1, 14": functools.partial(doubling, 32, 1, 14),
     "halving 256-512, 8": functools.partial(halving, 256, 512, 8),
+    "group norm 128, 32": functools.partial(group_norm, 128, 32, torch.channels_last),
+    "group norm 128, 16": functools.partial(group_norm, 128, 16, torch.channels_last),
+    "group norm 128, 16, contiguous": functools.partial(group_norm, 128, 16, torch.contiguous_format),
 }
 WITHOUT_GRADIENT = ("normal", "binarize")
 DIRECTIONS = [
