@@ -52,3 +52,5 @@ class Stream(IntEnum):
     """Noise on generated images in the generator's turn."""
     WALKS = 20
     """Ends of walks through the prior, and positions on them at which smoothness is measured."""
+    CODES = 21
+    """Vectors of a batch that take the place of dead codes; its row is the code."""

@@ -70,6 +70,9 @@ class ObjectiveConfig(Checked):
         """Periods of phases and penalties, in steps; the schedule repeats after their least common multiple."""
         return (1,)
 
+    def refuse_steps(self, steps: int) -> None:
+        """Raise ConfigError if a run of so many steps would end before a part of the objective begins."""
+
 
 objectives = Registry("objective", ObjectiveConfig, "gen_dist.objectives")
 """Configs of objectives by kind."""

@@ -29,6 +29,8 @@ class OptimizerConfig(Checked):
     """Steps over which the learning rate rises linearly from 0."""
     decay: Decay = "constant"
     """Learning rate after the warm-up: constant, or falling to 0 at the last step."""
+    rate_per_image: bool = False
+    """The learning rate is that of a batch of one image, and multiplied by `global_batch_size` (Goyal et al. 2017)."""
     ema_decay: float | None = None
     """Decay per step of the moving average of weights, which sampling and evaluation use. None keeps no average."""
 

@@ -61,7 +61,7 @@ class TrainConfig(Checked):
     accumulation: int = 1
     """Micro-batches per process and optimizer step, for batches that do not fit in memory; gradients are summed."""
     learning_rate: float = 1e-3
-    """Highest learning rate of the schedule."""
+    """Highest learning rate of the schedule; with `rate_per_image`, for each image of the batch."""
     seed: int = 0
     """Key of all randomness: initial weights, order of the images, noise. 0 to 2^63 - 1."""
     precision: Precision = "auto"
@@ -126,6 +126,7 @@ class TrainConfig(Checked):
             if getattr(self, role) is not None and role not in self.objective.roles:
                 its = " and ".join(self.objective.roles)
                 raise ConfigError(f"objective {self.objective.kind} has no {role}; its networks are {its}")
+        self.objective.refuse_steps(self.steps)
         if not self.data:
             raise ConfigError("data is empty; name a source such as mnist5k")
         self._refuse_bad_start()

@@ -75,6 +75,10 @@ class AutoencoderKlDecoder(Decoder):
     def start_at(self, image: Tensor) -> None:
         set_bias(self.conv_out, image.mean(dim=(1, 2)))
 
+    @property
+    def last_convolution(self) -> nn.Conv2d:
+        return self.conv_out
+
     def features(self, latents: Tensor) -> Tensor:
         """Maps before the last convolution `conv_out`, [B, feature_maps[0], H, W]."""
         maps = self.conv_in(self.post_quant_conv(channels_last(latents)))

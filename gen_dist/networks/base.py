@@ -34,6 +34,15 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents float32 [B, inputs] -> [B, C, H, W]. It also serves as a generator."""
 
+    @property
+    def last_convolution(self) -> nn.Conv2d | None:
+        """The convolution that makes the images from `features`; None of decoders that end otherwise."""
+        return None
+
+    def features(self, latents: Tensor) -> Tensor:
+        """Maps before the last convolution, [B, F, H, W]. Only decoders with a `last_convolution` have them."""
+        raise NotImplementedError
+
     def start_at(self, image: Tensor) -> None:
         """Set initial values so that every latent decodes to about this image, [C, H, W], or to its mean colour."""
         raise NotImplementedError

@@ -1,5 +1,7 @@
 """Base of all objectives: networks, and an ordered list of phases that train them."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,10 @@ from gen_dist.config import Likelihood, ObjectiveConfig, Roles
 from gen_dist.errors import UserError
 from gen_dist.networks import Decoder, build_decoder, build_encoder
 from gen_dist.objectives.phase import Batch, Phase
+
+
+def _of_one_process(values: Tensor) -> Tensor:
+    return values
 
 
 class Objective(nn.Module):
@@ -27,6 +33,10 @@ class Objective(nn.Module):
     carries_graphs: bool = False
     """True if carried tensors may have a graph, through which a later phase runs backward. The trainer sets it if
     backward is plain: one micro-batch, no loss scale, no compiled graph."""
+    codebook_size: int = 0
+    """Number of codes that latents are made of; 0 if they are not codes."""
+    sum_over_processes: Callable[[Tensor], Tensor] = staticmethod(_of_one_process)
+    """Sum of a tensor's values over all processes, also within a compiled phase. The trainer sets it."""
 
     @property
     def encodes(self) -> bool:
@@ -43,6 +53,9 @@ class Objective(nn.Module):
         """True if `encode` returns the log-variances of a posterior."""
         return "posterior" not in self.config.lacks
 
+    def refuse_batch(self, global_batch_size: int) -> None:
+        """Raise ConfigError if batches of so many images are too small to train on."""
+
     def phases(self) -> dict[str, Phase]:
         """Create the phases over the networks of this objective, by name, in the order of their turns."""
         raise NotImplementedError
@@ -53,6 +66,10 @@ class Objective(nn.Module):
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Posterior of images uint8 [B, C, H, W]: mean [B, *latent_shape] and log-variance of that shape or None."""
         raise UserError(self.config.lacks.get("encoder", f"{type(self).__name__} does not define encode"))
+
+    def codes(self, images: Tensor) -> Tensor:
+        """Codes int64 [B, ...] below `codebook_size` of images uint8 [B, C, H, W]."""
+        raise UserError(f"{self.config.family_name} of kind {self.config.kind} has no codes")
 
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Decode latents [B, *latent_shape] to logits or means [B, C, H, W].

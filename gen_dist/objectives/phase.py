@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     first_row: int
     """Global row of images[0]: its index in the global batch, on any rank."""
     penalized: bool = True
-    """True at steps where a lazily computed penalty is due."""
+    """True at steps where a penalty is due that is computed lazily, or a term that begins later."""
     carried: Mapping[str, Tensor] = {}
     """Tensors that earlier phases of the same step computed from this micro-batch, by name."""
 
@@ -66,6 +66,10 @@ class Phase(nn.Module):
     """The phase takes its turn at steps divisible by this."""
     penalty_every: int = 1
     """Batches are `penalized` at steps divisible by this (lazy regularization: Karras et al. 2020, appendix B)."""
+    first_step: int = 0
+    """Step of the first turn."""
+    first_penalized_step: int = 0
+    """Step from which batches may be `penalized`."""
     logs_gradient_norm: bool = False
     """True if the norm of the phase's gradients is logged, with and without clipping."""
     stops_gradients: str = ""
@@ -79,6 +83,24 @@ class Phase(nn.Module):
     def forward(self, batch: Batch) -> TurnResult:
         """Compute the loss, the logs and tensors for later phases of the step."""
         raise NotImplementedError
+
+    def prepare(self, micro_batches: Sequence[Batch]) -> Mapping[str, Tensor]:
+        """Compute tensors that depend on all micro-batches of a turn, which `forward` then finds in `carried`.
+
+        Neither compiled nor part of a wrapped module, and without gradients.
+        """
+        return {}
+
+    def finish(self, micro_batches: Sequence[Batch], carried: Sequence[Mapping[str, Tensor]]) -> None:
+        """Update buffers after the optimizer's step, from what `forward` carried for each micro-batch; as `prepare`."""
+
+    def due_at(self, step: int) -> bool:
+        """True at steps at which the phase takes its turn."""
+        return step >= self.first_step and step % self.every == 0
+
+    def penalized_at(self, step: int) -> bool:
+        """True at steps whose batches are `penalized`."""
+        return step >= self.first_penalized_step and step % self.penalty_every == 0
 
 
 def refuse_bad_phases(phases: Mapping[str, Phase], objective: WithNetworks) -> None:

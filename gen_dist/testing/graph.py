@@ -54,12 +54,12 @@ class GraphWatch(TorchFunctionMode):
 
 
 class ModuleWatch:
-    """Note the modules that are called and are no part of a phase, with the place of the call."""
+    """Note the modules with weights to train that are called and are no part of a phase, with the place of the call."""
 
     def __init__(self, phase: nn.Module) -> None:
         self._own = set(map(id, phase.modules()))
         self.others: dict[str, str] = {}
-        """Names of the classes of foreign modules with weights, by the place of the call."""
+        """Names of the classes of foreign modules, by the place of the call. Frozen features are none of them."""
 
     def __enter__(self) -> ModuleWatch:
         self._handle = register_module_forward_pre_hook(self._note)
@@ -71,7 +71,7 @@ class ModuleWatch:
         self._handle.remove()
 
     def _note(self, module: nn.Module, _inputs: Any) -> None:
-        if id(module) not in self._own and next(module.parameters(), None) is not None:
+        if id(module) not in self._own and any(weight.requires_grad for weight in module.parameters()):
             self.others.setdefault(current_place() or "a place outside of the part's own code", type(module).__name__)
 
 

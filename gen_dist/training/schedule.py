@@ -41,16 +41,17 @@ def _written(number: float | Tensor, value: float) -> float | Tensor:
 def learning_rate_at(config: TrainConfig, step: int) -> float:
     """Learning rate of a step, counted from 0: linear warm-up, then constant, or linear or cosine decay to 0."""
     optimization = config.optimization
+    highest = config.learning_rate * (config.global_batch_size if optimization.rate_per_image else 1)
     if step < optimization.warmup_steps:
-        return config.learning_rate * (step + 1) / optimization.warmup_steps
+        return highest * (step + 1) / optimization.warmup_steps
     progress = (step - optimization.warmup_steps) / max(1, config.steps - optimization.warmup_steps)
     match optimization.decay:
         case "constant":
-            return config.learning_rate
+            return highest
         case "linear":
-            return config.learning_rate * (1.0 - progress)
+            return highest * (1.0 - progress)
         case "cosine":
-            return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+            return highest * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def newest_weight_at(ema_decay: float, step: int) -> float:

@@ -13,6 +13,7 @@ from gen_dist.data import Dataset, Split, TrainBatches
 from gen_dist.errors import CheckpointError
 from gen_dist.objectives import Batch, Objective, build_objective
 from gen_dist.objectives.phase import refuse_bad_phases
+from gen_dist.parallel.collectives import differentiable_sum
 from gen_dist.parallel.processes import Processes
 from gen_dist.parallel.sync_batch_norm import synchronize
 from gen_dist.records.checkpoint import Checkpoint
@@ -65,8 +66,11 @@ class Trainer:
             # Drawn on the CPU, so that the same weights start on every device and rank.
             torch.manual_seed(config.seed)
             objective = build_objective(config, dataset.image_shape, len(dataset.class_names))
+        objective.refuse_batch(config.global_batch_size)
         if config.sync_batch_norm:
             synchronize(objective)
+        if self.processes.world_size > 1:
+            objective.sum_over_processes = differentiable_sum
         objective.start_at(_mean_image(dataset.train))
         if config.from_train == "decoder":
             objective.networks["encoder"].requires_grad_(False)
@@ -114,11 +118,7 @@ class Trainer:
             Batch(*self._batches.micro_batch(step, index), self._schedule.rng, first_row)
             for index, (first_row, _) in enumerate(self._rows.micro_batches)
         ]
-        due = {
-            name: step % turn.phase.penalty_every == 0
-            for name, turn in self._turns.items()
-            if step % turn.phase.every == 0
-        }
+        due = {name: turn.phase.penalized_at(step) for name, turn in self._turns.items() if turn.phase.due_at(step)}
         if self._recorded and lap is None:
             return self._recorded.run(tuple(due.items()), micro_batches, lambda batches: self._take_turns(batches, due))
         lap = lap or no_lap

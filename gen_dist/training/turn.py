@@ -52,6 +52,7 @@ class Turn:
         """
         self.phase = phase
         self._batch_weights = list(batch_weights)
+        self._dtype = dtype
         self._clip_norm = config.optimization.clip_norm
         networks = phase.objective.networks
         trained = {
@@ -93,6 +94,7 @@ class Turn:
         if self._spectrally_normalized:
             iterate_spectral_norms(self._spectrally_normalized)
         with self._freezing():
+            micro_batches = self._prepared(micro_batches)
             computed = [
                 self._backward.add(batch, weight, lap, last=batch is micro_batches[-1])
                 for batch, weight in zip(micro_batches, self._batch_weights, strict=True)
@@ -102,11 +104,22 @@ class Turn:
         norm = self._clip() if self._clip_norm is not None or self.phase.logs_gradient_norm else None
         self._update.step(learning_rate)
         self._reduction.publish()
+        carried = [one.carried for one in computed]
+        with torch.no_grad():
+            self.phase.finish(micro_batches, carried)
         lap("optimizer")
         logs = self._mean_logs(computed)
         if norm is not None and not self._update.scaled:
             logs["gradient_norm"] = norm
-        return logs, [one.carried for one in computed]
+        return logs, carried
+
+    def _prepared(self, micro_batches: Sequence[Batch]) -> Sequence[Batch]:
+        """Add what the phase prepares to the micro-batches."""
+        with torch.no_grad(), autocast(micro_batches[0].images.device, self._dtype):
+            prepared = self.phase.prepare(micro_batches)
+        if not prepared:
+            return micro_batches
+        return [batch._replace(carried={**batch.carried, **prepared}) for batch in micro_batches]
 
     def _clip(self) -> Tensor:
         """Clip the gradients to `clip_norm` if that is set. Return their norm before that."""

@@ -24,7 +24,15 @@ from gen_dist.records.metrics_file import read_metrics
 from gen_dist.training.run import train
 from gen_dist.training.trainer import Trainer
 from tests.conftest import REPOSITORY
-from tests.support.runs import ADVERSARIAL, OBJECTIVES, each_of, make_trainer, run_steps, small_config
+from tests.support.runs import (
+    ADVERSARIAL,
+    OBJECTIVES,
+    WITH_DISCRIMINATOR,
+    each_of,
+    make_trainer,
+    run_steps,
+    small_config,
+)
 from tests.support.warm_python import warm_python
 
 SHAPE = (1, 28, 28)
@@ -57,7 +65,7 @@ def test_every_objective_makes_the_pictures_that_it_can(objective: str, runs: Pa
     encodes = objective not in WITHOUT_ENCODER
     assert (path / "samples").exists() == (path / "interpolations.png").exists() == generates
     assert (path / "reconstructions").exists() == (path / "latent_manifold.png").exists() == encodes
-    assert (path / "scores.png").exists() == (objective in ADVERSARIAL)
+    assert (path / "scores.png").exists() == (objective in WITH_DISCRIMINATOR)
     pictures = [*path.glob("*.png"), *path.glob("*/*.png")]
     assert path / "curves.png" in pictures
     for file in pictures:

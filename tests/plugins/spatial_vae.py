@@ -95,6 +95,16 @@ class SpatialDecoder(Decoder):
         self.layers = nn.Sequential(*layers, nn.GroupNorm(widths[-1] // 4, widths[-1]), nn.SiLU())
         self.last = nn.Conv2d(widths[-1], image_shape[0], 3, padding=1)
 
+    @property
+    def last_convolution(self) -> nn.Conv2d:
+        """See Decoder; an adaptive weight of a discriminator's term needs it."""
+        return self.last
+
+    def features(self, latents: Tensor) -> Tensor:
+        """Return the maps before the last convolution."""
+        maps: Tensor = self.layers(latents)
+        return maps
+
     def start_at(self, image: Tensor) -> None:
         """Start every image at the mean colour of `image`, [C, H, W]."""
         assert self.last.bias is not None
@@ -102,7 +112,7 @@ class SpatialDecoder(Decoder):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return logits or means of pixels, [B, C, H, W]."""
-        decoded: Tensor = self.last(self.layers(latents))
+        decoded: Tensor = self.last(self.features(latents))
         return decoded
 
 

@@ -14,6 +14,7 @@ import torch
 from gen_dist.config import (
     Augmentation,
     AutoencoderConfig,
+    AutoencoderKlConfig,
     ConvConfig,
     DataConfig,
     DcganConfig,
@@ -41,7 +42,11 @@ SMALL_DCGAN = DcganConfig(feature_maps=4, latent_dim=5)
 UNMIXED_DCGAN = DcganConfig(feature_maps=4, latent_dim=5, generator_norm="group", discriminator_norm="none")
 SMALL_SNGAN = ResnetConfig(feature_maps=(4, 6, 6), latent_dim=5, generator_norm="group", spectral_norm=True)
 SMALL_R3GAN = ResnetConfig(block="r3gan", feature_maps=(4, 8), latent_dim=5)
+SMALL_LATENTS = AutoencoderKlConfig(feature_maps=(4, 8, 8), latent_dim=2, blocks=1, groups=2, middle_attention=False)
 ALL_AUGMENTATIONS: tuple[Augmentation, ...] = ("colour", "translation", "cutout")
+
+# No code is drawn again in these: rounding decides between codes that are nearly alike, as drawn ones may be.
+SMALL_VQ = LatentAutoencoderConfig(bottleneck="vq", codebook_size=8, code_restart=0.0)
 
 # A new objective or network has one line here, such as `"mine": (objectives["mine"](), SMALL_MLP)`. All tests that take
 # every objective then take it.
@@ -80,14 +85,28 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
         LatentAutoencoderConfig(bottleneck="none", reconstruction="l2", log_scale=None),
         SMALL_CONV,
     ),
+    "latent autoencoder, vq, adaptive adversary": (
+        replace(SMALL_VQ, adversarial_weight=0.5),
+        SMALL_LATENTS,
+    ),
+    "latent autoencoder, codebook by gradient": (
+        replace(SMALL_VQ, codebook_update="gradient"),
+        SMALL_LATENTS,
+    ),
+    "latent autoencoder, fsq": (LatentAutoencoderConfig(bottleneck="fsq", fsq_levels=(5, 4)), SMALL_LATENTS),
 }
 WITH_BATCH_STATISTICS = frozenset({"dcgan", "conditional dcgan", "vae-gan"})
-TOUCHY = WITH_BATCH_STATISTICS | {"sngan", "sngan, projection"}
-"""Rounding can move a unit across the kink of its activation, and adversarial training amplifies the difference."""
+TOUCHY = WITH_BATCH_STATISTICS | {
+    *("sngan", "sngan, projection"),
+    *("latent autoencoder, vq, adaptive adversary", "latent autoencoder, codebook by gradient"),
+}
+"""Rounding can move a unit across the kink of its activation, or a latent to another code, and adversarial training
+amplifies the difference."""
 ADVERSARIAL = tuple(name for name, (config, _) in OBJECTIVES.items() if "gan" in config.kind)
-COSTLY = frozenset(
-    {"conditional dcgan", "sngan", "sngan, projection", "wgan-gp", "r3gan", "latent autoencoder, learned scale"}
-)
+WITH_DISCRIMINATOR = (*ADVERSARIAL, *(name for name in OBJECTIVES if name.endswith("adversary")))
+COSTLY = frozenset({"conditional dcgan", "sngan", "sngan, projection", "wgan-gp", "r3gan"}) | {
+    name for name in OBJECTIVES if name.startswith("latent autoencoder,")
+}
 """Objectives with long steps; `make test` covers them by what they share with the others."""
 
 
@@ -109,7 +128,7 @@ def small_config(objective: str, **changes: object) -> TrainConfig:
     """A config of an objective on 256 synthetic images, 24 a step, so that batches straddle epochs."""
     objective_config, network = OBJECTIVES[objective]
     optimization = OptimizerConfig(warmup_steps=5, decay="cosine", ema_decay=0.99)
-    if objective in ADVERSARIAL:
+    if objective in WITH_DISCRIMINATOR:
         # Adversarial training amplifies differences, and Adam those of gradients near 0. Neither may hide here whether
         # two ways to compute a step agree.
         optimization = replace(optimization, betas=(0.5, 0.999), epsilon=1e-3)
@@ -118,7 +137,7 @@ def small_config(objective: str, **changes: object) -> TrainConfig:
         data="synthetic",
         steps=50,
         global_batch_size=24,
-        learning_rate=5e-5 if objective in TOUCHY else 5e-4 if objective in ADVERSARIAL else 3e-3,
+        learning_rate=5e-5 if objective in TOUCHY else 5e-4 if objective in WITH_DISCRIMINATOR else 3e-3,
         log_every=1,
         packing=DataConfig(synthetic_images=256),
         network=network,

@@ -10,14 +10,14 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from gen_dist.config import DataConfig
+from gen_dist.config import DataConfig, LatentAutoencoderConfig, PatchganConfig
 from gen_dist.evaluation.metrics import all_metrics
-from gen_dist.testing import check_metric, check_network, check_source
+from gen_dist.testing import check_metric, check_network, check_objective, check_source
 from gen_dist.testing.objectives import OBJECTIVE_CHECKS
 from gen_dist.testing.report import raise_failures, run_checks
 from gen_dist.testing.trial import ObjectiveTrial, small_dataset
 from tests.networks.test_networks import SMALL
-from tests.support.runs import OBJECTIVES, WITH_BATCH_STATISTICS, each_of
+from tests.support.runs import OBJECTIVES, SMALL_LATENTS, WITH_BATCH_STATISTICS, each_of
 
 QUICK = {"autoencoder", "vae", "beta-vae with warm-up", "iwae, path gradient", "gan", "conditional gan"}
 """One objective of each kind of loss, phase and conditioning; `make test-all` takes all."""
@@ -29,6 +29,28 @@ def test_our_objectives_pass(objective: str) -> None:
     raise_failures(results)
     skipped = [one.check for one in results if one.outcome == "skipped"]
     assert skipped == (["micro batches equal the batch"] if objective in WITH_BATCH_STATISTICS else [])
+
+
+PATCHES = PatchganConfig(feature_maps=4, layers=2, discriminator_norm="none")
+LATENTS = {
+    "adaptive weight, learned scale": LatentAutoencoderConfig(
+        adversarial_weight=0.5, adversarial_start=1, log_scale=None, adversarial_loss="non_saturating"
+    ),
+    "codebook of moving averages": LatentAutoencoderConfig(bottleneck="vq", codebook_size=16, adversarial_weight=0.5),
+    "codebook by gradient": LatentAutoencoderConfig(bottleneck="vq", codebook_size=16, codebook_update="gradient"),
+}
+"""Latent autoencoders with patches that are scored; each draws every code again in its first step."""
+
+
+@pytest.mark.parametrize(
+    ("name", "slow"),
+    [
+        ("codebook of moving averages", False),
+        *(pytest.param(name, True, marks=pytest.mark.slow) for name in LATENTS),
+    ],
+)
+def test_our_latent_autoencoders_pass(name: str, slow: bool) -> None:
+    check_objective(LATENTS[name], SMALL_LATENTS, roles={"discriminator": PATCHES}, image_shape=(1, 16, 16), slow=slow)
 
 
 @pytest.mark.parametrize("network", SMALL)

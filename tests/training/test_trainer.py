@@ -12,9 +12,9 @@ from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.training.schedule import learning_rate_at
 from gen_dist.training.trainer import Trainer
 from tests.support.runs import (
-    ADVERSARIAL,
     OBJECTIVES,
     WITH_BATCH_STATISTICS,
+    WITH_DISCRIMINATOR,
     all_tensors,
     assert_same_bits,
     close_losses,
@@ -33,7 +33,7 @@ def _checkpoint_of(trainer: Trainer, step: int) -> Checkpoint:
     return Checkpoint(step, {name: dict(group) for name, group in trainer.tensors().items()}, facts)
 
 
-@each_of([name for name in OBJECTIVES if name not in ADVERSARIAL])
+@each_of([name for name in OBJECTIVES if name not in WITH_DISCRIMINATOR])
 def test_training_lowers_the_loss(objective: str) -> None:
     losses = run_steps(make_trainer(small_config(objective)), 0, 50)
     # After the warm-up of the KL weight. A Gaussian's loss may be negative, since its density may exceed 1.

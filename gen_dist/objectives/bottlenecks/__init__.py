@@ -2,12 +2,19 @@
 
 from gen_dist.config import BottleneckName, LatentAutoencoderConfig
 from gen_dist.objectives.bottlenecks.base import Bottleneck, Coded
+from gen_dist.objectives.bottlenecks.fsq import FiniteScalarQuantizer
 from gen_dist.objectives.bottlenecks.identity import Identity
 from gen_dist.objectives.bottlenecks.kl import GaussianPosterior
+from gen_dist.objectives.bottlenecks.vq import VectorQuantizer
 
 __all__ = ["Bottleneck", "Coded", "bottleneck_class"]
 
-_CLASSES: dict[BottleneckName, type[Bottleneck]] = {"kl": GaussianPosterior, "none": Identity}
+_CLASSES: dict[BottleneckName, type[Bottleneck]] = {
+    "kl": GaussianPosterior,
+    "vq": VectorQuantizer,
+    "fsq": FiniteScalarQuantizer,
+    "none": Identity,
+}
 
 
 def bottleneck_class(config: LatentAutoencoderConfig) -> type[Bottleneck]:

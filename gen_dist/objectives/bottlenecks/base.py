@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from gen_dist.config import LatentAutoencoderConfig
+from gen_dist.errors import UserError
 from gen_dist.kernels import Key
+from gen_dist.objectives.phase import Batch
 
 
 class Coded(NamedTuple):
@@ -20,6 +23,8 @@ class Coded(NamedTuple):
     """Weighted term of the loss, float32 [B]."""
     logs: Mapping[str, Tensor]
     """Terms without their weights, float32 [B] each."""
+    carried: Mapping[str, Tensor] = {}  # nothing writes to the default of a named tuple
+    """Detached tensors for `update`."""
 
 
 class Bottleneck(nn.Module):
@@ -30,6 +35,8 @@ class Bottleneck(nn.Module):
     """
 
     outputs_per_latent: int = 1
+    codebook_size: int = 0
+    """Number of codes; 0 if latents are not codes."""
     stops_gradients: str = ""
     """Reason why a part of its penalty has no gradient on purpose; see Phase."""
 
@@ -41,6 +48,7 @@ class Bottleneck(nn.Module):
         """
         super().__init__()
         self.config = config
+        self.places = latent_shape[1:]
 
     def forward(self, encoded: Tensor, key: Key, deterministic: bool = False) -> Coded:
         """Latents and penalty of an encoder's outputs. With `deterministic`, nothing is drawn."""
@@ -54,3 +62,31 @@ class Bottleneck(nn.Module):
     def decodable(self, latents: Tensor) -> Tensor:
         """Input of the decoder for latents [B, C, ...] as of `posterior`; the shape stays."""
         return latents
+
+    def codes(self, latents: Tensor) -> Tensor:
+        """Codes int64 [B, ...] of latents [B, C, ...] as of `posterior`."""
+        raise UserError(f"bottleneck {self.config.bottleneck} has no codes")
+
+    def latents_of(self, codes: Tensor) -> Tensor:
+        """Input of the decoder, [B, C, ...], for codes int64 [B, ...]."""
+        raise UserError(f"bottleneck {self.config.bottleneck} has no codes")
+
+    def update(
+        self,
+        micro_batches: Sequence[Batch],
+        carried: Sequence[Mapping[str, Tensor]],
+        sum_over_processes: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Update the codebook after a step, from `Coded.carried` of all its micro-batches. A collective call."""
+
+
+class StraightThrough(torch.autograd.Function):
+    """Quantized latents with the gradient of the latents before (Bengio et al. 2013)."""
+
+    @staticmethod
+    def forward(ctx: Any, latents: Tensor, quantized: Tensor) -> Tensor:
+        return quantized.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
