@@ -67,6 +67,24 @@ class Scenario(NamedTuple):
     state: str
 
 
+PLUGIN = """
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from gen_dist.config import MlpConfig, networks
+from gen_dist.presets import add_preset, get_preset
+
+
+@networks.register
+@dataclass(frozen=True)
+class MineConfig(MlpConfig):
+    kind: Literal["mine"] = "mine"
+
+
+add_preset("mine", replace(get_preset("vae-mnist"), network=MineConfig()), "ours on a network of the plug-in")
+"""
+
+
 class Commands:
     """Commands on the files below `root`, and stored states of these files."""
 
@@ -84,7 +102,13 @@ class Commands:
         train = ["train", "vae-mnist", *tiny, "--ema-decay", "0.9"]
         folder = ["--data", f"folder:{self.root / 'images'}", "--image-size", "16", "--global-batch-size", "4"]
         quick = ["--samples", "500", "--nll-samples", "2", "--nll-images", "5"]
+        plugged = ["train", "mine", "--plugin", str(self.root / "mine.py"), *tiny]
         self.scenarios = {
+            "train a plug-in": Scenario(plugged, "with a plug-in"),
+            "resume a plug-in": Scenario(plugged, "half of a plug-in"),
+            "sample a plug-in": Scenario(
+                ["sample", str(run), "--count", "8", "--out", str(out / "samples.png")], "plug-in alone"
+            ),
             "pack": Scenario(["train", "vae-mnist", *tiny, *folder, "--steps", "2"], "empty"),
             "train": Scenario(train, "packed"),
             "resume": Scenario(train, "half"),
@@ -168,6 +192,10 @@ class Commands:
             "encoded": ("done", lambda: self.must_run("encode")),
             "exported": ("evaluated", lambda: self.must_run("export")),
             "two": ("evaluated", self._copy_run),
+            "with a plug-in": ("packed", self._write_plugin),
+            "done with a plug-in": ("with a plug-in", lambda: self.must_run("train a plug-in")),
+            "half of a plug-in": ("done with a plug-in", self._lose_the_end),
+            "plug-in alone": ("done with a plug-in", (self.root / "mine.py").unlink),
         }
         before, make = makers[state]
         if before is not None:
@@ -188,6 +216,9 @@ class Commands:
             path = self.root / "images" / "ab"[place % 2] / f"{place}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(chance.integers(0, 256, (20, 20), dtype=np.uint8)).save(path)
+
+    def _write_plugin(self) -> None:
+        (self.root / "mine.py").write_text(PLUGIN)
 
     def _only_pack(self) -> None:
         self.must_run("train")

@@ -41,6 +41,9 @@ SCENARIOS = (
     "compare",
     "encode",
     "export",
+    "train a plug-in",
+    "resume a plug-in",
+    "sample a plug-in",
 )
 CALLS_OF_A_KIND = os.environ.get("GEN_DIST_FAULTS", "2")
 """Calls of each kind that fail in `make test-all`, spread over those of a command. 0 is all of them, in hours."""

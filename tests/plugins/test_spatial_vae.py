@@ -30,12 +30,18 @@ from gen_dist.records.checkpoint import load_newest
 from gen_dist.reports import comparison_picture
 from gen_dist.reports.page import report_html
 from gen_dist.reports.run_record import read_run
+from gen_dist.testing.objectives import (
+    OBJECTIVE_CHECKS,
+    SLOW_OBJECTIVE_CHECKS,
+    check_a_recorded_step_equals_a_launched_one,
+    check_micro_batches_equal_the_batch,
+)
+from gen_dist.testing.report import Check, raise_failures, run_checks
+from gen_dist.testing.trial import ObjectiveTrial
 from gen_dist.training.run import train
 from tests.support.runs import (
     SMALL_MLP,
-    all_tensors,
     assert_same_bits,
-    close_losses,
     make_trainer,
     run_steps,
     small_config,
@@ -137,18 +143,14 @@ def test_the_kernel_takes_spatial_parameters_as_they_are(
     assert taken[0].is_contiguous(memory_format=layout) and latents.is_contiguous(memory_format=layout)
 
 
-def test_micro_batches_equal_the_batch_of_spatial_latents(config: TrainConfig) -> None:
-    losses = [run_steps(make_trainer(dataclasses.replace(config, accumulation=parts)), 0, 6) for parts in (1, 3)]
-    assert losses[1] == close_losses(losses[0])
+QUICK = (Check(check_micro_batches_equal_the_batch), Check(check_a_recorded_step_equals_a_launched_one))
 
 
-@pytest.mark.slow
-def test_compiled_spatial_latents_equal_eager(config: TrainConfig) -> None:
-    trainers = [make_trainer(dataclasses.replace(config, compile=compiled)) for compiled in (False, True)]
-    losses = [run_steps(trainer, 0, 6) for trainer in trainers]
-    assert losses[1] == close_losses(losses[0])
-    states = [all_tensors(trainer) for trainer in trainers]
-    assert all(torch.allclose(states[0][name], states[1][name], atol=1e-4) for name in states[0])
+@pytest.mark.parametrize(
+    "checks", [QUICK, pytest.param((*OBJECTIVE_CHECKS, *SLOW_OBJECTIVE_CHECKS), marks=pytest.mark.slow)]
+)
+def test_spatial_latents_pass_the_checks_of_objectives(checks: tuple[Check, ...], config: TrainConfig) -> None:
+    raise_failures(run_checks("spatial", checks, ObjectiveTrial(config.objective, config.network, (1, 8, 8))))
 
 
 ROLES: dict[str, tuple[ObjectiveConfig, tuple[str, ...]]] = {

@@ -34,7 +34,10 @@ from gen_dist.config import (
 )
 from gen_dist.data import Dataset, open_dataset
 from gen_dist.parallel.processes import start_processes
+from gen_dist.testing import trial
 from gen_dist.training.trainer import Trainer
+
+losses_of, all_tensors = trial.losses, trial.state_of
 
 SMALL_MLP = MlpConfig(hidden_sizes=(32,), latent_dim=5)
 SMALL_CONV = ConvConfig(feature_maps=(4, 8), hidden_size=16, latent_dim=5)
@@ -157,12 +160,7 @@ def make_trainer(config: TrainConfig) -> Trainer:
 
 def run_steps(trainer: Trainer, first: int, last: int) -> list[float]:
     """Losses of steps first .. last - 1, each with those of several phases in the order of their turns."""
-    return losses_of(trainer.average_logs([trainer.run_step(step) for step in range(first, last)]))
-
-
-def losses_of(rows: list[dict[str, Any]]) -> list[float]:
-    """Losses of the phases of each step."""
-    return [value for row in rows for name, value in row.items() if name.split("/")[-1] == "loss"]
+    return losses_of(trial.run_steps(trainer, first, last))
 
 
 def close_losses(losses: list[float]) -> Any:
@@ -171,12 +169,6 @@ def close_losses(losses: list[float]) -> Any:
     The logarithm of a density passes through zero, where relative errors mean nothing: there the typical size counts.
     """
     return pytest.approx(losses, rel=1e-5, abs=1e-5 * statistics.median(map(abs, losses)))
-
-
-def all_tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {
-        f"{group}/{name}": value.clone() for group, named in trainer.tensors().items() for name, value in named.items()
-    }
 
 
 def assert_same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
