@@ -1,38 +1,15 @@
 """Launches of gen_dist up to the device: Triton's just-in-time compiler compiles them for an absent GPU."""
 
-from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from triton.backends.compiler import GPUTarget
-from triton.runtime import JITFunction, driver
-
 from gen_dist.kernels import triton_latent, triton_noise
 
 RNG = torch.tensor([7, 3])
-
-
-@pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
-    """Kernels that the launches of a test compile to, for an H100; nothing runs."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    gpu = mock.MagicMock()
-    gpu.get_current_target.return_value = GPUTarget("cuda", 90, 32)
-    gpu.get_current_device.return_value = 1000  # Triton caches binaries by device, so those of a real one stay separate
-    kernels: list[Any] = []
-    run = JITFunction.run
-
-    def compile_only(self: Any, *arguments: Any, warmup: bool, **options: Any) -> Any:
-        kernels.append(run(self, *arguments, warmup=True, **options))
-
-    monkeypatch.setattr(JITFunction, "run", compile_only)
-    monkeypatch.setattr(driver, "_active", gpu)
-    return kernels
 
 
 def test_one_binary_serves_every_batch_size_row_and_stream(compiled: list[Any]) -> None:
