@@ -197,6 +197,8 @@ def columns_of(model: GenerativeModel, named: bool) -> list[Column]:
             Column("kl_nats", "float32", (), "KL divergence of the posterior from N(0, I), nats, summed over latents"),
         ]
     else:
+        if codes := model.objective.codebook_size:
+            found.append(Column("codes", "int32", shape[1:] or (1,), f"code of each place, 0 to {codes - 1}"))
         found.append(Column("latents", "float32", shape, "output of the encoder, which decodes to the image"))
     meaning = "squared error of the reconstruction from mean, summed over pixels; intensities are 0..1"
     if not model.objective.gives_logvar:
@@ -325,6 +327,10 @@ def _encoded(model: GenerativeModel, split: Split, first: int, last: int) -> Row
         )
     pixels = model.objective.pixels(model.decode(mean, labels if model.conditional else None))
     found: dict[str, Any] = {"row": np.arange(first, last), "label": split.labels[first:last].astype(np.int64)}
+    if model.objective.codebook_size:
+        with torch.no_grad():
+            codes = model.objective.codes(images.to(model.device)).view(-1, *model.objective.latent_shape[1:] or (1,))
+        found["codes"] = codes.int().cpu().numpy()
     if logvar is None:
         found["latents"] = _array(mean)
     else:

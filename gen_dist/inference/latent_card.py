@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gen_dist.data.naming import printable
-from gen_dist.inference.latent_files import TEXT, FileFormat
+from gen_dist.inference.latent_files import FileFormat
 from gen_dist.inference.latent_set import LatentSet
 from gen_dist.inference.markdown import code, text
 from gen_dist.inference.model import GenerativeModel
@@ -45,8 +45,8 @@ _OPENINGS: dict[FileFormat, list[str]] = {
         "",
         'with open("{split}.csv", newline="", encoding="utf-8") as file:',
         "    table = list(csv.DictReader(file))",
-        '{latents} = np.array([[one[f"{latents}_{{i}}"] for i in range({size})] for one in table], np.float32)',
-        "{latents} = {latents}.reshape(-1, {sides})",
+        '{latents} = np.array([[one[f"{latents}_{{i}}"] for i in range({size})] for one in table], np.float32)'
+        ".reshape(-1, {sides})",
         'error = np.array([one["squared_error"] for one in table], np.float32)',
         'labels = np.array([int(one["label"]) for one in table])',
     ],
@@ -56,6 +56,13 @@ _NAMES = {
     "safetensors": 'names = [name for one in shards for name in json.loads(one.metadata()["gen_dist"])["name"]]',
     "npz": 'names = table["name"]',
     "csv": 'names = [one["name"] for one in table]',
+}
+_CODES = {
+    "parquet": 'codes = np.stack(table["codes"].to_numpy()).reshape(-1, {places})',
+    "safetensors": 'codes = np.concatenate([one.get_tensor("codes") for one in shards])',
+    "npz": 'codes = table["codes"]',
+    "csv": 'codes = np.array([[int(one[f"codes_{{i}}"]) for i in range({count})] for one in table])'
+    ".reshape(-1, {places})",
 }
 
 
@@ -92,23 +99,26 @@ def latent_card(wanted: LatentSet, manifest: Mapping[str, Any], model: Generativ
         _table(("column", "dtype", "shape", "meaning"), columns),
         _layout(wanted),
         "## Reading",
-        f"```python\n{reading_code(wanted, model)}\n```",
+        f"```python\n{reading_code(wanted)}\n```",
         f"`gen_dist.load(RUN).decode` makes images of `{_latents(wanted)}`. Rows are in the order of the data, every "
         "image once. `encoding.json` has the digest of each file, and mean and standard deviation of each channel.",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def reading_code(wanted: LatentSet, model: GenerativeModel) -> str:
+def reading_code(wanted: LatentSet) -> str:
     """Python code that reads one split from the working directory."""
-    shape = model.objective.latent_shape
-    latents = _latents(wanted)
-    words = {"latents": latents, "split": next(iter(wanted.rows)), "sides": ", ".join(map(str, shape))}
-    size = next(one.size for one in wanted.columns if one.name == latents)
-    lines = [line.format(**words, size=size) for line in _OPENINGS[wanted.file_format]]
-    if any(column.dtype == TEXT for column in wanted.columns):
+    columns = {column.name: column for column in wanted.columns}
+    latents = columns[_latents(wanted)]
+    words = {"latents": latents.name, "split": next(iter(wanted.rows)), "size": latents.size}
+    words |= {"sides": ", ".join(map(str, latents.shape))}
+    lines = list(_OPENINGS[wanted.file_format])
+    if codes := columns.get("codes"):
+        lines.append(_CODES[wanted.file_format])
+        words |= {"places": ", ".join(map(str, codes.shape)), "count": codes.size}
+    if "name" in columns:
         lines.append(_NAMES[wanted.file_format])
-    return "\n".join(lines)
+    return "\n".join(line.format(**words) for line in lines)
 
 
 def _layout(wanted: LatentSet) -> str:

@@ -21,7 +21,7 @@ from PIL import Image
 import gen_dist
 from gen_dist import commands
 from gen_dist.cli import run_command, run_subcommand
-from gen_dist.config import DataConfig
+from gen_dist.config import DataConfig, LatentAutoencoderConfig
 from gen_dist.data import open_dataset
 from gen_dist.errors import CheckpointError, ConfigError, DataError, UserError
 from gen_dist.files import file_lock
@@ -36,6 +36,11 @@ from tests.support.runs import OBJECTIVES, each_of, small_config
 from tests.support.warm_python import in_two_ranks
 
 WITH_ENCODER = [name for name, (config, _) in OBJECTIVES.items() if "encoder" not in config.lacks]
+WITH_CODES = [
+    name
+    for name, (config, _) in OBJECTIVES.items()
+    if isinstance(config, LatentAutoencoderConfig) and config.bottleneck in ("vq", "fsq")
+]
 FORMATS = ("parquet", "safetensors", "npz", "csv")
 
 
@@ -67,6 +72,16 @@ def _bytes_of(out: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in out.iterdir() if file.name != ".encoding.lock"}
 
 
+def _read_by_card(out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the code of a set's card leaves."""
+    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) <= 10
+    monkeypatch.chdir(out)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    return found
+
+
 def _table(out: Path, split: str) -> dict[str, Any]:
     table = pq.read_table(sorted(out.glob(f"{split}-*.parquet")))
     found = {}
@@ -91,15 +106,31 @@ def test_every_image_has_the_models_latents_once(objective: str, runs: Callable[
         mean, logvar = model.encode(images)
         assert found["row"].to_pylist() == list(range(len(images)))
         assert found["label"].to_pylist() == split.labels.tolist()
-        np.testing.assert_allclose(found["mean" if logvar is not None else "latents"], mean, rtol=1e-5, atol=1e-6)
+        latents = found["mean" if logvar is not None else "latents"].reshape(mean.shape)
+        np.testing.assert_allclose(latents, mean, rtol=1e-5, atol=1e-6)
         assert ("kl_nats" in found) == ("logvar" in found) == (logvar is not None)
         if logvar is not None:
             wide = logvar.double()
             kl_nats = 0.5 * (mean.double() ** 2 + wide.exp() - 1 - wide).flatten(1).sum(1)
             np.testing.assert_allclose(found["kl_nats"], kl_nats, rtol=1e-4, atol=1e-5)
-        pixels = model.objective.pixels(model.decode(mean)).double()
+        pixels = model.objective.pixels(model.decode(torch.from_numpy(latents))).double()
         error = (pixels - images.double() / 255).square().flatten(1).sum(1)
         np.testing.assert_allclose(found["squared_error"], error, rtol=1e-5)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+@each_of(WITH_CODES, costly=WITH_CODES[1:])
+def test_codes_are_those_of_the_model(
+    objective: str, file_format: str, runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = _encode(runs(objective), tmp_path / "out", split="test", file_format=file_format)
+    found = _read_by_card(out, monkeypatch)
+    model = gen_dist.load(runs(objective), announce=_silent)
+    images = torch.from_numpy(open_dataset("synthetic", ".", model.config.packing, _silent).test.images[:])
+    codes = model.objective.codes(images)
+    assert np.array_equal(found["codes"].reshape(codes.shape), codes)
+    assert 0 <= found["codes"].min() <= found["codes"].max() < model.objective.codebook_size
+    np.testing.assert_allclose(found["latents"], model.encode(images)[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
@@ -108,11 +139,7 @@ def test_the_cards_code_reads_the_same_from_each_format(
 ) -> None:
     expected = _table(_encode(runs("vae"), tmp_path / "expected"), "train")
     out = _encode(runs("vae"), tmp_path / "out", file_format=file_format)
-    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
-    assert len(code.splitlines()) <= 10
-    monkeypatch.chdir(out)
-    found: dict[str, Any] = {}
-    exec(code, found)
+    found = _read_by_card(out, monkeypatch)
     assert found["mean"].dtype == found["error"].dtype == np.float32
     assert np.array_equal(found["mean"], expected["mean"])
     assert np.array_equal(found["error"], expected["squared_error"])
@@ -170,7 +197,9 @@ def test_two_processes_killed_and_started_again_equal_one(runs: Callable[[str], 
     assert _bytes_of(out) == _bytes_of(_encode(run, tmp_path / "one", shard_size=2))
 
 
-@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize(
+    "file_format", ["parquet", "npz", *(pytest.param(name, marks=pytest.mark.slow) for name in ("safetensors", "csv"))]
+)
 @pytest.mark.parametrize("stop", [1, 3, 4, 5])
 def test_interrupted_after_any_file_it_goes_on(
     file_format: str, stop: int, runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -271,18 +300,16 @@ def test_a_shard_without_its_record_is_not_overwritten(runs: Callable[[str], Pat
         _encode(runs("vae"), out)
 
 
-def test_names_of_files_come_with_the_latents(runs: Callable[[str], Path], tmp_path: Path) -> None:
+def test_names_of_files_come_with_the_latents(
+    runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for value in range(12):
         (tmp_path / "images" / "ab"[value % 2]).mkdir(parents=True, exist_ok=True)
         Image.new("L", (40, 32), 20 * value).save(tmp_path / "images" / "ab"[value % 2] / f"{value:02}, x.png")
     source = f"folder:{tmp_path / 'images'}"
     for file_format in FORMATS:
         out = _encode(runs("vae"), tmp_path / file_format, data=source, file_format=file_format)
-        (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
-        found: dict[str, Any] = {}
-        with pytest.MonkeyPatch.context() as patched:
-            patched.chdir(out)
-            exec(code, found)
+        found = _read_by_card(out, monkeypatch)
         dataset = open_dataset(source, ".", DataConfig(image_size=28, channels=1), _silent)
         assert list(found["names"]) == list(dataset.train.names or ())
         assert len(found["mean"]) == len(found["names"]) == 11
@@ -303,8 +330,6 @@ def test_what_cannot_be_encoded_is_refused_in_a_line(
     runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="cannot encode: a GAN has no encoder"):
-        _encode(runs("gan"), out)
     with pytest.raises(ConfigError, match="shard size 0 is less than 1"):
         _encode(runs("vae"), out, shard_size=0)
     with pytest.raises(DataError, match="there is no such directory"):
@@ -316,6 +341,13 @@ def test_what_cannot_be_encoded_is_refused_in_a_line(
     with pytest.raises(ConfigError, match="shard size 100 is too large for memory, with 14 numbers an image; use"):
         _encode(runs("vae"), out)
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_a_model_without_an_encoder_is_refused_in_a_line(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot encode: a GAN has no encoder"):
+        _encode(runs("gan"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_latents_that_are_not_finite_are_refused(
