@@ -190,10 +190,11 @@ def _load_record(record: Plugin, directory: Path | None, source: str) -> None:
     if copy is None or not copy.exists():
         where = f"{copy} is missing" if copy else "no directory has it"
         raise PluginError(f"{source} needs the plug-in {record.name}, but {where}; name it with --plugin FILE")
-    _load_file(copy, False)
+    _load_file(copy, False, record.sha256)
 
 
-def _load_file(path: Path, is_chosen: bool) -> Plugin:
+def _load_file(path: Path, is_chosen: bool, recorded: str | None = None) -> Plugin:
+    """Load a single file, if its SHA-256 is the recorded one: nobody knows what damaged code would do."""
     if path.suffix != ".py":
         reason = "is no Python file: its name does not end with .py"
         if path.is_dir():
@@ -207,6 +208,11 @@ def _load_file(path: Path, is_chosen: bool) -> Plugin:
         raise PluginError(f"plug-in {path} cannot be read: {error.strerror or error}") from None
     module = f"{FILES}.{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
     plugin = Plugin(path.name, hashlib.sha256(content).hexdigest())
+    if recorded not in (None, plugin.sha256):
+        raise PluginError(
+            f"plug-in {path} is damaged or changed: its SHA-256 is {plugin.sha256[:12]}, and its run recorded "
+            f"{recorded[:12]}; put the old file back, or read the run with another one by --plugin FILE"
+        )
     if _is_loaded(plugin, str(path), module, is_chosen):
         return plugin
     place = str(path.absolute())

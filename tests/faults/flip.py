@@ -36,6 +36,8 @@ COMMANDS = {
     "encode": "encoded",
     "report": "evaluated",
     "replay": "evaluated",
+    "resume a plug-in": "half of a plug-in",
+    "sample a plug-in": "plug-in alone",
 }
 """Scenarios, and the states that they are tried on."""
 
@@ -58,7 +60,7 @@ def result_of(commands: Commands, command: str, ended: Ended) -> Any:
     """Result for which the user ran a command."""
     run, out = commands.run_path, commands.root / "out"
     match command:
-        case "resume":
+        case "resume" | "resume a plug-in":
             return {name: digest for name, digest in commands.contents().items() if name.startswith("run/")}
         case "encode":
             return {name: digest for name, digest in commands.contents().items() if name.startswith("out/")}
@@ -67,7 +69,7 @@ def result_of(commands: Commands, command: str, ended: Ended) -> Any:
             return {name: value for name, value in found.items() if name not in ("seconds", "environment", "sha256")}
         case "report":
             return (out / "report.html").read_text().split("data digest")[0]
-        case "sample":
+        case "sample" | "sample a plug-in":
             return (out / "samples.png").read_bytes().hex()
         case _:
             return ended.out
@@ -90,7 +92,7 @@ def verdict_of(
     told = any(word in ended.err for word in ("damaged", "cannot be read", "packed ")) and ended.err != usual.err
     if found == expected:
         return "told" if told else "same"
-    if command == "resume":
+    if command.startswith("resume"):
         changed = {name for name in {*expected, *found} if expected.get(name) != found.get(name)}
         if changed <= {damaged}:
             return "own file"

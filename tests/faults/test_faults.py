@@ -77,7 +77,9 @@ def test_a_damaged_file_is_never_used_in_silence(command: str, faults: Callable[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["pack", "train", "resume", "fresh", "evaluate", "encode", "report", "export"])
+@pytest.mark.parametrize(
+    "scenario", ["pack", "train", "resume", "fresh", "evaluate", "encode", "report", "export", "train a plug-in"]
+)
 def test_killed_at_random_moments_a_command_ends_as_undisturbed(scenario: str, faults: Callable[..., Rows]) -> None:
     rows = faults("kill", scenario, "12", "0")
     assert sum(len(row["killed after"]) for row in rows) >= 12

@@ -140,6 +140,20 @@ def test_a_run_reads_its_own_copy(plugin: Path, forget: Callable[[], None]) -> N
     assert not list(run.rglob("__pycache__"))
 
 
+def test_a_changed_copy_is_refused_before_it_runs(plugin: Path, forget: Callable[[], None]) -> None:
+    run = plugin.parent / "run"
+    (run / "plugins").mkdir(parents=True)
+    text = options([f"--plugin={plugin}", "my-preset"]).to_json()
+    (run / "config.json").write_text(text)
+    copy = run / "plugins" / plugin.name
+    copy.write_text("raise SystemExit('it ran')")
+    forget()
+    with pytest.raises(ConfigError, match=r"run/plugins/my_parts.py is damaged or changed: its SHA-256 is .*--plugin"):
+        TrainConfig.from_json(text, str(run / "config.json"))
+    load(str(plugin))
+    assert TrainConfig.from_json(text, str(run / "config.json")).to_json() == text
+
+
 def test_another_version_is_refused_unless_chosen(plugin: Path) -> None:
     text = options([f"--plugin={plugin}", "my-preset"]).to_json()
     other = text.replace(load(str(plugin)).sha256, "0" * 64)
