@@ -245,7 +245,7 @@ def export(
     Args:
         run: Run directory, or one checkpoint in it.
         format: Plain weights (safetensors), whole programs for any number of images (onnx, torch-export), or a
-            directory that AutoencoderKL of diffusers loads, with the scale of the latents (diffusers).
+            directory that AutoencoderKL or VQModel of diffusers loads, with the scale of latents (diffusers).
         out: Directory to write. If not given, export-FORMAT in the run directory.
         parts: Parts to write. All that the model has if none is named.
         data: For diffusers, the training data under their present place, if they have moved since the run.

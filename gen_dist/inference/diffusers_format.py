@@ -35,6 +35,7 @@ FILES = (CONFIG, WEIGHTS, RUN_CONFIG)
 _HALF_WEIGHTS = "diffusion_pytorch_model.fp16.safetensors"
 _CLASSES = {"kl": "AutoencoderKL", "vq": "VQModel"}
 """Classes of diffusers by bottleneck."""
+_OTHER_FORMATS = "use --format safetensors, onnx or torch-export"
 _IMAGES = 1000
 """Most images that latents are measured on."""
 _ROWS = 8
@@ -64,13 +65,13 @@ class LatentScale(NamedTuple):
     images: int
 
 
-def class_of(config: TrainConfig) -> str:
-    """Class of diffusers for the model of a config.
+def class_of(config: TrainConfig, way_out: str = _OTHER_FORMATS) -> str:
+    """Class of diffusers for the model of a config. `way_out` ends the error.
 
     Raises:
         ConfigError: it has none; the line says why.
     """
-    _network_of(config)
+    _network_of(config, way_out)
     assert isinstance(config.objective, LatentAutoencoderConfig)
     return _CLASSES[config.objective.bottleneck]
 
@@ -123,7 +124,7 @@ def files_of(model: GenerativeModel, scale: LatentScale) -> dict[str, bytes]:
         ConfigError: diffusers has no class for the model.
     """
     network = _network_of(model.config)
-    codes = getattr(model.objective, "codebook_size", 0)
+    codes = model.objective.codebook_size
     fields = diffusers_layout.diffusers_config(network, model.image_shape, 1.0 / scale.deviation, codes)
     weights = {name: model.objective.networks[name].state_dict() for name in ("encoder", "decoder")}
     run_config = dataclasses.replace(model.config, run_dir=None)  # the path of the run is private
@@ -134,7 +135,7 @@ def files_of(model: GenerativeModel, scale: LatentScale) -> dict[str, bytes]:
     }
 
 
-def _network_of(config: TrainConfig) -> AutoencoderKlConfig:
+def _network_of(config: TrainConfig, way_out: str = _OTHER_FORMATS) -> AutoencoderKlConfig:
     """The one network of encoder and decoder.
 
     Raises:
@@ -144,25 +145,23 @@ def _network_of(config: TrainConfig) -> AutoencoderKlConfig:
     if not isinstance(objective, LatentAutoencoderConfig):
         raise ConfigError(
             f"diffusers has no class for the objective {objective.kind}: its autoencoders take images in -1..1, as "
-            "latent-autoencoder does; use --format safetensors, onnx or torch-export"
+            f"latent-autoencoder does; {way_out}"
         )
     if objective.bottleneck not in _CLASSES:
         known = " and ".join(_CLASSES)
         raise ConfigError(
-            f"diffusers has no class for the bottleneck {objective.bottleneck}, but for {known}; use --format "
-            "safetensors, onnx or torch-export"
+            f"diffusers has no class for the bottleneck {objective.bottleneck}, but for {known}; {way_out}"
         )
     found = []
     for network in (config.roles.encoder, config.roles.decoder):
         if not isinstance(network, AutoencoderKlConfig):
-            raise ConfigError(
-                f"diffusers' classes have the network autoencoder-kl, not {network.kind}; use --format safetensors, "
-                "onnx or torch-export"
-            )
+            raise ConfigError(f"diffusers' classes have the network autoencoder-kl, not {network.kind}; {way_out}")
         found.append(dataclasses.replace(network, checkpointing=False))
     encoder, decoder = found
     if encoder != decoder:
-        raise ConfigError("diffusers' classes have one config for encoder and decoder, and those of this run differ")
+        raise ConfigError(
+            f"diffusers' classes have one config for encoder and decoder, and those of this run differ; {way_out}"
+        )
     return encoder
 
 
@@ -243,9 +242,9 @@ def start_from(objective: Objective, config: TrainConfig, published: Published) 
         ConfigError: they are of another network; the line has the options that make it ours, or the first shape.
     """
     place = published.place
-    expected = class_of(config)
+    expected = class_of(config, "leave out --from")
     if (found := published.fields["_class_name"]) != expected:
-        raise ConfigError(f"{place} is of a {found}, and this run needs an {expected}; choose another --bottleneck")
+        raise ConfigError(f"{place} has the class {found}, and this run needs {expected}; choose another --bottleneck")
     try:
         options = diffusers_layout.network_options(published.fields)
     except ConfigError as error:
@@ -253,9 +252,7 @@ def start_from(objective: Objective, config: TrainConfig, published: Published) 
     network = dataclasses.asdict(_network_of(config))
     network["attention_factors"] = tuple(sorted(network["attention_factors"]))
     options |= {"codebook_size": codes} if (codes := diffusers_layout.codes_of(published.fields)) else {}
-    if changes := diffusers_layout.option_changes(
-        options, network | {"codebook_size": getattr(objective, "codebook_size", 0)}
-    ):
+    if changes := diffusers_layout.option_changes(options, network | {"codebook_size": objective.codebook_size}):
         raise ConfigError(f"{place} is of another network than this config's; use {' '.join(changes)}")
     weights = diffusers_layout.from_diffusers(published.weights)
     for name, tensors in weights.items():

@@ -101,7 +101,7 @@ def export(
     Args:
         run: directory of a run, or of one checkpoint.
         form: `safetensors` (plain weights), `onnx` or `torch-export` (whole programs for any number of images), or
-            `diffusers` (a directory that its AutoencoderKL loads, with the scale of the latents of training images).
+            `diffusers` (a directory that its AutoencoderKL or VQModel loads, with the scale of the latents).
         out: directory to write. None is `export-FORM` in the run directory.
         parts: what to export. An empty sequence exports everything that the model has.
         announce: takes a line for each part, because its conversion takes seconds.

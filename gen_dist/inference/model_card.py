@@ -145,9 +145,7 @@ def _code(model: GenerativeModel, form: str, parts: Sequence[Part]) -> str:
 def _code_of_diffusers(model: GenerativeModel) -> str:
     sides = ", ".join(map(str, model.image_shape))
     name, encoded = (
-        ("VQModel", "latents")
-        if getattr(model.objective, "codebook_size", 0)
-        else ("AutoencoderKL", "latent_dist.sample()")
+        ("VQModel", "latents") if model.objective.codebook_size else ("AutoencoderKL", "latent_dist.sample()")
     )
     return "\n".join(
         [

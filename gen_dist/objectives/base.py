@@ -60,6 +60,10 @@ class Objective(nn.Module):
         """Create the phases over the networks of this objective, by name, in the order of their turns."""
         raise NotImplementedError
 
+    def fix_latents(self) -> None:
+        """Train the encoder no more, so that latents which other models know keep their meaning."""
+        self.networks["encoder"].requires_grad_(False)
+
     def start_at(self, mean_image: Tensor) -> None:
         """Set initial values that follow from the training data's mean image, float32 [C, H, W] in 0..1."""
 

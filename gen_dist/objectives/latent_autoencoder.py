@@ -59,6 +59,7 @@ class LatentAutoencoder(Objective):
         )
         self.networks["decoder"].bottleneck = made(config, self.latent_shape)
         self.codebook_size = self.bottleneck.codebook_size
+        self.latents_are_fixed = False
         if config.adversarial_weight:
             self.networks["discriminator"] = Discriminator(roles.discriminator, image_shape, "none", 0)
         if config.log_scale is None:
@@ -80,6 +81,11 @@ class LatentAutoencoder(Objective):
         if "discriminator" in self.networks:
             phases["discriminator"] = DiscriminatorPhase(self)
         return phases
+
+    def fix_latents(self) -> None:
+        super().fix_latents()
+        self.bottleneck.requires_grad_(False)
+        self.latents_are_fixed = True
 
     def start_at(self, mean_image: Tensor) -> None:
         decoder = self.networks["decoder"]
@@ -229,6 +235,8 @@ class AutoencoderPhase(Phase):
 
     def finish(self, micro_batches: Sequence[Batch], carried: Sequence[Mapping[str, Tensor]]) -> None:
         """See Phase."""
+        if self.objective.latents_are_fixed:
+            return
         self.objective.bottleneck.update(micro_batches, carried, self.objective.sum_over_processes)
 
     def _error(self, reconstructions: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -73,7 +73,7 @@ class Trainer:
             objective.sum_over_processes = differentiable_sum
         objective.start_at(_mean_image(dataset.train))
         if config.from_train == "decoder":
-            objective.networks["encoder"].requires_grad_(False)
+            objective.fix_latents()
         return objective.to(self.processes.device)
 
     def _make_turns(self) -> dict[str, Turn]:

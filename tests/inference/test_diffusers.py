@@ -126,21 +126,35 @@ def test_weights_are_exchanged_with_equal_outputs(name: str, shape: tuple[int, i
 
 
 def test_codebooks_are_exchanged_with_even_usage() -> None:
-    shape = (3, 8, 8)
-    theirs = _diffusers().VQModel.from_config(diffusers_config(SMALL, shape, 1.0, codes=16)).eval()
+    config, shape = CONFIGS["kl-f4"], (3, 24, 40)
+    theirs = _diffusers().VQModel.from_config(diffusers_config(config, shape, 1.0, codes=16)).eval()
     fields = dict(theirs.config) | {"_class_name": "VQModel"}
-    assert codes_of(fields) == 16 and network_options(fields)["latent_dim"] == SMALL.latent_dim
+    assert codes_of(fields) == 16 and network_options(fields)["latent_dim"] == config.latent_dim
     weights = from_diffusers(theirs.state_dict())
     codebook, usage, sums = (weights["decoder"].pop(f"bottleneck.{name}") for name in ("codebook", "usage", "sums"))
     assert torch.equal(codebook, theirs.quantize.embedding.weight)
     torch.testing.assert_close(sums / usage[:, None], codebook)  # as moving averages define a codebook
     assert float(usage.sum()) == pytest.approx(1.0)
-    encoder, decoder = build_encoder(SMALL, shape, SMALL.latent_dim), build_decoder(SMALL, shape)
-    encoder.load_state_dict(weights["encoder"])
-    decoder.load_state_dict(weights["decoder"])
-    images = _inputs(SMALL, shape)[0]
-    with torch.no_grad():
-        _assert_close([encoder(images)], [theirs.encode(images).latents])
+    parts = build_encoder(config, shape, config.latent_dim).eval(), build_decoder(config, shape).eval()
+    for part, state in zip(parts, weights.values(), strict=True):
+        part.load_state_dict(state)
+    images, latents = _inputs(config, shape)
+
+    @torch.no_grad()
+    def outputs(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+        given = images.to(dtype), latents.to(dtype)
+        mine = [part.to(dtype)(one).float() for part, one in zip(parts, given, strict=True)]
+        theirs.to(dtype)
+        other = [theirs.encode(given[0]).latents, theirs.decode(given[1], force_not_quantize=True).sample]
+        return mine, [one.float() for one in other]
+
+    exact = outputs(torch.float32)
+    _assert_close(*exact)
+    for mine, other, wanted in zip(*outputs(torch.bfloat16), exact[1], strict=True):
+        errors = [float((one - wanted).abs().mean() / wanted.abs().mean()) for one in (mine, other)]
+        assert errors[0] < 1.5 * errors[1] + 2**-8 and errors[0] < 0.1
+    theirs.float()
+    theirs.load_state_dict(to_diffusers(weights | {"decoder": weights["decoder"] | {"bottleneck.codebook": codebook}}))
     weights["decoder"]["bottleneck.codebook"] = codebook
     assert_same_bits(to_diffusers(weights), theirs.state_dict())
 
@@ -170,6 +184,15 @@ def test_published_autoencoders_have_diffusers_parameters(name: str) -> None:
         ours = _pair(config, (3, 256, 256))
     assert sum(one.numel() for one in theirs.parameters()) == count
     assert sum(one.numel() for part in ours.values() for one in part.parameters()) == count
+
+
+def test_a_published_quantized_autoencoder_has_its_parameters() -> None:
+    config, shape = PUBLISHED["kl-f4"][0], (3, 256, 256)
+    with torch.device("meta"):
+        theirs = _diffusers().VQModel.from_config(diffusers_config(config, shape, 1.0, codes=8192))
+        ours = [build_encoder(config, shape, config.latent_dim), build_decoder(config, shape)]
+    count = sum(one.numel() for part in ours for one in part.parameters()) + 8192 * config.latent_dim
+    assert sum(one.numel() for one in theirs.parameters()) == count
 
 
 def _config(path: Path, **changes: Any) -> TrainConfig:
@@ -272,6 +295,71 @@ def test_the_decoder_alone_is_trained_if_asked(exported: Path, tmp_path: Path) -
         assert all(torch.equal(ended[f"encoder.{name}"], value) for name, value in start["encoder"].items())
         assert not any(torch.equal(ended[f"decoder.{name}"], value) for name, value in start["decoder"].items())
     assert not any("encoder" in name for name in found[0].tensors["optimizer-autoencoder"])
+
+
+VQ = LatentAutoencoderConfig(bottleneck="vq", codebook_size=16)
+
+
+@pytest.fixture(scope="module", params=["moving_average", "gradient"])
+def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path]:
+    """Config of a finished run with a codebook, and its export."""
+    path = tmp_path_factory.mktemp("vq")
+    config = _config(path / "run", objective=dataclasses.replace(VQ, codebook_update=request.param))
+    train(config, say=_silent)
+    return config, export(path / "run", "diffusers", path / "vq", announce=_silent)
+
+
+def test_a_run_with_codes_is_loaded_by_diffusers(quantized: tuple[TrainConfig, Path]) -> None:
+    config, exported = quantized
+    theirs = _diffusers().VQModel.from_pretrained(exported).eval()
+    model = gen_dist.load(config.run_path, announce=_silent)
+    images = torch.randint(0, 256, (3, *model.image_shape), dtype=torch.uint8)
+    latents, _ = model.encode(images)
+    with torch.no_grad():
+        _assert_close([theirs.encode(images / 127.5 - 1).latents], [latents])
+        codes = theirs.quantize(latents)[2][2].view(3, *model.objective.latent_shape[1:])
+        assert torch.equal(codes, model.objective.codes(images))
+        _assert_close([theirs.decode(latents).sample], [model.decode(latents)])
+    assert "VQModel.from_pretrained" in (exported / "README.md").read_text()
+
+
+def test_a_run_with_codes_starts_from_its_export(quantized: tuple[TrainConfig, Path], tmp_path: Path) -> None:
+    config, exported = quantized
+    start = dataclasses.replace(config, start_from=f"diffusers:{exported}", run_dir=str(tmp_path / "run"))
+    trainer = make_trainer(start)
+    trainer.start()
+    expected = gen_dist.load(config.run_path, announce=_silent).objective.networks["decoder"].bottleneck
+    for objective in (trainer.objective, trainer.averaged):
+        assert objective is not None
+        found = objective.networks["decoder"].bottleneck
+        assert torch.equal(found.codebook, expected.codebook)  # type: ignore[arg-type, union-attr]
+        assert torch.equal(found.usage, torch.full((16,), 1 / 16))  # type: ignore[arg-type, union-attr]
+    train(dataclasses.replace(start, from_train="decoder"), say=_silent)
+    ended = load_newest(tmp_path / "run", _silent)
+    assert ended is not None
+    published = from_diffusers(load_file(exported / "diffusion_pytorch_model.safetensors"))
+    for name in ("encoder.conv_in.weight", "decoder.bottleneck.codebook", "decoder.conv_in.weight"):
+        network, _, key = name.partition(".")
+        unchanged = torch.equal(ended[0].tensors["networks"][name], published[network][key])
+        assert unchanged == (name != "decoder.conv_in.weight"), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": LatentAutoencoderConfig()}, "has the class VQModel, and this run needs AutoencoderKL"),
+        ({"objective": dataclasses.replace(VQ, codebook_size=8)}, "use --codebook-size 16"),
+        ({"objective": LatentAutoencoderConfig(bottleneck="fsq")}, "the bottleneck fsq, but for kl and vq; leave out"),
+    ],
+)
+def test_codebooks_of_other_runs_are_one_line(
+    changes: dict[str, Any], message: str, quantized: tuple[TrainConfig, Path], tmp_path: Path
+) -> None:
+    config, exported = quantized
+    network: dict[str, Any] = {"network": dataclasses.replace(SMALL, latent_dim=4)} if "fsq" in message else {}
+    start = dataclasses.replace(config, start_from=f"diffusers:{exported}", run_dir=str(tmp_path), **changes, **network)
+    with pytest.raises(ConfigError, match=message):
+        make_trainer(start).start()
 
 
 def _edit_config(**changes: Any) -> Callable[[Path], None]:
@@ -416,7 +504,10 @@ def test_replay_asks_for_the_weights_that_a_run_started_from(exported: Path, tmp
     ("changes", "message"),
     [
         ({"objective": VaeConfig()}, "diffusers has no class for the objective vae"),
-        ({"objective": LatentAutoencoderConfig(bottleneck="none")}, "no class for the bottleneck none, but for kl"),
+        (
+            {"objective": LatentAutoencoderConfig(bottleneck="none")},
+            "no class for the bottleneck none, but for kl and vq; use --format",
+        ),
         ({"decoder": dataclasses.replace(SMALL, blocks=2)}, "those of this run differ"),
     ],
 )
