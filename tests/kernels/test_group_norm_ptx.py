@@ -25,6 +25,7 @@ from tests.kernels.ptx.program import parse
 
 CUDA = ("sm_80", "sm_90", "sm_100")
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
+DTYPES = (FLOAT32, BFLOAT16, FLOAT16)
 EVERY_ERROR = (0.0, -1.0, 1.0)
 WHOLE, STREAMED = QUICK_CASES[0], Case((1, 4, 70, 70), 2)
 
@@ -51,16 +52,12 @@ def every_case() -> Iterator[Case]:
         ((1, 6, 3, 41, 43), 1),
         ((2, 3, 150, 113), 3),
     ]
-    options: list[dict[str, Any]] = [
-        {},
-        {"residual": True},
-        {"silu": False, "parameters": BFLOAT16},
-        {"misaligned": True, "residual": True},
-    ]
-    for (shape, groups), dtype, channels_last, option in product(
-        shapes, (FLOAT32, BFLOAT16, FLOAT16), (False, True), options
-    ):
+    options: list[dict[str, Any]] = [{}, {"misaligned": True, "residual": True}]
+    for (shape, groups), dtype, channels_last, option in product(shapes, DTYPES, (False, True), options):
         yield replace(Case(shape, groups, dtype, channels_last), **option)
+    for (shape, groups), dtype, channels_last in product(shapes[3::2], DTYPES, (False, True)):
+        yield Case(shape, groups, dtype, channels_last, silu=False, parameters=BFLOAT16)
+        yield Case(shape, groups, dtype, channels_last, residual=True, parameters=FLOAT16)
 
 
 @pytest.mark.slow
