@@ -15,6 +15,7 @@ pytest.importorskip("triton", reason="Triton is made for Linux alone")
 
 from gen_dist.kernels import group_norm_layout
 from tests.kernels.group_norm_calls import Case, Inputs
+from tests.kernels.group_norm_offsets import check_last_image
 from tests.kernels.group_norm_reference import check_passes
 from tests.kernels.mutants import mutant
 from tests.kernels.ptx.program import PtxError
@@ -39,7 +40,7 @@ def large_mean(case: Case) -> Case:
 
 
 CHECKS: dict[str, Callable[[Path], None]] = {
-    name: lambda directory, case=case: check_passes(Inputs.of(case), TARGET, directory)  # type: ignore[misc]
+    name: lambda directory, case=case: check_passes(Inputs.of(case), TARGET, directory)
     for name, case in {
         "whole": WHOLE,
         "whole, channels_last": replace(WHOLE, channels_last=True),
@@ -49,7 +50,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
         "streamed, channels_last": replace(STREAMED, channels_last=True),
         "streamed, large mean": large_mean(STREAMED),
     }.items()
-}
+} | {"last image": check_last_image}
 
 TILES, FORWARD, BACKWARD = "triton_group_norm_tiles.py", "triton_group_norm.py", "triton_group_norm_backward.py"
 
@@ -80,6 +81,7 @@ QUICK_MUTATIONS = [
 ]
 
 MUTATIONS = [
+    (FORWARD, "(tl.program_id(0) // BLOCKS).to(tl.int64)", "tl.program_id(0) // BLOCKS", "last image"),
     (FORWARD, "tl.fma(part_mean, count, 0.0)", "part_mean * count", "streamed, large mean"),
     (BACKWARD, "weight_gradient += gradient * normal", "weight_gradient += gradient", "streamed"),
     (TILES, "(group < GROUPS) & (within", "(group <= GROUPS) & (within", "whole"),

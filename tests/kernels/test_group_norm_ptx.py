@@ -8,20 +8,17 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is made for Linux alone")
 
 from gen_dist.kernels import group_norm_layout, triton_group_norm
 from tests.kernels.accuracy import assert_close
-from tests.kernels.calls import Call, memory_of
+from tests.kernels.calls import Call
 from tests.kernels.group_norm_calls import EPS, QUICK_CASES, Case, Inputs, run_passes
-from tests.kernels.group_norm_reference import ERROR, Reference, check_passes
-from tests.kernels.ptx.executor import execute
-from tests.kernels.ptx.program import parse
+from tests.kernels.group_norm_offsets import check_last_image, lazily_zero, run_last_program
+from tests.kernels.group_norm_reference import ERROR, check_passes
 
 CUDA = ("sm_80", "sm_90", "sm_100")
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
@@ -115,40 +112,8 @@ def test_a_shard_of_images_has_the_bits_of_the_whole(case: Case) -> None:
         assert torch.equal(part[name], tensors[name][1:])
 
 
-def run_last_program(call: Call) -> Tensor:
-    """Run the last program of a call alone, and return the outputs.
-
-    Only the pages of memory that it touches are ever allocated.
-    """
-    compiled = call.compile("sm_90")
-    tensors = {**call.inputs, **call.outputs}
-    memories = [memory_of(tensor) for name in compiled.runtime if (tensor := tensors[name]) is not None]
-    x, y = call.launch.grid
-    execute(parse(compiled.assembly), (x, y), memories, shared_bytes=compiled.shared_bytes, only=[x * y - 1])
-    return call.output("outputs_ptr")
-
-
-def lazily_zero(case: Case) -> Tensor:
-    """Maps of zeros, whose memory exists where it is written."""
-    return torch.from_numpy(np.zeros(case.elements, np.uint16)).view(case.dtype).view(case.shape)
-
-
 def test_offsets_of_images_pass_32_bits() -> None:
-    case = Case((2**18 + 1, 32, 16, 16), 4, BFLOAT16)
-    assert case.elements > 2**31
-    last = Inputs.of(replace(case, shape=(1, *case.shape[1:])))
-    maps = lazily_zero(case)
-    maps[-1] = last.maps[0]
-    (launch,) = triton_group_norm.forward_launches(maps, case.groups, EPS, case.silu)
-    statistics = torch.zeros(case.shape[0], case.groups, 3)
-    call = Call(
-        launch,
-        {"maps_ptr": maps, "residual_ptr": None, "weight_ptr": last.weight, "bias_ptr": last.bias},
-        {"outputs_ptr": lazily_zero(case), "sums_ptr": None, "statistics_ptr": statistics},
-    )
-    outputs = run_last_program(call)[-1:, 24:]
-    expected = Reference(last)
-    assert_close(outputs, expected.results["outputs_ptr"][:, 24:], expected.scales["outputs_ptr"][:, 24:], ERROR)
+    check_last_image()
 
 
 @pytest.mark.slow
