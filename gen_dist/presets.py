@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 
 from gen_dist.config import (
     AutoencoderConfig,
+    AutoencoderKlConfig,
     ConvConfig,
     DataConfig,
     DcganConfig,
     GanConfig,
+    LatentAutoencoderConfig,
     MlpConfig,
     OptimizerConfig,
+    PatchganConfig,
     R3ganConfig,
     ResnetConfig,
     TrainConfig,
@@ -261,4 +264,100 @@ add_preset(
     "vae-gan-mnist",
     replace(_MNIST_GAN, objective=VaeGanConfig()),
     "VAE with reconstructions compared in a discriminator's features",
+)
+
+# Ten epochs of the embedded digits' 4,000 training images.
+_MNIST_LATENTS = replace(
+    _MNIST,
+    steps=1250,
+    global_batch_size=32,
+    learning_rate=2e-3,
+    checkpoint_every=625,
+    sample_every=625,
+    evaluate_every=1250,
+    network=AutoencoderKlConfig(feature_maps=(16, 32, 32), blocks=1, latent_dim=3, groups=8),
+    objective=LatentAutoencoderConfig(),
+    optimization=OptimizerConfig(betas=(0.9, 0.98), warmup_steps=80, decay="cosine"),
+)
+
+# The published recipe: betas and rate, which grows with the batch, as in the code of Rombach et al. 2022.
+_LATENTS = replace(
+    _MNIST_LATENTS,
+    steps=500_000,
+    global_batch_size=64,
+    learning_rate=4.5e-6,
+    checkpoint_every=5000,
+    sample_every=5000,
+    evaluate_every=25_000,
+    data="folder:images",
+    packing=DataConfig(image_size=256, channels=3),
+    network=AutoencoderKlConfig(latent_dim=4),
+    discriminator=PatchganConfig(),
+    objective=LatentAutoencoderConfig(
+        perceptual_weight=1.0, log_scale=None, adversarial_weight=0.5, adversarial_start=50_001
+    ),
+    optimization=OptimizerConfig(betas=(0.5, 0.9), rate_per_image=True, ema_decay=0.999),
+)
+_VQ = LatentAutoencoderConfig(
+    bottleneck="vq",
+    codebook_size=8192,
+    codebook_update="gradient",
+    # The published penalty is a mean over latents beside a mean over pixels; sums of both keep that ratio, 16.
+    codebook_weight=16.0,
+    perceptual_weight=1.0,
+    adversarial_weight=0.75,
+    adaptive_limit=1e4 * 3 * 256**2,
+)
+_CIFAR10_LATENTS = replace(
+    _LATENTS,
+    data="cifar10",
+    packing=DataConfig(),
+    steps=20_000,
+    global_batch_size=32,
+    learning_rate=1e-5,
+    evaluate_every=5000,
+    network=AutoencoderKlConfig(feature_maps=(32, 64, 128), latent_dim=4),
+    discriminator=PatchganConfig(feature_maps=32, layers=2),
+    objective=LatentAutoencoderConfig(adversarial_weight=0.5, adversarial_start=10_000),
+)
+
+add_preset(
+    "kl-mnist",
+    _MNIST_LATENTS,
+    "latent autoencoder: a residual network to 3 x 7 x 7 latents with a small KL term",
+)
+add_preset(
+    "vq-mnist",
+    replace(_MNIST_LATENTS, objective=LatentAutoencoderConfig(bottleneck="vq", codebook_size=256)),
+    "the same with 7 x 7 codes out of 256",
+)
+add_preset(
+    "kl-f4-cifar10",
+    _CIFAR10_LATENTS,
+    "latents 4 x 8 x 8 of images of 32 x 32, with a discriminator of patches",
+)
+add_preset(
+    "vq-f4-cifar10",
+    replace(
+        _CIFAR10_LATENTS,
+        objective=LatentAutoencoderConfig(
+            bottleneck="vq", codebook_size=1024, adversarial_weight=0.5, adversarial_start=10_000, adaptive_limit=1e8
+        ),
+    ),
+    "8 x 8 codes out of 1,024",
+)
+add_preset(
+    "kl-f8",
+    _LATENTS,
+    "the first stage of Stable Diffusion, for images of 256 x 256: latents 4 x 32 x 32",
+)
+add_preset(
+    "kl-f4",
+    replace(_LATENTS, network=AutoencoderKlConfig(feature_maps=(128, 256, 512), latent_dim=3)),
+    "the same with latents 3 x 64 x 64",
+)
+add_preset(
+    "vq-f4",
+    replace(_LATENTS, network=AutoencoderKlConfig(feature_maps=(128, 256, 512), latent_dim=3), objective=_VQ),
+    "the same with 64 x 64 codes out of 8,192",
 )

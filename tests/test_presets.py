@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gen_dist.config import DataConfig, GanConfig, R3ganConfig, VaeGanConfig, WganGpConfig
+from gen_dist.config import GanConfig, LatentAutoencoderConfig, R3ganConfig, VaeGanConfig, WganGpConfig
 from gen_dist.presets import get_preset, presets
 from gen_dist.training.run import train
+from tests.support.runs import brief_preset
+
+SLOW = pytest.mark.slow
 
 
 def _quiet(_line: str) -> None:
@@ -19,26 +22,28 @@ def _quiet(_line: str) -> None:
 @pytest.mark.parametrize(
     "preset",
     [
-        pytest.param(name, marks=() if preset.config.data == "mnist5k" else pytest.mark.slow)
+        pytest.param(
+            name, marks=() if preset.config.data == "mnist5k" and "latent" not in preset.config.objective.kind else SLOW
+        )
         for name, preset in presets().items()
     ],
 )
 def test_a_preset_trains_and_makes_its_pictures(preset: str, tmp_path: Path) -> None:
     """The data are the embedded digits; for presets of colour images, synthetic ones of their size."""
-    config = replace(get_preset(preset), steps=2, run_dir=str(tmp_path / "run"))
-    if config.data != "mnist5k":
-        packing = DataConfig(synthetic_images=128, channels=3, image_size=config.packing.image_size or 32)
-        config = replace(config, data="synthetic", packing=packing, global_batch_size=8)
+    config = replace(brief_preset(preset), run_dir=str(tmp_path / "run"))
     outcome = train(config, say=_quiet)
     assert outcome.finished
-    adversarial = isinstance(config.objective, GanConfig | WganGpConfig | R3ganConfig | VaeGanConfig)
-    generates = preset != "ae-mnist"
+    objective = config.objective
+    adversarial = isinstance(objective, GanConfig | WganGpConfig | R3ganConfig | VaeGanConfig)
+    latent = isinstance(objective, LatentAutoencoderConfig)
+    generates = preset != "ae-mnist" and not latent
     encodes = not adversarial or preset == "vae-gan-mnist"
+    scored = adversarial or (isinstance(objective, LatentAutoencoderConfig) and objective.adversarial_weight > 0)
     assert set(outcome.pictures) == {
         "curves",
         *(("samples", "interpolations", "class_shares") if generates else ()),
         *(("reconstructions", "latent_manifold", "latent_scatter") if encodes else ()),
-        *(("scores",) if adversarial else ()),
+        *(("scores",) if scored else ()),
     }
     for path in outcome.pictures.values():
         with Image.open(path) as picture:
@@ -48,7 +53,7 @@ def test_a_preset_trains_and_makes_its_pictures(preset: str, tmp_path: Path) -> 
         assert 0 <= final["samples/diversity_ratio"] < 2
     if encodes:
         headline = "test/reconstruction_error" if adversarial or not generates else "test/negative_elbo"
-        assert 50 < final[headline] < 600
+        assert 50 < final[headline] < (3000 if latent else 600)
 
 
 def test_two_latents_show_the_whole_plane(tmp_path: Path) -> None:

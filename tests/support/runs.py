@@ -34,6 +34,7 @@ from gen_dist.config import (
 )
 from gen_dist.data import Dataset, open_dataset
 from gen_dist.parallel.processes import start_processes
+from gen_dist.presets import get_preset
 from gen_dist.testing import trial
 from gen_dist.training.trainer import Trainer
 
@@ -148,6 +149,21 @@ def small_config(objective: str, **changes: object) -> TrainConfig:
         optimization=optimization,
     )
     return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def brief_preset(name: str) -> TrainConfig:
+    """A preset's networks and objective for two steps: on the embedded digits, or on small synthetic images."""
+    config = get_preset(name)
+    if latent := isinstance(config.objective, LatentAutoencoderConfig):
+        codes = min(config.objective.codebook_size, 64)
+        objective = replace(config.objective, adversarial_start=0, perceptual_weight=0.0, codebook_size=codes)
+        config = replace(config, objective=objective)
+    config = replace(config, steps=2)
+    if config.data == "mnist5k":
+        return config
+    size = 32 if latent else config.packing.image_size or 32
+    packing = DataConfig(synthetic_images=128, channels=3, image_size=size)
+    return replace(config, data="synthetic", packing=packing, global_batch_size=8)
 
 
 def small_dataset(config: TrainConfig) -> Dataset:
