@@ -67,8 +67,8 @@ def network_options(config: Mapping[str, Any]) -> dict[str, Any]:
     widths = config.get("block_out_channels", [64])
     types = config.get("down_block_types", ["DownEncoderBlock2D"])
     known = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
-    if other := next((one for one in types if one not in known), None):
-        raise ConfigError(f"its blocks {other} are not those of {', '.join(known)}")
+    if others := [one for one in types if one not in known]:
+        raise ConfigError(f"its blocks {others[0]!r} are not those of {', '.join(known)}")
     if (activation := config.get("act_fn", "silu")) != "silu":
         raise ConfigError(f"its activation is {activation}, not silu")
     if (norm := config.get("norm_type", "group")) != "group":

@@ -439,7 +439,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         "use --latent-dim 4 --no-middle-attention",
     ),
     "another activation": (_edit_config(act_fn="relu"), "is of another network: its activation is relu, not silu"),
-    "another block": (_edit_config(down_block_types=["DownBlock2D"]), "its blocks DownBlock2D are not those of"),
+    "another block": (_edit_config(down_block_types=["DownBlock2D"]), "its blocks 'DownBlock2D' are not those of"),
+    "a block without a name": (_edit_config(down_block_types=[""]), "its blocks '' are not those of"),
     "other channels": (
         _edit_weights(lambda found: found.update({"encoder.conv_in.weight": torch.zeros(8, 3, 3, 3)})),
         r"weights of another shape: encoder.conv_in.weight is [8, 3, 3, 3], and this run's [8, 1, 3, 3]",
