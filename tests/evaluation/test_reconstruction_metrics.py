@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.stats
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,6 +24,7 @@ from gen_dist.errors import UserError
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.evaluation.features import feature_network
 from gen_dist.evaluation.guide import base_name, in_order, metric_of
+from gen_dist.evaluation.metrics import codebook
 from gen_dist.evaluation.metrics.frechet import frechet_distance, moments
 from gen_dist.evaluation.metrics.latent_bits import bits_per_latent
 from gen_dist.evaluation.metrics.latent_scale import latent_scale
@@ -106,6 +108,30 @@ def test_the_scale_is_that_of_drawn_latents(places: tuple[int, ...]) -> None:
 
 def test_a_bit_is_ln_2_nats() -> None:
     assert bits_per_latent(3 * 4 * 5 * math.log(2), (3, 4, 5)) == pytest.approx(1, rel=1e-12)
+
+
+def test_usage_and_perplexity_are_those_of_the_shares() -> None:
+    counts = torch.tensor([5, 0, 3, 8, 0, 0, 1, 15])
+    assert codebook.usage(counts) == 5 / 8
+    assert math.exp(codebook.entropy_nats(counts)) == pytest.approx(math.exp(scipy.stats.entropy(counts.numpy())))
+    even = torch.full((512,), 7)
+    assert math.exp(codebook.entropy_nats(even)) == pytest.approx(512)
+    assert codebook.usage(even) == 1
+
+
+def test_codes_of_a_run_are_those_of_its_test_images(tmp_path: Path) -> None:
+    config = small_config("latent autoencoder, fsq", steps=3, data="mnist5k", run_dir=str(tmp_path))
+    train(config, say=_silent)
+    found = _evaluate(tmp_path, "codebook_usage", "codebook_perplexity", "bits_per_latent").metrics
+    objective = gen_dist.load(tmp_path).objective
+    images = torch.from_numpy(open_dataset("mnist5k", "data", DataConfig(), _silent).test.images[:])
+    with torch.no_grad():
+        codes = torch.cat([objective.eval().codes(some) for some in images.split(250)])
+    taken, counts = np.unique(codes.numpy(), return_counts=True)
+    entropy = scipy.stats.entropy(counts)
+    assert found["codebook_usage"] == len(taken) / objective.codebook_size
+    assert found["codebook_perplexity"] == pytest.approx(math.exp(entropy), rel=1e-6)
+    assert found["bits_per_latent"] == pytest.approx(entropy / math.log(2), rel=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import math
 
 from gen_dist.evaluation.context import Context
 from gen_dist.evaluation.metric import Metric, UnavailableError, Value, register
+from gen_dist.evaluation.metrics.codebook import code_counts, entropy_nats
 from gen_dist.evaluation.reconstructing import reconstructed
 
 
@@ -18,7 +19,9 @@ def bits_per_latent(kl_nats: float, latent_shape: tuple[int, ...]) -> float:
 
 
 def measure(context: Context) -> dict[str, Value]:
-    """Bits a latent over the test images."""
+    """Bits a latent over the test images. Codes have the entropy of their shares; one code is one latent."""
+    if context.objective.codebook_size:
+        return {"bits_per_latent": entropy_nats(code_counts(context)) / math.log(2.0)}
     kl_nats = reconstructed(context).kl_nats
     if kl_nats is None:
         raise UnavailableError("its latents have no posterior, so no finite information")
@@ -31,7 +34,7 @@ register(
         label="bits a latent",
         group="latents",
         better=None,
-        meaning="Information in one latent of a test image: KL divergence from N(0, I).",
+        meaning="Information in one latent of a test image: KL divergence from N(0, I), or entropy of the codes.",
         unit="bits",
         needs=("encoder",),
         measure=measure,
