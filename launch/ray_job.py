@@ -7,6 +7,7 @@ head's own 127.0.0.1: reach it by `ssh -L 8265:127.0.0.1:8265 HEAD`.
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import os
 import shlex
@@ -63,8 +64,8 @@ def submit(words: list[str]) -> None:
     if words[0].startswith("--config"):  # the cluster does not have this file
         words[: 1 if "=" in words[0] else 2] = ["--config", _CONFIG]
         prepare = f"printf %s {shlex.quote(config.to_json())} > {_CONFIG} && "
-    for name, content in contents.items():  # nor single files
-        prepare += f"printf %s {shlex.quote(content.decode())} > {shlex.quote(name)} && "
+    for name, content in contents.items():  # nor single files, of any encoding
+        prepare += f"printf %s {base64.b64encode(content).decode()} | base64 -d > {shlex.quote(name)} && "
     for plugin in [*contents, *(word for word in plugins if Path(word).name not in contents)]:
         words += ["--plugin", plugin]
     prepare += "exec " if prepare else ""

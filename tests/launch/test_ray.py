@@ -298,6 +298,25 @@ def test_a_job_trains_and_no_port_opens_without_the_token(environment: dict[str,
         assert f"port {port} of 127.0.0.1 cannot be used: Address already in use" in _error_of(busy, environment)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(580)
+def test_a_job_brings_its_plugin_along(environment: dict[str, str], tmp_path: Path) -> None:
+    plugin = tmp_path / "my gan.py"
+    # A comment in Latin-1: the file is sent as it is.
+    content = (REPOSITORY / "tests/plugins/feature_matching_gan.py").read_bytes()
+    plugin.write_bytes(b"# -*- coding: latin-1 -*-\n# \xfc\n" + content)
+    words = ["feature-matching-mnist", "--plugin", plugin, "--feature-maps", 4, 8, "--hidden-size", 8, "--steps", 4]
+    words += ["--data", "synthetic", "--synthetic-images", 64, "--global-batch-size", 16, "--decay", "constant"]
+    with _head(environment, tmp_path) as (_, dashboard, _client):
+        at = ["submit", "--dashboard", f"http://127.0.0.1:{dashboard}"]
+        done = _run(
+            _launch("ray_job.py", *at, *words, "--storage", tmp_path / "runs", "--run-dir", "job"), environment, 400
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "finished at step 4" in done.stdout and "succeeded" in done.stdout
+    assert (tmp_path / "runs/job/plugins/my gan.py").read_bytes() == plugin.read_bytes()
+
+
 def _belongs_to(process: psutil.Process, token: Path) -> bool:
     with contextlib.suppress(psutil.Error):
         return process.environ().get("HOME") == str(token.parent.parent)

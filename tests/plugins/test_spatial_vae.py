@@ -147,7 +147,11 @@ QUICK = (Check(check_micro_batches_equal_the_batch), Check(check_a_recorded_step
 
 
 @pytest.mark.parametrize(
-    "checks", [QUICK, pytest.param((*OBJECTIVE_CHECKS, *SLOW_OBJECTIVE_CHECKS), marks=pytest.mark.slow)]
+    "checks",
+    [
+        QUICK,
+        pytest.param((*OBJECTIVE_CHECKS, *SLOW_OBJECTIVE_CHECKS), marks=(pytest.mark.slow, pytest.mark.timeout(900))),
+    ],
 )
 def test_spatial_latents_pass_the_checks_of_objectives(checks: tuple[Check, ...], config: TrainConfig) -> None:
     raise_failures(run_checks("spatial", checks, ObjectiveTrial(config.objective, config.network, (1, 8, 8))))
