@@ -20,7 +20,7 @@ from gen_dist.randomness import Stream
 from gen_dist.training.trainer import Trainer
 from tests.support.runs import SMALL_MLP, make_trainer, run_steps, small_config
 
-SEED, STEP, FIRST_ROW = 11, 3, 6
+SEED, STEP, FIRST_ROW = 21, 3, 6  # a seed at which no pixel's error changes its sign by rounding
 NETWORK = AutoencoderKlConfig(feature_maps=(4, 8), latent_dim=2, blocks=1, groups=2, middle_attention=False)
 PATCHES = PatchganConfig(feature_maps=4, layers=2, discriminator_norm="none")
 CONFIGS = {
