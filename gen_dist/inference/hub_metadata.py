@@ -54,7 +54,8 @@ def metadata(model: GenerativeModel, form: str, has_decoder: bool, measured: Mea
     source = config.data.partition(":")[0]  # a path is private
     library = "library_name: diffusers" if form == "diffusers" else LIBRARY
     form = {"torch-export": "pytorch"}.get(form, form)
-    kinds = {role: getattr(config.roles, role).kind for role in config.objective.roles}
+    # No export has the discriminator.
+    kinds = {role: getattr(config.roles, role).kind for role in config.objective.roles if role != "discriminator"}
     tags = dict.fromkeys(["gen_dist", config.objective.kind, *kinds.values(), form])
     lines = ["# license: say here under which license you publish it, such as mit", library, f"pipeline_tag: {task}"]
     lines += ["tags:", *(f"- {_quoted(tag)}" for tag in tags), f"networks: {_quoted(kinds)}"]

@@ -233,7 +233,7 @@ def test_a_card_is_what_the_hugging_face_hub_takes(
     assert (out / "card.md").read_text() in (out / "README.md").read_text()
     assert (card.data.library_name, card.data.pipeline_tag) == ("gen_dist", "unconditional-image-generation")
     assert {"gen_dist", "safetensors", "dcgan"} <= set(card.data.tags)
-    assert card.data.to_dict()["networks"] == {"generator": "dcgan", "discriminator": "dcgan"}
+    assert card.data.to_dict()["networks"] == {"generator": "dcgan"}
     assert card.data.datasets == ["ylecun/mnist"]
     results = {one.metric_type: one.metric_value for one in card.data.eval_results}
     assert list(results.values()) == [1.5, 2.5, 3.5, 4.5]
