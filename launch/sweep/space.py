@@ -38,6 +38,7 @@ _FIXED = {
     "objective.likelihood": "metrics of different likelihoods do not compare",
     "objective.dynamic_binarization": "metrics of binary and of real-valued pixels do not compare",
     **dict.fromkeys(("plugins", "accept_changed_plugins"), "all trials run the same code"),
+    **dict.fromkeys(("start_from", "start_digest"), "all trials start from the same weights"),
     "steps": "early stopping needs the same number of steps in all trials",
     **dict.fromkeys(
         ("accumulation", "compile", "cuda_graphs", "device", "precision"),

@@ -25,7 +25,7 @@ from tests.support.runs import (
 )
 from tests.support.two_players import two_players
 
-QUICK_TO_COMPILE = {"beta-vae with warm-up", "iwae", "wgan-gp, lazy"}
+QUICK_TO_COMPILE = {"beta-vae with warm-up", "iwae"}
 
 
 def _checkpoint_of(trainer: Trainer, step: int) -> Checkpoint:
