@@ -103,6 +103,7 @@ WITH_BATCH_STATISTICS = frozenset({"dcgan", "conditional dcgan", "vae-gan"})
 TOUCHY = WITH_BATCH_STATISTICS | {
     *("sngan", "sngan, projection"),
     *("latent autoencoder, vq, adaptive adversary", "latent autoencoder, codebook by gradient"),
+    "latent autoencoder, fsq",
 }
 """Rounding can move a unit across the kink of its activation, or a latent to another code, and adversarial training
 amplifies the difference."""
