@@ -1,4 +1,4 @@
-"""What the kernels of group normalization share: places of a tile, sums of its groups, the activation, launches."""
+"""Parts shared by the kernels of group normalization: places of a tile, sums of its groups, activation, launches."""
 
 # Device code is typed by Triton.
 # mypy: allow-untyped-defs, allow-incomplete-defs

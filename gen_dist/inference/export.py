@@ -77,7 +77,7 @@ class _Exported(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    """What is about to be exported, after everything that may refuse it."""
+    """An export about to be written, after everything that may refuse it."""
 
     parts: list[Part]
     contents: Callable[[], dict[str, bytes]]

@@ -83,13 +83,15 @@ class Vae(EncoderDecoder):
         # Latents rounded to half precision would not be draws from the density in the denominator.
         parameters = self.networks["encoder"](targets).float()
         latents, kl_nats = reparameterize_kl(parameters, batch.key(stream), samples=samples)
-        zeros: Tensor | float = 0.0
+        zeros = None
         if self.config.gradient == "path":
             latents, zeros = _GradientTimesWeights.apply(latents, samples)
             parameters = parameters.detach()
         nll = self.nll(self.networks["decoder"](latents), targets.repeat_interleave(samples, dim=0), torch.float64)
         density = parameters.double().repeat_interleave(samples, dim=0)
-        log_weights = self._log_prior_to_posterior(latents.double(), density) - nll + zeros
+        log_weights = self._log_prior_to_posterior(latents.double(), density) - nll
+        if zeros is not None:
+            log_weights = log_weights + zeros
         return ImportanceSamples(log_weights.view(-1, samples), kl_nats)
 
     def _log_prior_to_posterior(self, latents: Tensor, parameters: Tensor) -> Tensor:

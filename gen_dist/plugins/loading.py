@@ -319,7 +319,7 @@ def _failures_told(plugin: _Loaded, files: Collection[str]) -> Iterator[None]:
 
 
 def _way_out(plugin: _Loaded, error: BaseException) -> str:
-    """What to do about a single file that imports a file beside it."""
+    """Advice for a single file that imports a file beside it."""
     if plugin.content is None or not isinstance(error, ImportError) or not error.name:
         return ""
     first = error.name.removeprefix(f"{FILES}.").partition(".")[0]

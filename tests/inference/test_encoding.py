@@ -73,7 +73,7 @@ def _bytes_of(out: Path) -> dict[str, bytes]:
 
 
 def _read_by_card(out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the code of a set's card leaves."""
+    """Variables that the code of a set's card leaves."""
     (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) <= 10
     monkeypatch.chdir(out)

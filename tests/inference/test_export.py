@@ -36,8 +36,10 @@ from tests.conftest import REPOSITORY
 from tests.support.runs import OBJECTIVES, brief_preset, each_of, small_config
 
 PROGRAMS: tuple[Format, ...] = ("onnx", "torch-export")
-TOLERANCE = {"onnx": 1e-5, "torch-export": 3e-6}
+TOLERANCE = {"onnx": 1e-5, "torch-export": 1e-6}
 """Relative tolerance, and absolute tolerance for intensities in 0..1."""
+UNSQUASHED_TOLERANCE = {"onnx": 1e-5, "torch-export": 3e-6}
+"""Those of decoders that end without the sigmoid or tanh whose slope makes rounding errors smaller."""
 QUICK = frozenset({"autoencoder", "vae, convolutional", "conditional dcgan", "r3gan", "vae-gan"})
 """One of each kind of network and of model. `make test-all` has the others."""
 
@@ -117,7 +119,8 @@ def _assert_equal_to_the_model(run: Path, form: Format, exported: Path, toleranc
 def test_programs_compute_what_the_model_computes(
     objective: str, form: Format, runs: Callable[[str], Path], exports: Callable[[str, Format], Path]
 ) -> None:
-    _assert_equal_to_the_model(runs(objective), form, exports(objective, form), TOLERANCE[form])
+    tolerance = (UNSQUASHED_TOLERANCE if objective.startswith("latent autoencoder") else TOLERANCE)[form]
+    _assert_equal_to_the_model(runs(objective), form, exports(objective, form), tolerance)
 
 
 def _run_of_preset(preset: str, path: Path) -> Path:

@@ -34,7 +34,7 @@ SPACES = {
     ],
     "spatial_vae": ["network.feature_maps=4+4+8,4+8+8"],
 }
-"""What a sweep with a plug-in searches; the learning rate unless it stands here."""
+"""Field that a sweep with a plug-in searches; the learning rate unless it stands here."""
 
 
 class Place(NamedTuple):
@@ -43,9 +43,9 @@ class Place(NamedTuple):
     plugin: str
     path: Path
     scripts: Path
-    """Of the environment with the wheel."""
+    """Directory of the commands in the environment with the wheel."""
     variables: dict[str, str]
-    """Of the commands: a home, cache and directory of Ray's own."""
+    """Variables of the commands: a home, cache and directory of Ray's own."""
 
     def command(self, command: str, *words: object) -> list[str]:
         """`train` is `gen-dist train`, `two` is `accelerate launch`; other commands are modules of launchers."""
