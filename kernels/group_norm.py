@@ -4,7 +4,6 @@ It has three implementations: that of CPUs (kernels/group_norm_cpu.py), the fuse
 (kernels/triton_group_norm.py), and those kernels' twin in torch operations, for tests and other devices.
 """
 
-import math
 from typing import Any, Literal, overload
 
 import torch
@@ -13,8 +12,10 @@ from torch import Tensor
 
 from .group_norm_cpu import GroupNormSilu
 from .group_norm_layout import kernels_take
+from .group_norm_twin import double_backward, twin_backward, twin_forward
 from .latent_layout import arithmetic_dtype, memory_format_of
 from .noise import runs_triton
+from .twice_differentiable import define_operator
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 GroupNormActivation = Literal["silu", "none"]
@@ -67,7 +68,8 @@ def group_norm_silu(
     Then neither this sum nor that of its two gradients is a pass over memory of its own.
 
     Backward keeps the maps (with a residual, the sums instead) and three numbers a group; it computes the normalized
-    maps again. There is no double backward.
+    maps again. Gradients have gradients, under torch.func too, but for float32 and float64 maps on CPUs that are not
+    compiled.
 
     Args:
         maps: [B, C, ...] of float32, bfloat16, float16 or float64, contiguous or channels_last.
@@ -129,30 +131,32 @@ def _check(
         raise ValueError(f"activation is {activation!r}; use silu or none")
 
 
-@torch.library.custom_op("gen_dist::group_norm_silu", mutates_args=(), tags=(torch.Tag.needs_exact_strides,))
-def group_norm_silu_operator(
-    maps: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-) -> tuple[Tensor, Tensor]:
-    """Operator of `group_norm_silu`: outputs and statistics, by the kernels on Triton devices, else by their twin.
+def _forward(
+    maps: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    maps = _dense(maps)
+    arguments = (maps, _like(residual, maps), weight.contiguous(), bias.contiguous(), groups, eps, silu)
+    if _runs_kernels(maps, groups):
+        from . import triton_group_norm  # macOS and Windows have no Triton
 
-    It is opaque to torch.compile. Backward saves the maps, the parameters and the statistics.
-    """
+        return triton_group_norm.forward(*arguments)
+    return twin_forward(*arguments)
+
+
+def _norm(maps: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor]:
     outputs, _, statistics = _forward(maps, None, weight, bias, groups, eps, silu)
     return outputs, statistics
 
 
-@torch.library.custom_op("gen_dist::add_group_norm_silu", mutates_args=(), tags=(torch.Tag.needs_exact_strides,))
-def add_group_norm_silu_operator(
+def _add_norm(
     maps: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Operator of `group_norm_silu` with a residual: outputs, maps + residual and statistics."""
     outputs, sums, statistics = _forward(maps, residual, weight, bias, groups, eps, silu)
     assert sums is not None
     return outputs, sums, statistics
 
 
-@torch.library.custom_op("gen_dist::group_norm_silu_backward", mutates_args=(), tags=(torch.Tag.needs_exact_strides,))
-def group_norm_silu_backward_operator(
+def _backward(
     outputs_gradient: Tensor,
     sums_gradient: Tensor | None,
     maps: Tensor,
@@ -162,27 +166,14 @@ def group_norm_silu_backward_operator(
     groups: int,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the maps, weight and bias; with a residual, maps are the sums, and its gradient is theirs."""
     maps = _dense(maps)
     outputs_gradient, sums_gradient = _like(outputs_gradient, maps), _like(sums_gradient, maps)
     arguments = (outputs_gradient, sums_gradient, maps, weight.contiguous(), bias.contiguous(), statistics)
     if _runs_kernels(maps, groups):
-        from . import triton_group_norm_backward  # macOS and Windows have no Triton
+        from . import triton_group_norm_backward
 
         return triton_group_norm_backward.backward(*arguments, groups, silu)
     return twin_backward(*arguments, groups, silu)
-
-
-def _forward(
-    maps: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    maps = _dense(maps)
-    arguments = (maps, _like(residual, maps), weight.contiguous(), bias.contiguous(), groups, eps, silu)
-    if _runs_kernels(maps, groups):
-        from . import triton_group_norm
-
-        return triton_group_norm.forward(*arguments)
-    return twin_forward(*arguments)
 
 
 def _runs_kernels(maps: Tensor, groups: int) -> bool:
@@ -200,36 +191,28 @@ def _like(tensor: Tensor | None, maps: Tensor) -> Any:
     return None if tensor is None else tensor.contiguous(memory_format=memory_format_of(maps))
 
 
-def _empty_statistics(maps: Tensor, groups: int) -> Tensor:
-    return maps.new_empty((maps.shape[0], groups, 3), dtype=arithmetic_dtype(maps))
+def _fake_maps(maps: Tensor) -> Tensor:
+    return torch.empty_like(maps, memory_format=memory_format_of(maps))
 
 
-@group_norm_silu_operator.register_fake
-def _(maps: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(maps, memory_format=memory_format_of(maps)), _empty_statistics(maps, groups)
+def _fake_norm(maps: Tensor, weight: Tensor, bias: Tensor, groups: int, *_: Any) -> tuple[Tensor, Tensor]:
+    return _fake_maps(maps), maps.new_empty((maps.shape[0], groups, 3), dtype=arithmetic_dtype(maps))
 
 
-@add_group_norm_silu_operator.register_fake
-def _(
-    maps: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+def _fake_add_norm(maps: Tensor, _: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    outputs, statistics = _fake_norm(maps, *rest)
+    return outputs, torch.empty_like(outputs), statistics
+
+
+def _fake_backward(
+    outputs_gradient: Tensor, sums_gradient: Tensor | None, maps: Tensor, weight: Tensor, bias: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    outputs = torch.empty_like(maps, memory_format=memory_format_of(maps))
-    return outputs, torch.empty_like(outputs), _empty_statistics(maps, groups)
+    return _fake_maps(maps), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
-@group_norm_silu_backward_operator.register_fake
-def _(
-    outputs_gradient: Tensor,
-    sums_gradient: Tensor | None,
-    maps: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    statistics: Tensor,
-    groups: int,
-    silu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    gradient = torch.empty_like(maps, memory_format=memory_format_of(maps))
-    return gradient, weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+def _fake_double_backward(_: Any, __: Any, ___: Any, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _, maps, weight, bias, *_ = rest
+    return _fake_maps(maps), *_fake_backward(maps, None, maps, weight, bias)
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -269,90 +252,34 @@ def _gradients(
     return found
 
 
-group_norm_silu_operator.register_autograd(_differentiate, setup_context=_keep_inputs)
-add_group_norm_silu_operator.register_autograd(_differentiate_sums, setup_context=_keep_sums)
+def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    outputs_gradient, sums_gradient, *tensors, ctx.groups, ctx.silu = inputs
+    ctx.save_for_backward(outputs_gradient, *tensors)
+    ctx.has_sums_gradient = sums_gradient is not None
+    ctx.set_materialize_grads(False)
 
 
-def twin_forward(
-    maps: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Forward pass of the kernels in torch operations, on any device.
-
-    Args:
-        maps: [B, C, ...], dense; computed in `arithmetic_dtype`.
-        residual: as `maps`; None adds nothing.
-        weight: [C].
-        bias: [C].
-        groups: number of groups.
-        eps: number added to the variance.
-        silu: apply SiLU.
-
-    Returns:
-        outputs, as `maps`; maps + residual, as `maps`, or None; and statistics [B, groups, 3] in `arithmetic_dtype`:
-        the mean as it is rounded, the mean of the distances from it, and 1 / sqrt(variance + eps).
-    """
-    dtype = arithmetic_dtype(maps)
-    sums = None if residual is None else (maps.to(dtype) + residual.to(dtype)).to(maps.dtype)
-    values = _by_group(maps if sums is None else sums, groups).to(dtype)
-    mean = values.mean(2)
-    distance = values - mean[:, :, None]
-    remainder = distance.mean(2)
-    distance = distance - remainder[:, :, None]
-    reciprocal = torch.rsqrt(distance.square().mean(2) + eps)
-    normal = (distance * reciprocal[:, :, None]).view(maps.shape)
-    outputs = normal * _to_maps(weight, maps) + _to_maps(bias, maps)
-    outputs = outputs * torch.sigmoid(outputs) if silu else outputs
-    return torch.empty_like(maps).copy_(outputs), sums, torch.stack([mean, remainder, reciprocal], dim=2)
+def _differentiate_gradients(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    of_outputs_gradient, *others = group_norm_silu_double_backward_operator(
+        *cotangents, *ctx.saved_tensors, ctx.groups, ctx.silu
+    )
+    return of_outputs_gradient, cotangents[0] if ctx.has_sums_gradient else None, *others, None, None, None
 
 
-def twin_backward(
-    outputs_gradient: Tensor,
-    sums_gradient: Tensor | None,
-    maps: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    statistics: Tensor,
-    groups: int,
-    silu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Backward pass of the kernels in torch operations, with the kernels' formulas.
+group_norm_silu_operator = define_operator("group_norm_silu", _norm, _fake_norm, _keep_inputs, _differentiate)
+"""Operator of `group_norm_silu`: outputs and statistics, by the kernels on Triton devices, else by their twin.
 
-    Args:
-        outputs_gradient: [B, C, ...], dense as `maps`.
-        sums_gradient: as `outputs_gradient`, or None if there was no residual or its sums are not used otherwise.
-        maps: [B, C, ...], dense; with a residual, the sums.
-        weight: [C].
-        bias: [C].
-        statistics: [B, groups, 3], of `twin_forward`.
-        groups: number of groups.
-        silu: SiLU was applied.
-
-    Returns:
-        Gradients of maps, weight and bias, each of the shape, dtype and layout of its tensor.
-    """
-    dtype = arithmetic_dtype(maps)
-    mean, remainder, reciprocal = (each[:, :, None] for each in statistics.to(dtype).unbind(2))
-    normal = (((_by_group(maps.to(dtype), groups) - mean) - remainder) * reciprocal).view(maps.shape)
-    gradient = outputs_gradient.to(dtype)
-    if silu:
-        outputs = normal * _to_maps(weight, maps) + _to_maps(bias, maps)
-        share = torch.sigmoid(outputs)
-        gradient = gradient * (share + outputs * share * (1.0 - share))
-    over = [0, *range(2, maps.ndim)]
-    weight_gradient, bias_gradient = (gradient * normal).sum(over), gradient.sum(over)
-    gradient, normal = _by_group(gradient * _to_maps(weight, maps), groups), _by_group(normal, groups)
-    tilt = (gradient * normal).mean(2, keepdim=True)
-    gradient = ((gradient - gradient.mean(2, keepdim=True) - normal * tilt) * reciprocal).view(maps.shape)
-    if sums_gradient is not None:
-        gradient = gradient + sums_gradient
-    return torch.empty_like(maps).copy_(gradient), weight_gradient.to(weight.dtype), bias_gradient.to(bias.dtype)
-
-
-def _by_group(maps: Tensor, groups: int) -> Tensor:
-    """[B, groups, elements of a group]; a copy, if maps are channels_last."""
-    return maps.reshape(maps.shape[0], groups, math.prod(maps.shape[1:]) // groups)
-
-
-def _to_maps(parameter: Tensor, maps: Tensor) -> Tensor:
-    """Weight or bias [C] against maps [B, C, ...], in their arithmetic."""
-    return parameter.to(arithmetic_dtype(maps)).view(-1, *[1] * (maps.ndim - 2))
+Backward saves the maps, the parameters and the statistics.
+"""
+add_group_norm_silu_operator = define_operator(
+    "add_group_norm_silu", _add_norm, _fake_add_norm, _keep_sums, _differentiate_sums
+)
+"""Operator of `group_norm_silu` with a residual: outputs, maps + residual and statistics."""
+group_norm_silu_backward_operator = define_operator(
+    "group_norm_silu_backward", _backward, _fake_backward, _keep_gradients, _differentiate_gradients
+)
+"""Gradients of the maps, weight and bias; with a residual, maps are the sums, and its gradient is theirs."""
+group_norm_silu_double_backward_operator = define_operator(
+    "group_norm_silu_double_backward", double_backward, _fake_double_backward
+)
+"""Gradients of those gradients, in torch operations on every device."""

@@ -64,6 +64,15 @@ def channels_last(maps: Tensor) -> Tensor:
     return pixel_by_pixel(maps) if kind == "cpu" else maps
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalization by the fused kernels on GPUs. On CPUs it is torch's, whose bits runs there have."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if maps.device.type == "cpu":
+            return super().forward(maps)
+        return kernels.group_norm_silu(maps, self.weight, self.bias, self.num_groups, self.eps, activation="none")
+
+
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
     """Normalization of feature maps [B, channels, H, W]."""
     match norm:
@@ -72,7 +81,7 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
         case "group":
             # Up to 32 groups (Wu & He 2018) of at least 4 channels: a group of one channel would lose its mean.
             most = max(1, min(32, channels // 4))
-            return nn.GroupNorm(max(groups for groups in range(1, most + 1) if channels % groups == 0), channels)
+            return GroupNorm(max(groups for groups in range(1, most + 1) if channels % groups == 0), channels)
         case "none":
             return nn.Identity()
 

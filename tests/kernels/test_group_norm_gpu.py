@@ -1,5 +1,8 @@
 """The kernels of group normalization on a real GPU: results, bits, under torch.compile and in a CUDA graph."""
 
+import functools
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -124,6 +127,29 @@ def test_a_mean_far_above_the_deviation_is_right(sides: tuple[int, int]) -> None
         torch.autograd.grad(expected, wide, gradient.double()),
     )
     torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", ["odd", "odd and large"])
+def test_penalties_on_slopes_have_the_right_gradients(shape: str, channels_last: bool) -> None:
+    groups = SHAPES[shape][1]
+
+    def gradients(leaves: list[Tensor], normalize: Any) -> tuple[Tensor, ...]:
+        maps, weight, bias = leaves
+
+        def score(values: Tensor) -> Tensor:
+            total: Tensor = normalize(values, weight, bias).tanh().sum()
+            return total
+
+        slopes = torch.func.grad(score)(maps)
+        return torch.autograd.grad(slopes.square().sum(), (weight, bias))
+
+    leaves = leaves_of(shape, torch.float32, channels_last, with_residual=False)
+    found = gradients(leaves, functools.partial(group_norm_silu, groups=groups, eps=EPS, activation="none"))
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    expected = gradients(wide, lambda maps, weight, bias: F.group_norm(maps, groups, weight, bias, EPS))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
 
 
 def test_compiled_it_is_one_graph_with_the_same_results() -> None:

@@ -6,14 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 
 from gen_dist.kernels.group_norm import (
     add_group_norm_silu_operator,
     group_norm_silu_backward_operator,
+    group_norm_silu_double_backward_operator,
     group_norm_silu_operator,
-    twin_backward,
-    twin_forward,
 )
+from gen_dist.kernels.group_norm_twin import double_backward, twin_backward, twin_forward
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -56,21 +57,25 @@ def test_operators_pass_opcheck(shape: str, dtype: torch.dtype, with_residual: b
     torch.library.opcheck(operator, (*leaves, 2, EPS, True))
     *_, statistics = operator(*leaves, 2, EPS, True)
     maps, *rest = (leaf.detach() for leaf in leaves)
-    sums_gradient = maps.clone() if with_residual else None
-    arguments = (maps.clone(), sums_gradient, maps, *rest[-2:], statistics.detach(), 2, True)
-    torch.library.opcheck(group_norm_silu_backward_operator, arguments)
+    sums_gradient = maps.clone().requires_grad_() if with_residual else None
+    differentiated = (maps.clone().requires_grad_(), sums_gradient, *(leaves[0], *leaves[-2:]))
+    torch.library.opcheck(group_norm_silu_backward_operator, (*differentiated, statistics.detach(), 2, True))
+    cotangents = (maps.clone(), *(None if with_residual else each.clone() for each in rest[-2:]))
+    arguments = (*cotangents, maps.clone(), maps, *rest[-2:], statistics.detach(), 2, True)
+    torch.library.opcheck(group_norm_silu_double_backward_operator, arguments)
 
 
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "no images"])
-def test_gradients_pass_gradcheck_in_float64(shape: str, with_residual: bool, silu: bool) -> None:
+def test_gradients_and_theirs_pass_gradcheck_in_float64(shape: str, with_residual: bool, silu: bool) -> None:
     leaves = inputs(shape, torch.float64, with_residual)
     if with_residual:
         function: Any = lambda *tensors: add_group_norm_silu_operator(*tensors, 2, EPS, silu)[:2]  # noqa: E731
     else:
         function = lambda *tensors: group_norm_silu_operator(*tensors, 2, EPS, silu)[0]  # noqa: E731
     assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
 
 
 def test_gradients_of_one_output_alone_equal_those_of_autograd() -> None:
@@ -124,6 +129,86 @@ def test_twins_in_float32_equal_those_in_float64(shape: str, silu: bool) -> None
     references = twin_backward(wide[0], wide[1], expected_sums, wide[2], wide[3], expected_statistics, 2, silu)
     for one, other in zip(found, references, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=2e-6, atol=2e-6 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("shape", ["no pixels", "image", "channels_last", "channels_last_3d"])
+def test_gradients_of_gradients_equal_autograd_in_float64(shape: str, silu: bool, dtype: torch.dtype) -> None:
+    maps, weight, bias = (leaf.detach() for leaf in inputs(shape, dtype, False))
+    memory_format = SHAPES[shape][1]
+    gradient, *cotangents = (draw(SHAPES[shape][0], memory_format, seed, dtype) for seed in (7, 8))
+    cotangents += [draw(weight.shape, torch.contiguous_format, seed, dtype) for seed in (9, 10)]
+    statistics = twin_forward(maps, None, weight, bias, 2, EPS, silu)[2]
+    wide = [each.double().requires_grad_() for each in (gradient, maps, weight, bias)]
+    outputs = F.group_norm(wide[1], 2, wide[2], wide[3], EPS)
+    outputs = F.silu(outputs) if silu else outputs
+    once = torch.autograd.grad(outputs, wide[1:], wide[0], create_graph=True)
+    for used in ([True, True, True], [True, False, False], [False, True, False], [False, False, True]):
+        given = [each if use else None for each, use in zip(cotangents, used, strict=True)]
+        found = double_backward(given[0], given[1], given[2], gradient, maps, weight, bias, statistics, 2, silu)
+        pairs = [(one, each.double()) for one, each in zip(once, given, strict=True) if each is not None]
+        total = torch.stack([(one * each).sum() for one, each in pairs]).sum()
+        expected = torch.autograd.grad(total, wide, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for one, other, like in zip(found, expected, (gradient, maps, weight, bias), strict=True):
+            rounding = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
+            atol = 1e-5 * max(1.0, other.abs().max().item())
+            torch.testing.assert_close(one.double(), other, rtol=rounding, atol=atol)
+            assert (one.dtype, one.stride()) == (dtype, like.stride())
+
+
+def penalty_gradients(norm: Any, maps: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of a penalty on slopes, taken as `slopes_and_scores` does."""
+
+    def score(values: Tensor) -> Tensor:
+        total: Tensor = norm(values, weight, bias).tanh().sum()
+        return total
+
+    loss = torch.func.grad(score)(maps).square().sum() + score(maps)
+    return torch.autograd.grad(loss, (weight, bias))
+
+
+def plain(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.silu(F.group_norm(maps, 2, weight, bias, EPS))
+
+
+def ours(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    outputs: Tensor = group_norm_silu_operator(maps, weight, bias, 2, EPS, True)[0]
+    return outputs
+
+
+@pytest.mark.parametrize("shape", ["image", "channels_last"])
+def test_penalties_on_slopes_have_the_right_gradients(shape: str) -> None:
+    leaves = inputs(shape, torch.float32, False)
+    expected = penalty_gradients(plain, *(leaf.detach().double().requires_grad_() for leaf in leaves))
+    for one, other in zip(penalty_gradients(ours, *leaves), expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
+
+
+def test_a_compiled_penalty_is_one_graph_of_the_operators() -> None:
+    """Dynamo silently loses the second gradient of an `autograd.Function` here."""
+    leaves = inputs("channels_last", torch.float32, False)
+    kept: list[str] = []
+
+    def remember(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Any:
+        kept.extend(str(node.target) for node in graph.graph.nodes if "gen_dist" in str(node.target))
+        return graph
+
+    compiled = torch.compile(penalty_gradients, fullgraph=True, backend=aot_autograd(fw_compiler=remember))
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        found = compiled(ours, *leaves)
+    for one, other in zip(found, penalty_gradients(ours, *leaves), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
+    names = [name.removeprefix("gen_dist.").removesuffix(".default") for name in kept]
+    assert set(names) == {f"group_norm_silu{suffix}" for suffix in ("", "_backward", "_double_backward")}
+
+
+def test_a_third_gradient_is_refused() -> None:
+    leaves = inputs("image", torch.float64, False)
+    (once,) = torch.autograd.grad(ours(*leaves).square().sum(), leaves[:1], create_graph=True)
+    (twice,) = torch.autograd.grad(once.square().sum(), leaves[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="gradients of gen_dist::group_norm_silu_double_backward are not"):
+        torch.autograd.grad(twice.square().sum(), leaves[:1])
 
 
 def test_maps_with_gaps_give_what_dense_ones_give() -> None:

@@ -18,6 +18,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 
 from gen_dist.config import Activation, ConvConfig, DcganConfig, MlpConfig, NetworkConfig, ResnetConfig, networks
 from gen_dist.errors import ConfigError
+from gen_dist.kernels import group_norm_silu
 from gen_dist.networks import Decoder, Encoder, build_decoder, build_encoder
 
 # A new network has one line here, such as `"mine": networks["mine"](latent_dim=5)`.
@@ -134,6 +135,50 @@ def test_penalties_of_gradients_have_gradients_themselves(name: str) -> None:
     for single, double in zip(*gradients, strict=True):
         assert float(double.abs().sum()) > 0
         torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=1e-4 * float(double.abs().max()))
+
+
+def run_twice_differentiated(name: str) -> list[Tensor]:
+    """Outputs of encoder and decoder, gradients of their squares, and gradients of a penalty on slopes."""
+    encoder, decoder = (network.double() for network in make(SMALL[name], outputs=1))
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d) and not bool(module.weight.any()):
+            nn.init.normal_(module.weight, std=0.1)
+    images, latents = some_images().double(), torch.linspace(-1, 1, 20, dtype=torch.float64).view(4, 5)
+    outputs = [encoder(images), decoder(latents)]
+    weights = [*encoder.parameters(), *decoder.parameters()]
+    gradients = torch.autograd.grad(sum(each.square().sum() for each in outputs), weights)
+    if any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()):
+        return [*outputs, *gradients]
+    slopes = torch.func.grad(lambda images: encoder(images).sum())(images)
+    return [*outputs, *gradients, *torch.autograd.grad(slopes.square().sum(), [*encoder.parameters()][:-1])]
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if "group" in str(SMALL[name])])
+def test_fused_normalization_changes_no_result(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run_twice_differentiated(name)
+    called: list[nn.Module] = []
+
+    def as_on_gpus(norm: nn.GroupNorm, maps: Tensor) -> Tensor:
+        called.append(norm)
+        operator = torch.ops.gen_dist.group_norm_silu.default
+        outputs: Tensor = operator(maps, norm.weight, norm.bias, norm.num_groups, norm.eps, False)[0]
+        return outputs
+
+    monkeypatch.setattr(nn.GroupNorm, "forward", as_on_gpus)
+    found = run_twice_differentiated(name)
+    assert called
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_other_devices_than_cpus_take_fused_normalization() -> None:
+    """Tensors on "meta" represent those of other devices."""
+    encoder, _ = make(SMALL["dcgan, group norm"])
+    with mock.patch("gen_dist.kernels.group_norm_silu", wraps=group_norm_silu) as fused:
+        encoder.to("meta")(some_images().to("meta"))
+        assert fused.call_count == sum(isinstance(module, nn.GroupNorm) for module in encoder.modules()) > 0
+        make(SMALL["dcgan, group norm"])[0](some_images())
+        assert fused.call_count == sum(isinstance(module, nn.GroupNorm) for module in encoder.modules())
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", *(name for name in SMALL if "dcgan" in name)])
