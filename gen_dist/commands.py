@@ -173,7 +173,7 @@ def compare(
     print("\n".join(table_lines(comparison)))
     files = [out / f"compare.{suffix}" for suffix in ("png", "md", "json")]
     try:
-        save_comparison(files[0], comparison, tell)
+        save_comparison(files[0], comparison, tell, data=data, data_root=data_root)
         write_atomically(files[1], markdown(comparison, files[0].name))
         write_atomically(files[2], json.dumps(comparison.as_json(), indent=2) + "\n")
     except OSError as error:

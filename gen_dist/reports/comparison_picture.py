@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gen_dist.data import Dataset, open_dataset
+from gen_dist.data import Dataset
 from gen_dist.data.subsets import evenly_spaced
 from gen_dist.errors import UserError
 from gen_dist.evaluation.guide import metric_of
@@ -19,6 +19,7 @@ from gen_dist.inference import latent_walks
 from gen_dist.inference.model import GenerativeModel, load
 from gen_dist.pictures import grids
 from gen_dist.pictures.figures import figure_of, save_figure
+from gen_dist.records.run_data import open_run_data
 from gen_dist.reports.comparison import Comparison
 from gen_dist.reports.groups import Group, readable_values
 
@@ -37,6 +38,9 @@ def save_comparison(
     comparison: Comparison,
     announce: Callable[[str], None] = print,
     metrics: Sequence[str] | None = None,
+    *,
+    data: str | None = None,
+    data_root: str | None = None,
 ) -> None:
     """A column for each group, of its first run: the seeds of the latents and the test images are the same in all.
 
@@ -45,13 +49,16 @@ def save_comparison(
         comparison: groups of runs.
         announce: takes lines about data that are packed.
         metrics: names of the figures below the images. None is all that the comparison has.
+        data: where the data are now, such as folder:/new/place, if they have moved since the runs.
+        data_root: directory with torchvision's data sets, if it has moved since the runs.
 
     Raises:
         UserError: a model or the data cannot be loaded.
         OSError: the file cannot be written.
     """
-    config = comparison.groups[0].runs[0].config
-    dataset = open_dataset(config.data, config.data_root, config.packing, announce)
+    run = comparison.groups[0].runs[0]
+    digest = run.state["data_digest"]
+    dataset = open_run_data(run.path, run.config, announce, digest=digest, data=data, data_root=data_root)
     metrics = comparison.metrics if metrics is None else metrics
     columns = len(comparison.groups)
     heights = [COLUMN_INCHES, COLUMN_INCHES / 2, COLUMN_INCHES / 2, 0.26 * len(metrics) + 0.2]

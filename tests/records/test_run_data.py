@@ -120,6 +120,21 @@ def test_missing_data_are_one_line_with_the_option(home: Path) -> None:
     assert replay(home / "run", 2, _silent, data=f"folder:{home}/moved/")["loss"]
 
 
+def test_a_comparison_takes_data_that_moved(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(home / "run", home / "other")
+    for run in (home / "run", home / "other"):
+        (run / "environment.json").unlink()
+    (home / "images").rename(home / "moved")
+    runs = (home / "run", home / "other")
+    with pytest.raises(DataError, match="if the data have moved, name their place with --data"):
+        commands.compare(runs, out=home / "out", evaluate=False)
+    commands.compare(runs, out=home / "out", evaluate=False, data="folder:moved")
+    assert {file.name for file in (home / "out").iterdir()} == {"compare.png", "compare.md", "compare.json"}
+    _images(home / "images", seed=1)
+    with pytest.raises(DataError, match="are not those that .* was trained on"):
+        commands.compare(runs, out=home / "out", evaluate=False)
+
+
 def test_a_report_does_without_step_times_where_the_data_are_missing(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
