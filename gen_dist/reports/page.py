@@ -13,7 +13,7 @@ from gen_dist.cli import program_of
 from gen_dist.config import Capability, RoleName
 from gen_dist.errors import ConfigError
 from gen_dist.evaluation.guide import base_name, in_order, is_of_run, metric_of
-from gen_dist.files import write_atomically
+from gen_dist.files import reason_of, write_atomically
 from gen_dist.pictures.curves import spelled, unit_of
 from gen_dist.presets import presets
 from gen_dist.records.readable import readable_duration, readable_result
@@ -120,7 +120,7 @@ def write_report(path: Path, runs: Sequence[RunRecord], step_times: Sequence[Ste
     try:
         write_atomically(path, report_html(runs, step_times, comparison))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+        raise ConfigError(f"{path} cannot be written: {reason_of(error)}") from None
 
 
 def report_html(
@@ -286,7 +286,7 @@ def _tested(run: RunRecord) -> list[Fact]:
     last = last_values(run.metrics)
     objective = run.config.objective
     return [
-        Fact(spelled(name, objective), f"{readable_result(value)} {unit_of(name, objective) or ''}".strip())
+        Fact(", ".join(filter(None, (spelled(name, objective), unit_of(name, objective)))), readable_result(value))
         for name in objective.test_metrics[:2]
         if (value := last.get(f"test/{name}")) is not None
     ]

@@ -131,7 +131,7 @@ def test_a_comparison_takes_data_that_moved(home: Path, capsys: pytest.CaptureFi
     commands.compare(runs, out=home / "out", evaluate=False, data="folder:moved")
     assert {file.name for file in (home / "out").iterdir()} == {"compare.png", "compare.md", "compare.json"}
     _images(home / "images", seed=1)
-    with pytest.raises(DataError, match="are not those that .* was trained on"):
+    with pytest.raises(DataError, match=r"are not those that .* was trained on"):
         commands.compare(runs, out=home / "out", evaluate=False)
 
 
