@@ -28,6 +28,7 @@ from pathlib import Path
 
 from gen_dist.errors import ConfigError, PluginError
 from gen_dist.plugins.neighbours import uncovered_imports
+from gen_dist.plugins.surroundings import surroundings_kept
 from gen_dist.plugins.tables import FILES, has_registered, registering
 from gen_dist.startup import tell
 
@@ -218,7 +219,7 @@ def _load_file(path: Path, is_chosen: bool, recorded: str | None = None) -> Plug
     place = str(path.absolute())
     loaded = _Loaded(plugin, module, str(path), content, is_chosen)
     before = set(sys.modules)
-    with _failures_told(loaded, {place}), registering(plugin.name):
+    with surroundings_kept(str(path)), _failures_told(loaded, {place}), registering(plugin.name):
         parent = sys.modules.setdefault(FILES, types.ModuleType(FILES))
         parent.__path__ = []
         spec = importlib.util.spec_from_file_location(module, place)
@@ -241,7 +242,8 @@ def _load_file(path: Path, is_chosen: bool, recorded: str | None = None) -> Plug
 def _load_module(name: str, is_chosen: bool) -> Plugin:
     before = set(sys.modules)
     try:
-        spec = importlib.util.find_spec(name)
+        with surroundings_kept(name):
+            spec = importlib.util.find_spec(name)
     except (Exception, SystemExit) as error:  # of a package that it is in, whose code runs
         reason = " ".join(str(error).split())[:300]
         kind = "" if isinstance(error, ImportError | ValueError) else f"{type(error).__name__}: "
@@ -260,7 +262,7 @@ def _load_module(name: str, is_chosen: bool) -> Plugin:
         return plugin
     loaded = _Loaded(plugin, name, name, None, is_chosen)
     covered = {str(file) for file in files.values()}
-    with _failures_told(loaded, covered), registering(name):
+    with surroundings_kept(name), _failures_told(loaded, covered), registering(name):
         made = importlib.import_module(name)
     top = name.partition(".")[0]
     folders = getattr(sys.modules.get(top), "__path__", ()) if top != name and is_chosen else ()
