@@ -222,7 +222,7 @@ def _with_short_errors(parse: Callable[[], T]) -> T:
 
 def _one_line(error: str) -> str:
     """Sentence of tyro's framed error that names the mistake, without the option's own help text."""
-    text = " ".join(error.split())
+    text = " ".join(error.split()).replace("__tyro-dummy-inner__.", "")  # tyro's name for options of a function
     text = re.sub(r"^(Value error|Parsing error|Unrecognized options|Missing \S+) ", "", text)
     text = re.sub(r" Argument helptext:.*?(?= For full helptext)", "", text)
     text = re.sub(r"( Perhaps you meant:)(.*?)(?= For full helptext)", _option_names, text)

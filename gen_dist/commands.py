@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from gen_dist.cli import preset_lines, run_command, run_subcommand, without_plugins
+from gen_dist.config import DataConfig
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.plugins.loading import load as load_plugin
 from gen_dist.startup import tell
@@ -19,6 +20,8 @@ from gen_dist.startup import tell
 if TYPE_CHECKING:
     from gen_dist.evaluation.record import Evaluation
     from gen_dist.training.step_times import StepTimes
+
+_PACKING = DataConfig()
 
 
 def main() -> None:
@@ -288,6 +291,41 @@ def encode(
         print(path)
 
 
+def data(
+    source: tyro.conf.Positional[str],
+    /,
+    out: Path | None = None,
+    data_root: str = "data",
+    packing: tyro.conf.OmitArgPrefixes[DataConfig] = _PACKING,
+) -> None:
+    """Say what would be packed of a source of images, before anything is: counts, sizes, modes, classes, what is left
+    out, what the images lose, and the time and bytes it takes. Nothing is written but a contact sheet.
+
+    Args:
+        source: Source of the images as --data of gen-dist train takes it, such as folder:holiday/.
+        out: Contact sheet to write, with images as training would see them: .png, .jpg or .webp.
+        data_root: Directory with the torchvision data sets.
+        packing: How the images would be packed.
+    """
+    from gen_dist.data import survey_source
+    from gen_dist.pictures.contact_sheet import save_contact_sheet
+    from gen_dist.pictures.grids import format_of
+
+    if out:
+        format_of(out)  # before anything that takes seconds
+    survey = survey_source(source, data_root, packing)
+    print(*survey.lines(), sep="\n", flush=True)
+    if survey.problem:
+        raise survey.problem
+    if not out:
+        return
+    try:
+        save_contact_sheet(out, survey)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror}") from None
+    print(out)
+
+
 def presets() -> None:
     """List the presets that `gen-dist train` knows, with their measured results on full MNIST."""
     print(preset_lines(results=True))
@@ -382,7 +420,7 @@ def check(
 
 FUNCTIONS: list[Callable[..., None]] = [
     *(train, sample, evaluate, compare, report),
-    *(export, encode, presets, replay, launchers, check),
+    *(export, encode, data, presets, replay, launchers, check),
 ]
 
 if __name__ == "__main__":

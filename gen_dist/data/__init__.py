@@ -2,6 +2,15 @@
 
 from gen_dist.data.batches import TrainBatches, image_indices
 from gen_dist.data.cache import Dataset, Split, cache_directory
-from gen_dist.data.catalogue import open_dataset, pack_given
+from gen_dist.data.catalogue import open_dataset, pack_given, survey_source
 
-__all__ = ["Dataset", "Split", "TrainBatches", "cache_directory", "image_indices", "open_dataset", "pack_given"]
+__all__ = [
+    "Dataset",
+    "Split",
+    "TrainBatches",
+    "cache_directory",
+    "image_indices",
+    "open_dataset",
+    "pack_given",
+    "survey_source",
+]

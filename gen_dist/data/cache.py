@@ -111,6 +111,18 @@ def open_packed(source: Source, packing: DataConfig, announce: Callable[[str], N
     return dataset
 
 
+def packed_directory(source: Source, packing: DataConfig) -> Path | None:
+    """Directory of the packed images of a source, if they are there. They may be damaged.
+
+    Raises:
+        DataError: files of the source are missing, or the cache directory cannot be read.
+    """
+    directory = _find(source, packing, cache_directory(packing))
+    if directory is None:
+        raise DataError(f"{source.name}: its files are missing; training downloads them, this command does not")
+    return directory if _is_directory(directory) else None
+
+
 def cache_directory(packing: DataConfig) -> Path:
     """Directory of packed data and of results computed from them once.
 

@@ -9,10 +9,12 @@ from typing import Any
 
 from gen_dist.config import DataConfig
 from gen_dist.data import sources
-from gen_dist.data.cache import Dataset, expand_home, open_packed
+from gen_dist.data.cache import Dataset, Split, cache_directory, expand_home, open_packed, packed_directory
 from gen_dist.data.given import Layout, images_given
 from gen_dist.data.naming import printable
-from gen_dist.data.sources.source import Request, Source, SourceKind, registered
+from gen_dist.data.sources.source import Request, Source, SourceKind, SplitName, registered
+from gen_dist.data.survey import Survey
+from gen_dist.data.surveying import survey
 from gen_dist.errors import DataError
 from gen_dist.files import reason_of
 from gen_dist.plugins.loading import find_parts
@@ -35,6 +37,31 @@ def open_dataset(
     """
     with _one_line_errors(source):
         return open_packed(_find_source(source, expand_home(root), packing), packing, announce)
+
+
+def survey_source(source: str, root: str | Path, packing: DataConfig) -> Survey:
+    """Find out what packing would make of the images of a source. Nothing is written.
+
+    Args:
+        source: as for `open_dataset`.
+        root: directory with torchvision's data sets. Missing ones are not downloaded.
+        packing: how the images would be packed.
+
+    Raises:
+        DataError: the source is unknown, missing, damaged or cannot be read just now; one line. Reasons to refuse its
+            images are in the survey.
+    """
+    from gen_dist.data.sources.in_memory import ArraySource, packed_source
+
+    with _one_line_errors(source):
+        found = _find_source(source, expand_home(root), packing)
+        packed_in = packed_directory(found, packing)
+        if packed_in and isinstance(found, ArraySource):  # the cache alone still has the images
+            packed = open_packed(found, packing, lambda _line: None)
+            splits: dict[SplitName, Split] = {"train": packed.train, "test": packed.test}
+            arrays = {name: (split.images, split.labels) for name, split in splits.items()}
+            found = packed_source(found, arrays, packed.class_names)
+        return survey(found, packing, cache_directory(packing), packed_in)
 
 
 def pack_given(

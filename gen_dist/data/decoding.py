@@ -8,7 +8,7 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gen_dist.data.losses import frame_and_channel_losses, intensity_losses
 from gen_dist.errors import DataError
-from gen_dist.files import read_regular
+from gen_dist.files import open_regular, read_regular, retrying
 
 _FORMATS = (
     *("AVIF", "BMP", "DDS", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "TGA", "TIFF"),
@@ -24,6 +24,11 @@ _FORMATS = (
 )
 """PIL has formats that run other programs on the content: an EPS file, whatever its name, is given to Ghostscript."""
 _GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
+_COLOURS = {"P": "palette", "PA": "palette", "RGBA": "RGB", "RGBa": "RGB", "RGBX": "RGB"}
+"""Words for modes that are not gray; others have PIL's name, such as CMYK."""
+_DEPTHS = {"1": "1-bit", "I": "32-bit", "F": "float"}
+_ORIENTATION = 0x0112  # EXIF 2.32, tag Orientation
+_ON_THEIR_SIDE = range(5, 9)
 # Images are reduced in one cheap step to no less than this multiple of the target before the exact resize.
 _REDUCING_GAP = 3.0
 _MAX_FILE_BYTES = 2**28
@@ -58,6 +63,24 @@ class Decoded(NamedTuple):
     """Parts of the image that the pixels lack: kinds of loss, with the values of this image."""
 
 
+class Header(NamedTuple):
+    """An image as its file describes it, before it is decoded."""
+
+    kind: str
+    """Format and stored mode in words: `JPEG RGB`, `PNG 16-bit gray`, `uint8 array gray`."""
+    width: int
+    """In pixels, of the image turned upright."""
+    height: int
+    gray: bool
+    """As in `Decoded`."""
+    converted: str
+    """What becomes of a mode that is neither 8-bit gray nor RGB, as the end of a sentence; empty for those."""
+    turned: bool
+    """True if the file says that the image lies on its side or is mirrored."""
+    losses: dict[str, str]
+    """Parts of the image that will be lost by its structure: see `gen_dist.data.losses`."""
+
+
 class UnreadableImage(Exception):
     """An image that cannot be decoded; the text is the reason, without the name."""
 
@@ -74,6 +97,27 @@ def image_warnings_as_intended() -> Iterator[None]:
         yield
 
 
+def read_header(encoded: Encoded) -> Header:
+    """Describe an image without decoding it. Only the first bytes of a file are read.
+
+    Raises:
+        UnreadableImage: empty, no image, or more pixels than PIL's limit for safe images. Damage behind the header is
+            not found.
+        OSError: the file cannot be read, which says nothing about the image.
+    """
+    if isinstance(encoded, np.ndarray):
+        channels, height, width = encoded.shape
+        gray = channels == 1
+        return Header(f"uint8 array {'gray' if gray else 'RGB'}", width, height, gray, "", False, {})
+    if isinstance(encoded, ImageFile):
+        _refuse_size(encoded)
+        with retrying(lambda: open_regular(encoded.path)) as file:
+            return _header_of(file)
+    if not encoded:
+        raise UnreadableImage("no bytes")
+    return _header_of(io.BytesIO(encoded))
+
+
 def read_image(file: ImageFile) -> bytes:
     """Bytes of an image file.
 
@@ -82,13 +126,12 @@ def read_image(file: ImageFile) -> bytes:
         OSError: it cannot be read, which says nothing about the image.
         DataError: it has changed since its directory was listed.
     """
-    if not file.size:
-        raise UnreadableImage("an empty file")  # not read, as those of /proc say 0 bytes and may wait for events
+    _refuse_size(file)
     try:
         content = read_regular(file.path, _MAX_FILE_BYTES)
     except OSError as error:
         if error.errno == errno.EFBIG:
-            raise UnreadableImage(f"more than {_MAX_FILE_BYTES:,} bytes") from None
+            raise _too_large() from None
         raise
     if len(content) != file.size:
         raise DataError(f"{file.path} changed while it was read: {len(content):,} bytes after {file.size:,}; try again")
@@ -120,10 +163,7 @@ def decode_image(encoded: Encoded, size: int | None, channels: int | None) -> De
         raise
     # Decoders raise nearly every built-in exception on damaged input: OSError, SyntaxError, struct.error, EOFError...
     except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not an image of a format that is read"
-        raise UnreadableImage(reason or type(error).__name__) from error
+        raise _unreadable(error) from error
 
 
 def image_as_pixels(image: Image.Image) -> NDArray[np.uint8]:
@@ -134,6 +174,61 @@ def image_as_pixels(image: Image.Image) -> NDArray[np.uint8]:
     """
     gray = image.mode in _GRAY_MODES
     return _fitted(_eight_bit_opaque(ImageOps.exif_transpose(image), gray, _float_scale(image)), None, 1 if gray else 3)
+
+
+def _unreadable(error: Exception) -> UnreadableImage:
+    """The error of an image, with the reason that PIL gave."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+    if isinstance(error, UnidentifiedImageError):
+        reason = "not an image of a format that is read"
+    return UnreadableImage(reason or type(error).__name__)
+
+
+def _refuse_size(file: ImageFile) -> None:
+    if not file.size:
+        raise UnreadableImage("an empty file")  # not read, as those of /proc say 0 bytes and may wait for events
+    if file.size > _MAX_FILE_BYTES:
+        raise _too_large()
+
+
+def _too_large() -> UnreadableImage:
+    return UnreadableImage(f"more than {_MAX_FILE_BYTES:,} bytes")
+
+
+def _header_of(file: BinaryIO) -> Header:
+    try:
+        with Image.open(file, formats=_registered_formats()) as opened:
+            return _described(opened)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # PIL's own OSErrors have no number. A damaged header may send it to a place before the start of the file.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise _unreadable(error) from error
+
+
+def _described(opened: Image.Image) -> Header:
+    raw_mode, mode = _raw_mode(opened), opened.mode
+    deep = mode[0] in "IF" or "16" in raw_mode
+    gray, transparent = mode in _GRAY_MODES, opened.has_transparency_data
+    # Without this a PNG would be decoded, to look for EXIF behind its pixels.
+    orientation = opened.getexif().get(_ORIENTATION, 1) if opened.format != "PNG" or "exif" in opened.info else 1
+    width, height = opened.size[::-1] if orientation in _ON_THEIR_SIDE else opened.size
+    words = [opened.format or "", "16-bit" if "16" in raw_mode or mode.startswith("I;16") else _DEPTHS.get(mode, "")]
+    words += [_COLOURS.get(mode, "gray" if gray else mode)]
+    words += ["with transparency"] if transparent else []
+    converted = "become 8-bit" if deep else "are laid on white" if transparent else ""
+    if not converted and mode not in ("L", "RGB"):
+        converted = "become 8-bit gray" if gray else "become RGB"
+    losses = frame_and_channel_losses(opened, raw_mode)
+    return Header(" ".join(filter(None, words)), width, height, gray, converted, orientation in range(2, 9), losses)
+
+
+def _raw_mode(opened: Image.Image) -> str:
+    """PIL's name of the stored channels."""
+    tiles = getattr(opened, "tile", None)
+    return str(tiles[0].args) if tiles else ""
 
 
 def _decoded(content: bytes | NDArray[np.uint8], size: int | None, channels: int | None) -> Decoded:
@@ -156,8 +251,7 @@ def _decode_opened(opened: Image.Image, content: bytes, size: int | None, channe
     if opened.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > _MAX_JPEG_SCANS:
         raise ValueError(f"a JPEG of more than {_MAX_JPEG_SCANS} scans")
     gray = opened.mode in _GRAY_MODES
-    tiles = getattr(opened, "tile", None)
-    raw_mode = str(tiles[0].args) if tiles else ""
+    raw_mode = _raw_mode(opened)
     if size is not None:
         # JPEG only: decode at a half, quarter or eighth of the size where that is enough.
         opened.draft(None, (int(size * _REDUCING_GAP), int(size * _REDUCING_GAP)))

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gen_dist.data.tally import Tally, shown_names
+
 KINDS = {
     "frames": "have several pages or frames and only the first is used; save each as a file if they are wanted",
     "channels": "have channels beyond colour and transparency, which are dropped",
@@ -17,12 +19,22 @@ KINDS = {
     "0..1 for floats",
 }
 """Kinds of loss, each with the end of a sentence about the images that have it."""
+INTENSITY_KINDS = frozenset({"levels", "range"})
+"""Kinds that pixels show; the others stand in the header of a file."""
 # Eight-bit images with fewer levels than this show steps; 12 bits in a 16-bit file become 16 levels.
 _FEW_LEVELS = 65
 _LEVELS_MERGED = 4
 _LOOKED_AT = 2**16
 _MAX_PIXELS = 2**22
 _ROUNDING = 0.5
+
+
+def lines_on_losses(losses: Tally) -> list[str]:
+    """A line for each kind of loss that images have."""
+    return [
+        f"{count:,} images {KINDS[kind]}: {shown_names(count, names)} ({detail})"
+        for kind, count, detail, names in losses.kinds()
+    ]
 
 
 def frame_and_channel_losses(opened: Image.Image, raw_mode: str) -> dict[str, str]:

@@ -19,23 +19,24 @@ from tqdm import tqdm
 from gen_dist.config import DataConfig
 from gen_dist.data.decoding import Decoded, UnreadableImage, decode_image, image_warnings_as_intended
 from gen_dist.data.image_names import names_file, write_names
-from gen_dist.data.losses import KINDS
+from gen_dist.data.losses import lines_on_losses
 from gen_dist.data.naming import remarks_on_classes
+from gen_dist.data.refusals import OneShape, check_counts, check_labels, held_out_count, leave_out, needs_fitting
 from gen_dist.data.sources.source import SPLITS, Block, Source, SplitName
 from gen_dist.data.subsets import held_out_order
-from gen_dist.data.tally import Tally, shown_names
+from gen_dist.data.tally import Tally
 from gen_dist.errors import DataError
 from gen_dist.files import reason_of
 
 # Images decoded by one task of the thread pool: enough to make the hand-over cheap, few enough to bound memory.
-_IMAGES_PER_TASK = 16
-_THREADS = min(os.cpu_count() or 1, 32)
+IMAGES_PER_TASK = 16
+THREADS = min(os.cpu_count() or 1, 32)
 # Encoded images that wait for the pool; blocks of usual images are a few MB.
 _MOST_BYTES_WAITING = 2**26
 # Rows moved at once when images are taken out of a packed file.
 _ROWS_PER_MOVE = 1024
 # The bar is for sources that take long; shorter ones leave no trace of it.
-_SECONDS_BEFORE_PROGRESS = 1.0
+SECONDS_BEFORE_PROGRESS = 1.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def pack(source: Source, packing: DataConfig, directory: Path, shown_directory: 
         packer = _Packer(source, packing, directory, shown_directory, len(class_names))
         stack.callback(packer.close)
         stack.enter_context(image_warnings_as_intended())
-        pool = stack.enter_context(ThreadPoolExecutor(_THREADS))
+        pool = stack.enter_context(ThreadPoolExecutor(THREADS))
         # An error must not wait for the images that are still queued.
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         total = source.image_count()
@@ -101,17 +102,14 @@ def pack(source: Source, packing: DataConfig, directory: Path, shown_directory: 
                 total=total,
                 desc=f"packing {source.name}",
                 unit=" images",
-                delay=_SECONDS_BEFORE_PROGRESS,
+                delay=SECONDS_BEFORE_PROGRESS,
                 disable=True if total is None else None,
             )
         )
         packer.pack(pool, bar.update)
         packer.finish()
-    lost = [
-        f"{count:,} images {KINDS[kind]}: {shown_names(count, names)} ({detail})"
-        for kind, count, detail, names in packer.losses.kinds()
-    ]
-    return Packed(class_names, packer.left_out.count, str(packer.left_out), [*remarks_on_classes(class_names), *lost])
+    remarks = [*remarks_on_classes(class_names), *lines_on_losses(packer.losses)]
+    return Packed(class_names, packer.left_out.count, str(packer.left_out), remarks)
 
 
 class _ArrayFile:
@@ -169,8 +167,40 @@ class _ArrayFile:
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
-_Result = Decoded | str
+Result = Decoded | str
 """An image, or the reason why it is unreadable."""
+
+
+def side_of(source: Source, packing: DataConfig) -> int | None:
+    """Side in pixels that images are brought to; None keeps their own size."""
+    return packing.image_size if packing.image_size is not None else source.default_size
+
+
+def decode_some(source: Source, packing: DataConfig, block: Block, first: int) -> list[Result]:
+    """Decode the images of one task, from the place `first` of a block on.
+
+    Raises:
+        DataError: a file cannot be read just now, which must not leave its image out for good; or memory is exhausted.
+    """
+    decoded: list[Result] = []
+    for position, encoded in enumerate(block.images[first : first + IMAGES_PER_TASK], start=first):
+        try:
+            decoded.append(decode_image(encoded, side_of(source, packing), packing.channels))
+        except UnreadableImage as error:
+            decoded.append(str(error))
+        except OSError as error:
+            raise cannot_read(source, block.name(position), reason_of(error)) from None
+        except MemoryError:
+            raise cannot_read(source, block.name(position), "out of memory") from None
+    return decoded
+
+
+def cannot_read(source: Source, name: str, reason: str) -> DataError:
+    """An error that says nothing about an image."""
+    return DataError(
+        f"{source.name}: cannot read {name}: {reason}; nothing is packed: repair that and try again, or move "
+        "the file away"
+    )
 
 
 class _Packer:
@@ -184,9 +214,7 @@ class _Packer:
         self._directory = directory
         self._shown_directory = shown_directory
         self._num_classes = num_classes
-        self._size = packing.image_size if packing.image_size is not None else source.default_size
-        self._shape: tuple[int, ...] | None = None
-        self._first_name = ""
+        self._shape = OneShape(source)
         self._all_gray = True
         self._labels: dict[SplitName, list[NDArray[np.int64]]] = {split: [] for split in SPLITS}
         self._names: dict[SplitName, list[str]] = {split: [] for split in SPLITS}
@@ -199,20 +227,20 @@ class _Packer:
 
     def pack(self, pool: ThreadPoolExecutor, progress: Callable[[int], object]) -> None:
         """Decode in the pool and append in order; a bounded window of tasks keeps all threads busy."""
-        window: collections.deque[tuple[Block, int, Future[list[_Result]]]] = collections.deque()
+        window: collections.deque[tuple[Block, int, Future[list[Result]]]] = collections.deque()
         for block in self._source.blocks():
-            self._check_labels(block)
-            if isinstance(block.images, np.ndarray) and not self._needs_fitting(block.images):
+            check_labels(self._source, block, self._num_classes)
+            if isinstance(block.images, np.ndarray) and not needs_fitting(self._source, self._packing, block.images):
                 while window:
                     progress(self._append_decoded(*window.popleft()))
                 self._append(block, block.images, range(len(block.labels)))
                 self._all_gray &= block.images.shape[1] == 1
                 progress(len(block.labels))
                 continue
-            for first in range(0, len(block.labels), _IMAGES_PER_TASK):
-                task = pool.submit(self._decode, block, first)
+            for first in range(0, len(block.labels), IMAGES_PER_TASK):
+                task = pool.submit(decode_some, self._source, self._packing, block, first)
                 window.append((block, first, task))
-                while len(window) > 2 * _THREADS or (
+                while len(window) > 2 * THREADS or (
                     len(window) > 1 and _bytes_of(block for block, *_ in window) > _MOST_BYTES_WAITING
                 ):
                     progress(self._append_decoded(*window.popleft()))
@@ -221,7 +249,7 @@ class _Packer:
 
     def finish(self) -> None:
         """Hold out the test split where there is none, drop equal channels, and write what remains to the disk."""
-        self._check_counts()
+        check_counts(self._source, {split: file.count for split, file in self._files.items()}, self.left_out)
         train, test = self._files["train"], self._files["test"]
         train_labels, test_labels = (
             np.concatenate([*self._labels[split], np.empty(0, np.int64)]).astype(np.int64) for split in SPLITS
@@ -230,7 +258,7 @@ class _Packer:
         train_rows = np.arange(train.count)
         with cache_errors(self._shown_directory):
             if not self._source.has_test_split:
-                held_out = min(max(round(train.count * self._packing.test_fraction), 1), train.count - 1)
+                held_out = held_out_count(train.count, self._packing)
                 order = held_out_order(train.count)
                 # Test images stay in the keyed order: the first of them, which pictures show, are of mixed classes.
                 test_rows, train_rows = order[:held_out], np.sort(order[held_out:])
@@ -240,12 +268,12 @@ class _Packer:
                 train_labels, test_labels = train_labels[train_rows], train_labels[test_rows]
                 if len(train_names) == train.count:
                     train_names, test_names = ([train_names[row] for row in rows] for rows in (train_rows, test_rows))
-            assert self._shape is not None
-            gray = self._packing.channels is None and self._all_gray
-            channels = 1 if gray else self._shape[0]
-            if len(train_rows) < train.count or channels < self._shape[0]:
+            assert self._shape.shape is not None
+            stored = self._shape.shape[0]
+            channels = 1 if self._packing.channels is None and self._all_gray else stored
+            if len(train_rows) < train.count or channels < stored:
                 train.keep(train_rows, channels)
-            if channels < self._shape[0]:
+            if channels < stored:
                 test.keep(np.arange(test.count), channels)
             contents = ((train_labels, train_names), (test_labels, test_names))
             for split, (labels, names) in zip(SPLITS, contents, strict=True):
@@ -257,44 +285,14 @@ class _Packer:
                     file.flush()
                     os.fsync(file.fileno())
 
-    def _needs_fitting(self, images: NDArray[np.uint8]) -> bool:
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise DataError(
-                f"{self._source.name}: images are {images.dtype} {list(images.shape)}, not uint8 [N, 1 or 3, H, W]"
-            )
-        wanted = self._packing
-        return wanted.channels not in (None, images.shape[1]) or (
-            wanted.image_size is not None and images.shape[2:] != (wanted.image_size, wanted.image_size)
-        )
-
-    def _decode(self, block: Block, first: int) -> list[_Result]:
-        decoded: list[_Result] = []
-        for position, encoded in enumerate(block.images[first : first + _IMAGES_PER_TASK], start=first):
-            try:
-                decoded.append(decode_image(encoded, self._size, self._packing.channels))
-            except UnreadableImage as error:
-                decoded.append(str(error))
-            except OSError as error:
-                raise self._stopped(block.name(position), reason_of(error)) from None
-            except MemoryError:
-                raise self._stopped(block.name(position), "out of memory") from None
-        return decoded
-
-    def _stopped(self, name: str, reason: str) -> DataError:
-        """Errors that say nothing about an image must not leave it out of the packed images for good."""
-        return DataError(
-            f"{self._source.name}: cannot read {name}: {reason}; nothing is packed: repair that and try again, or move "
-            "the file away"
-        )
-
-    def _append_decoded(self, block: Block, first: int, task: Future[list[_Result]]) -> int:
+    def _append_decoded(self, block: Block, first: int, task: Future[list[Result]]) -> int:
         images = task.result()
         readable, positions = [], []
         for position, image in enumerate(images, start=first):
             if isinstance(image, str):
-                self._skip(block.name(position), image)
+                leave_out(self._source, self._packing, self.left_out, block.name(position), image)
                 continue
-            self._check_shape(image.pixels.shape, block.name(position))
+            self._shape.check(image.pixels.shape, block.name(position))
             self._all_gray &= image.gray
             for kind, detail in image.losses.items():
                 self.losses.add(block.name(position), detail, kind)
@@ -306,62 +304,15 @@ class _Packer:
 
     def _append(self, block: Block, images: NDArray[np.uint8], positions: Sequence[int]) -> None:
         """Append the images of a block at these positions."""
-        self._check_shape(images.shape[1:], block.name(positions[0] if positions else 0))
+        self._shape.check(images.shape[1:], block.name(positions[0] if positions else 0))
         with cache_errors(self._shown_directory):
             self._files[block.split].append(images)
         self._labels[block.split].append(block.labels[positions])
         if not isinstance(block.names, str):
             self._names[block.split] += [block.names[position] for position in positions]
 
-    def _check_shape(self, shape: tuple[int, ...], name: str) -> None:
-        if self._shape is None:
-            self._shape, self._first_name = shape, name
-        elif shape != self._shape:
-            raise DataError(
-                f"{self._source.name}: images differ in size: {self._first_name} is {_width_by_height(self._shape)}, "
-                f"{name} is {_width_by_height(shape)}; give --image-size to bring them to one"
-            )
-
-    def _check_labels(self, block: Block) -> None:
-        wrong = np.flatnonzero((block.labels < 0) | (block.labels >= self._num_classes))
-        if wrong.size:
-            raise DataError(
-                f"{self._source.name}: label {block.labels[wrong[0]]} of {block.name(wrong[0])} is out of range "
-                f"0..{self._num_classes - 1}"
-            )
-
-    def _skip(self, name: str, reason: str) -> None:
-        if self._packing.unreadable_images == "error":
-            raise DataError(
-                f"{self._source.name}: {name} is unreadable ({' '.join(reason.split())[:200]}); repair or remove it, "
-                "or use --unreadable-images skip"
-            )
-        self.left_out.add(name, reason)
-
-    def _check_counts(self) -> None:
-        readable = sum(file.count for file in self._files.values())
-        skipped = self.left_out.count
-        total = readable + skipped
-        if total == 0:
-            raise DataError(f"{self._source.name}: it has no images")
-        if 2 * skipped > total:
-            raise DataError(
-                f"{self._source.name}: {skipped} of {total} images are unreadable ({self.left_out.first}); "
-                "that is more than half, so this is hardly the right data"
-            )
-        if self._source.has_test_split:
-            for split in SPLITS:
-                if self._files[split].count == 0:
-                    raise DataError(f"{self._source.name}: the {split} split has no readable image")
-        elif readable < 2:
-            raise DataError(f"{self._source.name}: one readable image is too few; one is held out, so give two or more")
-
 
 def _bytes_of(blocks: Iterable[Block]) -> int:
     """Size of the encoded images that blocks hold in memory."""
     distinct = {id(block): block.images for block in blocks}
     return sum(len(image) for images in distinct.values() for image in images if isinstance(image, bytes))
-
-
-def _width_by_height(shape: tuple[int, ...]) -> str:
-    return f"{shape[2]}x{shape[1]}" + (" gray" if shape[0] == 1 else "")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gen_dist.data.given import Given, names_of_classes
 from gen_dist.data.sources.source import Block, Request, SplitName, register
@@ -90,6 +91,17 @@ def given_source(train: Given, test: Given | None) -> ArraySource:
     if test:
         given["test"] = test
     return ArraySource("-".join(part.digest() for part in given.values()), given)
+
+
+def packed_source(
+    source: ArraySource,
+    splits: Mapping[SplitName, tuple[NDArray[np.uint8], NDArray[np.int64]]],
+    class_names: tuple[str, ...],
+) -> ArraySource:
+    """The source with its images and labels as they were packed, both splits of them."""
+    given = {split: Given(images, labels, class_names) for split, (images, labels) in splits.items()}
+    # Two digests: what was held out when they were packed is not held out again.
+    return ArraySource(source.key if source.has_test_split else f"{source.key}-{source.key}", given)
 
 
 def _open(request: Request) -> ArraySource:

@@ -1,0 +1,99 @@
+"""What is refused of images that are to be packed, and how many of them are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gen_dist.config import DataConfig
+from gen_dist.data.sources.source import SPLITS, Block, Source, SplitName
+from gen_dist.data.tally import Tally
+from gen_dist.errors import DataError
+
+
+def needs_fitting(source: Source, packing: DataConfig, images: NDArray[np.uint8]) -> bool:
+    """True if the images of an array have another size or number of channels than packing wants.
+
+    Raises:
+        DataError: the array is not uint8 [N, 1 or 3, H, W].
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise DataError(f"{source.name}: images are {images.dtype} {list(images.shape)}, not uint8 [N, 1 or 3, H, W]")
+    return packing.channels not in (None, images.shape[1]) or (
+        packing.image_size is not None and images.shape[2:] != (packing.image_size, packing.image_size)
+    )
+
+
+def check_labels(source: Source, block: Block, num_classes: int) -> None:
+    """Raise DataError if a label of a block has no class."""
+    wrong = np.flatnonzero((block.labels < 0) | (block.labels >= num_classes))
+    if wrong.size:
+        raise DataError(
+            f"{source.name}: label {block.labels[wrong[0]]} of {block.name(wrong[0])} is out of range "
+            f"0..{num_classes - 1}"
+        )
+
+
+class OneShape:
+    """Shape that all images have to share."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._first_name = ""
+        self.shape: tuple[int, ...] | None = None
+        """(C, H, W) of the first image; None without one."""
+
+    def check(self, shape: tuple[int, ...], name: str) -> None:
+        """Raise DataError if the shape (C, H, W) of an image is not that of the first."""
+        if self.shape is None:
+            self.shape, self._first_name = shape, name
+        elif shape != self.shape:
+            raise DataError(
+                f"{self._source.name}: images differ in size: {self._first_name} is {_width_by_height(self.shape)}, "
+                f"{name} is {_width_by_height(shape)}; give --image-size to bring them to one"
+            )
+
+
+def leave_out(source: Source, packing: DataConfig, left_out: Tally, name: str, reason: str) -> None:
+    """Count an unreadable image.
+
+    Raises:
+        DataError: the config treats unreadable images as an error.
+    """
+    if packing.unreadable_images == "error":
+        raise DataError(
+            f"{source.name}: {name} is unreadable ({' '.join(reason.split())[:200]}); repair or remove it, "
+            "or use --unreadable-images skip"
+        )
+    left_out.add(name, reason)
+
+
+def check_counts(source: Source, counts: Mapping[SplitName, int], left_out: Tally) -> None:
+    """Raise DataError if there are too few readable images in a split, or more unreadable ones than readable ones."""
+    readable = sum(counts.values())
+    skipped = left_out.count
+    total = readable + skipped
+    if total == 0:
+        raise DataError(f"{source.name}: it has no images")
+    if 2 * skipped > total:
+        raise DataError(
+            f"{source.name}: {skipped} of {total} images are unreadable ({left_out.first}); "
+            "that is more than half, so this is hardly the right data"
+        )
+    if source.has_test_split:
+        for split in SPLITS:
+            if counts[split] == 0:
+                raise DataError(f"{source.name}: the {split} split has no readable image")
+    elif readable < 2:
+        raise DataError(f"{source.name}: one readable image is too few; one is held out, so give two or more")
+
+
+def held_out_count(count: int, packing: DataConfig) -> int:
+    """Number of test images held out of `count` images, at least two, of a source without a test split."""
+    return min(max(round(count * packing.test_fraction), 1), count - 1)
+
+
+def _width_by_height(shape: tuple[int, ...]) -> str:
+    return f"{shape[2]}x{shape[1]}" + (" gray" if shape[0] == 1 else "")

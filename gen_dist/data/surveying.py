@@ -1,0 +1,325 @@
+"""A look at a source before it is packed: at the headers of all images, and at the pixels of some.
+
+The rules are those of packing: its walk, decoding, refusals and words. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from gen_dist.config import DataConfig
+from gen_dist.data.decoding import Encoded, Header, UnreadableImage, image_warnings_as_intended, read_header
+from gen_dist.data.losses import INTENSITY_KINDS, lines_on_losses
+from gen_dist.data.naming import remarks_on_classes
+from gen_dist.data.packing import (
+    IMAGES_PER_TASK,
+    SECONDS_BEFORE_PROGRESS,
+    THREADS,
+    Result,
+    cannot_read,
+    decode_some,
+    side_of,
+)
+from gen_dist.data.refusals import OneShape, check_counts, check_labels, held_out_count, leave_out, needs_fitting
+from gen_dist.data.sources.source import SPLITS, Block, Source, SplitName
+from gen_dist.data.subsets import evenly_spaced, held_out_order
+from gen_dist.data.survey import Survey
+from gen_dist.data.tally import Tally
+from gen_dist.errors import DataError
+from gen_dist.files import reason_of
+
+SHEET_COLUMNS = 8
+_SHEET_CLASSES = 20
+_SHEET_ROWS_OF_ONE_CLASS = 8
+_MOST_DECODED = 4096
+_MOST_BYTES_HELD = 2**26
+_SECONDS_OF_DECODING = 3.0
+_TIMES_HASHED = 2  # when a file of the cache is complete, and when it is opened
+_BYTES_HASHED_HERE = 2**22
+
+
+def survey(source: Source, packing: DataConfig, cache: Path, packed_in: Path | None) -> Survey:
+    """Look at the images of a source as packing would take them.
+
+    Args:
+        source: the images.
+        packing: how they would be packed.
+        cache: directory of packed images.
+        packed_in: packed images of this source, if there are any.
+
+    Returns:
+        The survey. If packing would be refused for its images, it has the reason.
+
+    Raises:
+        DataError: the source or a file cannot be read just now, or a label has no class.
+    """
+    surveyor = _Surveyor(source, packing, cache, packed_in)
+    with image_warnings_as_intended():
+        surveyor.read_headers()
+        with ThreadPoolExecutor(THREADS) as pool:
+            surveyor.decode(pool)
+    return surveyor.finish()
+
+
+class _Candidate(NamedTuple):
+    """An image that may be decoded."""
+
+    place: int
+    """Place among the images with a readable header."""
+    fits: bool
+    """True if it is packed as it is."""
+    block: Block
+    """The block of this image alone."""
+
+
+class _Sample:
+    """A random choice of images out of a sequence of unknown length: at most `most`, and of limited size.
+
+    Each image draws a number, and those with the least are kept. Strides would take one class, or one camera, where
+    images take turns.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._bytes = most, 0
+        self._draws = random.Random(0)
+        self._heap: list[tuple[float, _Candidate]] = []
+        """Kept images, the greatest number (negated) first."""
+
+    def drawn(self) -> float | None:
+        """Number of the next image of the sequence; None if it is not chosen."""
+        number = self._draws.random()
+        return number if len(self._heap) < self._most or number < -self._heap[0][0] else None
+
+    def add(self, number: float, one: _Candidate) -> None:
+        heapq.heappush(self._heap, (-number, one))
+        self._bytes += _bytes_held(one)
+        while len(self._heap) > self._most or (self._bytes > _MOST_BYTES_HELD and len(self._heap) > 1):
+            self._bytes -= _bytes_held(heapq.heappop(self._heap)[1])
+            self._most = min(self._most, len(self._heap))
+
+    def in_random_order(self) -> list[_Candidate]:
+        return [one for _, one in sorted(self._heap, key=lambda entry: -entry[0])]
+
+    def in_order(self) -> list[_Candidate]:
+        return sorted((one for _, one in self._heap), key=lambda one: one.place)
+
+
+class _Surveyor:
+    def __init__(self, source: Source, packing: DataConfig, cache: Path, packed_in: Path | None) -> None:
+        names = source.class_names()
+        remarks = [*source.remarks(), *remarks_on_classes(names)]
+        self._found = Survey(source.name, names, remarks, cache, packed_in, threads=THREADS)
+        self._found.holds_out = not source.has_test_split
+        self._source = source
+        self._packing = packing
+        self._shape = OneShape(source)
+        self._grays = 0
+        self._labels: dict[SplitName, list[int]] = {split: [] for split in SPLITS}
+        self._places: dict[SplitName, list[int]] = {split: [] for split in SPLITS}
+        self._images = 0
+        self._losses, self._intensity_losses = Tally(), Tally()
+        self._damaged: dict[int, tuple[str, str]] = {}
+        self._sample = _Sample(_MOST_DECODED)
+        shown = evenly_spaced(min(_SHEET_CLASSES, len(names)), len(names)).tolist()
+        row_length = SHEET_COLUMNS * (1 if len(shown) > 1 else _SHEET_ROWS_OF_ONE_CLASS)
+        self._sheet = {label: _Sample(row_length) for label in shown}
+        self._source_seconds = self._decoding_seconds = 0.0
+
+    def read_headers(self) -> None:
+        total = self._source.image_count()
+        bar = tqdm(
+            total=total,
+            desc=f"reading headers of {self._source.name}",
+            unit=" images",
+            delay=SECONDS_BEFORE_PROGRESS,
+            disable=True if total is None else None,
+        )
+        with bar:
+            for block in self._timed(self._source.blocks()):
+                check_labels(self._source, block, len(self._found.class_names))
+                fits = isinstance(block.images, np.ndarray) and not needs_fitting(
+                    self._source, self._packing, block.images
+                )
+                for position in range(len(block.labels)):
+                    header = self._header(block, position)
+                    if header is not None:
+                        self._add(block, position, header, fits)
+                    bar.update()
+
+    def decode(self, pool: ThreadPoolExecutor) -> None:
+        """Decode the images of the contact sheet, then others at random, for some seconds."""
+        if self._found.problem is not None:
+            return
+        sheet = [one for row in self._sheet.values() for one in row.in_order()]
+        queue = list({one.place: one for one in (*sheet, *self._sample.in_random_order())}.values())
+        started, done = time.perf_counter(), 0
+        while done < len(queue) and (done < len(sheet) or self._decoding_seconds < _SECONDS_OF_DECODING):
+            # Some images for each thread at a time: they are kept busy, and come to an end soon after the time is over.
+            batch = queue[done : done + THREADS * IMAGES_PER_TASK]
+            for place, results in enumerate(pool.map(self._decode, batch), start=done):
+                self._take(queue[place], results[0], shown=place < len(sheet))
+            done += len(batch)
+            self._decoding_seconds = time.perf_counter() - started
+
+    def finish(self) -> Survey:
+        """Say what the packed images would be, or why they would be refused."""
+        found = self._found
+        every_one_decoded = found.decoded == found.to_decode
+        for name, reason in self._damaged.values():
+            self._leave_out(found.left_out if every_one_decoded else found.damaged, name, reason)
+        gone = self._damaged if every_one_decoded else {}
+        labels = {
+            split: np.array(
+                [label for label, place in zip(self._labels[split], places, strict=True) if place not in gone], np.int64
+            )
+            for split, places in self._places.items()
+        }
+        counts = {split: len(of_split) for split, of_split in labels.items()}
+        self._note(lambda: check_counts(self._source, counts, found.left_out))
+        self._count_classes(labels)
+        found.losses, found.intensity_losses = map(lines_on_losses, (self._losses, self._intensity_losses))
+        if found.problem is not None:
+            found.sheet.clear()
+        elif self._shape.shape is not None:
+            stored, height, width = self._shape.shape
+            all_gray = self._packing.channels is None and self._grays == self._images
+            found.shape = (1 if all_gray else stored, height, width)
+            if self._grays and found.shape[0] == 3:
+                found.changes["are gray and get three equal channels"] = self._grays
+            found.sheet = [pixels[: found.shape[0]] for pixels in found.sheet]
+            found.seconds = self._estimate()
+        return found
+
+    def _timed(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        """Blocks of the source. Reading them takes packing as long as it takes here."""
+        started = time.perf_counter()
+        for block in blocks:
+            self._source_seconds += time.perf_counter() - started
+            yield block
+            started = time.perf_counter()
+
+    def _header(self, block: Block, position: int) -> Header | None:
+        name = block.name(position)
+        try:
+            return read_header(block.images[position])
+        except UnreadableImage as error:
+            self._leave_out(self._found.left_out, name, str(error))
+            return None
+        except OSError as error:
+            raise cannot_read(self._source, name, reason_of(error)) from None
+        except MemoryError:
+            raise cannot_read(self._source, name, "out of memory") from None
+
+    def _add(self, block: Block, position: int, header: Header, fits: bool) -> None:
+        found, name, label = self._found, block.name(position), int(block.labels[position])
+        self._labels[block.split].append(label)
+        self._places[block.split].append(self._images)
+        drawn = [(sample, sample.drawn()) for sample in self._samples(label, fits)]
+        if any(number is not None for _, number in drawn):
+            one = _Candidate(self._images, fits, _block_of_one(block, position))
+            for sample, number in drawn:
+                if number is not None:
+                    sample.add(number, one)
+        self._images += 1
+        found.sizes[header.width, header.height] += 1
+        found.kinds[header.kind] += 1
+        found.to_decode += not fits
+        self._grays += header.gray
+        side, channels = (None, None) if fits else (side_of(self._source, self._packing), self._packing.channels)
+        stored = (1 if header.gray else 3) if fits else channels or 3
+        height, width = (header.height, header.width) if side is None else (side, side)
+        self._note(lambda: self._shape.check((stored, height, width), name))
+        found.changes.update(_changes(header, side, channels))
+        for kind, detail in header.losses.items():
+            self._losses.add(name, detail, kind)
+
+    def _samples(self, label: int, fits: bool) -> list[_Sample]:
+        """Samples that an image may belong to. One that is packed as it is needs no decoding to be known."""
+        shown = [self._sheet[label]] if label in self._sheet else []
+        return shown if fits else [*shown, self._sample]
+
+    def _decode(self, one: _Candidate) -> list[Result]:
+        return decode_some(self._source, self._packing, one.block, 0)
+
+    def _take(self, one: _Candidate, result: Result, *, shown: bool) -> None:
+        self._found.decoded += not one.fits
+        name = one.block.name(0)
+        if isinstance(result, str):
+            self._damaged[one.place] = name, result
+            return
+        if shown:
+            self._found.sheet.append(result.pixels)
+            self._found.sheet_labels.append(int(one.block.labels[0]))
+        for kind in result.losses.keys() & INTENSITY_KINDS:
+            self._intensity_losses.add(name, result.losses[kind], kind)
+
+    def _leave_out(self, tally: Tally, name: str, reason: str) -> None:
+        tally.add(name, reason)
+        self._note(lambda: leave_out(self._source, self._packing, Tally(), name, reason))
+
+    def _note(self, check: Callable[[], None]) -> None:
+        """Keep the first reason to refuse the source: what else there is to know is still found out."""
+        if self._found.problem is None:
+            try:
+                check()
+            except DataError as error:
+                self._found.problem = error
+
+    def _count_classes(self, labels: dict[SplitName, NDArray[np.int64]]) -> None:
+        train, test = labels["train"], labels["test"]
+        if self._found.holds_out and len(train) > 1:
+            order = held_out_order(len(train))
+            held_out = held_out_count(len(train), self._packing)
+            train, test = train[order[held_out:]], train[order[:held_out]]
+        classes = len(self._found.class_names)
+        self._found.counts = {
+            "train": np.bincount(train, minlength=classes),
+            "test": np.bincount(test, minlength=classes),
+        }
+
+    def _estimate(self) -> float:
+        """Seconds that packing takes on this machine, without those of its disk."""
+        found = self._found
+        decoding = self._decoding_seconds / max(found.decoded, 1) * found.to_decode
+        started = time.perf_counter()
+        hashlib.sha256(bytes(_BYTES_HASHED_HERE))
+        hashing = (time.perf_counter() - started) / _BYTES_HASHED_HERE * found.bytes * _TIMES_HASHED
+        return self._source_seconds + decoding + hashing
+
+
+def _changes(header: Header, side: int | None, channels: int | None) -> list[str]:
+    """What becomes of an image, as the ends of sentences about several."""
+    changes = [header.converted] if header.converted else []
+    if header.turned:
+        changes.append("are turned upright")
+    if side is not None and (header.width, header.height) != (side, side):
+        changes.append(f"are resized to {side}x{side}")
+        if header.width != header.height:
+            changes.append("are cropped to the square at their centre")
+        if min(header.width, header.height) < side:
+            changes.append("are smaller than that and are enlarged")
+    if channels == 1 and not header.gray:
+        changes.append("lose their colours")
+    return changes
+
+
+def _block_of_one(block: Block, position: int) -> Block:
+    image: Encoded = block.images[position]
+    held = image.copy() if isinstance(image, np.ndarray) else image  # a view would hold all images of its block
+    return Block(block.split, [held], block.labels[position : position + 1], [block.name(position)])
+
+
+def _bytes_held(one: _Candidate) -> int:
+    image = one.block.images[0]
+    return len(image) if isinstance(image, bytes) else image.nbytes if isinstance(image, np.ndarray) else 0

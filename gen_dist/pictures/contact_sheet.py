@@ -1,0 +1,52 @@
+"""A contact sheet: images of a source as training would see them, a row for each class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gen_dist.data.survey import Survey
+from gen_dist.data.surveying import SHEET_COLUMNS
+from gen_dist.pictures.grids import PAPER, save_grid
+from gen_dist.pictures.lettering import lettering_of
+
+_LONGEST_SIDE = 96
+
+
+def save_contact_sheet(path: Path, survey: Survey) -> None:
+    """Draw the images of a survey in a grid. Large ones are reduced, and rows of classes have their names.
+
+    Args:
+        path: the picture to write.
+        survey: a survey with a sheet of at least one image.
+
+    Raises:
+        ConfigError: the file's name is of a format that is not written.
+        OSError: the file cannot be written.
+    """
+    images = [_reduced(image) for image in survey.sheet]
+    if len(survey.class_names) == 1:
+        save_grid(path, np.stack(images), SHEET_COLUMNS)
+        return
+    shown = sorted(set(survey.sheet_labels))
+    blank = np.full_like(images[0], PAPER)
+    rows = []
+    for label in shown:
+        row = [image for image, of_class in zip(images, survey.sheet_labels, strict=True) if of_class == label]
+        rows += [*row, *[blank] * (SHEET_COLUMNS - len(row))]
+    names = lettering_of(survey.class_names).names
+    save_grid(path, np.stack(rows), SHEET_COLUMNS, [names[label] for label in shown])
+
+
+def _reduced(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image uint8 [C, H, W] whose longer side is at most that of a sheet."""
+    channels, height, width = image.shape
+    if max(height, width) <= _LONGEST_SIDE:
+        return image
+    scale = _LONGEST_SIDE / max(height, width)
+    picture = Image.fromarray(image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+    small = picture.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX)
+    return np.asarray(small).reshape(small.height, small.width, channels).transpose(2, 0, 1)
