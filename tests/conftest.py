@@ -72,7 +72,13 @@ LONG = (
 )
 """The slowest files. Workers begin with them, so that none waits at the end for another's long file."""
 
+SLOW_SECONDS = 1200
+"""Limit of a slow test, also on a machine that is busy with others; the quick ones have that of pyproject.toml."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first."""
+    """Put the longest files first, and give slow tests the time that they take on a busy machine."""
     items.sort(key=lambda item: not item.nodeid.startswith(tuple(f"tests/{name}.py" for name in LONG)))
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))

@@ -77,7 +77,6 @@ def test_code_runs_or_says_why_not(guide: Path, directory: Path, trained: Callab
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @by_guide
 def test_shell_commands_run_in_processes_of_their_own(
     guide: Path, directory: Path, trained: Callable[[str], Path]

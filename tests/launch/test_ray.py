@@ -137,7 +137,6 @@ def _worker_ids(driver: subprocess.Popen[bytes]) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(580)
 def test_ten_killed_workers_leave_the_result_bit_for_bit(environment: dict[str, str], tmp_path: Path) -> None:
     config = _config(steps=2000, checkpoint_every=25, evaluate_every=2000, log_every=25, sample_every=2000)
     file, runs = write_config(tmp_path / "config.json", config), tmp_path / "runs"
@@ -156,7 +155,7 @@ def test_ten_killed_workers_leave_the_result_bit_for_bit(environment: dict[str, 
         try:
             for _ in range(10):
                 before = _newest_step(run)
-                deadline = time.monotonic() + 120  # a start of Ray takes a minute on a busy machine
+                deadline = time.monotonic() + 300  # a start of Ray takes a minute on a busy machine
                 while _newest_step(run) <= before or len(_worker_ids(driver)) < 2:
                     assert time.monotonic() < deadline and driver.poll() is None, (tmp_path / "log").read_text()
                     time.sleep(0.02)
@@ -250,7 +249,6 @@ def _python(code: str, environment: dict[str, str]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(580)
 def test_a_job_trains_and_no_port_opens_without_the_token(environment: dict[str, str], tmp_path: Path) -> None:
     file = write_config(tmp_path / "config.json", _config(checkpoint_every=50, evaluate_every=50))
     token = tmp_path / "home" / ".ray" / "auth_token"
@@ -299,7 +297,6 @@ def test_a_job_trains_and_no_port_opens_without_the_token(environment: dict[str,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(580)
 def test_a_job_brings_its_plugin_along(environment: dict[str, str], tmp_path: Path) -> None:
     plugin = tmp_path / "my gan.py"
     # A comment in Latin-1: the file is sent as it is.

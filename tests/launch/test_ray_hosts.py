@@ -45,7 +45,6 @@ def _processes(run: Path) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(580)
 def test_a_run_continues_without_a_lost_host_and_takes_it_back(tmp_path: Path) -> None:
     """Either host may have the main worker: the other one takes the run directory over."""
     never = 10**6

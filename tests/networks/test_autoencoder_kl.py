@@ -208,7 +208,6 @@ def test_a_checkpointed_run_has_the_bits_of_a_plain_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_a_compiled_checkpointed_run_equals_an_eager_one() -> None:
     assert _losses(compile=True) == close_losses(_losses())
 

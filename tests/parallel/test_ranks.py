@@ -102,7 +102,6 @@ def test_two_ranks_equal_one_rank(ranks_of: dict[str, Any], objective: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(580)
 @pytest.mark.parametrize("processes", [4, 5], ids=["four", "five, of unequal shares"])
 def test_more_ranks_equal_one_rank(processes: int, tmp_path: Path) -> None:
     objectives = list(OBJECTIVES) if processes == 4 else ["vae", "dcgan", "conditional dcgan", "wgan-gp, lazy", "r3gan"]

@@ -150,7 +150,7 @@ QUICK = (Check(check_micro_batches_equal_the_batch), Check(check_a_recorded_step
     "checks",
     [
         QUICK,
-        pytest.param((*OBJECTIVE_CHECKS, *SLOW_OBJECTIVE_CHECKS), marks=(pytest.mark.slow, pytest.mark.timeout(900))),
+        pytest.param((*OBJECTIVE_CHECKS, *SLOW_OBJECTIVE_CHECKS), marks=pytest.mark.slow),
     ],
 )
 def test_spatial_latents_pass_the_checks_of_objectives(checks: tuple[Check, ...], config: TrainConfig) -> None:

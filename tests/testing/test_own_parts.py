@@ -49,7 +49,6 @@ LATENTS = {
         *(pytest.param(name, True, marks=pytest.mark.slow) for name in LATENTS),
     ],
 )
-@pytest.mark.timeout(580)
 def test_our_latent_autoencoders_pass(name: str, slow: bool) -> None:
     check_objective(LATENTS[name], SMALL_LATENTS, roles={"discriminator": PATCHES}, image_shape=(1, 16, 16), slow=slow)
 
