@@ -70,7 +70,7 @@ class TrainConfig(Checked):
     compile: bool = False
     """Compile each phase with torch.compile: steps are faster, and the start takes seconds to minutes longer."""
     cuda_graphs: bool = True
-    """On one GPU, record the device work of a step as a CUDA graph and replay it as one launch; not in fp16. The graph
+    """On GPUs, record the device work of a step as a CUDA graph and replay it as one launch; not in fp16. The graph
     keeps the memory of a step, so evaluation needs memory beside it."""
     sync_batch_norm: bool = False
     """Compute batch statistics over all processes, so that their number does not change the run. Otherwise each

@@ -208,8 +208,7 @@ def slopes_and_scores(scores: Callable[[Tensor], Tensor], images: Tensor) -> tup
     """Differentiable gradients of the images' scores with respect to the images, [B, ...], and the scores.
 
     Always computed in float32: squared gradients in half precision are noise. The gradient is a function transform, and
-    so part of the forward pass: torch.compile has no double backward, and DistributedDataParallel does not see
-    `autograd.grad`.
+    so part of the forward pass: torch.compile has no double backward.
     """
 
     def total(inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,7 @@ class Phase(nn.Module):
     """One optimizer's turn within a step: `forward(batch)` is the whole computation of that turn.
 
     A phase holds the objective with all its networks and names those that it trains, by default all of them. The
-    trainer freezes the others, so a phase can be wrapped by DistributedDataParallel and compiled as one module.
+    trainer freezes the others, so a phase can be compiled as one module.
 
     On a GPU, Python runs only in the first steps of each kind; later steps replay the recorded device work. Values that
     change from step to step must therefore come from `batch.rng`, (seed, step), or from other tensors. The host must

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed._functional_collectives as collectives
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
@@ -24,6 +23,11 @@ def sum_over_processes(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def collectives_are_recordable(processes: Processes) -> bool:
+    """True if a CUDA graph may have the collectives of a step: there are none, or NCCL's, whose data no host sees."""
+    return processes.world_size == 1 or "cuda:nccl" in dist.get_backend_config()
 
 
 def rows_of_all(rows: Tensor, processes: Processes) -> Tensor:
@@ -59,7 +63,9 @@ class _DifferentiableSum(torch.autograd.Function):
     def forward(ctx: FunctionCtx, values: Tensor) -> Tensor:
         group = dist.group.WORLD
         assert group is not None
-        total: Tensor = collectives.wait_tensor(collectives.all_reduce(values, "sum", group))
+        # The operators themselves: torch's functions for them return a subclass of tensors that no recording can hold.
+        summed = torch.ops._c10d_functional.all_reduce(values, "sum", group.group_name)
+        total: Tensor = torch.ops._c10d_functional.wait_tensor(summed)
         return total
 
     @staticmethod

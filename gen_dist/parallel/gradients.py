@@ -6,17 +6,17 @@ Each phase has one `Reduction`. The base class is that of a single process.
 from __future__ import annotations
 
 import contextlib
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from gen_dist.parallel.processes import Processes
-from gen_dist.parallel.shared_weights import SharedWeights, share_weights
+from gen_dist.parallel.shared_weights import SharedWeights, flat_floats, share_weights, views_of
 
-_ONE_BUCKET_MIB = 2**20  # larger than any network; a bucket is only as large as its contents
+_BUCKETS = 4
+_SMALLEST_BUCKET, _LARGEST_BUCKET = 2**20, 25 * 2**20  # bytes
 
 State = dict[str, Tensor]
 """State of an optimizer for one parameter, by name."""
@@ -25,24 +25,14 @@ State = dict[str, Tensor]
 class Reduction:
     """Gradients of a single process, which are those of the run."""
 
-    owns_gradients = True
-    """True if only this process's own backward passes write to `grad` before `average`."""
-
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         """`parameters` are what the phase trains."""
         self.parameters = list(parameters)
         self.updated: list[nn.Parameter] = self.parameters
         """Parameters that this process's optimizer updates."""
 
-    def wrapped(self, phase: nn.Module) -> nn.Module:
-        """Return the module to call in place of the phase.
-
-        Everything that the phase does not train has to be frozen: frozen weights are never communicated.
-        """
-        return phase
-
-    def accumulating(self) -> contextlib.AbstractContextManager[object]:
-        """Context manager without communication in backward passes: for all micro-batches but the last."""
+    def last_backward(self) -> contextlib.AbstractContextManager[object]:
+        """Context manager for the last backward pass of a turn, in which gradients may already be sent."""
         return contextlib.nullcontext()
 
     def average(self) -> None:
@@ -73,36 +63,106 @@ class Reduction:
         return states
 
 
-class DistributedReduction(Reduction):
-    """Gradients that DistributedDataParallel averages within the last backward pass."""
+class FlatReduction(Reduction):
+    """Gradients in flat buckets. One all-reduce sums a bucket, as soon as backward has computed all of its gradients.
 
-    owns_gradients = False
+    Buckets take the parameters from the last to the first, about the order in which backward computes the gradients.
+    They are filled and sent in this order in every process and at every step. An order that the first backward pass
+    teaches would change the order of sums in mid-run, and a resumed run would have other bits.
 
-    def __init__(self, parameters: Sequence[nn.Parameter], device: torch.device) -> None:
+    The collectives are functional ones, and the host waits for none of them on a GPU, so a turn can be recorded. NCCL
+    has a stream of its own, which waits for the bucket; `average` has the current stream wait for NCCL's.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], bucket_bytes: int | None) -> None:
+        """Make the buckets.
+
+        Args:
+            parameters: parameters that the phase trains, equal in all processes.
+            bucket_bytes: size at which a bucket is full. None makes one bucket of each dtype, which `average` sends:
+                threads that send take cores from those that compute, so overlap saves no time on CPUs.
+        """
         super().__init__(parameters)
-        self._device = device
-        self._module: DistributedDataParallel | None = None
+        group = dist.group.WORLD
+        assert group is not None
+        self._group_name = group.group_name
+        self._buckets = [_Bucket(one) for one in _in_buckets(self.parameters[::-1], bucket_bytes)]
+        self._bucket_of = {parameter: bucket for bucket in self._buckets for parameter in bucket.parameters}
+        self._sent = 0
+        self._sends_early = False
+        if bucket_bytes is not None:
+            for parameter in self.parameters:
+                parameter.register_post_accumulate_grad_hook(self._computed)
 
-    def wrapped(self, phase: nn.Module) -> nn.Module:
+    @contextlib.contextmanager
+    def last_backward(self) -> Iterator[None]:
         """See Reduction."""
-        # torch 2.14 renamed the option, and the old name warns in every process.
-        signature = inspect.signature(DistributedDataParallel)
-        sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in signature.parameters else "broadcast_buffers"
-        self._module = DistributedDataParallel(
-            phase,
-            device_ids=[self._device] if self._device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            # On CPUs, threads that send take cores from those that compute, so overlap saves no time: one bucket, sent
-            # at the end.
-            bucket_cap_mb=_ONE_BUCKET_MIB if self._device.type == "cpu" else None,
-            **{sync_buffers: False},  # type: ignore[arg-type]
-        )
-        return self._module
+        for bucket in self._buckets:
+            bucket.awaited = len(bucket.parameters)
+        self._sends_early = True
+        try:
+            yield
+        finally:
+            self._sends_early = False
 
-    def accumulating(self) -> contextlib.AbstractContextManager[object]:
-        """See Reduction."""
-        assert self._module is not None
-        return self._module.no_sync()
+    def average(self) -> None:
+        """See Reduction. The gradients are views of the buckets; those of unused parameters stay None."""
+        while self._sent < len(self._buckets):
+            self._send_next()
+        self._sent = 0
+        sums = [torch.ops._c10d_functional.wait_tensor(bucket.flat) for bucket in self._buckets]
+        torch._foreach_mul_(sums, 1.0 / dist.get_world_size())
+
+    def _computed(self, parameter: Tensor) -> None:
+        """Hook of backward: the gradient of a parameter is complete. Send the buckets whose turn it is."""
+        if self._sends_early:  # not before the last micro-batch, nor in the turn of another phase with this weight
+            self._bucket_of[parameter].awaited -= 1  # type: ignore[index]
+            while self._sent < len(self._buckets) and self._buckets[self._sent].awaited == 0:
+                self._send_next()
+
+    def _send_next(self) -> None:
+        bucket = self._buckets[self._sent]
+        bucket.fill()
+        torch.ops._c10d_functional.all_reduce_(bucket.flat, "sum", self._group_name)
+        self._sent += 1
+
+
+class _Bucket:
+    """Flat memory for the gradients of some parameters of one dtype."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        first = parameters[0]
+        self.flat = torch.zeros(flat_floats(parameters), dtype=first.dtype, device=first.device)
+        self._views = views_of(self.flat, parameters)
+        self.awaited = 0
+        """Number of gradients that the current backward pass has not computed yet."""
+
+    def fill(self) -> None:
+        """Copy the gradients into the bucket; `grad` becomes a view of it. Gradients that are None count as zero."""
+        copies: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for parameter, view in zip(self.parameters, self._views, strict=True):
+            if parameter.grad is None:
+                view.zero_()
+                continue
+            copies.append(view)
+            gradients.append(parameter.grad)
+            parameter.grad = view
+        if copies:
+            torch._foreach_copy_(copies, gradients)
+
+
+def _in_buckets(parameters: Iterable[nn.Parameter], bucket_bytes: int | None) -> list[list[nn.Parameter]]:
+    """Cut parameters into buckets of one dtype each, in their order. A bucket is full once it has so many bytes."""
+    full: list[list[nn.Parameter]] = []
+    filling: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        bucket = filling.setdefault(parameter.dtype, [])
+        bucket.append(parameter)
+        if bucket_bytes is not None and sum(one.nbytes for one in bucket) >= bucket_bytes:
+            full.append(filling.pop(parameter.dtype))
+    return full + list(filling.values())
 
 
 class SharedReduction(Reduction):
@@ -145,4 +205,8 @@ def choose_reduction(parameters: Sequence[nn.Parameter], processes: Processes, *
     if processes.world_size == 1:
         return Reduction(parameters)
     shared = share_weights(parameters) if shareable and processes.device.type == "cpu" else None
-    return SharedReduction(parameters, shared) if shared else DistributedReduction(parameters, processes.device)
+    if shared:
+        return SharedReduction(parameters, shared)
+    size = sum(parameter.nbytes for parameter in parameters) // _BUCKETS
+    overlapping = processes.device.type == "cuda"
+    return FlatReduction(parameters, min(max(size, _SMALLEST_BUCKET), _LARGEST_BUCKET) if overlapping else None)

@@ -140,7 +140,7 @@ def end_process(exit_code: int) -> NoReturn:
 
     Gloo's threads release the tensors of a collective after its waiter has woken, and need Python's lock for that.
     A thread that requests the lock during finalization aborts the process ("terminate called without an active
-    exception"). The threads cannot be ended before: DistributedDataParallel keeps its process group alive for ever.
+    exception"). The threads cannot be ended before: DistributedDataParallel, if used, keeps its process group alive.
     So a joined process runs its exit handlers, flushes its output and exits.
     """
     if not dist.is_initialized():

@@ -41,15 +41,15 @@ class SharedWeights:
         """
         self._parameters = list(parameters)
         self._rank, world_size = dist.get_rank(), dist.get_world_size()
-        count = _floats_of(parameters)
+        count = flat_floats(parameters)
         lines, weights, gradients = memory.split([LINE_FLOATS * world_size, count, world_size * count])
         self.barrier = Barrier(lines, STEP_TIMEOUT)
-        for parameter, view in zip(parameters, _views(weights, parameters), strict=True):
+        for parameter, view in zip(parameters, views_of(weights, parameters), strict=True):
             if self._rank == 0:
                 view.copy_(parameter.detach())
             parameter.data = view
         self._gradients = gradients.view(world_size, count)
-        self._written = _views(self._gradients[self._rank], parameters)
+        self._written = views_of(self._gradients[self._rank], parameters)
         edges = [count // LINE_FLOATS * rank // world_size * LINE_FLOATS for rank in range(world_size + 1)]
         self._part = slice(edges[self._rank], edges[self._rank + 1])
         self.part = nn.Parameter(weights[self._part])
@@ -100,7 +100,7 @@ class SharedWeights:
                 mine[name] = next(iter(values.values()))
                 continue
             whole = torch.zeros(self._gradients.shape[1])
-            views = _views(whole, self._parameters)
+            views = views_of(whole, self._parameters)
             for index, value in values.items():
                 views[index].copy_(value)
             mine[name] = whole[self._part].clone()
@@ -113,7 +113,7 @@ class SharedWeights:
         self.barrier.wait()
         whole = self._gradients[0].clone()
         self.barrier.wait()
-        return _views(whole, self._parameters)
+        return views_of(whole, self._parameters)
 
 
 def share_weights(parameters: Sequence[nn.Parameter]) -> SharedWeights | None:
@@ -124,7 +124,7 @@ def share_weights(parameters: Sequence[nn.Parameter]) -> SharedWeights | None:
     if not all(parameter.dtype == torch.float32 and _is_dense(parameter) for parameter in parameters):
         return None
     world_size = dist.get_world_size()
-    memory = share_memory(LINE_FLOATS * world_size + (1 + world_size) * _floats_of(parameters))
+    memory = share_memory(LINE_FLOATS * world_size + (1 + world_size) * flat_floats(parameters))
     return SharedWeights(parameters, memory) if memory is not None and _see_each_other() else None
 
 
@@ -190,8 +190,8 @@ def _process_namespace() -> int:
     return 0
 
 
-def _floats_of(parameters: Sequence[nn.Parameter]) -> int:
-    """Total number of floats of the parameters, each padded to whole cache lines."""
+def flat_floats(parameters: Sequence[nn.Parameter]) -> int:
+    """Total number of values of the parameters, each padded to whole cache lines."""
     return sum(-(-parameter.numel() // LINE_FLOATS) * LINE_FLOATS for parameter in parameters)
 
 
@@ -200,13 +200,17 @@ def _is_dense(tensor: Tensor) -> bool:
     return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 
-def _views(flat: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Views of `flat` [at least `_floats_of(parameters)`] in the shapes and layouts of the parameters."""
+def views_of(flat: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Views of `flat` [at least `flat_floats(parameters)`] in the shapes of the parameters.
+
+    They have the layouts of dense parameters; those of others are contiguous.
+    """
     views: list[Tensor] = []
     start = flat.storage_offset()
     for parameter in parameters:
-        views.append(flat.as_strided(parameter.shape, parameter.stride(), start))
-        start += _floats_of([parameter])
+        strides = parameter.stride() if _is_dense(parameter) else torch.empty(parameter.shape, device="meta").stride()
+        views.append(flat.as_strided(parameter.shape, strides, start))
+        start += flat_floats([parameter])
     return views
 
 

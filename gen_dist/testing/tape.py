@@ -169,6 +169,8 @@ class _Tape(_Listing):
         with torch.no_grad():
             for func, args, kwargs, results in self._calls:
                 again = [leaf for leaf in tree_leaves(func(*args, **kwargs)) if isinstance(leaf, Tensor)]
+                if func.namespace == "_c10d_functional":  # read here, before the recorded wait
+                    again = [torch.ops._c10d_functional.wait_tensor(value) for value in again]
                 for result, value in zip(results, again, strict=bool(results)):
                     result.copy_(value)
 

@@ -19,8 +19,8 @@ class CompiledPhase:
     """A phase and the gradients of its loss as one function, compiled as one graph.
 
     Compiling the forward pass alone makes two graphs: all that backward needs is written to memory and read again, and
-    autograd adds its own work to the second. One graph is possible only without DistributedDataParallel and
-    GradScaler: both hook into `backward`. (`backward` within a graph would be silently wrong.)
+    autograd adds its own work to the second. One graph is possible only without GradScaler, which hooks into
+    `backward`. (`backward` within a graph would be silently wrong.)
     """
 
     def __init__(self, phase: Phase, parameters: Sequence[nn.Parameter]) -> None:

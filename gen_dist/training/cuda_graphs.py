@@ -20,6 +20,7 @@ from torch import Tensor
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.objectives import Batch
+from gen_dist.parallel.collectives import collectives_are_recordable
 from gen_dist.parallel.processes import Processes
 
 T = TypeVar("T")
@@ -28,7 +29,8 @@ Work = Callable[[list[Batch]], Logs]
 """The device's work on the micro-batches of a step."""
 
 WARM_UP_STEPS = 2
-"""Steps of each kind before it is recorded: they compile kernels and make state, which cannot be recorded."""
+"""Steps of each kind before it is recorded: they compile kernels and make state, which cannot be recorded. NCCL
+connects the processes at the first."""
 
 
 class Recorder(Protocol):
@@ -70,7 +72,8 @@ class CudaRecorder:
         """See Recorder."""
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            # Meanwhile the thread that gathers batches allocates memory. That must not be an error of this thread.
+            # Meanwhile the thread that gathers batches allocates memory, and NCCL's watchdog asks for events. Neither
+            # must be an error of this thread.
             with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 result = work()
         except RuntimeError:
@@ -87,10 +90,12 @@ class CudaRecorder:
 def choose_recording(config: TrainConfig, processes: Processes, dtype: torch.dtype) -> RecordedSteps | None:
     """Make the recorder of a run's steps; None if its steps cannot be recorded.
 
-    The host reads scaled gradients, and several processes exchange gradients: neither can be part of a recording.
+    The host reads scaled gradients, and sends those of several processes unless NCCL does: neither can be part of a
+    recording. NCCL wants a graph of each process or of none, and replays in one order. So it is here: the kind of a
+    step, its warm-up and its recording follow from its number alone.
     """
-    on_one_gpu = processes.device.type == "cuda" and processes.world_size == 1
-    if not config.cuda_graphs or not on_one_gpu or dtype == torch.float16:
+    on_gpu = processes.device.type == "cuda"
+    if not (config.cuda_graphs and on_gpu and collectives_are_recordable(processes)) or dtype == torch.float16:
         return None
     return RecordedSteps(functools.partial(CudaRecorder, processes.device))
 

@@ -74,12 +74,7 @@ class Turn:
             self._backward = choose_backward(
                 phase, parameters, self._reduction, self._update, dtype, compiled=config.compile
             )
-        self.carries_graphs = (
-            self._reduction.owns_gradients
-            and not self._update.scaled
-            and not config.compile
-            and self._batch_weights == [1.0]
-        )
+        self.carries_graphs = not self._update.scaled and not config.compile and self._batch_weights == [1.0]
         """True if backward is plain: one micro-batch, no loss scale, no weight, no compiled graph. (The graphs of many
         micro-batches would all have to be kept until the next turn.)"""
 
@@ -197,19 +192,17 @@ class Backward(Protocol):
 
 
 class EagerBackward:
-    """Forward pass of the phase's module, then `backward`. The module may be wrapped or compiled."""
+    """Forward pass of the phase, which may be compiled, then `backward`."""
 
     def __init__(
         self,
-        module: nn.Module,
+        phase: Phase,
         parameters: Sequence[nn.Parameter],
         reduction: Reduction,
         update: Update,
         dtype: torch.dtype,
-        name: str,
     ) -> None:
-        self._module = module
-        self._name = name
+        self._phase = phase
         self._parameters = list(parameters)
         self._reduction = reduction
         self._update = update
@@ -217,21 +210,21 @@ class EagerBackward:
 
     def add(self, batch: Batch, weight: float, lap: Lap, *, last: bool) -> Computed:
         """See Backward."""
-        with contextlib.nullcontext() if last else self._reduction.accumulating():
-            with computing(batch.images.device, self._dtype):
-                loss, logs, carried = TurnResult(*self._module(batch))
-            lap("forward")
-            if not loss.requires_grad:
-                raise ConfigError(
-                    f"{self._name} trains nothing: no gradient leads from its loss to what it trains; is the loss "
-                    "detached, or computed under torch.no_grad?"
-                )
-            # A carried graph leads to weights that this turn does not train, so `backward` takes named inputs. They
-            # have a cost, so they are named only then.
-            has_graphs = any(value.requires_grad for value in batch.carried.values())
-            weighted = loss if weight == 1.0 else loss * weight
+        with computing(batch.images.device, self._dtype):
+            loss, logs, carried = TurnResult(*self._phase(batch))
+        lap("forward")
+        if not loss.requires_grad:
+            raise ConfigError(
+                f"{type(self._phase).__name__} trains nothing: no gradient leads from its loss to what it trains; is "
+                "the loss detached, or computed under torch.no_grad?"
+            )
+        # A carried graph leads to weights that this turn does not train, so `backward` takes named inputs. They have a
+        # cost, so they are named only then.
+        has_graphs = any(value.requires_grad for value in batch.carried.values())
+        weighted = loss if weight == 1.0 else loss * weight
+        with self._reduction.last_backward() if last else contextlib.nullcontext():
             self._update.scale(weighted).backward(inputs=self._parameters if has_graphs else None)
-            lap("backward")
+        lap("backward")
         return Computed(logs, carried)
 
 
@@ -261,14 +254,14 @@ def choose_backward(
 ) -> Backward:
     """Choose the forward and backward pass of a phase, while everything that the phase does not train is frozen.
 
-    One graph of both passes is possible only without DistributedDataParallel and loss scale: both hook into `backward`.
-    With either, compiling makes one graph of the forward pass and one of the backward pass.
+    One graph of both passes is possible only without a loss scale, which hooks into `backward`. With it, compiling
+    makes one graph of the forward pass and one of the backward pass.
     """
-    if compiled and reduction.owns_gradients and not update.scaled and gradients_can_be_traced():
+    if compiled and not update.scaled and gradients_can_be_traced():
         return CompiledBackward(phase, parameters, dtype)
     if compiled:
         phase.compile()
-    return EagerBackward(reduction.wrapped(phase), parameters, reduction, update, dtype, type(phase).__name__)
+    return EagerBackward(phase, parameters, reduction, update, dtype)
 
 
 @contextlib.contextmanager

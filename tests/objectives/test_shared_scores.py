@@ -159,20 +159,17 @@ def test_accumulated_compiled_or_scaled_turns_carry_no_graph(changes: dict[str, 
 
 
 @pytest.mark.parametrize("rows", [24, 25], ids=["even", "uneven"])
-@pytest.mark.parametrize("owns", [True, False], ids=["shared weights", "DistributedDataParallel"])
-def test_shared_weights_with_equal_rows_carry_graphs(rows: int, owns: bool) -> None:
+def test_processes_with_equal_rows_carry_graphs(rows: int) -> None:
     """With batch normalization over processes, gradients cross processes before ranks are weighted."""
     config = _config(GanConfig(), global_batch_size=rows)
     two = Processes(0, 0, 2, torch.device("cpu"))
 
     def choose(parameters: Sequence[torch.nn.Parameter], *_: object, **__: object) -> Reduction:
-        reduction = Reduction(parameters)
-        reduction.owns_gradients = owns
-        return reduction
+        return Reduction(parameters)
 
     with mock.patch("gen_dist.training.turn.choose_reduction", choose):
         trainer = Trainer(config, small_dataset(config), two)
-    assert _carries_graphs(trainer) == (owns and rows == 24)
+    assert _carries_graphs(trainer) == (rows == 24)
 
 
 def _carries_graphs(trainer: Trainer) -> bool:

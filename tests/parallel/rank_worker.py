@@ -5,7 +5,6 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from safetensors.torch import save_file
@@ -17,10 +16,10 @@ from gen_dist.parallel.gradients import SharedReduction
 from gen_dist.parallel.processes import Processes, end_process
 from gen_dist.training.trainer import Trainer
 from tests.support.runs import WITH_BATCH_STATISTICS, all_tensors, make_trainer, run_steps, small_config
-from tests.support.two_players import STEPS, state_norms, two_players, watched_buckets, watched_collectives
+from tests.support.two_players import STEPS, state_norms, two_players, watched_collectives, without_shared_weights
 
 LARGE_LAYER = small_config("vae", network=MlpConfig(hidden_sizes=(400,)), steps=3)
-"""Config with layers of 784 x 400, larger than the default first bucket of DistributedDataParallel, 1 MiB."""
+"""Config with layers of 784 x 400, larger than the smallest bucket of gradients, 1 MiB."""
 LOCAL_STATISTICS = "averaged weights of local statistics.safetensors"
 UNEVEN = (61, 2, 1)
 """Sizes of splits: odd, one image for each of two ranks, and no image for one of them."""
@@ -76,7 +75,7 @@ def _without_shared_memory() -> dict[str, Any]:
     """Compare a run on shared weights with one through gloo; `shared` is True if memory can be shared here."""
     runs, shared = [], True
     for share in (False, True):
-        with nullcontext() if share else mock.patch("gen_dist.parallel.gradients.share_weights", lambda _: None):
+        with nullcontext() if share else without_shared_weights():
             trainer = make_trainer(small_config("vae"))
         run_steps(trainer, 0, 10)
         runs.append(all_tensors(trainer))
@@ -99,10 +98,11 @@ def main() -> None:
         }
         trainer.close()
     results["reduced by large layers"] = _reduced_by_steps(LARGE_LAYER)[2]
-    with watched_buckets() as buckets:
+    with without_shared_weights(), watched_collectives() as buckets:
         large, players = make_trainer(LARGE_LAYER), two_players(accumulation=2)
         run_steps(large, 0, LARGE_LAYER.steps)
         run_steps(players, 0, STEPS)
+        del buckets["other"]
         results["buckets"] = {name: list(sizes) for name, sizes in buckets.items()}
         results["parameter spread through gloo"] = parameter_spread(players)
     results["without shared memory"] = _without_shared_memory()

@@ -5,16 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.functional import softplus
 
 from gen_dist.config import OptimizerConfig
 from gen_dist.kernels import normal
 from gen_dist.objectives import Batch, Objective, Phase, TurnResult
-from gen_dist.parallel.gradients import DistributedReduction
+from gen_dist.parallel.gradients import FlatReduction
 from gen_dist.parallel.shared_weights import SharedWeights
 from gen_dist.randomness import Stream
 from gen_dist.training.trainer import Trainer
@@ -104,6 +102,7 @@ def watched_collectives() -> Iterator[dict[str, list[int]]]:
     reduced: dict[str, list[int]] = {"other": []}
     whose = ["other"]
     take, average, all_reduce = Turn.take, SharedWeights.average_gradients, dist.all_reduce
+    send = FlatReduction._send_next
 
     def taking(turn: Turn, *arguments: Any) -> Any:
         whose.append(type(turn.phase).__name__)
@@ -117,6 +116,11 @@ def watched_collectives() -> Iterator[dict[str, list[int]]]:
         reduced[whose[-1]].append(sum(parameter.numel() for parameter in weights._parameters))
         average(weights)
 
+    def sending(reduction: FlatReduction) -> None:
+        bucket = reduction._buckets[reduction._sent]
+        reduced[whose[-1]].append(sum(parameter.numel() for parameter in bucket.parameters))
+        send(reduction)
+
     def counting(values: Tensor, *arguments: Any, **options: Any) -> dist.Work | None:
         reduced["other"].append(values.numel())
         return all_reduce(values, *arguments, **options)
@@ -124,30 +128,12 @@ def watched_collectives() -> Iterator[dict[str, list[int]]]:
     with (
         mock.patch.object(Turn, "take", taking),
         mock.patch.object(SharedWeights, "average_gradients", averaging),
+        mock.patch.object(FlatReduction, "_send_next", sending),
         mock.patch.object(dist, "all_reduce", counting),
     ):
         yield reduced
 
 
-@contextlib.contextmanager
-def watched_buckets() -> Iterator[dict[str, list[int]]]:
-    """Without shared weights, count the elements that DistributedDataParallel reduces, by phase."""
-    reduced: dict[str, list[int]] = {}
-    wrapped = DistributedReduction.wrapped
-
-    def wrapped_and_counted(reduction: DistributedReduction, phase: nn.Module) -> nn.Module:
-        sent = reduced.setdefault(type(phase).__name__, [])
-
-        def count(_state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-            sent.append(sum(parameter.numel() for parameter in bucket.parameters()))
-            return allreduce_hook(dist.distributed_c10d._get_default_group(), bucket)
-
-        module = wrapped(reduction, phase)
-        module.register_comm_hook(None, count)  # type: ignore[operator]
-        return module
-
-    with (
-        mock.patch.object(DistributedReduction, "wrapped", wrapped_and_counted),
-        mock.patch("gen_dist.parallel.gradients.share_weights", lambda _parameters: None),
-    ):
-        yield reduced
+def without_shared_weights() -> contextlib.AbstractContextManager[object]:
+    """Context manager in which trainers get flat gradients, as between hosts."""
+    return mock.patch("gen_dist.parallel.gradients.share_weights", lambda _parameters: None)

@@ -1,0 +1,79 @@
+"""Gradients in flat buckets, over two processes without shared weights: recorded turns, and DistributedDataParallel."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.support.runs import COSTLY, OBJECTIVES
+from tests.support.warm_python import in_two_ranks
+
+QUICK = ("vae", "gan", "dcgan")
+"""One phase, two phases, and statistics over the processes with a carried graph."""
+
+
+def _results(out: Path, how: str, objectives: Sequence[str], timeout: float = 240) -> dict[str, Any]:
+    done = subprocess.run(
+        [*in_two_ranks(), "tests/parallel/flat_worker.py", str(out / "results.json"), how, *objectives],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "GEN_DIST_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return _results(tmp_path_factory.mktemp("flat"), "right", QUICK)
+
+
+def _assert_recorded_as_launched(found: dict[str, Any]) -> None:
+    assert found["losses"]
+    assert found["different"] == []
+    assert min(found["buckets"]) > 1
+    assert found["unreduced"] == []
+    assert found["collectives"] >= 2 * sum(found["buckets"])  # each is sent and awaited
+    assert found["one order"]
+    assert found["spread"] == 0
+
+
+@pytest.mark.parametrize("objective", QUICK)
+def test_recorded_reductions_have_the_bits_of_launched(quick: dict[str, Any], objective: str) -> None:
+    _assert_recorded_as_launched(quick[objective])
+
+
+@pytest.mark.parametrize("objective", [*QUICK, "vae, accumulated"])
+def test_flat_gradients_equal_ddp(quick: dict[str, Any], objective: str) -> None:
+    assert quick["twins"][objective] <= 1e-7
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_objective_is_recorded_and_equals_ddp(tmp_path: Path) -> None:
+    objectives = [name for name in OBJECTIVES if name not in QUICK]
+    assert COSTLY < set(objectives)
+    found = _results(tmp_path, "right", objectives, timeout=850)
+    for objective in objectives:
+        _assert_recorded_as_launched(found[objective])
+        assert found["twins"][objective] <= 1e-7, objective
+
+
+def test_two_exchanged_buckets_are_noticed(tmp_path: Path) -> None:
+    """Each process alone computes what it recorded: a comparison of the processes tells."""
+    found = _results(tmp_path, "swapped", ["vae, two equal layers"])["vae, two equal layers"]
+    assert not found["one order"]
+    assert found["spread"] > 0
+    with pytest.raises(AssertionError):
+        _assert_recorded_as_launched(found)
