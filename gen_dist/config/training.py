@@ -60,6 +60,9 @@ class TrainConfig(Checked):
     """Images per optimizer step over all processes and accumulated micro-batches."""
     accumulation: int = 1
     """Micro-batches per process and optimizer step, for batches that do not fit in memory; gradients are summed."""
+    shards: int | None = None
+    """Cut each batch into so many parts, a power of two, and add them in one order: 1, 2, 4 ... processes then train to
+    the same bits. A process computes its parts one after another."""
     learning_rate: float = 1e-3
     """Highest learning rate of the schedule; with `rate_per_image`, for each image of the batch."""
     seed: int = 0
@@ -126,6 +129,7 @@ class TrainConfig(Checked):
             if getattr(self, role) is not None and role not in self.objective.roles:
                 its = " and ".join(self.objective.roles)
                 raise ConfigError(f"objective {self.objective.kind} has no {role}; its networks are {its}")
+        self._refuse_bad_shards()
         self.objective.refuse_steps(self.steps)
         if not self.data:
             raise ConfigError("data is empty; name a source such as mnist5k")
@@ -133,6 +137,29 @@ class TrainConfig(Checked):
         recorded = {plugin.name for plugin in self.plugins}
         added = [one for one in plugins_of(vars(self).values()) if one.name not in recorded]
         object.__setattr__(self, "plugins", (*self.plugins, *added))
+
+    def _refuse_bad_shards(self) -> None:
+        shards = self.shards
+        if shards is None:
+            return
+        at_least("shards", shards, 1)
+        if shards & (shards - 1):
+            lower = 2 ** (shards.bit_length() - 1)
+            raise ConfigError(f"shards {shards} is not a power of two; use {lower} or {2 * lower}")
+        if shards > self.global_batch_size:
+            raise ConfigError(
+                f"shards {shards} of a batch of {self.global_batch_size} images: some would have no images; use at "
+                f"most {2 ** (self.global_batch_size.bit_length() - 1)}, or a larger --global-batch-size"
+            )
+        if self.accumulation > 1:
+            raise ConfigError(
+                f"accumulation {self.accumulation} with shards {shards}: shards are computed one after another "
+                "already; leave out --accumulation, and use more shards if memory is short"
+            )
+        if self.compile:
+            raise ConfigError(
+                "compile with shards: a part that waits for others cannot be compiled; leave out --compile"
+            )
 
     def _refuse_bad_start(self) -> None:
         if self.start_from is None:

@@ -1,6 +1,7 @@
 """Base of all objectives: networks, and an ordered list of phases that train them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +9,17 @@ from torch import Tensor, nn
 from gen_dist.config import Likelihood, ObjectiveConfig, Roles
 from gen_dist.errors import UserError
 from gen_dist.networks import Decoder, build_decoder, build_encoder
-from gen_dist.objectives.phase import Batch, Phase
+from gen_dist.objectives.phase import Batch, Phase, SumOverBatch
+
+T = TypeVar("T")
 
 
 def _of_one_process(values: Tensor) -> Tensor:
     return values
+
+
+def _over_one_process(statistic: Callable[[Sequence[T]], Tensor], items: Sequence[T], /) -> Tensor:
+    return statistic(items)
 
 
 class Objective(nn.Module):
@@ -36,7 +43,9 @@ class Objective(nn.Module):
     codebook_size: int = 0
     """Number of codes that latents are made of; 0 if they are not codes."""
     sum_over_processes: Callable[[Tensor], Tensor] = staticmethod(_of_one_process)
-    """Sum of a tensor's values over all processes, also within a compiled phase. The trainer sets it."""
+    """Sum of a tensor's values over all processes, within `forward` of a phase. The trainer sets it."""
+    sum_over_batch: SumOverBatch = staticmethod(_over_one_process)
+    """Sum of a statistic over all micro-batches of all processes, within `finish` of a phase. The trainer sets it."""
 
     @property
     def encodes(self) -> bool:

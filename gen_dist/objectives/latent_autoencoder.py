@@ -237,7 +237,7 @@ class AutoencoderPhase(Phase):
         """See Phase."""
         if self.objective.latents_are_fixed:
             return
-        self.objective.bottleneck.update(micro_batches, carried, self.objective.sum_over_processes)
+        self.objective.bottleneck.update(micro_batches, carried, self.objective.sum_over_batch)
 
     def _error(self, reconstructions: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Error of each image, [B], with the perceptual distance for each of its pixels, and the parts of it."""

@@ -1,13 +1,15 @@
 """A phase: one optimizer's turn within a step, its input and its result."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from gen_dist.errors import ConfigError
 from gen_dist.kernels import Key
 from gen_dist.randomness import Stream
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -29,6 +31,14 @@ class Batch(NamedTuple):
     def key(self, stream: Stream) -> Key:
         """Key of the draws of one stream for the rows of this micro-batch."""
         return Key(self.rng, stream, self.first_row)
+
+
+class SumOverBatch(Protocol):
+    """Sum of a statistic over all micro-batches of a step; see `Objective.sum_over_batch`."""
+
+    def __call__(self, statistic: Callable[[Sequence[T]], Tensor], items: Sequence[T], /) -> Tensor:
+        """Sum `statistic`, a function from some of the items to a tensor, over the items of all processes."""
+        ...
 
 
 class TurnResult(NamedTuple):

@@ -12,11 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gen_dist.parallel.processes import Processes
-from gen_dist.parallel.shared_weights import SharedWeights, flat_floats, share_weights, views_of
-
-_BUCKETS = 4
-_SMALLEST_BUCKET, _LARGEST_BUCKET = 2**20, 25 * 2**20  # bytes
+from gen_dist.parallel.shared_weights import SharedWeights, flat_floats, views_of
 
 State = dict[str, Tensor]
 """State of an optimizer for one parameter, by name."""
@@ -86,7 +82,7 @@ class FlatReduction(Reduction):
         group = dist.group.WORLD
         assert group is not None
         self._group_name = group.group_name
-        self._buckets = [_Bucket(one) for one in _in_buckets(self.parameters[::-1], bucket_bytes)]
+        self._buckets = [Bucket(one) for one in in_buckets(self.parameters[::-1], bucket_bytes)]
         self._bucket_of = {parameter: bucket for bucket in self._buckets for parameter in bucket.parameters}
         self._sent = 0
         self._sends_early = False
@@ -127,14 +123,15 @@ class FlatReduction(Reduction):
         self._sent += 1
 
 
-class _Bucket:
+class Bucket:
     """Flat memory for the gradients of some parameters of one dtype."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = list(parameters)
         first = parameters[0]
         self.flat = torch.zeros(flat_floats(parameters), dtype=first.dtype, device=first.device)
-        self._views = views_of(self.flat, parameters)
+        self.views = views_of(self.flat, parameters)
+        """Places of the parameters' gradients in `flat`, in their shapes."""
         self.awaited = 0
         """Number of gradients that the current backward pass has not computed yet."""
 
@@ -142,7 +139,7 @@ class _Bucket:
         """Copy the gradients into the bucket; `grad` becomes a view of it. Gradients that are None count as zero."""
         copies: list[Tensor] = []
         gradients: list[Tensor] = []
-        for parameter, view in zip(self.parameters, self._views, strict=True):
+        for parameter, view in zip(self.parameters, self.views, strict=True):
             if parameter.grad is None:
                 view.zero_()
                 continue
@@ -153,7 +150,7 @@ class _Bucket:
             torch._foreach_copy_(copies, gradients)
 
 
-def _in_buckets(parameters: Iterable[nn.Parameter], bucket_bytes: int | None) -> list[list[nn.Parameter]]:
+def in_buckets(parameters: Iterable[nn.Parameter], bucket_bytes: int | None) -> list[list[nn.Parameter]]:
     """Cut parameters into buckets of one dtype each, in their order. A bucket is full once it has so many bytes."""
     full: list[list[nn.Parameter]] = []
     filling: dict[torch.dtype, list[nn.Parameter]] = {}
@@ -192,21 +189,3 @@ class SharedReduction(Reduction):
     def own_state(self, states: dict[int, State]) -> dict[int, State]:
         """See Reduction."""
         return {0: self._shared.state_of_part(states)} if states else {}
-
-
-def choose_reduction(parameters: Sequence[nn.Parameter], processes: Processes, *, shareable: bool) -> Reduction:
-    """Choose the reduction of a phase's gradients. A collective call.
-
-    Args:
-        parameters: parameters that the phase trains, equal in all processes.
-        processes: the processes that train together.
-        shareable: False if the parameters may not be moved to shared memory.
-    """
-    if processes.world_size == 1:
-        return Reduction(parameters)
-    shared = share_weights(parameters) if shareable and processes.device.type == "cpu" else None
-    if shared:
-        return SharedReduction(parameters, shared)
-    size = sum(parameter.nbytes for parameter in parameters) // _BUCKETS
-    overlapping = processes.device.type == "cuda"
-    return FlatReduction(parameters, min(max(size, _SMALLEST_BUCKET), _LARGEST_BUCKET) if overlapping else None)

@@ -56,7 +56,7 @@ def start_processes(config: TrainConfig) -> Processes:
             "--num_processes, which counts those of all hosts"
         )
     if launched > 1 and not dist.is_initialized():
-        join(on_cpu, launched, facts_of_start(config, launched, on_cpu, threads_by_default(launched)))
+        join(on_cpu, launched, facts_of_start(config, launched, on_cpu, threads_by_default(launched, config.shards)))
     # Without cpu=True, Accelerate leaves processes on a machine without GPUs unconnected: each would train alone.
     state = PartialState(cpu=on_cpu)
     if state.num_processes != launched:
@@ -72,7 +72,7 @@ def start_processes(config: TrainConfig) -> Processes:
         )
     if on_cpu:
         device = torch.device("cpu")
-        torch.set_num_threads(threads_by_default(state.num_processes))
+        torch.set_num_threads(threads_by_default(state.num_processes, config.shards))
         _keep_freed_memory()
     else:
         device = torch.device("cuda", state.local_process_index)
@@ -105,10 +105,11 @@ def _compute_alike_every_time() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def threads_by_default(world_size: int) -> int:
+def threads_by_default(world_size: int, shards: int | None = None) -> int:
     """Number of CPU threads for this process: GEN_DIST_THREADS if set, else its share of the allowed physical cores.
 
-    OMP_NUM_THREADS is ignored: launchers set it to 1 for safety, which halves the speed on two cores.
+    OMP_NUM_THREADS is ignored: launchers set it to 1 for safety, which halves the speed on two cores. With shards, a
+    process has the share of one shard, on any number of processes: another number of threads would give other bits.
 
     Raises:
         ConfigError: GEN_DIST_THREADS is not a number of threads.
@@ -119,7 +120,7 @@ def threads_by_default(world_size: int) -> int:
         return int(asked)
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+    return max(1, cores // (shards or int(os.environ.get("LOCAL_WORLD_SIZE", world_size))))
 
 
 def _keep_freed_memory() -> None:

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gen_dist.parallel.collectives import differentiable_sum
+from gen_dist.parallel.batch_sums import BatchSums
+
+_OVER_PROCESSES = BatchSums()
 
 
-def synchronize(module: nn.Module) -> nn.Module:
-    """Have every batch normalization in the module take its statistics over all processes; returns the module.
+def synchronize(module: nn.Module, sums: BatchSums = _OVER_PROCESSES) -> nn.Module:
+    """Have every batch normalization in the module take its statistics by `sums`; returns the module.
 
     Layers are changed in place: their parameters, buffers and names stay. In training mode, forward and backward passes
     through them are collective calls.
@@ -19,11 +21,14 @@ def synchronize(module: nn.Module) -> nn.Module:
     for layer in module.modules():
         if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
             layer.__class__ = SyncBatchNorm  # type: ignore[assignment]
+            layer.sums = sums  # type: ignore[assignment]
     return module
 
 
 class SyncBatchNorm(_BatchNorm):
     """`nn.BatchNorm1d` and `nn.BatchNorm2d` over the batch of all processes; in one process, the same as torch's."""
+
+    sums: BatchSums
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
@@ -40,8 +45,8 @@ class SyncBatchNorm(_BatchNorm):
         # Centred at this process's means, so that sums lose no digits if values are far from zero.
         centre = values.detach().mean(pixels)
         centred = values - centre.view(shape)
-        mean, variance, count = _global_statistics(centred, centre.double(), pixels)
-        if self.track_running_stats:
+        mean, variance, count = _global_statistics(centred, centre.double(), pixels, self.sums)
+        if self.track_running_stats and self.sums.leads:
             self._move_running_statistics(mean.detach(), variance.detach(), count)
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:
@@ -61,13 +66,16 @@ class SyncBatchNorm(_BatchNorm):
             running.copy_(running + share * (new.to(running.dtype) - running))
 
 
-def _global_statistics(centred: Tensor, centre: Tensor, pixels: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def _global_statistics(
+    centred: Tensor, centre: Tensor, pixels: tuple[int, ...], batch: BatchSums
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance of each channel, float64 [C], and its number of values, [], over all processes.
 
     Args:
         centred: this process's values, less `centre`.
         centre: float64 [C].
         pixels: all dimensions except the channels.
+        batch: sums over the batch.
     """
     count = centred.numel() // len(centre)
     own_sum = centred.sum(pixels).double()
@@ -75,7 +83,7 @@ def _global_statistics(centred: Tensor, centre: Tensor, pixels: tuple[int, ...])
     # Moved back to the common centre 0. float64 has enough digits for it, so one exchange of sums is enough.
     own_square = own_square + 2.0 * centre * own_sum + count * centre**2
     own_count = torch.full((1,), float(count), dtype=torch.float64, device=centred.device)
-    sums = differentiable_sum(torch.cat([own_sum + count * centre, own_square, own_count]))
+    sums = batch.total(torch.cat([own_sum + count * centre, own_square, own_count]))
     total = sums[-1].detach()
     mean, mean_square = (sums[:-1] / total).chunk(2)
     return mean, (mean_square - mean**2).clamp(min=0.0), total

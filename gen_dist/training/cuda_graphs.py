@@ -91,11 +91,13 @@ def choose_recording(config: TrainConfig, processes: Processes, dtype: torch.dty
     """Make the recorder of a run's steps; None if its steps cannot be recorded.
 
     The host reads scaled gradients, and sends those of several processes unless NCCL does: neither can be part of a
-    recording. NCCL wants a graph of each process or of none, and replays in one order. So it is here: the kind of a
-    step, its warm-up and its recording follow from its number alone.
+    recording, nor can the threads of shards. NCCL wants a graph of each process or of none, and replays in one order.
+    So it is here: the kind of a step, its warm-up and its recording follow from its number alone.
     """
     on_gpu = processes.device.type == "cuda"
-    if not (config.cuda_graphs and on_gpu and collectives_are_recordable(processes)) or dtype == torch.float16:
+    if not (config.cuda_graphs and on_gpu and collectives_are_recordable(processes)):
+        return None
+    if dtype == torch.float16 or config.shards:
         return None
     return RecordedSteps(functools.partial(CudaRecorder, processes.device))
 

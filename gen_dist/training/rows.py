@@ -18,7 +18,7 @@ class Rows:
     """First global row and number of rows of each micro-batch."""
     batch_weights: list[float]
     """Weight of each micro-batch's mean loss in this process's gradients, times world_size. Gradients averaged over the
-    processes are then those of the mean over all images."""
+    processes are then those of the mean over all images. With shards, the same times the number of shards."""
     rank_weight: float
     """Weight of this process's mean in the mean over all images, times world_size: 1.0 if all have equal rows."""
 
@@ -29,15 +29,20 @@ def rows_of_rank(config: TrainConfig, processes: Processes) -> Rows:
     Raises:
         ConfigError: a micro-batch would have no images.
     """
-    size, parts = config.global_batch_size, processes.world_size * config.accumulation
+    size, parts = config.global_batch_size, config.shards or processes.world_size * config.accumulation
+    accumulation = parts // processes.world_size
     if size < parts:
         raise ConfigError(
             f"global_batch_size {size} is less than {processes.world_size} processes x accumulation "
             f"{config.accumulation}: some would have no images; use at least {parts}, or fewer of them"
         )
-    first = processes.rank * config.accumulation
-    edges = [size * part // parts for part in range(first, first + config.accumulation + 1)]
+    first = processes.rank * accumulation
+    edges = [size * part // parts for part in range(first, first + accumulation + 1)]
     micro_batches = [(start, end - start) for start, end in itertools.pairwise(edges)]
     rows = sum(count for _, count in micro_batches)
     rank_weight = rows * processes.world_size / size
-    return Rows(micro_batches, [rank_weight * count / rows for _, count in micro_batches], rank_weight)
+    if config.shards:
+        weights = [count * config.shards / size for _, count in micro_batches]
+    else:
+        weights = [rank_weight * count / rows for _, count in micro_batches]
+    return Rows(micro_batches, weights, rank_weight)

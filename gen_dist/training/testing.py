@@ -8,7 +8,8 @@ from torch import Tensor
 from gen_dist.data import Split
 from gen_dist.objectives import Batch, Objective
 from gen_dist.objectives.evaluating import evaluating
-from gen_dist.parallel.collectives import copy_from_main, from_main, sum_over_processes
+from gen_dist.parallel.batch_sums import BatchSums
+from gen_dist.parallel.collectives import copy_from_main, from_main
 from gen_dist.parallel.processes import Processes
 from gen_dist.training.turn import autocast
 
@@ -17,6 +18,7 @@ def mean_metrics(
     objective: Objective,
     split: Split,
     processes: Processes,
+    batch_sums: BatchSums,
     *,
     seed: int,
     dtype: torch.dtype,
@@ -30,28 +32,31 @@ def mean_metrics(
         objective: the objective, with weights equal in all processes.
         split: images and labels.
         processes: the processes that share the images.
+        batch_sums: the parts of the split, and sums over them.
         seed: seed of the noise.
         dtype: dtype of the networks' arithmetic.
         decoded_per_batch: latents decoded at once. An image has as many latents as importance samples.
     """
     images_per_batch = max(1, decoded_per_batch // objective.evaluation_samples)
-    rank, world_size, device = processes.rank, processes.world_size, processes.device
-    count = len(split.images)
-    first, last = -(-count * rank // world_size), -(-count * (rank + 1) // world_size)
+    device, count = processes.device, len(split.images)
     rng = torch.tensor([seed, 0], dtype=torch.int64, device=device)
     # Each process has normalization statistics of its own images. A checkpoint contains those of rank 0.
     copy_from_main(list(objective.buffers()), processes)
-    sums: dict[str, Tensor] = {}
+    sums: list[dict[str, Tensor]] = []
+    zero = torch.zeros((), dtype=torch.float64)
     with evaluating(objective), autocast(device, dtype):
-        for start in range(first, last, images_per_batch):
-            chosen = slice(start, min(start + images_per_batch, last))
-            images = torch.from_numpy(split.images[chosen]).to(device)
-            labels = torch.from_numpy(split.labels[chosen]).to(device)
-            for key, value in objective.evaluate(Batch(images, labels, rng, start)).items():
-                sums[key] = sums.get(key, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
-    names = from_main(list(sums), processes)
+        for part in batch_sums.own_parts:
+            first, last = (-(-count * edge // batch_sums.parts) for edge in (part, part + 1))
+            sums.append({})
+            for start in range(first, last, images_per_batch):
+                chosen = slice(start, min(start + images_per_batch, last))
+                images = torch.from_numpy(split.images[chosen]).to(device)
+                labels = torch.from_numpy(split.labels[chosen]).to(device)
+                for key, value in objective.evaluate(Batch(images, labels, rng, start)).items():
+                    sums[-1][key] = sums[-1].get(key, zero) + value.double().sum().cpu()
+    names = from_main(list(sums[0]), processes)
     if not names:
         return {}
-    totals = torch.stack([sums.get(name, torch.zeros((), dtype=torch.float64)) for name in names])
-    totals = sum_over_processes(totals.to(device)).cpu() / count
+    of_parts = [torch.stack([of_part.get(name, zero) for name in names]).to(device) for of_part in sums]
+    totals = batch_sums.total_of(of_parts).cpu() / count
     return dict(zip(names, totals.tolist(), strict=True))

@@ -13,12 +13,12 @@ from gen_dist.data import Dataset, Split, TrainBatches
 from gen_dist.errors import CheckpointError
 from gen_dist.objectives import Batch, Objective, build_objective
 from gen_dist.objectives.phase import refuse_bad_phases
-from gen_dist.parallel.collectives import differentiable_sum
+from gen_dist.parallel.choice import choose_sums
 from gen_dist.parallel.processes import Processes
 from gen_dist.parallel.sync_batch_norm import synchronize
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.training.cuda_graphs import RecordedSteps, choose_recording
-from gen_dist.training.log_averages import average_logs
+from gen_dist.training.log_averages import choose_log_averages
 from gen_dist.training.moving_average import MovingAverage
 from gen_dist.training.precision import resolve_precision
 from gen_dist.training.rows import rows_of_rank
@@ -45,7 +45,9 @@ class Trainer:
         self.dataset = dataset
         self.processes = processes
         self.dtype = resolve_precision(config.precision, processes.device)
+        self._sums = choose_sums(config, processes)
         self._rows = rows_of_rank(config, processes)
+        self._average_logs = choose_log_averages(processes, self._rows, self._sums)
         self.objective = self._build_objective()
         self._average = MovingAverage(self.objective) if config.optimization.ema_decay is not None else None
         self._turns = self._make_turns()
@@ -68,16 +70,16 @@ class Trainer:
             objective = build_objective(config, dataset.image_shape, len(dataset.class_names))
         objective.refuse_batch(config.global_batch_size)
         if config.sync_batch_norm:
-            synchronize(objective)
-        if self.processes.world_size > 1:
-            objective.sum_over_processes = differentiable_sum
+            synchronize(objective, self._sums)
+        self._sums.refuse_network(objective)
+        objective.sum_over_processes, objective.sum_over_batch = self._sums.total, self._sums.over
         objective.start_at(_mean_image(dataset.train))
         if config.from_train == "decoder":
             objective.fix_latents()
         return objective.to(self.processes.device)
 
     def _make_turns(self) -> dict[str, Turn]:
-        phases = self.objective.phases()
+        config, weights, phases = self.config, self._rows.batch_weights, self.objective.phases()
         refuse_bad_phases(phases, self.objective)
         trained = [
             p for phase in phases.values() for name in phase.trains for p in self.objective.networks[name].parameters()
@@ -85,7 +87,7 @@ class Trainer:
         # A shared weight has one address, so a weight of two phases or two networks cannot be moved to shared memory.
         shareable = len(set(map(id, trained))) == len(trained) and self.dtype != torch.float16
         turns = {
-            name: Turn(phase, self.config, self.processes, self.dtype, self._rows.batch_weights, shareable=shareable)
+            name: Turn(phase, config, self.processes, self.dtype, weights, self._sums, shareable=shareable)
             for name, phase in phases.items()
         }
         self.objective.carries_graphs = all(turn.carries_graphs for turn in turns.values())
@@ -111,7 +113,7 @@ class Trainer:
                 e.g. of a penalty, are part of `forward`. A CUDA graph has no parts, so none is used with `lap`.
 
         Returns:
-            Means [] over this process's images, or one value per image [B]. `average_logs` makes them global.
+            Logs of this process's images, which `average_logs` makes global.
         """
         self._schedule.write(step)
         micro_batches = [
@@ -145,12 +147,12 @@ class Trainer:
 
     def average_logs(self, logs: list[dict[str, Tensor]]) -> list[dict[str, float | list[float]]]:
         """Average the logs of some steps over all processes, as numbers; see `log_averages`. A collective call."""
-        return average_logs(logs, self.processes, self._rows.rank_weight)
+        return self._average_logs(logs)
 
     def evaluate(self, split: Split, decoded_per_batch: int = 1000) -> dict[str, float]:
         """Compute mean metrics of the best objective over a split; see `testing`. A collective call."""
         measure = functools.partial(mean_metrics, decoded_per_batch=decoded_per_batch)
-        return measure(self.best_objective, split, self.processes, seed=self.config.seed, dtype=self.dtype)
+        return measure(self.best_objective, split, self.processes, self._sums, seed=self.config.seed, dtype=self.dtype)
 
     def broken_networks(self) -> list[str]:
         """List the networks with a weight, or averaged weight, that is NaN or infinite. Waits for the device."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,17 @@ from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.networks.spectral_norm import iterate_spectral_norms, spectrally_normalized
 from gen_dist.objectives.phase import Batch, Phase, TurnResult
-from gen_dist.parallel.gradients import Reduction, choose_reduction
+from gen_dist.parallel.batch_sums import BatchSums
+from gen_dist.parallel.choice import choose_reduction
+from gen_dist.parallel.gradients import Reduction
+from gen_dist.parallel.part_gradients import PartReduction
 from gen_dist.parallel.processes import Processes
 from gen_dist.training.compiled_phase import CompiledPhase, gradients_can_be_traced
+from gen_dist.training.log_averages import Logs, stacked_logs
 from gen_dist.training.optimizers import ScaledUpdate, Update
 
+T = TypeVar("T")
+R = TypeVar("R")
 Lap = Callable[[str], None]
 """Callback at the end of each part of a step, with the name of the part. step_times.py has a stopwatch."""
 
@@ -36,6 +42,7 @@ class Turn:
         processes: Processes,
         dtype: torch.dtype,
         batch_weights: Sequence[float],
+        sums: BatchSums,
         *,
         shareable: bool,
     ) -> None:
@@ -48,6 +55,7 @@ class Turn:
             dtype: dtype of the networks' arithmetic.
             batch_weights: weights of the micro-batches' mean losses. Gradients averaged over the processes are then
                 those of the mean over all images.
+            sums: sums over the batch.
             shareable: False if the phase's weights may not be moved to shared memory.
         """
         self.phase = phase
@@ -66,7 +74,7 @@ class Turn:
         self._frozen = [p for p in networks.parameters() if p.requires_grad and id(p) not in ours]
         phase.train()
         self._spectrally_normalized = spectrally_normalized(phase)
-        self._reduction = choose_reduction(parameters, processes, shareable=shareable)
+        self._reduction = choose_reduction(parameters, processes, sums, shareable=shareable)
         updated = self._reduction.updated
         half = dtype == torch.float16
         self._update = ScaledUpdate(updated, config, processes.device) if half else Update(updated, config)
@@ -74,13 +82,14 @@ class Turn:
             self._backward = choose_backward(
                 phase, parameters, self._reduction, self._update, dtype, compiled=config.compile
             )
-        self.carries_graphs = not self._update.scaled and not config.compile and self._batch_weights == [1.0]
+        alters_backward = self._update.scaled or config.compile or config.shards
+        self.carries_graphs = not alters_backward and self._batch_weights == [1.0]
         """True if backward is plain: one micro-batch, no loss scale, no weight, no compiled graph. (The graphs of many
         micro-batches would all have to be kept until the next turn.)"""
 
     def take(
         self, micro_batches: Sequence[Batch], learning_rate: float | Tensor, lap: Lap
-    ) -> tuple[dict[str, Tensor], list[Mapping[str, Tensor]]]:
+    ) -> tuple[Logs, list[Mapping[str, Tensor]]]:
         """Add up the gradients of all micro-batches, then take one optimizer step.
 
         Returns:
@@ -89,24 +98,30 @@ class Turn:
         if self._spectrally_normalized:
             iterate_spectral_norms(self._spectrally_normalized)
         with self._freezing():
-            micro_batches = self._prepared(micro_batches)
-            computed = [
-                self._backward.add(batch, weight, lap, last=batch is micro_batches[-1])
-                for batch, weight in zip(micro_batches, self._batch_weights, strict=True)
-            ]
+            weighted = list(zip(micro_batches, self._batch_weights, strict=True))
+            computed = self._backward.each(lambda some: self._computed(some, lap), weighted)
         self._reduction.average()
         self._update.unscale()
         norm = self._clip() if self._clip_norm is not None or self.phase.logs_gradient_norm else None
         self._update.step(learning_rate)
         self._reduction.publish()
-        carried = [one.carried for one in computed]
+        carried = [one.carried for _, one in computed]
         with torch.no_grad():
-            self.phase.finish(micro_batches, carried)
+            self.phase.finish([batch for batch, _ in computed], carried)
         lap("optimizer")
-        logs = self._mean_logs(computed)
+        logs = self._backward.mean_logs([one.logs for _, one in computed], self._batch_weights)
         if norm is not None and not self._update.scaled:
             logs["gradient_norm"] = norm
         return logs, carried
+
+    def _computed(self, weighted: Sequence[tuple[Batch, float]], lap: Lap) -> list[tuple[Batch, Computed]]:
+        """Add the gradients of some micro-batches. They are returned as prepared, with what was computed from each."""
+        batches = self._prepared([batch for batch, _ in weighted])
+        weights = [weight for _, weight in weighted]
+        return [
+            (batch, self._backward.add(batch, weight, lap, last=batch is batches[-1]))
+            for batch, weight in zip(batches, weights, strict=True)
+        ]
 
     def _prepared(self, micro_batches: Sequence[Batch]) -> Sequence[Batch]:
         """Add what the phase prepares to the micro-batches."""
@@ -122,20 +137,6 @@ class Turn:
         if self._clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self._reduction.updated, self._clip_norm, norm)
         return norm
-
-    def _mean_logs(self, computed: Sequence[Computed]) -> dict[str, Tensor]:
-        """Average the logs of the micro-batches; values per image are concatenated."""
-        if len(computed) == 1:
-            return computed[0].logs
-        means: dict[str, Tensor] = {}
-        for name, value in computed[0].logs.items():
-            values = [one.logs[name] for one in computed]
-            if value.ndim:
-                means[name] = torch.cat(values)
-            else:
-                weighted = [one * weight for one, weight in zip(values, self._batch_weights, strict=True)]
-                means[name] = torch.stack(weighted).sum() / sum(self._batch_weights)
-        return means
 
     @contextlib.contextmanager
     def _freezing(self) -> Iterator[None]:
@@ -169,12 +170,30 @@ class Turn:
 class Computed(NamedTuple):
     """Logs and carried tensors of a pass over one micro-batch."""
 
-    logs: dict[str, Tensor]
+    logs: Logs
     carried: Mapping[str, Tensor]
 
 
-class Backward(Protocol):
-    """Gradients of a micro-batch, added to the `grad` of a phase's parameters."""
+class Backward:
+    """Gradients of micro-batches, added to the `grad` of a phase's parameters."""
+
+    def each(self, work: Callable[[Sequence[T]], list[R]], micro_batches: Sequence[T]) -> list[R]:
+        """Return `work(micro_batches)`, one result for each micro-batch."""
+        return work(micro_batches)
+
+    def mean_logs(self, of_micro_batches: Sequence[Logs], weights: Sequence[float]) -> Logs:
+        """Average the logs of the micro-batches; values per image are concatenated."""
+        if len(of_micro_batches) == 1:
+            return of_micro_batches[0]
+        means: Logs = {}
+        for name, value in of_micro_batches[0].items():
+            values = [one[name] for one in of_micro_batches]
+            if value.ndim:
+                means[name] = torch.cat(values)
+            else:
+                weighted = [one * weight for one, weight in zip(values, weights, strict=True)]
+                means[name] = torch.stack(weighted).sum() / sum(weights)
+        return means
 
     def add(self, batch: Batch, weight: float, lap: Lap, *, last: bool) -> Computed:
         """Add the gradients of `weight` times the mean loss.
@@ -188,10 +207,10 @@ class Backward(Protocol):
         Raises:
             ConfigError: torch.compile failed.
         """
-        ...
+        raise NotImplementedError
 
 
-class EagerBackward:
+class EagerBackward(Backward):
     """Forward pass of the phase, which may be compiled, then `backward`."""
 
     def __init__(
@@ -213,11 +232,7 @@ class EagerBackward:
         with computing(batch.images.device, self._dtype):
             loss, logs, carried = TurnResult(*self._phase(batch))
         lap("forward")
-        if not loss.requires_grad:
-            raise ConfigError(
-                f"{type(self._phase).__name__} trains nothing: no gradient leads from its loss to what it trains; is "
-                "the loss detached, or computed under torch.no_grad?"
-            )
+        refuse_without_gradients(loss, self._phase)
         # A carried graph leads to weights that this turn does not train, so `backward` takes named inputs. They have a
         # cost, so they are named only then.
         has_graphs = any(value.requires_grad for value in batch.carried.values())
@@ -228,7 +243,36 @@ class EagerBackward:
         return Computed(logs, carried)
 
 
-class CompiledBackward:
+class PartBackward(Backward):
+    """Forward pass of the phase, and the gradients of its loss, for each part of the batch by itself."""
+
+    def __init__(self, phase: Phase, reduction: PartReduction, update: Update, dtype: torch.dtype) -> None:
+        self._phase = phase
+        self._reduction = reduction
+        self._update = update
+        self._dtype = dtype
+
+    def each(self, work: Callable[[Sequence[T]], list[R]], micro_batches: Sequence[T]) -> list[R]:
+        """See Backward."""
+        return self._reduction.sums.each(work, micro_batches)
+
+    def mean_logs(self, of_micro_batches: Sequence[Logs], weights: Sequence[float]) -> Logs:
+        """See Backward. Only `average_logs_of_parts` sums over the parts."""
+        return stacked_logs(of_micro_batches)
+
+    def add(self, batch: Batch, weight: float, lap: Lap, *, last: bool) -> Computed:
+        """See Backward. Not by `backward`: parts that wait for each other would add to one `grad` in turns."""
+        with computing(batch.images.device, self._dtype):
+            loss, logs, carried = TurnResult(*self._phase(batch))
+        lap("forward")
+        refuse_without_gradients(loss, self._phase)
+        scaled = self._update.scale(loss if weight == 1.0 else loss * weight)
+        self._reduction.add_part(torch.autograd.grad(scaled, self._reduction.parameters, allow_unused=True))
+        lap("backward")
+        return Computed(logs, carried)
+
+
+class CompiledBackward(Backward):
     """Forward and backward pass as one compiled graph."""
 
     def __init__(self, phase: Phase, parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> None:
@@ -257,11 +301,22 @@ def choose_backward(
     One graph of both passes is possible only without a loss scale, which hooks into `backward`. With it, compiling
     makes one graph of the forward pass and one of the backward pass.
     """
+    if isinstance(reduction, PartReduction):
+        return PartBackward(phase, reduction, update, dtype)
     if compiled and not update.scaled and gradients_can_be_traced():
         return CompiledBackward(phase, parameters, dtype)
     if compiled:
         phase.compile()
     return EagerBackward(phase, parameters, reduction, update, dtype)
+
+
+def refuse_without_gradients(loss: Tensor, phase: Phase) -> None:
+    """Raise ConfigError if no gradient leads from a loss to what its phase trains."""
+    if not loss.requires_grad:
+        raise ConfigError(
+            f"{type(phase).__name__} trains nothing: no gradient leads from its loss to what it trains; is the loss "
+            "detached, or computed under torch.no_grad?"
+        )
 
 
 @contextlib.contextmanager

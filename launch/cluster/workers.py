@@ -158,8 +158,13 @@ def enter_directory(path: str) -> None:
 
 
 def _config_for(task: Task, world_size: int) -> TrainConfig:
-    """Config of a group of this size. A smaller group accumulates more often, so that memory holds the images."""
+    """Config of a group of this size. A smaller group accumulates more often, so that memory holds the images.
+
+    With shards it computes more of them instead, which have the same size.
+    """
     config = task.config
+    if config.shards:
+        return config
     turns = -(-task.options.workers // world_size)
     turns = max(1, min(turns, config.global_batch_size // (world_size * config.accumulation)))
     return dataclasses.replace(config, accumulation=config.accumulation * turns)

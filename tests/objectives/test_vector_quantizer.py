@@ -44,7 +44,7 @@ def _step(quantizer: VectorQuantizer, step: int, parts: Sequence[int] = (ROWS,))
         carried.append(quantizer(encoded, batch.key(Stream.LATENTS)).carried)
         first += part
     with torch.no_grad():
-        quantizer.update(batches, carried, lambda values: values)
+        quantizer.update(batches, carried, lambda statistic, items: statistic(items))
 
 
 def test_codes_are_the_nearest() -> None:

@@ -102,8 +102,7 @@ def main() -> None:
         large, players = make_trainer(LARGE_LAYER), two_players(accumulation=2)
         run_steps(large, 0, LARGE_LAYER.steps)
         run_steps(players, 0, STEPS)
-        del buckets["other"]
-        results["buckets"] = {name: list(sizes) for name, sizes in buckets.items()}
+        results["buckets"] = {name: list(sizes) for name, sizes in buckets.items() if name != "other"}
         results["parameter spread through gloo"] = parameter_spread(players)
     results["without shared memory"] = _without_shared_memory()
     results["local statistics"] = _evaluated_with_local_statistics(out.parent / LOCAL_STATISTICS)

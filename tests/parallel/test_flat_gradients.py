@@ -42,7 +42,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def _assert_recorded_as_launched(found: dict[str, Any]) -> None:
     assert found["losses"]
     assert found["different"] == []
-    assert min(found["buckets"]) > 1
+    assert max(found["buckets"]) > 1
     assert found["unreduced"] == []
     assert found["collectives"] >= 2 * sum(found["buckets"])  # each is sent and awaited
     assert found["one order"]
@@ -63,7 +63,7 @@ def test_flat_gradients_equal_ddp(quick: dict[str, Any], objective: str) -> None
 @pytest.mark.timeout(900)
 def test_every_objective_is_recorded_and_equals_ddp(tmp_path: Path) -> None:
     objectives = [name for name in OBJECTIVES if name not in QUICK]
-    assert COSTLY < set(objectives)
+    assert set(objectives) > COSTLY
     found = _results(tmp_path, "right", objectives, timeout=850)
     for objective in objectives:
         _assert_recorded_as_launched(found[objective])

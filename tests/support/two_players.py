@@ -136,4 +136,4 @@ def watched_collectives() -> Iterator[dict[str, list[int]]]:
 
 def without_shared_weights() -> contextlib.AbstractContextManager[object]:
     """Context manager in which trainers get flat gradients, as between hosts."""
-    return mock.patch("gen_dist.parallel.gradients.share_weights", lambda _parameters: None)
+    return mock.patch("gen_dist.parallel.choice.share_weights", lambda _parameters: None)

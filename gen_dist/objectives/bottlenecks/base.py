@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gen_dist.config import LatentAutoencoderConfig
 from gen_dist.errors import UserError
 from gen_dist.kernels import Key
-from gen_dist.objectives.phase import Batch
+from gen_dist.objectives.phase import Batch, SumOverBatch
 
 
 class Coded(NamedTuple):
@@ -75,9 +75,12 @@ class Bottleneck(nn.Module):
         self,
         micro_batches: Sequence[Batch],
         carried: Sequence[Mapping[str, Tensor]],
-        sum_over_processes: Callable[[Tensor], Tensor],
+        sum_over_batch: SumOverBatch,
     ) -> None:
-        """Update the codebook after a step, from `Coded.carried` of all its micro-batches. A collective call."""
+        """Update the codebook after a step, from `Coded.carried` of all its micro-batches. A collective call.
+
+        `sum_over_batch` is that of the objective.
+        """
 
 
 class StraightThrough(torch.autograd.Function):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gen_dist.config import LatentAutoencoderConfig
 from gen_dist.kernels import Key, normal
 from gen_dist.objectives.bottlenecks.base import Bottleneck, Coded, StraightThrough
-from gen_dist.objectives.phase import Batch
+from gen_dist.objectives.phase import Batch, SumOverBatch
 from gen_dist.randomness import Stream
 
 ENCODED, CODES = "encoded", "codes"
@@ -95,25 +95,26 @@ class VectorQuantizer(Bottleneck):
         self,
         micro_batches: Sequence[Batch],
         carried: Sequence[Mapping[str, Tensor]],
-        sum_over_processes: Callable[[Tensor], Tensor],
+        sum_over_batch: SumOverBatch,
     ) -> None:
         """See Bottleneck."""
         share_of_new = 1.0 - self.config.codebook_decay
-        counts, sums = self._statistics(carried)
-        summed = sum_over_processes(torch.cat([counts[:, None], sums], dim=1))
+        summed = sum_over_batch(self._statistics, carried)
         total = summed[:, 0].sum()
         self.usage.lerp_(summed[:, 0] / total, share_of_new)
         if self.moves:
             self.sums.lerp_(summed[:, 1:] / total, share_of_new)
         if self.config.code_restart:
-            self._draw_dead_codes(sum_over_processes(self._drawn(micro_batches, carried, total)))
+            chosen = self._chosen(micro_batches[0], total)
+            pairs = list(zip(micro_batches, carried, strict=True))
+            self._draw_dead_codes(sum_over_batch(lambda some: self._drawn(some, chosen), pairs))
         if self.moves:
             known = (self.usage > _LEAST_USAGE)[:, None]
             means = self.sums / self.usage.clamp(min=_LEAST_USAGE)[:, None]
             self.codebook.copy_(torch.where(known, means, self.codebook))
 
-    def _statistics(self, carried: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Number of vectors with each code, [codes], and their sums, [codes, C], of this process."""
+    def _statistics(self, carried: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """Number of vectors with each code, and their sums, in some micro-batches: [codes, 1 + C]."""
         counts, sums = torch.zeros_like(self.usage), torch.zeros_like(self.codebook)
         numbers = torch.arange(self.codebook_size, device=counts.device)
         for one in carried:
@@ -122,23 +123,25 @@ class VectorQuantizer(Bottleneck):
                 taken = (codes[:, None] == numbers).float()
                 counts += taken.sum(0)
                 sums += taken.t() @ vectors
-        return counts, sums
+        return torch.cat([counts[:, None], sums], dim=1)
 
-    def _drawn(self, micro_batches: Sequence[Batch], carried: Sequence[Mapping[str, Tensor]], total: Tensor) -> Tensor:
-        """A vector of the whole batch for each code, [codes, C]; zeros for those that other processes hold.
+    def _chosen(self, batch: Batch, total: Tensor) -> Tensor:
+        """Index of a vector of the whole batch for each code, int64 [codes].
 
         Args:
-            micro_batches: this process's.
-            carried: their vectors.
+            batch: a micro-batch of the step.
             total: number of vectors in the whole batch, [].
         """
-        key = micro_batches[0].key(Stream.CODES)._replace(first_row=0)
+        key = batch.key(Stream.CODES)._replace(first_row=0)
         uniform = torch.special.ndtr(normal(key, self.codebook_size, 1).double()).squeeze(1)
-        chosen = torch.minimum((uniform * total).long(), total.long() - 1)
+        return torch.minimum((uniform * total).long(), total.long() - 1)
+
+    def _drawn(self, pairs: Sequence[tuple[Batch, Mapping[str, Tensor]]], chosen: Tensor) -> Tensor:
+        """The chosen vectors, [codes, C], out of those of some micro-batches; zeros in place of the others."""
         places = math.prod(self.places)
         drawn = torch.zeros_like(self.codebook)
-        for row, vectors in _rows(micro_batches, carried):
-            index = chosen - row * places
+        for batch, one in pairs:
+            index, vectors = chosen - batch.first_row * places, one[ENCODED]
             inside = (index >= 0) & (index < len(vectors))
             drawn += vectors[index.clamp(0, len(vectors) - 1)] * inside[:, None]
         return drawn
@@ -152,9 +155,3 @@ class VectorQuantizer(Bottleneck):
             self.sums.copy_(torch.where(dead[:, None], drawn * even, self.sums))
         else:
             self.codebook.copy_(torch.where(dead[:, None], drawn, self.codebook))
-
-
-def _rows(micro_batches: Sequence[Batch], carried: Sequence[Mapping[str, Tensor]]) -> Iterator[tuple[int, Tensor]]:
-    """Global first row and vectors of each micro-batch."""
-    for batch, one in zip(micro_batches, carried, strict=True):
-        yield batch.first_row, one[ENCODED]

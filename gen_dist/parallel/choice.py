@@ -1,0 +1,52 @@
+"""The choices of a run: how it sums over a batch, and how a phase's gradients are averaged over the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from gen_dist.config import TrainConfig
+from gen_dist.parallel.batch_sums import BatchSums
+from gen_dist.parallel.gradients import FlatReduction, Reduction, SharedReduction
+from gen_dist.parallel.part_gradients import PartReduction
+from gen_dist.parallel.part_sums import PartSums
+from gen_dist.parallel.processes import Processes
+from gen_dist.parallel.shared_weights import share_weights
+
+_BUCKETS = 4
+_SMALLEST_BUCKET, _LARGEST_BUCKET = 2**20, 25 * 2**20  # bytes
+
+
+def choose_sums(config: TrainConfig, processes: Processes) -> BatchSums:
+    """Choose how sums over a batch are taken.
+
+    Raises:
+        ConfigError: the shards cannot be shared out evenly among the processes.
+    """
+    if config.shards:
+        return PartSums(config.shards, processes)
+    return BatchSums(processes.rank, processes.world_size)
+
+
+def choose_reduction(
+    parameters: Sequence[nn.Parameter], processes: Processes, sums: BatchSums, *, shareable: bool
+) -> Reduction:
+    """Choose the reduction of a phase's gradients. A collective call.
+
+    Args:
+        parameters: parameters that the phase trains, equal in all processes.
+        processes: the processes that train together.
+        sums: sums over the batch.
+        shareable: False if the parameters may not be moved to shared memory.
+    """
+    if isinstance(sums, PartSums):
+        return PartReduction(parameters, sums)
+    if processes.world_size == 1:
+        return Reduction(parameters)
+    shared = share_weights(parameters) if shareable and processes.device.type == "cpu" else None
+    if shared:
+        return SharedReduction(parameters, shared)
+    size = sum(parameter.nbytes for parameter in parameters) // _BUCKETS
+    overlapping = processes.device.type == "cuda"
+    return FlatReduction(parameters, min(max(size, _SMALLEST_BUCKET), _LARGEST_BUCKET) if overlapping else None)

@@ -1,0 +1,93 @@
+"""Gradients of the fixed parts of a batch, summed in the order of one binary tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gen_dist.parallel.gradients import Bucket, Reduction, in_buckets
+from gen_dist.parallel.part_sums import PartSums
+
+
+class PartReduction(Reduction):
+    """Gradients that are given for each part, and summed by the tree of PartSums. Every process updates all weights.
+
+    Two subtrees of one size are added as soon as both are complete, so log2(parts of this process) + 1 sums are in
+    memory at most.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], sums: PartSums) -> None:
+        super().__init__(parameters)
+        self.sums = sums
+        """Sums over the batch."""
+        self._groups = in_buckets(self.parameters, None)
+        self._subtrees: list[_Subtree] = []
+        """Complete subtrees; later ones are smaller."""
+        self._free: list[_Subtree] = []
+
+    def add_part(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add the gradients of the next part. None is that of a parameter without part in the loss."""
+        found = {parameter: one for parameter, one in zip(self.parameters, gradients, strict=True) if one is not None}
+        subtrees = self._subtrees
+        if subtrees and subtrees[-1].parts == 1:
+            subtrees[-1].add_gradients(found)
+        else:
+            subtrees.append(self._free.pop() if self._free else _Subtree(self._groups))
+            subtrees[-1].start(found)
+        while len(subtrees) > 1 and subtrees[-2].parts == subtrees[-1].parts:
+            self._free.append(subtrees.pop())
+            subtrees[-1].add(self._free[-1])
+
+    def average(self) -> None:
+        """See Reduction."""
+        (whole,) = self._subtrees
+        for bucket in whole.buckets:
+            torch.mul(self.sums.over_processes(bucket.flat), 1.0 / self.sums.parts, out=bucket.flat)
+        whole.give()
+        self._free.append(whole)
+        self._subtrees.clear()
+
+
+class _Subtree:
+    """Sum of the gradients of consecutive parts."""
+
+    def __init__(self, groups: Sequence[Sequence[nn.Parameter]]) -> None:
+        """Make memory for parameters, which are grouped by dtype."""
+        self.buckets = [Bucket(group) for group in groups]
+        self.parts = 0
+        self._view_of = {
+            parameter: view
+            for bucket in self.buckets
+            for parameter, view in zip(bucket.parameters, bucket.views, strict=True)
+        }
+        self._used: set[nn.Parameter] = set()
+
+    def start(self, gradients: dict[nn.Parameter, Tensor]) -> None:
+        """Begin with the gradients of one part."""
+        self.parts, self._used = 1, set(gradients)
+        for parameter, view in self._view_of.items():
+            if parameter not in self._used:
+                view.zero_()
+        if gradients:
+            torch._foreach_copy_([self._view_of[parameter] for parameter in gradients], list(gradients.values()))
+
+    def add_gradients(self, gradients: dict[nn.Parameter, Tensor]) -> None:
+        """Add the gradients of the second part."""
+        self.parts += 1
+        self._used |= set(gradients)
+        if gradients:
+            torch._foreach_add_([self._view_of[parameter] for parameter in gradients], list(gradients.values()))
+
+    def add(self, following: _Subtree) -> None:
+        """Add the subtree of the parts that follow."""
+        self.parts += following.parts
+        self._used |= following._used
+        for bucket, other in zip(self.buckets, following.buckets, strict=True):
+            bucket.flat.add_(other.flat)
+
+    def give(self) -> None:
+        """Let the gradients of the parameters be views of the sum; those of unused parameters stay None."""
+        for parameter, view in self._view_of.items():
+            parameter.grad = view if parameter in self._used else None
