@@ -59,6 +59,7 @@ def _outcomes(facts: Mapping[int, Mapping[str, str]], launched: int, seconds: fl
         (lambda: _facts(replace(CONFIG, learning_rate=0.1)), "learning_rate is 0.003 on rank 0 but 0.1 on rank 1"),
         (lambda: _facts(replace(CONFIG, seed=7)), "seed is 0 on rank 0 but 7 on rank 1"),
         (lambda: _facts(replace(CONFIG, steps=20)), "steps is 50 on rank 0 but 20 on rank 1"),
+        (lambda: _facts(replace(CONFIG, shards=2)), "shards is None on rank 0 but 2 on rank 1"),
         (lambda: _facts(replace(CONFIG, log_every=7)), "log_every is 1 on rank 0 but 7 on rank 1"),
         (lambda: _facts(replace(CONFIG, precision="bf16")), "precision is 'auto' on rank 0 but 'bf16' on rank 1"),
         (

@@ -2,16 +2,21 @@
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.inference.model import load
 from gen_dist.objectives import Batch, TurnResult
 from gen_dist.objectives.vae import MaximizeElbo
+from gen_dist.parallel.gradients import FlatReduction
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.training.run import train
@@ -127,3 +132,34 @@ def test_samples_of_one_seed_are_the_same_on_every_device(tmp_path: Path) -> Non
     train(_config("vae", steps=4, run_dir=str(tmp_path / "run")), say=_quiet)
     on_cpu, on_gpu = (load(tmp_path / "run", device=device).sample(16) for device in ("cpu", "cuda"))
     assert (on_cpu.int() - on_gpu.cpu().int()).abs().max() <= 1  # rounding of intensities
+
+
+@pytest.fixture
+def nccl_group(tmp_path: Path) -> Iterator[None]:
+    """An NCCL group of this one process."""
+    store = (tmp_path / "rendezvous").as_uri()
+    dist.init_process_group("nccl", init_method=store, rank=0, world_size=1, device_id=torch.device("cuda", 0))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("nccl_group")
+@pytest.mark.parametrize("objective", ["vae", "gan", "dcgan"])
+def test_steps_with_nccl_are_recorded_with_the_same_bits(objective: str) -> None:
+    """Buckets are sent during backward, inside the graph; with one rank the sums are the gradients themselves."""
+    config = _config(objective, steps=10, sync_batch_norm=objective == "dcgan")
+    alone = make_trainer(config)
+
+    def flat(parameters: list[nn.Parameter], *_: object, **__: object) -> FlatReduction:
+        return FlatReduction(parameters, 1000)
+
+    with mock.patch("gen_dist.training.turn.choose_reduction", flat):
+        recorded, launched = make_trainer(config), make_trainer(dataclasses.replace(config, cuda_graphs=False))
+    assert recorded._recorded is not None
+    wanted = run_steps(alone, 0, config.steps)
+    for trainer in (recorded, launched):
+        assert max(len(turn._reduction._buckets) for turn in trainer._turns.values()) > 1  # type: ignore[attr-defined]
+        assert run_steps(trainer, 0, config.steps) == wanted
+        assert_same_bits(all_tensors(trainer), all_tensors(alone))
