@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -11,6 +12,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,30 +42,46 @@ def _train_in_two(trial: ObjectiveTrial, folder: Path) -> list[dict[str, Any]]:
     shared |= {"CUDA_VISIBLE_DEVICES": "-1", "GEN_DIST_THREADS": "1"}
     shared["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     command = [sys.executable, "-m", "gen_dist.testing.two_processes", str(folder)]
-    started = [
-        subprocess.Popen(
-            command,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=_SECONDS)[1] for process in started]
-    except subprocess.TimeoutExpired:
-        raise Failure(
-            f"two processes did not end in {_SECONDS} seconds: do all ranks call the same collectives?"
-        ) from None
-    finally:
-        for process in started:
-            process.kill()
-    if any(process.returncode for process in started):
-        last = [text.strip().splitlines()[-1] for text in errors if text.strip()]
-        raise Failure(f"two processes failed: {last[0][:300] if last else 'without a word'}")
+    errors = [folder / f"errors-{rank}.txt" for rank in range(2)]  # files: a pipe that is full would stop its writer
+    with contextlib.ExitStack() as stack:
+        started = []
+        for rank, file in enumerate(errors):
+            process = subprocess.Popen(
+                command,
+                env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.DEVNULL,
+                stderr=stack.enter_context(file.open("wb")),
+            )
+            stack.callback(_end, process)
+            started.append(process)
+        failed = _first_failure(started)
+    if failed is not None:
+        lines = errors[failed].read_text(errors="replace").strip().splitlines() or ["without a word"]
+        raise Failure(f"two processes failed: rank {failed}: {lines[-1][:300]}")
     found: list[dict[str, Any]] = json.loads((folder / "logs.json").read_text())
     return found
+
+
+def _first_failure(started: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Rank of the process that fails first: the others may then wait for it. None if all succeed.
+
+    Raises:
+        Failure: they take too long.
+    """
+    deadline = time.monotonic() + _SECONDS
+    while time.monotonic() < deadline:
+        codes = [process.poll() for process in started]
+        if failed := [rank for rank, code in enumerate(codes) if code]:
+            return failed[0]
+        if None not in codes:
+            return None
+        time.sleep(0.05)
+    raise Failure(f"two processes did not end in {_SECONDS} seconds: do all ranks call the same collectives?")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def as_json(trial: ObjectiveTrial) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from gen_dist.config import NetworkConfig, RoleName
+from gen_dist.testing import two_processes
 from gen_dist.testing.objectives import OBJECTIVE_CHECKS, SLOW_OBJECTIVE_CHECKS
-from gen_dist.testing.report import Check, Result, run_checks
+from gen_dist.testing.report import Check, Failure, Result, run_checks
 from gen_dist.testing.trial import ObjectiveTrial
 from gen_dist.testing.two_processes import as_json, read_trial
 from tests.support.runs import SMALL_CONV, SMALL_DCGAN, SMALL_MLP
@@ -63,6 +65,19 @@ def test_other_processes_make_the_same_trial() -> None:
     made = read_trial(json.loads(json.dumps(as_json(trial))))
     assert made.config == trial.config and made.image_shape == (3, 8, 16)
     assert type(made.config.objective) is FaultyGanConfig
+
+
+def test_a_rank_that_fails_is_named_though_the_other_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\nif [ "$RANK" = 1 ]; then echo "its own words" >&2; exit 3; fi\nexec sleep 60\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(Failure, match="two processes failed: rank 1: its own words"):
+        two_processes.check_two_processes_equal_one(ObjectiveTrial(FaultyConfig()))
+    monkeypatch.setattr(two_processes, "_SECONDS", 0.1)
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    with pytest.raises(Failure, match=r"did not end in 0\.1 seconds"):
+        two_processes.check_two_processes_equal_one(ObjectiveTrial(FaultyConfig()))
 
 
 @pytest.mark.slow
