@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,8 +29,9 @@ from gen_dist.data.tally import Tally
 from gen_dist.errors import DataError
 from gen_dist.files import reason_of
 
-# Images decoded by one task of the thread pool: enough to make the hand-over cheap, few enough to bound memory.
+# Images decoded by one task of the thread pool make the hand-over cheap. Those of all tasks bound memory.
 IMAGES_PER_TASK = 16
+MOST_BYTES_DECODED = 2**30
 THREADS = min(os.cpu_count() or 1, 32)
 # Encoded images that wait for the pool; blocks of usual images are a few MB.
 _MOST_BYTES_WAITING = 2**26
@@ -176,14 +178,16 @@ def side_of(source: Source, packing: DataConfig) -> int | None:
     return packing.image_size if packing.image_size is not None else source.default_size
 
 
-def decode_some(source: Source, packing: DataConfig, block: Block, first: int) -> list[Result]:
-    """Decode the images of one task, from the place `first` of a block on.
+def decode_some(
+    source: Source, packing: DataConfig, block: Block, first: int, count: int = IMAGES_PER_TASK
+) -> list[Result]:
+    """Decode the images of one task: up to `count` from the place `first` of a block on.
 
     Raises:
         DataError: a file cannot be read just now, which must not leave its image out for good; or memory is exhausted.
     """
     decoded: list[Result] = []
-    for position, encoded in enumerate(block.images[first : first + IMAGES_PER_TASK], start=first):
+    for position, encoded in enumerate(block.images[first : first + count], start=first):
         try:
             decoded.append(decode_image(encoded, side_of(source, packing), packing.channels))
         except UnreadableImage as error:
@@ -237,9 +241,12 @@ class _Packer:
                 self._all_gray &= block.images.shape[1] == 1
                 progress(len(block.labels))
                 continue
-            for first in range(0, len(block.labels), IMAGES_PER_TASK):
-                task = pool.submit(decode_some, self._source, self._packing, block, first)
+            first = 0
+            while first < len(block.labels):
+                count = self._images_per_task()
+                task = pool.submit(decode_some, self._source, self._packing, block, first, count)
                 window.append((block, first, task))
+                first += count
                 while len(window) > 2 * THREADS or (
                     len(window) > 1 and _bytes_of(block for block, *_ in window) > _MOST_BYTES_WAITING
                 ):
@@ -284,6 +291,14 @@ class _Packer:
                     np.lib.format.write_array(file, labels, version=(1, 0), allow_pickle=False)
                     file.flush()
                     os.fsync(file.fileno())
+
+    def _images_per_task(self) -> int:
+        """Images that a task decodes: one at first if their size is not known, and few if they are large."""
+        side, shape = side_of(self._source, self._packing), self._shape.shape
+        if side is None and shape is None:
+            return 1
+        numbers = math.prod(shape) if shape else 3 * (side or 1) ** 2
+        return max(1, min(IMAGES_PER_TASK, MOST_BYTES_DECODED // (2 * THREADS * numbers)))
 
     def _append_decoded(self, block: Block, first: int, task: Future[list[Result]]) -> int:
         images = task.result()

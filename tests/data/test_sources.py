@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gen_dist.config import DataConfig
-from gen_dist.data import Dataset, open_dataset
+from gen_dist.data import Dataset, open_dataset, packing
+from gen_dist.data.decoding import decode_image
 from tests.support.digits import write_idx
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -265,6 +267,38 @@ def test_parquet_packs_rows_in_order_with_the_class_names(tmp_path: Path, open_s
     assert dataset.train.labels.tolist() == [i % 3 for i in range(700)]
     assert dataset.test.labels.tolist() == [2, 1, 0, 0, 0]
     assert (dataset.train.images[:, 2] == 7).all()
+
+
+def test_decoded_images_in_memory_are_bounded_by_bytes(
+    tmp_path: Path, open_source: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [Image.new("RGB", (40, 30), (value, 1, 2)) for value in range(150)]
+    write_parquet(tmp_path / "a.parquet", hugging_face(*images), None)
+    monkeypatch.setattr(packing, "THREADS", 2)
+    monkeypatch.setattr(packing, "MOST_BYTES_DECODED", 8 * 3 * 40 * 30)
+    append = packing._Packer._append
+    held, most = 0, 0
+    lock = threading.Lock()
+
+    def count(change: int) -> None:
+        nonlocal held, most
+        with lock:
+            held += change
+            most = max(most, held)
+
+    def decode(*given: Any) -> Any:
+        count(1)
+        return decode_image(*given)
+
+    def append_and_free(packer: Any, block: Any, images: Any, positions: Any) -> None:
+        append(packer, block, images, positions)
+        count(-len(images))
+
+    monkeypatch.setattr(packing, "decode_image", decode)
+    monkeypatch.setattr(packing._Packer, "_append", append_and_free)
+    dataset = open_source(f"parquet:{tmp_path / 'a.parquet'}", test_fraction=0.5)
+    assert sorted([*dataset.train.images[:, 0, 0, 0], *dataset.test.images[:, 0, 0, 0]]) == list(range(150))
+    assert 2 <= most <= 10  # those of five tasks
 
 
 def test_parquet_directory_has_splits_by_name_and_plain_bytes(
