@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,13 +23,15 @@ from gen_dist.config import AutoencoderKlConfig, LatentAutoencoderConfig, TrainC
 from gen_dist.data import Split
 from gen_dist.errors import ConfigError
 from gen_dist.files import read_regular, reason_of
+from gen_dist.inference.exported import DIFFUSERS_WEIGHTS
+from gen_dist.inference.latent_set import deviation_of, sums_of
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.inference.model_card import Part, Port
 from gen_dist.networks import diffusers_layout
 from gen_dist.objectives import Objective
 from gen_dist.records.reading import COUNT, FLAG, NUMBER, TEXT, either, list_of, parsed_object
 
-CONFIG, WEIGHTS, RUN_CONFIG = "config.json", "diffusion_pytorch_model.safetensors", "gen_dist.json"
+CONFIG, WEIGHTS, RUN_CONFIG = "config.json", DIFFUSERS_WEIGHTS, "gen_dist.json"
 FILES = (CONFIG, WEIGHTS, RUN_CONFIG)
 _HALF_WEIGHTS = "diffusion_pytorch_model.fp16.safetensors"
 _CLASSES = {"kl": "AutoencoderKL", "vq": "VQModel"}
@@ -84,15 +85,11 @@ def latent_scale(model: GenerativeModel, split: Split, announce: Callable[[str],
     """
     images = torch.from_numpy(split.images[:: max(1, len(split.images) // _IMAGES)][:_IMAGES])
     announce(f"measuring the scale of the latents of {len(images):,} images")
-    total, squares, count = 0.0, 0.0, 0
+    sums = []
     for rows in images.split(_ROWS):
         mean, logvar = model.encode(rows)
-        mean = mean.double()
-        variance = 0.0 if logvar is None else float(logvar.double().exp().sum())
-        total += float(mean.sum())
-        squares += float(mean.square().sum()) + variance
-        count += mean.numel()
-    deviation = math.sqrt(max(squares / count - (total / count) ** 2, 0.0)) if math.isfinite(squares) else math.nan
+        sums.append(sums_of(mean.cpu().numpy(), None if logvar is None else logvar.cpu().numpy()))
+    deviation = deviation_of(sums)
     if not deviation > 0.0:
         raise ConfigError(
             f"the latents of {len(images):,} images have the standard deviation {deviation:g}, so no factor scales "

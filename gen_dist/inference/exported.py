@@ -24,6 +24,7 @@ PartName = Literal["decoder", "encoder"]
 SUFFIXES: dict[Format, str] = {"safetensors": "safetensors", "onnx": "onnx", "torch-export": "pt2"}
 """Ends of the names of formats that have a file for each part."""
 CARD, CONFIG, PLUGINS = "README.md", "config.json", "plugins"
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 PLAIN_CARD = "card.md"
 """Card without the Hub's metadata, the only one in exports of older versions."""
 LIBRARY = "library_name: gen_dist"
@@ -48,7 +49,8 @@ class Exported(NamedTuple):
 
 def is_export(path: Path) -> bool:
     """True if a directory holds an exported part, in any format."""
-    return any((path / f"{part}.{suffix}").exists() for part in get_args(PartName) for suffix in SUFFIXES.values())
+    parts = [f"{part}.{suffix}" for part in get_args(PartName) for suffix in SUFFIXES.values()]
+    return any((path / name).exists() for name in (*parts, DIFFUSERS_WEIGHTS))
 
 
 def read_export(path: Path) -> Exported:
@@ -63,8 +65,8 @@ def read_export(path: Path) -> Exported:
     files = [file for part in get_args(PartName) if (file := path / f"{part}.safetensors").exists()]
     if not files:
         raise CheckpointError(
-            f"{path} is an export for other programs, as its {CARD} says; gen_dist.load reads runs, checkpoints and "
-            "exports with --format safetensors"
+            f"{path} is an export for other programs; gen_dist.load reads runs, checkpoints and exports with --format "
+            "safetensors"
         )
     try:
         config = read_config(path / CONFIG)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gen_dist.data.sources.source import SplitName
 from gen_dist.errors import CheckpointError, ConfigError, DamagedError, MachineError, OtherVersionError, UnreadableError
@@ -188,9 +189,8 @@ class LatentSet:
         Raises:
             OSError: it cannot be written.
         """
-        file_format: FileFormat = self.file_format if name in self.files() else "safetensors"
         facts = {**self.made_of, "class_names": self.about["class_names"]}
-        content = WRITERS[file_format](self.columns, rows, facts)
+        content = WRITERS[Path(name).suffix.removeprefix(".")](self.columns, rows, facts)
         record = {
             "rows": len(rows["row"]),
             "bytes": len(content),
@@ -313,14 +313,27 @@ def statistics_of(sums: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     `scaling_factor` is 1 / (standard deviation over all latents), as in Rombach et al. 2022, appendix G.
     """
-    count = sum(one["count"] for one in sums)
-    mean, squares = (np.sum([one[name] for one in sums], axis=0) / count for name in ("sum", "squares"))
-    deviation = math.sqrt(max(float(squares.mean()) - float(mean.mean()) ** 2, 0.0))
+    mean, squares = _moments(sums)
+    deviation = deviation_of(sums)
     return {
         "mean": mean.tolist(),
         "std": np.sqrt(np.maximum(squares - mean * mean, 0.0)).tolist(),
-        "scaling_factor": 1.0 / deviation if deviation else None,
+        "scaling_factor": 1.0 / deviation if deviation > 0.0 else None,
     }
+
+
+def deviation_of(sums: Sequence[Mapping[str, Any]]) -> float:
+    """Standard deviation of all entries of the latents drawn, over all channels; NaN if one is not finite."""
+    mean, squares = _moments(sums)
+    variance = float(squares.mean()) - float(mean.mean()) ** 2
+    return math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan
+
+
+def _moments(sums: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and mean square of each channel."""
+    count = sum(one["count"] for one in sums)
+    mean, squares = (np.sum([one[name] for one in sums], axis=0) / count for name in ("sum", "squares"))
+    return mean, squares
 
 
 def _describe(path: Path) -> tuple[int, str]:

@@ -191,6 +191,8 @@ def read_checkpoint(path: Path, announce: Callable[[str], None]) -> tuple[Checkp
     found = checkpoints.load_newest(path, announce)
     if found is None:
         refuse_lost_checkpoints(path)
+        if is_export(path):
+            raise CheckpointError(f"{path} is an export, which gen_dist.load reads; name the run that it was made of")
         what = "has no checkpoint yet" if RunPaths(path).config.exists() else "is not a run or checkpoint directory"
         raise CheckpointError(f"{path} {what}; train one with gen-dist train PRESET --run-dir {path}")
     return found

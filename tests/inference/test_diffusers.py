@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import gen_dist
 from gen_dist import commands
 from gen_dist.config import AutoencoderKlConfig, LatentAutoencoderConfig, TrainConfig, VaeConfig
-from gen_dist.errors import ConfigError
+from gen_dist.errors import CheckpointError, ConfigError
+from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.inference.diffusers_format import latent_scale, read_published
 from gen_dist.inference.export import export
 from gen_dist.networks import build_decoder, build_encoder
@@ -521,6 +522,13 @@ def test_models_without_a_class_are_one_line(changes: dict[str, Any], message: s
 def test_an_export_for_diffusers_has_no_parts(run: Path) -> None:
     with pytest.raises(ConfigError, match="one file for both parts; leave out --parts"):
         export(run, "diffusers", parts=["decoder"], announce=_silent)
+
+
+def test_an_export_for_diffusers_is_told_from_a_run(exported: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"is an export for other programs; .* exports with --format safetensors"):
+        gen_dist.load(exported)
+    with pytest.raises(CheckpointError, match=r"is an export, .*; name the run that it was made of"):
+        evaluate(exported, announce=_silent)
 
 
 def test_the_command_line_takes_both_ways_of_the_door(

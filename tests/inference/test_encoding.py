@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from gen_dist.config import DataConfig, LatentAutoencoderConfig
 from gen_dist.data import open_dataset
 from gen_dist.errors import CheckpointError, ConfigError, DataError, UserError
 from gen_dist.files import file_lock
-from gen_dist.inference import encoding
+from gen_dist.inference import encoding, latent_files
 from gen_dist.inference.encoding import encode
-from gen_dist.inference.latent_set import LatentSet
+from gen_dist.inference.latent_files import TEXT, Column, as_csv
+from gen_dist.inference.latent_set import LatentSet, deviation_of, statistics_of, sums_of
 from gen_dist.inference.model import model_of
 from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
@@ -324,6 +326,28 @@ def test_the_scaling_factor_is_that_of_latents_drawn(runs: Callable[[str], Path]
     np.testing.assert_allclose(statistics["mean"], mean.mean(0), atol=1e-12)
     np.testing.assert_allclose(statistics["std"], drawn.std((0, 1)), rtol=0.01)
     assert statistics["scaling_factor"] == pytest.approx(1 / drawn.std(), rel=0.01)
+
+
+def test_a_deviation_of_numbers_that_overflow_is_none() -> None:
+    mean, logvar = np.ones((4, 3), np.float32), np.full((4, 3), 800, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert np.isnan(deviation_of([sums_of(mean, logvar)]))
+        assert statistics_of([sums_of(mean, logvar)])["scaling_factor"] is None
+    assert deviation_of([sums_of(mean, np.zeros((4, 3), np.float32))]) == pytest.approx(1)
+
+
+def test_a_csv_is_made_in_parts_of_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = [Column("row", "int64", (), ""), Column("name", TEXT, (), ""), Column("mean", "float32", (100,), "")]
+    means = np.random.default_rng(0).normal(size=(1000, 100)).astype(np.float32)
+    rows = {"row": np.arange(1000), "name": [f'Ä/"{row}",\n.png' for row in range(1000)], "mean": means}
+    whole = as_csv(columns, rows, {})
+    monkeypatch.setattr(latent_files, "_NUMBERS_AS_TEXT", 1000)
+    tracemalloc.start()
+    try:
+        assert as_csv(columns, rows, {}) == whole
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(whole)
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_cannot_be_encoded_is_refused_in_a_line(
