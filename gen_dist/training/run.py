@@ -146,11 +146,14 @@ class _Run:
         recorder, processes = self.recorder, self.trainer.processes
 
         # Start. A refusal changes nothing on disk, so the directory is claimed as late as possible.
-        if fresh:
+        if checkpoint := None if fresh else self._newest():
+            self._resume(checkpoint)
+        else:
             self.trainer.start()
             with recorder.writing():
-                recorder.claim()
-        self._resume(fresh)
+                if fresh:
+                    recorder.claim()
+                recorder.remove_leftovers()
         if self.step < self.config.steps:
             for line in opening_lines(self.trainer, recorder.path):
                 self.announce(line)
@@ -169,9 +172,9 @@ class _Run:
         is_main, objective = processes.is_main, self.config.objective
         return Outcome(recorder.path, self.step, finished, metrics, pictures, collapses, is_main, objective)
 
-    def _resume(self, fresh: bool) -> None:
-        """Load the newest checkpoint if there is one; else the weights that the config starts from."""
-        config, processes, path = self.config, self.trainer.processes, self.recorder.path
+    def _newest(self) -> Checkpoint | None:
+        """The newest checkpoint, the same in all processes; None if there is none."""
+        processes, path = self.trainer.processes, self.recorder.path
         found = checkpoints.load_newest(path, self.announce)
         step = found[0].step if found else 0
         if step != (newest := from_main(step, processes)):
@@ -179,25 +182,27 @@ class _Run:
                 f"rank {processes.rank} finds step {step} in {path}, but rank 0 finds step {newest}; "
                 "all processes need one shared directory"
             )
-        if not found:
-            if not fresh:
-                self.trainer.start()
-            with self.recorder.writing():
-                self.recorder.remove_leftovers()
-            return
+        return found[0] if found else None
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        """Take the state of a checkpoint.
+
+        Raises:
+            ConfigError: it is past the last step.
+        """
+        config, path, step = self.config, self.recorder.path, checkpoint.step
         if step > config.steps:
             raise ConfigError(
                 f"{path} is already at step {step}, past steps {config.steps}; "
                 f"use --steps {step} or more, --fresh, or another --run-dir"
             )
-        checkpoint = found[0]
         if damage := metrics_damage(path, checkpoint.facts):
             self.announce(f"warning: {damage}")
         self.trainer.load(checkpoint)
         self.logs.resume(checkpoint.facts["unlogged"])
         self.step, self.seconds_before = step, checkpoint.facts["training_seconds"]
         if step < config.steps:
-            world_size = processes.world_size
+            world_size = self.trainer.processes.world_size
             by = "" if world_size == checkpoint.facts["world_size"] else f", now with {world_size} processes"
             self.announce(f"resuming {path} at step {step} of {config.steps}{by}")
 
