@@ -22,7 +22,7 @@ from gen_dist.evaluation.metrics import measured_metrics
 from gen_dist.evaluation.metrics.classes import accuracy
 from gen_dist.evaluation.plan import MetricPlan, Setting, check_options, sides
 from gen_dist.evaluation.record import Evaluation, UnwrittenError, add_evaluation, read_evaluation
-from gen_dist.inference.model import model_of, read_same_checkpoint
+from gen_dist.inference.model import GenerativeModel, model_of, read_same_checkpoint
 from gen_dist.networks import efficientnet_lite
 from gen_dist.networks.perceptual import PERCEPTUAL_CHANNELS, PerceptualDistance, perceptual_distance
 from gen_dist.objectives.evaluating import evaluating
@@ -91,57 +91,83 @@ def evaluate(
     digest = checkpoint.facts["data_digest"]
     dataset = open_run_data(run, config, say, digest=digest, data=data, data_root=data_root)
     model = model_of(checkpoint, config, processes.device)
+    setting = _setting(model, dataset, processes, asked, features, inception_weights, vgg_weights)
+    plan = MetricPlan(setting, asked, samples, nll_samples, nll_images)
+    context = Context(
+        *(model, dataset, processes, setting.network, samples, nll_samples, plan.nll_rows),
+        reconstruction_network=setting.reconstruction_network,
+        perceptual=setting.perceptual,
+    )
+    in_main(lambda: read_evaluation(run), processes)  # a damaged one is refused before anything that takes minutes
+    with evaluating(model.objective):
+        evaluation = _measure(run, checkpoint.step, plan, context, say)
+    if processes.is_main:
+        _send_to_wandb(run, config, evaluation, say)
+    return evaluation
+
+
+def _measure(run: Path, step: int, plan: MetricPlan, context: Context, say: Callable[[str], None]) -> Evaluation:
+    """Measure the available metrics and write them, the slow ones last: an interrupted evaluation has the others.
+
+    Raises:
+        UnwrittenError: they are measured and cannot be written. The error has them.
+    """
+    found = _Figures(plan, context)
+    unwritten: UnwrittenError | None = None
+
+    def write() -> Evaluation:
+        nonlocal unwritten
+        context.keep_reference()
+        evaluation = found.evaluation(step)
+        unwritten = None
+        try:
+            return in_main(lambda: add_evaluation(run, evaluation, say), context.processes)
+        except UnwrittenError as error:  # the slow ones are measured all the same
+            error.evaluation = evaluation
+            unwritten = error
+            return evaluation
+
+    for metric in plan.available():
+        if not metric.takes_minutes:
+            found.measure(metric)
+    evaluation = write()
+    if slow := [metric for metric in plan.available() if metric.takes_minutes]:
+        if context.processes.is_main:
+            _announce_times(slow, context, say)
+        for metric in slow:
+            found.measure(metric)
+        evaluation = write()
+    if unwritten is not None:
+        raise unwritten
+    return evaluation
+
+
+def _setting(
+    model: GenerativeModel,
+    dataset: Dataset,
+    processes: Processes,
+    asked: Sequence[str],
+    features: FeatureName | None,
+    inception_weights: Path | None,
+    vgg_weights: Path | None,
+) -> Setting:
+    """Model, data, and the frozen networks that the metrics asked for need; see `evaluate`.
+
+    Raises:
+        UserError: a network does not take such images, or its weights are not at hand.
+    """
     if features == "digits" and not fits_digits(dataset.image_shape):
         raise UserError(f"features digits are of 1 x 28 x 28 images, not of {sides(dataset)}; use --features inception")
     chosen = features or ("digits" if fits_digits(dataset.image_shape) else None)
     needs = {need for name in asked for need in measured_metrics()[name].needs}
     if not model.objective.generates:
-        needs -= {"features"}
+        needs -= {"features", "digits"}
     if not model.objective.encodes:
         needs -= {"features of reconstructions", "perceptual features"}
-    needs_features = chosen and needs & {"features", "features of reconstructions"}
+    of_network = {"features", "features of reconstructions"} | ({"digits"} if chosen == "digits" else set())
+    needs_features = chosen and needs & of_network
     network = feature_network(chosen, processes.device, inception_weights) if chosen and needs_features else None
-    compared, perceptual = _frozen_features(needs, network, dataset, processes, vgg_weights)
-    setting = Setting(model, dataset, network, compared, perceptual)
-    plan = MetricPlan(setting, asked, samples, nll_samples, nll_images)
-    context = Context(
-        *(model, dataset, processes, network, samples, nll_samples, plan.nll_rows),
-        reconstruction_network=compared,
-        perceptual=perceptual,
-    )
-    in_main(lambda: read_evaluation(run), processes)  # a damaged one is refused before anything that takes minutes
-    found = _Figures(plan, context)
-    unwritten: list[UnwrittenError] = []
-
-    def write() -> Evaluation:
-        """Merge the figures into the file. If that fails, nothing measured is lost: the error has the figures."""
-        context.keep_reference()
-        evaluation = found.evaluation(checkpoint.step)
-        unwritten.clear()
-        try:
-            return in_main(lambda: add_evaluation(run, evaluation, say), processes)
-        except UnwrittenError as error:
-            error.evaluation = evaluation
-            unwritten.append(error)
-            return evaluation
-
-    with evaluating(model.objective):
-        quick = [metric for metric in plan.available() if not metric.takes_minutes]
-        for metric in quick:
-            found.measure(metric)
-        evaluation = write()
-        # Slow metrics come last, so that an interrupted evaluation has the others.
-        if slow := [metric for metric in plan.available() if metric.takes_minutes]:
-            if processes.is_main:
-                _announce_times(slow, context, say)
-            for metric in slow:
-                found.measure(metric)
-            evaluation = write()
-    if unwritten:
-        raise unwritten[0]
-    if processes.is_main:
-        _send_to_wandb(run, config, evaluation, say)
-    return evaluation
+    return Setting(model, dataset, network, *_frozen_features(needs, network, dataset, processes, vgg_weights))
 
 
 def _frozen_features(

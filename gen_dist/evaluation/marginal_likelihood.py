@@ -12,7 +12,9 @@ from gen_dist.objectives.vae import Vae
 from gen_dist.randomness import Stream
 
 DECODED_PER_CHUNK = 1000
-"""Latents decoded at once. Their images fit in a processor's cache."""
+"""Most latents decoded at once. Images of 28 x 28 then fit in a processor's cache."""
+NUMBERS_PER_CHUNK = 2**22
+"""Most numbers in images decoded at once; a decoder's own maps take ten times their memory and more."""
 
 
 def is_binarized(objective: Vae) -> bool:
@@ -41,12 +43,13 @@ def negative_log_likelihoods(objective: Vae, batch: Batch, samples: int) -> Tens
     means, logvars = objective.networks["encoder"](targets).float().chunk(2, dim=1)
     logvars = logvars.clamp(*LOGVAR_RANGE)
     bounds = []
+    at_once = max(1, min(DECODED_PER_CHUNK, NUMBERS_PER_CHUNK // batch.images[0].numel()))
     for row, (target, mean, logvar) in enumerate(zip(targets, means, logvars, strict=True)):
         noise = normal(Key(batch.rng, Stream.TEST_IMPORTANCE, batch.first_row + row), 1, samples * mean.numel())
         # One image after another: all that is decoded at once has one target.
         weights = [
             _log_weights(objective, target, mean, logvar, chunk)
-            for chunk in noise.view(samples, *mean.shape).split(DECODED_PER_CHUNK)
+            for chunk in noise.view(samples, *mean.shape).split(at_once)
         ]
         bounds.append(importance_weighted_bound(torch.cat(weights)[None]))
     return -torch.cat(bounds)

@@ -66,7 +66,7 @@ class Evaluation:
         metrics = before.metrics | self.metrics
         return dataclasses.replace(
             self,
-            features=self.features or before.features,
+            features=(before.features or {}) | (self.features or {}) or None,
             pixels=before.pixels | self.pixels,
             metrics=metrics,
             unavailable={k: v for k, v in (before.unavailable | self.unavailable).items() if k not in metrics},

@@ -265,6 +265,15 @@ def test_other_features_replace_only_feature_metrics(runs: Path) -> None:
     assert second.features == first.features
 
 
+def test_the_accuracy_of_the_digit_network_is_kept(runs: Path) -> None:
+    run = _run_of(runs, "vae", seed=6)
+    (run / "evaluation.json").unlink(missing_ok=True)
+    first = _evaluate(run, "classes")
+    assert first.metrics.keys() == {"classes_260"}  # alone, without a metric of features
+    assert first.features and "accuracy" in first.features
+    assert _evaluate(run, "rfid").features == first.features  # the same network, without samples
+
+
 def test_the_reference_is_computed_again_only_if_damaged(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

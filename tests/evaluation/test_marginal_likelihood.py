@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, MultivariateNormal, Normal
 
 from gen_dist.config import MlpConfig, Roles, VaeConfig
+from gen_dist.evaluation import marginal_likelihood
 from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
 from gen_dist.kernels import Key, binarize, normal
 from gen_dist.objectives import Batch
@@ -88,6 +89,17 @@ def test_the_exact_posterior_gives_the_exact_likelihood() -> None:
     for samples in (1, 1500):
         found = negative_log_likelihoods(objective.eval(), _batch(images), samples)
         torch.testing.assert_close(found, exact, rtol=2e-6, atol=0)
+
+
+@torch.no_grad()
+def test_latents_of_large_images_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, images = _digits_vae()
+    whole = negative_log_likelihoods(objective, _batch(images[:2]), 50)
+    counts: list[int] = []
+    objective.networks["decoder"].register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+    monkeypatch.setattr(marginal_likelihood, "NUMBERS_PER_CHUNK", 20 * 28 * 28)
+    torch.testing.assert_close(negative_log_likelihoods(objective, _batch(images[:2]), 50), whole)
+    assert counts == 2 * [20, 20, 10]
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.evaluation.features import feature_network
 from gen_dist.evaluation.guide import base_name, in_order, metric_of
 from gen_dist.evaluation.metrics import codebook
+from gen_dist.evaluation.metrics.appearance import laplacian_variances
 from gen_dist.evaluation.metrics.frechet import frechet_distance, moments
 from gen_dist.evaluation.metrics.latent_bits import bits_per_latent
 from gen_dist.evaluation.metrics.latent_scale import latent_scale
@@ -150,7 +151,8 @@ def _evaluate(run: Path, *metrics: str, **options: Any) -> Evaluation:
 
 
 def test_figures_of_a_run_are_those_of_its_reconstructions(trained: Path) -> None:
-    found = _evaluate(trained, "psnr", "ssim", "bits_per_latent", "latent_mean", "latent_std", "scaling_factor").metrics
+    names = ("psnr", "ssim", "bits_per_latent", "latent_mean", "latent_std", "scaling_factor")
+    found = _evaluate(trained, *names, "reconstruction_sharpness").metrics
     model = gen_dist.load(trained)
     test = open_dataset("synthetic", "data", model.config.packing, _silent).test
     images = torch.from_numpy(test.images[:])
@@ -161,6 +163,9 @@ def test_figures_of_a_run_are_those_of_its_reconstructions(trained: Path) -> Non
     wide = reconstructions.numpy().astype(np.float64), test.images.astype(np.float64)
     ssims = [_ssim(one, other) for both in zip(*wide, strict=True) for one, other in zip(*both, strict=True)]
     assert found["ssim"] == pytest.approx(np.mean(ssims), rel=1e-6)
+    for name, some in (("", reconstructions), ("_data", images)):
+        sharpness = float(laplacian_variances(some).mean())
+        assert found[f"reconstruction_sharpness{name}"] == pytest.approx(sharpness, rel=1e-12)
     posterior = torch.distributions.Normal(means.double(), (logvars.double() / 2).exp())
     kl = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).mean()
     assert found["bits_per_latent"] == pytest.approx(float(kl) / math.log(2), rel=1e-5)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, Split, open_dataset
+from gen_dist.evaluation.metrics import appearance
 from gen_dist.evaluation.sample_checks import SampleChecks
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.objectives import build_objective
@@ -193,6 +195,20 @@ def test_large_images_are_compared_at_a_side_of_32(digits: Dataset) -> None:
     expected = measure(digits, lambda count, _: small)
     assert found["samples/class_shares"] == expected["samples/class_shares"]
     assert found["samples/diversity"] == pytest.approx(expected["samples/diversity"] * 28 / 32, rel=1e-5)
+
+
+def test_large_images_are_float32_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(0, 256, (20, 3, 70, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole, pooled, sizes = appearance.pixel_points(images), functional.adaptive_avg_pool2d, []
+
+    def pool(maps: torch.Tensor, sides: tuple[int, int]) -> torch.Tensor:
+        sizes.append(len(maps))
+        return pooled(maps, sides)
+
+    monkeypatch.setattr(appearance, "NUMBERS_PER_PART", 6 * 3 * 70 * 50)
+    monkeypatch.setattr(functional, "adaptive_avg_pool2d", pool)
+    assert torch.equal(appearance.pixel_points(images), whole)
+    assert sizes == [6, 6, 6, 2]
 
 
 def vae(dataset: Dataset, objective: str = "vae") -> GenerativeModel:

@@ -10,6 +10,8 @@ from gen_dist.evaluation.context import Context
 from gen_dist.evaluation.metric import Metric, Value, register
 
 ROWS_PER_CHUNK = 500
+NUMBERS_PER_PART = 2**24
+"""Numbers in the images that are float32 at once."""
 LARGEST_SIDE = 32
 """Side to which larger images are reduced before their pixels are compared. Classes and collapse still show at it."""
 
@@ -36,13 +38,17 @@ def pixel_points(images: Tensor, largest_side: int = LARGEST_SIDE) -> Tensor:
         images: uint8 [N, C, H, W].
         largest_side: sides of larger images are reduced to it.
     """
-    intensities = images.to(torch.float32) / 255.0
     height, width = images.shape[2:]
-    if max(height, width) > largest_side:
-        sides = (min(height, largest_side), min(width, largest_side))
-        intensities = functional.adaptive_avg_pool2d(intensities, sides)
-    points = intensities.flatten(1)
-    return points / points.shape[1] ** 0.5
+    sides = (min(height, largest_side), min(width, largest_side))
+
+    def points_of(some: Tensor) -> Tensor:
+        intensities = some.to(torch.float32) / 255.0
+        if sides != (height, width):
+            intensities = functional.adaptive_avg_pool2d(intensities, sides)
+        points = intensities.flatten(1)
+        return points / points.shape[1] ** 0.5
+
+    return torch.cat([points_of(some) for some in images.split(max(1, NUMBERS_PER_PART // images[0].numel()))])
 
 
 def pair_distance_sum(points: Tensor, first: int, last: int) -> Tensor:

@@ -13,9 +13,12 @@ from gen_dist.evaluation.reconstructing import mean_over_pairs
 def measure(context: Context) -> dict[str, Value]:
     """Mean variance of the Laplacian of the reconstructions, and of the test images."""
     name = "reconstruction_sharpness"
-    of_data = context.reference(
-        name, lambda: torch.tensor(mean_over_pairs(context, name, lambda _, originals: laplacian_variances(originals)))
-    )
+
+    def of_originals() -> torch.Tensor:
+        mean = mean_over_pairs(context, name, lambda _, originals: laplacian_variances(originals))
+        return torch.tensor(mean, dtype=torch.float64)
+
+    of_data = context.reference(name, of_originals)
     found = mean_over_pairs(context, name, lambda images, _: laplacian_variances(images))
     return {name: found, f"{name}_data": float(of_data)}
 
