@@ -16,6 +16,12 @@ LEAST_ELEMENTS = 256
 """Elements of the smallest tile: groups share one until they fill a warp with 16-byte accesses of half precision."""
 MOST_SPANS = 64
 """Upper limit of the parts into which the pixels of a group are cut. Every program of the second launch merges them."""
+PART_ELEMENTS = 64
+"""Elements of a group that a program normalizes for each part that it merges, at least.
+
+Forward a part is 12 bytes. Tiles of channels_last maps hold several groups and so few pixels of each: without this
+limit, the parts that are read again would be up to a fifth of all bytes.
+"""
 THREAD_ELEMENTS = 16
 MOST_WARPS = 16
 WHOLE_RUN_BYTES, STREAMED_RUN_BYTES = 32, 64
@@ -107,7 +113,8 @@ def tiling_of(groups: Groups, itemsize: int, warp_size: int) -> Tiling:
     together = _groups_of_a_run(groups, STREAMED_RUN_BYTES, itemsize)
     tile_pixels = min(pixels, max(1, STREAMED_ELEMENTS // (together * channels)))
     tiles = -(-groups.pixels // tile_pixels)
-    return _tiling(groups, together, channels, tile_pixels, -(-tiles // MOST_SPANS), warp_size)
+    most_spans = max(1, min(MOST_SPANS, math.isqrt(groups.channels * groups.pixels // PART_ELEMENTS)))
+    return _tiling(groups, together, channels, tile_pixels, -(-tiles // most_spans), warp_size)
 
 
 def _tiling(groups: Groups, together: int, channels: int, pixels: int, steps: int, warp_size: int) -> Tiling:

@@ -16,6 +16,7 @@ from torch import Tensor
 from .triton_group_norm_tiles import (
     activate,
     launch_of,
+    normalize,
     shape_and_tiling,
     store_statistics,
     sum_groups,
@@ -210,7 +211,7 @@ def normalize_kernel(
         inside = real[:, None] & (pixel < PIXELS)[None, :]
         offsets = first + tile_offsets(channel, pixel, GROUPS * GROUP_CHANNELS, PIXELS, CHANNELS_LAST)
         maps = tl.load(maps_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-        outputs = activate((maps - centre - off_centre) * scale + bias, SILU)
+        outputs = activate(normalize(maps, centre, off_centre, scale) + bias, SILU)
         tl.store(outputs_ptr + offsets, outputs.to(outputs_ptr.dtype.element_ty), mask=inside)
         pixel += TILE_PIXELS
 

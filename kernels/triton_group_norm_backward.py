@@ -2,6 +2,7 @@
 
 Groups that fit on the chip are read once, larger ones twice, as in the forward pass. The gradients of weight and bias
 are sums of each image, or of spans of its pixels, which the second launch adds up in a fixed order, without atomics.
+Its other programs merge sums of groups alone, because each of them reads those of all spans.
 """
 
 # Device code is typed by Triton.
@@ -16,6 +17,7 @@ from .triton_group_norm_tiles import (
     activation_slope,
     launch_of,
     load_statistics,
+    normalize,
     shape_and_tiling,
     sum_groups,
     tile_channels,
@@ -64,12 +66,12 @@ def backward_kernel(
     gradient = tl.load(outputs_gradient_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
 
     group = block * TILE_GROUPS + tl.arange(0, TILE_GROUPS)
-    mean, remainder, reciprocal = load_statistics(statistics_ptr, image * GROUPS, group, group < GROUPS)
-    scale = to_channels(reciprocal, TILE_GROUPS, TILE_CHANNELS)
+    mean, remainder, reciprocal = load_statistics(
+        statistics_ptr, image * GROUPS, group, group < GROUPS, TILE_GROUPS, TILE_CHANNELS
+    )
     weight = tl.load(weight_ptr + channel, mask=real, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + channel, mask=real, other=0.0).to(tl.float32)
-    normal = maps - to_channels(mean, TILE_GROUPS, TILE_CHANNELS)
-    normal = (normal - to_channels(remainder, TILE_GROUPS, TILE_CHANNELS)) * scale
+    normal = normalize(maps, mean, remainder, reciprocal)
     gradient *= activation_slope(normal * weight[:, None] + bias[:, None], SILU)
     bias_gradient = tl.sum(gradient, axis=1)
     weight_gradient = tl.sum(gradient * normal, axis=1)
@@ -81,7 +83,7 @@ def backward_kernel(
     level = sum_groups(bias_gradient * weight, TILE_GROUPS, TILE_CHANNELS) * share
     tilt = sum_groups(weight_gradient * weight, TILE_GROUPS, TILE_CHANNELS) * share
     gradient = gradient * weight[:, None] - to_channels(level, TILE_GROUPS, TILE_CHANNELS)
-    gradient = (gradient - normal * to_channels(tilt, TILE_GROUPS, TILE_CHANNELS)) * scale
+    gradient = (gradient - normal * to_channels(tilt, TILE_GROUPS, TILE_CHANNELS)) * reciprocal
     if sums_gradient_ptr is not None:
         gradient += tl.load(sums_gradient_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     tl.store(maps_gradient_ptr + offsets, gradient.to(maps_gradient_ptr.dtype.element_ty), mask=inside)
@@ -95,6 +97,7 @@ def gradient_sums_kernel(
     bias_ptr,
     statistics_ptr,
     parts_ptr,
+    group_parts_ptr,
     SILU: tl.constexpr,
     GROUPS: tl.constexpr,
     GROUP_CHANNELS: tl.constexpr,
@@ -107,16 +110,18 @@ def gradient_sums_kernel(
     STEPS: tl.constexpr,
     SPANS: tl.constexpr,
 ):
-    """Parts float32 [images, spans, 2, C]: gradients of bias and weight, of each span of pixels."""
+    """Parts float32 [images, spans, 2, C]: gradients of bias and weight, of each span of pixels.
+
+    Group parts float32 [images * groups, 2, spans]: their sums over the channels of a group, times the weight.
+    """
     image = (tl.program_id(0) // (BLOCKS * SPANS)).to(tl.int64)
     span = tl.program_id(0) // BLOCKS % SPANS
     block = tl.program_id(0) % BLOCKS
     channel, real = tile_channels(block, GROUPS, GROUP_CHANNELS, TILE_GROUPS, TILE_CHANNELS)
     group = block * TILE_GROUPS + tl.arange(0, TILE_GROUPS)
-    mean, remainder, reciprocal = load_statistics(statistics_ptr, image * GROUPS, group, group < GROUPS)
-    centre = to_channels(mean, TILE_GROUPS, TILE_CHANNELS)
-    off_centre = to_channels(remainder, TILE_GROUPS, TILE_CHANNELS)
-    scale = to_channels(reciprocal, TILE_GROUPS, TILE_CHANNELS)
+    mean, remainder, reciprocal = load_statistics(
+        statistics_ptr, image * GROUPS, group, group < GROUPS, TILE_GROUPS, TILE_CHANNELS
+    )
     weight = tl.load(weight_ptr + channel, mask=real, other=0.0).to(tl.float32)[:, None]
     bias = tl.load(bias_ptr + channel, mask=real, other=0.0).to(tl.float32)[:, None]
 
@@ -129,14 +134,20 @@ def gradient_sums_kernel(
         offsets = first + tile_offsets(channel, pixel, GROUPS * GROUP_CHANNELS, PIXELS, CHANNELS_LAST)
         maps = tl.load(maps_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
         gradient = tl.load(outputs_gradient_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-        normal = (maps - centre - off_centre) * scale
+        normal = normalize(maps, mean, remainder, reciprocal)
         gradient *= activation_slope(normal * weight + bias, SILU)
         bias_gradient += gradient
         weight_gradient += gradient * normal
         pixel += TILE_PIXELS
     place = parts_ptr + (image * SPANS + span) * (2 * GROUPS * GROUP_CHANNELS) + channel
-    tl.store(place, tl.sum(bias_gradient, axis=1), mask=real)
-    tl.store(place + GROUPS * GROUP_CHANNELS, tl.sum(weight_gradient, axis=1), mask=real)
+    level = tl.sum(bias_gradient, axis=1)
+    tilt = tl.sum(weight_gradient, axis=1)
+    tl.store(place, level, mask=real)
+    tl.store(place + GROUPS * GROUP_CHANNELS, tilt, mask=real)
+    weight = tl.reshape(weight, (TILE_GROUPS * TILE_CHANNELS,))
+    place = group_parts_ptr + (image * GROUPS + group) * (2 * SPANS) + span
+    tl.store(place, sum_groups(level * weight, TILE_GROUPS, TILE_CHANNELS), mask=group < GROUPS)
+    tl.store(place + SPANS, sum_groups(tilt * weight, TILE_GROUPS, TILE_CHANNELS), mask=group < GROUPS)
 
 
 @triton.jit
@@ -197,6 +208,7 @@ def gradients_kernel(
     bias_ptr,
     statistics_ptr,
     parts_ptr,
+    group_parts_ptr,
     maps_gradient_ptr,
     weight_gradient_ptr,
     bias_gradient_ptr,
@@ -237,27 +249,23 @@ def gradients_kernel(
         image = (program // (BLOCKS * SPANS)).to(tl.int64)
         span = program // BLOCKS % SPANS
         block = program % BLOCKS
-        channel, real = tile_channels(block, GROUPS, GROUP_CHANNELS, TILE_GROUPS, TILE_CHANNELS)
-        weight = tl.load(weight_ptr + channel, mask=real, other=0.0).to(tl.float32)
-        bias = tl.load(bias_ptr + channel, mask=real, other=0.0).to(tl.float32)[:, None]
+        group = block * TILE_GROUPS + tl.arange(0, TILE_GROUPS)
         part = tl.arange(0, MERGED)
-        known = real[:, None] & (part < SPANS)[None, :]
-        place = image * SPANS * (2 * GROUPS * GROUP_CHANNELS) + channel
-        place = parts_ptr + place[:, None] + (part * (2 * GROUPS * GROUP_CHANNELS))[None, :]
+        # Parts along the first axis: along the second they would get the maps' layout, and a thread load eight of them.
+        known = (part < SPANS)[:, None] & (group < GROUPS)[None, :]
+        place = group_parts_ptr + part[:, None] + ((image * GROUPS + group) * (2 * SPANS))[None, :]
         share: tl.constexpr = 1.0 / (GROUP_CHANNELS * PIXELS)
-        level = tl.sum(tl.load(place, mask=known, other=0.0), axis=1) * weight
-        level = sum_groups(level, TILE_GROUPS, TILE_CHANNELS) * share
+        level = tl.sum(tl.load(place, mask=known, other=0.0), axis=0) * share
+        tilt = tl.sum(tl.load(place + SPANS, mask=known, other=0.0), axis=0) * share
         level = to_channels(level, TILE_GROUPS, TILE_CHANNELS)
-        tilt = tl.sum(tl.load(place + GROUPS * GROUP_CHANNELS, mask=known, other=0.0), axis=1) * weight
-        tilt = sum_groups(tilt, TILE_GROUPS, TILE_CHANNELS) * share
         tilt = to_channels(tilt, TILE_GROUPS, TILE_CHANNELS)
 
-        group = block * TILE_GROUPS + tl.arange(0, TILE_GROUPS)
-        mean, remainder, reciprocal = load_statistics(statistics_ptr, image * GROUPS, group, group < GROUPS)
-        centre = to_channels(mean, TILE_GROUPS, TILE_CHANNELS)
-        off_centre = to_channels(remainder, TILE_GROUPS, TILE_CHANNELS)
-        scale = to_channels(reciprocal, TILE_GROUPS, TILE_CHANNELS)
-        weight = weight[:, None]
+        channel, real = tile_channels(block, GROUPS, GROUP_CHANNELS, TILE_GROUPS, TILE_CHANNELS)
+        weight = tl.load(weight_ptr + channel, mask=real, other=0.0).to(tl.float32)[:, None]
+        bias = tl.load(bias_ptr + channel, mask=real, other=0.0).to(tl.float32)[:, None]
+        mean, remainder, reciprocal = load_statistics(
+            statistics_ptr, image * GROUPS, group, group < GROUPS, TILE_GROUPS, TILE_CHANNELS
+        )
         pixel = span * (STEPS * TILE_PIXELS) + tl.arange(0, TILE_PIXELS)
         first = image * (GROUPS * GROUP_CHANNELS * PIXELS)
         for _ in range(STEPS):
@@ -265,9 +273,9 @@ def gradients_kernel(
             offsets = first + tile_offsets(channel, pixel, GROUPS * GROUP_CHANNELS, PIXELS, CHANNELS_LAST)
             maps = tl.load(maps_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
             gradient = tl.load(outputs_gradient_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-            normal = (maps - centre - off_centre) * scale
+            normal = normalize(maps, mean, remainder, reciprocal)
             gradient *= activation_slope(normal * weight + bias, SILU)
-            gradient = (gradient * weight - level - normal * tilt) * scale
+            gradient = (gradient * weight - level - normal * tilt) * reciprocal
             if sums_gradient_ptr is not None:
                 gradient += tl.load(sums_gradient_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
             tl.store(maps_gradient_ptr + offsets, gradient.to(maps_gradient_ptr.dtype.element_ty), mask=inside)
@@ -297,10 +305,13 @@ def backward_launches(maps: Tensor, groups: int, silu: bool, *, warp_size: int =
     return [first, Launch(gradients_kernel, (first.grid[0] + blocks, 1), rows, constants, tiling.num_warps)]
 
 
-def backward_parts(maps: Tensor, launches: list[Launch]) -> Tensor:
-    """Allocate the parts that the first backward launch writes."""
-    spans = int(launches[0].constants.get("SPANS", 1))
-    return maps.new_empty((maps.shape[0], spans, 2, maps.shape[1]), dtype=torch.float32)
+def backward_parts(maps: Tensor, groups: int, launches: list[Launch]) -> dict[str, Tensor]:
+    """Allocate the parts that the first backward launch writes, by argument name."""
+    spans = int(launches[0].constants.get("SPANS", 0))
+    parts = {"parts_ptr": maps.new_empty((maps.shape[0], max(spans, 1), 2, maps.shape[1]), dtype=torch.float32)}
+    if spans:
+        parts["group_parts_ptr"] = maps.new_empty((maps.shape[0], groups, 2, spans), dtype=torch.float32)
+    return parts
 
 
 def backward(
@@ -317,14 +328,14 @@ def backward(
     maps_gradient = torch.empty_like(maps)
     parameter_gradients = {"weight_gradient_ptr": torch.empty_like(weight), "bias_gradient_ptr": torch.empty_like(bias)}
     first, second = launches = backward_launches(maps, groups, silu, warp_size=warp_size_of(maps.device))
-    parts = backward_parts(maps, launches)
+    parts = backward_parts(maps, groups, launches)
     read = {
         "outputs_gradient_ptr": outputs_gradient,
         "maps_ptr": maps,
         "weight_ptr": weight,
         "bias_ptr": bias,
         "statistics_ptr": statistics,
-        "parts_ptr": parts,
+        **parts,
     }
     last: dict[str, Tensor | None] = {"sums_gradient_ptr": sums_gradient, "maps_gradient_ptr": maps_gradient}
     if "SPANS" in first.constants:
@@ -332,5 +343,5 @@ def backward(
         second(**read, **last, **parameter_gradients)
     else:
         first(**read, **last)
-        second(parts_ptr=parts, **parameter_gradients)
+        second(**parts, **parameter_gradients)
     return maps_gradient, parameter_gradients["weight_gradient_ptr"], parameter_gradients["bias_gradient_ptr"]

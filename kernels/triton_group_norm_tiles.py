@@ -78,12 +78,19 @@ def activation_slope(values, SILU: tl.constexpr):
 
 
 @triton.jit
-def load_statistics(statistics_ptr, first, group, inside):
-    """Load the mean, its remainder and the reciprocal deviation of groups, of float32 [images * groups, 3]."""
+def load_statistics(statistics_ptr, first, group, inside, TILE_GROUPS: tl.constexpr, TILE_CHANNELS: tl.constexpr):
+    """Mean, its remainder and the reciprocal deviation of each channel's group, of float32 [images * groups, 3]."""
     place = statistics_ptr + (first + group) * 3
-    mean = tl.load(place, mask=inside, other=0.0)
-    remainder = tl.load(place + 1, mask=inside, other=0.0)
-    return mean, remainder, tl.load(place + 2, mask=inside, other=0.0)
+    mean = to_channels(tl.load(place, mask=inside, other=0.0), TILE_GROUPS, TILE_CHANNELS)
+    remainder = to_channels(tl.load(place + 1, mask=inside, other=0.0), TILE_GROUPS, TILE_CHANNELS)
+    reciprocal = to_channels(tl.load(place + 2, mask=inside, other=0.0), TILE_GROUPS, TILE_CHANNELS)
+    return mean, remainder, reciprocal
+
+
+@triton.jit
+def normalize(maps, mean, remainder, reciprocal):
+    """Normalized maps; `reciprocal` may have the weight in it."""
+    return (maps - mean - remainder) * reciprocal
 
 
 @triton.jit

@@ -104,21 +104,65 @@ def of_inductor(maps: Tensor) -> Passes:
 
 
 def of_kernels(maps: Tensor) -> Passes:
-    """Bytes of the tensors that each launch of the kernels is given."""
+    """Bytes that the kernels' programs read and write. Maps may be on "meta"."""
+    forward, backward = ([sum(moved.values()) for moved in launches] for launches in kernel_traffic(maps, GROUPS))
+    return forward, backward
+
+
+def kernel_traffic(
+    maps: Tensor,
+    groups: int,
+    *,
+    residual: Tensor | None = None,
+    silu: bool = True,
+    parameters: torch.dtype | None = None,
+) -> tuple[list[dict[str, int]], list[dict[str, int]]]:
+    """Bytes by argument name of each launch, of the forward and of the backward pass.
+
+    Args:
+        maps: [B, C, ...]. Its data are not read.
+        groups: number of groups.
+        residual: as `maps`, or None.
+        silu: SiLU follows.
+        parameters: dtype of weight and bias; None is that of the maps.
+    """
     from gen_dist.kernels import triton_group_norm, triton_group_norm_backward
     from gen_dist.kernels.triton_noise import Launch
 
-    moved: list[int] = []
+    launches: list[dict[str, int]] = []
 
-    def record(_: Launch, **pointers: Tensor | None) -> None:
-        moved.append(_bytes_of(pointers))
+    def record(launch: Launch, **pointers: Tensor | None) -> None:
+        kernel, spans = launch.kernel.fn.__name__, int(launch.constants.get("SPANS", 1))
+        launches.append(
+            {
+                name: tensor.nbytes * _times_moved(kernel, name, len(maps), spans, silu)
+                for name, tensor in pointers.items()
+                if tensor is not None
+            }
+        )
 
-    weight, bias = (torch.ones(maps.shape[1], dtype=maps.dtype) for _ in range(2))
+    weight, bias = (maps.new_ones(maps.shape[1], dtype=parameters) for _ in range(2))
     with mock.patch.object(Launch, "__call__", record):
-        _, _, statistics = triton_group_norm.forward(maps, None, weight, bias, GROUPS, EPS, True)
-        forward, moved = moved, []
-        triton_group_norm_backward.backward(maps, None, maps, weight, bias, statistics, GROUPS, True)
-    return forward, moved
+        _, sums, statistics = triton_group_norm.forward(maps, residual, weight, bias, groups, EPS, silu)
+        forward, launches = launches, []
+        sums = maps if sums is None else sums
+        triton_group_norm_backward.backward(maps, residual, sums, weight, bias, statistics, groups, silu)
+    return forward, launches
+
+
+def _times_moved(kernel: str, name: str, images: int, spans: int, silu: bool) -> int:
+    """Programs of a launch that read or write the same bytes. All programs of a group read its merged parts."""
+    if name == "bias_ptr" and not silu and kernel in ("backward_kernel", "gradient_sums_kernel", "gradients_kernel"):
+        return 0  # only the slope of the activation depends on it
+    if name in ("weight_ptr", "bias_ptr"):
+        return images * spans
+    of_groups = {
+        ("normalize_kernel", "parts_ptr"),
+        ("gradient_sums_kernel", "statistics_ptr"),
+        ("gradients_kernel", "statistics_ptr"),
+        ("gradients_kernel", "group_parts_ptr"),
+    }
+    return spans if (kernel, name) in of_groups else 1
 
 
 def _bytes_of(values: Any) -> int:

@@ -16,10 +16,18 @@ from gen_dist.cli import run_command
 from gen_dist.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+PARTS = {
+    "Tests of kernels": ("-m", "pytest", "-m", "gpu", "-q", "tests/kernels"),
+    "Group normalization": ("bench/gpu/group_norm.py", "--device", "cuda"),
+    "Kernels": ("bench/gpu/kernels.py", "--device", "cuda", "--large"),
+    "Steps": ("bench/gpu/steps.py",),
+    "Other tests": ("-m", "pytest", "-m", "gpu", "-q", "--ignore", "tests/kernels"),
+}
+"""Arguments of Python for each part: what no CPU can tell comes first."""
 
 
 def main(out: Path = Path("gpu-report.md")) -> None:
-    """Run the GPU tests and benchmarks, print them, and write the report; exit with 1 if a part failed.
+    """Run the GPU tests and benchmarks, print them, and write the report as each ends; exit with 1 if a part failed.
 
     Args:
         out: Markdown file to write.
@@ -29,16 +37,11 @@ def main(out: Path = Path("gpu-report.md")) -> None:
     facts = conditions() | {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     parts = [f"# GPU report\n\n{json.dumps(facts)}"]
     failed = []
-    for title, command in (
-        ("Tests", [sys.executable, "-m", "pytest", "-m", "gpu", "-q"]),
-        ("Kernels", [sys.executable, "bench/gpu/kernels.py", "--device", "cuda", "--large"]),
-        ("Group normalization", [sys.executable, "bench/gpu/group_norm.py", "--device", "cuda"]),
-        ("Steps", [sys.executable, "bench/gpu/steps.py"]),
-    ):
-        code, output = run(command)
+    for title, words in PARTS.items():
+        code, output = run([sys.executable, *words])
         failed += [title] if code else []
         parts.append(f"## {title}\n\n{output if output.startswith('|') else fenced(output)}")
-    out.write_text("\n\n".join(parts) + "\n")
+        out.write_text("\n\n".join(parts) + "\n")  # what has ended is kept if the machine is taken away
     print(out)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

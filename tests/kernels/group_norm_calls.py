@@ -147,7 +147,7 @@ def backward_calls(inputs: Inputs, sums: Tensor, statistics: Tensor, target: str
     first, second = launches = triton_group_norm_backward.backward_launches(
         inputs.maps, case.groups, case.silu, warp_size=warp_size_of(target)
     )
-    parts = triton_group_norm_backward.backward_parts(inputs.maps, launches)
+    parts = triton_group_norm_backward.backward_parts(inputs.maps, case.groups, launches)
     read: dict[str, Tensor | None] = {
         "outputs_gradient_ptr": inputs.outputs_gradient,
         "maps_ptr": sums,
@@ -161,7 +161,7 @@ def backward_calls(inputs: Inputs, sums: Tensor, statistics: Tensor, target: str
         "weight_gradient_ptr": torch.empty_like(inputs.weight),
         "bias_gradient_ptr": torch.empty_like(inputs.bias),
     }
-    partial: dict[str, Tensor | None] = {"parts_ptr": parts}
+    partial: dict[str, Tensor | None] = {**parts}
     if "SPANS" not in first.constants:
         return [Call(first, read | added, maps_gradient | partial), Call(second, partial, of_parameters)]
     return [Call(first, read, partial), Call(second, read | added | partial, maps_gradient | of_parameters)]

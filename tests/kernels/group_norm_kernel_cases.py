@@ -4,7 +4,6 @@ It needs TRITON_INTERPRET=1 before Triton is imported, so its name keeps pytest 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from gen_dist.kernels import group_norm, group_norm_layout, triton_group_norm, triton_group_norm_backward
 from gen_dist.kernels.latent_layout import memory_format_of
-from tests.kernels.interpreter import round_bfloat16_to_nearest
+from tests.kernels.interpreter import record_launches, round_bfloat16_to_nearest
 
 assert triton.knobs.runtime.interpret, "run tests/kernels/test_group_norm_kernel.py"
 round_bfloat16_to_nearest()
@@ -25,7 +24,7 @@ EPS = 1e-5
 # Half a unit in the last place of a result, plus a margin for the float32 arithmetic before.
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2**-8 * 1.01, torch.float16: 2**-11 * 1.01}
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-LIMITS = {  # WHOLE_ELEMENTS, STREAMED_ELEMENTS, MOST_SPANS
+LIMITS = {  # WHOLE_ELEMENTS, STREAMED_ELEMENTS, MOST_SPANS; a part may have any number of elements
     "whole": (16_384, 4096, 64),
     "streamed": (64, 64, 64),
     "streamed in steps": (64, 64, 3),
@@ -50,6 +49,7 @@ def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """Limits of the tiles, so that small maps as well take two launches, of several programs a group."""
     for name, limit in zip(("WHOLE_ELEMENTS", "STREAMED_ELEMENTS", "MOST_SPANS"), LIMITS[request.param], strict=True):
         monkeypatch.setattr(group_norm_layout, name, limit)
+    monkeypatch.setattr(group_norm_layout, "PART_ELEMENTS", 1)
     return str(request.param)
 
 
@@ -204,18 +204,8 @@ def test_the_operator_runs_and_differentiates_the_kernels(
         return [*outputs, *torch.autograd.grad(loss, leaves)]
 
     expected = outputs_and_gradients()
-    launched: list[str] = []
-
-    def record(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Any:
-            launched.append(function.__name__)
-            return function(*arguments)
-
-        return run
-
     monkeypatch.setattr(group_norm, "runs_triton", lambda device: True)
-    monkeypatch.setattr(triton_group_norm, "forward", record(triton_group_norm.forward))
-    monkeypatch.setattr(triton_group_norm_backward, "backward", record(triton_group_norm_backward.backward))
+    launched = record_launches(monkeypatch, (triton_group_norm, "forward"), (triton_group_norm_backward, "backward"))
     found = outputs_and_gradients()
     assert launched == ["forward", "backward"]
     for one, other in zip(found, expected, strict=True):

@@ -5,9 +5,12 @@ An environment variable selects it when Triton is imported, and excludes compila
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.conftest import REPOSITORY
 from tests.support.warm_python import warm_python
@@ -51,3 +54,19 @@ def round_bfloat16_to_nearest() -> None:
         return interpreter.TensorHandle(np.where(np.isnan(source.data), np.uint16(0x7FC0), rounded), tl.bfloat16)
 
     interpreter.InterpreterBuilder.cast_impl = converted
+
+
+def record_launches(monkeypatch: pytest.MonkeyPatch, *functions: tuple[Any, str]) -> list[str]:
+    """Make functions (module, name) add their names to the returned list when they are called."""
+    launched: list[str] = []
+
+    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            launched.append(function.__name__)
+            return function(*arguments)
+
+        return run
+
+    for module, name in functions:
+        monkeypatch.setattr(module, name, recorded(getattr(module, name)))
+    return launched

@@ -5,7 +5,6 @@ It needs TRITON_INTERPRET=1 before Triton is imported, so its name keeps pytest 
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from gen_dist.kernels import latent, triton_latent, triton_noise
 from gen_dist.kernels.device_noise import device_normal, device_words, philox_4x32_10
 from gen_dist.kernels.latent import twin_backward, twin_forward
 from gen_dist.kernels.latent_layout import LOGVAR_RANGE, memory_format_of
-from tests.kernels.interpreter import round_bfloat16_to_nearest
+from tests.kernels.interpreter import record_launches, round_bfloat16_to_nearest
 from tests.kernels.philox_answers import PHILOX_4X32_10_ANSWERS
 
 assert triton.knobs.runtime.interpret, "run tests/kernels/test_latent_kernel.py"
@@ -323,18 +322,8 @@ def test_the_operator_runs_and_differentiates_the_kernels(
         return [latents, kl_nats, *torch.autograd.grad((latents * weights).sum() + kl_nats.sum(), (leaf, prior))]
 
     expected = gradients()
-    launched = []
-
-    def record(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Any:
-            launched.append(function.__name__)
-            return function(*arguments)
-
-        return run
-
     monkeypatch.setattr(latent, "runs_triton", lambda device: True)
-    monkeypatch.setattr(triton_latent, "forward", record(triton_latent.forward))
-    monkeypatch.setattr(triton_latent, "backward", record(triton_latent.backward))
+    launched = record_launches(monkeypatch, (triton_latent, "forward"), (triton_latent, "backward"))
     found = gradients()
     assert launched == ["forward", "backward"]
     for one, other in zip(found, expected, strict=True):

@@ -28,7 +28,7 @@ MOST_REGISTERS_OF = {
     "parameters_kernel": 40,
 }
 """The same of kernels that keep one tile at a time. Those of the backward pass keep maps and gradients."""
-NARROW_LOADS, NARROW_STORES = 9, 3
+NARROW_LOADS, NARROW_STORES = 9, 4
 """Narrow: numbers of a group, a channel or a part: statistics, weight and bias, parts."""
 
 

@@ -8,6 +8,7 @@ import torch
 from gen_dist.kernels.group_norm_layout import (
     MOST_SPANS,
     MOST_WARPS,
+    PART_ELEMENTS,
     WHOLE_ELEMENTS,
     Groups,
     groups_of,
@@ -33,6 +34,7 @@ def test_tiles_cover_every_group_and_pixel_once(channels_last: bool, itemsize: i
         assert 0 <= tiling.spans * tiling.steps * tiling.pixels - pixels < tiling.steps * tiling.pixels
         assert tiling.whole == (tiling.pixels >= pixels)
         assert tiling.spans <= MOST_SPANS
+        assert tiling.spans == 1 or tiling.spans**2 * PART_ELEMENTS <= channels * pixels
         assert tiling.groups * tiling.channels * tiling.pixels <= WHOLE_ELEMENTS
         assert tiling.num_warps * warp_size <= 1024
         assert tiling.num_warps <= MOST_WARPS

@@ -1,8 +1,4 @@
-"""Mutation tests of the kernels: each of these changes to their source, one at a time, must fail a check.
-
-A mutant is compiled for sm_90 and executed like the kernels themselves. It is detected if a check that they pass fails,
-or if the executor refuses an operation, such as an access out of bounds.
-"""
+"""Mutation tests of the latent and noise kernels: each change to their source, one at a time, must fail a check."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +14,8 @@ from gen_dist.kernels.device_noise import device_words
 from tests.kernels.latent_calls import Case, Inputs, forward_call, with_logvar
 from tests.kernels.latent_checks import check_backward, check_forward
 from tests.kernels.latent_reference import reference
-from tests.kernels.mutants import mutant
+from tests.kernels.mutants import mutation_tests
 from tests.kernels.noise_calls import binarize_call, check_binarize, check_normal
-from tests.kernels.ptx.program import PtxError
 
 TARGET = "sm_90"
 RNG = torch.tensor([-(2**50) + 7, 2**32 + 5])
@@ -93,7 +88,6 @@ CHECKS: dict[str, Callable[[Path], None]] = {
 
 NOISE, LATENT = "triton_noise.py", "triton_latent.py"
 
-# File, source that occurs there once, its replacement, and the check that must fail.
 QUICK_MUTATIONS = [
     (NOISE, "0xD2511F53", "0xD2511F55", "normal"),
     (NOISE, "static_range(10)", "static_range(9)", "normal"),
@@ -180,26 +174,6 @@ MUTATIONS = [
 ]
 
 
-def is_noticed(check: str, directory: Path) -> bool:
-    try:
-        CHECKS[check](directory)
-    except (AssertionError, PtxError):
-        return True
-    return False
-
-
-@pytest.mark.parametrize("check", CHECKS)
-def test_the_kernels_themselves_pass(check: str, tmp_path: Path) -> None:
-    unchanged = mutant(tmp_path, NOISE, "static_range(10)", "static_range(10)")
-    assert not is_noticed(check, unchanged)
-
-
-@pytest.mark.parametrize(("file", "source", "change", "check"), QUICK_MUTATIONS)
-def test_a_mutation_is_noticed(file: str, source: str, change: str, check: str, tmp_path: Path) -> None:
-    assert is_noticed(check, mutant(tmp_path, file, source, change))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("file", "source", "change", "check"), MUTATIONS)
-def test_each_other_mutation_is_noticed(file: str, source: str, change: str, check: str, tmp_path: Path) -> None:
-    assert is_noticed(check, mutant(tmp_path, file, source, change))
+test_the_kernels_themselves_pass, test_a_mutation_is_noticed, test_each_other_mutation_is_noticed = mutation_tests(
+    CHECKS, QUICK_MUTATIONS, MUTATIONS
+)
