@@ -19,8 +19,9 @@ import tyro
 
 from gen_dist.config import NetworkConfig, TrainConfig
 from gen_dist.config.options import FLAT
-from gen_dist.errors import ConfigError, as_user_error
+from gen_dist.errors import ConfigError
 from gen_dist.network_options import help_lines, with_networks
+from gen_dist.plugins.faults import place_of, told
 from gen_dist.plugins.loading import load as load_plugin
 from gen_dist.presets import get_preset, presets
 from gen_dist.startup import lost_output, settle, tell
@@ -217,7 +218,8 @@ def _with_short_errors(parse: Callable[[], T]) -> T:
             raise
         # The frame is of hyphens where the terminal's encoding has no lines.
         text = re.sub(r"[\u2500-\u257f]+|-{8,}", " ", re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue()))
-        raise ConfigError(_one_line(text)) from None
+        place = place_of(stop)  # a ValueError of a plug-in's config, which tyro takes for a wrong value
+        raise ConfigError(_one_line(text) + (f" ({place})" if place else "")) from None
 
 
 def _one_line(error: str) -> str:
@@ -259,7 +261,7 @@ def _exit_code_of(command: Callable[[], None]) -> int:
             raise
         return stop.code or 0
     except Exception as error:
-        if not (known := as_user_error(error)):
+        if not (known := told(error)) or os.environ.get("GEN_DIST_TRACEBACK"):
             raise
         rank = os.environ.get("RANK", "0")
         if os.environ.get("LOCAL_RANK", "0") == "0" or not known.shared:

@@ -116,7 +116,7 @@ def evaluate(
         device: Where to compute.
     """
     from gen_dist.evaluation import evaluator as evaluation
-    from gen_dist.evaluation.record import UnwrittenError
+    from gen_dist.evaluation.record import EvaluationError
 
     try:
         found = evaluation.evaluate(
@@ -133,7 +133,7 @@ def evaluate(
             vgg_weights=vgg_weights,
             announce=tell,
         )
-    except UnwrittenError as error:
+    except EvaluationError as error:
         _print_figures(error.evaluation)
         raise
     _print_figures(found)
@@ -369,12 +369,12 @@ def _print_figures(found: Evaluation | None) -> None:
 
 def _evaluate(run: Path, data: str | None = None, data_root: str | None = None) -> Evaluation | None:
     from gen_dist.evaluation.evaluator import evaluate
-    from gen_dist.evaluation.record import UnwrittenError
+    from gen_dist.evaluation.record import EvaluationError
 
     tell(f"evaluating {run}")
     try:
         return evaluate(run, data=data, data_root=data_root, announce=tell)
-    except UnwrittenError as error:
+    except EvaluationError as error:
         tell(f"warning: {error}")
         return error.evaluation
 

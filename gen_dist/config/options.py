@@ -76,6 +76,8 @@ def _options_of(part: Any) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):  # of plug-ins, too
+        return tuple(map(_plain, value))
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 

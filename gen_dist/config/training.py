@@ -19,6 +19,7 @@ from gen_dist.config.objectives import ObjectiveConfig, VaeConfig, objectives
 from gen_dist.config.optimization import OptimizerConfig
 from gen_dist.config.options import plain_value, with_changes
 from gen_dist.errors import ConfigError, UnknownNameError, shortened
+from gen_dist.plugins.faults import place_of
 from gen_dist.plugins.loading import Plugin, contents_of, load_contents, load_recorded, plugins_of
 from gen_dist.plugins.registry import Registry
 
@@ -244,6 +245,8 @@ class TrainConfig(Checked):
             place = shortened(".".join(str(part) for part in first["loc"]))
             message = shortened(first["msg"]).removeprefix("Value error, ")  # pydantic's prefix for our own errors
             line = ": ".join(filter(None, (source, place, message)))
+            if code := place_of(first.get("ctx", {}).get("error")):  # a ValueError of a plug-in's config
+                line += f" ({code})"
             if first["type"] in _UNKNOWN_NAMES:
                 raise UnknownNameError(
                     f"{line}; this gen_dist has no such name: it is mistyped, or of a newer version"

@@ -150,7 +150,10 @@ def _find(source: Source, packing: DataConfig, cache: Path) -> Path | None:
     fingerprint = source.fingerprint()
     if fingerprint is None:
         return None
-    decisive = json.dumps([_FORMAT, _options(source, packing), fingerprint], sort_keys=True)
+    try:
+        decisive = json.dumps([_FORMAT, _options(source, packing), fingerprint], sort_keys=True)
+    except TypeError as error:
+        raise DataError(f"{source.name}: {type(source).__name__}.fingerprint() gives no JSON: {error}") from None
     return cache / f"{file_slug(source)}-{hashlib.sha256(decisive.encode()).hexdigest()[:16]}"
 
 

@@ -12,7 +12,7 @@ from gen_dist.data import sources
 from gen_dist.data.cache import Dataset, Split, cache_directory, expand_home, open_packed, packed_directory
 from gen_dist.data.given import Layout, images_given
 from gen_dist.data.naming import printable
-from gen_dist.data.sources.source import Request, Source, SourceKind, SplitName, registered
+from gen_dist.data.sources.source import ATTRIBUTES, Request, Source, SourceKind, SplitName, registered
 from gen_dist.data.survey import Survey
 from gen_dist.data.surveying import survey
 from gen_dist.errors import DataError
@@ -122,7 +122,13 @@ def _find_source(source: str, root: Path, packing: DataConfig) -> Source:
         raise DataError(f"unknown data source {source!r}; use one of {', '.join(_written(source_kinds()))}")
     if kind.takes_path and not path:
         raise DataError(f"{name}: needs a path, as in {name}:/path/to/images")
-    return kind.open(Request(expand_home(path) if path else Path(), root, packing))
+    found = kind.open(Request(expand_home(path) if path else Path(), root, packing))
+    if missing := [attribute for attribute in ATTRIBUTES if not hasattr(found, attribute)]:
+        raise DataError(
+            f"{printable(source)}: {type(found).__name__}, which its source opens, has no {', '.join(missing)}; see "
+            "gen_dist.data.sources.source.Source"
+        )
+    return found
 
 
 def _written(kinds: Mapping[str, SourceKind]) -> list[str]:

@@ -22,7 +22,16 @@ from gen_dist.data.decoding import Decoded, UnreadableImage, decode_image, image
 from gen_dist.data.image_names import names_file, write_names
 from gen_dist.data.losses import lines_on_losses
 from gen_dist.data.naming import remarks_on_classes
-from gen_dist.data.refusals import OneShape, check_counts, check_labels, held_out_count, leave_out, needs_fitting
+from gen_dist.data.refusals import (
+    OneShape,
+    blocks_of,
+    check_counts,
+    check_labels,
+    class_names_of,
+    held_out_count,
+    leave_out,
+    needs_fitting,
+)
 from gen_dist.data.sources.source import SPLITS, Block, Source, SplitName
 from gen_dist.data.subsets import held_out_order
 from gen_dist.data.tally import Tally
@@ -90,7 +99,7 @@ def pack(source: Source, packing: DataConfig, directory: Path, shown_directory: 
     Raises:
         DataError: the images cannot be packed as configured, or the disk is full.
     """
-    class_names = source.class_names()
+    class_names = class_names_of(source)
     with contextlib.ExitStack() as stack:
         packer = _Packer(source, packing, directory, shown_directory, len(class_names))
         stack.callback(packer.close)
@@ -232,7 +241,7 @@ class _Packer:
     def pack(self, pool: ThreadPoolExecutor, progress: Callable[[int], object]) -> None:
         """Decode in the pool and append in order; a bounded window of tasks keeps all threads busy."""
         window: collections.deque[tuple[Block, int, Future[list[Result]]]] = collections.deque()
-        for block in self._source.blocks():
+        for block in blocks_of(self._source):
             check_labels(self._source, block, self._num_classes)
             if isinstance(block.images, np.ndarray) and not needs_fitting(self._source, self._packing, block.images):
                 while window:

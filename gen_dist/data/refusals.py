@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,42 @@ from gen_dist.config import DataConfig
 from gen_dist.data.sources.source import SPLITS, Block, Source, SplitName
 from gen_dist.data.tally import Tally
 from gen_dist.errors import DataError
+
+
+def class_names_of(source: Source) -> tuple[str, ...]:
+    """Names of a source's classes.
+
+    Raises:
+        DataError: it gives something else.
+    """
+    given: Any = source.class_names()
+    if not isinstance(given, tuple | list) or not all(isinstance(name, str) for name in given):
+        raise DataError(f"{source.name}: {type(source).__name__}.class_names() gives no tuple of texts")
+    return tuple(given)
+
+
+def blocks_of(source: Source) -> Iterator[Block]:
+    """Blocks of a source.
+
+    Raises:
+        DataError: it gives something else, a split of another name, or not as many labels as images.
+    """
+    made: Any = source.blocks()
+    owner = f"{source.name}: {type(source).__name__}.blocks() gives"
+    if not isinstance(made, Iterable):
+        raise DataError(f"{owner} {type(made).__name__}, over which there is no loop; `yield` each Block")
+    for block in made:
+        if not isinstance(block, Block):
+            raise DataError(f"{owner} {type(block).__name__}, not a gen_dist.data.sources.source.Block")
+        if block.split not in SPLITS:
+            raise DataError(f"{owner} a block of the split {block.split!r}, which is none of {', '.join(SPLITS)}")
+        labels: Any = block.labels
+        if not isinstance(labels, np.ndarray) or labels.shape != (len(block.images),):
+            count = len(labels) if hasattr(labels, "__len__") else "no"
+            raise DataError(
+                f"{owner} {len(block.images)} images and {count} labels; give as many, in an int64 array [N]"
+            )
+        yield block
 
 
 def needs_fitting(source: Source, packing: DataConfig, images: NDArray[np.uint8]) -> bool:

@@ -31,7 +31,16 @@ from gen_dist.data.packing import (
     decode_some,
     side_of,
 )
-from gen_dist.data.refusals import OneShape, check_counts, check_labels, held_out_count, leave_out, needs_fitting
+from gen_dist.data.refusals import (
+    OneShape,
+    blocks_of,
+    check_counts,
+    check_labels,
+    class_names_of,
+    held_out_count,
+    leave_out,
+    needs_fitting,
+)
 from gen_dist.data.sources.source import SPLITS, Block, Source, SplitName
 from gen_dist.data.subsets import evenly_spaced, held_out_order
 from gen_dist.data.survey import Survey
@@ -117,7 +126,7 @@ class _Sample:
 
 class _Surveyor:
     def __init__(self, source: Source, packing: DataConfig, cache: Path, packed_in: Path | None) -> None:
-        names = source.class_names()
+        names = class_names_of(source)
         remarks = [*source.remarks(), *remarks_on_classes(names)]
         self._found = Survey(source.name, names, remarks, cache, packed_in, threads=THREADS)
         self._found.holds_out = not source.has_test_split
@@ -146,7 +155,7 @@ class _Surveyor:
             disable=True if total is None else None,
         )
         with bar:
-            for block in self._timed(self._source.blocks()):
+            for block in self._timed(blocks_of(self._source)):
                 check_labels(self._source, block, len(self._found.class_names))
                 fits = isinstance(block.images, np.ndarray) and not needs_fitting(
                     self._source, self._packing, block.images

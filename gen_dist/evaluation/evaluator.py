@@ -21,7 +21,7 @@ from gen_dist.evaluation.metric import Metric, UnavailableError, Value
 from gen_dist.evaluation.metrics import measured_metrics
 from gen_dist.evaluation.metrics.classes import accuracy
 from gen_dist.evaluation.plan import MetricPlan, Setting, check_options, sides
-from gen_dist.evaluation.record import Evaluation, UnwrittenError, add_evaluation, read_evaluation
+from gen_dist.evaluation.record import Evaluation, UnmeasuredError, UnwrittenError, add_evaluation, read_evaluation
 from gen_dist.inference.model import GenerativeModel, model_of, read_same_checkpoint
 from gen_dist.networks import efficientnet_lite
 from gen_dist.networks.perceptual import PERCEPTUAL_CHANNELS, PerceptualDistance, perceptual_distance
@@ -29,6 +29,7 @@ from gen_dist.objectives.evaluating import evaluating
 from gen_dist.objectives.vae import Vae
 from gen_dist.parallel.collectives import agree, in_main
 from gen_dist.parallel.processes import Processes, start_processes
+from gen_dist.plugins.faults import told
 from gen_dist.records.environment import environment
 from gen_dist.records.readable import readable_duration
 from gen_dist.records.reading import config_of_run
@@ -78,6 +79,7 @@ def evaluate(
     Raises:
         UserError: no run or no checkpoint, other data than the run was trained on, or invalid options.
         UnwrittenError: the figures are measured and cannot be written. The error has them.
+        UnmeasuredError: the code of a metric fails. The other figures are written, and the error has them.
     """
     with contextlib.suppress(CheckpointError):  # told below, after mistakes in the options
         config_of_run(run)  # loads its plug-ins, which may have metrics
@@ -111,6 +113,7 @@ def _measure(run: Path, step: int, plan: MetricPlan, context: Context, say: Call
 
     Raises:
         UnwrittenError: they are measured and cannot be written. The error has them.
+        UnmeasuredError: the code of a metric fails. The others are written, and the error has them.
     """
     found = _Figures(plan, context)
     unwritten: UnwrittenError | None = None
@@ -139,6 +142,10 @@ def _measure(run: Path, step: int, plan: MetricPlan, context: Context, say: Call
         evaluation = write()
     if unwritten is not None:
         raise unwritten
+    if found.failed:
+        failed = UnmeasuredError(found.failed[0])
+        failed.evaluation = evaluation
+        raise failed
     return evaluation
 
 
@@ -193,6 +200,18 @@ def _announce_times(slow: Sequence[Metric], context: Context, say: Callable[[str
         say(f"{what}: about {readable_duration(seconds)}; the other figures are written already")
 
 
+def _refuse_bad_values(metric: Metric, found: Any) -> None:
+    """Raise UserError if a metric gives no numbers by name, or not its own."""
+    if not isinstance(found, Mapping) or metric.name not in found:
+        given = f"only {', '.join(map(str, found))}" if isinstance(found, Mapping) else type(found).__name__
+        raise UserError(f"metric {metric.name} gives {given}; measure returns a dict with the value of {metric.name!r}")
+    for name, value in found.items():
+        numbers = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, int | float) for one in numbers):
+            kind = type(numbers[0]).__name__
+            raise UserError(f"metric {metric.name} gives {name} as {kind}; make it a number with float(...)")
+
+
 class _Figures:
     """The figures of one evaluation, as they are measured."""
 
@@ -201,6 +220,8 @@ class _Figures:
         self._context = context
         self._values: dict[str, Value] = {}
         self._pixels: dict[str, str] = {}
+        self.failed: list[str] = []
+        """Lines of the metrics whose code failed."""
 
     def measure(self, metric: Metric) -> None:
         """Measure one metric, or note why it is not available."""
@@ -209,8 +230,16 @@ class _Figures:
         try:
             with self._context.stage(metric.stage or metric.name):
                 found: Mapping[str, Value] = metric.measure(self._context)
+            _refuse_bad_values(metric, found)
         except UnavailableError as reason:
             self._plan.unavailable[name] = str(reason)
+            return
+        except Exception as error:
+            # Other processes wait for this one within the metric: it cannot go on to the next one alone.
+            if (known := told(error)) is None or self._context.processes.world_size > 1:
+                raise
+            self.failed.append(str(known))
+            self._plan.unavailable[name] = f"it failed ({known})"
             return
         self._values |= {name if key == metric.name else key: value for key, value in found.items()}
         objective = self._context.objective

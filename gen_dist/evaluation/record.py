@@ -133,11 +133,19 @@ def read_evaluation(run: Path) -> Evaluation | None:
         raise DamagedError(f"{file} is damaged: {error}; remove it") from None
 
 
-class UnwrittenError(UserError):
-    """An evaluation that was measured and cannot be written."""
+class EvaluationError(UserError):
+    """An evaluation that is not complete."""
 
     evaluation: Evaluation | None = None
-    """The figures, so that they are not lost."""
+    """The figures that there are, so that they are not lost."""
+
+
+class UnwrittenError(EvaluationError):
+    """An evaluation that was measured and cannot be written."""
+
+
+class UnmeasuredError(EvaluationError):
+    """An evaluation without the figures of a metric that fails."""
 
 
 def add_evaluation(run: Path, evaluation: Evaluation, announce: Callable[[str], None]) -> Evaluation:

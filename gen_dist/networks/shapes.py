@@ -30,7 +30,7 @@ def refuse_other_shape(
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             found = copy.deepcopy(network).to("meta").eval()(torch.empty(2, *given, device="meta"))
-    except Exception:  # the user's own code: its error is raised with its traceback where it is used
+    except Exception:  # the user's own code: its error is raised where it is used
         return
     if not isinstance(found, Tensor):
         raise ConfigError(f"network {kind}: {type(network).__name__} gives {type(found).__name__}, not a tensor")

@@ -1,7 +1,7 @@
 """A phase: one optimizer's turn within a step, its input and its result."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -114,8 +114,11 @@ class Phase(nn.Module):
 
 
 def refuse_bad_phases(phases: Mapping[str, Phase], objective: WithNetworks) -> None:
-    """Raise ConfigError if phases train nothing, what the objective does not have, or one network twice."""
+    """Raise ConfigError if phases are none, train nothing, what the objective does not have, or one network twice."""
     owner = type(objective).__name__
+    given: Any = phases
+    if not isinstance(given, Mapping) or not all(isinstance(phase, Phase) for phase in given.values()):
+        raise ConfigError(f"{owner}.phases() gives no dict of phases by name")
     if not phases:
         raise ConfigError(f"{owner} trains nothing: its phases() is empty")
     trained: dict[str, str] = {}
@@ -132,6 +135,30 @@ def refuse_bad_phases(phases: Mapping[str, Phase], objective: WithNetworks) -> N
             trained[name] = phase_name
         if not any(True for name in phase.trains for _ in objective.networks[name].parameters()):
             raise ConfigError(f"phase {phase_name} of {owner} trains nothing: no network in its `trains` has weights")
+
+
+def result_of(found: Any, phase: str) -> TurnResult:
+    """Result of a phase's `forward`, which DistributedDataParallel and compilers give as a plain tuple.
+
+    Raises:
+        ConfigError: it is no TurnResult of tensors.
+    """
+    if not isinstance(found, tuple) or len(found) not in (2, 3):
+        raise ConfigError(f"{phase}.forward gives {type(found).__name__}, not TurnResult(loss, logs)")
+    loss: Any = found[0]
+    if not isinstance(loss, Tensor) or loss.ndim:
+        raise ConfigError(f"{phase}.forward gives a loss of {_shape_of(loss)}, not a tensor []: the mean over images")
+    logs: Any = found[1]
+    if not isinstance(logs, Mapping):
+        raise ConfigError(f"{phase}.forward gives logs of {_shape_of(logs)}, not a dict of tensors by name")
+    for name, value in logs.items():
+        if not isinstance(value, Tensor) or value.ndim > 1:
+            raise ConfigError(f"{phase}.forward logs {name} as {_shape_of(value)}, not as a tensor [] or [B]")
+    return TurnResult(*found)
+
+
+def _shape_of(value: Any) -> str:
+    return f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
 
 
 def unit_interval(images: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from gen_dist.errors import ConfigError, UserError, as_user_error
+from gen_dist.errors import ConfigError, UserError
 from gen_dist.parallel.facts import Facts, disagreement
 from gen_dist.parallel.processes import Processes
+from gen_dist.plugins.faults import told
 
 T = TypeVar("T")
 
@@ -109,7 +110,7 @@ def errors_shared(processes: Processes) -> Iterator[None]:
     try:
         yield
     except Exception as raised:
-        if (error := as_user_error(raised)) is None:
+        if (error := told(raised)) is None:
             raise
     raise_everywhere(error if processes.is_main else None, processes)
     if error:

@@ -144,6 +144,20 @@ def plugins_of(parts: Iterable[object]) -> tuple[Plugin, ...]:
     return tuple(one.plugin for one in _loaded.values() if any(_is_within(name, one.module) for name in modules))
 
 
+def place_within(module: str, file: str) -> str | None:
+    """The path of a plug-in's file as it was named, if a module with this file is of a loaded plug-in."""
+    for known in _loaded.values():
+        if _is_within(module, known.module):
+            return known.place if known.content is not None else file
+    return None
+
+
+def place_of_file(file: str) -> str | None:
+    """As `place_within`, by the file alone."""
+    modules = (name for name, module in list(sys.modules.items()) if getattr(module, "__file__", None) == file)
+    return next(filter(None, (place_within(name, file) for name in modules)), None)
+
+
 def contents_of(plugins: Iterable[Plugin]) -> dict[str, bytes]:
     """Contents of the loaded single files among some plug-ins, by name."""
     found = {plugin.name: _loaded[plugin.name].content for plugin in plugins if plugin.name in _loaded}

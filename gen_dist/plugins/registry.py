@@ -87,9 +87,16 @@ class Registry(Generic[C]):
 
 
 def load(place: str) -> Any:
-    """Import the class at `module:Class`, and torch with it."""
+    """Import the class at `module:Class`, and torch with it.
+
+    Raises:
+        ConfigError: the module has no such class.
+    """
     module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
+    found = importlib.import_module(module)
+    if not hasattr(found, name):
+        raise ConfigError(f"a config names its class as {place}, but {found.__file__} has no {name}")
+    return getattr(found, name)
 
 
 def _modules_with(text: str, folder: str) -> list[str]:

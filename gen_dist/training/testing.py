@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from gen_dist.data import Split
+from gen_dist.errors import ConfigError
 from gen_dist.objectives import Batch, Objective
 from gen_dist.objectives.evaluating import evaluating
 from gen_dist.parallel.batch_sums import BatchSums
@@ -52,7 +56,9 @@ def mean_metrics(
                 chosen = slice(start, min(start + images_per_batch, last))
                 images = torch.from_numpy(split.images[chosen]).to(device)
                 labels = torch.from_numpy(split.labels[chosen]).to(device)
-                for key, value in objective.evaluate(Batch(images, labels, rng, start)).items():
+                found = objective.evaluate(Batch(images, labels, rng, start))
+                _refuse_bad_figures(objective, found, len(images))
+                for key, value in found.items():
                     sums[-1][key] = sums[-1].get(key, zero) + value.double().sum().cpu()
     names = from_main(list(sums[0]), processes)
     if not names:
@@ -60,3 +66,15 @@ def mean_metrics(
     of_parts = [torch.stack([of_part.get(name, zero) for name in names]).to(device) for of_part in sums]
     totals = batch_sums.total_of(of_parts).cpu() / count
     return dict(zip(names, totals.tolist(), strict=True))
+
+
+def _refuse_bad_figures(objective: Objective, found: Any, count: int) -> None:
+    """Raise ConfigError if `evaluate` does not give each of the config's test metrics, one value an image."""
+    owner, wanted = type(objective).__name__, objective.config.test_metrics
+    if not isinstance(found, Mapping) or set(found) != set(wanted):
+        names = ", ".join(found) if isinstance(found, Mapping) else type(found).__name__
+        raise ConfigError(f"{owner}.evaluate gives {names}; its config's test_metrics are {', '.join(wanted)}")
+    for name, value in found.items():
+        if not isinstance(value, Tensor) or value.shape != (count,):
+            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(f"{owner}.evaluate gives {name} as {shape}, not one value an image, [{count}]")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.networks.spectral_norm import iterate_spectral_norms, spectrally_normalized
-from gen_dist.objectives.phase import Batch, Phase, TurnResult
+from gen_dist.objectives.phase import Batch, Phase, result_of
 from gen_dist.parallel.batch_sums import BatchSums
 from gen_dist.parallel.choice import choose_reduction
 from gen_dist.parallel.gradients import Reduction
@@ -230,7 +230,7 @@ class EagerBackward(Backward):
     def add(self, batch: Batch, weight: float, lap: Lap, *, last: bool) -> Computed:
         """See Backward."""
         with computing(batch.images.device, self._dtype):
-            loss, logs, carried = TurnResult(*self._phase(batch))
+            loss, logs, carried = result_of(self._phase(batch), type(self._phase).__name__)
         lap("forward")
         refuse_without_gradients(loss, self._phase)
         # A carried graph leads to weights that this turn does not train, so `backward` takes named inputs. They have a
@@ -263,7 +263,7 @@ class PartBackward(Backward):
     def add(self, batch: Batch, weight: float, lap: Lap, *, last: bool) -> Computed:
         """See Backward. Not by `backward`: parts that wait for each other would add to one `grad` in turns."""
         with computing(batch.images.device, self._dtype):
-            loss, logs, carried = TurnResult(*self._phase(batch))
+            loss, logs, carried = result_of(self._phase(batch), type(self._phase).__name__)
         lap("forward")
         refuse_without_gradients(loss, self._phase)
         scaled = self._update.scale(loss if weight == 1.0 else loss * weight)

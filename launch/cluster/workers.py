@@ -24,6 +24,7 @@ from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, TakenOverError, UserError
 from gen_dist.launch.cluster.mailbox import RemoteScreen
 from gen_dist.launch.cluster.options import WorkerOptions
+from gen_dist.plugins.faults import PluginFault, told
 
 _RESIZE_SECONDS = 15.0
 """Period in which Ray checks if an elastic group could be larger. It restarts the group only if so."""
@@ -177,8 +178,11 @@ def _refusals_reported(mailbox: Any) -> Iterator[None]:
         yield
     except TakenOverError:
         raise  # not reported: the workers that took over are training
-    except UserError as error:
-        ray.get(mailbox.refuse.remote(str(error)))
+    except Exception as error:
+        known = error if isinstance(error, UserError) else told(error)
+        # Not what the machine refused, such as a peer that is gone: another try may go on without it.
+        if known is error or isinstance(known, PluginFault):
+            ray.get(mailbox.refuse.remote(str(known)))
         raise
 
 

@@ -30,6 +30,7 @@ from gen_dist.launch.sweep.halving import Halving
 from gen_dist.launch.sweep.plan import SweepOptions
 from gen_dist.launch.sweep.progress import SweepProgress
 from gen_dist.launch.sweep.results import Metric, Sweep, Trial
+from gen_dist.plugins.faults import PluginFault, told
 from gen_dist.training.outcome import DivergenceError
 from gen_dist.training.stopping import stop_signals
 
@@ -274,8 +275,11 @@ def run_trial(plan: Plan, index: int) -> None:
         (_train_here if plan.options.workers == 1 else _train_in_workers)(plan, trial)
         trial.read(plan.metric)
         end["ended"] = "finished" if trial.step == trial.config.steps else "interrupted"
-    except UserError as error:
-        end |= {"reason": str(error), "diverged": isinstance(error, DivergenceError)}
+    except Exception as error:
+        known = error if isinstance(error, UserError) else told(error)
+        if known is not error and not isinstance(known, PluginFault):
+            raise
+        end |= {"reason": str(known), "diverged": isinstance(error, DivergenceError)}
     last = {"value": trial.value} if end["ended"] == "finished" else {}
     tune.report({"step": trial.step, **last, **end})
 

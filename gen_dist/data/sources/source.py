@@ -78,6 +78,10 @@ class Source(Protocol):
         """All images, blocks of one split in the split's order. A second call starts anew."""
 
 
+ATTRIBUTES = tuple(name for name in vars(Source) if not name.startswith("_"))
+"""Names of what every source has."""
+
+
 @dataclass(frozen=True)
 class Request:
     """Parsed value of `--data`."""
