@@ -73,6 +73,11 @@ _LOST_PEERS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by
 _KINDS_OF_LOST_PEERS = ("PeerDiedError", "DistBackendError", "DistNetworkError", "DistStoreError")
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """True if a library of arrays lacked memory, on a GPU or on the host."""
+    return any(words in str(error).lower() for words in _MEMORY)
+
+
 def as_user_error(error: BaseException) -> UserError | None:
     """Return an error as one that is told in a line. None stands for a fault of this program, whose traceback helps.
 
@@ -84,7 +89,7 @@ def as_user_error(error: BaseException) -> UserError | None:
     is_runtime = isinstance(error, RuntimeError)
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return _out_of_memory(first_line)
-    if is_runtime and any(words in str(error).lower() for words in _MEMORY):
+    if isinstance(error, RuntimeError) and is_out_of_memory(error):
         return _out_of_memory(first_line)
     if isinstance(error, OSError):
         return MachineError(_refused(error))

@@ -183,6 +183,7 @@ class _Threads(Generic[R]):
         self._count = count
         self._total_of = total_of
         self._device = device
+        self._compute_threads = torch.get_num_threads()
         self._may_run = [threading.Semaphore(0) for _ in range(count)]
         self._all_ended = threading.Semaphore(0)
         self._ended = [False] * count
@@ -226,6 +227,8 @@ class _Threads(Generic[R]):
     def _run_part(self, index: int, work: Callable[[], R], results: dict[int, R]) -> None:
         try:
             self._await_turn(index)
+            # OpenMP and MKL count threads for each thread that calls them, and the number of threads decides bits.
+            torch.set_num_threads(self._compute_threads)
             # Else backward passes of a GPU share one thread, in which a part that waits would stop all.
             with torch.autograd.set_multithreading_enabled(False), _current(self._device):
                 results[index] = work()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches
-from gen_dist.errors import CheckpointError
+from gen_dist.errors import CheckpointError, MachineError, is_out_of_memory
 from gen_dist.objectives import Batch, Objective, build_objective
 from gen_dist.objectives.phase import refuse_bad_phases
 from gen_dist.parallel.choice import choose_sums
@@ -19,6 +19,7 @@ from gen_dist.parallel.sync_batch_norm import synchronize
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.training.cuda_graphs import RecordedSteps, choose_recording
 from gen_dist.training.log_averages import choose_log_averages
+from gen_dist.training.memory_advice import memory_advice
 from gen_dist.training.moving_average import MovingAverage
 from gen_dist.training.precision import resolve_precision
 from gen_dist.training.rows import rows_of_rank
@@ -51,6 +52,8 @@ class Trainer:
         self.objective = self._build_objective()
         self._average = MovingAverage(self.objective) if config.optimization.ema_decay is not None else None
         self._turns = self._make_turns()
+        self._phase = ""
+        """Name of the phase whose turn was the last."""
         self._schedule = Schedule(config, processes.device, in_tensors=processes.device.type == "cuda")
         self._recorded: RecordedSteps | None = choose_recording(config, processes, self.dtype)
         self._batches = TrainBatches(
@@ -114,6 +117,9 @@ class Trainer:
 
         Returns:
             Logs of this process's images, which `average_logs` makes global.
+
+        Raises:
+            MachineError: out of memory. The state is that of no step then: this process has to end.
         """
         self._schedule.write(step)
         micro_batches = [
@@ -121,17 +127,25 @@ class Trainer:
             for index, (first_row, _) in enumerate(self._rows.micro_batches)
         ]
         due = {name: turn.phase.penalized_at(step) for name, turn in self._turns.items() if turn.phase.due_at(step)}
-        if self._recorded and lap is None:
-            return self._recorded.run(tuple(due.items()), micro_batches, lambda batches: self._take_turns(batches, due))
-        lap = lap or no_lap
-        lap("data")
-        return self._take_turns(micro_batches, due, lap)
+        try:
+            if self._recorded and lap is None:
+                kind = tuple(due.items())
+                return self._recorded.run(kind, micro_batches, lambda batches: self._take_turns(batches, due))
+            lap = lap or no_lap
+            lap("data")
+            return self._take_turns(micro_batches, due, lap)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            advice = self._memory_advice(error, micro_batches, due)
+        raise advice
 
     def _take_turns(self, micro_batches: list[Batch], due: Due, lap: Lap = no_lap) -> dict[str, Tensor]:
         """Do the device's work of a step. Everything that changes between steps is in tensors, for recordings."""
         logs: dict[str, Tensor] = {}
         for name, penalized in due.items():
             turn = self._turns[name]
+            self._phase = name
             micro_batches = [batch._replace(penalized=penalized) for batch in micro_batches]
             turn_logs, carried = turn.take(micro_batches, self._schedule.learning_rate, _lap_of_phase(lap, name))
             micro_batches = [
@@ -144,6 +158,23 @@ class Trainer:
             self._average.move(self._schedule.newest_weight)
             lap("moving average")
         return logs
+
+    def _memory_advice(self, error: RuntimeError, micro_batches: list[Batch], due: Due) -> MachineError:
+        """Find out with how many micro-batches a step fits that did not. The state is that of no step afterwards."""
+        if self._recorded:
+            self._recorded.forget()
+        whole = max(micro_batches, key=lambda batch: len(batch.images))
+
+        def fits(rows: int) -> bool:
+            some = whole._replace(images=whole.images[:rows], labels=whole.labels[:rows])
+            for turn in self._turns.values():
+                turn.discard_gradients()
+                turn.batch_weights = [0.5, 0.5]
+            self.objective.carries_graphs = False
+            self._take_turns([some, some], due)
+            return True
+
+        return memory_advice(error, self._phase, len(whole.images), self.config, self.processes, fits)
 
     def average_logs(self, logs: list[dict[str, Tensor]]) -> list[dict[str, float | list[float]]]:
         """Average the logs of some steps over all processes, as numbers; see `log_averages`. A collective call."""

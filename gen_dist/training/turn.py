@@ -59,7 +59,8 @@ class Turn:
             shareable: False if the phase's weights may not be moved to shared memory.
         """
         self.phase = phase
-        self._batch_weights = list(batch_weights)
+        self.batch_weights = list(batch_weights)
+        """Weights of the micro-batches' mean losses."""
         self._dtype = dtype
         self._clip_norm = config.optimization.clip_norm
         networks = phase.objective.networks
@@ -83,7 +84,7 @@ class Turn:
                 phase, parameters, self._reduction, self._update, dtype, compiled=config.compile
             )
         alters_backward = self._update.scaled or config.compile or config.shards
-        self.carries_graphs = not alters_backward and self._batch_weights == [1.0]
+        self.carries_graphs = not alters_backward and self.batch_weights == [1.0]
         """True if backward is plain: one micro-batch, no loss scale, no weight, no compiled graph. (The graphs of many
         micro-batches would all have to be kept until the next turn.)"""
 
@@ -98,7 +99,7 @@ class Turn:
         if self._spectrally_normalized:
             iterate_spectral_norms(self._spectrally_normalized)
         with self._freezing():
-            weighted = list(zip(micro_batches, self._batch_weights, strict=True))
+            weighted = list(zip(micro_batches, self.batch_weights, strict=True))
             computed = self._backward.each(lambda some: self._computed(some, lap), weighted)
         self._reduction.average()
         self._update.unscale()
@@ -109,7 +110,7 @@ class Turn:
         with torch.no_grad():
             self.phase.finish([batch for batch, _ in computed], carried)
         lap("optimizer")
-        logs = self._backward.mean_logs([one.logs for _, one in computed], self._batch_weights)
+        logs = self._backward.mean_logs([one.logs for _, one in computed], self.batch_weights)
         if norm is not None and not self._update.scaled:
             logs["gradient_norm"] = norm
         return logs, carried
@@ -148,6 +149,11 @@ class Turn:
         finally:
             for parameter in self._frozen:
                 parameter.requires_grad_(True)
+
+    def discard_gradients(self) -> None:
+        """Discard the gradients of a turn that has failed."""
+        for parameter in self._reduction.parameters:
+            parameter.grad = None
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Collect the optimizer's state as `parameter name:state name` -> tensor. A collective call."""

@@ -1,7 +1,7 @@
 """Worker of test_flat_gradients.py in several processes without shared weights, with buckets sent during backward.
 
-Arguments: where to write the results, "right" or "swapped", and objectives. "swapped" exchanges two buckets of equal
-size in the last process.
+Arguments: where to write the results, and objectives. Of `swapped` results, the last process has exchanged two buckets
+of equal size.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _swap_equals(buckets: list[Any]) -> None:
     buckets[first], buckets[second] = buckets[second], buckets[first]
 
 
-def _recorded(name: str, swapped: bool) -> dict[str, Any]:
+def _recorded(name: str, *, swapped: bool = False) -> dict[str, Any]:
     """Compare recorded steps with launched ones."""
     config = EQUAL_LAYERS if name == "vae, two equal layers" else config_of_ranks(name)
     steps = 4 * int(np.lcm.reduce(config.objective.periods))
@@ -165,16 +165,16 @@ def _different(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]
     return [name for name in first if not torch.equal(first[name], second[name])]
 
 
-def main(out: Path, how: str, names: list[str]) -> None:
+def main(out: Path, names: list[str]) -> None:
     start_processes(TrainConfig(device="cpu"))
-    results: dict[str, Any] = {name: _recorded(name, how == "swapped") for name in names}
-    if how == "right":
-        results["twins"] = {name: _twins(name) for name in names}
-        results["twins"]["vae, accumulated"] = _twins("vae", accumulation=2)
+    results: dict[str, Any] = {name: _recorded(name) for name in names}
+    results["swapped"] = _recorded("vae, two equal layers", swapped=True)
+    results["twins"] = {name: _twins(name) for name in names}
+    results["twins"]["vae, accumulated"] = _twins("vae", accumulation=2)
     if dist.get_rank() == 0:
         out.write_text(json.dumps(results))
     end_process(0)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    main(Path(sys.argv[1]), sys.argv[2:])

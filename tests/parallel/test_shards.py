@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -206,6 +207,21 @@ def test_batch_normalization_of_parts_is_that_of_the_batch() -> None:
     assert torch.allclose(found, whole.grad, atol=1e-12)
     for own, wanted in zip(layers[1].buffers(), layers[0].buffers(), strict=True):
         assert torch.allclose(own, wanted)  # moved once, not once a part
+
+
+def test_parts_compute_with_the_threads_of_the_process() -> None:
+    """OpenMP starts each new thread with a number of its own, which oneDNN and MKL ask for before torch sets it."""
+    libraries = list((Path(torch.__file__).parent / "lib").glob("libgomp*"))
+    if not libraries:
+        pytest.skip("torch was built without GNU OpenMP")
+    threads_of = ctypes.CDLL(str(libraries[0])).omp_get_max_threads
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            assert _sums().each(lambda _: [threads_of()], range(4)) == [threads] * 4
+        finally:
+            torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("failing", [0, 2, 3])

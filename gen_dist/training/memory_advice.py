@@ -1,0 +1,88 @@
+"""Advice for a step that needs more memory than there is: the number of micro-batches with which it fits, by trying."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+import traceback
+from collections.abc import Callable
+
+import psutil
+import torch
+
+from gen_dist.config import TrainConfig
+from gen_dist.errors import MachineError, is_out_of_memory, shortened
+from gen_dist.parallel.processes import Processes
+
+_GIB = 2**30
+MOST_TRIES = 8
+"""Most halvings of a micro-batch that are tried."""
+
+
+def memory_advice(
+    error: RuntimeError,
+    phase: str,
+    rows: int,
+    config: TrainConfig,
+    processes: Processes,
+    fits: Callable[[int], bool],
+) -> MachineError:
+    """Say which phase ran out of memory with how many images, its peak, and the accumulation that fits.
+
+    Args:
+        error: the failure of the step, whose tensors are freed.
+        phase: name of the phase.
+        rows: images of a micro-batch.
+        config: config of the run.
+        processes: the processes that train together.
+        fits: function that tries the step in micro-batches of so many images; True if memory is enough.
+    """
+    first_line = shortened(str(error).strip().splitlines()[0])
+    peak = _peak(processes.device)
+    what = f"out of memory in phase {phase} with {rows} images at once, at {peak} ({first_line})"
+    if config.shards:
+        return MachineError(f"{what}; use a smaller network, or more --shards, which is another run in its last digits")
+    _free(error)
+    times = _times_that_fit(rows, processes, fits)
+    if times is None:
+        return MachineError(f"{what}; not even one image fits: use a smaller network")
+    advised = f"--accumulation {config.accumulation * times}"
+    sure = "which fits and" if processes.world_size == 1 else "or more, which"
+    return MachineError(f"{what}; use {advised}, {sure} is the same run up to rounding, or a smaller network")
+
+
+def _times_that_fit(rows: int, processes: Processes, fits: Callable[[int], bool]) -> int | None:
+    """Least power of two into which a micro-batch has to be cut; None if no number is enough."""
+    if processes.world_size > 1:  # the other processes do not try with this one
+        return 2
+    for power in range(1, MOST_TRIES + 1):
+        if 2**power > rows:
+            return None
+        try:
+            if fits(-(-rows // 2**power)):
+                return int(2**power)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            _free(error)
+    return None
+
+
+def _free(error: BaseException) -> None:
+    """Free the tensors of the frames that an error has passed."""
+    traceback.clear_frames(error.__traceback__)
+    error.__traceback__ = None
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _peak(device: torch.device) -> str:
+    """Greatest use of memory so far, and how much there is."""
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+        return f"{torch.cuda.max_memory_allocated(device) / _GIB:.2f} of {there / _GIB:.2f} GiB"
+    unit = 1 if sys.platform == "darwin" else 1024
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return f"{used / _GIB:.2f} of {psutil.virtual_memory().total / _GIB:.2f} GiB"

@@ -1,0 +1,82 @@
+"""A step that lacks memory ends with the number of micro-batches with which it fits."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from gen_dist.errors import MachineError
+from tests.support.limited_memory import LimitedMemory
+from tests.support.runs import close_losses, make_trainer, run_steps, small_config
+
+IMAGES = 256
+STEPS = 3
+TOO_LITTLE = 400_000
+"""Bytes for the images of a step, but not for the state of an optimizer beside them."""
+
+
+def _peak(objective: str, accumulation: int) -> int:
+    trainer = make_trainer(_config(objective, accumulation))
+    with LimitedMemory() as memory:
+        run_steps(trainer, 0, STEPS)
+    return memory.peak
+
+
+def _config(objective: str, accumulation: int = 1, **changes: Any) -> Any:
+    return small_config(objective, global_batch_size=IMAGES, accumulation=accumulation, **changes)
+
+
+@pytest.mark.parametrize("objective", ["vae", "gan"])
+def test_the_advised_accumulation_fits_and_is_the_same_run(objective: str) -> None:
+    peaks = {accumulation: _peak(objective, accumulation) for accumulation in (2, 4)}
+    assert peaks[4] < 0.8 * peaks[2]
+    limit = (peaks[2] + peaks[4]) // 2
+    trainer = make_trainer(_config(objective))
+    with LimitedMemory(limit), pytest.raises(MachineError, match=f"in phase .* with {IMAGES} images at once") as raised:
+        trainer.run_step(0)
+    advised = re.search(r"--accumulation (\d+), which fits", str(raised.value))
+    assert advised and advised[1] == "4"
+    assert "\n" not in str(raised.value)
+    fitting = make_trainer(_config(objective, int(advised[1])))
+    with LimitedMemory(limit):
+        losses = run_steps(fitting, 0, STEPS)
+    assert losses == close_losses(run_steps(make_trainer(_config(objective)), 0, STEPS))
+
+
+def test_the_phase_that_lacks_memory_is_named() -> None:
+    trainer = make_trainer(_config("gan"))
+    peaks: list[int] = []
+    names = list(trainer._turns)
+    with LimitedMemory() as memory:
+        trainer.run_step(0, lambda part: peaks.append(memory.peak) if part == f"{names[0]}/optimizer" else None)
+    assert peaks[0] < memory.peak
+    again = make_trainer(_config("gan"))
+    with LimitedMemory(peaks[0]), pytest.raises(MachineError, match=f"out of memory in phase {names[1]} "):
+        again.run_step(0)
+
+
+def test_a_network_that_does_not_fit_with_one_image_is_told() -> None:
+    trainer = make_trainer(_config("vae"))
+    with LimitedMemory(TOO_LITTLE), pytest.raises(MachineError, match="not even one image fits: use a smaller network"):
+        trainer.run_step(0)
+
+
+def test_shards_are_not_advised_away() -> None:
+    trainer = make_trainer(_config("vae", shards=2))
+    with LimitedMemory(TOO_LITTLE), pytest.raises(MachineError, match="more --shards, which is another run"):
+        trainer.run_step(0)
+
+
+def test_other_errors_pass() -> None:
+    trainer = make_trainer(_config("vae"))
+
+    def failing(*_: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    trainer._turns["vae"].take = failing  # type: ignore[assignment, method-assign]
+    with pytest.raises(RuntimeError, match="shapes"):
+        trainer.run_step(0)
+    assert torch.is_grad_enabled()
