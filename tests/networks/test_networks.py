@@ -20,6 +20,7 @@ from gen_dist.config import Activation, ConvConfig, DcganConfig, MlpConfig, Netw
 from gen_dist.errors import ConfigError
 from gen_dist.kernels import group_norm_silu
 from gen_dist.networks import Decoder, Encoder, build_decoder, build_encoder
+from tests.support.fused_norm import normalize_as_on_gpus
 
 # A new network has one line here, such as `"mine": networks["mine"](latent_dim=5)`.
 SMALL: dict[str, NetworkConfig] = {
@@ -156,15 +157,7 @@ def run_twice_differentiated(name: str) -> list[Tensor]:
 @pytest.mark.parametrize("name", [name for name in SMALL if "group" in str(SMALL[name])])
 def test_fused_normalization_changes_no_result(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run_twice_differentiated(name)
-    called: list[nn.Module] = []
-
-    def as_on_gpus(norm: nn.GroupNorm, maps: Tensor) -> Tensor:
-        called.append(norm)
-        operator = torch.ops.gen_dist.group_norm_silu.default
-        outputs: Tensor = operator(maps, norm.weight, norm.bias, norm.num_groups, norm.eps, False)[0]
-        return outputs
-
-    monkeypatch.setattr(nn.GroupNorm, "forward", as_on_gpus)
+    called = normalize_as_on_gpus(monkeypatch)
     found = run_twice_differentiated(name)
     assert called
     for one, other in zip(found, expected, strict=True):

@@ -6,13 +6,14 @@ from typing import TypeVar
 import pytest
 import torch
 
-from gen_dist.config import TrainConfig
+from gen_dist.config import DcganConfig, TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.testing.tape import TapeRecorder, device_noise_on_cpu
 from gen_dist.training.cuda_graphs import WARM_UP_STEPS, RecordedSteps, Recorder
 from gen_dist.training.schedule import Schedule
 from gen_dist.training.trainer import Trainer
+from tests.support.fused_norm import normalize_as_on_gpus
 from tests.support.runs import (
     UNLIKE_THE_REST,
     all_tensors,
@@ -72,6 +73,13 @@ def test_whatever_else_a_step_does(changes: dict[str, object]) -> None:
 def test_kinds_of_steps_have_recordings_of_their_own() -> None:
     config = small_config("wgan-gp, lazy", steps=24)
     assert _assert_the_same(config, steps=24).recorded == 4  # with the generator or without, penalized or not
+
+
+def test_fused_group_normalization_is_recorded_with_its_penalties(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = normalize_as_on_gpus(monkeypatch)
+    network = DcganConfig(feature_maps=4, latent_dim=5, generator_norm="group", discriminator_norm="group")
+    _assert_the_same(small_config("r3gan", network=network, steps=6), steps=6)
+    assert called
 
 
 def test_a_loaded_state_is_recorded_anew() -> None:

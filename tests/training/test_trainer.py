@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from gen_dist.config import OptimizerConfig, ResnetConfig, TrainConfig
+from gen_dist.config import DcganConfig, OptimizerConfig, ResnetConfig, TrainConfig
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.objectives import Objective, build_objective
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.training.schedule import learning_rate_at
 from gen_dist.training.trainer import Trainer
+from tests.support.fused_norm import normalize_as_on_gpus
 from tests.support.runs import (
     OBJECTIVES,
     WITH_BATCH_STATISTICS,
@@ -64,6 +65,18 @@ def test_compiled_phases_equal_eager_ones(objective: str) -> None:
     compiled = run_steps(make_trainer(small_config(objective, compile=True)), 0, 20)
     assert compiled == close_losses(eager)
     assert len(set(compiled)) == len(compiled)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_compiled_penalties_on_fused_normalization_equal_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    normalize_as_on_gpus(monkeypatch)
+    network = DcganConfig(feature_maps=4, latent_dim=5, generator_norm="group", discriminator_norm="group")
+    eager, compiled = (
+        run_steps(make_trainer(small_config("r3gan", network=network, compile=compile)), 0, 6)
+        for compile in (False, True)
+    )
+    assert compiled == close_losses(eager)
 
 
 def test_a_compiled_phase_is_compiled_once_and_keeps_its_names() -> None:
