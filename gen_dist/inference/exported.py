@@ -53,6 +53,12 @@ def is_export(path: Path) -> bool:
     return any((path / name).exists() for name in (*parts, DIFFUSERS_WEIGHTS))
 
 
+def refuse_export(path: Path) -> None:
+    """Raise CheckpointError if a directory is an export, where a run is needed."""
+    if is_export(path):
+        raise CheckpointError(f"{path} is an export; name the run that it was made of")
+
+
 def read_export(path: Path) -> Exported:
     """Read an export in safetensors, and load the copies of plug-ins beside it.
 

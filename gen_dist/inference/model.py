@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, DamagedError, UserError
-from gen_dist.inference.exported import is_export, read_export
+from gen_dist.inference.exported import is_export, read_export, refuse_export
 from gen_dist.kernels import Key, normal
 from gen_dist.objectives import Objective, build_objective
 from gen_dist.parallel.collectives import from_main
@@ -191,8 +191,7 @@ def read_checkpoint(path: Path, announce: Callable[[str], None]) -> tuple[Checkp
     found = checkpoints.load_newest(path, announce)
     if found is None:
         refuse_lost_checkpoints(path)
-        if is_export(path):
-            raise CheckpointError(f"{path} is an export, which gen_dist.load reads; name the run that it was made of")
+        refuse_export(path)
         what = "has no checkpoint yet" if RunPaths(path).config.exists() else "is not a run or checkpoint directory"
         raise CheckpointError(f"{path} {what}; train one with gen-dist train PRESET --run-dir {path}")
     return found

@@ -12,6 +12,7 @@ from typing import Any
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
 from gen_dist.evaluation.record import Evaluation, read_evaluation
+from gen_dist.inference.exported import refuse_export
 from gen_dist.presets import presets
 from gen_dist.records.checkpoint import newest, read_facts
 from gen_dist.records.collapse import Collapse, CollapseWatch
@@ -102,9 +103,10 @@ def read_run(path: Path, announce: Callable[[str], None] | None = None) -> RunRe
         announce: takes a line about a damaged checkpoint, in whose place an older one is read. None says nothing.
 
     Raises:
-        CheckpointError: there is no run, it has no checkpoint yet, or one of its files is damaged.
+        CheckpointError: there is no run but e.g. an export, it has no checkpoint yet, or one of its files is damaged.
         ConfigError: its config.json is none of this version.
     """
+    refuse_export(path)
     paths = RunPaths(path)
     config = config_of_run(path)
     state = newest(path, read_facts, announce or _silent)

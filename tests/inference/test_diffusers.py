@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -32,6 +33,7 @@ from gen_dist.networks.diffusers_layout import (
 )
 from gen_dist.records.checkpoint import load_newest
 from gen_dist.records.reading import read_config
+from gen_dist.reports.run_record import read_run
 from gen_dist.training.run import train
 from tests.support.runs import assert_same_bits, make_trainer, small_config, small_dataset
 
@@ -527,8 +529,9 @@ def test_an_export_for_diffusers_has_no_parts(run: Path) -> None:
 def test_an_export_for_diffusers_is_told_from_a_run(exported: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is an export for other programs; .* exports with --format safetensors"):
         gen_dist.load(exported)
-    with pytest.raises(CheckpointError, match=r"is an export, .*; name the run that it was made of"):
-        evaluate(exported, announce=_silent)
+    for command in (functools.partial(evaluate, announce=_silent), read_run):
+        with pytest.raises(CheckpointError, match="is an export; name the run that it was made of"):
+            command(exported)
 
 
 def test_the_command_line_takes_both_ways_of_the_door(
