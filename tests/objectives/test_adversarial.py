@@ -6,9 +6,8 @@ Only the networks, copied to float64, augmentation, which has its own tests, and
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,19 +17,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from gen_dist.config import (
     AdversarialConfig,
-    AutoencoderConfig,
     GanConfig,
     NetworkConfig,
     ObjectiveConfig,
     PatchganConfig,
     R3ganConfig,
     ResnetConfig,
-    VaeConfig,
     VaeGanConfig,
     WganGpConfig,
 )
@@ -39,13 +35,13 @@ from gen_dist.errors import ConfigError
 from gen_dist.kernels import Key
 from gen_dist.kernels.noise import host_normal
 from gen_dist.networks.players import Discriminator, Generator
-from gen_dist.networks.r3gan import R3ganDecoder
-from gen_dist.objectives import Batch, Phase, build_objective, losses
+from gen_dist.objectives import Batch, Phase, build_objective
 from gen_dist.objectives.adversarial import DISCRIMINATOR_STREAMS, Adversarial, signed_unit
 from gen_dist.objectives.augmentation import add_noise, augment
 from gen_dist.randomness import Stream
 from gen_dist.records.score_bins import SCORE_EDGES
 from gen_dist.training.trainer import Trainer
+from tests.objectives.papers import NOISE_BESIDE, Reference, reference_of
 from tests.support.runs import (
     ADVERSARIAL,
     ALL_AUGMENTATIONS,
@@ -73,200 +69,6 @@ PHASES: dict[str, dict[str, tuple[str, ...]]] = {
     "vae-gan": {"encoder": ("encoder",), "generator": ("generator",), "discriminator": ("discriminator",)},
 }
 """Turns of each kind of objective in their order, and the networks that each trains."""
-
-NOISE_BESIDE = {
-    Stream.REAL_AUGMENTATION: Stream.REAL_NOISE,
-    Stream.FAKE_AUGMENTATION: Stream.FAKE_NOISE,
-    Stream.GENERATOR_REAL_AUGMENTATION: Stream.GENERATOR_REAL_NOISE,
-    Stream.GENERATOR_FAKE_AUGMENTATION: Stream.GENERATOR_FAKE_NOISE,
-}
-
-LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "non_saturating": (lambda s: -s.sigmoid().log(), lambda s: -(1 - s.sigmoid()).log(), lambda s: -s.sigmoid().log()),
-    "least_squares": (lambda s: (s - 1) ** 2 / 2, lambda s: s**2 / 2, lambda s: (s - 1) ** 2 / 2),
-    "hinge": (lambda s: (1 - s).clamp(min=0), lambda s: (1 + s).clamp(min=0), lambda s: -s),
-    "wasserstein": (lambda s: -s, lambda s: s, lambda s: -s),
-}
-"""Losses by scores: the discriminator's on real and on generated images, and the generator's on generated ones."""
-
-
-class _Reference:
-    """Terms of one batch, written from the papers."""
-
-    def __init__(self, objective: Adversarial, config: ObjectiveConfig, batch: Batch) -> None:
-        """Copy the weights of the objective, whose spectral norms the trainer iterates once per turn."""
-        assert not isinstance(config, AutoencoderConfig | VaeConfig)
-        self.networks = copy.deepcopy(objective.networks).double()
-        self._config = config
-        self._labels = batch.labels
-        self._step = int(batch.rng[1])
-        self._batch = batch
-        self._latent_dim = objective.latent_shape[0]
-        # The generator of Huang et al. 2024 ends with a linear layer, all others with tanh.
-        self._bounded = not isinstance(objective.networks["generator"].decoder, R3ganDecoder) or config.kind != "r3gan"
-        self._training_images = batch.images.double() / 127.5 - 1
-
-    def parameters(self, networks: tuple[str, ...]) -> dict[str, nn.Parameter]:
-        return {
-            f"{network}.{name}": parameter
-            for network in networks
-            for name, parameter in self.networks[network].named_parameters()
-        }
-
-    def _normals(self, stream: Stream, width: int) -> Tensor:
-        steps = range(self._step, self._step + 1)
-        drawn = host_normal(SEED, stream, steps, self._batch.first_row, len(self._labels), width)
-        return torch.from_numpy(drawn[0]).double()
-
-    def _augmented(self, images: Tensor, stream: Stream) -> Tensor:
-        if not isinstance(self._config, AdversarialConfig):
-            return images
-        rng, first_row = self._batch.rng, self._batch.first_row
-        changed = augment(images, self._config.augmentation, Key(rng, stream, first_row))
-        return add_noise(changed, self._config.instance_noise, Key(rng, NOISE_BESIDE[stream], first_row))
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        generator = self.networks["generator"]
-        assert isinstance(generator, Generator)
-        if getattr(self._config, "conditioning", "none") != "none":
-            latents = torch.cat([latents, nn.functional.one_hot(self._labels, 10)], dim=1)
-        decoded: Tensor = generator.decoder(latents)
-        return decoded.tanh() if self._bounded else decoded
-
-    def generated(self, latents: Stream) -> Tensor:
-        """Images from latents of the prior, [B, ...]."""
-        return self._decode(self._normals(latents, self._latent_dim))
-
-    def reconstructions(self) -> Tensor:
-        """Images from latents that an earlier turn carried, [B, ...]."""
-        return self._decode(self._batch.carried["posterior_latents"].double())
-
-    def _features_and_scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        discriminator = self.networks["discriminator"]
-        assert isinstance(discriminator, Discriminator)
-        conditioning = getattr(self._config, "conditioning", "none")
-        if conditioning == "concat":
-            assert isinstance(discriminator.class_maps, nn.Embedding)
-            maps = discriminator.class_maps.weight[self._labels].view(-1, 1, *images.shape[2:])
-            images = torch.cat([images, maps], dim=1)
-        features = discriminator.encoder.features(images)
-        scores = discriminator.encoder.head(features)[:, 0]
-        if conditioning == "projection":
-            assert isinstance(discriminator.class_vectors, nn.Embedding)
-            vectors = discriminator.class_vectors.weight[self._labels]
-            products = torch.einsum(
-                "bfn,bf->b", features.flatten(2) if features.ndim > 2 else features[:, :, None], vectors
-            )
-            places = features[0, 0].numel()
-            scores = (scores.reshape(len(scores), -1).T + products / places).T.view(scores.shape)
-        return features, scores
-
-    def _scores(self, images: Tensor) -> Tensor:
-        return self._features_and_scores(images)[1]
-
-    def _slopes(self, images: Tensor, augmentation: Stream | None = None) -> Tensor:
-        """|d score / d image| of each image before augmentation: [B]."""
-        images = images.detach().requires_grad_()
-        seen = images if augmentation is None else self._augmented(images, augmentation)
-        (gradients,) = torch.autograd.grad(_of_images(self._scores(seen)).sum(), images, create_graph=True)
-        return gradients.flatten(1).norm(dim=1)
-
-    def discriminator_phase(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss [] and logs: Goodfellow et al. 2014, eq. 1; Mao et al. 2017; Lim & Ye 2017; Gulrajani et al. 2017."""
-        real = self._augmented(self._training_images, Stream.REAL_AUGMENTATION)
-        generated = self._batch.carried.get("generated", self.generated(Stream.DISCRIMINATOR_LATENTS).detach())
-        generated = generated.double()
-        fake = self._augmented(generated, Stream.FAKE_AUGMENTATION)
-        real_scores, fake_scores = self._scores(real), self._scores(fake)
-        logs = {"scores_real": _of_images(real_scores), "scores_fake": _of_images(fake_scores)}
-        penalized = self._batch.penalized
-        if isinstance(self._config, GanConfig):
-            on_real, on_fake, _ = LOSSES[self._config.loss]
-            loss = on_real(real_scores).mean() + on_fake(fake_scores).mean()
-            return loss, logs | _accuracies(real_scores, fake_scores, 0.5 * (self._config.loss == "least_squares"))
-        if isinstance(self._config, VaeGanConfig):
-            reconstructions = self._batch.carried["reconstructions"].double()
-            on_real, on_fake, _ = LOSSES["non_saturating"]
-            terms = on_real(real_scores), on_fake(self._scores(reconstructions)), on_fake(fake_scores)
-            return torch.stack(terms).sum(0).mean(), logs | _accuracies(real_scores, fake_scores, 0.0)
-        logs["accuracy"] = (real_scores > fake_scores).double().mean()
-        if isinstance(self._config, WganGpConfig):  # algorithm 1, line 7
-            loss = fake_scores.mean() - real_scores.mean()
-            logs["distance"] = -loss
-            if penalized:
-                share = torch.special.ndtr(self._normals(Stream.PENALTY_MIX, 1))[:, :, None, None]
-                penalty = ((self._slopes(share * real + (1 - share) * fake) - 1) ** 2).mean()
-                logs["penalty"] = penalty
-                loss = loss + self._config.penalty_weight * self._config.penalty_every * penalty
-            return loss, logs
-        assert isinstance(self._config, R3ganConfig)  # Huang et al. 2024, eq. 2 and section 2.2
-        loss = -logsigmoid(real_scores - fake_scores).mean()
-        if penalized:
-            logs["r1"] = (self._slopes(self._training_images, Stream.REAL_AUGMENTATION) ** 2).mean()
-            logs["r2"] = (self._slopes(generated, Stream.FAKE_AUGMENTATION) ** 2).mean()
-            weight = self._config.penalty_weight / 2 * self._config.penalty_every
-            loss = loss + weight * (logs["r1"] + logs["r2"])
-        return loss, logs
-
-    critic_phase = discriminator_phase
-
-    def generator_phase(self) -> tuple[Tensor, dict[str, Tensor]]:
-        generated = self.generated(Stream.GENERATOR_LATENTS)
-        fake_scores = self._scores(self._augmented(generated, Stream.GENERATOR_FAKE_AUGMENTATION))
-        if isinstance(self._config, R3ganConfig):
-            real = self._augmented(self._training_images, Stream.GENERATOR_REAL_AUGMENTATION)
-            return -logsigmoid(fake_scores - self._scores(real)).mean(), {}
-        if isinstance(self._config, VaeGanConfig):  # Larsen et al. 2016, algorithm 1
-            seen, scores = self._features_and_scores(self.reconstructions())
-            error = _feature_error(self._batch.carried["real_features"].double(), seen)
-            deceit = -logsigmoid(scores).mean() - logsigmoid(fake_scores).mean()
-            return self._config.reconstruction_weight * error + deceit, {"feature_error": error}
-        loss = self._config.loss if isinstance(self._config, GanConfig) else "wasserstein"
-        return LOSSES[loss][2](fake_scores).mean(), {}
-
-    def encoder_phase(self) -> tuple[Tensor, dict[str, Tensor]]:
-        assert isinstance(self._config, VaeGanConfig)
-        latents, kl = self.posterior()
-        error = _feature_error(self.real_features(), self._features_and_scores(self._decode(latents))[0])
-        return self._config.beta * kl + error, {"feature_error": error, "kl": kl}
-
-    def posterior(self) -> tuple[Tensor, Tensor]:
-        """Latents [B, D] drawn from the posterior, and the mean KL []."""
-        mean, logvar = self.networks["encoder"](self._training_images).chunk(2, dim=1)
-        posterior = torch.distributions.Normal(mean, (logvar / 2).exp())
-        prior = torch.distributions.Normal(torch.zeros_like(mean), 1.0)
-        latents = mean + posterior.scale * self._normals(Stream.LATENTS, self._latent_dim)
-        return latents, torch.distributions.kl_divergence(posterior, prior).sum(1).mean()
-
-    def real_features(self) -> Tensor:
-        """Discriminator features of training images, [B, F]."""
-        return self._features_and_scores(self._training_images)[0]
-
-
-def _of_images(scores: Tensor) -> Tensor:
-    """Scores of images [B]: means over their patches, if those are scored."""
-    return scores.reshape(len(scores), -1).mean(1)
-
-
-def _feature_error(real: Tensor, seen: Tensor) -> Tensor:
-    """Mean of -log N(f(x); f(x~), I) over features [B, F, ...], up to a constant."""
-    real, seen = real.flatten(1), seen.flatten(1)
-    constant = real.shape[1] * math.log(2 * math.pi) / 2
-    return -torch.distributions.Normal(seen, 1.0).log_prob(real).sum(1).mean() - constant
-
-
-def _accuracies(real_scores: Tensor, fake_scores: Tensor, threshold: float) -> dict[str, Tensor]:
-    return {
-        "accuracy_real": (real_scores > threshold).double().mean(),
-        "accuracy_fake": (fake_scores <= threshold).double().mean(),
-    }
-
-
-def _reference_of(objective: Adversarial, config: ObjectiveConfig, phase: str, batch: Batch) -> Any:
-    """Networks of the reference, and its loss and all logs after the phase."""
-    reference = _Reference(objective, config, batch)
-    loss, logs = getattr(reference, f"{phase}_phase")()
-    return reference, loss, {"loss": loss, **logs}
 
 
 def _config_of(name: str) -> ObjectiveConfig:
@@ -355,7 +157,7 @@ def _assert_a_phase_equals_the_paper(trainer: Trainer, phase: str, penalized: bo
     model, config = _adversarial(trainer), trainer.config.objective
     model.carries_graphs = False  # no turn freezes the discriminator
     batch = _batch(trainer, penalized=penalized)
-    reference, expected_loss, expected_logs = _reference_of(model, config, phase, batch)
+    reference, expected_loss, expected_logs = reference_of(model, config, phase, batch)
     phases = model.phases()
     assert {name: phase.trains for name, phase in phases.items()} == PHASES[config.kind]
     assert list(phases) == list(PHASES[config.kind])
@@ -376,7 +178,7 @@ def _assert_a_phase_equals_the_paper(trainer: Trainer, phase: str, penalized: bo
         assert (mine - theirs).norm() <= tolerance * theirs.norm() + 1e-6 * largest, name
 
 
-def _carried_by(reference: _Reference, config: ObjectiveConfig, phase: str) -> dict[str, Tensor]:
+def _carried_by(reference: Reference, config: ObjectiveConfig, phase: str) -> dict[str, Tensor]:
     if phase == "encoder":
         return {"posterior_latents": reference.posterior()[0], "real_features": reference.real_features()}
     if phase != "generator":
@@ -407,7 +209,7 @@ def _watched_turns(trainer: Trainer) -> Iterator[list[_Turn]]:
     def watch(module: nn.Module, arguments: tuple[Batch]) -> None:
         if not isinstance(module, Phase):
             return
-        reference, loss, logs = _reference_of(model, config, names[type(module)], arguments[0])
+        reference, loss, logs = reference_of(model, config, names[type(module)], arguments[0])
         parameters = dict(model.networks.named_parameters())
         turns.append(
             _Turn(
@@ -607,47 +409,6 @@ def test_scores_on_bin_edges_and_out_of_range_are_counted() -> None:
     for row, found in zip(rows, averaged, strict=True):
         np.testing.assert_allclose(np.array(found["scores_real"]) * 9, np.histogram(row, edges)[0], atol=1e-5)
         assert found["loss"] == 2.0
-
-
-def test_losses_of_scores_are_those_of_the_papers() -> None:
-    scores = torch.tensor([-2.0, -0.5, 0.0, 0.25, 1.0, 3.0], dtype=torch.float64)
-    for name, expected in LOSSES.items():
-        for ours, theirs in zip((losses.real_loss, losses.fake_loss, losses.generator_loss), expected, strict=True):
-            torch.testing.assert_close(ours(name, scores), theirs(scores))  # type: ignore[arg-type]
-    torch.testing.assert_close(
-        losses.relativistic_loss(scores, scores.flip(0)), -(scores - scores.flip(0)).sigmoid().log()
-    )
-
-
-@pytest.mark.parametrize("kind", LOSSES)
-def test_losses_of_scores_far_from_zero_are_finite_and_right(kind: Any) -> None:
-    scores = torch.tensor([-1e4, 1e4], requires_grad=True)
-    sides = {"non_saturating": (0, 1e4), "hinge": (0, 1e4 + 1), "least_squares": (5e7, 5e7), "wasserstein": (-1e4, 1e4)}
-    found = losses.fake_loss(kind, scores)
-    assert found.tolist() == pytest.approx(sides[kind], rel=1e-3)
-    assert losses.real_loss(kind, -scores).tolist() == pytest.approx(sides[kind], rel=1e-3)
-    found.sum().backward()
-    assert scores.grad is not None and scores.grad.isfinite().all()
-    assert losses.relativistic_loss(scores, -scores).tolist() == [2e4, 0]
-
-
-def test_penalties_are_of_each_images_whole_slope() -> None:
-    slopes = torch.zeros(3, 1, 2, 2)
-    slopes[0, 0, 0] = torch.tensor([3.0, 4.0])
-    slopes[1, 0, 1, 1] = 1.0
-    torch.testing.assert_close(losses.one_centred_penalty(slopes), torch.tensor([16.0, 0.0, 1.0]), rtol=1e-5, atol=2e-6)
-    torch.testing.assert_close(losses.zero_centred_penalty(slopes), torch.tensor([25.0, 1.0, 0.0]))
-    narrow = losses.zero_centred_penalty(slopes.half() * 100)  # half precision cannot hold 250,000
-    torch.testing.assert_close(narrow, torch.tensor([250_000.0, 10_000.0, 0.0]))
-
-
-@pytest.mark.parametrize("penalty", [losses.one_centred_penalty, losses.zero_centred_penalty])
-def test_a_flat_critic_gets_finite_gradients_from_its_penalty(penalty: Callable[[Tensor], Tensor]) -> None:
-    weight = torch.zeros(6, requires_grad=True)
-    images = torch.ones(4, 6, requires_grad=True)
-    (slopes,) = torch.autograd.grad((images @ weight).sum(), images, create_graph=True)
-    penalty(slopes).sum().backward()
-    assert weight.grad is not None and weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("objective", PENALIZED)

@@ -1,12 +1,16 @@
-"""Likelihoods and bounds against float64 references from torch.distributions."""
+"""Likelihoods and bounds against float64 references from torch.distributions; losses of scores against the papers'."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 from torch.nn.functional import logsigmoid
 
+from gen_dist.objectives import losses
 from gen_dist.objectives.losses import (
     bernoulli_nll,
     gaussian_nll,
@@ -15,6 +19,7 @@ from gen_dist.objectives.losses import (
     squared_error,
     standard_normal_log_density,
 )
+from tests.objectives.papers import LOSSES
 
 SHAPE = (6, 3, 5, 4)
 
@@ -82,3 +87,44 @@ def test_the_bound_grows_with_the_number_of_samples() -> None:
     log_weights = torch.randn(2000, 64, generator=torch.Generator().manual_seed(0)) * 2
     bounds = [importance_weighted_bound(log_weights[:, :samples]).mean() for samples in (1, 4, 16, 64)]
     assert bounds == sorted(bounds)
+
+
+def test_losses_of_scores_are_those_of_the_papers() -> None:
+    scores = torch.tensor([-2.0, -0.5, 0.0, 0.25, 1.0, 3.0], dtype=torch.float64)
+    for name, expected in LOSSES.items():
+        for ours, theirs in zip((losses.real_loss, losses.fake_loss, losses.generator_loss), expected, strict=True):
+            torch.testing.assert_close(ours(name, scores), theirs(scores))  # type: ignore[arg-type]
+    torch.testing.assert_close(
+        losses.relativistic_loss(scores, scores.flip(0)), -(scores - scores.flip(0)).sigmoid().log()
+    )
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_losses_of_scores_far_from_zero_are_finite_and_right(kind: Any) -> None:
+    scores = torch.tensor([-1e4, 1e4], requires_grad=True)
+    sides = {"non_saturating": (0, 1e4), "hinge": (0, 1e4 + 1), "least_squares": (5e7, 5e7), "wasserstein": (-1e4, 1e4)}
+    found = losses.fake_loss(kind, scores)
+    assert found.tolist() == pytest.approx(sides[kind], rel=1e-3)
+    assert losses.real_loss(kind, -scores).tolist() == pytest.approx(sides[kind], rel=1e-3)
+    found.sum().backward()
+    assert scores.grad is not None and scores.grad.isfinite().all()
+    assert losses.relativistic_loss(scores, -scores).tolist() == [2e4, 0]
+
+
+def test_penalties_are_of_each_images_whole_slope() -> None:
+    slopes = torch.zeros(3, 1, 2, 2)
+    slopes[0, 0, 0] = torch.tensor([3.0, 4.0])
+    slopes[1, 0, 1, 1] = 1.0
+    torch.testing.assert_close(losses.one_centred_penalty(slopes), torch.tensor([16.0, 0.0, 1.0]), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(losses.zero_centred_penalty(slopes), torch.tensor([25.0, 1.0, 0.0]))
+    narrow = losses.zero_centred_penalty(slopes.half() * 100)  # half precision cannot hold 250,000
+    torch.testing.assert_close(narrow, torch.tensor([250_000.0, 10_000.0, 0.0]))
+
+
+@pytest.mark.parametrize("penalty", [losses.one_centred_penalty, losses.zero_centred_penalty])
+def test_a_flat_critic_gets_finite_gradients_from_its_penalty(penalty: Callable[[Tensor], Tensor]) -> None:
+    weight = torch.zeros(6, requires_grad=True)
+    images = torch.ones(4, 6, requires_grad=True)
+    (slopes,) = torch.autograd.grad((images @ weight).sum(), images, create_graph=True)
+    penalty(slopes).sum().backward()
+    assert weight.grad is not None and weight.grad.isfinite().all()
