@@ -1,7 +1,8 @@
 """Inputs of the metrics: a model's samples, the test split and their features, each computed once, when needed.
 
-Sets of images are cut into blocks of 250 rows, and each process takes whole blocks. A row thus goes through every
-network together with the same others whatever the number of processes, and figures agree to the rounding of a sum.
+Sets of images are cut into blocks of 250 rows, fewer of large images, and each process takes whole blocks. A row thus
+goes through every network together with the same others whatever the number of processes, and figures agree to the
+rounding of a sum.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +30,8 @@ from gen_dist.files import read_sealed, write_sealed
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.networks.perceptual import PerceptualDistance
 from gen_dist.objectives import Batch
-from gen_dist.parallel.collectives import in_main, rows_of_all, sum_over_processes
+from gen_dist.objectives.evaluating import rows_per_pass
+from gen_dist.parallel.collectives import from_main, in_main, rows_of_all, sum_over_processes
 from gen_dist.parallel.processes import Processes
 
 ROWS_PER_BLOCK = 250
@@ -161,14 +164,19 @@ class Context:
             what: shown beside the progress bar.
             compute: function of the range [first, last) of a block to tensors [last - first, ...].
         """
-        blocks = -(-count // ROWS_PER_BLOCK)
-        mine = range(*self.share(blocks))
+        size = self._rows_per_block(count, compute)
+        mine = range(*self.share(-(-count // size)))
         shown = tqdm(mine, desc=what, unit="block", leave=False, disable=not self.processes.is_main or None)
-        parts = [compute(block * ROWS_PER_BLOCK, min((block + 1) * ROWS_PER_BLOCK, count)) for block in shown] or [
+        parts = [compute(block * size, min((block + 1) * size, count)) for block in shown] or [
             tuple(rows[:0] for rows in compute(0, 1))
         ]  # more processes than blocks: the shapes alone
         columns = (torch.cat(column) for column in zip(*parts, strict=True))
         return [rows_of_all(column, self.processes) for column in columns]
+
+    def _rows_per_block(self, count: int, compute: Callable[[int, int], object]) -> int:
+        """Rows of a block of `rows`, as the main process measures them."""
+        most, numbers = max(1, min(count, ROWS_PER_BLOCK)), math.prod(self.dataset.image_shape)
+        return from_main(rows_per_pass(most, numbers, lambda: compute(0, 1)), self.processes)
 
     def share(self, count: int) -> tuple[int, int]:
         """Range [first, last) of this process's share of `count` items."""

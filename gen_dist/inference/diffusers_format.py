@@ -24,7 +24,7 @@ from gen_dist.data import Split
 from gen_dist.errors import ConfigError
 from gen_dist.files import read_regular, reason_of
 from gen_dist.inference.exported import DIFFUSERS_WEIGHTS
-from gen_dist.inference.latent_set import deviation_of, sums_of
+from gen_dist.inference.latent_rows import deviation_of, sums_of
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.inference.model_card import Part, Port
 from gen_dist.networks import diffusers_layout

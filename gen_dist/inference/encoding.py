@@ -9,16 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from gen_dist.config import TrainConfig
@@ -27,20 +24,15 @@ from gen_dist.data.sources.source import SPLITS, SplitName
 from gen_dist.errors import ConfigError, DataError, UserError
 from gen_dist.files import file_lock, write_atomically
 from gen_dist.inference.latent_card import latent_card
-from gen_dist.inference.latent_files import TEXT, Column, FileFormat, Rows, joined
-from gen_dist.inference.latent_set import CARD, LOCK, LatentSet, Shard, statistics_of, sums_of, written_to
+from gen_dist.inference.latent_files import FileFormat, joined
+from gen_dist.inference.latent_rows import RowsAtOnce, columns_of, encoded_rows, rows_at_once, statistics_of, sums_of
+from gen_dist.inference.latent_set import CARD, LOCK, LatentSet, Shard, written_to
 from gen_dist.inference.model import GenerativeModel, model_of, read_same_checkpoint
-from gen_dist.kernels import Key, reparameterize_kl
-from gen_dist.objectives.losses import squared_error
-from gen_dist.objectives.phase import unit_interval
-from gen_dist.parallel.collectives import agree, errors_shared, in_main
+from gen_dist.parallel.collectives import agree, errors_shared, from_main, in_main
 from gen_dist.parallel.processes import Processes, settings_kept, start_processes
-from gen_dist.randomness import Stream
 from gen_dist.records.checkpoint import Checkpoint, is_checkpoint
 from gen_dist.records.run_data import open_run_data
 
-_MOST_ROWS_AT_ONCE = 250
-_PIXELS_AT_ONCE = 2**20
 _MOST_NUMBERS_IN_ONE_FILE = 10**8
 _MOST_NUMBERS_IN_A_SHARD = 2**28  # each process holds one shard and its bytes
 
@@ -93,9 +85,10 @@ def encode(
         dataset = _open_data(run, model, data, data_root, say)
         splits = [split] if split else [one for one in SPLITS if len(getattr(dataset, one).labels)]
         _tell_missing_names(dataset, splits, say)
-        wanted = _latent_set(run, out, model, checkpoint, dataset, splits, (file_format, shard_size), data)
+        batch = RowsAtOnce(*from_main(rows_at_once(model), processes))
+        wanted = _latent_set(run, out, model, checkpoint, dataset, splits, (file_format, shard_size, batch.rows), data)
         with _only_one(out, processes, say):
-            _fill(wanted, model, dataset, processes, say)
+            _fill(wanted, model, dataset, batch, processes, say)
     return out
 
 
@@ -142,7 +135,7 @@ def _latent_set(
     checkpoint: Checkpoint,
     dataset: Dataset,
     splits: list[SplitName],
-    files: tuple[FileFormat, int],
+    sizes: tuple[FileFormat, int, int],
     data: str | None,
 ) -> LatentSet:
     named = all(getattr(dataset, split).names is not None for split in splits)
@@ -150,7 +143,7 @@ def _latent_set(
     rows = {split: len(getattr(dataset, split).labels) for split in splits}
     of_a_row = sum(column.size for column in columns)
     numbers = sum(rows.values()) * of_a_row
-    file_format, shard_size = files
+    file_format, shard_size, rows_at_once = sizes
     if min(shard_size, max(rows.values())) * of_a_row > _MOST_NUMBERS_IN_A_SHARD:
         raise ConfigError(
             f"shard size {shard_size} is too large for memory, with {of_a_row:,} numbers an image; use --shard-size "
@@ -168,7 +161,7 @@ def _latent_set(
         "columns": [column.name for column in columns],
         "format": file_format,
         "shard_size": shard_size,
-        "rows_at_once": rows_at_once(model.image_shape),
+        "rows_at_once": rows_at_once,
         "device": model.device.type,
     }
     about = {
@@ -179,36 +172,6 @@ def _latent_set(
         "class_names": list(dataset.class_names),
     }
     return LatentSet(out, made_of, about, columns, rows, file_format, shard_size)
-
-
-def columns_of(model: GenerativeModel, named: bool) -> list[Column]:
-    """Columns of the latents of a model; `named` if the images have names."""
-    shape = model.objective.latent_shape
-    found = [
-        Column("row", "int64", (), "place of the image in its split, from 0 on"),
-        Column("label", "int64", (), "number of its class; 0 without classes"),
-    ]
-    if named:
-        found.append(Column("name", TEXT, (), "its file in the source, or its row there"))
-    if model.objective.gives_logvar:
-        found += [
-            Column("mean", "float32", shape, "mean of the posterior"),
-            Column("logvar", "float32", shape, "logarithm of its variance: sigma = exp(logvar / 2)"),
-            Column("kl_nats", "float32", (), "KL divergence of the posterior from N(0, I), nats, summed over latents"),
-        ]
-    else:
-        if codes := model.objective.codebook_size:
-            found.append(Column("codes", "int32", shape[1:] or (1,), f"code of each place, 0 to {codes - 1}"))
-        found.append(Column("latents", "float32", shape, "output of the encoder, which decodes to the image"))
-    meaning = "squared error of the reconstruction from mean, summed over pixels; intensities are 0..1"
-    if not model.objective.gives_logvar:
-        meaning = meaning.replace("mean", "latents", 1)
-    return [*found, Column("squared_error", "float32", (), meaning)]
-
-
-def rows_at_once(image_shape: tuple[int, int, int]) -> int:
-    """Rows of one batch: a function of the image's shape alone, since the size of a batch may change the bits."""
-    return max(1, min(_MOST_ROWS_AT_ONCE, _PIXELS_AT_ONCE // math.prod(image_shape)))
 
 
 def _digest(model: GenerativeModel) -> str:
@@ -246,7 +209,12 @@ def _only_one(out: Path, processes: Processes, say: Callable[[str], None]) -> It
 
 
 def _fill(
-    wanted: LatentSet, model: GenerativeModel, dataset: Dataset, processes: Processes, say: Callable[[str], None]
+    wanted: LatentSet,
+    model: GenerativeModel,
+    dataset: Dataset,
+    batch: RowsAtOnce,
+    processes: Processes,
+    say: Callable[[str], None],
 ) -> None:
     """Compute the shards that are missing, and complete the set."""
 
@@ -259,7 +227,7 @@ def _fill(
     if there := images - sum(shard.last - shard.first for shard in pending):
         say(f"{there:,} of {images:,} images are encoded already")
     with errors_shared(processes):
-        _compute(wanted, pending[processes.rank :: processes.world_size], model, dataset, processes)
+        _compute(wanted, pending[processes.rank :: processes.world_size], model, dataset, batch, processes)
 
     def complete() -> None:
         with written_to(wanted.path):
@@ -272,11 +240,15 @@ def _fill(
 
 
 def _compute(
-    wanted: LatentSet, shards: list[Shard], model: GenerativeModel, dataset: Dataset, processes: Processes
+    wanted: LatentSet,
+    shards: list[Shard],
+    model: GenerativeModel,
+    dataset: Dataset,
+    batch: RowsAtOnce,
+    processes: Processes,
 ) -> None:
     rows = sum(shard.last - shard.first for shard in shards)
-    workers = torch.get_num_threads() if model.device.type == "cpu" else 1
-    step = rows_at_once(model.image_shape)
+    workers = min(torch.get_num_threads(), batch.batches) if model.device.type == "cpu" else 1
     hidden = not processes.is_main or None
     with (
         tqdm(total=rows, desc="encoding", unit=" images", leave=False, disable=hidden) as bar,
@@ -284,11 +256,11 @@ def _compute(
     ):
         for shard in shards:
             split: Split = getattr(dataset, shard.split)
-            firsts = range(shard.first, shard.last, step)
-            batches = [pool.submit(_encoded, model, split, first, min(first + step, shard.last)) for first in firsts]
+            firsts = range(shard.first, shard.last, batch.rows)
+            ranges = [(first, min(first + batch.rows, shard.last)) for first in firsts]
             parts = []
-            for batch in batches:
-                parts.append(batch.result())
+            for encoded in [pool.submit(encoded_rows, model, split, first, last) for first, last in ranges]:
+                parts.append(encoded.result())
                 bar.update(len(parts[-1]["row"]))
             found = joined(parts)
             if split.names is not None:
@@ -310,39 +282,6 @@ def _one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(threads)
-
-
-def _encoded(model: GenerativeModel, split: Split, first: int, last: int) -> Rows:
-    """Rows of one batch, without names.
-
-    Raises:
-        UserError: latents are not finite.
-    """
-    images, labels = (torch.from_numpy(array[first:last]) for array in (split.images, split.labels))
-    mean, logvar = model.encode(images)
-    if not bool(torch.isfinite(mean).all()) or (logvar is not None and not bool(torch.isfinite(logvar).all())):
-        raise UserError(
-            f"the model's latents of images {first} to {last - 1} of the {split.name} are not finite: its training "
-            "has diverged; name an earlier checkpoint, or train it again"
-        )
-    pixels = model.objective.pixels(model.decode(mean, labels if model.conditional else None))
-    found: dict[str, Any] = {"row": np.arange(first, last), "label": split.labels[first:last].astype(np.int64)}
-    if model.objective.codebook_size:
-        with torch.no_grad():
-            codes = model.objective.codes(images.to(model.device)).view(-1, *model.objective.latent_shape[1:] or (1,))
-        found["codes"] = codes.int().cpu().numpy()
-    if logvar is None:
-        found["latents"] = _array(mean)
-    else:
-        key = Key(torch.zeros(2, dtype=torch.int64, device=mean.device), Stream.TEST_LATENTS, 0)
-        kl_nats = reparameterize_kl(torch.cat([mean, logvar], dim=1), key, deterministic=True)[1]
-        found |= {"mean": _array(mean), "logvar": _array(logvar), "kl_nats": _array(kl_nats)}
-    return found | {"squared_error": _array(squared_error(pixels, unit_interval(images.to(model.device))))}
-
-
-def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """A tensor as a float32 array in C order."""
-    return np.ascontiguousarray(tensor.float().cpu().numpy())
 
 
 def _silent(_line: str) -> None:

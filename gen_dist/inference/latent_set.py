@@ -13,15 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from gen_dist.data.sources.source import SplitName
 from gen_dist.errors import CheckpointError, ConfigError, DamagedError, MachineError, OtherVersionError, UnreadableError
@@ -289,51 +285,6 @@ def written_to(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {reason_of(error)}; fix that, then run the same command: it goes on, or choose "
             "another --out"
         ) from None
-
-
-def sums_of(latents: np.ndarray[Any, Any], logvar: np.ndarray[Any, Any] | None) -> dict[str, Any]:
-    """Sums of latents float32 [n, C, ...] over all but the channels: `count`, `sum`, and `squares` of latents drawn.
-
-    With a log-variance, the mean square of a draw is mean^2 + exp(logvar).
-    """
-    axes = tuple(axis for axis in range(latents.ndim) if axis != 1)
-    wide = latents.astype(np.float64)
-    squares = wide * wide
-    if logvar is not None:
-        squares += np.exp(logvar.astype(np.float64))
-    return {
-        "count": latents.size // latents.shape[1],
-        "sum": wide.sum(axes).tolist(),
-        "squares": squares.sum(axes).tolist(),
-    }
-
-
-def statistics_of(sums: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation of each channel of the latents drawn, and the factor that scales them all to 1.
-
-    `scaling_factor` is 1 / (standard deviation over all latents), as in Rombach et al. 2022, appendix G.
-    """
-    mean, squares = _moments(sums)
-    deviation = deviation_of(sums)
-    return {
-        "mean": mean.tolist(),
-        "std": np.sqrt(np.maximum(squares - mean * mean, 0.0)).tolist(),
-        "scaling_factor": 1.0 / deviation if deviation > 0.0 else None,
-    }
-
-
-def deviation_of(sums: Sequence[Mapping[str, Any]]) -> float:
-    """Standard deviation of all entries of the latents drawn, over all channels; NaN if one is not finite."""
-    mean, squares = _moments(sums)
-    variance = float(squares.mean()) - float(mean.mean()) ** 2
-    return math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan
-
-
-def _moments(sums: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and mean square of each channel."""
-    count = sum(one["count"] for one in sums)
-    mean, squares = (np.sum([one[name] for one in sums], axis=0) / count for name in ("sum", "squares"))
-    return mean, squares
 
 
 def _describe(path: Path) -> tuple[int, str]:

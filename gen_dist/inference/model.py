@@ -17,6 +17,7 @@ from gen_dist.errors import CheckpointError, DamagedError, UserError
 from gen_dist.inference.exported import is_export, read_export, refuse_export
 from gen_dist.kernels import Key, normal
 from gen_dist.objectives import Objective, build_objective
+from gen_dist.objectives.evaluating import SMALL_PASS, rows_per_pass
 from gen_dist.parallel.collectives import from_main
 from gen_dist.parallel.processes import Processes
 from gen_dist.randomness import Stream
@@ -28,7 +29,7 @@ from gen_dist.records.run_paths import RunPaths
 Result = TypeVar("Result")
 
 IMAGES_PER_CHUNK = 1000
-"""Maximum number of images in one forward pass."""
+"""Maximum number of images in one forward pass; large ones are fewer, see `rows_per_pass`."""
 
 
 class GenerativeModel:
@@ -46,6 +47,7 @@ class GenerativeModel:
         self.image_shape = image_shape
         self.class_names = tuple(class_names)
         """Names of the labels 0, 1, ... of the training images."""
+        self._rows_per_pass: dict[str, int] = {}
 
     @property
     def classes(self) -> int:
@@ -157,10 +159,21 @@ class GenerativeModel:
         self.objective.eval()
         try:
             with torch.no_grad():
-                chunks = zip(*(tensor.split(IMAGES_PER_CHUNK) for tensor in inputs), strict=True)
+                rows = self._rows_of(function, inputs)
+                chunks = zip(*(tensor.split(rows) for tensor in inputs), strict=True)
                 return [function(*(tensor.to(self.device) for tensor in chunk)) for chunk in chunks]
         finally:
             self.objective.train(was_training)
+
+    def _rows_of(self, function: Callable[..., object], inputs: Sequence[Tensor]) -> int:
+        """Rows of one pass of a method of the objective; the method's first use on large images measures one row."""
+        numbers, name = math.prod(self.image_shape), function.__name__
+        if min(len(inputs[0]), IMAGES_PER_CHUNK) * numbers <= SMALL_PASS:
+            return IMAGES_PER_CHUNK
+        if name not in self._rows_per_pass:
+            first = [tensor[:1].to(self.device) for tensor in inputs]
+            self._rows_per_pass[name] = rows_per_pass(IMAGES_PER_CHUNK, numbers, lambda: function(*first))
+        return self._rows_per_pass[name]
 
 
 def load(path: str | Path, device: str = "cpu", announce: Callable[[str], None] = print) -> GenerativeModel:

@@ -11,7 +11,7 @@ from torch import Tensor
 from gen_dist.data import Split
 from gen_dist.errors import ConfigError
 from gen_dist.objectives import Batch, Objective
-from gen_dist.objectives.evaluating import evaluating
+from gen_dist.objectives.evaluating import evaluating, rows_per_pass
 from gen_dist.parallel.batch_sums import BatchSums
 from gen_dist.parallel.collectives import copy_from_main, from_main
 from gen_dist.parallel.processes import Processes
@@ -39,26 +39,33 @@ def mean_metrics(
         batch_sums: the parts of the split, and sums over them.
         seed: seed of the noise.
         dtype: dtype of the networks' arithmetic.
-        decoded_per_batch: latents decoded at once. An image has as many latents as importance samples.
+        decoded_per_batch: most latents decoded at once, fewer of large images. An image has as many latents as
+            importance samples.
     """
-    images_per_batch = max(1, decoded_per_batch // objective.evaluation_samples)
     device, count = processes.device, len(split.images)
     rng = torch.tensor([seed, 0], dtype=torch.int64, device=device)
     # Each process has normalization statistics of its own images. A checkpoint contains those of rank 0.
     copy_from_main(list(objective.buffers()), processes)
     sums: list[dict[str, Tensor]] = []
     zero = torch.zeros((), dtype=torch.float64)
+
+    def measured(start: int, end: int) -> dict[str, Tensor]:
+        images, labels = (torch.from_numpy(array[start:end]).to(device) for array in (split.images, split.labels))
+        found = objective.evaluate(Batch(images, labels, rng, start))
+        _refuse_bad_figures(objective, found, len(images))
+        return found
+
     with evaluating(objective), autocast(device, dtype):
+        largest_part = -(-count // batch_sums.parts)
+        images_per_batch = max(1, min(decoded_per_batch // objective.evaluation_samples, largest_part))
+        if count:
+            rows = rows_per_pass(images_per_batch, split.images[0].size, lambda: measured(0, 1))
+            images_per_batch = from_main(rows, processes)
         for part in batch_sums.own_parts:
             first, last = (-(-count * edge // batch_sums.parts) for edge in (part, part + 1))
             sums.append({})
             for start in range(first, last, images_per_batch):
-                chosen = slice(start, min(start + images_per_batch, last))
-                images = torch.from_numpy(split.images[chosen]).to(device)
-                labels = torch.from_numpy(split.labels[chosen]).to(device)
-                found = objective.evaluate(Batch(images, labels, rng, start))
-                _refuse_bad_figures(objective, found, len(images))
-                for key, value in found.items():
+                for key, value in measured(start, min(start + images_per_batch, last)).items():
                     sums[-1][key] = sums[-1].get(key, zero) + value.double().sum().cpu()
     names = from_main(list(sums[0]), processes)
     if not names:

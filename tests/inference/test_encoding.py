@@ -29,7 +29,8 @@ from gen_dist.files import file_lock
 from gen_dist.inference import encoding, latent_files
 from gen_dist.inference.encoding import encode
 from gen_dist.inference.latent_files import TEXT, Column, as_csv
-from gen_dist.inference.latent_set import LatentSet, deviation_of, statistics_of, sums_of
+from gen_dist.inference.latent_rows import deviation_of, statistics_of, sums_of
+from gen_dist.inference.latent_set import LatentSet
 from gen_dist.inference.model import model_of
 from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
