@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -17,6 +20,8 @@ from gen_dist.randomness import Stream
 
 CODEBOOK, CHANNELS, SIDE, ROWS = 6, 3, 4, 5
 SEED, STEP = 7, 3
+
+T = TypeVar("T")
 
 
 def _quantizer(**changes: object) -> VectorQuantizer:
@@ -109,6 +114,48 @@ def test_micro_batches_have_the_codebook_of_the_batch(update: str) -> None:
         _step(parts, step, parts=(2, 1, 2))
         torch.testing.assert_close(whole.codebook, parts.codebook, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(whole.usage, parts.usage)
+
+
+@pytest.mark.parametrize("update", ["moving_average", "gradient"])
+def test_the_statistics_are_those_of_all_processes(update: str) -> None:
+    """Two processes with the same vectors have one's codebook, with uneven shares, while codes die and are drawn."""
+    settings = {"codebook_update": update, "code_restart": 0.8, "codebook_decay": 0.5}
+    whole, ranks = _quantizer(**settings), [_quantizer(**settings) for _ in range(2)]
+    redrawn = 0
+    for step in range(30):
+        before = whole.usage.clone()
+        _step(whole, step)
+        _step_of_ranks(ranks, step, first_rows=2)
+        redrawn += int(((whole.usage == 1 / CODEBOOK) & (before != 1 / CODEBOOK)).sum())
+        for rank in ranks:
+            torch.testing.assert_close(rank.codebook, whole.codebook, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(rank.usage, whole.usage, rtol=1e-5, atol=1e-7)
+        assert torch.equal(ranks[0].codebook, ranks[1].codebook)
+    assert redrawn > 5
+
+
+def _step_of_ranks(ranks: list[VectorQuantizer], step: int, first_rows: int) -> None:
+    """Update quantizers in a thread each: the first takes the first rows of the batch, the second the others."""
+    barrier, shares = threading.Barrier(len(ranks), timeout=60), [Tensor()] * len(ranks)
+
+    def update(number: int) -> None:
+        first, last = ((0, first_rows), (first_rows, ROWS))[number]
+        images, labels = torch.zeros(last - first, 1, 1, 1), torch.zeros(last - first, dtype=torch.int64)
+        batch = Batch(images, labels, torch.tensor([SEED, step]), first)
+
+        def summed(statistic: Callable[[Sequence[T]], Tensor], items: Sequence[T]) -> Tensor:
+            shares[number] = statistic(items)
+            barrier.wait()
+            total = shares[0] + shares[1]
+            barrier.wait()
+            return total
+
+        with torch.no_grad():
+            coded = ranks[number](_encoded(step)[first:last], batch.key(Stream.LATENTS))
+            ranks[number].update([batch], [coded.carried], summed)
+
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        list(pool.map(update, range(len(ranks))))
 
 
 def test_gradients_pass_straight_through() -> None:

@@ -3,19 +3,26 @@
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from gen_dist.config import MlpConfig, TrainConfig
 from gen_dist.data import Split
+from gen_dist.evaluation.context import Context
+from gen_dist.evaluation.metrics import codebook
+from gen_dist.inference.model import GenerativeModel
+from gen_dist.objectives.evaluating import evaluating
 from gen_dist.parallel.collectives import sum_over_processes
 from gen_dist.parallel.gradients import SharedReduction
 from gen_dist.parallel.processes import Processes, end_process
 from gen_dist.training.trainer import Trainer
-from tests.support.runs import WITH_BATCH_STATISTICS, all_tensors, make_trainer, run_steps, small_config
+from tests.support.runs import SMALL_VQ, WITH_BATCH_STATISTICS, all_tensors, make_trainer, run_steps, small_config
 from tests.support.two_players import STEPS, state_norms, two_players, watched_collectives, without_shared_weights
 
 LARGE_LAYER = small_config("vae", network=MlpConfig(hidden_sizes=(400,)), steps=3)
@@ -29,6 +36,32 @@ def evaluations_of_uneven_splits(trainer: Trainer) -> list[dict[str, float]]:
     """Evaluate the first images of the train split for each size in UNEVEN, in batches with a remainder."""
     split = trainer.dataset.train
     return [trainer.evaluate(Split("some", split.images[:n], split.labels[:n]), decoded_per_batch=16) for n in UNEVEN]
+
+
+def trained_codebook(trainer: Trainer) -> list[list[float]]:
+    """Vectors of the codebook; empty without one."""
+    state = trainer.objective.networks.state_dict()
+    return state["decoder.bottleneck.codebook"].tolist() if "decoder.bottleneck.codebook" in state else []
+
+
+CODEBOOKS = ("moving_average", "gradient")
+CODEBOOK_STEPS = 6
+
+
+def codebook_of_ranks(update: str) -> dict[str, Any]:
+    """Train a codebook whose dead codes are drawn again, and measure its use by test images in blocks of three."""
+    changes = {"codebook_update": update, "code_restart": 0.5, "codebook_decay": 0.8}
+    objective = replace(SMALL_VQ, **changes)  # type: ignore[arg-type]
+    trainer = make_trainer(replace(small_config("latent autoencoder, codebook by gradient"), objective=objective))
+    run_steps(trainer, 0, CODEBOOK_STEPS)
+    state, dataset = trainer.objective.networks.state_dict(), trainer.dataset
+    found = {name: state[f"decoder.bottleneck.{name}"].tolist() for name in ("codebook", "usage")}
+    model = GenerativeModel(trainer.objective, trainer.config, dataset.image_shape, dataset.class_names)
+    context = Context(model, dataset, trainer.processes, None, 0, 0, np.arange(1))
+    with mock.patch("gen_dist.evaluation.context.ROWS_PER_BLOCK", 3), evaluating(trainer.objective):
+        found["counts"] = codebook.code_counts(context).tolist()
+        found |= codebook.measure_usage(context) | codebook.measure_perplexity(context)
+    return found
 
 
 def config_of_ranks(objective: str) -> TrainConfig:
@@ -95,6 +128,7 @@ def main() -> None:
             "test": trainer.evaluate(trainer.dataset.test),
             "uneven": evaluations_of_uneven_splits(trainer),
             "parameter_spread": parameter_spread(trainer),
+            "codebook": trained_codebook(trainer),
         }
         trainer.close()
     results["reduced by large layers"] = _reduced_by_steps(LARGE_LAYER)[2]
@@ -104,6 +138,7 @@ def main() -> None:
         run_steps(players, 0, STEPS)
         results["buckets"] = {name: list(sizes) for name, sizes in buckets.items() if name != "other"}
         results["parameter spread through gloo"] = parameter_spread(players)
+    results["codebooks"] = {update: codebook_of_ranks(update) for update in CODEBOOKS}
     results["without shared memory"] = _without_shared_memory()
     results["local statistics"] = _evaluated_with_local_statistics(out.parent / LOCAL_STATISTICS)
     with watched_collectives() as reduced:

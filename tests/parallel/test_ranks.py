@@ -12,6 +12,7 @@ from pathlib import Path
 from subprocess import PIPE, STDOUT
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 from torch import nn
@@ -19,7 +20,15 @@ from torch import nn
 from gen_dist.records.checkpoint import checkpoint_paths, load
 from gen_dist.records.metrics_file import read_metrics
 from tests.conftest import REPOSITORY
-from tests.parallel.rank_worker import LARGE_LAYER, LOCAL_STATISTICS, config_of_ranks, evaluations_of_uneven_splits
+from tests.parallel.rank_worker import (
+    CODEBOOKS,
+    LARGE_LAYER,
+    LOCAL_STATISTICS,
+    codebook_of_ranks,
+    config_of_ranks,
+    evaluations_of_uneven_splits,
+    trained_codebook,
+)
 from tests.support.runs import (
     COSTLY,
     OBJECTIVES,
@@ -96,9 +105,19 @@ def test_two_ranks_equal_one_rank(ranks_of: dict[str, Any], objective: str) -> N
             assert found == pytest.approx(values, rel=tolerance, abs=tolerance * usual_size), name
     assert result["test"] == pytest.approx(trainer.evaluate(trainer.dataset.test), rel=1e-5, abs=1e-8)
     assert abs(result["parameter_spread"]) < 1e-9
+    np.testing.assert_allclose(result["codebook"], trained_codebook(trainer), rtol=1e-5, atol=1e-6)
     for two, one in zip(result["uneven"], evaluations_of_uneven_splits(trainer), strict=True):
         # A KL near 0 is a float32 difference of numbers near 1.
         assert two == pytest.approx(one, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("update", CODEBOOKS)
+def test_two_ranks_have_the_codebook_and_its_metrics_of_one(two_ranks: dict[str, Any], update: str) -> None:
+    """While no latent lies so near the middle of two codes that rounding decides: then it would be another run."""
+    one, two = codebook_of_ranks(update), two_ranks["codebooks"][update]
+    assert two["counts"] == one["counts"]
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.slow
