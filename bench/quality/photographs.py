@@ -46,7 +46,7 @@ def photographs() -> Iterator[NDArray[np.uint8]]:
     """Colour photographs uint8 [H, W, 3] that come with scikit-image."""
     found = importlib.util.find_spec("skimage")
     if found is None or not found.submodule_search_locations:
-        raise SystemExit("the photographs come with scikit-image; run `pip install scikit-image`")
+        raise SystemExit("the photographs come with scikit-image; run `pip install -c constraints.txt -e '.[bench]'`")
     for name in PHOTOGRAPHS:
         with Image.open(Path(found.submodule_search_locations[0]) / "data" / name) as picture:
             yield np.asarray(picture.convert("RGB"))

@@ -207,7 +207,7 @@ def _file_of_weights(directory: Path) -> Path:
     """The file of weights, after a look at what the directory is."""
     said = f"{directory} is no directory of one of diffusers' autoencoders"
     if not directory.is_dir():
-        raise ConfigError(f"{said}: there is none; name one that save_pretrained or gen-dist export wrote")
+        raise ConfigError(f"there is no directory {directory}; name one that save_pretrained or gen-dist export wrote")
     if (directory / "model_index.json").exists():
         raise ConfigError(f"{said}, but of a whole pipeline; name the part in it: {directory / 'vae'}")
     if not (directory / CONFIG).exists():

@@ -56,7 +56,7 @@ class Folder:
 
     def __post_init__(self) -> None:
         if not self.path.exists():
-            raise DataError(f"{self.name}: there is no such directory")
+            raise DataError(f"{self.name}: there is no such directory; name that of your images, --data folder:PATH")
         if not self.path.is_dir():
             raise DataError(f"{self.name}: that is a file, not a directory of images")
         self._splits = retrying(self._scan)
