@@ -32,7 +32,7 @@ def main(names: tyro.conf.Positional[tuple[str, ...]] = (), /, steps: int = 30, 
         steps: Optimizer steps.
         batch_size: Images per step.
     """
-    for name in names or [name for name, one in presets().items() if (one.config.packing.image_size or 0) <= 64]:
+    for name in names or [name for name, one in presets().items() if max(one.config.packing.size or (0,)) <= 64]:
         print(f"{digest_of(get_preset(name), steps, batch_size)}  {name}", flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from gen_dist.config.data import (
     DataConfig,
+    Fit,
 )
 from gen_dist.config.latent_autoencoder import (
     BottleneckName,
@@ -66,6 +67,7 @@ __all__ = [
     "Decay",
     "Device",
     "FigureName",
+    "Fit",
     "GanConfig",
     "GanLoss",
     "GradientEstimator",

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from gen_dist.config.checked import Checked, at_least
 from gen_dist.errors import ConfigError
+
+Fit = Literal["crop", "pad", "stretch", "none"]
+
+_LEAST_SIDE = 4
+_WIDTH_BY_HEIGHT = re.compile(r"([0-9]{1,9})(?:[xX]([0-9]{1,9}))?")
 
 
 @dataclass(frozen=True)
 class DataConfig(Checked):
     """Packing and memory of a data source."""
 
-    image_size: int | None = None
-    """Side in pixels: images are resized by their shorter side, then cropped at the centre. None keeps the source's
-    size where all images share one, and is 64 for `folder:`."""
+    image_size: Annotated[int | str | None, arg(metavar="{None}|SIDE|WxH")] = None
+    """Size in pixels that images are brought to: a side, such as 64, or width x height, such as 480x270. None keeps the
+    size that all images share, and is 64 for a `folder:` of images that differ."""
+    fit: Fit = "crop"
+    """Treatment of images of another size: resize and crop at the centre, pad with white, stretch, or refuse them."""
     channels: Literal[1, 3] | None = None
     """1 for grayscale, 3 for RGB. None keeps the source's channels; folders with any coloured image become RGB."""
     test_fraction: float = 0.1
@@ -31,9 +41,24 @@ class DataConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.image_size is not None:
-            at_least("image_size", self.image_size, 4)
+        if isinstance(self.image_size, str):
+            found = _WIDTH_BY_HEIGHT.fullmatch(self.image_size)
+            if not found:
+                raise ConfigError(f"image_size {self.image_size!r} is no side such as 64, or width x height as 480x270")
+            width, height = int(found[1]), int(found[2] or found[1])
+            # A square has one spelling, so that configs and caches of one size are equal.
+            object.__setattr__(self, "image_size", width if width == height else f"{width}x{height}")
+        for side in self.size or ():
+            at_least("image_size", side, _LEAST_SIDE)
         at_least("synthetic_images", self.synthetic_images, 1)
         at_least("resident_budget_mib", self.resident_budget_mib, 0)
         if not 0 < self.test_fraction < 1:
             raise ConfigError(f"test_fraction {self.test_fraction} is not between 0 and 1")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height of `image_size`."""
+        if self.image_size is None:
+            return None
+        width, _, height = str(self.image_size).partition("x")
+        return int(width), int(height or width)

@@ -72,8 +72,11 @@ def smallest_sides(feature_maps: Sequence[int], image_shape: tuple[int, int, int
     levels = len(feature_maps)
     step = 2 ** (levels - 1)
     if height % step or width % step:
-        shorter = min(height, width)
-        nearest = " or ".join(map(str, sorted({max(step, shorter // step * step), -(-shorter // step) * step})))
+        rounded = [
+            (max(step, width // step * step), max(step, height // step * step)),
+            (-(-width // step) * step, -(-height // step) * step),
+        ]
+        nearest = " or ".join(dict.fromkeys(str(w) if w == h else f"{w}x{h}" for w, h in rounded))
         # The largest power of two that divides both sides gives the number of halvings.
         halvings = (math.gcd(height, width) & -math.gcd(height, width)).bit_length() - 1
         fewer = f", or name {halvings + 1} feature_maps at most" if halvings else ""

@@ -232,6 +232,7 @@ class TrainConfig(Checked):
         from pydantic import ConfigDict, TypeAdapter, ValidationError  # 70 ms that only --config needs
 
         load_recorded(_plugins_in(text), source)
+        text = _with_size_of_folder(text)
         parts = (*networks.configs(), *objectives.configs())
         cls: Any
         for cls in (DataConfig, OptimizerConfig, Plugin, TrainConfig, *parts):
@@ -271,6 +272,21 @@ def _plugins_in(text: str) -> list[Plugin]:
         return [Plugin(str(one["name"]), str(one["sha256"])) for one in json.loads(text).get("plugins", ())]
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         return []
+
+
+def _with_size_of_folder(text: str) -> str:
+    """Config text with the side that folders had without a configured one, if a version without `fit` wrote it."""
+    if '"fit"' in text or '"folder:' not in text:
+        return text
+    try:
+        values = json.loads(text)
+        packing = values.get("packing")
+        if values["data"].startswith("folder:") and "fit" not in packing and packing.get("image_size") is None:
+            packing["image_size"] = 64
+            return json.dumps(values)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        pass  # no config, which is told later
+    return text
 
 
 # Python holds a byte of a path that is not UTF-8 as half of a surrogate pair. JSON has it as \\udcXX, which pydantic

@@ -167,6 +167,8 @@ def _is_directory(path: Path) -> bool:
 def _options(source: Source, packing: DataConfig) -> dict[str, Any]:
     """Options of the config that determine the content."""
     options: dict[str, Any] = {"image_size": packing.image_size, "channels": packing.channels}
+    if packing.fit != "crop":  # named only then, so that caches of cropped images keep their key
+        options["fit"] = packing.fit
     if not source.has_test_split:
         options["test_fraction"] = packing.test_fraction
     return options

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from gen_dist.data.fitting import PAPER, REDUCING_GAP, Fitting, fitted
 from gen_dist.data.losses import frame_and_channel_losses, intensity_losses
 from gen_dist.errors import DataError
 from gen_dist.files import open_regular, read_regular, retrying
@@ -29,8 +30,6 @@ _COLOURS = {"P": "palette", "PA": "palette", "RGBA": "RGB", "RGBa": "RGB", "RGBX
 _DEPTHS = {"1": "1-bit", "I": "32-bit", "F": "float"}
 _ORIENTATION = 0x0112  # EXIF 2.32, tag Orientation
 _ON_THEIR_SIDE = range(5, 9)
-# Images are reduced in one cheap step to no less than this multiple of the target before the exact resize.
-_REDUCING_GAP = 3.0
 _MAX_FILE_BYTES = 2**28
 # A progressive JPEG has about ten scans. Each costs a pass over all pixels but only a few bytes.
 _MAX_JPEG_SCANS = 200
@@ -61,6 +60,8 @@ class Decoded(NamedTuple):
     """True if the image is stored as grayscale, so that all channels are equal."""
     losses: dict[str, str]
     """Parts of the image that the pixels lack: kinds of loss, with the values of this image."""
+    size: tuple[int, int]
+    """(width, height) of the image as stored, turned upright."""
 
 
 class Header(NamedTuple):
@@ -138,12 +139,12 @@ def read_image(file: ImageFile) -> bytes:
     return content
 
 
-def decode_image(encoded: Encoded, size: int | None, channels: int | None) -> Decoded:
-    """Decode an image, turn it upright, lay it on white, and resize and crop it.
+def decode_image(encoded: Encoded, fitting: Fitting | None, channels: int | None) -> Decoded:
+    """Decode an image, turn it upright, lay it on white, and bring it to a size.
 
     Args:
         encoded: file, bytes or pixels.
-        size: side in pixels of the result: the largest centred square, resized. None keeps the image's own size.
+        fitting: size of the result. None keeps the image's own.
         channels: 1 for grayscale, 3 for RGB. None gives RGB.
 
     Raises:
@@ -154,11 +155,11 @@ def decode_image(encoded: Encoded, size: int | None, channels: int | None) -> De
     """
     if isinstance(encoded, ImageFile):
         with _ONE_LARGE if encoded.size > _LARGE_FILE_BYTES else contextlib.nullcontext():
-            return decode_image(read_image(encoded), size, channels)
+            return decode_image(read_image(encoded), fitting, channels)
     if not len(encoded):
         raise UnreadableImage("no bytes")
     try:
-        return _decoded(encoded, size, channels)
+        return _decoded(encoded, fitting, channels)
     except MemoryError:
         raise
     # Decoders raise nearly every built-in exception on damaged input: OSError, SyntaxError, struct.error, EOFError...
@@ -173,7 +174,7 @@ def image_as_pixels(image: Image.Image) -> NDArray[np.uint8]:
         ValueError: its pixels are not finite.
     """
     gray = image.mode in _GRAY_MODES
-    return _fitted(_eight_bit_opaque(ImageOps.exif_transpose(image), gray, _float_scale(image)), None, 1 if gray else 3)
+    return _pixels(_eight_bit_opaque(ImageOps.exif_transpose(image), gray, _float_scale(image)), 1 if gray else 3)
 
 
 def _unreadable(error: Exception) -> UnreadableImage:
@@ -225,21 +226,25 @@ def _described(opened: Image.Image) -> Header:
     return Header(" ".join(filter(None, words)), width, height, gray, converted, orientation in range(2, 9), losses)
 
 
+def _is_on_its_side(opened: Image.Image) -> bool:
+    return opened.getexif().get(_ORIENTATION, 1) in _ON_THEIR_SIDE
+
+
 def _raw_mode(opened: Image.Image) -> str:
     """PIL's name of the stored channels."""
     tiles = getattr(opened, "tile", None)
     return str(tiles[0].args) if tiles else ""
 
 
-def _decoded(content: bytes | NDArray[np.uint8], size: int | None, channels: int | None) -> Decoded:
+def _decoded(content: bytes | NDArray[np.uint8], fitting: Fitting | None, channels: int | None) -> Decoded:
     if isinstance(content, np.ndarray):
         gray = content.shape[0] == 1
         image = Image.fromarray(content[0] if gray else np.ascontiguousarray(content.transpose(1, 2, 0)))
-        return Decoded(_fitted(image, size, channels), gray, {})
+        return Decoded(_pixels(fitted(image, fitting), channels), gray, {}, image.size)
     with Image.open(io.BytesIO(content), formats=_registered_formats()) as opened:
         large = opened.width * opened.height > _LARGE_PIXELS
         with _ONE_LARGE if large else contextlib.nullcontext():
-            return _decode_opened(opened, content, size, channels)
+            return _decode_opened(opened, content, fitting, channels)
 
 
 def _registered_formats() -> list[str]:
@@ -247,15 +252,18 @@ def _registered_formats() -> list[str]:
     return [name for name in _FORMATS if name in Image.OPEN]  # some builds of PIL lack AVIF
 
 
-def _decode_opened(opened: Image.Image, content: bytes, size: int | None, channels: int | None) -> Decoded:
+def _decode_opened(opened: Image.Image, content: bytes, fitting: Fitting | None, channels: int | None) -> Decoded:
     if opened.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > _MAX_JPEG_SCANS:
         raise ValueError(f"a JPEG of more than {_MAX_JPEG_SCANS} scans")
     gray = opened.mode in _GRAY_MODES
     raw_mode = _raw_mode(opened)
-    if size is not None:
-        # JPEG only: decode at a half, quarter or eighth of the size where that is enough.
-        opened.draft(None, (int(size * _REDUCING_GAP), int(size * _REDUCING_GAP)))
+    stored = opened.size
+    if fitting is not None and opened.format in ("JPEG", "MPO"):
+        # Decode at a half, quarter or eighth of the size where that is enough, as the image lies in the file.
+        width, height = (int(side * REDUCING_GAP) for side in fitting[:2])
+        opened.draft(None, (height, width) if _is_on_its_side(opened) else (width, height))
     opened.load()
+    size = stored[::-1] if _is_on_its_side(opened) else stored
     large = opened.width * opened.height > _LARGE_PIXELS
     if large:
         image = _large_eight_bit(opened, gray)
@@ -265,16 +273,11 @@ def _decode_opened(opened: Image.Image, content: bytes, size: int | None, channe
     if large:
         opened.close()  # frees its pixels before those of the turned image are allocated
         ImageOps.exif_transpose(image, in_place=True)
-    return Decoded(_fitted(image, size, channels), gray, losses)
+    return Decoded(_pixels(fitted(image, fitting), channels), gray, losses, size)
 
 
-def _fitted(image: Image.Image, size: int | None, channels: int | None) -> NDArray[np.uint8]:
-    """Resize and crop an image of mode L or RGB into pixels [C, H, W]."""
-    if size is not None and image.size != (size, size):
-        side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        box = (left, top, left + side, top + side)
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=_REDUCING_GAP)
+def _pixels(image: Image.Image, channels: int | None) -> NDArray[np.uint8]:
+    """Pixels [C, H, W] of an image of mode L or RGB."""
     image = image.convert("L" if channels == 1 else "RGB")
     pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, -1)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
@@ -302,7 +305,7 @@ def _eight_bit_opaque(image: Image.Image, gray: bool, float_scale: float) -> Ima
         return Image.fromarray(((intensities * 255 + 32767) // 65535).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
+        white = Image.new("RGBA", image.size, PAPER)
         image = Image.alpha_composite(white, image).convert("RGB")
     return image.convert("L" if gray else "RGB")
 

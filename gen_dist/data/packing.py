@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from gen_dist.config import DataConfig
 from gen_dist.data.decoding import Decoded, UnreadableImage, decode_image, image_warnings_as_intended
+from gen_dist.data.fitting import Fitting, fitting_of, line_on_changes
 from gen_dist.data.image_names import names_file, write_names
 from gen_dist.data.losses import lines_on_losses
 from gen_dist.data.naming import remarks_on_classes
@@ -60,7 +61,8 @@ class Packed:
     left_out_text: str
     """Their number by reason, and the first names."""
     remarks: list[str]
-    """Lines about class names that may not be meant, and images that lost something, such as their further pages."""
+    """Lines about class names that may not be meant, about images that were resized, and about images that lost
+    something, such as their further pages."""
 
 
 def images_file(split: SplitName) -> str:
@@ -119,7 +121,7 @@ def pack(source: Source, packing: DataConfig, directory: Path, shown_directory: 
         )
         packer.pack(pool, bar.update)
         packer.finish()
-    remarks = [*remarks_on_classes(class_names), *lines_on_losses(packer.losses)]
+    remarks = [*remarks_on_classes(class_names), *line_on_changes(packer.changes), *lines_on_losses(packer.losses)]
     return Packed(class_names, packer.left_out.count, str(packer.left_out), remarks)
 
 
@@ -182,13 +184,18 @@ Result = Decoded | str
 """An image, or the reason why it is unreadable."""
 
 
-def side_of(source: Source, packing: DataConfig) -> int | None:
-    """Side in pixels that images are brought to; None keeps their own size."""
-    return packing.image_size if packing.image_size is not None else source.default_size
+def source_fitting(source: Source, packing: DataConfig) -> Fitting | None:
+    """Size that images of a source are brought to; None keeps their own."""
+    return fitting_of(packing, None if packing.size or packing.fit == "none" else source.default_size)
 
 
 def decode_some(
-    source: Source, packing: DataConfig, block: Block, first: int, count: int = IMAGES_PER_TASK
+    source: Source,
+    fitting: Fitting | None,
+    channels: int | None,
+    block: Block,
+    first: int,
+    count: int = IMAGES_PER_TASK,
 ) -> list[Result]:
     """Decode the images of one task: up to `count` from the place `first` of a block on.
 
@@ -198,7 +205,7 @@ def decode_some(
     decoded: list[Result] = []
     for position, encoded in enumerate(block.images[first : first + count], start=first):
         try:
-            decoded.append(decode_image(encoded, side_of(source, packing), packing.channels))
+            decoded.append(decode_image(encoded, fitting, channels))
         except UnreadableImage as error:
             decoded.append(str(error))
         except OSError as error:
@@ -222,12 +229,14 @@ class _Packer:
     ) -> None:
         self.left_out = Tally()
         self.losses = Tally()
+        self.changes: collections.Counter[str] = collections.Counter()
+        """Number of images by what their resizing does to them."""
         self._source = source
         self._packing = packing
         self._directory = directory
         self._shown_directory = shown_directory
         self._num_classes = num_classes
-        self._shape = OneShape(source)
+        self._shape = OneShape(source, packing)
         self._all_gray = True
         self._labels: dict[SplitName, list[NDArray[np.int64]]] = {split: [] for split in SPLITS}
         self._names: dict[SplitName, list[str]] = {split: [] for split in SPLITS}
@@ -241,27 +250,28 @@ class _Packer:
     def pack(self, pool: ThreadPoolExecutor, progress: Callable[[int], object]) -> None:
         """Decode in the pool and append in order; a bounded window of tasks keeps all threads busy."""
         window: collections.deque[tuple[Block, int, Future[list[Result]]]] = collections.deque()
+        fitting = source_fitting(self._source, self._packing)
         for block in blocks_of(self._source):
             check_labels(self._source, block, self._num_classes)
             if isinstance(block.images, np.ndarray) and not needs_fitting(self._source, self._packing, block.images):
                 while window:
-                    progress(self._append_decoded(*window.popleft()))
+                    progress(self._append_decoded(fitting, *window.popleft()))
                 self._append(block, block.images, range(len(block.labels)))
                 self._all_gray &= block.images.shape[1] == 1
                 progress(len(block.labels))
                 continue
             first = 0
             while first < len(block.labels):
-                count = self._images_per_task()
-                task = pool.submit(decode_some, self._source, self._packing, block, first, count)
+                count = self._images_per_task(fitting)
+                task = pool.submit(decode_some, self._source, fitting, self._packing.channels, block, first, count)
                 window.append((block, first, task))
                 first += count
                 while len(window) > 2 * THREADS or (
                     len(window) > 1 and _bytes_of(block for block, *_ in window) > _MOST_BYTES_WAITING
                 ):
-                    progress(self._append_decoded(*window.popleft()))
+                    progress(self._append_decoded(fitting, *window.popleft()))
         while window:
-            progress(self._append_decoded(*window.popleft()))
+            progress(self._append_decoded(fitting, *window.popleft()))
 
     def finish(self) -> None:
         """Hold out the test split where there is none, drop equal channels, and write what remains to the disk."""
@@ -301,15 +311,15 @@ class _Packer:
                     file.flush()
                     os.fsync(file.fileno())
 
-    def _images_per_task(self) -> int:
+    def _images_per_task(self, fitting: Fitting | None) -> int:
         """Images that a task decodes: one at first if their size is not known, and few if they are large."""
-        side, shape = side_of(self._source, self._packing), self._shape.shape
-        if side is None and shape is None:
+        shape = self._shape.shape
+        if fitting is None and shape is None:
             return 1
-        numbers = math.prod(shape) if shape else 3 * (side or 1) ** 2
+        numbers = math.prod(shape or (3, *(fitting or ())[:2]))
         return max(1, min(IMAGES_PER_TASK, MOST_BYTES_DECODED // (2 * THREADS * numbers)))
 
-    def _append_decoded(self, block: Block, first: int, task: Future[list[Result]]) -> int:
+    def _append_decoded(self, fitting: Fitting | None, block: Block, first: int, task: Future[list[Result]]) -> int:
         images = task.result()
         readable, positions = [], []
         for position, image in enumerate(images, start=first):
@@ -318,6 +328,7 @@ class _Packer:
                 continue
             self._shape.check(image.pixels.shape, block.name(position))
             self._all_gray &= image.gray
+            self.changes.update(fitting.changes(image.size) if fitting else [])
             for kind, detail in image.losses.items():
                 self.losses.add(block.name(position), detail, kind)
             readable.append(image.pixels)

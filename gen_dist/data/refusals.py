@@ -58,9 +58,9 @@ def needs_fitting(source: Source, packing: DataConfig, images: NDArray[np.uint8]
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise DataError(f"{source.name}: images are {images.dtype} {list(images.shape)}, not uint8 [N, 1 or 3, H, W]")
-    return packing.channels not in (None, images.shape[1]) or (
-        packing.image_size is not None and images.shape[2:] != (packing.image_size, packing.image_size)
-    )
+    height, width = images.shape[2:]
+    other_size = packing.fit != "none" and packing.size not in (None, (width, height))
+    return packing.channels not in (None, images.shape[1]) or other_size
 
 
 def check_labels(source: Source, block: Block, num_classes: int) -> None:
@@ -74,23 +74,34 @@ def check_labels(source: Source, block: Block, num_classes: int) -> None:
 
 
 class OneShape:
-    """Shape that all images have to share."""
+    """Shape that all images have to share after those of other sizes are fitted."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, packing: DataConfig) -> None:
         self._source = source
+        self._packing = packing
         self._first_name = ""
         self.shape: tuple[int, ...] | None = None
         """(C, H, W) of the first image; None without one."""
 
     def check(self, shape: tuple[int, ...], name: str) -> None:
-        """Raise DataError if the shape (C, H, W) of an image is not that of the first."""
+        """Raise DataError if the shape (C, H, W) of an image is not that of the first, or not the configured one."""
         if self.shape is None:
+            if self._packing.size not in (None, shape[:0:-1]):
+                raise DataError(
+                    f"{self._source.name}: {name} is {_width_by_height(shape)}, not {self._packing.image_size}, and "
+                    f"--fit none refuses that; give --image-size {shape[2]}x{shape[1]}, or --fit crop, pad or stretch"
+                )
             self.shape, self._first_name = shape, name
         elif shape != self.shape:
             raise DataError(
                 f"{self._source.name}: images differ in size: {self._first_name} is {_width_by_height(self.shape)}, "
-                f"{name} is {_width_by_height(shape)}; give --image-size to bring them to one"
+                f"{name} is {_width_by_height(shape)}; give {self._way_out()} to bring them to one"
             )
+
+    def _way_out(self) -> str:
+        if self._packing.fit != "none":
+            return "--image-size"
+        return "--fit crop, pad or stretch" + (" with --image-size" if self._packing.size is None else "")
 
 
 def leave_out(source: Source, packing: DataConfig, left_out: Tally, name: str, reason: str) -> None:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from gen_dist.config import DataConfig
 from gen_dist.data.decoding import Encoded, Header, UnreadableImage, image_warnings_as_intended, read_header
+from gen_dist.data.fitting import Fitting
 from gen_dist.data.losses import INTENSITY_KINDS, lines_on_losses
 from gen_dist.data.naming import remarks_on_classes
 from gen_dist.data.packing import (
@@ -29,7 +30,7 @@ from gen_dist.data.packing import (
     Result,
     cannot_read,
     decode_some,
-    side_of,
+    source_fitting,
 )
 from gen_dist.data.refusals import (
     OneShape,
@@ -73,8 +74,8 @@ def survey(source: Source, packing: DataConfig, cache: Path, packed_in: Path | N
     Raises:
         DataError: the source or a file cannot be read just now, or a label has no class.
     """
-    surveyor = _Surveyor(source, packing, cache, packed_in)
     with image_warnings_as_intended():
+        surveyor = _Surveyor(source, packing, cache, packed_in)
         surveyor.read_headers()
         with ThreadPoolExecutor(THREADS) as pool:
             surveyor.decode(pool)
@@ -132,7 +133,8 @@ class _Surveyor:
         self._found.holds_out = not source.has_test_split
         self._source = source
         self._packing = packing
-        self._shape = OneShape(source)
+        self._shape = OneShape(source, packing)
+        self._fitting = source_fitting(source, packing)
         self._grays = 0
         self._labels: dict[SplitName, list[int]] = {split: [] for split in SPLITS}
         self._places: dict[SplitName, list[int]] = {split: [] for split in SPLITS}
@@ -245,11 +247,11 @@ class _Surveyor:
         found.kinds[header.kind] += 1
         found.to_decode += not fits
         self._grays += header.gray
-        side, channels = (None, None) if fits else (side_of(self._source, self._packing), self._packing.channels)
+        fitting, channels = (None, None) if fits else (self._fitting, self._packing.channels)
         stored = (1 if header.gray else 3) if fits else channels or 3
-        height, width = (header.height, header.width) if side is None else (side, side)
+        width, height = fitting[:2] if fitting else (header.width, header.height)
         self._note(lambda: self._shape.check((stored, height, width), name))
-        found.changes.update(_changes(header, side, channels))
+        found.changes.update(_changes(header, fitting, channels))
         for kind, detail in header.losses.items():
             self._losses.add(name, detail, kind)
 
@@ -259,7 +261,7 @@ class _Surveyor:
         return shown if fits else [*shown, self._sample]
 
     def _decode(self, one: _Candidate) -> list[Result]:
-        return decode_some(self._source, self._packing, one.block, 0)
+        return decode_some(self._source, self._fitting, self._packing.channels, one.block, 0)
 
     def _take(self, one: _Candidate, result: Result, *, shown: bool) -> None:
         self._found.decoded += not one.fits
@@ -307,17 +309,12 @@ class _Surveyor:
         return self._source_seconds + decoding + hashing
 
 
-def _changes(header: Header, side: int | None, channels: int | None) -> list[str]:
+def _changes(header: Header, fitting: Fitting | None, channels: int | None) -> list[str]:
     """What becomes of an image, as the ends of sentences about several."""
     changes = [header.converted] if header.converted else []
     if header.turned:
         changes.append("are turned upright")
-    if side is not None and (header.width, header.height) != (side, side):
-        changes.append(f"are resized to {side}x{side}")
-        if header.width != header.height:
-            changes.append("are cropped to the square at their centre")
-        if min(header.width, header.height) < side:
-            changes.append("are smaller than that and are enlarged")
+    changes += fitting.changes((header.width, header.height)) if fitting else []
     if channels == 1 and not header.gray:
         changes.append("lose their colours")
     return changes

@@ -108,10 +108,9 @@ def _open_data(
     config = model.config
     _, height, width = model.image_shape
     if data not in (None, config.data):
-        side = height if height == width else config.packing.image_size
-        config = replace(
-            config, packing=replace(config.packing, image_size=side, channels=1 if model.image_shape[0] == 1 else 3)
-        )
+        channels: Literal[1, 3] = 1 if model.image_shape[0] == 1 else 3
+        packing = replace(config.packing, image_size=f"{width}x{height}", channels=channels)
+        config = replace(config, packing=packing)
     dataset = open_run_data(run, config, say, digest=None, data=data, data_root=data_root)
     if dataset.image_shape != model.image_shape:
         shapes = [" x ".join(map(str, shape)) for shape in (dataset.image_shape, model.image_shape)]

@@ -17,26 +17,28 @@ from gen_dist.networks.spectral_norm import spectrally_normalize
 
 
 def _halvings(side: int) -> int:
-    """Number of halvings down to 4 to 7 pixels, at least one; the side fits if no halving has a remainder."""
+    """Number of halvings of the shorter side down to 4 to 7 pixels, at least one."""
     return max(1, side.bit_length() - 3)
 
 
-def _nearest_sides(side: int) -> list[int]:
-    """The side itself if it is 4 to 7 times a power of two and can be halved, else the nearest such sides."""
-    step = 2 ** _halvings(side)
-    return sorted({max(8, side // step * step), max(8, -(-side // step) * step)})
+def _nearest_sizes(height: int, width: int) -> list[str]:
+    """The nearest sizes that can be halved without a remainder, as `--image-size` takes them."""
+    step = 2 ** _halvings(min(height, width))
+    lower, upper = (
+        [max(8, side // step * step) for side in (width, height)],
+        [max(8, -(-side // step) * step) for side in (width, height)],
+    )
+    return list(dict.fromkeys(str(w) if w == h else f"{w}x{h}" for w, h in (lower, upper)))
 
 
 def _levels(config: DcganConfig, image_shape: tuple[int, int, int]) -> tuple[list[int], tuple[int, int]]:
     """Channels after each halving of the images, and the height and width after the last."""
     _, height, width = image_shape
-    halvings = _halvings(height)
-    fits = all(_nearest_sides(side) == [side] for side in (height, width))
-    if not fits or _halvings(width) != halvings:
-        nearest = " or ".join(map(str, _nearest_sides(min(height, width))))
+    halvings = _halvings(min(height, width))
+    if min(height, width) < 8 or height % 2**halvings or width % 2**halvings:
         raise ConfigError(
-            f"a dcgan network halves both sides of an image until 4 to 7 pixels are left, which {height} x {width} "
-            f"do not allow; use --image-size {nearest}"
+            f"a dcgan network halves both sides of an image until 4 to 7 pixels of the shorter are left, which "
+            f"{height} x {width} do not allow; use --image-size {' or '.join(_nearest_sizes(height, width))}"
         )
     return [config.feature_maps * 2**i for i in range(halvings)], (height >> halvings, width >> halvings)
 

