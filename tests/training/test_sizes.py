@@ -59,11 +59,11 @@ def test_our_objectives_pass_at_wide_images(objective: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["vae, convolutional", "sngan, projection"])
+@pytest.mark.parametrize("objective", ["vae, convolutional", "sngan"])
 def test_wide_images_are_evaluated_and_exported(objective: str, tmp_path: Path) -> None:
     trained(tmp_path / "run", objective)
     found = evaluate(tmp_path / "run", None, samples=64, nll_samples=4, nll_images=16, announce=silent)
     assert found is not None
     export(tmp_path / "run", "torch-export", tmp_path / "exported", (), silent)
-    program = torch.export.load(next((tmp_path / "exported").glob("*.pt2"))).module()
-    assert program
+    program = torch.export.load(tmp_path / "exported" / "decoder.pt2").module()
+    assert program(torch.zeros(2, 5)).shape == (2, 3, 16, 24)
