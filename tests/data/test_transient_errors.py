@@ -80,7 +80,7 @@ def test_a_lack_of_memory_stops_packing(folder: Path, monkeypatch: pytest.Monkey
     def no_memory(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(decoding, "_fitted", no_memory)
+    monkeypatch.setattr(decoding, "fitted", no_memory)
     with pytest.raises(DataError, match="out of memory; nothing is packed"):
         opened(folder)
 
