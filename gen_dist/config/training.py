@@ -80,8 +80,8 @@ class TrainConfig(Checked):
     """Compute batch statistics over all processes, so that their number does not change the run. Otherwise each
     process normalizes its own images, as in the papers."""
     start_from: Annotated[str | None, arg(name="from")] = None
-    """Start from the weights of an autoencoder in a directory of diffusers, diffusers:DIR. A resumed run does not need
-    it again."""
+    """Start at step 0 from other weights: those of another run, its directory or one of its checkpoints, or those of an
+    autoencoder in a directory of diffusers, diffusers:DIR. A resumed run does not need them again."""
     from_train: Literal["all", "decoder"] = "all"
     """Networks to train after `--from`: all, or the decoder alone for the latents that other models know."""
     start_digest: Suppress[Fixed[str | None]] = None
@@ -165,11 +165,18 @@ class TrainConfig(Checked):
     def _refuse_bad_start(self) -> None:
         if self.start_from is None:
             if self.from_train != "all":
-                raise ConfigError(f"from_train {self.from_train} needs weights to start from; add --from diffusers:DIR")
+                raise ConfigError(f"from_train {self.from_train} needs weights to start from; add --from")
             return
-        if not self.start_from.removeprefix("diffusers:") or not self.start_from.startswith("diffusers:"):
-            raise ConfigError(f"from {self.start_from!r} is not diffusers:DIR, such as diffusers:vae/")
-        if self.objective.kind != "latent-autoencoder":
+        of_run = not self.start_from.startswith("diffusers:")
+        if not self.start_from.removeprefix("diffusers:"):
+            raise ConfigError(
+                f"from {self.start_from!r} is neither a run directory nor diffusers:DIR, as diffusers:vae/"
+            )
+        if of_run and self.from_train == "decoder" and self.objective.kind != "latent-autoencoder":
+            raise ConfigError(
+                f"from_train decoder needs the objective latent-autoencoder, not {self.objective.kind}; leave it out"
+            )
+        if not of_run and self.objective.kind != "latent-autoencoder":
             raise ConfigError(
                 f"from {self.start_from} needs the objective latent-autoencoder, whose images are in -1..1 as those of "
                 f"diffusers, not {self.objective.kind}; leave it out, or choose another preset"

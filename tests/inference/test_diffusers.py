@@ -319,9 +319,13 @@ def test_a_bad_directory_is_one_line_and_loses_nothing(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"start_from": "vae/"}, "from 'vae/' is not diffusers:DIR, such as diffusers:vae/"),
-        ({"start_from": "diffusers:"}, "from 'diffusers:' is not diffusers:DIR"),
-        ({"from_train": "decoder"}, "from_train decoder needs weights to start from; add --from diffusers:DIR"),
+        ({"start_from": ""}, "from '' is neither a run directory nor diffusers:DIR, as diffusers:vae/"),
+        ({"start_from": "diffusers:"}, "from 'diffusers:' is neither a run directory nor diffusers:DIR"),
+        ({"from_train": "decoder"}, "from_train decoder needs weights to start from; add --from"),
+        (
+            {"start_from": "runs/vae", "from_train": "decoder", "objective": VaeConfig()},
+            "from_train decoder needs the objective latent-autoencoder, not vae; leave it out",
+        ),
         ({"start_from": "diffusers:x", "objective": VaeConfig()}, "needs the objective latent-autoencoder"),
     ],
 )
