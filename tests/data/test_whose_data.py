@@ -15,6 +15,7 @@ from PIL import Image
 
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, identity, open_dataset
+from gen_dist.data.fitting import Fitting
 from gen_dist.errors import DataError
 from tests.support.digits import write_idx
 
@@ -120,7 +121,7 @@ def test_a_folder_that_changes_while_it_is_packed_is_refused(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"3\.pgm changed while it was read"):
         for block in source.blocks():
             for image in block.images:
-                sys.modules["gen_dist.data.decoding"].decode_image(image, 8, None)
+                sys.modules["gen_dist.data.decoding"].decode_image(image, Fitting(8, 8), None)
 
 
 def test_a_parquet_file_replaced_while_it_is_packed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
