@@ -123,7 +123,8 @@ def _find_source(source: str, root: Path, packing: DataConfig) -> Source:
     if kind.takes_path and not path:
         raise DataError(f"{name}: needs a path, as in {name}:/path/to/images")
     found = kind.open(Request(expand_home(path) if path else Path(), root, packing))
-    if missing := [attribute for attribute in ATTRIBUTES if not hasattr(found, attribute)]:
+    # The type is asked first: a property may read all files.
+    if missing := [name for name in ATTRIBUTES if not (hasattr(type(found), name) or hasattr(found, name))]:
         raise DataError(
             f"{printable(source)}: {type(found).__name__}, which its source opens, has no {', '.join(missing)}; see "
             "gen_dist.data.sources.source.Source"
