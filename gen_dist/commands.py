@@ -383,7 +383,7 @@ def check(
     plugins: tyro.conf.Positional[tuple[str, ...]],
     /,
     data: tuple[str, ...] = (),
-    image_size: int = 28,
+    image_size: int | str = 28,
     channels: Literal[1, 3] = 1,
     slow: bool = True,
 ) -> None:
@@ -392,12 +392,14 @@ def check(
     Args:
         plugins: Python files, or modules to import.
         data: Sources of the plug-ins with a path to read, as NAME:PATH.
-        image_size: Side of the random images that objectives and networks are checked on.
+        image_size: Side, or width x height as in 48x32, of the random images that objectives and networks are checked
+            on.
         channels: Their channels.
         slow: Also train objectives in two processes and compiled, which takes half a minute each.
     """
     if not plugins:
         raise ConfigError("check needs a plug-in, as in gen-dist check my_gan.py")
+    width, height = DataConfig(image_size=image_size).size or (28, 28)
     records = [load_plugin(plugin) for plugin in plugins]
     from gen_dist.testing.plug_in import check_plugin, heading, row, summary
 
@@ -407,7 +409,7 @@ def check(
         for record in records
         for result in check_plugin(
             record,
-            (channels, image_size, image_size),
+            (channels, height, width),
             data,
             slow=slow,
             announce=lambda one: print(row(one), flush=True),

@@ -246,7 +246,20 @@ CASES: dict[str, Case] = {
         lambda p: ["vae-mnist", "--data", "synthetic", "--cache-dir", p.file("cache", "x") / "sub"],
         "--cache-dir",
     ),
+    "a size that is no size": (lambda p: ["vae-mnist", "--image-size", "64y"], "image_size '64y' is no side"),
+    "a size that is not that of the images": (
+        lambda p: ["vae-mnist", "--image-size", 32, "--fit", "none"],
+        "is 28x28 gray, not 32, and --fit none refuses that; give --image-size 28x28",
+    ),
     # runs and checkpoints
+    "a run to start from that is missing": (
+        lambda p: ["vae-mnist", "--data", "synthetic", "--from", p.path / "none"],
+        "none is not a run or checkpoint directory",
+    ),
+    "a run to start from with other networks": (
+        lambda p: ["vae-mnist", "--data", "synthetic", "--from", p.run],
+        "is a run of other networks",
+    ),
     "a run directory that is a file": (lambda p: ["vae-mnist", "--run-dir", p.file("taken", "x")], "taken"),
     "a run of another config": (
         lambda p: (_spoiled_run(p, lambda c: None), _again(p, seed=7))[1],

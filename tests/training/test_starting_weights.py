@@ -12,7 +12,7 @@ import torch
 from gen_dist.config import ConvConfig, DataConfig, MlpConfig, TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.records.checkpoint import Checkpoint, checkpoint_paths, load, load_newest
-from gen_dist.records.run_directory import read_config
+from gen_dist.records.reading import read_config
 from gen_dist.training.run import train
 from tests.support.runs import assert_same_bits, make_trainer, small_config
 
