@@ -7,11 +7,11 @@ head's own 127.0.0.1: reach it by `ssh -L 8265:127.0.0.1:8265 HEAD`.
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,20 +60,18 @@ def submit(words: list[str]) -> None:
     if options.address is not None:
         raise ConfigError("a job runs on the cluster of the dashboard; leave out --address")
     others, plugins = without_plugins(words)
-    words, prepare, contents = others, "", contents_of(config.plugins)
-    if words[0].startswith("--config"):  # the cluster does not have this file
+    words, contents = others, contents_of(config.plugins)
+    files = dict(contents)  # that the cluster does not have
+    if words[0].startswith("--config"):
         words[: 1 if "=" in words[0] else 2] = ["--config", _CONFIG]
-        prepare = f"printf %s {shlex.quote(config.to_json())} > {_CONFIG} && "
-    for name, content in contents.items():  # nor single files, of any encoding
-        prepare += f"printf %s {base64.b64encode(content).decode()} | base64 -d > {shlex.quote(name)} && "
+        files[_CONFIG] = config.to_json().encode()
     for plugin in [*contents, *(word for word in plugins if Path(word).name not in contents)]:
         words += ["--plugin", plugin]
-    prepare += "exec " if prepare else ""
-    with _client(address) as client:
+    with _client(address) as client, tempfile.TemporaryDirectory(prefix="gen_dist-job-") as directory:
         job = client.submit_job(
-            entrypoint=prepare + shlex.join(["python", "-m", "gen_dist.launch.ray_train", *words]),
+            entrypoint=shlex.join(["python", "-m", "gen_dist.launch.ray_train", *words]),
             runtime_env={
-                **shipped_code(),
+                **shipped_code(files, Path(directory)),
                 "env_vars": {**forwarded_variables(), "RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS},
             },
         )
@@ -103,7 +101,7 @@ def status(job: tyro.conf.Positional[str | None] = None, /, dashboard: str = DAS
     with _client(dashboard) as client:
         known = sorted(client.list_jobs(), key=lambda one: one.start_time or 0)
         for one in known if job is None else [client.get_job_info(job)]:
-            print(f"{one.submission_id or one.job_id}  {one.status.value}  {one.entrypoint.rpartition(' && exec ')[2]}")
+            print(f"{one.submission_id or one.job_id}  {one.status.value}  {one.entrypoint}")
 
 
 def stop(job: tyro.conf.Positional[str], /, dashboard: str = DASHBOARD) -> None:

@@ -14,8 +14,9 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -87,11 +88,21 @@ def _make_token(path: Path) -> None:
         os.umask(umask)
 
 
-def shipped_code() -> dict[str, Any]:
+def shipped_code(files: Mapping[str, bytes] = MappingProxyType({}), directory: Path | None = None) -> dict[str, Any]:
     """Part of a runtime environment that brings the package gen_dist to other hosts, and nothing that lies beside it.
 
     Ray copies the folders that gen_dist/kernels and gen_dist/launch link to.
+
+    Args:
+        files: contents of further files in the working directory, by name. They have no place in the command of a job,
+            which is one argument of a program: the system limits it to 128 KiB.
+        directory: an empty directory to collect them in, needed until the job is submitted.
     """
+    if files and directory:
+        (directory / "gen_dist").symlink_to(CODE / "gen_dist")
+        for name, content in files.items():
+            (directory / name).write_bytes(content)
+        return {"working_dir": str(directory), "excludes": ["__pycache__"]}
     others = [f"/{entry.name}" for entry in CODE.iterdir() if entry.name != "gen_dist"]
     return {"working_dir": str(CODE), "excludes": [*others, "__pycache__"]}
 

@@ -299,9 +299,9 @@ def test_a_job_trains_and_no_port_opens_without_the_token(environment: dict[str,
 @pytest.mark.slow
 def test_a_job_brings_its_plugin_along(environment: dict[str, str], tmp_path: Path) -> None:
     plugin = tmp_path / "my gan.py"
-    # A comment in Latin-1: the file is sent as it is.
+    # A comment in Latin-1, and more than an argument of a program may have: the file is sent as it is.
     content = (REPOSITORY / "tests/plugins/feature_matching_gan.py").read_bytes()
-    plugin.write_bytes(b"# -*- coding: latin-1 -*-\n# \xfc\n" + content)
+    plugin.write_bytes(b"# -*- coding: latin-1 -*-\n# \xfc" + 150_000 * b"x" + b"\n" + content)
     words = ["feature-matching-mnist", "--plugin", plugin, "--feature-maps", 4, 8, "--hidden-size", 8, "--steps", 4]
     words += ["--data", "synthetic", "--synthetic-images", 64, "--global-batch-size", 16, "--decay", "constant"]
     with _head(environment, tmp_path) as (_, dashboard, _client):
