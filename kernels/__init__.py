@@ -2,6 +2,7 @@
 
 from .convolution import DoublingConvolution, HalvingConvolution, pixel_by_pixel
 from .group_norm import group_norm_silu
+from .group_norm_cpu import computed_again
 from .key import Key
 from .latent import reparameterize_kl
 from .latent_layout import LOGVAR_RANGE
@@ -15,6 +16,7 @@ __all__ = [
     "Key",
     "Linear",
     "binarize",
+    "computed_again",
     "group_norm_silu",
     "normal",
     "pixel_by_pixel",

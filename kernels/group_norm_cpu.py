@@ -1,10 +1,12 @@
 """Group normalization and SiLU on CPUs, which keeps the maps alone for its gradient.
 
-torch's own two operations keep the normalized maps as well, for the gradient of SiLU. Here they are computed again.
+torch's own two operations keep the normalized maps as well, for the gradient of SiLU. Here they are computed again, and
+within `computed_again` so are the outputs, which the next operation would keep.
 Contiguous maps take ATen's operators, so their results have ATen's bits. For channels_last maps, ATen subtracts squared
 means from mean squares, which loses the variance of maps with a large mean, and its gradient is slow.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -30,8 +32,8 @@ class GroupNormSilu(torch.autograd.Function):
         """Outputs, in the layout of the maps."""
         maps = maps.contiguous(memory_format=memory_format_of(maps))
         way = _Contiguous if maps.is_contiguous() else _ChannelsLast
-        outputs, mean, reciprocal = way.forward(maps, weight, bias, groups, eps, silu)
-        ctx.save_for_backward(maps, weight, bias, mean, reciprocal)
+        outputs, *statistics = way.forward(maps, weight, bias, groups, eps, silu)
+        ctx.save_for_backward(maps, weight, bias, *statistics)
         ctx.way, ctx.groups, ctx.eps, ctx.silu = way, groups, eps, silu
         return outputs
 
@@ -45,6 +47,37 @@ class GroupNormSilu(torch.autograd.Function):
         return *gradients, None, None, None
 
 
+@contextlib.contextmanager
+def computed_again(outputs: Tensor) -> Iterator[None]:
+    """Context in which operations on outputs of `GroupNormSilu` do not keep them for their gradients.
+
+    Backward computes them from the maps again, with equal bits. Other tensors, and outputs of anything else, are kept
+    as usual. It does not nest in a checkpoint, which would then keep what the context lets through.
+    """
+    node = outputs.grad_fn
+    if type(node) is not GroupNormSilu._backward_cls:
+        yield
+        return
+    address, shape = outputs.data_ptr(), outputs.shape  # the hooks outlive the context and must not hold the outputs
+
+    def pack(tensor: Tensor) -> Any:
+        return node if tensor.data_ptr() == address and tensor.shape == shape else tensor
+
+    def unpack(kept: Any) -> Tensor:
+        return _outputs_of(kept) if kept is node else kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
+def _outputs_of(node: Any) -> Tensor:
+    """Outputs of a `GroupNormSilu` from what it keeps."""
+    maps, weight, bias, *statistics = node.saved_tensors
+    with torch.no_grad():
+        found: Tensor = node.way.again(maps, weight, bias, *statistics, node.groups, node.eps, node.silu)
+    return found
+
+
 class _Contiguous:
     @staticmethod
     def forward(
@@ -53,6 +86,20 @@ class _Contiguous:
         """Outputs, and mean and reciprocal deviation of the groups."""
         outputs, mean, reciprocal = _normalize(maps, weight, bias, groups, eps)
         return F.silu(outputs, inplace=True) if silu else outputs, mean, reciprocal
+
+    @staticmethod
+    def again(
+        maps: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        reciprocal: Tensor,
+        groups: int,
+        eps: float,
+        silu: bool,
+    ) -> Tensor:
+        """Outputs."""
+        return _Contiguous.forward(maps, weight, bias, groups, eps, silu)[0]
 
     @staticmethod
     def backward(
@@ -100,8 +147,8 @@ class _ChannelsLast:
     @staticmethod
     def forward(
         maps: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs, and mean and reciprocal deviation of the groups, [images, 1, groups, 1]."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Outputs; and the mean in two parts and the reciprocal deviation of the groups, [images, 1, groups, 1]."""
         values = _pixel_rows(maps)
         outputs = torch.empty_like(values)
         sample = _sum_groups(values[:, ::SAMPLED].sum(1, keepdim=True), groups)
@@ -116,13 +163,43 @@ class _ChannelsLast:
         elements = values.shape[1] * values.shape[2] // groups
         remainder = _sum_groups(sums, groups) / elements
         reciprocal = torch.rsqrt(_sum_groups(squares, groups) / elements - remainder * remainder + eps)
-        slope = _to_channels(reciprocal, values) * weight
-        start = bias - _to_channels(remainder, values) * slope
+        slope, start = _ChannelsLast._line(values, weight, bias, remainder, reciprocal)
         for some, _ in _images_at_once(values, 0):
             target = torch.addcmul(start[some], outputs[some], slope[some], out=outputs[some])
             if silu:
                 F.silu(target, inplace=True)
-        return _as_maps(outputs, maps), centre + remainder, reciprocal
+        return _as_maps(outputs, maps), centre, remainder, reciprocal
+
+    @staticmethod
+    def _line(
+        values: Tensor, weight: Tensor, bias: Tensor, remainder: Tensor, reciprocal: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Slope and start, [images, 1, channels], of the normalized maps as a function of distances from the centre."""
+        slope = _to_channels(reciprocal, values) * weight
+        return slope, bias - _to_channels(remainder, values) * slope
+
+    @staticmethod
+    def again(
+        maps: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        centre: Tensor,
+        remainder: Tensor,
+        reciprocal: Tensor,
+        groups: int,
+        eps: float,
+        silu: bool,
+    ) -> Tensor:
+        """Outputs, by the operations of `forward`."""
+        values = _pixel_rows(maps)
+        outputs, shift = torch.empty_like(values), _to_channels(centre, values)
+        slope, start = _ChannelsLast._line(values, weight, bias, remainder, reciprocal)
+        for some, _ in _images_at_once(values, 0):
+            target = torch.sub(values[some], shift[some], out=outputs[some])
+            torch.addcmul(start[some], target, slope[some], out=target)
+            if silu:
+                F.silu(target, inplace=True)
+        return _as_maps(outputs, maps)
 
     @staticmethod
     def backward(
@@ -130,7 +207,8 @@ class _ChannelsLast:
         maps: Tensor,
         weight: Tensor,
         bias: Tensor,
-        mean: Tensor,
+        centre: Tensor,
+        remainder: Tensor,
         reciprocal: Tensor,
         groups: int,
         eps: float,
@@ -139,13 +217,13 @@ class _ChannelsLast:
         """Gradients of maps, weight and bias."""
         values, incoming = _pixel_rows(maps), _pixel_rows(gradient)
         found = torch.empty_like(values)
-        centre, scale = _to_channels(mean, values), _to_channels(reciprocal, values)
+        mean, scale = _to_channels(centre + remainder, values), _to_channels(reciprocal, values)
         slope = scale * weight
         share = scale / -(values.shape[1] * values.shape[2] // groups)
         sums = values.new_empty((2, values.shape[0], 1, values.shape[2]))  # gradients of bias and weight of each image
         for some, (normal, normalized) in _images_at_once(values, 2):
             target, part = found[some], incoming[some]
-            torch.sub(values[some], centre[some], out=normal).mul_(scale[some])
+            torch.sub(values[some], mean[some], out=normal).mul_(scale[some])
             if silu:
                 part = _silu_backward(part, torch.addcmul(bias, normal, weight, out=normalized))
             torch.sum(part, 1, keepdim=True, out=sums[0, some])

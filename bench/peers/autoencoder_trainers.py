@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.measuring.measured import PeakMemory
 from bench.peers.autoencoder_loop import AutoencoderLoop
@@ -17,6 +18,7 @@ from gen_dist.config import AutoencoderKlConfig, LatentAutoencoderConfig, TrainC
 from gen_dist.data import Dataset, TrainBatches, open_dataset
 from gen_dist.evaluation.metrics.psnr import peak_signal_to_noise
 from gen_dist.kernels import Key, normal
+from gen_dist.networks import autoencoder_kl
 from gen_dist.networks.diffusers_layout import to_diffusers
 from gen_dist.objectives.adversarial import signed_unit
 from gen_dist.parallel.processes import start_processes
@@ -50,6 +52,10 @@ class AutoencoderTrainer(Protocol):
         """Reconstructions -1..1 of images uint8 [B, C, H, W] by the newest weights, without noise."""
         ...
 
+    def close(self) -> None:
+        """Give up the data."""
+        ...
+
 
 class Ours:
     """The trainer of gen_dist."""
@@ -79,6 +85,10 @@ class Ours:
         objective = self.trainer.objective
         with torch.no_grad():
             return objective.decode(objective.encode(images)[0])
+
+    def close(self) -> None:
+        """See AutoencoderTrainer."""
+        self.trainer.close()
 
 
 class Loop:
@@ -116,20 +126,41 @@ class Loop:
         """See AutoencoderTrainer."""
         return self.loop.reconstruct(signed_unit(images))
 
+    def close(self) -> None:
+        """See AutoencoderTrainer."""
+        self._batches.close()
+
 
 def start(name: str, config: TrainConfig, weights: Path, threads: int) -> None:
-    """Make this process a trainer's: one of ours, which writes its initial weights, or a loop that begins with them."""
+    """Make this process a trainer's: one of ours, which writes its initial weights, or a loop that begins with them.
+
+    A step on one image comes before all, so that the libraries are in memory, which no trainer can help.
+    """
     global _trainer, _memory
     torch.set_num_threads(threads)
+    if name == "ours-torch-norm":
+        vars(autoencoder_kl)["group_norm_silu"] = torch_group_norm_silu
+    warm = _make(name, replace(config, global_batch_size=1), weights)
+    warm.step(0)
+    warm.close()
+    del warm
     _memory = PeakMemory(torch.device("cpu"))
+    _trainer = _make(name, config, weights)
+
+
+def torch_group_norm_silu(maps: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """Group normalization and SiLU by torch's two operations."""
+    return F.silu(F.group_norm(maps, norm.num_groups, norm.weight, norm.bias, norm.eps))
+
+
+def _make(name: str, config: TrainConfig, weights: Path) -> AutoencoderTrainer:
     checkpointing = name.endswith("checkpointing")
-    if name.startswith("ours"):
-        ours = Ours(config, checkpointing=checkpointing, compiled=name.endswith("compiled"))
-        if not weights.exists():
-            ours.write_weights(weights)
-        _trainer = ours
-    else:
-        _trainer = Loop(config, weights, checkpointing=checkpointing, wasteful=name == "script")
+    if not name.startswith("ours"):
+        return Loop(config, weights, checkpointing=checkpointing, wasteful=name == "script")
+    ours = Ours(config, checkpointing=checkpointing, compiled=name.endswith("compiled"))
+    if not weights.exists():
+        ours.write_weights(weights)
+    return ours
 
 
 def learn(steps: int) -> Learned:
@@ -148,8 +179,8 @@ def block(first: int, steps: int) -> dict[str, float | None]:
 
     Returns:
         `seconds` of the block, and those of the processor over all threads, `cpu_seconds`; and the peak memory in MiB
-        since the start, `process_mib` of the whole process and `training_mib` above what it had before it made networks
-        and data. None is unknown.
+        since the start, `process_mib` of the whole process and `training_mib` above what it had, libraries and all,
+        before it made networks. None is unknown.
     """
     start, start_cpu = time.perf_counter(), time.process_time()
     for step in range(first, first + steps):

@@ -1,5 +1,6 @@
 """Group normalization with SiLU on CPUs against torch in float64, its gradients, and what it refuses."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gen_dist.kernels import group_norm_cpu, group_norm_silu
+from gen_dist.kernels import computed_again, group_norm_cpu, group_norm_silu
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -95,6 +96,38 @@ def test_backward_keeps_one_map(with_residual: bool, memory_format: torch.memory
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         plain(maps, weight, bias, 8, "silu")
     assert sum(kept.values()) >= 2 * maps.nbytes
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_outputs_computed_again_have_equal_bits(channels_last: bool) -> None:
+    leaves = [draw((5, 8, 6, 7), 1, channels_last=channels_last) + 30.0, draw((8,), 2), draw((8,), 3)]
+    leaves.append(draw((4, 8, 3, 3), 4))
+
+    def gradients(context: Any, *, spoil: bool) -> tuple[Tensor, ...]:
+        maps, weight, bias, kernel = some = [leaf.clone().requires_grad_() for leaf in leaves]
+        outputs = group_norm_silu(maps, weight, bias, 4, EPS)
+        with context(outputs):
+            found = F.conv2d(outputs, kernel)
+        if spoil:
+            outputs.data.zero_()  # behind autograd's back: gradients that read it would be wrong
+        return torch.autograd.grad(found.square().sum(), some)
+
+    expected = gradients(contextlib.nullcontext, spoil=False)
+    for one, other in zip(gradients(computed_again, spoil=True), expected, strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(gradients(contextlib.nullcontext, spoil=True)[3], expected[3])
+
+
+def test_only_outputs_of_the_norm_are_computed_again() -> None:
+    maps = draw((2, 8, 4, 4), 1).requires_grad_()
+    outputs = group_norm_silu(maps, torch.ones(8), torch.zeros(8), 4, EPS)
+    other = draw((2, 8, 4, 4), 2)
+    with computed_again(outputs):
+        (gradient,) = torch.autograd.grad((outputs * other).sum(), outputs)
+    assert torch.equal(gradient, other)
+    with computed_again(maps), computed_again(outputs.detach()):
+        (maps * maps).sum().backward()
+    assert torch.equal(maps.grad, 2 * maps)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("activation", ["silu", "none"])
