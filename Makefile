@@ -58,9 +58,10 @@ bench-history: setup  ## Run the benchmarks, add them to the history, plot it in
 
 DATA_ROOT ?= data
 
-peers: setup  ## Compare speed with pythae, Lightning and the plain loop, on MNIST in DATA_ROOT
+peers: setup  ## Compare speed with pythae, Lightning, the plain loop and diffusers, on images in DATA_ROOT
 	$(BIN)/pip install -c constraints.txt -e '.[bench]'
 	$(BIN)/python bench/peers/compare.py --data-root $(DATA_ROOT)
+	$(BIN)/python bench/peers/autoencoder_speed.py --data cifar10 --data-root $(DATA_ROOT)
 
 gpu: setup  ## On a machine with a GPU: its tests and benchmarks, into gpu-report.md
 	$(BIN)/python bench/gpu/report.py
