@@ -27,7 +27,7 @@ from gen_dist.training.trainer import Trainer
 
 EXACT_STEPS = 3
 """First steps of which losses are compared."""
-TEST_IMAGES, TESTED_AT_ONCE = 512, 128
+TEST_IMAGES, TESTED_AT_ONCE = 512, 32
 
 
 class Learned(NamedTuple):
