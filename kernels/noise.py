@@ -132,7 +132,7 @@ class _Lookahead(threading.local):
         if kept is None or not kept[0] <= step < kept[0] + len(kept[1]):
             follows = kept is not None and step == kept[0] + len(kept[1]) and rows * width <= self.LARGEST
             steps = range(step, step + (self.STEPS if follows else 1))
-            kept = step, torch.from_numpy(host_normal(seed, stream, steps, first_row, rows, width))
+            kept = step, _on_lines(torch.from_numpy(host_normal(seed, stream, steps, first_row, rows, width)))
             self._drawn[key] = kept
             self._drawn.move_to_end(key)
             if len(self._drawn) > self.STREAMS:
@@ -140,6 +140,19 @@ class _Lookahead(threading.local):
         return kept[1][step - kept[0]]
 
 
+def _on_lines(drawn: Tensor) -> Tensor:
+    """Copy draws [steps, rows, width] so that those of each step begin on a cache line, as the tensors of torch do.
+
+    MKL's products of small matrices round by the place of a matrix in memory. Else a step's bits would depend on its
+    place among the steps that are drawn together, and so on the step at which the run was resumed.
+    """
+    steps, rows, width = drawn.shape
+    count = rows * width
+    lines = torch.empty(steps, -(-count // _LINE_FLOATS) * _LINE_FLOATS)[:, :count]
+    return lines.copy_(drawn.view(steps, count)).unflatten(1, (rows, width))
+
+
+_LINE_FLOATS = 16
 _LOOKAHEAD = _Lookahead()
 
 

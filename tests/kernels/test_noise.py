@@ -151,6 +151,14 @@ def test_binarize_shards_equal_the_whole_and_keep_the_shape() -> None:
     assert torch.equal(torch.cat([binarize(images[:2], Key(RNG, 3, 4)), binarize(images[2:], Key(RNG, 3, 6))]), whole)
 
 
+@pytest.mark.parametrize(("rows", "width"), [(3, 5), (1, 1), (8, 16)])
+def test_draws_of_each_step_begin_on_a_cache_line(rows: int, width: int) -> None:
+    """Products of small matrices round by their place in memory: a resumed run draws other steps together."""
+    draws = [normal(Key(torch.tensor([11, step]), 3, 0), rows, width) for step in range(40)]
+    assert {draw.data_ptr() % 64 for draw in draws} == {0}
+    assert all(draw.is_contiguous() for draw in draws)
+
+
 def test_lookahead_changes_no_draw_in_any_order_of_steps() -> None:
     for step in [0, 1, 2, 3, 2, 9, 10, 11, 12, 5, 30, 31, 40, 8, 9, 10]:
         for stream, rows, width in [(2, 6, 7), (5, 3, 4)]:
