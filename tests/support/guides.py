@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -218,7 +219,9 @@ def _subcommand(name: str, rest: list[str]) -> Command:
     if name in ("report", "compare"):
         runs = [word for word in rest if word.startswith("runs/")]
         run = _in_turn([*(in_process(["gen-dist", "evaluate", one, *_SMALL_EVALUATION]) for one in runs), run])
-    return Command(lambda: _check_options(rest, {"plugin", *inspect.signature(function).parameters}), run, words)
+    parameters = inspect.signature(function).parameters
+    flat = {one.name for given in parameters.values() if is_dataclass(given.default) for one in fields(given.default)}
+    return Command(lambda: _check_options(rest, {"plugin", *parameters, *flat}), run, words)
 
 
 def _script(script: str, rest: list[str]) -> Command:
