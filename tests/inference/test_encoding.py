@@ -26,7 +26,7 @@ from gen_dist.config import DataConfig, LatentAutoencoderConfig
 from gen_dist.data import open_dataset
 from gen_dist.errors import CheckpointError, ConfigError, DataError, UserError
 from gen_dist.files import file_lock
-from gen_dist.inference import encoding, latent_files
+from gen_dist.inference import encoding, latent_files, latent_rows
 from gen_dist.inference.encoding import encode
 from gen_dist.inference.latent_files import TEXT, Column, as_csv
 from gen_dist.inference.latent_rows import deviation_of, statistics_of, sums_of
@@ -154,7 +154,7 @@ def test_the_cards_code_reads_the_same_from_each_format(
 def test_bits_are_equal_for_any_threads_and_format(
     runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "_MOST_ROWS_AT_ONCE", 20)
+    monkeypatch.setattr(latent_rows, "_MOST_ROWS", 20)
     one = _encode(runs("vae"), tmp_path / "one")
     monkeypatch.setenv("GEN_DIST_THREADS", "3")
     assert _bytes_of(_encode(runs("vae"), tmp_path / "three")) == _bytes_of(one)
