@@ -74,7 +74,9 @@ class ObjectiveConfig(Checked):
         """Raise ConfigError if a run of so many steps would end before a part of the objective begins."""
 
 
-objectives = Registry("objective", ObjectiveConfig, "gen_dist.objectives")
+objectives = Registry(
+    "objective", ObjectiveConfig, "gen_dist.objectives", ("implementation", "family", "family_name", "lacks")
+)
 """Configs of objectives by kind."""
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -26,17 +27,19 @@ Config = TypeVar("Config", bound=type[Any])
 class Registry(Generic[C]):
     """Config classes of one sort of part (objective or network), by kind."""
 
-    def __init__(self, sort: str, base: type[C], folder: str) -> None:
+    def __init__(self, sort: str, base: type[C], folder: str, facts: Sequence[str] = ()) -> None:
         """Create an empty registry.
 
         Args:
             sort: name of the sort in errors, such as `objective`.
             base: base class of all its configs.
             folder: package with the modules that may register parts, such as `gen_dist.objectives`.
+            facts: names of the class variables that each config has to set.
         """
         self._sort = sort
         self._base = base
         self._folder = folder
+        self._facts = facts
         self._table: Table[type[Any]] = Table(sort)
         self._by_kind = self._table.parts
         self._searched = False
@@ -58,6 +61,8 @@ class Registry(Generic[C]):
         kind = getattr(config, "kind", "")
         if not kind:
             raise ConfigError(f'{name} has no kind; give it a field such as kind: Literal["mine"] = "mine"')
+        if missing := [fact for fact in self._facts if not hasattr(config, fact)]:
+            raise ConfigError(f"{name} does not say its {', '.join(missing)}; see {self._base.__module__}")
         refuse_unwritable(config, name)
         known = self._by_kind.get(kind)
         if known is None or (known.__module__, known.__qualname__) != (config.__module__, config.__qualname__):

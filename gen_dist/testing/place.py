@@ -17,6 +17,7 @@ _PARTS = tuple(
     f"{_PACKAGE / room}{os.sep}" for room in ("objectives", "networks", "data/sources", "evaluation/metrics")
 )
 _LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, numpy.__file__, os.__file__))
+_SCRIPTS = f"{sysconfig.get_paths()['scripts']}{os.sep}"
 _SITE = tuple(f"{sysconfig.get_paths()[name]}{os.sep}" for name in ("purelib", "platlib"))
 
 
@@ -24,7 +25,7 @@ def is_of_a_part(file: str) -> bool:
     """True for a file with the code of an objective, network, source or metric, ours or a user's."""
     if file.startswith(_PARTS):
         return True
-    if file.startswith((f"{_PACKAGE}{os.sep}", "<")):
+    if file.startswith((f"{_PACKAGE}{os.sep}", "<", _SCRIPTS)):
         return False
     in_site = file.startswith(_SITE)
     return not file.startswith(_LIBRARIES) or (in_site and not file.startswith(_LIBRARIES[:2]))

@@ -196,6 +196,20 @@ WRONG = {
         r"line 1: ModuleNotFoundError.*; a single file is loaded alone: make",
     ),
     "file beside it": ("import beside_it\n", r"No module named 'beside_it'; a single file is loaded alone: make a pac"),
+    "no facts": (
+        PLUGIN
+        + """
+from gen_dist.config import ObjectiveConfig, objectives
+
+
+@objectives.register
+@dataclass(frozen=True)
+class MineToo(ObjectiveConfig):
+    kind: Literal["mine-too"] = "mine-too"
+    lacks: ClassVar[dict] = {}
+""",
+        r"line \d+: objective config MineToo does not say its implementation, family, family_name; see",
+    ),
     "no kind": (PLUGIN.replace('= "mine"\n', '= ""\n'), r"line \d+: network config MineConfig has no kind"),
 }
 

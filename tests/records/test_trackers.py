@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -104,6 +105,8 @@ def test_mlflow_has_each_step_once_in_one_run_after_a_kill(tmp_path: Path, monke
     tracking = pytest.importorskip("mlflow.tracking")
     pytest.importorskip("alembic")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tmp_path = tmp_path / "odd?b=c #%20"  # its database has a URL
+    tmp_path.mkdir()
     killed = make_tracker(tmp_path, track=("mlflow",))
     for step in (50, 100, 150):
         killed.log(step, FIGURES)
@@ -111,7 +114,8 @@ def test_mlflow_has_each_step_once_in_one_run_after_a_kill(tmp_path: Path, monke
         for step in (150, 200):
             resumed.log(step, FIGURES)
         resumed.pictures(150, {"samples": _picture(tmp_path / "one.png")})
-    client = tracking.MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow/runs.db")
+    client = tracking.MlflowClient(tracking_uri=f"sqlite:///{quote(str(tmp_path))}/mlflow/runs.db")
+    assert (tmp_path / "mlflow/runs.db").exists()
     (run,) = client.search_runs([client.get_experiment_by_name("gen_dist").experiment_id])
     assert [one.step for one in client.get_metric_history(run.info.run_id, "train/loss")] == [50, 100, 150, 200]
     assert (run.info.run_name, run.info.status) == (tmp_path.name, "FINISHED")

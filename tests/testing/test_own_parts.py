@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from gen_dist.config import DataConfig, LatentAutoencoderConfig, PatchganConfig
+from gen_dist.config import DataConfig, LatentAutoencoderConfig, NetworkConfig, PatchganConfig
+from gen_dist.errors import ConfigError
 from gen_dist.evaluation.metrics import all_metrics
+from gen_dist.networks import build_decoder
 from gen_dist.testing import check_metric, check_network, check_objective, check_source
 from gen_dist.testing.objectives import OBJECTIVE_CHECKS
 from gen_dist.testing.report import raise_failures, run_checks
@@ -51,6 +55,23 @@ LATENTS = {
 )
 def test_our_latent_autoencoders_pass(name: str, slow: bool) -> None:
     check_objective(LATENTS[name], SMALL_LATENTS, roles={"discriminator": PATCHES}, image_shape=(1, 16, 16), slow=slow)
+
+
+@dataclass(frozen=True)
+class AloneConfig(NetworkConfig):
+    """A discriminator's network without a decoder."""
+
+    encoder: ClassVar[str] = "gen_dist.networks.mlp:MlpEncoder"
+    kind: Literal["alone"] = "alone"
+    hidden_sizes: tuple[int, ...] = (4,)
+    activation: Literal["relu"] = "relu"
+
+
+def test_a_discriminator_without_a_decoder_passes() -> None:
+    results = check_network(AloneConfig(), image_shape=(1, 8, 8))
+    assert [one.reason for one in results if one.outcome != "passed"] == ["it has no decoder"]
+    with pytest.raises(ConfigError, match="network alone has no decoder, so it serves as encoder or discriminator"):
+        build_decoder(AloneConfig(), (1, 8, 8))
 
 
 @pytest.mark.parametrize("network", SMALL)

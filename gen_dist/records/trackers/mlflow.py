@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.trackers.base import RunToTrack, RunTracker, Values, histogram, missing_package, register
@@ -35,7 +36,7 @@ class Mlflow(RunTracker):
         elsewhere, here = os.environ.get("MLFLOW_TRACKING_URI"), RunPaths(run.path).mlflow.resolve()
         if not elsewhere:
             here.mkdir(exist_ok=True)
-        self._client: Any = MlflowClient(tracking_uri=elsewhere or f"sqlite:///{here}/runs.db")
+        self._client: Any = MlflowClient(tracking_uri=elsewhere or f"sqlite:///{quote(str(here))}/runs.db")
         artifacts = None if elsewhere else (here / "artifacts").as_uri()
         experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or "gen_dist", artifacts)
         found = self._client.search_runs([experiment], f"tags.`{_IDENTITY}` = '{run.run_id}'", max_results=1)
