@@ -148,11 +148,12 @@ def _twins(name: str, **changes: object) -> float:
     with without_shared_weights():
         default = make_trainer(config)
     flat, twin = _trainer(config, None), _trainer(config, None)
-    twin.objective.carries_graphs = False  # DistributedDataParallel cannot: it prepares its reduction in `forward`
     for turn in twin._turns.values():
         _TwinBackward(turn)
     states = []
     for trainer in (flat, default, twin):
+        # DistributedDataParallel prepares its reduction in `forward`, so graphs of another phase are not for it.
+        trainer.objective.carries_graphs = False
         trainer._schedule = Schedule(config, torch.device("cpu"), in_tensors=False)
         run_steps(trainer, 0, TWIN_STEPS)
         states.append(all_tensors(trainer))
