@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from types import NoneType
-from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from gen_dist.errors import ConfigError
 
@@ -16,15 +17,30 @@ class Checked:
 
     def __post_init__(self) -> None:
         """Raise ConfigError if a Literal field, or a tuple of them, has a value outside its choices."""
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is ClassVar:
-                continue
-            options = {hint, *get_args(hint)}
-            choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
+        config: Any = type(self)
+        for name, choices, is_tuple in _choices_of(config):
             value = getattr(self, name)
-            for one in value if get_origin(hint) is tuple else (value,):
-                if choices and one not in choices and not (one is None and NoneType in options):
-                    raise ConfigError(f"{name} {one!r} is not one of {', '.join(map(str, choices))}")
+            for one in value if is_tuple else (value,):
+                if one not in choices:
+                    named = [choice for choice in choices if choice is not None]
+                    raise ConfigError(f"{name} {one!r} is not one of {', '.join(map(str, named))}")
+
+
+@functools.cache
+def _choices_of(config: Any) -> list[tuple[str, tuple[object, ...], bool]]:
+    """Name, choices and whether it is a tuple of them, of each Literal field. A class has them once: every --help makes
+    a hundred configs.
+    """
+    found = []
+    for name, hint in get_type_hints(config).items():
+        if get_origin(hint) is ClassVar:
+            continue
+        options = (hint, *get_args(hint))
+        choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
+        if choices:
+            none = (None,) if NoneType in options else ()
+            found.append((name, (*choices, *none), get_origin(hint) is tuple))
+    return found
 
 
 def at_least(name: str, value: int, least: int) -> None:
