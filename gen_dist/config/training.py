@@ -253,7 +253,8 @@ class TrainConfig(Checked):
             place = shortened(".".join(str(part) for part in first["loc"]))
             message = shortened(first["msg"]).removeprefix("Value error, ")  # pydantic's prefix for our own errors
             line = ": ".join(filter(None, (source, place, message)))
-            if code := place_of(first.get("ctx", {}).get("error")):  # a ValueError of a plug-in's config
+            cause = first.get("ctx", {}).get("error")  # text for JSON that cannot be read
+            if isinstance(cause, ValueError) and (code := place_of(cause)):  # of a plug-in's config
                 line += f" ({code})"
             if first["type"] in _UNKNOWN_NAMES:
                 raise UnknownNameError(
