@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -196,7 +196,8 @@ class _Threads(Generic[R]):
     def run(self, works: Sequence[Callable[[], R]]) -> list[R]:
         """Call the functions of the parts and return their results. The first error of a part is raised."""
         if self._count == 1:
-            return [works[0]()]
+            with _rounding_anew():
+                return [works[0]()]
         results: dict[int, R] = {}
         threads = [
             threading.Thread(target=self._run_part, args=(index, work, results), daemon=True)
@@ -230,7 +231,7 @@ class _Threads(Generic[R]):
             # OpenMP and MKL count threads for each thread that calls them, and the number of threads decides bits.
             torch.set_num_threads(self._compute_threads)
             # Else backward passes of a GPU share one thread, in which a part that waits would stop all.
-            with torch.autograd.set_multithreading_enabled(False), _current(self._device):
+            with torch.autograd.set_multithreading_enabled(False), _current(self._device), _rounding_anew():
                 results[index] = work()
         except _Stopped:
             pass
@@ -250,6 +251,21 @@ class _Threads(Generic[R]):
         order = [*range(index + 1, self._count), *range(index + 1)]
         following = next((one for one in order if not self._ended[one]), None)
         (self._all_ended if following is None else self._may_run[following]).release()
+
+
+@contextlib.contextmanager
+def _rounding_anew() -> Iterator[None]:
+    """Context manager in which autocast rounds weights at each use.
+
+    By default it keeps rounded weights, for all threads together, until one thread leaves it. So the parts of a process
+    would decide together which uses of a weight share a rounding, and with it the rounding of their summed gradients.
+    """
+    keeps = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(keeps)
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -19,12 +19,15 @@ from tests.support.runs import all_tensors, make_trainer
 
 SHARDS = 8
 UNEVEN = "vae, uneven shards, clipped"
+ROUNDED = "dcgan, bf16"
 
 
 def config_with_shards(name: str) -> TrainConfig:
-    """Config of an objective of tests, or of UNEVEN, with shards."""
+    """Config of an objective of tests, of UNEVEN or of ROUNDED, with shards."""
     if name == UNEVEN:
         return config_of_ranks("vae").with_options(shards=SHARDS, global_batch_size=27, clip_norm=0.1)
+    if name == ROUNDED:
+        return config_of_ranks("dcgan").with_options(shards=SHARDS, precision="bf16")
     return config_of_ranks(name).with_options(shards=SHARDS)
 
 

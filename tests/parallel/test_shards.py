@@ -28,7 +28,7 @@ from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.metrics_file import read_metrics
 from gen_dist.training.replay import replay
 from tests.conftest import REPOSITORY
-from tests.parallel.shards_worker import UNEVEN, config_with_shards
+from tests.parallel.shards_worker import ROUNDED, UNEVEN, config_with_shards
 from tests.support.runs import OBJECTIVES, assert_same_bits, make_trainer, small_config, write_config
 from tests.support.warm_python import in_two_ranks, warm_python
 
@@ -71,7 +71,7 @@ def _trained(
 def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     out = tmp_path_factory.mktemp("shards")
     launches = {1: warm_python(), 2: in_two_ranks()}
-    return {number: _trained(launch, out / str(number), 5, QUICK) for number, launch in launches.items()}
+    return {number: _trained(launch, out / str(number), 5, (*QUICK, ROUNDED)) for number, launch in launches.items()}
 
 
 def _assert_equal(first: tuple[Any, dict[str, Tensor]], second: tuple[Any, dict[str, Tensor]]) -> None:
@@ -79,7 +79,7 @@ def _assert_equal(first: tuple[Any, dict[str, Tensor]], second: tuple[Any, dict[
     assert_same_bits(first[1], second[1])
 
 
-@pytest.mark.parametrize("objective", QUICK)
+@pytest.mark.parametrize("objective", [*QUICK, ROUNDED])
 def test_two_processes_have_the_bits_of_one(quick: dict[int, Any], objective: str) -> None:
     _assert_equal(quick[1][objective], quick[2][objective])
 
