@@ -97,7 +97,7 @@ class Phase(nn.Module):
     def prepare(self, micro_batches: Sequence[Batch]) -> Mapping[str, Tensor]:
         """Compute tensors that depend on all micro-batches of a turn, which `forward` then finds in `carried`.
 
-        Neither compiled nor part of a wrapped module, and without gradients.
+        Not compiled, and without gradients.
         """
         return {}
 
@@ -138,7 +138,7 @@ def refuse_bad_phases(phases: Mapping[str, Phase], objective: WithNetworks) -> N
 
 
 def result_of(found: Any, phase: str) -> TurnResult:
-    """Result of a phase's `forward`, which DistributedDataParallel and compilers give as a plain tuple.
+    """Result of a phase's `forward`, which compilers give as a plain tuple.
 
     Raises:
         ConfigError: it is no TurnResult of tensors.

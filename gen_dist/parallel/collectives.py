@@ -79,7 +79,9 @@ def copy_from_main(tensors: list[Tensor], processes: Processes) -> None:
     """Copy the main process's values to these tensors in every process. Shapes are equal in all."""
     if processes.world_size > 1:
         for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+            values = tensor.detach().contiguous()
+            dist.broadcast(values, src=0)
+            tensor.detach().copy_(values)
 
 
 def from_main(value: T | None, processes: Processes) -> T:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gen_dist.errors import ConfigError
 from gen_dist.parallel.barrier import LINE_FLOATS, Barrier, is_alive
 from gen_dist.parallel.rendezvous import STEP_TIMEOUT
 
@@ -62,9 +63,10 @@ class SharedWeights:
 
         Raises:
             PeerDiedError: another process has died, or did not arrive in time.
+            ConfigError: a parameter has no gradient.
         """
-        found = [parameter.grad for parameter in self._parameters]
-        torch._foreach_copy_(self._written, [_not_none(gradient) for gradient in found])
+        found = [_gradient_of(parameter) for parameter in self._parameters]
+        torch._foreach_copy_(self._written, found)
         for parameter in self._parameters:
             parameter.grad = None
         self.barrier.wait()
@@ -214,6 +216,10 @@ def views_of(flat: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     return views
 
 
-def _not_none(gradient: Tensor | None) -> Tensor:
-    assert gradient is not None, "a phase trains weights that its loss does not depend on"
-    return gradient
+def _gradient_of(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        raise ConfigError(
+            f"a phase trains weights {list(parameter.shape)} on which its loss does not depend, and processes that "
+            "share weights update all of them; leave them out, or set their requires_grad to False"
+        )
+    return parameter.grad

@@ -16,8 +16,6 @@ from gen_dist.errors import MachineError, is_out_of_memory, shortened
 from gen_dist.parallel.processes import Processes
 
 _GIB = 2**30
-MOST_TRIES = 8
-"""Most halvings of a micro-batch that are tried."""
 
 
 def memory_advice(
@@ -27,6 +25,8 @@ def memory_advice(
     config: TrainConfig,
     processes: Processes,
     fits: Callable[[int], bool],
+    *,
+    has_batch_statistics: bool,
 ) -> MachineError:
     """Say which phase ran out of memory with how many images, its peak, and the accumulation that fits.
 
@@ -37,6 +37,7 @@ def memory_advice(
         config: config of the run.
         processes: the processes that train together.
         fits: function that tries the step in micro-batches of so many images; True if memory is enough.
+        has_batch_statistics: True if a network normalizes by the statistics of a micro-batch.
     """
     first_line = shortened(str(error).strip().splitlines()[0])
     peak = _peak(processes.device)
@@ -47,21 +48,25 @@ def memory_advice(
     times = _times_that_fit(rows, processes, fits)
     if times is None:
         return MachineError(f"{what}; not even one image fits: use a smaller network")
-    advised = f"--accumulation {config.accumulation * times}"
-    sure = "which fits and" if processes.world_size == 1 else "or more, which"
-    return MachineError(f"{what}; use {advised}, {sure} is the same run up to rounding, or a smaller network")
+    most = config.global_batch_size // processes.world_size  # then a micro-batch is one image
+    sure = ", which fits" if processes.world_size == 1 else " or more"
+    run = "the same run up to rounding"
+    if has_batch_statistics:
+        run = "another run: batch normalization takes the statistics of a micro-batch"
+    advised = f"--accumulation {min(config.accumulation * times, most)}{sure} ({run})"
+    return MachineError(f"{what}; use {advised}, or a smaller network")
 
 
 def _times_that_fit(rows: int, processes: Processes, fits: Callable[[int], bool]) -> int | None:
-    """Least power of two into which a micro-batch has to be cut; None if no number is enough."""
-    if processes.world_size > 1:  # the other processes do not try with this one
+    """Least number out of 2, 4, 8 ... `rows` into which a micro-batch has to be cut; None if no number is enough."""
+    if processes.world_size > 1 and rows > 1:  # the other processes do not try with this one
         return 2
-    for power in range(1, MOST_TRIES + 1):
-        if 2**power > rows:
-            return None
+    times = 1
+    while times < rows:
+        times = min(2 * times, rows)
         try:
-            if fits(-(-rows // 2**power)):
-                return int(2**power)
+            if fits(-(-rows // times)):
+                return times
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

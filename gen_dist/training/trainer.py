@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches
@@ -14,6 +15,7 @@ from gen_dist.errors import CheckpointError, MachineError, is_out_of_memory
 from gen_dist.objectives import Batch, Objective, build_objective
 from gen_dist.objectives.phase import refuse_bad_phases
 from gen_dist.parallel.choice import choose_sums
+from gen_dist.parallel.collectives import copy_from_main
 from gen_dist.parallel.processes import Processes
 from gen_dist.parallel.sync_batch_norm import synchronize
 from gen_dist.records.checkpoint import Checkpoint
@@ -79,7 +81,10 @@ class Trainer:
         objective.start_at(_mean_image(dataset.train))
         if config.from_train == "decoder":
             objective.fix_latents()
-        return objective.to(self.processes.device)
+        objective = objective.to(self.processes.device)
+        # On a processor of another kind, draws of one seed differ in their last digits.
+        copy_from_main([*objective.parameters(), *objective.buffers()], self.processes)
+        return objective
 
     def _make_turns(self) -> dict[str, Turn]:
         config, weights, phases = self.config, self._rows.batch_weights, self.objective.phases()
@@ -174,7 +179,9 @@ class Trainer:
             self._take_turns([some, some], due)
             return True
 
-        return memory_advice(error, self._phase, len(whole.images), self.config, self.processes, fits)
+        mixing = any(isinstance(layer, _BatchNorm) for layer in self.objective.modules())
+        rows, config, processes = len(whole.images), self.config, self.processes
+        return memory_advice(error, self._phase, rows, config, processes, fits, has_batch_statistics=mixing)
 
     def average_logs(self, logs: list[dict[str, Tensor]]) -> list[dict[str, float | list[float]]]:
         """Average the logs of some steps over all processes, as numbers; see `log_averages`. A collective call."""

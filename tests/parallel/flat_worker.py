@@ -29,7 +29,7 @@ from gen_dist.training.cuda_graphs import RecordedSteps
 from gen_dist.training.schedule import Schedule
 from gen_dist.training.trainer import Trainer
 from gen_dist.training.turn import Computed, EagerBackward, Lap, Turn
-from tests.parallel.rank_worker import config_of_ranks, parameter_spread
+from tests.parallel.rank_worker import config_of_ranks, parameter_spread, spread
 from tests.support.runs import all_tensors, make_trainer, run_steps, small_config
 from tests.support.two_players import without_shared_weights
 
@@ -162,6 +162,14 @@ def _twins(name: str, **changes: object) -> float:
     return max(apart)
 
 
+def _spread_of_other_draws(name: str) -> float:
+    """Spread of weights, averages and buffers over processes in which one seed gives other numbers."""
+    seed = torch.manual_seed
+    with without_shared_weights(), mock.patch("torch.manual_seed", lambda number: seed(number + dist.get_rank())):
+        trainer = make_trainer(config_of_ranks(name))
+    return parameter_spread(trainer) + spread(list(trainer.objective.buffers()), trainer.processes)
+
+
 def _different(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
     return [name for name in first if not torch.equal(first[name], second[name])]
 
@@ -170,6 +178,7 @@ def main(out: Path, names: list[str]) -> None:
     start_processes(TrainConfig(device="cpu"))
     results: dict[str, Any] = {name: _recorded(name) for name in names}
     results["swapped"] = _recorded("vae, two equal layers", swapped=True)
+    results["other draws"] = _spread_of_other_draws("sngan")
     results["twins"] = {name: _twins(name) for name in names}
     results["twins"]["vae, accumulated"] = _twins("vae", accumulation=2)
     if dist.get_rank() == 0:

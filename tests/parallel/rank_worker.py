@@ -69,7 +69,7 @@ def config_of_ranks(objective: str) -> TrainConfig:
     return small_config(objective, sync_batch_norm=objective in WITH_BATCH_STATISTICS)
 
 
-def _spread(tensors: list[torch.Tensor], processes: Processes) -> float:
+def spread(tensors: list[torch.Tensor], processes: Processes) -> float:
     """Compute the variance over the ranks of the sum of all values."""
     checksum = torch.stack([tensor.detach().double().sum() for tensor in tensors]).sum()
     mean = sum_over_processes(checksum.clone()) / processes.world_size
@@ -78,7 +78,7 @@ def _spread(tensors: list[torch.Tensor], processes: Processes) -> float:
 
 def parameter_spread(trainer: Trainer) -> float:
     """Compute the spread of the weights, which ranks of one host share, and of each rank's own moving average."""
-    return _spread([*trainer.objective.parameters(), *trainer.best_objective.parameters()], trainer.processes)
+    return spread([*trainer.objective.parameters(), *trainer.best_objective.parameters()], trainer.processes)
 
 
 def _reduced_by_steps(config: TrainConfig) -> tuple[Trainer, list[dict[str, Any]], dict[str, list[int]]]:
@@ -96,12 +96,12 @@ def _evaluated_with_local_statistics(path: Path) -> dict[str, Any]:
     trainer = make_trainer(small_config("vae-gan"))
     run_steps(trainer, 0, 4)
     buffers = list(trainer.best_objective.buffers())
-    before = _spread(buffers, trainer.processes)
+    before = spread(buffers, trainer.processes)
     averaged = trainer.tensors()["averaged"]
     if trainer.processes.is_main:
         save_file(averaged, path)
     tested = trainer.evaluate(trainer.dataset.test)
-    return {"before": before, "test": tested, "after": _spread(buffers, trainer.processes)}
+    return {"before": before, "test": tested, "after": spread(buffers, trainer.processes)}
 
 
 def _without_shared_memory() -> dict[str, Any]:

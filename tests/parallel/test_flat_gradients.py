@@ -77,3 +77,8 @@ def test_two_exchanged_buckets_are_noticed(quick: dict[str, Any]) -> None:
     assert found["spread"] > 0
     with pytest.raises(AssertionError):
         _assert_recorded_as_launched(found)
+
+
+def test_processes_start_from_the_draws_of_the_main_one(quick: dict[str, Any]) -> None:
+    """Processors of another kind draw other numbers from one seed."""
+    assert quick["other draws"] == 0

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
 from gen_dist.errors import MachineError
+from gen_dist.objectives import Batch
+from gen_dist.parallel.processes import Processes
+from gen_dist.training.memory_advice import memory_advice
 from tests.support.limited_memory import LimitedMemory
 from tests.support.runs import close_losses, make_trainer, run_steps, small_config
 
+ONE = Processes(0, 0, 1, torch.device("cpu"))
 IMAGES = 256
 STEPS = 3
 TOO_LITTLE = 400_000
@@ -80,3 +85,38 @@ def test_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         trainer.run_step(0)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("rows", "least", "tried"),
+    [(1024, 1, [512, 256, 128, 64, 32, 16, 8, 4, 2, 1]), (3, 1, [2, 1]), (24, 6, [12, 6]), (1, 1, [])],
+)
+def test_all_sizes_down_to_one_image_are_tried(rows: int, least: int, tried: list[int]) -> None:
+    sizes: list[int] = []
+
+    def fits(size: int) -> bool:
+        sizes.append(size)
+        return size <= least
+
+    config = small_config("vae", global_batch_size=rows)
+    advice = memory_advice(
+        torch.OutOfMemoryError("CUDA out of memory"), "vae", rows, config, ONE, fits, has_batch_statistics=False
+    )
+    assert sizes == tried
+    advised = re.search(r"--accumulation (\d+), which fits", str(advice))
+    assert (int(advised[1]) if advised else None) == (-(-rows // least) if tried else None)
+    assert ("not even one image" in str(advice)) == (not tried)
+
+
+@pytest.mark.parametrize(("objective", "promised"), [("gan", "same"), ("dcgan", "another")])
+def test_advice_for_batch_normalization_promises_no_equal_run(objective: str, promised: str) -> None:
+    trainer = make_trainer(small_config(objective))
+
+    def lacking(batches: Sequence[Batch], *_: object) -> dict[str, torch.Tensor]:
+        if len(batches) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {}
+
+    trainer._take_turns = lacking  # type: ignore[method-assign, assignment]
+    with pytest.raises(MachineError, match=rf"--accumulation 2, which fits .*{promised} run"):
+        trainer.run_step(0)
