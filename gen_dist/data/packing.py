@@ -45,8 +45,9 @@ MOST_BYTES_DECODED = 2**30
 THREADS = min(os.cpu_count() or 1, 32)
 # Encoded images that wait for the pool; blocks of usual images are a few MB.
 _MOST_BYTES_WAITING = 2**26
-# Rows moved at once when images are taken out of a packed file.
+# Images moved at once when some are taken out of a packed file: rows, fewer of large images.
 _ROWS_PER_MOVE = 1024
+_MOST_BYTES_MOVED = 2**26
 # The bar is for sources that take long; shorter ones leave no trace of it.
 SECONDS_BEFORE_PROGRESS = 1.0
 
@@ -144,21 +145,22 @@ class _ArrayFile:
         self._file.write(np.ascontiguousarray(images).data)
         self.count += len(images)
 
-    def rows(self) -> NDArray[np.uint8]:
-        """Rows written so far, uint8 [count, C, H, W], mapped."""
+    def some_rows(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """Rows written so far, uint8 [n, C, H, W]: copies of a few of the given ones at a time, in their order."""
         self._file.flush()
-        return np.memmap(self._path, np.uint8, "r", offset=self._start, shape=(self.count, *self._shape))
+        images = np.memmap(self._path, np.uint8, "r", offset=self._start, shape=(self.count, *self._shape))
+        at_once = max(1, min(_ROWS_PER_MOVE, _MOST_BYTES_MOVED // math.prod(self._shape)))
+        for first in range(0, len(rows), at_once):
+            yield images[rows[first : first + at_once]]
 
     def keep(self, rows: NDArray[np.int64], channels: int) -> None:
         """Keep only the given rows (ascending) and the first channels, in place.
 
         No row moves towards the end, so a block that has been read can be overwritten.
         """
-        old = self.rows()
         self._file.seek(self._start)
-        for first in range(0, len(rows), _ROWS_PER_MOVE):
-            moved = np.ascontiguousarray(old[rows[first : first + _ROWS_PER_MOVE], :channels])
-            self._file.write(moved.data)
+        for some in self.some_rows(rows):
+            self._file.write(np.ascontiguousarray(some[:, :channels]).data)
         self._file.truncate()
         self.count, self._shape = len(rows), (channels, *self._shape[1:])
 
@@ -262,11 +264,11 @@ class _Packer:
                 continue
             first = 0
             while first < len(block.labels):
-                count = self._images_per_task(fitting)
+                count, tasks = self._at_once(fitting)
                 task = pool.submit(decode_some, self._source, fitting, self._packing.channels, block, first, count)
                 window.append((block, first, task))
                 first += count
-                while len(window) > 2 * THREADS or (
+                while len(window) > tasks or (
                     len(window) > 1 and _bytes_of(block for block, *_ in window) > _MOST_BYTES_WAITING
                 ):
                     progress(self._append_decoded(fitting, *window.popleft()))
@@ -288,9 +290,8 @@ class _Packer:
                 order = held_out_order(train.count)
                 # Test images stay in the keyed order: the first of them, which pictures show, are of mixed classes.
                 test_rows, train_rows = order[:held_out], np.sort(order[held_out:])
-                images = train.rows()
-                for first in range(0, held_out, _ROWS_PER_MOVE):
-                    test.append(images[test_rows[first : first + _ROWS_PER_MOVE]])
+                for images in train.some_rows(test_rows):
+                    test.append(images)
                 train_labels, test_labels = train_labels[train_rows], train_labels[test_rows]
                 if len(train_names) == train.count:
                     train_names, test_names = ([train_names[row] for row in rows] for rows in (train_rows, test_rows))
@@ -311,13 +312,15 @@ class _Packer:
                     file.flush()
                     os.fsync(file.fileno())
 
-    def _images_per_task(self, fitting: Fitting | None) -> int:
-        """Images that a task decodes: one at first if their size is not known, and few if they are large."""
+    def _at_once(self, fitting: Fitting | None) -> tuple[int, int]:
+        """Images that a task decodes, and tasks that wait: one image at first if their size is not known, and few if
+        they are large."""
         shape = self._shape.shape
         if fitting is None and shape is None:
-            return 1
-        numbers = math.prod(shape or (3, *(fitting or ())[:2]))
-        return max(1, min(IMAGES_PER_TASK, MOST_BYTES_DECODED // (2 * THREADS * numbers)))
+            return 1, 1
+        most = max(1, MOST_BYTES_DECODED // math.prod(shape or (3, *(fitting or ())[:2])))
+        images = max(1, min(IMAGES_PER_TASK, most // (2 * THREADS)))
+        return images, min(2 * THREADS, most // images)
 
     def _append_decoded(self, fitting: Fitting | None, block: Block, first: int, task: Future[list[Result]]) -> int:
         images = task.result()

@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,13 +270,14 @@ def test_parquet_packs_rows_in_order_with_the_class_names(tmp_path: Path, open_s
     assert (dataset.train.images[:, 2] == 7).all()
 
 
+@pytest.mark.parametrize(("budget", "bound"), [(8, 10), (2, 3)])  # images: those of five tasks, those of three
 def test_decoded_images_in_memory_are_bounded_by_bytes(
-    tmp_path: Path, open_source: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+    budget: int, bound: int, tmp_path: Path, open_source: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [Image.new("RGB", (40, 30), (value, 1, 2)) for value in range(150)]
     write_parquet(tmp_path / "a.parquet", hugging_face(*images), None)
     monkeypatch.setattr(packing, "THREADS", 2)
-    monkeypatch.setattr(packing, "MOST_BYTES_DECODED", 8 * 3 * 40 * 30)
+    monkeypatch.setattr(packing, "MOST_BYTES_DECODED", budget * 3 * 40 * 30)
     append = packing._Packer._append
     held, most = 0, 0
     lock = threading.Lock()
@@ -298,7 +300,23 @@ def test_decoded_images_in_memory_are_bounded_by_bytes(
     monkeypatch.setattr(packing._Packer, "_append", append_and_free)
     dataset = open_source(f"parquet:{tmp_path / 'a.parquet'}", test_fraction=0.5)
     assert sorted([*dataset.train.images[:, 0, 0, 0], *dataset.test.images[:, 0, 0, 0]]) == list(range(150))
-    assert 2 <= most <= 10  # those of five tasks
+    assert 2 <= most <= bound
+
+
+def test_few_bytes_are_moved_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_MOST_BYTES_MOVED", 2**17)
+    images = np.arange(200, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 3, 64, 64), np.uint8)
+    file = packing._ArrayFile(tmp_path / "images.npy")
+    file.append(images)
+    tracemalloc.start()
+    try:
+        file.keep(np.arange(1, 200, 2), 2)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    file.finish(), file.close()
+    assert most <= 2**18 + 2**16  # a part, its first channels, and a little
+    np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), images[1::2, :2])
 
 
 def test_parquet_directory_has_splits_by_name_and_plain_bytes(

@@ -21,6 +21,7 @@ from gen_dist.randomness import Stream
 
 _HELD_OUT_PER_DIGIT = 100
 _SYNTHETIC_BLOCK = 512
+_MOST_PIXELS_DRAWN = 2**22
 _MIN_SYNTHETIC_TEST_IMAGES = 64
 
 
@@ -139,11 +140,13 @@ class Synthetic:
         return sum(self._count(split) for split in SPLITS)
 
     def blocks(self) -> Iterator[Block]:
-        """A few hundred images at a time, so that memory stays small for any number."""
+        """A few hundred images at a time, fewer of large ones, so that memory stays small for any number and size."""
+        width, height = self.image_size
+        at_once = max(1, min(_SYNTHETIC_BLOCK, _MOST_PIXELS_DRAWN // (width * height)))
         for split in SPLITS:
             count = self._count(split)
-            for first in range(0, count, _SYNTHETIC_BLOCK):
-                draws = _uniform_draws(split, first, min(_SYNTHETIC_BLOCK, count - first))
+            for first in range(0, count, at_once):
+                draws = _uniform_draws(split, first, min(at_once, count - first))
                 labels = (draws[:, 0] * len(_SHAPES)).astype(np.int64)
                 yield Block(split, _draw_shapes(labels, draws, self.image_size, self.channels), labels, split)
 
