@@ -23,11 +23,11 @@ def _halvings(side: int) -> int:
 
 def _nearest_sizes(height: int, width: int) -> list[str]:
     """The nearest sizes that can be halved without a remainder, as `--image-size` takes them."""
-    step = 2 ** _halvings(min(height, width))
-    lower, upper = (
-        [max(8, side // step * step) for side in (width, height)],
-        [max(8, -(-side // step) * step) for side in (width, height)],
-    )
+    shorter = min(height, width)
+    step = 2 ** _halvings(shorter)
+    lower = [max(8, side // step * step) for side in (width, height)]
+    step = 2 ** _halvings(-(-shorter // step) * step)  # rounded up to a power of two, it is halved once more
+    upper = [max(8, -(-side // step) * step) for side in (width, height)]
     return list(dict.fromkeys(str(w) if w == h else f"{w}x{h}" for w, h in (lower, upper)))
 
 

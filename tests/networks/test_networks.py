@@ -364,14 +364,16 @@ def test_an_r3gan_block_is_a_bottleneck_of_grouped_convolutions() -> None:
     assert {module.groups for module in convolutions if module.kernel_size == (3, 3)} == {6, 3}
 
 
-@pytest.mark.parametrize("shape", [(1, 30, 30), (3, 50, 50), (3, 29, 64), (1, 6, 6), (3, 250, 300)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 30, 30), (3, 50, 50), (3, 29, 64), (1, 6, 6), (3, 250, 300), (1, 15, 33)], ids=str
+)
 def test_errors_of_dcgan_sizes_name_valid_ones(shape: tuple[int, int, int]) -> None:
     for build in (lambda: build_encoder(SMALL["dcgan"], shape, 1), lambda: build_decoder(SMALL["dcgan"], shape)):
         with pytest.raises(ConfigError, match=f"{shape[1]} x {shape[2]} do not") as error:
             build()
         named = str(error.value).partition("--image-size ")[2].split(" or ")
         nearest = {30: ["28", "32"], 50: ["48", "56"], 29: ["64x28", "64x32"], 6: ["8"], 250: ["288x224", "320x256"]}
-        assert named == nearest[shape[1]]
+        assert named == (nearest | {15: ["32x14", "36x16"]})[shape[1]]
         for size in named:
             width, _, height = size.partition("x")
             make(SMALL["dcgan"], (shape[0], int(height or width), int(width)))
