@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import torch
 from tqdm import tqdm
 
-from gen_dist.config import TrainConfig
+from gen_dist.config import Fit, TrainConfig
 from gen_dist.data import Dataset, Split
 from gen_dist.data.sources.source import SPLITS, SplitName
 from gen_dist.errors import ConfigError, DataError, UserError
@@ -56,8 +56,8 @@ def encode(
     Args:
         run: run directory, whose newest whole checkpoint encodes, or one checkpoint directory.
         out: directory to write: new, empty of the set's files, or of the same set.
-        data: source of the images, as `--data` of a training; they are brought to the model's size and channels. None
-            is the data of the run.
+        data: source of the images, as `--data` of a training; they are brought to the model's size and channels by the
+            run's `fit`, or cropped if that is none. None is the data of the run.
         data_root: directory with torchvision's data sets. None is that of the run.
         split: `train` or `test`. None is both.
         file_format: `parquet` or `safetensors` in shards, `npz` or `csv` in one file a split.
@@ -109,7 +109,8 @@ def _open_data(
     _, height, width = model.image_shape
     if data not in (None, config.data):
         channels: Literal[1, 3] = 1 if model.image_shape[0] == 1 else 3
-        packing = replace(config.packing, image_size=f"{width}x{height}", channels=channels)
+        fit: Fit = "crop" if config.packing.fit == "none" else config.packing.fit
+        packing = replace(config.packing, image_size=f"{width}x{height}", fit=fit, channels=channels)
         config = replace(config, packing=packing)
     dataset = open_run_data(run, config, say, digest=None, data=data, data_root=data_root)
     if dataset.image_shape != model.image_shape:
