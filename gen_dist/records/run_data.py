@@ -1,4 +1,4 @@
-"""Data of a run for commands that read it later: from another directory, or after the data have moved."""
+"""Data of a run for what reads them later: from another directory, after they have moved, or by another version."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from pathlib import Path
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, open_dataset
 from gen_dist.errors import CheckpointError, DataError
+from gen_dist.parallel.collectives import in_main
+from gen_dist.parallel.processes import Processes
+from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.environment import ENVIRONMENT_SHAPE
-from gen_dist.records.reading import read_object
+from gen_dist.records.reading import read_config, read_object
 from gen_dist.records.run_paths import RunPaths
 
 
@@ -50,6 +53,25 @@ def open_run_data(
             "the old data back, or name their place with --data or --data-root"
         )
     return dataset
+
+
+def with_size_of_run(config: TrainConfig, path: Path, fresh: bool, processes: Processes) -> TrainConfig:
+    """Config with the recorded image size of the run that it resumes, if it has a folder and no size itself.
+
+    Folders had 64 pixels by default in versions that wrote no `fit`: the command that started such a run resumes it.
+    A collective call.
+
+    Raises:
+        CheckpointError: config.json of the run is damaged, or cannot be read just now.
+    """
+    packing = config.packing
+    if fresh or packing.image_size is not None or not config.data.startswith("folder:"):
+        return config
+
+    def recorded() -> int | str | None:
+        return read_config(RunPaths(path).config).packing.image_size if checkpoint_paths(path) else None
+
+    return dataclasses.replace(config, packing=dataclasses.replace(packing, image_size=in_main(recorded, processes)))
 
 
 def _where_it_trained(run_path: Path, config: TrainConfig) -> TrainConfig:

@@ -168,6 +168,16 @@ def test_a_run_of_a_gpu_is_replayed_on_a_cpu_with_a_line(device: str, home: Path
         replay(home / "run", 2, said.append, device="cuda")
 
 
+def test_the_command_of_a_version_without_fit_resumes_its_run(home: Path) -> None:
+    command = dataclasses.replace(_config("folder:images", home / "old"), packing=DataConfig())
+    train(dataclasses.replace(command, packing=DataConfig(image_size=64)), say=_silent)  # as a folder had by default
+    config = json.loads((home / "old" / "config.json").read_text())
+    del config["packing"]["fit"]
+    config["packing"]["image_size"] = None
+    (home / "old" / "config.json").write_text(json.dumps(config))
+    assert train(dataclasses.replace(command, steps=3), say=_silent).step == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_run_of_another_precision_is_replayed_on_a_cpu(precision: str, home: Path) -> None:
