@@ -6,7 +6,7 @@ Both are quick and rough. Samples that pass may still be poor; samples that fail
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gen_dist.data import Dataset, Split
 from gen_dist.data.subsets import evenly_spaced
-from gen_dist.evaluation.metrics.appearance import LARGEST_SIDE, pair_distance_sum, pixel_points
+from gen_dist.evaluation.metrics.appearance import LARGEST_SIDE, NUMBERS_PER_PART, pair_distance_sum, pixel_points
 from gen_dist.inference.model import GenerativeModel
 
 SAMPLES = 500
@@ -87,7 +87,7 @@ class SampleChecks:
             checks["samples/diversity_ratio"] = diversity / real_diversity
         if self._classes is None:
             return checks
-        classes = self._nearest_classes(samples)
+        classes = self._nearest_classes(_coarse_points(samples))
         found, shares = classes.found, self._shares(classes.found)
         checks["samples/class_shares"] = shares.tolist()
         checks["samples/classes_found"] = float(((shares > 0) & (shares >= FOUND_SHARE * self._real_shares)).sum())
@@ -109,17 +109,21 @@ class SampleChecks:
     @functools.cached_property
     def _reference(self) -> tuple[Tensor, Tensor]:
         """Points [N, P] and labels [N] of training images, on the model's device."""
-        images, labels = _some_of(self._dataset.train, REFERENCE_IMAGES)
-        device = self._model.device
-        return _coarse_points(torch.from_numpy(images).to(device)), torch.from_numpy(labels).to(device)
+        train = self._dataset.train
+        places = _spread_over(train, REFERENCE_IMAGES)
+        labels = torch.from_numpy(train.labels[places]).to(self._model.device)
+        return self._points_of(train, places, _coarse_points), labels
 
     @functools.cached_property
     def _real_diversity(self) -> float:
-        return _mean_distance(pixel_points(self._test_images(self._count)))
+        test = self._dataset.test
+        return _mean_distance(self._points_of(test, _spread_over(test, self._count), pixel_points))
 
     @functools.cached_property
     def _real_classes(self) -> _Classes:
-        return self._nearest_classes(self._test_images(max(TEST_IMAGES, self._count)))
+        test = self._dataset.test
+        places = _spread_over(test, max(TEST_IMAGES, self._count))
+        return self._nearest_classes(self._points_of(test, places, _coarse_points))
 
     @functools.cached_property
     def _real_shares(self) -> NDArray[np.float64]:
@@ -132,9 +136,11 @@ class SampleChecks:
         near = float(np.quantile(nearest, NEAR_QUANTILE))
         return near, _sure_share(self._real_classes, near)
 
-    def _test_images(self, count: int) -> Tensor:
-        images, _ = _some_of(self._dataset.test, count)
-        return torch.from_numpy(images).to(self._model.device)
+    def _points_of(self, split: Split, places: NDArray[np.int64], points: Callable[[Tensor], Tensor]) -> Tensor:
+        """Points [N, P] of images of a split, a few of which are in memory at once."""
+        at_once = max(1, NUMBERS_PER_PART // split.images[0].size)
+        parts = (split.images[places[first : first + at_once]] for first in range(0, len(places), at_once))
+        return torch.cat([points(torch.from_numpy(images).to(self._model.device)) for images in parts])
 
     def _shares(self, found: Tensor) -> NDArray[np.float64]:
         """Share of each class among these: [classes]."""
@@ -142,20 +148,19 @@ class SampleChecks:
         shares: NDArray[np.float64] = np.bincount(found.cpu().numpy(), minlength=self._classes) / len(found)
         return shares
 
-    def _nearest_classes(self, samples: Tensor) -> _Classes:
-        """Class of each sample, uint8 [N, C, H, W], by its neighbours. Ties go to the nearer ones."""
+    def _nearest_classes(self, points: Tensor) -> _Classes:
+        """Class of each image by the neighbours of its point, [N, P]. Ties go to the nearer ones."""
         assert self._classes is not None
         reference, labels = self._reference
-        points = _coarse_points(samples)
         # The sample's own norm is left out: it is the same for all of its neighbours.
         distances = torch.addmm(reference.square().sum(dim=1), points, reference.T, alpha=-2.0)
         neighbours = min(NEIGHBOURS, len(reference))
         closest = distances.topk(neighbours, dim=1, largest=False)
         nearest = labels[closest.indices]
-        votes = torch.zeros(len(samples), self._classes, device=samples.device)
+        votes = torch.zeros(len(points), self._classes, device=points.device)
         # All that is added for nearness is less than one vote.
         for place in range(neighbours):
-            votes[torch.arange(len(samples), device=samples.device), nearest[:, place]] += 1.0 + 0.5 ** (place + 2)
+            votes[torch.arange(len(points), device=points.device), nearest[:, place]] += 1.0 + 0.5 ** (place + 2)
         return _Classes(
             votes.argmax(dim=1),
             (nearest == nearest[:, :1]).all(dim=1),
@@ -168,10 +173,9 @@ def _sure_share(classes: _Classes, near: float) -> float:
     return float((classes.unanimous & (classes.nearest <= near)).double().mean())
 
 
-def _some_of(split: Split, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Up to `count` images and labels spread over a split: many sources are in order of their classes."""
-    places = evenly_spaced(min(count, len(split.labels)), len(split.labels))
-    return split.images[places], split.labels[places]
+def _spread_over(split: Split, count: int) -> NDArray[np.int64]:
+    """Places of up to `count` images spread over a split: many sources are in order of their classes."""
+    return evenly_spaced(min(count, len(split.labels)), len(split.labels))
 
 
 def _coarse_points(images: Tensor) -> Tensor:

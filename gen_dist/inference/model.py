@@ -126,6 +126,21 @@ class GenerativeModel:
         Raises:
             UserError: the shape of the latents is not the model's, or the labels do not match them.
         """
+        return torch.cat(self._decoded(latents, labels, self.objective.decode))
+
+    def images(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Decode latents float32 [N, *latent_shape] to images uint8 [N, C, H, W]. `labels` are as in `sample`."""
+        return torch.cat(self._decoded(latents, labels, self._images))
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Decode the posterior means of images uint8 [N, C, H, W] to images of the same shape."""
+        return self.images(self.encode(images)[0])
+
+    def _images(self, *inputs: Tensor) -> Tensor:
+        return self.objective.pixels(self.objective.decode(*inputs)).mul(255.0).round().to(torch.uint8)
+
+    def _decoded(self, latents: Tensor, labels: Tensor | None, decode: Callable[..., Tensor]) -> list[Tensor]:
+        """Results of a function of latents and labels, those of one pass after those of another."""
         if latents.shape[1:] != self.objective.latent_shape:
             taken = ", ".join(map(str, self.objective.latent_shape))
             raise UserError(f"latents are {list(latents.shape)}; the model takes [N, {taken}]")
@@ -134,7 +149,7 @@ class GenerativeModel:
                 raise UserError(
                     f"a model of preset {self.config.preset} is not conditional on classes; leave out the labels"
                 )
-            return torch.cat(self._chunked(self.objective.decode, latents))
+            return self._chunked(decode, latents)
         if labels is None:
             labels = torch.arange(len(latents)) % self.classes
         if labels.shape != latents.shape[:1] or labels.is_floating_point() or labels.is_complex():
@@ -144,15 +159,7 @@ class GenerativeModel:
             )
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             raise UserError(f"labels are {labels.min()} to {labels.max()}; the model's are 0 to {self.classes - 1}")
-        return torch.cat(self._chunked(self.objective.decode, latents, labels.long()))
-
-    def images(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Decode latents float32 [N, *latent_shape] to images uint8 [N, C, H, W]. `labels` are as in `sample`."""
-        return self.objective.pixels(self.decode(latents, labels)).mul(255.0).round().to(torch.uint8)
-
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Decode the posterior means of images uint8 [N, C, H, W] to images of the same shape."""
-        return self.images(self.encode(images)[0])
+        return self._chunked(decode, latents, labels.long())
 
     def _chunked(self, function: Callable[..., Result], *inputs: Tensor) -> list[Result]:
         was_training = self.objective.training

@@ -118,6 +118,20 @@ def test_no_use_of_a_model_passes_more_images_than_fit(
         assert WIDEST // 2 <= max(found) <= 2 * WIDEST, name
 
 
+@pytest.mark.usefixtures("two_in_a_pass")
+def test_only_images_of_one_pass_are_float32(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = gen_dist.load(run, announce=_silent), []
+    pixels = model.objective.pixels
+
+    def counted(images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return pixels(images)
+
+    monkeypatch.setattr(model.objective, "pixels", counted)
+    assert len(model.reconstruct(torch.zeros(9, CHANNELS, SIDE, SIDE).byte())) == 9
+    assert max(sizes) <= 2
+
+
 def test_small_passes_change_no_figure(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:

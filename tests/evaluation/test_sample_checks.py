@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, Split, open_dataset
+from gen_dist.evaluation import sample_checks
 from gen_dist.evaluation.metrics import appearance
 from gen_dist.evaluation.sample_checks import SampleChecks
 from gen_dist.inference.model import GenerativeModel
@@ -209,6 +211,21 @@ def test_large_images_are_float32_a_few_at_a_time(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(functional, "adaptive_avg_pool2d", pool)
     assert torch.equal(appearance.pixel_points(images), whole)
     assert sizes == [6, 6, 6, 2]
+
+
+def test_few_images_of_the_data_are_copied_at_once(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    places, row = np.arange(0, 4000, 5), 28 * 28
+    whole = appearance.pixel_points(torch.from_numpy(digits.train.images[places]))
+    monkeypatch.setattr(sample_checks, "NUMBERS_PER_PART", 90 * row)
+    checks = SampleChecks(Generator(lambda *_: digits.test.images), digits)  # type: ignore[arg-type]
+    tracemalloc.start()
+    try:
+        points = checks._points_of(digits.train, places, appearance.pixel_points)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert torch.equal(points, whole)
+    assert 90 * row <= most < 270 * row
 
 
 def vae(dataset: Dataset, objective: str = "vae") -> GenerativeModel:
