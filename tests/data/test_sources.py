@@ -314,7 +314,8 @@ def test_few_bytes_are_moved_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    file.finish(), file.close()
+    file.finish()
+    file.close()
     assert most <= 2**18 + 2**16  # a part, its first channels, and a little
     np.testing.assert_array_equal(np.load(tmp_path / "images.npy"), images[1::2, :2])
 
