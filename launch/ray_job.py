@@ -51,6 +51,7 @@ def submit(words: list[str]) -> None:
     if words[:1] == ["--dashboard"]:
         address, words = words[1] if len(words) > 1 else "", words[2:]
     config, _, options = parse_train(words, f"{own_program()} submit", RayOptions())
+    options.refuse_shards(config.shards)
     location = run_location(config, options.storage)
     if options.storage is None and not (config.run_dir and Path(config.run_dir).is_absolute()):
         raise ConfigError(

@@ -42,6 +42,16 @@ class WorkerOptions:
         """CPUs that the cluster must have for the run to start."""
         return self.cpus_per_worker * self.least_workers
 
+    def refuse_shards(self, shards: int | None) -> None:
+        """Raise ConfigError if some group of these workers cannot share out a run's shards evenly."""
+        least, most = self.least_workers, self.workers
+        odd = next((number for number in range(least, most + 1) if shards and shards % number), None)
+        if odd:
+            raise ConfigError(
+                f"{shards} shards cannot be shared out evenly among {odd} workers, and a group may have {least} to "
+                f"{most}; use --workers 1, 2, 4 or another divisor, without --min-workers"
+            )
+
 
 @dataclass(frozen=True)
 class RayOptions(WorkerOptions):

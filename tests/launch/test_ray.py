@@ -374,6 +374,10 @@ def _addresses() -> dict[str, Callable[[], tuple[list[str], str]]]:
         "a storage of no known kind": lambda: ([*train, "--storage", "nosuch://bucket"], "choose another --storage"),
         "no address": lambda: ([*train, "--address", ":"], "is not an address"),
         "too many workers to be": lambda: ([*train, "--min-workers", "3"], "min_workers 3 is not in 1 .. 2"),
+        "a group that shards do not fit": lambda: (
+            [*train, "--shards", "8", "--workers", "4", "--min-workers", "2"],
+            "8 shards cannot be shared out evenly among 3 workers, and a group may have 2 to 4",
+        ),
         "no worker": lambda: ([*train, "--workers", "0"], "workers 0 is less than 1"),
         "a job that would be lost": lambda: (["ray_job.py", "submit", "vae-mnist"], "name a --storage"),
         "a head far away": lambda: (["ray_cluster.py", "head", "--address", "203.0.113.1"], "use another --address"),
