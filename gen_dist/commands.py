@@ -69,6 +69,7 @@ def sample(
     """
     import torch
 
+    from gen_dist.files import reason_of
     from gen_dist.inference.model import load
     from gen_dist.pictures.grids import format_of, save_grid
 
@@ -81,7 +82,7 @@ def sample(
     try:
         save_grid(out, images.cpu().numpy(), columns)
     except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror}") from None
+        raise ConfigError(f"{out} cannot be written: {reason_of(error)}") from None
     print(out)
 
 
@@ -308,6 +309,7 @@ def data(
         packing: How the images would be packed.
     """
     from gen_dist.data import survey_source
+    from gen_dist.files import reason_of
     from gen_dist.pictures.contact_sheet import save_contact_sheet
     from gen_dist.pictures.grids import format_of
 
@@ -322,7 +324,7 @@ def data(
     try:
         save_contact_sheet(out, survey)
     except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror}") from None
+        raise ConfigError(f"{out} cannot be written: {reason_of(error)}") from None
     print(out)
 
 

@@ -30,6 +30,8 @@ _SAVED_AS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True},
 }
+_LONGEST_SIDES = {"JPEG": 65_500, "WEBP": 16_383}
+"""Pixels that the library of a format writes; PNG has no bound that a picture here comes near to."""
 PAPER = 255
 
 
@@ -43,7 +45,7 @@ def save_grid(path: Path, images: Images, columns: int = 8, captions: Sequence[s
         captions: one text a row, on its left.
 
     Raises:
-        ConfigError: the file's name is of a format that is not written.
+        ConfigError: the file's name is of a format that is not written, or that has no pictures of this size.
         ValueError: the array is not a batch of images, or the number of captions is not that of the rows.
     """
     _check_images(images)
@@ -189,7 +191,10 @@ def _save_canvas(path: Path, canvas: Images, title: str | None = None, captions:
     height, width, channels = canvas.shape
     width = max(width, 0 if title is None else int(title_font.getlength(title)))
     mode = "L" if channels == 1 else "RGB"
-    page = Image.new(mode, (left + width + MARGIN, top + height + MARGIN), (PAPER,) * channels)
+    size = left + width + MARGIN, top + height + MARGIN
+    if max(size) > (most := _LONGEST_SIDES.get(format, max(size))):
+        raise ConfigError(f"{path} would be {size[0]} x {size[1]} pixels, and {format} has at most {most}; name a .png")
+    page = Image.new(mode, size, (PAPER,) * channels)
     page.paste(Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas), (left, top))
     draw = ImageDraw.Draw(page)
     ink = (INK,) * channels

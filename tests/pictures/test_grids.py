@@ -171,6 +171,18 @@ def test_a_name_of_another_format_is_refused_in_one_line(tmp_path, digits, name)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("name", "most"), [("a.jpg", 65_500), ("a.webp", 16_383)])
+def test_a_picture_too_large_for_its_format_is_refused(tmp_path, name, most):
+    canvas = np.full((most - 2 * grids.MARGIN, 8, 1), grids.PAPER, np.uint8)
+    grids._save_canvas(tmp_path / name, canvas)
+    with Image.open(tmp_path / name) as picture:
+        assert picture.size == (32, most)
+    (tmp_path / name).unlink()
+    with pytest.raises(ConfigError, match=f"would be 32 x {most + 1} pixels, and .* at most {most}; name a .png"):
+        grids._save_canvas(tmp_path / name, np.concatenate([canvas, canvas[:1]]))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_chart_of_another_format_is_refused(tmp_path):
     for name in ("a.jpg", "b.svg", "c"):
         with figure_of(1, 1) as figure, pytest.raises(ConfigError, match="charts are PNG files; name it"):
