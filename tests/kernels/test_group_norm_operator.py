@@ -27,6 +27,9 @@ SHAPES: dict[str, tuple[tuple[int, ...], torch.memory_format]] = {
     "channels_last_3d": ((1, 4, 3, 2, 2), torch.channels_last_3d),
 }
 
+QUICK = {("no pixels", False), ("image", False), ("channels_last", True)}
+"""Operators that `make test` checks."""
+
 
 def draw(shape: tuple[int, ...], memory_format: torch.memory_format, seed: int, dtype: torch.dtype) -> Tensor:
     values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -42,15 +45,17 @@ def inputs(shape: str, dtype: torch.dtype, with_residual: bool) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"),
+    ("shape", "dtype", "with_residual"),
     [
-        *((shape, torch.float32) for shape in SHAPES),
-        ("channels_last", torch.bfloat16),
-        ("image", torch.float64),
+        *(
+            pytest.param(shape, dtype, with_residual, marks=() if (shape, with_residual) in QUICK else pytest.mark.slow)
+            for shape, dtype in (*((shape, torch.float32) for shape in SHAPES), ("image", torch.float64))
+            for with_residual in (False, True)
+        ),
+        ("channels_last", torch.bfloat16, False),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("with_residual", [False, True])
 def test_operators_pass_opcheck(shape: str, dtype: torch.dtype, with_residual: bool) -> None:
     leaves = inputs(shape, dtype, with_residual)
     operator: Any = add_group_norm_silu_operator if with_residual else group_norm_silu_operator

@@ -457,7 +457,7 @@ def test_spectral_norms_resume_exactly_from_state_and_in_copies(name: str) -> No
     ("name", "backend"),
     [
         pytest.param("dcgan, spectral norm", "inductor", marks=pytest.mark.slow),
-        ("sngan, two blocks and norms", "aot_eager"),
+        pytest.param("sngan, two blocks and norms", "aot_eager", marks=pytest.mark.slow),
         ("r3gan", "aot_eager"),
     ],
 )

@@ -63,6 +63,7 @@ def test_the_phase_that_lacks_memory_is_named() -> None:
         again.run_step(0)
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_fit_with_one_image_is_told() -> None:
     trainer = make_trainer(_config("vae"))
     with LimitedMemory(TOO_LITTLE), pytest.raises(MachineError, match="not even one image fits: use a smaller network"):
