@@ -47,12 +47,13 @@ def inputs(shape: str, dtype: torch.dtype, with_residual: bool) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("shape", "dtype", "with_residual"),
     [
-        *(
-            pytest.param(shape, dtype, with_residual, marks=() if (shape, with_residual) in QUICK else pytest.mark.slow)
-            for shape, dtype in (*((shape, torch.float32) for shape in SHAPES), ("image", torch.float64))
-            for with_residual in (False, True)
-        ),
-        ("channels_last", torch.bfloat16, False),
+        pytest.param(shape, dtype, with_residual, marks=() if (shape, with_residual) in QUICK else pytest.mark.slow)
+        for shape, dtype in [
+            *((shape, torch.float32) for shape in SHAPES),
+            ("channels_last", torch.bfloat16),
+            ("image", torch.float64),
+        ]
+        for with_residual in (False, True)
     ],
     ids=str,
 )
