@@ -213,8 +213,9 @@ def _described(opened: Image.Image) -> Header:
     raw_mode, mode = _raw_mode(opened), opened.mode
     deep = mode[0] in "IF" or "16" in raw_mode
     gray, transparent = mode in _GRAY_MODES, opened.has_transparency_data
-    # Without this a PNG would be decoded, to look for EXIF behind its pixels.
-    orientation = opened.getexif().get(_ORIENTATION, 1) if opened.format != "PNG" or "exif" in opened.info else 1
+    # The method of PNG files would decode the pixels, to look for EXIF behind them.
+    exif = Image.Image.getexif(opened) if opened.format == "PNG" else opened.getexif()
+    orientation = exif.get(_ORIENTATION, 1)
     width, height = opened.size[::-1] if orientation in _ON_THEIR_SIDE else opened.size
     words = [opened.format or "", "16-bit" if "16" in raw_mode or mode.startswith("I;16") else _DEPTHS.get(mode, "")]
     words += [_COLOURS.get(mode, "gray" if gray else mode)]

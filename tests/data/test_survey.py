@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from gen_dist import commands
 from gen_dist.cli import run_command
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, open_dataset, pack_given, survey_source, surveying
+from gen_dist.data.decoding import decode_image, read_header
 from gen_dist.data.survey import Survey
 from gen_dist.errors import DataError
 from gen_dist.plugins.loading import load as load_plugin
@@ -131,6 +133,25 @@ def test_a_survey_says_what_is_packed_then(name: str, tmp_path: Path) -> None:
         again = survey_source(source, tmp_path, packing)
         assert again.packed_in is not None
         assert again.packed_in.is_dir()
+
+
+def test_a_header_says_which_way_up_an_image_is() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    texts = {  # as ImageMagick and Photoshop write it
+        "Raw profile type exif": f"\nexif\n{len(exif.tobytes()):8}\n{exif.tobytes().hex()}\n",
+        "XML:com.adobe.xmp": '<x tiff:Orientation="6"/>',
+    }
+    saved: list[dict[str, Any]] = [{"exif": exif}]
+    for key, text in texts.items():
+        info = PngInfo()
+        info.add_itxt(key, text) if key.startswith("XML") else info.add_text(key, text)
+        saved.append({"pnginfo": info})
+    for options_of_png in saved:
+        content = encode(Image.new("L", (30, 10)), "png", **options_of_png)
+        header = read_header(content)
+        assert (header.width, header.height) == decode_image(content, None, None).size == (10, 30)
+        assert header.turned
 
 
 def test_what_becomes_of_images_is_counted(tmp_path: Path) -> None:
