@@ -126,10 +126,11 @@ class FlatReduction(Reduction):
 class Bucket:
     """Flat memory for the gradients of some parameters of one dtype."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], more: int = 0) -> None:
+        """`more` is the number of values behind the gradients."""
         self.parameters = list(parameters)
         first = parameters[0]
-        self.flat = torch.zeros(flat_floats(parameters), dtype=first.dtype, device=first.device)
+        self.flat = torch.zeros(flat_floats(parameters) + more, dtype=first.dtype, device=first.device)
         self.views = views_of(self.flat, parameters)
         """Places of the parameters' gradients in `flat`, in their shapes."""
         self.awaited = 0

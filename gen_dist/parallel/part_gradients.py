@@ -43,6 +43,7 @@ class PartReduction(Reduction):
     def average(self) -> None:
         """See Reduction."""
         (whole,) = self._subtrees
+        whole.mark_used()
         for bucket in whole.buckets:
             torch.mul(self.sums.over_processes(bucket.flat), 1.0 / self.sums.parts, out=bucket.flat)
         whole.give()
@@ -55,7 +56,7 @@ class _Subtree:
 
     def __init__(self, groups: Sequence[Sequence[nn.Parameter]]) -> None:
         """Make memory for parameters, which are grouped by dtype."""
-        self.buckets = [Bucket(group) for group in groups]
+        self.buckets = [Bucket(group, more=len(group)) for group in groups]
         self.parts = 0
         self._view_of = {
             parameter: view
@@ -87,7 +88,21 @@ class _Subtree:
         for bucket, other in zip(self.buckets, following.buckets, strict=True):
             bucket.flat.add_(other.flat)
 
+    def mark_used(self) -> None:
+        """Write behind the gradients which parameters these parts use, before the sum over the processes."""
+        for bucket in self.buckets:
+            marks = [float(parameter in self._used) for parameter in bucket.parameters]
+            behind = bucket.flat[-len(marks) :]
+            if all(marks):
+                behind.fill_(1.0)  # without a copy to the device
+            else:
+                behind.copy_(torch.tensor(marks))
+
     def give(self) -> None:
-        """Let the gradients of the parameters be views of the sum; those of unused parameters stay None."""
+        """Let the gradients of the parameters be views of the sum; those that no process uses stay None."""
+        for bucket in self.buckets:
+            if not self._used.issuperset(bucket.parameters):  # the parts of another process may use them
+                marks = bucket.flat[-len(bucket.parameters) :].tolist()
+                self._used |= {one for one, mark in zip(bucket.parameters, marks, strict=True) if mark > 0.0}
         for parameter, view in self._view_of.items():
             parameter.grad = view if parameter in self._used else None

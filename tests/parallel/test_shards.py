@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
+from gen_dist.parallel.part_gradients import PartReduction
 from gen_dist.parallel.part_sums import PartSums, tree_sum
 from gen_dist.parallel.processes import Processes, threads_by_default
 from gen_dist.parallel.sync_batch_norm import synchronize
@@ -249,6 +250,27 @@ def test_parts_with_different_sums_are_refused(other: int, more: bool) -> None:
 
     with pytest.raises(ConfigError, match="different sums"):
         sums.each(work, range(4))
+
+
+def test_weights_that_parts_of_one_process_use_move_in_all() -> None:
+    """Else the weights of the processes part, and nothing says so."""
+    sent: list[Tensor] = []
+    everywhere, somewhere, nowhere = (torch.full((2,), value) for value in (1.0, 2.0, 0.0))
+
+    def over_processes(own: Tensor) -> Tensor:
+        sent.append(own.clone())
+        return own if len(sent) == 1 else sent[0] + own
+
+    for rank, gradients in enumerate([(everywhere, somewhere, None), (everywhere, None, None)]):
+        parameters = [nn.Parameter(value) for value in (everywhere, somewhere, nowhere)]
+        sums = PartSums(4, Processes(rank, rank, 2, CPU))
+        sums.over_processes = over_processes  # type: ignore[method-assign]
+        reduction = PartReduction(parameters, sums)
+        for _ in sums.own_parts:
+            reduction.add_part(gradients)
+        reduction.average()
+    found = [None if one.grad is None else one.grad.tolist() for one in parameters]
+    assert found == [[1.0, 1.0], [1.0, 1.0], None]  # of all four parts, of two of four, of none
 
 
 def test_a_sum_over_micro_batches_first_is_refused() -> None:
