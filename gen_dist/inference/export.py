@@ -309,7 +309,15 @@ def _program(one: _Exported) -> torch.export.ExportedProgram:
         for port in one.part.inputs
     )
     shapes = {port.name: {0: rows} for port in one.part.inputs}
-    program = torch.export.export(one.function, examples, dynamic_shapes=shapes)
+    try:
+        program = torch.export.export(one.function, examples, dynamic_shapes=shapes)
+    except RuntimeError as error:
+        if "Constraints violated (N)" not in str(error):
+            raise
+        raise UserError(
+            f"the {one.part.name} takes the number of images for a constant, as len(x) does in a program, so it cannot "
+            "be exported for any number of them; write x.shape[0], or -1 in a view"
+        ) from None
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:

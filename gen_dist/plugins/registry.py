@@ -13,7 +13,9 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
+
+from tyro.conf import Suppress
 
 from gen_dist.errors import ConfigError
 from gen_dist.plugins.loading import load_installed
@@ -64,6 +66,9 @@ class Registry(Generic[C]):
         if missing := [fact for fact in self._facts if not hasattr(config, fact)]:
             raise ConfigError(f"{name} does not say its {', '.join(missing)}; see {self._base.__module__}")
         refuse_unwritable(config, name)
+        # A kind is chosen by a preset, config.json or --network. As an option it would stand in --help once a part.
+        one_of, hidden = cast(Any, Literal), cast(Any, Suppress)  # a type made at run time
+        config.__annotations__["kind"] = hidden[one_of[kind]]
         known = self._by_kind.get(kind)
         if known is None or (known.__module__, known.__qualname__) != (config.__module__, config.__qualname__):
             self._table.add(kind, config)

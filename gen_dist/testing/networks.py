@@ -60,10 +60,20 @@ def check_outputs_have_their_shape(trial: NetworkTrial) -> None:
         if tuple(found.shape) != expected[name] or found.dtype != torch.float32:
             raise Failure(
                 f"the {name} {type(network).__name__} maps {list(trial.inputs_of(name).shape)} to {kind} "
-                f"{list(found.shape)}, not to float32 {list(expected[name])}"
+                f"{list(found.shape)}, not to float32 {list(expected[name])}{_ways_out(found, expected[name])}"
             )
         if not bool(found.isfinite().all()):
             raise Failure(f"the {name} {type(network).__name__} gives values that are not finite")
+
+
+def _ways_out(found: Tensor, expected: tuple[int, ...]) -> str:
+    """Clause for an encoder whose outputs have places that its config does not tell."""
+    if tuple(found.shape[:2]) != expected[:2] or found.ndim <= len(expected):
+        return ""
+    return (
+        "; if outputs have places, latent_shape(image_shape) of its config has to say (C, h, w), and its decoder takes "
+        "that; the config of a discriminator alone names no decoder"
+    )
 
 
 def check_gradients_reach_all_parameters(trial: NetworkTrial) -> None:

@@ -19,15 +19,16 @@ import pytest
 import safetensors
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import gen_dist
 from gen_dist import commands
 from gen_dist.config import AutoencoderKlConfig, MlpConfig, ResnetConfig, TrainConfig
 from gen_dist.errors import CheckpointError, ConfigError, UserError
-from gen_dist.inference.export import export
+from gen_dist.inference.export import _Exported, _program, export
 from gen_dist.inference.exported import SUFFIXES, Format
 from gen_dist.inference.hub_metadata import HUB_DATASETS
+from gen_dist.inference.model_card import Part, Port
 from gen_dist.presets import get_preset, presets
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.reading import read_object, write_object
@@ -407,6 +408,16 @@ def test_bad_exports_give_one_line_and_exit_code_2(
     capsys.readouterr()  # of the training
     assert mentioned in _error_of([word.format(run=run) for word in words], monkeypatch, capsys)
     assert sorted(run.iterdir()) == before
+
+
+def test_a_network_of_a_fixed_number_of_images_is_told() -> None:
+    class Fixed(nn.Module):
+        def forward(self, latents: Tensor) -> Tensor:
+            return latents.view(len(latents), 1, 2, 2)
+
+    part = Part("decoder", "decoder.pt2", "decoder", [Port("latents", "float32", (4,), "latents")], [])
+    with pytest.raises(UserError, match=r"the decoder takes the number of images for a constant.*x.shape\[0\]"):
+        _program(_Exported(part, Fixed(), Fixed()))
 
 
 def test_a_run_without_a_checkpoint_is_told_so(

@@ -301,6 +301,29 @@ def test_an_option_of_two_parts_is_one_line(name: str, owner: str, tmp_path: Pat
             get_preset("my-preset").with_options(beta=2)
 
 
+def test_plain_kinds_of_two_parts_are_no_options(tmp_path: Path) -> None:
+    objective = """
+from gen_dist.config import VaeConfig, objectives
+
+
+@objectives.register
+@dataclass(frozen=True)
+class OurConfig(VaeConfig):
+    kind: Literal["ours"] = "ours"
+
+
+add_preset("our-preset", replace(get_preset("my-preset"), objective=OurConfig()), "ours")
+"""
+    (path := tmp_path / "mine.py").write_text(
+        PLUGIN.replace('Suppress[Literal["mine"]]', 'Literal["mine"]') + objective
+    )
+    config = options([f"--plugin={path}", "our-preset", "--my-option", "4"])
+    assert (config.objective.kind, config.network.kind) == ("ours", "mine")
+    assert TrainConfig.from_json(config.to_json(), "config.json") == config
+    with pytest.raises(ConfigError, match="Unrecognized options: --kind"):
+        options([f"--plugin={path}", "our-preset", "--kind", "mine"])
+
+
 def test_a_plugin_that_registers_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (path := tmp_path / "empty.py").touch()
     load(str(path))

@@ -175,7 +175,7 @@ def test_without_a_fault_a_source_passes(toy_source: ModuleType, tmp_path: Path)
 
 # --- Networks --------------------------------------------------------------------------------------------------------
 
-Fault = Literal["none", "shape", "unused", "generator", "draws", "batch", "layout", "start"]
+Fault = Literal["none", "shape", "places", "unused", "generator", "draws", "batch", "layout", "start"]
 
 
 @dataclass(frozen=True)
@@ -206,6 +206,8 @@ class FaultyEncoder(MlpEncoder):
         outputs: Tensor = super().forward(images)
         if self.fault == "shape":
             outputs = outputs[:, :-1]
+        if self.fault == "places":
+            outputs = outputs[:, :, None, None]
         if self.fault == "draws":
             outputs = outputs + torch.randn_like(outputs)
         return outputs - outputs.mean(dim=0) if self.fault == "batch" else outputs
@@ -222,6 +224,7 @@ class FaultyDecoder(MlpDecoder):
 
 NETWORKS: Faults = {
     "shape": ("shape", "outputs have their shape", "FaultyEncoder gives [B, 2] for inputs [B, 1, 28, 28], and [B, 3]"),
+    "places": ("places", "outputs have their shape", "if outputs have places, latent_shape(image_shape)"),
     "unused": ("unused", "gradients reach all parameters", "parameter spare.weight of the encoder"),
     "generator": ("generator", "the seed alone decides the weights", "starts at other values for the same seed"),
     "draws": ("draws", "evaluation is deterministic", "draws random numbers in eval mode"),
