@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +148,22 @@ def _line_order(line: str, objective: ObjectiveConfig) -> tuple[bool, int, str]:
     return line.startswith("test"), names.index(last) if last in names else len(names), line
 
 
-def colour_of(line: str, objective: ObjectiveConfig) -> str:
-    """Colour of a line: `blue`, `orange`, `green` or `ink`."""
+def colour_of(line: str, objective: ObjectiveConfig, beside: Iterable[str] = ()) -> str:
+    """Colour of a line: `blue`, `orange`, `green` or `ink`.
+
+    Args:
+        line: name of the line.
+        objective: config whose phases have colours by their order.
+        beside: names of all lines of its panel. Several phases that the config does not name get colours that are free.
+    """
     last = line.split(" ")[-1]
-    phases = dict(zip(objective.phase_names, _PHASE_COLOURS, strict=False))
-    return _COLOURS.get(last) or phases.get(last, "ink")
+    known = dict(zip(objective.phase_names, _PHASE_COLOURS, strict=False))
+    free = [colour for colour in _PHASE_COLOURS if colour not in known.values()]
+    known |= _COLOURS
+    unnamed = sorted({one.split(" ")[-1] for one in beside} - known.keys())
+    if len(unnamed) > 1:
+        known |= dict(zip(unnamed, free, strict=False))
+    return known.get(last, "ink")
 
 
 def unit_of(name: str, objective: ObjectiveConfig) -> str | None:
@@ -191,7 +202,7 @@ def _draw_panel(
         is_test = line.startswith("test")
         axes.plot(
             *points.T,
-            color=_HEX[colour_of(line, objective)],
+            color=_HEX[colour_of(line, objective, lines)],
             marker="o" if is_test or len(points) < 15 else None,
             markersize=3.5,
             linewidth=1.4,

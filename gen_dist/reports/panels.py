@@ -115,7 +115,7 @@ def _panel(name: str, lines: Mapping[str, NDArray[np.float64]], objective: Objec
         last = readable_value(finite[-1, 1], name) if len(finite) else "never finite"
         places = place(thin)
         dashed = line.startswith("test ")
-        drawn.append(Line(line, colour_of(line, objective), dashed, last, _path(places), len(finite) == 1))
+        drawn.append(Line(line, colour_of(line, objective, lines), dashed, last, _path(places), len(finite) == 1))
         points[line] = [
             [round(x, 1), round(y, 1), int(step), readable_value(value, name)]
             for (x, y), (step, value) in zip(places.tolist(), thin.tolist(), strict=True)

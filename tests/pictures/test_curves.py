@@ -99,6 +99,9 @@ def test_phases_have_the_colours_of_their_config():
     assert [colour_of(phase, GanConfig()) for phase in ("discriminator", "generator")] == ["blue", "orange"]
     assert colour_of("encoder", VaeGanConfig()) == colour_of("test encoder", VaeGanConfig()) == "green"
     assert colour_of("critic", WganGpConfig()) == "blue" and colour_of("mine", GanConfig()) == "ink"
+    lines = ("mine", "test mine", "yours")
+    assert [colour_of(line, VaeConfig(), lines) for line in lines] == ["blue", "blue", "orange"]
+    assert colour_of("mine", VaeConfig(), ["mine", "test"]) == "ink"
 
 
 def test_a_steep_start_and_a_lone_spike_do_not_flatten_a_curve():
