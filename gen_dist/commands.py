@@ -397,25 +397,19 @@ def check(
         image_size: Side, or width x height as in 48x32, of the random images that objectives and networks are checked
             on.
         channels: Their channels.
-        slow: Also train objectives in two processes and compiled, which takes half a minute each.
+        slow: Also train objectives in two processes and compiled, which takes up to a minute of one core.
     """
     if not plugins:
         raise ConfigError("check needs a plug-in, as in gen-dist check my_gan.py")
     width, height = DataConfig(image_size=image_size).size or (28, 28)
     records = [load_plugin(plugin) for plugin in plugins]
-    from gen_dist.testing.plug_in import check_plugin, heading, row, summary
+    from gen_dist.testing.plug_in import check_plugin, heading, print_row, summary
 
     print(heading())
     results = [
         result
         for record in records
-        for result in check_plugin(
-            record,
-            (channels, height, width),
-            data,
-            slow=slow,
-            announce=lambda one: print(row(one), flush=True),
-        )
+        for result in check_plugin(record, (channels, height, width), data, slow=slow, announce=print_row)
     ]
     print(summary(results))
     if any(one.outcome == "failed" for one in results):

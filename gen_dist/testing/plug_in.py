@@ -31,7 +31,7 @@ def check_plugin(
         image_shape: (C, H, W) of the images of objectives and networks.
         data: sources with a path to read, as `--data` takes them.
         slow: also compile objectives, and train them in two processes.
-        announce: takes each result as it comes.
+        announce: takes each check as it begins, and its result.
 
     Raises:
         ConfigError: the plug-in registers nothing, or `data` names a source that is not its own.
@@ -45,7 +45,8 @@ def check_plugin(
     results: list[Result] = []
 
     def collect(result: Result) -> None:
-        results.append(result)
+        if result.outcome != "running":
+            results.append(result)
         announce(result)
 
     for sort, name in parts:
@@ -64,16 +65,21 @@ def check_plugin(
             elif sort == "preset":
                 _check_preset(name, parts, image_shape, slow, collect)
             else:
-                collect(Result(name, "all checks", "skipped", f"a {sort} has no checks", 0.0))
+                _skip(name, f"a {sort} has no checks", collect)
         except Failure:
             continue  # each failure is among the results
     return results
 
 
+def _skip(part: str, reason: str, announce: Announce) -> None:
+    announce(Result(part, "all checks", "running", "", 0.0))
+    announce(Result(part, "all checks", "skipped", reason, 0.0))
+
+
 def _check_source(name: str, data: Sequence[str], collect: Announce) -> None:
     named = [one for one in data if one.partition(":")[0] == name]
     if source_kinds()[name].takes_path and not named:
-        collect(Result(name, "all checks", "skipped", f"name a file with --data {name}:PATH", 0.0))
+        _skip(name, f"name a file with --data {name}:PATH", collect)
     for one in named or ([] if source_kinds()[name].takes_path else [name]):
         check_source(one, announce=collect)
 
@@ -113,20 +119,26 @@ def _trained(
     return found or [(objectives[kind](), None, {})]
 
 
-def row(result: Result) -> str:
-    """A result as a line of the table; a failure or a skipped check has its reason on the line."""
-    cells = (result.part, result.check, result.outcome)
-    text = " ".join(cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=True))
+def print_row(result: Result) -> None:
+    """Print the first half of a check's row when it begins, so that nobody waits in the dark, the rest when it ends.
+
+    A failure or a skipped check has its reason on the line.
+    """
+    if result.outcome == "running":
+        print(_cells(result.part, result.check), end=" ", flush=True)
+        return
     reason = " ".join(result.reason.split())
-    return f"{text} {result.seconds:6.2f} s{f'  {reason}' if reason else ''}"
+    outcome = result.outcome.ljust(_WIDTHS[-1])
+    print(f"{outcome} {result.seconds:6.2f} s{f'  {reason}' if reason else ''}", flush=True)
 
 
 def heading() -> str:
     """Names of the table's columns."""
-    return (
-        " ".join(cell.ljust(width) for cell, width in zip(("part", "check", "result"), _WIDTHS, strict=True))
-        + " seconds"
-    )
+    return f"{_cells('part', 'check', 'result')} seconds"
+
+
+def _cells(*texts: str) -> str:
+    return " ".join(text.ljust(width) for text, width in zip(texts, _WIDTHS, strict=False))
 
 
 def summary(results: Sequence[Result]) -> str:

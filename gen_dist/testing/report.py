@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from gen_dist.errors import UserError
 from gen_dist.testing.place import place_of
 
-Outcome = Literal["passed", "failed", "skipped"]
+Outcome = Literal["running", "passed", "failed", "skipped"]
 
 
 class Failure(AssertionError):
@@ -37,7 +37,7 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """Result of one check of one part."""
+    """Result of one check of one part; `running` is announced when the check begins."""
 
     part: str
     check: str
@@ -48,6 +48,7 @@ class Result:
 
 
 Announce = Callable[[Result], None]
+"""Takes each check twice: as `running` when it begins, and with its result."""
 
 
 def nobody(_result: Result) -> None:
@@ -58,6 +59,7 @@ def run_checks(part: str, checks: Sequence[Check], trial: Any, announce: Announc
     """Run checks in their order. A check whose preconditions failed is skipped."""
     results: list[Result] = []
     for check in checks:
+        announce(Result(part, check.name, "running", "", 0.0))
         started = time.perf_counter()
         failed = [one.check for one in results if one.outcome == "failed"]
         outcome: Outcome = "passed"

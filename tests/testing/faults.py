@@ -33,6 +33,7 @@ Fault = Literal[
     "wrong sign on one rank",
     "state on the module",
     "branch on data",
+    "branch on the compiler",
 ]
 LATENTS = 4
 
@@ -117,6 +118,8 @@ class FaultyPhase(Phase):
         if fault == "branch on data":
             kl = kl if nll.mean() > 0 else 2 * kl  # FAULT: branch on data
         loss = (nll + kl).mean()
+        if fault == "branch on the compiler" and torch.compiler.is_compiling():
+            loss = loss + kl.mean()
         if fault == "mean over the local batch":
             loss = loss + 100 * latents.mean(dim=0).square().sum()
         if fault == "wrong sign on one rank" and dist.is_initialized() and dist.get_rank() == 1:

@@ -10,8 +10,8 @@ import pytest
 from gen_dist.plugins import load
 from gen_dist.testing.networks import NETWORK_CHECKS
 from gen_dist.testing.objectives import OBJECTIVE_CHECKS
-from gen_dist.testing.plug_in import check_plugin
-from gen_dist.testing.report import nobody
+from gen_dist.testing.plug_in import check_plugin, print_row
+from gen_dist.testing.report import Check, nobody, run_checks
 from tests.conftest import REPOSITORY
 from tests.support.loaded_plugins import forgetting_plugins
 from tests.support.warm_python import warm_python
@@ -38,6 +38,15 @@ def test_the_exit_code_tells_a_failure(value: str, code: int, words: str, tmp_pa
     done = _check(plugin)
     assert done.returncode == code, done.stderr
     assert words in done.stdout
+
+
+def test_a_check_is_named_while_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    def check_some_work(trial: str) -> None:
+        assert capsys.readouterr().out.split() == [trial, "some", "work"]
+
+    (result,) = run_checks("mine", [Check(check_some_work)], "mine", print_row)
+    assert result.outcome == "passed", result
+    assert capsys.readouterr().out.startswith("passed")
 
 
 NETWORK = """

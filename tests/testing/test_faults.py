@@ -80,11 +80,19 @@ def test_a_rank_that_fails_is_named_though_the_other_waits(tmp_path: Path, monke
         two_processes.check_two_processes_equal_one(ObjectiveTrial(FaultyConfig()))
 
 
+SLOW: dict[Fault, tuple[Check, str]] = {
+    "wrong sign on one rank": (SLOW_OBJECTIVE_CHECKS[0], "with two processes"),
+    "branch on the compiler": (SLOW_OBJECTIVE_CHECKS[1], "with compiled phases"),
+}
+
+
 @pytest.mark.slow
-def test_a_fault_of_one_rank_is_found_by_two_processes() -> None:
-    found = _failures("wrong sign on one rank", SLOW_OBJECTIVE_CHECKS[0])
-    assert [one.check for one in found] == ["two processes equal one"]
-    assert "with two processes" in found[0].reason
+@pytest.mark.parametrize("fault", SLOW)
+def test_a_fault_is_found_by_its_slow_check(fault: Fault) -> None:
+    check, words = SLOW[fault]
+    found = _failures(fault, check)
+    assert [one.check for one in found] == [check.name]
+    assert words in found[0].reason
 
 
 @pytest.mark.slow
