@@ -17,7 +17,7 @@ from gen_dist.errors import ConfigError
 from gen_dist.evaluation.metrics import all_metrics
 from gen_dist.networks import build_decoder
 from gen_dist.testing import check_metric, check_network, check_objective, check_source
-from gen_dist.testing.objectives import OBJECTIVE_CHECKS
+from gen_dist.testing.objectives import OBJECTIVE_CHECKS, SLOW_OBJECTIVE_CHECKS
 from gen_dist.testing.report import raise_failures, run_checks
 from gen_dist.testing.trial import ObjectiveTrial, small_dataset
 from tests.networks.test_networks import SMALL
@@ -33,6 +33,13 @@ def test_our_objectives_pass(objective: str) -> None:
     raise_failures(results)
     skipped = [one.check for one in results if one.outcome == "skipped"]
     assert skipped == (["micro batches equal the batch"] if objective in WITH_BATCH_STATISTICS else [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["vae", "conditional gan"])
+def test_our_objectives_pass_the_slow_checks(objective: str) -> None:
+    """All others are trained in two processes and compiled with smaller tolerances: see tests/README.md."""
+    raise_failures(run_checks(objective, SLOW_OBJECTIVE_CHECKS, ObjectiveTrial(*OBJECTIVES[objective])))
 
 
 PATCHES = PatchganConfig(feature_maps=4, layers=2, discriminator_norm="none")
