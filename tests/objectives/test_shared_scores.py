@@ -167,7 +167,9 @@ def test_processes_with_equal_rows_carry_graphs(rows: int) -> None:
     def choose(parameters: Sequence[torch.nn.Parameter], *_: object, **__: object) -> Reduction:
         return Reduction(parameters)
 
-    with mock.patch("gen_dist.training.turn.choose_reduction", choose):
+    # There is no second process: nothing to copy from, and nothing to reduce.
+    alone = mock.patch("gen_dist.training.trainer.copy_from_main")
+    with alone, mock.patch("gen_dist.training.turn.choose_reduction", choose):
         trainer = Trainer(config, small_dataset(config), two)
     assert _carries_graphs(trainer) == (rows == 24)
 
