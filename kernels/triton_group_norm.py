@@ -249,7 +249,7 @@ def forward_parts(maps: Tensor, groups: int, launches: list[Launch]) -> Tensor |
 def forward(
     maps: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Outputs, sums and statistics; arguments as in `kernels.group_norm.twin_forward`, all dense."""
+    """Outputs, sums and statistics; arguments as in `kernels.group_norm_twin.twin_forward`, all dense."""
     outputs = torch.empty_like(maps)
     sums = None if residual is None else torch.empty_like(maps)
     statistics = maps.new_empty((maps.shape[0], groups, 3), dtype=torch.float32)

@@ -324,7 +324,7 @@ def backward(
     groups: int,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of maps, weight and bias; arguments as in `kernels.group_norm.twin_backward`, all dense."""
+    """Gradients of maps, weight and bias; arguments as in `kernels.group_norm_twin.twin_backward`, all dense."""
     maps_gradient = torch.empty_like(maps)
     parameter_gradients = {"weight_gradient_ptr": torch.empty_like(weight), "bias_gradient_ptr": torch.empty_like(bias)}
     first, second = launches = backward_launches(maps, groups, silu, warp_size=warp_size_of(maps.device))

@@ -75,7 +75,7 @@ class Header(NamedTuple):
     gray: bool
     """As in `Decoded`."""
     converted: str
-    """What becomes of a mode that is neither 8-bit gray nor RGB, as the end of a sentence; empty for those."""
+    """Conversion of a mode that is neither 8-bit gray nor RGB, as the end of a sentence; empty for those."""
     turned: bool
     """True if the file says that the image lies on its side or is mirrored."""
     losses: dict[str, str]

@@ -26,7 +26,7 @@ class Fitting(NamedTuple):
         return f"{self.width}x{self.height}"
 
     def changes(self, size: tuple[int, int]) -> list[str]:
-        """What becomes of an image of this (width, height), as the ends of sentences about several."""
+        """Changes that fitting makes to an image of this (width, height), as the ends of sentences about several."""
         width, height = size
         if size == (self.width, self.height):
             return []

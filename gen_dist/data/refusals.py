@@ -1,4 +1,4 @@
-"""What is refused of images that are to be packed, and how many of them are held out."""
+"""Rules for images that are to be packed: those that are refused or left out, and how many are held out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a source before it is packed, and the lines that say it."""
+"""Survey of a source before it is packed: its record, and the lines that say it."""
 
 from __future__ import annotations
 

@@ -310,7 +310,7 @@ class _Surveyor:
 
 
 def _changes(header: Header, fitting: Fitting | None, channels: int | None) -> list[str]:
-    """What becomes of an image, as the ends of sentences about several."""
+    """Changes that packing makes to an image, as the ends of sentences about several."""
     changes = [header.converted] if header.converted else []
     if header.turned:
         changes.append("are turned upright")

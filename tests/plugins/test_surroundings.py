@@ -94,7 +94,7 @@ CHANGES: dict[str, tuple[str, str, Callable[[], Any]]] = {
         lambda: ImageFile.LOAD_TRUNCATED_IMAGES,
     ),
 }
-"""What a plug-in does, its name in the warning, and what must be as before."""
+"""Statements of a plug-in, the name of their change in the warning, and a function whose result must be as before."""
 
 
 @pytest.fixture
