@@ -28,7 +28,7 @@ from gen_dist.networks.perceptual import PERCEPTUAL_CHANNELS, PerceptualDistance
 from gen_dist.objectives.evaluating import evaluating
 from gen_dist.objectives.vae import Vae
 from gen_dist.parallel.collectives import agree, in_main
-from gen_dist.parallel.processes import Processes, start_processes
+from gen_dist.parallel.processes import Processes, settings_kept, start_processes
 from gen_dist.plugins.faults import told
 from gen_dist.records.environment import environment
 from gen_dist.records.readable import readable_duration
@@ -41,6 +41,7 @@ NLL_IMAGES = 1000
 """Test images of the likelihood unless more are asked for: all 10,000 of MNIST take ten times a VAE's training."""
 
 
+@settings_kept()
 def evaluate(
     run: Path,
     metrics: Sequence[str] | None = None,

@@ -21,6 +21,7 @@ from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.parallel.facts import facts_of_start
 from gen_dist.parallel.rendezvous import join, number_from
+from gen_dist.plugins import float32_precision
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
@@ -73,6 +74,7 @@ def start_processes(config: TrainConfig) -> Processes:
     if on_cpu:
         device = torch.device("cpu")
         torch.set_num_threads(threads_by_default(state.num_processes, config.shards))
+        float32_precision.use_all_bits(of_cudnn=False)
         _keep_freed_memory()
     else:
         device = torch.device("cuda", state.local_process_index)
@@ -86,14 +88,15 @@ def settings_kept() -> Iterator[None]:
     """Context manager that gives back, at its end, the settings of torch that `start_processes` makes: a notebook's own
     work goes on as before. Freed memory stays kept, which changes no result.
     """
-    threads, cudnn, matmul = torch.get_num_threads(), torch.backends.cudnn, torch.backends.cuda.matmul
-    deterministic, tf32, cudnn_tf32 = cudnn.deterministic, matmul.allow_tf32, cudnn.allow_tf32
+    threads, cudnn, precision = torch.get_num_threads(), torch.backends.cudnn, float32_precision.read()
+    deterministic = cudnn.deterministic
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        cudnn.deterministic, matmul.allow_tf32, cudnn.allow_tf32 = deterministic, tf32, cudnn_tf32
+        cudnn.deterministic = deterministic
+        float32_precision.put_back(precision)
         if device is not None:
             torch.cuda.set_device(device)
 
@@ -101,8 +104,7 @@ def settings_kept() -> Iterator[None]:
 def _compute_alike_every_time() -> None:
     """Make cuDNN deterministic, and have float32 mean float32, not TF32, whatever the environment says."""
     torch.backends.cudnn.deterministic = True
-    torch.backends.cuda.matmul.allow_tf32 = False  # TORCH_ALLOW_TF32_CUBLAS_OVERRIDE sets it
-    torch.backends.cudnn.allow_tf32 = False
+    float32_precision.use_all_bits(of_cudnn=True)
 
 
 def threads_by_default(world_size: int, shards: int | None = None) -> int:

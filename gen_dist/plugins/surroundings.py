@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from gen_dist.plugins import float32_precision
 from gen_dist.startup import forgiving, tell
 
 _VARIABLES = (
@@ -129,28 +130,6 @@ def _set_autocast(values: list[bool]) -> None:
         _torch().set_autocast_enabled(device, value)
 
 
-def _float32_precision() -> list[str]:
-    """Precision of float32: of products, of all operations, of oneDNN, its convolutions and recurrent networks."""
-    try:
-        products = str(_torch().get_float32_matmul_precision())
-    except RuntimeError:  # torch has two interfaces for it, and they disagree
-        products = "mixed"
-    return [products, *(owner.fp32_precision for owner in _owners_of_precision())]
-
-
-def _set_float32_precision(values: list[str]) -> None:
-    if values[0] != "mixed":
-        _torch().set_float32_matmul_precision(values[0])
-    for owner, value in zip(_owners_of_precision(), values[1:], strict=True):
-        owner.fp32_precision = value
-
-
-def _owners_of_precision() -> list[Any]:
-    """Holders of a precision, each before those that inherit it."""
-    backends = _torch().backends
-    return [backends, backends.mkldnn, backends.mkldnn.conv, backends.mkldnn.rnn]
-
-
 def _keeps_denormals() -> bool:
     smallest = sys.float_info.min
     return smallest / 2 > 0.0
@@ -197,10 +176,10 @@ _SETTINGS = (
     _Setting("torch's autocast", _autocast, _set_autocast, "torch", [False, False]),
     _Setting(
         "torch's precision of float32",
-        _float32_precision,
-        _set_float32_precision,
+        float32_precision.read,
+        float32_precision.put_back,
         "torch",
-        ["highest", "none", "none", "none", "none"],
+        float32_precision.DEFAULT,
     ),
     _held("cuDNN's benchmark mode", "torch.backends.cudnn", "benchmark", False),
     _Setting(

@@ -11,7 +11,7 @@ import torch
 
 from gen_dist.config import Device, TrainConfig
 from gen_dist.errors import CheckpointError, ConfigError
-from gen_dist.parallel.processes import start_processes
+from gen_dist.parallel.processes import settings_kept, start_processes
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.environment import ENVIRONMENT_SHAPE
 from gen_dist.records.reading import config_of_run, read_object
@@ -20,6 +20,7 @@ from gen_dist.records.run_paths import RunPaths
 from gen_dist.training.trainer import Trainer
 
 
+@settings_kept()
 def replay(
     run_path: Path,
     step: int,

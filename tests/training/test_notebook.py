@@ -17,6 +17,7 @@ import torch
 import gen_dist
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, DataError
+from gen_dist.plugins import float32_precision
 from gen_dist.records.metrics_file import metrics_of_run
 from gen_dist.training.outcome import Outcome
 
@@ -48,11 +49,8 @@ def _state() -> dict[str, Any]:
         "threads of torch": torch.get_num_threads(),
         "random": [random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()],
         "dtype": torch.get_default_dtype(),
-        "cudnn": (
-            torch.backends.cudnn.deterministic,
-            torch.backends.cudnn.allow_tf32,
-            torch.get_float32_matmul_precision(),
-        ),
+        "cudnn": torch.backends.cudnn.deterministic,
+        "float32": float32_precision.read(),
         "gradients": torch.is_grad_enabled(),
         "environment": dict(os.environ),
         "directory": os.getcwd(),
@@ -82,10 +80,12 @@ def test_other_images_are_refused_when_a_run_resumes(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_training_leaves_the_process_as_it_was(tmp_path: Path, threads: int) -> None:
+@pytest.mark.parametrize(("threads", "precision"), [(1, "none"), (3, "tf32")])
+def test_training_leaves_the_process_as_it_was(tmp_path: Path, threads: int, precision: str) -> None:
     usual = torch.get_num_threads()
     torch.set_num_threads(threads)
+    products: Any = torch.backends.cuda.matmul
+    products.fp32_precision = precision
     try:
         _train(_config(tmp_path / "warm"), data=IMAGES)  # imports have effects of their own, once
         before = _state()
@@ -97,6 +97,7 @@ def test_training_leaves_the_process_as_it_was(tmp_path: Path, threads: int) -> 
         after = _state()
     finally:
         torch.set_num_threads(usual)
+        products.fp32_precision = "none"
     assert after == before
 
 

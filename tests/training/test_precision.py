@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gen_dist.config import OptimizerConfig, TrainConfig
 from gen_dist.errors import ConfigError
-from gen_dist.parallel.processes import _compute_alike_every_time
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint, checkpoint_paths
 from gen_dist.training.precision import resolve_precision
@@ -65,18 +64,6 @@ def test_a_launchers_precision_that_is_none_of_ours_is_refused(launched: str, mo
     with pytest.raises(ConfigError, match=f"ACCELERATE_MIXED_PRECISION is '{launched}', which this trainer lacks"):
         resolve_precision("auto", torch.device("cpu"))
     assert resolve_precision("bf16", torch.device("cpu")) == torch.bfloat16
-
-
-def test_no_variable_makes_float32_mean_tf32() -> None:
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
-    matmul.allow_tf32 = True  # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 does
-    try:
-        _compute_alike_every_time()
-        assert not matmul.allow_tf32
-        assert not cudnn.allow_tf32
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before
 
 
 @pytest.mark.parametrize("clip_norm", [0.5, 1e6], ids=["clipped", "not clipped"])
