@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from io import BufferedReader
@@ -36,6 +37,8 @@ _WAYS_OUT = {
     errno.ENOMEM: "free some memory",
 }
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+_OURS = ".of-gen_dist"
+"""File that marks a temporary directory as ours."""
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
@@ -276,6 +279,62 @@ def whole_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def temporary_directory(purpose: str) -> Iterator[Path]:
+    """Context manager that yields an empty directory among the system's temporary files and removes it at the end.
+
+    If this process is killed, the next one that makes a directory for the same purpose removes it. Processes that this
+    one has forked keep it until they end as well.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    prefix = f"gen_dist-{purpose}-"
+    _remove_temporary_directories(prefix)
+    path = Path(tempfile.mkdtemp(prefix=prefix))
+    descriptor = _locked_directory(path)
+    try:
+        (path / _OURS).touch()
+        (path / "content").mkdir()
+        yield path / "content"
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _remove_temporary_directories(prefix: str) -> None:
+    """Remove temporary directories of ours that no living process has locked."""
+    if not _POSIX:
+        return
+    with contextlib.suppress(OSError):
+        for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            # Only a directory of this user that bears our mark; another user's and a link stay.
+            if path.is_symlink() or not (path / _OURS).is_file() or path.stat().st_uid != os.getuid():
+                continue
+            descriptor = _locked_directory(path)
+            if descriptor is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(descriptor)
+
+
+def _locked_directory(path: Path) -> int | None:
+    """Descriptor of a directory that holds its lock until it is closed. None if another process has the lock, or where
+    there are no locks."""
+    if not _POSIX:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def sync(path: Path) -> None:

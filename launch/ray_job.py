@@ -11,7 +11,7 @@ import logging
 import os
 import shlex
 import sys
-import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +25,7 @@ import tyro
 
 from gen_dist.cli import own_program, parse_train, run_command, run_subcommand, without_plugins
 from gen_dist.errors import ConfigError, UserError
+from gen_dist.files import temporary_directory
 from gen_dist.launch.cluster.access import (
     DASHBOARD_PORT,
     assert_reachable,
@@ -34,11 +35,14 @@ from gen_dist.launch.cluster.access import (
 )
 from gen_dist.launch.cluster.options import RayOptions, run_location
 from gen_dist.plugins.loading import contents_of
+from gen_dist.startup import tell
 
 DASHBOARD = f"http://127.0.0.1:{DASHBOARD_PORT}"
 _CONFIG = "job-config.json"
 _STOP_SECONDS = "60"
 """Time that a stopped job has to save before Ray kills it."""
+_AGENT_SECONDS = 120
+"""Time in which a cluster that answers must also have an agent that takes jobs."""
 
 
 def submit(words: list[str]) -> None:
@@ -68,11 +72,12 @@ def submit(words: list[str]) -> None:
         files[_CONFIG] = config.to_json().encode()
     for plugin in [*contents, *(word for word in plugins if Path(word).name not in contents)]:
         words += ["--plugin", plugin]
-    with _client(address) as client, tempfile.TemporaryDirectory(prefix="gen_dist-job-") as directory:
-        job = client.submit_job(
+    with _client(address) as client, temporary_directory("job") as directory:
+        job = _submitted(
+            client,
             entrypoint=shlex.join(["python", "-m", "gen_dist.launch.ray_train", *words]),
             runtime_env={
-                **shipped_code(files, Path(directory)),
+                **shipped_code(files, directory),
                 "env_vars": {**forwarded_variables(), "RAY_JOB_STOP_WAIT_TIME_S": _STOP_SECONDS},
             },
         )
@@ -135,6 +140,21 @@ def _client(address: str) -> Iterator[Any]:
             raise
         reason = str(error).strip().splitlines()[-1]
         raise ConfigError(f"{address}: {reason}") from None
+
+
+def _submitted(client: Any, **job: Any) -> str:
+    """Submit a job, and return its name. Wait for the agents of a cluster that has only just started, or is busy."""
+    until, has_told = time.monotonic() + _AGENT_SECONDS, False
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > until:
+                raise
+        if not has_told:
+            tell("waiting for the cluster, which has no agent yet that takes jobs")
+            has_told = True
+        time.sleep(1)
 
 
 def _follow(client: Any, job: str) -> None:

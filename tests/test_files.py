@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 
@@ -16,6 +20,7 @@ from gen_dist.files import (
     read_sealed,
     retrying,
     sync,
+    temporary_directory,
     unreadable,
     whole_directory,
     write_atomically,
@@ -48,6 +53,24 @@ def test_temporary_files_of_killed_writers_are_removed(tmp_path):
     write_atomically(path, "third")
     assert living.exists()
     os.close(descriptor)
+
+
+def test_temporary_directory_of_a_killed_process_goes_with_the_next(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed = (
+        "import os; from gen_dist.files import temporary_directory\n"
+        "with temporary_directory('check') as path:\n    (path / 'file').touch(); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", killed]).returncode == -signal.SIGKILL
+    (left_over,) = tmp_path.iterdir()
+    foreign = tmp_path / "gen_dist-check-0"  # bears no mark of ours
+    foreign.mkdir()
+    (tmp_path / "gen_dist-check-1").symlink_to(left_over)
+    with temporary_directory("check") as living, temporary_directory("check") as second:
+        assert living.is_dir() and living.parent != second.parent
+        assert not left_over.exists()
+    assert sorted(tmp_path.iterdir()) == [foreign, tmp_path / "gen_dist-check-1"]
 
 
 def test_a_link_in_the_temporary_files_place_is_not_followed(tmp_path, monkeypatch):

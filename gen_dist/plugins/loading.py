@@ -17,9 +17,7 @@ import linecache
 import os
 import pkgutil
 import re
-import shutil
 import sys
-import tempfile
 import threading
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gen_dist.errors import ConfigError, PluginError
+from gen_dist.files import temporary_directory
 from gen_dist.plugins.neighbours import uncovered_imports
 from gen_dist.plugins.surroundings import surroundings_kept
 from gen_dist.plugins.tables import FILES, has_registered, registering
@@ -60,6 +59,8 @@ class _Loaded:
     """True if a user named it for this process: it then stands for other versions of it, which runs recorded."""
 
 
+_until_exit = contextlib.ExitStack()
+atexit.register(_until_exit.close)
 _loaded: dict[str, _Loaded] = {}
 _has_searched = False
 _lock = threading.RLock()
@@ -174,8 +175,7 @@ def load_contents(contents: Mapping[str, bytes]) -> None:
         missing = {name: content for name, content in contents.items() if not _is_same(name, content)}
         if not missing:
             return
-        directory = Path(tempfile.mkdtemp(prefix="gen_dist-plugins-"))
-        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        directory = _until_exit.enter_context(temporary_directory("plugins"))
         for name, content in missing.items():
             (directory / name).write_bytes(content)
             _load_file(directory / name, True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from gen_dist.evaluation.metric import GROUPS, Metric, UnavailableError, Value
 from gen_dist.evaluation.metrics import all_metrics
 from gen_dist.evaluation.plan import REQUIREMENTS, Setting
 from gen_dist.evaluation.reconstructing import reconstructed
+from gen_dist.files import temporary_directory
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.networks import efficientnet_lite
 from gen_dist.networks.perceptual import perceptual_distance
@@ -159,7 +159,7 @@ def check_metric(metric: Metric | str, *, announce: Announce = nobody) -> list[R
         if metric not in all_metrics():
             raise ConfigError(f"unknown metric {metric!r}; there are {', '.join(all_metrics())}")
         metric = all_metrics()[metric]
-    with tempfile.TemporaryDirectory(prefix="gen_dist-check-") as folder:
-        results = run_checks(metric.name, METRIC_CHECKS, MetricTrial(metric, Path(folder)), announce)
+    with temporary_directory("check") as folder:
+        results = run_checks(metric.name, METRIC_CHECKS, MetricTrial(metric, folder), announce)
     raise_failures(results)
     return results

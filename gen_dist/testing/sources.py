@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from gen_dist.data import Dataset, open_dataset
 from gen_dist.data.catalogue import source_kinds
 from gen_dist.data.sources.source import Request, Source
 from gen_dist.errors import DataError
+from gen_dist.files import temporary_directory
 from gen_dist.testing.report import Announce, Check, Failure, Result, Skipped, nobody, raise_failures, run_checks
 
 
@@ -135,8 +135,8 @@ def check_source(
     Raises:
         Failure: a line for each check that failed.
     """
-    with tempfile.TemporaryDirectory(prefix="gen_dist-check-") as folder:
-        trial = SourceTrial(data, packing or DataConfig(), root, Path(folder))
+    with temporary_directory("check") as folder:
+        trial = SourceTrial(data, packing or DataConfig(), root, folder)
         results = run_checks(data, SOURCE_CHECKS, trial, announce)
     raise_failures(results)
     return results

@@ -11,12 +11,12 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gen_dist.files import temporary_directory
 from gen_dist.network_options import ROLES
 from gen_dist.testing.report import Failure, Skipped
 from gen_dist.testing.trial import ObjectiveTrial, compare_trainings, run_steps, state_of
@@ -27,11 +27,11 @@ _SECONDS = 120
 def check_two_processes_equal_one(trial: ObjectiveTrial) -> None:
     """Two processes with half of each batch train as one process with all of it."""
     trial.config = dataclasses.replace(trial.config, sync_batch_norm=trial.has_batch_statistics)
-    with tempfile.TemporaryDirectory(prefix="gen_dist-check-") as folder:
-        logs = _train_in_two(trial, Path(folder))
+    with temporary_directory("check") as folder:
+        logs = _train_in_two(trial, folder)
         from safetensors.torch import load_file
 
-        compare_trainings(trial, "two processes", logs, load_file(Path(folder) / "state.safetensors"))
+        compare_trainings(trial, "two processes", logs, load_file(folder / "state.safetensors"))
 
 
 def _train_in_two(trial: ObjectiveTrial, folder: Path) -> list[dict[str, Any]]:

@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import os
 import queue
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, TakenOverError, UserError
+from gen_dist.files import temporary_directory
 from gen_dist.launch.cluster.mailbox import RemoteScreen
 from gen_dist.launch.cluster.options import WorkerOptions
 from gen_dist.plugins.faults import PluginFault, told
@@ -203,27 +202,21 @@ def _run_directory(task: Task, is_main: bool) -> Iterator[tuple[Path, Callable[[
         return
     from gen_dist.records.mirror import Mirror
 
-    # All starts of a launch use one name, so that the next start removes the copy of a worker that Ray killed.
-    name = f"gen_dist-{task.name}-{ray.train.get_context().get_world_rank()}"
-    directory = os.path.join(tempfile.gettempdir(), name)
-    shutil.rmtree(directory, ignore_errors=True)
-    os.mkdir(directory, mode=0o700)
-    try:
-        mirror = Mirror(Path(directory), task.location)
-        if is_main:
-            mirror.claim()
-        mirror.fetch("" if is_main else "checkpoints")
-
-        def push(saved: Path | None) -> Checkpoint | None:
+    with temporary_directory("mirror") as directory:  # the next start removes that of a worker that Ray killed
+        try:
+            mirror = Mirror(directory, task.location)
             if is_main:
-                mirror.push()
-            return name_for_ray(saved)
+                mirror.claim()
+            mirror.fetch("" if is_main else "checkpoints")
 
-        yield Path(directory), push
-    except UserError as error:  # the user knows the URL, not the copy
-        raise type(error)(str(error).replace(directory, task.location)) from None
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+            def push(saved: Path | None) -> Checkpoint | None:
+                if is_main:
+                    mirror.push()
+                return name_for_ray(saved)
+
+            yield directory, push
+        except UserError as error:  # the user knows the URL, not the copy
+            raise type(error)(str(error).replace(str(directory), task.location)) from None
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from gen_dist.config import TrainConfig
+from gen_dist.launch import ray_job
 from gen_dist.records.checkpoint import checkpoint_paths, load
 from gen_dist.records.metrics_file import read_metrics
 from tests.conftest import REPOSITORY
@@ -386,6 +387,29 @@ def _addresses() -> dict[str, Callable[[], tuple[list[str], str]]]:
             "Connection refused; is the head up",
         ),
     }
+
+
+class _StartingCluster:
+    """Client of a cluster whose agents are not up yet at the first tries."""
+
+    def __init__(self, reason: str) -> None:
+        self.reasons = [f"Request failed with status code 500: {reason}"] * 2
+
+    def submit_job(self, entrypoint: str) -> str:
+        if self.reasons:
+            raise RuntimeError(self.reasons.pop())
+        return f"job of {entrypoint}"
+
+
+def test_a_job_waits_for_the_agents_of_a_new_cluster(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    starting = _StartingCluster("No available agent to submit job, please try again later.")
+    assert ray_job._submitted(starting, entrypoint="train") == "job of train"
+    assert capsys.readouterr().err.count("waiting for the cluster") == 1
+    with pytest.raises(RuntimeError, match="disk"):
+        ray_job._submitted(_StartingCluster("the disk is full"), entrypoint="train")
 
 
 @pytest.mark.parametrize("mistake", _addresses())
