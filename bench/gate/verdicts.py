@@ -8,10 +8,11 @@ these figures.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, median
 from typing import Literal
 
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtrit
 
 LOOKS = (4, 6, 8, 12, 24)
 """Numbers of pairs of processes after which the interval is looked at. After the last there are no more pairs."""
@@ -37,7 +38,7 @@ class Interval:
 def turn_log_ratio(order: str, seconds: Sequence[float]) -> float:
     """log of B's seconds to A's from blocks in an order such as ABBA, in which a steady drift cancels."""
     logs = {name: [math.log(s) for s, who in zip(seconds, order, strict=True) if who == name] for name in "AB"}
-    return float(np.mean(logs["B"]) - np.mean(logs["A"]))
+    return fmean(logs["B"]) - fmean(logs["A"])
 
 
 def order_of_turn(pair: int, turn: int, short: bool) -> str:
@@ -52,7 +53,7 @@ def interval_of(pairs: Sequence[Sequence[float]], confidence: float) -> Interval
     The figure is the mean over pairs of the median of a pair's turns; its interval is Student's (1908). A bootstrap of
     so few pairs is too narrow, even with a correction.
     """
-    medians = np.array([np.median(turns) for turns in pairs])
+    medians = np.array([median(turns) for turns in pairs])
     count = len(medians)
     return _interval(float(medians.mean()), medians.var(ddof=1) / count, count - 1, count, confidence)
 
@@ -71,7 +72,7 @@ def interval_between(base: Sequence[float], present: Sequence[float], confidence
 
 def _interval(middle: float, variance: float, degrees: float, pairs: int, confidence: float) -> Interval:
     """Interval around a mean of logs; `variance` is that of the mean."""
-    half = float(t.ppf((1 + confidence) / 2, degrees)) * math.sqrt(variance)
+    half = float(stdtrit(degrees, (1 + confidence) / 2)) * math.sqrt(variance)
     return Interval(math.exp(middle), math.exp(middle - half), math.exp(middle + half), pairs)
 
 

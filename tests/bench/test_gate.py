@@ -65,14 +65,13 @@ def simulated_pair(rng: np.random.Generator, pair: int, ratio: float, noise: flo
     Each process has luck of its own; blocks are log-normal, a machine drifts meanwhile, and some blocks are outliers.
     """
     luck = {"A": rng.normal(0, 0.5 * noise), "B": rng.normal(0, 0.5 * noise) + math.log(ratio)}
-    drift, block, found = rng.normal(0, 3 * noise), 0, []
-    for turn in range(TURNS):
-        order, seconds = order_of_turn(pair, turn, short=False), []
-        for tree in order:
-            disturbed = rng.uniform(0.1, 0.6) if rng.random() < 0.05 else 0.0
-            slow = luck[tree] + rng.normal(0, noise) + disturbed + drift * block / (4 * TURNS)
-            seconds.append(8e-3 * math.exp(slow))
-            block += 1
+    drift, blocks = rng.normal(0, 3 * noise), 4 * TURNS
+    outliers = rng.uniform(0.1, 0.6, blocks) * (rng.random(blocks) < 0.05)
+    slow = rng.normal(0, noise, blocks) + outliers + drift * np.arange(blocks) / blocks
+    found = []
+    for turn, shared in enumerate(slow.reshape(TURNS, 4).tolist()):
+        order = order_of_turn(pair, turn, short=False)
+        seconds = [8e-3 * math.exp(luck[tree] + one) for tree, one in zip(order, shared, strict=True)]
         found.append(turn_log_ratio(order, seconds))
     return found
 
