@@ -21,6 +21,10 @@ State = dict[str, Tensor]
 class Reduction:
     """Gradients of a single process, which are those of the run."""
 
+    needs_all = False
+    """True if each process has to have a gradient of every parameter: the weights of the processes would part where
+    one has none, or memory of an earlier step would be averaged."""
+
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         """`parameters` are what the phase trains."""
         self.parameters = list(parameters)
@@ -70,6 +74,8 @@ class FlatReduction(Reduction):
     has a stream of its own, which waits for the bucket; `average` has the current stream wait for NCCL's.
     """
 
+    needs_all = True
+
     def __init__(self, parameters: Sequence[nn.Parameter], bucket_bytes: int | None) -> None:
         """Make the buckets.
 
@@ -102,7 +108,7 @@ class FlatReduction(Reduction):
             self._sends_early = False
 
     def average(self) -> None:
-        """See Reduction. The gradients are views of the buckets; those of unused parameters stay None."""
+        """See Reduction. The gradients are views of the buckets."""
         while self._sent < len(self._buckets):
             self._send_next()
         self._sent = 0
@@ -137,18 +143,10 @@ class Bucket:
         """Number of gradients that the current backward pass has not computed yet."""
 
     def fill(self) -> None:
-        """Copy the gradients into the bucket; `grad` becomes a view of it. Gradients that are None count as zero."""
-        copies: list[Tensor] = []
-        gradients: list[Tensor] = []
+        """Copy the gradients into the bucket; `grad` becomes a view of it."""
+        torch._foreach_copy_(self.views, [one.grad for one in self.parameters if one.grad is not None])
         for parameter, view in zip(self.parameters, self.views, strict=True):
-            if parameter.grad is None:
-                view.zero_()
-                continue
-            copies.append(view)
-            gradients.append(parameter.grad)
             parameter.grad = view
-        if copies:
-            torch._foreach_copy_(copies, gradients)
 
 
 def in_buckets(parameters: Iterable[nn.Parameter], bucket_bytes: int | None) -> list[list[nn.Parameter]]:
@@ -165,6 +163,8 @@ def in_buckets(parameters: Iterable[nn.Parameter], bucket_bytes: int | None) -> 
 
 class SharedReduction(Reduction):
     """Weights and gradients in shared memory of one host. Each process updates a part of the weights."""
+
+    needs_all = True
 
     def __init__(self, parameters: Sequence[nn.Parameter], shared: SharedWeights) -> None:
         super().__init__(parameters)

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gen_dist.errors import ConfigError
 from gen_dist.parallel.barrier import LINE_FLOATS, Barrier, is_alive
 from gen_dist.parallel.rendezvous import STEP_TIMEOUT
 
@@ -61,12 +60,12 @@ class SharedWeights:
     def average_gradients(self) -> None:
         """Average the gradients over all processes, for this process's part. The parameters' own `grad` become None.
 
+        Each parameter has a gradient.
+
         Raises:
             PeerDiedError: another process has died, or did not arrive in time.
-            ConfigError: a parameter has no gradient.
         """
-        found = [_gradient_of(parameter) for parameter in self._parameters]
-        torch._foreach_copy_(self._written, found)
+        torch._foreach_copy_(self._written, [one.grad for one in self._parameters if one.grad is not None])
         for parameter in self._parameters:
             parameter.grad = None
         self.barrier.wait()
@@ -214,12 +213,3 @@ def views_of(flat: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         views.append(flat.as_strided(parameter.shape, strides, start))
         start += flat_floats([parameter])
     return views
-
-
-def _gradient_of(parameter: nn.Parameter) -> Tensor:
-    if parameter.grad is None:
-        raise ConfigError(
-            f"a phase trains weights {list(parameter.shape)} on which its loss does not depend, and processes that "
-            "share weights update all of them; leave them out, or set their requires_grad to False"
-        )
-    return parameter.grad

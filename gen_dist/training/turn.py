@@ -101,6 +101,7 @@ class Turn:
         with self._freezing():
             weighted = list(zip(micro_batches, self.batch_weights, strict=True))
             computed = self._backward.each(lambda some: self._computed(some, lap), weighted)
+        self._refuse_unused()
         self._reduction.average()
         self._update.unscale()
         norm = self._clip() if self._clip_norm is not None or self.phase.logs_gradient_norm else None
@@ -131,6 +132,21 @@ class Turn:
         if not prepared:
             return micro_batches
         return [batch._replace(carried={**batch.carried, **prepared}) for batch in micro_batches]
+
+    def _refuse_unused(self) -> None:
+        """Raise ConfigError if this process has no gradient of a weight, and the average needs one of each process."""
+        if not self._reduction.needs_all:
+            return
+        unused = [name for name, one in zip(self._names, self._reduction.parameters, strict=True) if one.grad is None]
+        if unused:
+            more = f" (nor on {len(unused) - 1} more)" if len(unused) > 1 else ""
+            error = ConfigError(
+                f"{type(self.phase).__name__} trains {unused[0]}, on which its loss does not depend in this process"
+                f"{more}, and several processes would part there; use it for all images, set its requires_grad to "
+                "False, or train with --shards"
+            )
+            error.shared = False  # the loss may depend on it in other processes
+            raise error
 
     def _clip(self) -> Tensor:
         """Clip the gradients to `clip_norm` if that is set. Return their norm before that."""

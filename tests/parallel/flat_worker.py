@@ -17,10 +17,12 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.nn.parallel import DistributedDataParallel
 
 from gen_dist.config import MlpConfig, TrainConfig
+from gen_dist.errors import UserError, as_user_error
 from gen_dist.objectives import Batch
 from gen_dist.parallel.gradients import FlatReduction, Reduction
 from gen_dist.parallel.processes import end_process, start_processes
@@ -31,7 +33,7 @@ from gen_dist.training.trainer import Trainer
 from gen_dist.training.turn import Computed, EagerBackward, Lap, Turn
 from tests.parallel.rank_worker import config_of_ranks, parameter_spread, spread
 from tests.support.runs import all_tensors, make_trainer, run_steps, small_config
-from tests.support.two_players import without_shared_weights
+from tests.support.two_players import two_players, without_shared_weights
 
 T = TypeVar("T")
 BUCKET_BYTES = 1000
@@ -170,6 +172,24 @@ def _spread_of_other_draws(name: str) -> float:
     return parameter_spread(trainer) + spread(list(trainer.objective.buffers()), trainer.processes)
 
 
+class _WithoutBias(nn.Linear):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return linear(inputs, self.weight)
+
+
+def _error_of_unused_weight() -> str:
+    """Error of this process if the loss of the last process does not depend on one weight."""
+    with without_shared_weights():
+        trainer = two_players()
+    if dist.get_rank() == dist.get_world_size() - 1:
+        trainer.objective.networks["generator"].get_submodule("2").__class__ = _WithoutBias
+    try:
+        run_steps(trainer, 0, 1)
+    except (RuntimeError, UserError) as error:
+        return str(as_user_error(error))
+    return "none"
+
+
 def _different(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
     return [name for name in first if not torch.equal(first[name], second[name])]
 
@@ -181,8 +201,11 @@ def main(out: Path, names: list[str]) -> None:
     results["other draws"] = _spread_of_other_draws("sngan")
     results["twins"] = {name: _twins(name) for name in names}
     results["twins"]["vae, accumulated"] = _twins("vae", accumulation=2)
+    error = _error_of_unused_weight()  # comes last: processes that wait for the one that fails fail, too
     if dist.get_rank() == 0:
-        out.write_text(json.dumps(results))
+        out.write_text(json.dumps(results | {"unused weight": error}))
+    else:
+        out.with_suffix(f".{dist.get_rank()}").write_text(error)
     end_process(0)
 
 

@@ -31,7 +31,7 @@ def _results(out: Path, objectives: Sequence[str], timeout: float = 240) -> dict
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, Any] = json.loads((out / "results.json").read_text())
-    return found
+    return found | {"unused weight of the last": (out / "results.1").read_text()}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,13 @@ def test_two_exchanged_buckets_are_noticed(quick: dict[str, Any]) -> None:
     assert found["spread"] > 0
     with pytest.raises(AssertionError):
         _assert_recorded_as_launched(found)
+
+
+def test_a_weight_that_one_process_does_not_use_is_named(quick: dict[str, Any]) -> None:
+    """Else it moves in the other process alone, and the weights of the processes part in silence."""
+    own, other = quick["unused weight of the last"], quick["unused weight"]
+    assert own.startswith("GeneratorPhase trains generator.2.bias, on which its loss does not depend in this process")
+    assert other.startswith("another process of this run has ended or cannot be reached")
 
 
 def test_processes_start_from_the_draws_of_the_main_one(quick: dict[str, Any]) -> None:

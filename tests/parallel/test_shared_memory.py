@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from unittest import mock
 
 import psutil
 import pytest
 import torch
-import torch.distributed as dist
-from torch import nn
 
-from gen_dist.errors import ConfigError
-from gen_dist.parallel.shared_weights import SharedWeights, _anonymous_memory, flat_floats
+from gen_dist.parallel.shared_weights import _anonymous_memory
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memfd_create of Linux")
 
@@ -47,13 +43,3 @@ def test_another_process_opens_it_by_its_number() -> None:
 def test_memory_that_the_system_lacks_is_none() -> None:
     available = psutil.virtual_memory().available
     assert _anonymous_memory(2 * available) is None  # to try it would have the system kill processes
-
-
-def test_weights_without_gradient_are_refused_in_one_line() -> None:
-    used, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(4, 2))
-    memory = torch.zeros(16 + 2 * flat_floats([used, unused]))
-    with mock.patch.multiple(dist, get_rank=lambda: 0, get_world_size=lambda: 1, barrier=lambda: None):
-        shared = SharedWeights([used, unused], memory)
-    used.sum().backward()
-    with pytest.raises(ConfigError, match=r"trains weights \[4, 2\] on which its loss does not depend"):
-        shared.average_gradients()
