@@ -45,9 +45,9 @@ def memory_advice(
     if config.shards:
         return MachineError(f"{what}; use a smaller network, or more --shards, which is another run in its last digits")
     _free(error)
-    times = _times_that_fit(rows, processes, fits)
+    times, reason = _times_that_fit(rows, processes, fits)
     if times is None:
-        return MachineError(f"{what}; not even one image fits: use a smaller network")
+        return MachineError(f"{what}; {reason}: use a smaller network")
     most = config.global_batch_size // processes.world_size  # then a micro-batch is one image
     sure = ", which fits" if processes.world_size == 1 else " or more"
     run = "the same run up to rounding"
@@ -57,21 +57,26 @@ def memory_advice(
     return MachineError(f"{what}; use {advised}, or a smaller network")
 
 
-def _times_that_fit(rows: int, processes: Processes, fits: Callable[[int], bool]) -> int | None:
-    """Least number out of 2, 4, 8 ... `rows` into which a micro-batch has to be cut; None if no number is enough."""
+def _times_that_fit(rows: int, processes: Processes, fits: Callable[[int], bool]) -> tuple[int | None, str]:
+    """Least number out of 2, 4, 8 ... `rows` into which a micro-batch has to be cut; None and the reason without one.
+
+    An error of another kind in a trial ends the trials and is part of the reason: the lack of memory is the news.
+    """
     if processes.world_size > 1 and rows > 1:  # the other processes do not try with this one
-        return 2
+        return 2, ""
     times = 1
     while times < rows:
         times = min(2 * times, rows)
+        images = -(-rows // times)
         try:
-            if fits(-(-rows // times)):
-                return times
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
+            if fits(images):
+                return times, ""
+        except Exception as error:
+            if not (isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error))):
+                first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                return None, f"{images} images at once are not enough for the step ({shortened(first_line)})"
             _free(error)
-    return None
+    return None, "not even one image fits"
 
 
 def _free(error: BaseException) -> None:

@@ -18,7 +18,7 @@ from tests.support.runs import make_trainer, run_steps, small_config
 
 ONE = Processes(0, 0, 1, torch.device("cpu"))
 IMAGES = 256
-STEPS = 3
+STEPS = 6
 TOO_LITTLE = 400_000
 """Bytes for the images of a step, but not for the state of an optimizer beside them."""
 
@@ -34,7 +34,10 @@ def _config(objective: str, accumulation: int = 1, **changes: Any) -> Any:
     return small_config(objective, global_batch_size=IMAGES, accumulation=accumulation, **changes)
 
 
-@pytest.mark.parametrize("objective", ["vae", "gan"])
+@pytest.mark.parametrize(
+    "objective",
+    ["vae", "gan", *(pytest.param(name, marks=pytest.mark.slow) for name in ("iwae", "latent autoencoder"))],
+)
 def test_the_advised_accumulation_fits_and_is_the_same_run(objective: str) -> None:
     peaks = {accumulation: _peak(objective, accumulation) for accumulation in (2, 4)}
     assert peaks[4] < 0.8 * peaks[2]
@@ -120,4 +123,18 @@ def test_advice_for_batch_normalization_promises_no_equal_run(objective: str, pr
 
     trainer._take_turns = lacking  # type: ignore[method-assign, assignment]
     with pytest.raises(MachineError, match=rf"--accumulation 2, which fits .*{promised} run"):
+        trainer.run_step(0)
+
+
+def test_another_error_of_a_trial_does_not_hide_the_lack_of_memory() -> None:
+    trainer = make_trainer(_config("vae"))
+
+    def failing(batches: Sequence[Batch], *_: object) -> dict[str, torch.Tensor]:
+        if len(batches[0].images) < IMAGES // 2:
+            raise ValueError("Expected more than 64 values")
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer._take_turns = failing  # type: ignore[method-assign, assignment]
+    line = rf"out of memory in phase .*; {IMAGES // 4} images at once .*\(Expected more than 64 values\): use a smaller"
+    with pytest.raises(MachineError, match=line):
         trainer.run_step(0)
