@@ -34,6 +34,8 @@ _UNITS = {
 _FIRST_PANELS = ("loss", "accuracy", "negative_elbo", "nll", "kl")
 _CHECK_PANELS = ("diversity_ratio", "classes_found", "sure_ratio", "class_variation", "label_accuracy")
 _LAST_PANELS = (*_CHECK_PANELS, "learning_rate", "images_per_second")
+_CHART_WIDTH, _CHART_HEIGHT, _NUMBER_HEIGHT = 4.3, 3.1, 1.3
+"""Sizes of panels, in inches."""
 _PERCENT_PANELS = frozenset({"accuracy", "label_accuracy"})
 _LOG_PANELS = frozenset({"gradient_norm"})
 
@@ -46,8 +48,8 @@ def has_curves(records: Sequence[Mapping[str, Any]]) -> bool:
 def save_curves(path: Path, records: Sequence[Mapping[str, Any]], objective: ObjectiveConfig = ANY_OBJECTIVE) -> None:
     """Draw one panel for each name, with `train/NAME` and `test/NAME` together.
 
-    Axis limits ignore the first tenth of the steps: a steep start would flatten the rest. A figure of a single step is
-    written as a number.
+    Axis limits ignore the first tenth of the steps: a steep start would flatten the rest. Figures of a single step are
+    written as numbers below the charts.
 
     Args:
         path: the PNG file.
@@ -60,29 +62,31 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]], objective: Obj
     curves = curves_of(records, objective)
     if not curves:
         raise ValueError("no record has a scalar to draw")
-    columns = min(3, len(curves))
-    rows = -(-len(curves) // columns)
-    width, height = 4.3 * columns, 3.1 * rows
+    charts = {name: lines for name, lines in curves.items() if not is_single(lines)}
+    numbers = {name: lines for name, lines in curves.items() if is_single(lines)}
+    columns = min(3, max(len(charts), len(numbers)))
+    chart_rows, number_rows = -(-len(charts) // columns), -(-len(numbers) // columns)
+    width, height = _CHART_WIDTH * columns, _CHART_HEIGHT * chart_rows + _NUMBER_HEIGHT * number_rows
+    last_step = max(record["step"] for record in records)
     with figure_of(width, height) as figure:
-        # Fixed margins in inches: the layout engines of matplotlib would double the drawing time.
-        spacing = {
-            "left": 0.75 / width,
-            "right": 1 - 0.2 / width,
-            "bottom": 0.5 / height,
-            "top": 1 - 0.35 / height,
-            "wspace": 0.8 / (4.3 - 0.8),
-            "hspace": 0.85 / (3.1 - 0.85),
-        }
-        grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=spacing).ravel()
-        for axes, (name, lines) in zip(grid, curves.items(), strict=False):
-            if is_single(lines):
-                _write_panel(axes, name, lines, objective)
-                continue
+        for place, (name, lines) in enumerate(charts.items()):
+            row, column = divmod(place, columns)
+            top = height - _CHART_HEIGHT * row - 0.35
+            axes = _add_axes(figure, _CHART_WIDTH * column + 0.8, top, _CHART_WIDTH - 1.0, _CHART_HEIGHT - 0.85)
             _draw_panel(axes, name, lines, objective)
-            axes.set_xlim(0, 1.02 * max(record["step"] for record in records) or 1)
-        for position, axes in enumerate(grid):
-            axes.set_visible(position < len(curves))
+            axes.set_xlim(0, 1.02 * last_step or 1)
+        for place, (name, lines) in enumerate(numbers.items()):
+            row, column = divmod(place, columns)
+            top = height - _CHART_HEIGHT * chart_rows - _NUMBER_HEIGHT * row - 0.35
+            axes = _add_axes(figure, _CHART_WIDTH * column, top, _CHART_WIDTH, _NUMBER_HEIGHT - 0.45)
+            _write_panel(axes, name, lines, objective)
         save_figure(path, figure)
+
+
+def _add_axes(figure: Any, left: float, top: float, width: float, height: float) -> Any:
+    """Axes at a place in inches: the layout engines of matplotlib would double the drawing time."""
+    wide, high = figure.get_size_inches()
+    return figure.add_axes((left / wide, (top - height) / high, width / wide, height / high))
 
 
 def is_single(lines: Mapping[str, NDArray[np.float64]]) -> bool:
@@ -182,13 +186,13 @@ def spelled(name: str, objective: ObjectiveConfig) -> str:
 
 
 def _write_panel(axes: Any, name: str, lines: Mapping[str, NDArray[np.float64]], objective: ObjectiveConfig) -> None:
-    """Write the value of a panel of one step in the middle of its place."""
+    """Write the value of a panel of one step, with its unit below."""
     value, step = single_value(name, lines)
     axes.set_axis_off()
     axes.set_title(spelled(name, objective))
     unit = unit_of(name, objective)
-    axes.text(0.5, 0.55, value, ha="center", va="center", fontsize=20 if len(value) < 15 else 13)
-    axes.text(0.5, 0.32, f"{f'{unit}, ' if unit else ''}at step {step:,}", ha="center", va="center", fontsize=9)
+    axes.text(0.5, 0.68, value, ha="center", va="center", fontsize=20 if len(value) < 15 else 13)
+    axes.text(0.5, 0.18, f"{f'{unit}, ' if unit else ''}at step {step:,}", ha="center", va="center", fontsize=9)
 
 
 def _draw_panel(
@@ -210,10 +214,9 @@ def _draw_panel(
             label=f"{line} {last}".strip(),
             zorder=3 if is_test else 2,
         )
-    title = spelled(name, objective)
-    axes.set_title(title)
+    axes.set_title(spelled(name, objective))
     axes.set_xlabel("step")
-    axes.set_ylabel(unit_of(name, objective) or title)
+    axes.set_ylabel(unit_of(name, objective) or "")
     axes.grid(True)
     axes.yaxis.set_major_formatter(percent if in_percent else lambda value, _: readable_tick(value))
     low, high, logarithmic = axis_limits(name, everything)

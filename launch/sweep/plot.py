@@ -35,7 +35,8 @@ def save_plot(path: Path, sweep: Sweep) -> None:
     width = curves_width + columns * panel_width
     with figure_of(width, height) as figure:
         bottom, top = 0.55 / height, 1 - 0.45 / height
-        curves = figure.add_axes((0.85 / width, bottom, (curves_width - 1.05) / width, top - bottom))
+        under = 0.95 / height  # the legend stands below: among the lines it would cover some
+        curves = figure.add_axes((0.85 / width, under, (curves_width - 1.05) / width, top - under))
         panels = figure.subplots(
             rows,
             columns,
@@ -140,7 +141,8 @@ def _draw_curves(axes: Any, sweep: Sweep, trials: Sequence[Trial], limits: tuple
         )
         if shown
     ]
-    axes.legend(handles=handles, loc="upper right" if sweep.metric.mode == "min" else "upper left", frameon=True)
+    inches = axes.get_position().height * axes.figure.get_size_inches()[1]
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.45 / inches), ncols=3)
 
 
 def _title(sweep: Sweep, trials: Sequence[Trial]) -> str:
