@@ -171,16 +171,22 @@ def take_ranks() -> None:
 
 
 def end_with_launcher() -> None:
-    """Have the system send SIGTERM to this process when its launcher dies, and end it if that is dead already (Linux).
+    """End this process when its launcher dies, or now if it is dead already (Linux).
 
     A launcher that is killed sends no signal: its processes would train on unseen, or wait for each other.
     """
     # Users export single variables of Accelerate, too; this pair is its launcher's.
     by_accelerate = {"ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"} <= os.environ.keys()
-    if sys.platform != "linux" or not (by_accelerate or "TORCHELASTIC_RUN_ID" in os.environ):
+    if by_accelerate or "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Have the system send SIGTERM to this process when its parent dies, and end it if that is dead already (Linux)."""
+    if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if is_adopted(os.getppid()):  # looked at last: a launcher that dies from now on sends the signal
+    if is_adopted(os.getppid()):  # looked at last: a parent that dies from now on sends the signal
         os.kill(os.getpid(), signal.SIGTERM)
 
 

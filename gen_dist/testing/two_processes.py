@@ -18,6 +18,7 @@ from typing import Any
 
 from gen_dist.files import temporary_directory
 from gen_dist.network_options import ROLES
+from gen_dist.startup import end_with_parent
 from gen_dist.testing.report import Failure, Skipped
 from gen_dist.testing.trial import ObjectiveTrial, compare_trainings, run_steps, state_of
 
@@ -132,6 +133,7 @@ def main(folder: Path) -> None:
     from gen_dist.parallel.processes import end_process, start_processes
     from gen_dist.training.trainer import Trainer
 
+    end_with_parent()
     trial = read_trial(json.loads((folder / "trial.json").read_text()))
     config = dataclasses.replace(trial.config, sync_batch_norm=trial.has_batch_statistics, device="cpu")
     processes = start_processes(config)

@@ -16,14 +16,14 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
+from tests.faults.scenarios import STATES, scenarios_of
 
 KINDS = (
     *("write", "fsync", "rename", "open to write", "open to read", "read", "mkdir", "unlink", "mmap", "stat"),
@@ -59,32 +59,6 @@ class Ended(NamedTuple):
     """Path of the call that failed; empty if none did."""
 
 
-class Scenario(NamedTuple):
-    """A command, and the state of the files that it starts from."""
-
-    words: Sequence[str]
-    """Words after `gen-dist`."""
-    state: str
-
-
-PLUGIN = """
-from dataclasses import dataclass, replace
-from typing import Literal
-
-from gen_dist.config import MlpConfig, networks
-from gen_dist.presets import add_preset, get_preset
-
-
-@networks.register
-@dataclass(frozen=True)
-class MineConfig(MlpConfig):
-    kind: Literal["mine"] = "mine"
-
-
-add_preset("mine", replace(get_preset("vae-mnist"), network=MineConfig()), "ours on a network of the plug-in")
-"""
-
-
 class Commands:
     """Commands on the files below `root`, and stored states of these files."""
 
@@ -92,40 +66,8 @@ class Commands:
         self.work = work.resolve()
         self.root = self.work / "root"
         self.states = self.work / "states"
-        run, out = self.root / "run", self.root / "out"
-        self.run_path = run
-        tiny = [
-            *("--steps", "12", "--hidden-sizes", "16", "--latent-dim", "2", "--global-batch-size", "64"),
-            *("--checkpoint-every", "4", "--sample-every", "6", "--evaluate-every", "6", "--log-every", "3"),
-            *("--run-dir", str(run), "--cache-dir", str(self.root / "cache")),
-        ]
-        train = ["train", "vae-mnist", *tiny, "--ema-decay", "0.9"]
-        folder = ["--data", f"folder:{self.root / 'images'}", "--image-size", "16", "--global-batch-size", "4"]
-        quick = ["--samples", "500", "--nll-samples", "2", "--nll-images", "5"]
-        plugged = ["train", "mine", "--plugin", str(self.root / "mine.py"), *tiny]
-        self.scenarios = {
-            "train a plug-in": Scenario(plugged, "with a plug-in"),
-            "resume a plug-in": Scenario(plugged, "half of a plug-in"),
-            "sample a plug-in": Scenario(
-                ["sample", str(run), "--count", "8", "--out", str(out / "samples.png")], "plug-in alone"
-            ),
-            "pack": Scenario(["train", "vae-mnist", *tiny, *folder, "--steps", "2"], "empty"),
-            "train": Scenario(train, "packed"),
-            "resume": Scenario(train, "half"),
-            "finish": Scenario(train, "done"),
-            "fresh": Scenario([*train, "--fresh"], "done"),
-            "sample": Scenario(["sample", str(run), "--count", "8", "--out", str(out / "samples.png")], "done"),
-            "evaluate": Scenario(["evaluate", str(run), *quick], "done"),
-            "replay": Scenario(["replay", str(run), "--step", "9"], "done"),
-            "report": Scenario(
-                ["report", str(run), "--no-step-times", "--no-evaluate", "--out", str(out / "report.html")], "evaluated"
-            ),
-            "compare": Scenario(["compare", str(run), str(self.root / "run2"), "--out", str(out)], "two"),
-            "encode": Scenario(["encode", str(run), "--out", str(out / "latents"), "--shard-size", "900"], "done"),
-            "export": Scenario(
-                ["export", str(run), "--format", "safetensors", "--out", str(out / "export")], "exported"
-            ),
-        }
+        self.run_path = self.root / "run"
+        self.scenarios = scenarios_of(self.root)
 
     def run(
         self,
@@ -149,6 +91,7 @@ class Commands:
                     os.dup2(descriptor, number)
                     os.close(descriptor)
                 os.chdir(self.work)
+                os.environ["TMPDIR"] = tempfile.tempdir = str(self.root / "tmp")
                 below = os.fsencode(self.root)
                 library.fail_call(KINDS.index(kind), ctypes.c_long(nth), error, lasting, short, below)
                 _become(words)
@@ -183,60 +126,19 @@ class Commands:
         """Store a state of the files, after those that it is made from."""
         if (self.states / state).exists():
             return
-        makers: dict[str, tuple[str | None, Callable[[], None]]] = {
-            "empty": (None, self._write_images),
-            "packed": ("empty", self._only_pack),
-            "done": ("packed", lambda: self.must_run("train")),
-            "half": ("done", self._lose_the_end),
-            "evaluated": ("done", lambda: self.must_run("evaluate")),
-            "encoded": ("done", lambda: self.must_run("encode")),
-            "exported": ("evaluated", lambda: self.must_run("export")),
-            "two": ("evaluated", self._copy_run),
-            "with a plug-in": ("packed", self._write_plugin),
-            "done with a plug-in": ("with a plug-in", lambda: self.must_run("train a plug-in")),
-            "half of a plug-in": ("done with a plug-in", self._lose_the_end),
-            "plug-in alone": ("done with a plug-in", (self.root / "mine.py").unlink),
-        }
-        before, make = makers[state]
+        before, command, change = STATES[state]
         if before is not None:
             self.prepare(before)
             self.restore(before)
-        make()
+        if command is not None:
+            self.must_run(command)
+        change(self.root)
         shutil.copytree(self.root, self.states / state, copy_function=shutil.copy2, symlinks=True)
 
     def restore(self, state: str) -> None:
         """Put the files back into a state."""
         shutil.rmtree(self.root, ignore_errors=True)
         shutil.copytree(self.states / state, self.root, copy_function=shutil.copy2, symlinks=True)
-
-    def _write_images(self) -> None:
-        (self.root / "out").mkdir(parents=True)
-        chance = np.random.default_rng(0)
-        for place in range(12):
-            path = self.root / "images" / "ab"[place % 2] / f"{place}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(chance.integers(0, 256, (20, 20), dtype=np.uint8)).save(path)
-
-    def _write_plugin(self) -> None:
-        (self.root / "mine.py").write_text(PLUGIN)
-
-    def _only_pack(self) -> None:
-        self.must_run("train")
-        self.forget_run()
-
-    def forget_run(self) -> None:
-        """Remove the run, but not the packed data."""
-        shutil.rmtree(self.run_path)
-
-    def _lose_the_end(self) -> None:
-        """Remove the newest checkpoint and what the end of a run writes, as if it had been killed before."""
-        shutil.rmtree(max((self.run_path / "checkpoints").glob("step_*")))
-        (self.run_path / "summary.json").unlink()
-        for picture in self.run_path.glob("*.png"):
-            picture.unlink()
-
-    def _copy_run(self) -> None:
-        shutil.copytree(self.run_path, self.root / "run2", symlinks=True)
 
     def contents(self) -> dict[str, str]:
         """Digest of every file below the root, without what differs between equal runs: times, and identities."""
@@ -254,6 +156,10 @@ class Commands:
                 found[name] = _digest(path.read_bytes())
         return found
 
+    def printed(self, ended: Ended) -> str:
+        """Standard output of a command without what differs between equal ones."""
+        return _SECONDS.sub("", ended.out)
+
     def whole_checkpoints(self) -> dict[str, bool]:
         """Each checkpoint, and True if all its files have the digests that it lists."""
         return {step.name: _is_whole(step) for step in sorted((self.run_path / "checkpoints").glob("step_*"))}
@@ -261,7 +167,7 @@ class Commands:
 
 _WITH_TIMES = frozenset(
     {
-        *("environment.json", "SHA256SUMS", "evaluation.json", "card.md", "README.md", "comparison.json"),
+        *("environment.json", "SHA256SUMS", "card.md", "README.md", "comparison.json"),
         *(
             "comparison.md",
             "comparison.png",
@@ -279,6 +185,9 @@ _WITH_TIMES = frozenset(
 _KEY_OF_FOLDER = re.compile(r"(?<=cache/folder-images-)[0-9a-f]+")
 """Key of a folder's packed data: it holds the folder's inode, which each copy of the files has anew."""
 _TIMES = re.compile(r'"(images_per_second|training_seconds|seconds|id|started|bytes|sha256)": [^,}\n]*,?\s*')
+
+_SECONDS = re.compile(r"[ ]*\b[\d.,]+ (s|seconds?|minutes?)\b[^\n]*")
+"""Times that a command prints, to the end of their lines."""
 
 
 def _digest(data: bytes) -> str:

@@ -11,7 +11,8 @@ that are right:
 - `told, figures stay wrong`: a line names the damage to metrics.jsonl, which nothing restores;
 - `refused`: exit code 2 and one line that starts with `error: `;
 - `absent`: the file, no part of a checkpoint or the cache, was removed, and the result goes without it;
-- `own file`: the damaged file is a picture or a log that the command neither reads nor writes.
+- `own file`: the damaged file is a picture or a log that the command neither reads nor writes;
+- `other weights`: the file is one of diffusers', which has no digest: the start of the run says its SHA-256.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from tests.faults.commands import Commands, Ended, import_first, print_json
 from tests.faults.inject import problems_of_end
 
 RIGHT = frozenset(
-    {"same", "told", "told, older checkpoint", "told, figures stay wrong", "refused", "absent", "own file"}
+    {
+        *("same", "told", "told, older checkpoint", "told, figures stay wrong", "refused", "absent", "own file"),
+        "other weights",
+    }
 )
 COMMANDS = {
     "resume": "half",
@@ -36,8 +40,16 @@ COMMANDS = {
     "encode": "encoded",
     "report": "evaluated",
     "replay": "evaluated",
+    "resume in shards": "half in shards",
+    "train from a run": "beside a run",
+    "resume from a run": "half from a run",
+    "encode to one file": "encoded to one file",
+    "export for diffusers": "exported for diffusers",
+    "train from diffusers": "beside a directory of diffusers",
     "resume a plug-in": "half of a plug-in",
     "sample a plug-in": "plug-in alone",
+    "evaluate a plug-in": "plug-in alone",
+    "report a plug-in": "plug-in evaluated",
 }
 """Scenarios, and the states that they are tried on."""
 
@@ -59,17 +71,17 @@ def damages_of(data: bytes, count: int, chance: random.Random) -> Iterator[tuple
 def result_of(commands: Commands, command: str, ended: Ended) -> Any:
     """Result for which the user ran a command."""
     run, out = commands.run_path, commands.root / "out"
-    match command:
-        case "resume" | "resume a plug-in":
+    match command.split()[0]:
+        case "resume" | "train":
             return {name: digest for name, digest in commands.contents().items() if name.startswith("run/")}
-        case "encode":
+        case "encode" | "export":
             return {name: digest for name, digest in commands.contents().items() if name.startswith("out/")}
         case "evaluate":
             found = json.loads((run / "evaluation.json").read_text())
             return {name: value for name, value in found.items() if name not in ("seconds", "environment", "sha256")}
         case "report":
             return (out / "report.html").read_text().split("data digest")[0]
-        case "sample" | "sample a plug-in":
+        case "sample":
             return (out / "samples.png").read_bytes().hex()
         case _:
             return ended.out
@@ -92,15 +104,22 @@ def verdict_of(
     told = any(word in ended.err for word in ("damaged", "cannot be read", "packed ")) and ended.err != usual.err
     if found == expected:
         return "told" if told else "same"
-    if command.startswith("resume"):
+    if command.startswith(("resume", "train")):
         changed = {name for name in {*expected, *found} if expected.get(name) != found.get(name)}
         if changed <= {damaged}:
             return "own file"
+    if command == "train from diffusers" and damaged == "other/diffusion_pytorch_model.safetensors":
+        return "other weights"
     if told and damaged == "run/metrics.jsonl":
         return "told, figures stay wrong"
     if told and "checkpoints" in Path(damaged).parts:
         return "told, older checkpoint"
     return "told, but another result" if told else "another result, in silence"
+
+
+def _is_read(path: Path) -> bool:
+    """True for files; images and their packed data are others in each copy of a state."""
+    return path.is_file() and "images" not in path.parts and not path.parent.name.startswith("folder-images-")
 
 
 def main(work: str, names: str, count: str) -> None:
@@ -115,8 +134,7 @@ def main(work: str, names: str, count: str) -> None:
         assert usual.code == 0, usual.err
         expected = result_of(commands, command, usual)
         commands.restore(state)
-        files = [path for path in sorted(commands.root.rglob("*")) if path.is_file() and "images" not in path.parts]
-        for file in files:
+        for file in filter(_is_read, sorted(commands.root.rglob("*"))):
             for damage, content in damages_of(file.read_bytes(), int(count), chance):
                 commands.restore(state)
                 if content is None:

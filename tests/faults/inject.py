@@ -5,14 +5,17 @@
 A fault is KIND:ERRNO, with `:lasting` if all later calls of the kind fail too, or `:short` for half-written data. MOST
 calls of a kind, spread over the command, fail one at a time; 0 lets every one of them fail. An end is right if
 
-- the exit code is 0, or 2 with one line that starts with `error: ` and no traceback,
+- the exit code is 0, or 2 with one line that starts with `error: ` and no traceback, or for `check` 1 and the
+  reason,
 - every checkpoint is whole, and none newer than those from before is lost,
+- what a command prints as its result is that of an undisturbed one, if it ends with exit code 0,
 - the same command, started again, ends with exit code 0 and the files of an undisturbed one, and no others.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +31,8 @@ FAULTS = (
     *("opendir:EACCES", "opendir:EMFILE", "chmod:EPERM", "lock:ENOLCK", "lock:ENOLCK:lasting", "close:EIO"),
 )
 
+PRINTED = "standard output"
+
 
 def faults_of(commands: Commands, scenario: str, named: str, most: int) -> Iterator[Fault]:
     """Faults at up to `most` calls of a kind, spread evenly over those of the undisturbed command."""
@@ -41,37 +46,47 @@ def faults_of(commands: Commands, scenario: str, named: str, most: int) -> Itera
 
 
 def undisturbed(commands: Commands, scenario: str) -> dict[str, str]:
-    """Contents after the command has ended twice, as the second start may add files."""
-    words, state = commands.scenarios[scenario]
+    """Result after the command has ended twice, as the second start may add files."""
+    words, state, prints = commands.scenarios[scenario]
     commands.restore(state)
     for attempt in (words, [word for word in words if word != "--fresh"]):
         ended = commands.run(attempt)
         if ended.code != 0:
             raise RuntimeError(f"{scenario} ended with exit code {ended.code}: {ended.err}")
-    return commands.contents()
+    return result_of(commands, ended, prints)
+
+
+def result_of(commands: Commands, ended: Ended, prints: bool) -> dict[str, str]:
+    """Contents of the files, and the output of a command that prints its result."""
+    return commands.contents() | ({PRINTED: commands.printed(ended)} if prints else {})
 
 
 def problems_of(commands: Commands, scenario: str, fault: Fault, expected: dict[str, str]) -> tuple[Ended, list[str]]:
     """Run a command with a fault, and again without; returns its first end and the problems with it."""
-    words, state = commands.scenarios[scenario]
+    words, state, prints = commands.scenarios[scenario]
     commands.restore(state)
     before = commands.whole_checkpoints()
     ended = commands.run(words, fault)
     if not ended.failed:
         return ended, []
     problems = problems_of_end(ended)
+    if scenario == "check" and ended.code == 1 and os.strerror(fault.error) in ended.out:
+        problems = []  # a check of the plug-in failed, and its row says why
     after = commands.whole_checkpoints()
     if before and scenario != "fresh" and not any(whole and step >= max(before) for step, whole in after.items()):
         problems.append(f"a checkpoint is lost: {before} became {after}")
     if not all(after.values()):
         problems.append(f"a checkpoint is not whole: {after}")
-    if ended.code == 0 and not problems and commands.contents() == expected:
+    found = result_of(commands, ended, prints)
+    if ended.code == 0 and found.get(PRINTED) != expected.get(PRINTED):
+        problems.append(f"it prints {found[PRINTED]}")
+    if ended.code == 0 and not problems and found == expected:
         return ended, []  # the fault did not matter, and the second start is that of an undisturbed command
     again = commands.run([word for word in words if word != "--fresh"] if ended.code == 0 else words)
     if again.code != 0:
         problems.append(f"started again, it ends with exit code {again.code}: {again.err[-300:]}")
     else:
-        problems += differences(expected, commands.contents())
+        problems += differences(expected, result_of(commands, again, prints))
     return ended, problems
 
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from tests.faults.commands import Commands, import_first, print_json
-from tests.faults.inject import differences, undisturbed
+from tests.faults.inject import differences, result_of, undisturbed
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -30,7 +30,7 @@ def main(work: str, scenarios: str, kills: str, seed: str) -> None:
     import_first()
     commands, chance = Commands(Path(work)), random.Random(int(seed))
     for scenario in scenarios.split(","):
-        words, state = commands.scenarios[scenario]
+        words, state, prints = commands.scenarios[scenario]
         commands.prepare(state)
         expected = undisturbed(commands, scenario)
         commands.restore(state)
@@ -52,7 +52,7 @@ def main(work: str, scenarios: str, kills: str, seed: str) -> None:
             again = commands.run([word for word in words if word != "--fresh"])
             problems = [] if again.code == 0 else [f"exit code {again.code}: {again.err[-600:]}"]
             if again.code == 0:
-                problems += differences(expected, commands.contents())
+                problems += differences(expected, result_of(commands, again, prints))
             if left := shared_memory() - before:
                 problems.append(f"left in shared memory: {sorted(left)}")
             print_json({"scenario": scenario, "killed after": moments, "problems": problems})

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -23,28 +24,18 @@ from tests.faults.commands import Commands
 from tests.faults.flip import COMMANDS, RIGHT
 from tests.faults.inject import FAULTS, differences
 from tests.faults.kill import shared_memory
+from tests.faults.scenarios import PLUGIN, scenarios_of
 from tests.support.children import end_with_parent
 from tests.support.warm_python import in_two_ranks
 
 Rows = list[dict[str, Any]]
 
-SCENARIOS = (
-    "pack",
-    "train",
-    "resume",
-    "finish",
-    "fresh",
-    "sample",
-    "evaluate",
-    "replay",
-    "report",
-    "compare",
-    "encode",
-    "export",
-    "train a plug-in",
-    "resume a plug-in",
-    "sample a plug-in",
+SCENARIOS = tuple(scenarios_of(Path()))
+KILLED = (
+    *("pack", "data", "train", "resume", "fresh", "evaluate", "encode", "report", "export", "train in shards"),
+    *("train from a run", "encode to one file", "export for diffusers", "train a plug-in", "report a plug-in", "check"),
 )
+"""Commands that are killed at random moments."""
 CALLS_OF_A_KIND = os.environ.get("GEN_DIST_FAULTS", "2")
 """Calls of each kind that fail in `make test-all`, spread over those of a command. 0 is all of them, in hours."""
 
@@ -55,9 +46,10 @@ def problems_of(rows: Rows) -> Rows:
 
 
 def test_a_failing_call_is_harmless_or_one_line(faults: Callable[..., Rows]) -> None:
-    rows = faults("inject", "resume", "1", "write:ENOSPC:lasting", "rename:EACCES", "read:EIO", "open to read:EMFILE")
+    named = ("write:ENOSPC:lasting", "rename:EACCES", "read:EIO", "open to read:EMFILE")
+    rows = faults("inject", "resume,data,export for diffusers", "1", *named)
     assert not problems_of(rows)
-    assert sum(bool(row["file"]) for row in rows) == 4
+    assert sum(bool(row["file"]) for row in rows) == 4 * 3
 
 
 @pytest.mark.slow
@@ -77,9 +69,7 @@ def test_a_damaged_file_is_never_used_in_silence(command: str, faults: Callable[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "scenario", ["pack", "train", "resume", "fresh", "evaluate", "encode", "report", "export", "train a plug-in"]
-)
+@pytest.mark.parametrize("scenario", KILLED)
 def test_killed_at_random_moments_a_command_ends_as_undisturbed(scenario: str, faults: Callable[..., Rows]) -> None:
     rows = faults("kill", scenario, "12", "0")
     assert sum(len(row["killed after"]) for row in rows) >= 12
@@ -87,14 +77,18 @@ def test_killed_at_random_moments_a_command_ends_as_undisturbed(scenario: str, f
 
 
 @pytest.mark.slow
-def test_two_processes_killed_at_random_moments_end_as_undisturbed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scenario", ["train", "train in shards", "train a plug-in"])
+def test_two_processes_killed_at_random_moments_end_as_undisturbed(scenario: str, tmp_path: Path) -> None:
     commands, chance = Commands(tmp_path), random.Random(0)
-    program = [*in_two_ranks(), "launch/train.py", *commands.scenarios["train"].words[1:]]
+    program = [*in_two_ranks(), "launch/train.py", *commands.scenarios[scenario].words[1:]]
+    (commands.root / "tmp").mkdir(parents=True)
+    (commands.root / "mine.py").write_text(PLUGIN)
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
             program,
             cwd=REPOSITORY,
+            env=os.environ | {"TMPDIR": str(commands.root / "tmp")},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -112,7 +106,7 @@ def test_two_processes_killed_at_random_moments_end_as_undisturbed(tmp_path: Pat
     seconds = time.monotonic() - began
     expected, killed = commands.contents(), 0
     while killed < 10:
-        commands.forget_run()
+        shutil.rmtree(commands.run_path)
         before = shared_memory()
         for _ in range(chance.randrange(1, 4)):
             with start() as process:
