@@ -61,6 +61,9 @@ class TrainConfig(Checked):
     """Images per optimizer step over all processes and accumulated micro-batches."""
     accumulation: int = 1
     """Micro-batches per process and optimizer step, for batches that do not fit in memory; gradients are summed."""
+    auto_accumulation: bool = False
+    """Find the least accumulation, from `accumulation` on, with which a step fits in memory, by trying at the start.
+    config.json records it as `accumulation`, and a resumed run keeps it."""
     shards: int | None = None
     """Cut each batch into so many parts, a power of two, and add them in one order: 1, 2, 4 ... processes then train to
     the same bits. A process computes its parts one after another."""
@@ -156,6 +159,11 @@ class TrainConfig(Checked):
             raise ConfigError(
                 f"accumulation {self.accumulation} with shards {shards}: shards are computed one after another "
                 "already; leave out --accumulation, and use more shards if memory is short"
+            )
+        if self.auto_accumulation:
+            raise ConfigError(
+                "auto_accumulation with shards: shards are computed one after another already; leave out "
+                "--auto-accumulation, and use more shards if memory is short"
             )
         if self.compile:
             raise ConfigError(

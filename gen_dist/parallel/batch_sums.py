@@ -52,3 +52,20 @@ class BatchSums:
     def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
         """The same sums: a copy of a network trains with the same processes."""
         return self
+
+
+class OwnSums(BatchSums):
+    """Sums of a process that trains by itself. It may have joined others, which take no part."""
+
+    def total(self, values: Tensor) -> Tensor:
+        """See BatchSums."""
+        return values
+
+    def over(self, statistic: Callable[[Sequence[T]], Tensor], items: Sequence[T]) -> Tensor:
+        """See BatchSums."""
+        return statistic(items)
+
+    def total_of(self, of_parts: Sequence[Tensor]) -> Tensor:
+        """See BatchSums."""
+        (own,) = of_parts
+        return own

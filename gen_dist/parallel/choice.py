@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from gen_dist.config import TrainConfig
-from gen_dist.parallel.batch_sums import BatchSums
+from gen_dist.parallel.batch_sums import BatchSums, OwnSums
 from gen_dist.parallel.gradients import FlatReduction, Reduction, SharedReduction
 from gen_dist.parallel.part_gradients import PartReduction
 from gen_dist.parallel.part_sums import PartSums
@@ -26,6 +26,8 @@ def choose_sums(config: TrainConfig, processes: Processes) -> BatchSums:
     """
     if config.shards:
         return PartSums(config.shards, processes)
+    if processes.world_size == 1:
+        return OwnSums()
     return BatchSums(processes.rank, processes.world_size)
 
 

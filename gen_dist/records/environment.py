@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gen_dist.records.reading import FLAG, NUMBER, OBJECT, TEXT, either, list_of, object_with, values_of
+from gen_dist.records.reading import COUNT, FLAG, NUMBER, OBJECT, TEXT, either, list_of, object_with, values_of
 
 ENVIRONMENT_SHAPE = {
     "versions": either(values_of(either(TEXT, None)), None),
@@ -19,6 +19,7 @@ ENVIRONMENT_SHAPE = {
     "git": either(object_with(commit=TEXT, dirty=FLAG), None),
     "command": either(list_of(TEXT), None),
     "directory": either(TEXT, None),
+    "processes": either(COUNT, None),
     "earlier": either(list_of(OBJECT), None),
 }
 """Fields of environment.json on which readers rely. Those of other versions may be missing."""

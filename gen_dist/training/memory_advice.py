@@ -44,7 +44,7 @@ def memory_advice(
     what = f"out of memory in phase {phase} with {rows} images at once, at {peak} ({first_line})"
     if config.shards:
         return MachineError(f"{what}; use a smaller network, or more --shards, which is another run in its last digits")
-    _free(error)
+    free_frames(error)
     times, reason = _times_that_fit(rows, processes, fits)
     if times is None:
         return MachineError(f"{what}; {reason}: use a smaller network")
@@ -54,7 +54,7 @@ def memory_advice(
     if has_batch_statistics:
         run = "another run: batch normalization takes the statistics of a micro-batch"
     advised = f"--accumulation {min(config.accumulation * times, most)}{sure} ({run})"
-    return MachineError(f"{what}; use {advised}, or a smaller network")
+    return MachineError(f"{what}; use {advised}, --auto-accumulation to find it at the start, or a smaller network")
 
 
 def _times_that_fit(rows: int, processes: Processes, fits: Callable[[int], bool]) -> tuple[int | None, str]:
@@ -72,14 +72,19 @@ def _times_that_fit(rows: int, processes: Processes, fits: Callable[[int], bool]
             if fits(images):
                 return times, ""
         except Exception as error:
-            if not (isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error))):
+            if not lacks_memory(error):
                 first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 return None, f"{images} images at once are not enough for the step ({shortened(first_line)})"
-            _free(error)
+            free_frames(error)
     return None, "not even one image fits"
 
 
-def _free(error: BaseException) -> None:
+def lacks_memory(error: Exception) -> bool:
+    """True if memory is short, on a GPU or on the host."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error))
+
+
+def free_frames(error: BaseException) -> None:
     """Free the tensors of the frames that an error has passed."""
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None

@@ -25,6 +25,7 @@ from gen_dist.records.metrics_file import metrics_damage
 from gen_dist.records.run_data import with_size_of_run
 from gen_dist.records.run_directory import hold
 from gen_dist.startup import tell
+from gen_dist.training.auto_accumulation import with_accumulation_that_fits
 from gen_dist.training.opening import opening_lines
 from gen_dist.training.outcome import DivergenceError, Outcome
 from gen_dist.training.precision import resolve_precision
@@ -105,6 +106,7 @@ def _train(
         config = with_size_of_run(config, path, holding.fresh, processes)
         dataset = open_dataset(config.data, config.data_root, config.packing, announce)
         _agree(config, dataset, processes)
+        config = with_accumulation_that_fits(config, path, holding.fresh, dataset, processes, announce)
         with contextlib.closing(Trainer(config, dataset, processes)) as trainer, stop_signals(stop):
             is_main = processes.is_main
             recorder = MainRunRecorder(trainer, holding, screen, on_log) if is_main else RunRecorder(path, processes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -126,24 +127,52 @@ class Trainer:
         Raises:
             MachineError: out of memory. The state is that of no step then: this process has to end.
         """
-        self._schedule.write(step)
-        micro_batches = [
-            Batch(*self._batches.micro_batch(step, index), self._schedule.rng, first_row)
-            for index, (first_row, _) in enumerate(self._rows.micro_batches)
-        ]
-        due = {name: turn.phase.penalized_at(step) for name, turn in self._turns.items() if turn.phase.due_at(step)}
+        micro_batches, due = self._micro_batches(step), self.due_at(step)
         try:
-            if self._recorded and lap is None:
-                kind = tuple(due.items())
-                return self._recorded.run(kind, micro_batches, lambda batches: self._take_turns(batches, due))
-            lap = lap or no_lap
-            lap("data")
-            return self._take_turns(micro_batches, due, lap)
+            return self._step(micro_batches, due, lap)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             advice = self._memory_advice(error, micro_batches, due)
         raise advice
+
+    def try_step(self, step: int) -> None:
+        """Take a step as `run_step` does, without advice if memory is short.
+
+        Raises:
+            RuntimeError: out of memory.
+        """
+        self._step(self._micro_batches(step), self.due_at(step), None)
+
+    def due_at(self, step: int) -> Due:
+        """Phases that take their turn at a step."""
+        return {name: turn.phase.penalized_at(step) for name, turn in self._turns.items() if turn.phase.due_at(step)}
+
+    def kinds_of_steps(self) -> list[int]:
+        """First step of each kind: steps of a kind have the same phases and penalties due."""
+        phases = [turn.phase for turn in self._turns.values()]
+        starts = {0, *(start for one in phases for start in (one.first_step, one.first_penalized_step))}
+        period = math.lcm(*(every for one in phases for every in (one.every, one.penalty_every)))
+        first: dict[tuple[tuple[str, bool], ...], int] = {}
+        for start in sorted(starts):
+            for step in range(start, min(start + period, self.config.steps)):
+                first.setdefault(tuple(self.due_at(step).items()), step)
+        return list(first.values())
+
+    def _micro_batches(self, step: int) -> list[Batch]:
+        self._schedule.write(step)
+        return [
+            Batch(*self._batches.micro_batch(step, index), self._schedule.rng, first_row)
+            for index, (first_row, _) in enumerate(self._rows.micro_batches)
+        ]
+
+    def _step(self, micro_batches: list[Batch], due: Due, lap: Lap | None) -> dict[str, Tensor]:
+        if self._recorded and lap is None:
+            kind = tuple(due.items())
+            return self._recorded.run(kind, micro_batches, lambda batches: self._take_turns(batches, due))
+        lap = lap or no_lap
+        lap("data")
+        return self._take_turns(micro_batches, due, lap)
 
     def _take_turns(self, micro_batches: list[Batch], due: Due, lap: Lap = no_lap) -> dict[str, Tensor]:
         """Do the device's work of a step. Everything that changes between steps is in tensors, for recordings."""

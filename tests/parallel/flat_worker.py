@@ -27,12 +27,13 @@ from gen_dist.objectives import Batch
 from gen_dist.parallel.gradients import FlatReduction, Reduction
 from gen_dist.parallel.processes import end_process, start_processes
 from gen_dist.testing.tape import TapeRecorder, device_noise_on_cpu
+from gen_dist.training import auto_accumulation
 from gen_dist.training.cuda_graphs import RecordedSteps
 from gen_dist.training.schedule import Schedule
 from gen_dist.training.trainer import Trainer
 from gen_dist.training.turn import Computed, EagerBackward, Lap, Turn
 from tests.parallel.rank_worker import config_of_ranks, parameter_spread, spread
-from tests.support.runs import all_tensors, make_trainer, run_steps, small_config
+from tests.support.runs import all_tensors, make_trainer, run_steps, small_config, small_dataset
 from tests.support.two_players import two_players, without_shared_weights
 
 T = TypeVar("T")
@@ -172,6 +173,22 @@ def _spread_of_other_draws(name: str) -> float:
     return parameter_spread(trainer) + spread(list(trainer.objective.buffers()), trainer.processes)
 
 
+def _auto_accumulation() -> int:
+    """Accumulation that is found where the last process needs more than the others, after trials of each by itself."""
+    fits = auto_accumulation._fits
+
+    def fits_here(number: int, *arguments: Any) -> bool:
+        return fits(number, *arguments) and number >= 2 + (dist.get_rank() == dist.get_world_size() - 1)
+
+    config = config_of_ranks("dcgan").with_options(auto_accumulation=True)
+    processes = start_processes(config)
+    with mock.patch.object(auto_accumulation, "_fits", fits_here):
+        found = auto_accumulation.with_accumulation_that_fits(
+            config, Path(), True, small_dataset(config), processes, lambda _line: None
+        )
+    return found.accumulation
+
+
 class _WithoutBias(nn.Linear):
     def forward(self, inputs: Tensor) -> Tensor:
         return linear(inputs, self.weight)
@@ -201,6 +218,9 @@ def main(out: Path, names: list[str]) -> None:
     results["other draws"] = _spread_of_other_draws("sngan")
     results["twins"] = {name: _twins(name) for name in names}
     results["twins"]["vae, accumulated"] = _twins("vae", accumulation=2)
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, _auto_accumulation())
+    results["accumulations"] = found
     error = _error_of_unused_weight()  # comes last: processes that wait for the one that fails fail, too
     if dist.get_rank() == 0:
         out.write_text(json.dumps(results | {"unused weight": error}))

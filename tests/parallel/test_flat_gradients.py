@@ -86,6 +86,11 @@ def test_a_weight_that_one_process_does_not_use_is_named(quick: dict[str, Any]) 
     assert other.startswith("another process of this run has ended or cannot be reached")
 
 
+def test_processes_agree_on_the_accumulation_that_fits_in_all(quick: dict[str, Any]) -> None:
+    """Each tries by itself, another number of times, with batch normalization over the processes."""
+    assert quick["accumulations"] == [3, 3]
+
+
 def test_processes_start_from_the_draws_of_the_main_one(quick: dict[str, Any]) -> None:
     """Processors of another kind draw other numbers from one seed."""
     assert quick["other draws"] == 0
