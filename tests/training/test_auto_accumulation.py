@@ -96,7 +96,7 @@ def test_other_numbers_of_processes_keep_the_size(
     """That of the micro-batches. A run that did not try tries now."""
     (tmp_path / "environment.json").write_text(json.dumps({"processes": before}))
     config = _config(accumulation=recorded)
-    found = {
+    found: dict[str, Any] = {
         "checkpoint_paths": lambda _path: [tmp_path],
         "in_main": lambda action, _processes: action(),
         "_fits": lambda number, *_: number >= 9,
