@@ -21,8 +21,11 @@ from gen_dist.config import NetworkConfig, TrainConfig
 from gen_dist.config.options import FLAT
 from gen_dist.errors import ConfigError
 from gen_dist.network_options import help_lines, with_networks
+from gen_dist.plugins import interpreter
 from gen_dist.plugins.faults import place_of, told
+from gen_dist.plugins.loading import Plugin
 from gen_dist.plugins.loading import load as load_plugin
+from gen_dist.plugins.surroundings import Watch, watched
 from gen_dist.presets import get_preset, presets
 from gen_dist.startup import lost_output, settle, tell
 
@@ -61,6 +64,11 @@ def parse_train(arguments: Sequence[str], prog: str, more: T) -> tuple[TrainConf
     """
     words, named = without_plugins(arguments)
     plugins = [load_plugin(word) for word in named]
+    with watched():  # configs of plug-ins check their values
+        return _parse_train(words, plugins, prog, more)
+
+
+def _parse_train(words: list[str], plugins: Sequence[Plugin], prog: str, more: T) -> tuple[TrainConfig, bool, T]:
     if not words or words[0] in ("-h", "--help"):
         print(_TRAIN_USAGE.format(prog=prog, presets=preset_lines()))
         raise SystemExit(0 if words else 2)
@@ -252,15 +260,19 @@ def run_command(command: Callable[[], None]) -> NoReturn:
 
 
 def _exit_code_of(command: Callable[[], None]) -> int:
+    watch = Watch(interpreter.SETTINGS)
     try:
-        command()
+        try:
+            command()
+        finally:
+            watch.settle()
     except KeyboardInterrupt:
         return 130  # the code that shells give a command ended by Ctrl-C
-    except SystemExit as stop:
-        if not isinstance(stop.code, int | None):
-            raise
-        return stop.code or 0
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and not place_of(error):  # one of a plug-in would end a run in silence
+            if not isinstance(error.code, int | None):
+                raise
+            return error.code or 0
         if not (known := told(error)) or os.environ.get("GEN_DIST_TRACEBACK"):
             raise
         rank = os.environ.get("RANK", "0")

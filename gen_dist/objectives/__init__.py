@@ -4,6 +4,7 @@ from gen_dist.config import TrainConfig
 from gen_dist.objectives.base import Objective
 from gen_dist.objectives.phase import Batch, Phase, TurnResult
 from gen_dist.plugins.registry import load
+from gen_dist.plugins.surroundings import watched
 
 __all__ = ["Batch", "Objective", "Phase", "TurnResult", "build_objective"]
 
@@ -19,5 +20,6 @@ def build_objective(config: TrainConfig, image_shape: tuple[int, int, int], clas
     Raises:
         ConfigError: the network does not fit the images, or the objective needs labels.
     """
-    objective: Objective = load(config.objective.implementation)(config.objective, config.roles, image_shape, classes)
-    return objective
+    with watched():
+        made: Objective = load(config.objective.implementation)(config.objective, config.roles, image_shape, classes)
+    return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gen_dist.errors import MachineError, PluginError, UserError, as_user_error, shortened
 from gen_dist.plugins.loading import place_of_file, place_within
+from gen_dist.plugins.surroundings import spoiled_by
 
 
 class PluginFault(PluginError):
@@ -15,16 +16,18 @@ class PluginFault(PluginError):
 def told(error: BaseException) -> UserError | None:
     """Return an error as one that is told in a line. None stands for a fault of this program, whose traceback helps.
 
-    An error that passed through code of a plug-in is the plug-in's.
+    An error that passed through code of a plug-in is the plug-in's, as is one after it has spoiled what all code needs.
     """
     known, place = as_user_error(error), place_of(error)
-    if place is None or (known is not None and not isinstance(known, MachineError)):
-        return known
     if known is not None:
-        return MachineError(f"{known} ({place})")
+        return MachineError(f"{known} ({place})") if place and isinstance(known, MachineError) else known
+    spoiled = spoiled_by()
+    if not place and not spoiled:
+        return None
     text = shortened(" ".join(str(error).split()))
     reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return PluginFault(f"{place}: {reason}; GEN_DIST_TRACEBACK=1 shows the calls")
+    cause = f"{place}:" if place else f"{spoiled}, and then"
+    return PluginFault(f"{cause} {reason}; GEN_DIST_TRACEBACK=1 shows the calls")
 
 
 def place_of(error: BaseException | None) -> str | None:

@@ -1,20 +1,18 @@
-"""Settings of the process that runs depend on, and that a plug-in may change while it is imported: they are put back.
+"""Settings that runs depend on are put back after code of a plug-in has changed them, and a line names the changes.
 
-A line on standard error names the changes. Nothing is imported to read a setting: a library that is not there yet has
-its own defaults.
+Its import is enclosed by `surroundings_kept`, and its code that runs later by a `Watch`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from gen_dist.plugins import float32_precision
+from gen_dist.plugins import interpreter, settings
+from gen_dist.plugins.settings import Setting
 from gen_dist.startup import forgiving, tell
 
 _VARIABLES = (
@@ -24,6 +22,11 @@ _VARIABLES = (
 """Environment variables, or their first letters, that decide how a run goes."""
 _LOADED_FILES = "GEN_DIST_PLUGIN_FILES"
 """The one of ours that a plug-in may change: it loads another one."""
+SETTINGS = (*interpreter.SETTINGS, *settings.SETTINGS)
+_imported: list[str] = []
+"""Plug-ins whose code may run in this process."""
+_spoiled: list[str] = []
+"""Settings that they changed after their import. They are told once."""
 
 
 @contextlib.contextmanager
@@ -32,23 +35,65 @@ def surroundings_kept(plugin: str) -> Iterator[None]:
 
     Within it, standard output is standard error: programs read the results of commands from standard output.
     """
+    _imported[:] = [*(one for one in _imported if one != plugin), plugin]
     streams = sys.stdin, sys.stdout, sys.stderr
     sys.stdout = sys.stderr
-    variables = _variables()
-    before = [one.read() if one.library in sys.modules else one.default for one in _SETTINGS]
+    variables, before = _variables(), [one.now() for one in SETTINGS]
     try:
         yield
     finally:
-        changed = [*_streams_put_back(streams), *_variables_put_back(variables)]
-        for one, value in zip(_SETTINGS, before, strict=True):
-            if one.library in sys.modules and value is not None and one.read() != value:
-                one.write(value)
-                changed.append(one.name)
+        found = _put_back(SETTINGS, before)
+        changed = [*_streams_put_back(streams), *_variables_put_back(variables), *found]
         if changed:
             tell(
                 f"warning: plug-in {plugin} changed {', '.join(changed)} while it was imported; put back, since runs "
                 "depend on that: make such a change in the function that needs it"
             )
+
+
+class Watch:
+    """Settings as they were when it was made, to which they return."""
+
+    def __init__(self, watched: Sequence[Setting] = SETTINGS) -> None:
+        """`watched` are settings that only a plug-in changes meanwhile."""
+        self._watched = watched
+        self._before = [one.now() for one in watched]
+
+    def settle(self) -> None:
+        """Put back what the code of plug-ins has changed. A warning names each setting, once a process."""
+        if not _imported:
+            return
+        new = [name for name in _put_back(self._watched, self._before) if name not in _spoiled]
+        _spoiled.extend(new)
+        if new:
+            tell(
+                f"warning: code of {_plugins()} changed {', '.join(new)} and left it so; put back, since runs depend "
+                "on that: give it back in the function that needs the change"
+            )
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Context manager around calls of a plug-in's code. At its end all settings are as before."""
+    watch = Watch()
+    try:
+        yield
+    finally:
+        watch.settle()
+
+
+def spoiled_by() -> str | None:
+    """Plug-ins and the settings that they changed after their import. None if they changed none."""
+    return f"{_plugins()} changed {', '.join(_spoiled)}" if _spoiled else None
+
+
+def _plugins() -> str:
+    return f"plug-in {' or '.join(_imported)}"
+
+
+def _put_back(watched: Sequence[Setting], before: Sequence[Any]) -> list[str]:
+    """Put settings back, and name those that were changed."""
+    return [one.name for one, value in zip(watched, before, strict=True) if one.put_back(value)]
 
 
 def _streams_put_back(streams: tuple[Any, Any, Any]) -> list[str]:
@@ -76,119 +121,3 @@ def _variables_put_back(before: dict[str, str]) -> list[str]:
         else:
             del os.environ[name]
     return changed
-
-
-class _Setting(NamedTuple):
-    name: str
-    """Name in the warning."""
-    read: Callable[[], Any]
-    write: Callable[[Any], object]
-    library: str = "sys"
-    """Module without which there is no such setting."""
-    default: Any = None
-    """Value while the library is not imported. A setting whose value is None is not put back."""
-
-
-def _directory() -> str | None:
-    with contextlib.suppress(OSError):  # it may have been removed
-        return os.getcwd()
-    return None
-
-
-def _warnings_as_errors() -> list[Any]:
-    """Filters that turn the warnings of all modules into errors."""
-    return [one for one in warnings.filters if one[0] == "error" and one[3] is None]
-
-
-def _leave_warnings_as_errors(wanted: list[Any]) -> None:
-    filters: Any = warnings.filters
-    filters[:] = [one for one in filters if one in wanted or one not in _warnings_as_errors()]
-
-
-def _torch() -> Any:
-    return sys.modules["torch"]
-
-
-def _set_device(name: str) -> None:
-    _torch().set_default_device(None if name == "cpu" else name)
-
-
-def _set_dtype(name: str) -> None:
-    _torch().set_default_dtype(getattr(_torch(), name.removeprefix("torch.")))
-
-
-def _set_anomaly(value: bool) -> None:
-    _torch().autograd.set_detect_anomaly(value)
-
-
-def _autocast() -> list[bool]:
-    return [_torch().is_autocast_enabled(device) for device in ("cpu", "cuda")]
-
-
-def _set_autocast(values: list[bool]) -> None:
-    for device, value in zip(("cpu", "cuda"), values, strict=True):
-        _torch().set_autocast_enabled(device, value)
-
-
-def _keeps_denormals() -> bool:
-    smallest = sys.float_info.min
-    return smallest / 2 > 0.0
-
-
-def _keep_denormals(value: bool) -> None:
-    importlib.import_module("torch").set_flush_denormal(not value)
-
-
-def _called(name: str, library: str, read: str, write: str, default: Any) -> _Setting:
-    """A setting that a library reads and writes by functions."""
-    return _Setting(
-        name,
-        lambda: getattr(sys.modules[library], read)(),
-        lambda value: getattr(sys.modules[library], write)(value),
-        library,
-        default,
-    )
-
-
-def _held(name: str, library: str, attribute: str, default: Any) -> _Setting:
-    """A setting that is an attribute of a module."""
-    return _Setting(
-        name,
-        lambda: getattr(sys.modules[library], attribute),
-        lambda value: setattr(sys.modules[library], attribute, value),
-        library,
-        default,
-    )
-
-
-_SETTINGS = (
-    _Setting("sys.argv", lambda: list(sys.argv), lambda value: setattr(sys, "argv", value)),
-    _Setting("the working directory", _directory, os.chdir),
-    _Setting("warnings to errors", _warnings_as_errors, _leave_warnings_as_errors),
-    _Setting("the treatment of denormals", _keeps_denormals, _keep_denormals),
-    _Setting("torch's default dtype", lambda: str(_torch().get_default_dtype()), _set_dtype, "torch", "torch.float32"),
-    _Setting("torch's default device", lambda: str(_torch().get_default_device()), _set_device, "torch", "cpu"),
-    _called("torch's grad mode", "torch", "is_grad_enabled", "set_grad_enabled", True),
-    # Unknown until torch is imported. Training and evaluation choose their threads themselves.
-    _called("torch's threads", "torch", "get_num_threads", "set_num_threads", None),
-    _called("torch's deterministic mode", "torch", "get_deterministic_debug_mode", "set_deterministic_debug_mode", 0),
-    _Setting("torch's anomaly detection", lambda: _torch().is_anomaly_enabled(), _set_anomaly, "torch", False),
-    _Setting("torch's autocast", _autocast, _set_autocast, "torch", [False, False]),
-    _Setting(
-        "torch's precision of float32",
-        float32_precision.read,
-        float32_precision.put_back,
-        "torch",
-        float32_precision.DEFAULT,
-    ),
-    _held("cuDNN's benchmark mode", "torch.backends.cudnn", "benchmark", False),
-    _Setting(
-        "NumPy's floating-point errors",
-        lambda: sys.modules["numpy"].geterr(),
-        lambda value: sys.modules["numpy"].seterr(**value),
-        "numpy",
-        {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"},
-    ),
-    _held("PIL's limit of pixels", "PIL.Image", "MAX_IMAGE_PIXELS", 1024 * 1024 * 1024 // 4 // 3),
-    _held("PIL's LOAD_TRUNCATED_IMAGES", "PIL.ImageFile", "LOAD_TRUNCATED_IMAGES", False),
-)

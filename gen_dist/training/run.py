@@ -18,6 +18,7 @@ from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.parallel.collectives import StopVote, agree, from_main
 from gen_dist.parallel.facts import facts_of_start
 from gen_dist.parallel.processes import Processes, settings_kept, start_processes
+from gen_dist.plugins.surroundings import Watch
 from gen_dist.presets import get_preset
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
@@ -141,6 +142,7 @@ class _Run:
         self.supervisor = supervisor
         self.stop = stop
         self.logs = StepLogs(trainer)
+        self.watch = Watch()
         self.step = 0
         self.seconds_before = 0.0
         """Training time of the previous starts of this run."""
@@ -228,6 +230,7 @@ class _Run:
     def _record(self, stopping: bool) -> None:
         """Write the records that are due. The checkpoint is last, so a resumed run lacks no record before it."""
         config, trainer, recorder = self.config, self.trainer, self.recorder
+        self.watch.settle()
         evaluates = self._is_due(config.evaluate_every)
         saves = stopping or self._is_due(config.checkpoint_every)
 

@@ -101,6 +101,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         r"^MyVae.phases\(\) gives no dict",
     ),
     "forward": (FORWARD, KEY, f"^{AT}: KeyError"),
+    "end": (FORWARD, "raise SystemExit(0)", f"^{AT}: SystemExit: 0"),
     "no result": (FORWARD, "self.inner(batch)", "^Mine.forward gives NoneType, not TurnResult"),
     "loss": (FORWARD, "return self.inner(batch).loss", "^Mine.forward gives Tensor, not TurnResult"),
     "losses": (
@@ -158,6 +159,29 @@ def test_a_fault_of_a_plugin_is_one_line(case: str, run_with: Callable[..., tupl
     code, errors = run_with(TEXT.replace(right, wrong))
     assert code == 2 and len(errors) == 1
     assert re.search(expected, errors[0]), errors
+
+
+def test_an_error_after_a_spoiled_setting_names_that(
+    run_with: Callable[..., tuple[int, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gen_dist.training.trainer.Trainer.run_step", lambda *_: __import__("no_such_module"))
+    encoder = "class MyEncoder(MlpEncoder):"
+    spoils = (
+        f"{encoder}\n    def parameters(self, *_):\n        __import__('sys').path = []; return super().parameters()\n"
+    )
+    code, errors = run_with(TEXT.replace(encoder, spoils))
+    assert code == 2 and len(errors) == 1
+    assert re.match(
+        "plug-in mine.py changed sys.path, and then ModuleNotFoundError: No module named 'no_such", errors[0]
+    )
+
+
+def test_a_run_goes_on_after_a_spoiled_setting(
+    run_with: Callable[..., tuple[int, list[str]]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, errors = run_with(TEXT.replace(FORWARD, f"import os; os.umask(0o777); os.chdir('/'); {FORWARD}"))
+    assert (code, errors) == (0, [])
+    assert Path("run/summary.json").stat().st_mode & 0o400
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import locale
 import os
+import resource
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,7 +20,7 @@ from PIL import Image, ImageFile
 
 from gen_dist.errors import ConfigError
 from gen_dist.plugins import load, loading
-from gen_dist.plugins.surroundings import _SETTINGS, surroundings_kept
+from gen_dist.plugins.surroundings import SETTINGS, Watch, surroundings_kept
 
 pytestmark = pytest.mark.usefixtures("forget", "as_it_was")
 
@@ -82,6 +86,11 @@ CHANGES: dict[str, tuple[str, str, Callable[[], Any]]] = {
         "the treatment of denormals",
         lambda: bool((torch.full((1,), sys.float_info.min, dtype=torch.float64) / 2 > 0).item()),
     ),
+    "oneDNN": (
+        "import torch; torch.backends.mkldnn.set_flags(False)",
+        "the use of oneDNN",
+        lambda: torch._C._get_mkldnn_enabled(),
+    ),
     "numpy": ("import numpy; numpy.seterr(all='raise')", "NumPy's floating-point errors", np.geterr),
     "pixels": (
         "import PIL.Image; PIL.Image.MAX_IMAGE_PIXELS = 10",
@@ -95,6 +104,38 @@ CHANGES: dict[str, tuple[str, str, Callable[[], Any]]] = {
     ),
 }
 """Statements of a plug-in, the name of their change in the warning, and a function whose result must be as before."""
+OF_PYTHON: dict[str, tuple[str, str, Callable[[], Any]]] = {
+    "recursion": ("import sys; sys.setrecursionlimit(60)", "the recursion limit", sys.getrecursionlimit),
+    "path": ("import sys; sys.path.clear()", "sys.path", lambda: list(sys.path)),
+    "no path": ("import sys; sys.path = None", "sys.path", lambda: list(sys.path)),
+    "other module": (
+        "import sys, types; sys.modules['json'] = types.ModuleType('json')",
+        "sys.modules",
+        lambda: sys.modules["json"],
+    ),
+    "no modules": ("import sys; sys.modules.clear()", "sys.modules", lambda: [*map(sys.modules.get, ("sys", "torch"))]),
+    "finders": ("import sys; sys.meta_path.clear()", "sys.meta_path", lambda: len(sys.meta_path) > 2),
+    "hooks": ("import sys; sys.path_hooks.clear()", "sys.path_hooks", lambda: list(sys.path_hooks)),
+    "builtins": ("import builtins; builtins.open = None", "builtins", lambda: open),
+    "signals": (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)",
+        "the handlers of signals",
+        lambda: signal.getsignal(signal.SIGTERM),
+    ),
+    "garbage": ("import gc; gc.disable()", "the collection of garbage", gc.isenabled),
+    "locale": (
+        "import locale; locale.setlocale(locale.LC_ALL, 'C.UTF-8')",
+        "the locale",
+        lambda: locale.setlocale(locale.LC_ALL),
+    ),
+    "mask": ("import os; os.umask(0o777)", "the permissions of new files", lambda: os.umask(os.umask(0o22))),
+    "open files": (
+        "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (100, r.getrlimit(r.RLIMIT_NOFILE)[1]))",
+        "the limits of resources",
+        lambda: resource.getrlimit(resource.RLIMIT_NOFILE),
+    ),
+}
+CHANGES |= OF_PYTHON
 
 
 @pytest.fixture
@@ -102,14 +143,13 @@ def as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     """Settings of before the test; then no failing test changes those of the next one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GEN_DIST_CACHE", str(tmp_path))
-    before = [one.read() for one in _SETTINGS]
+    before = [one.read() for one in SETTINGS]
     filters: Any = warnings.filters
     saved = list(filters)
     yield
     filters[:] = saved
-    for one, value in zip(_SETTINGS, before, strict=True):
-        if one.read() != value:
-            one.write(value)
+    for one, value in zip(SETTINGS, before, strict=True):
+        one.put_back(value)
 
 
 def _write(path: Path, text: str) -> str:
@@ -125,15 +165,54 @@ SLOW = {"deterministic"}
 def test_a_plugin_leaves_the_process_as_it_was(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, name, read = CHANGES[case]
     plugin = _write(tmp_path / "rude.py", code)
-    before, settings = read(), [one.read() for one in _SETTINGS]
+    before, settings = read(), [one.read() for one in SETTINGS]
     load(plugin)
     assert read() == before
-    assert [one.read() for one in _SETTINGS] == settings
+    assert not [one.name for one, value in zip(SETTINGS, settings, strict=True) if not one.is_kept(value, one.read())]
     told = [line for line in capsys.readouterr().err.splitlines() if "registers nothing" not in line]
     assert told == [
         f"warning: plug-in {plugin} changed {name} while it was imported; put back, since runs depend on that: make "
         "such a change in the function that needs it"
     ]
+
+
+@pytest.mark.parametrize("case", OF_PYTHON)
+def test_code_that_runs_later_leaves_the_process_alone(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, name, read = CHANGES[case]
+    load(_write(tmp_path / "rude.py", f"def change():\n    {code}"))
+    change, before, watch = sys.modules["gen_dist.plugins.files.rude"].change, read(), Watch()
+    capsys.readouterr()
+    for _ in range(2):  # a step that does it each time is told once
+        change()
+        watch.settle()
+        assert read() == before
+    told = [line for line in capsys.readouterr().err.splitlines() if "changed" in line]
+    assert len(told) == 1 and told[0].startswith(f"warning: code of plug-in {tmp_path}/rude.py changed {name} and left")
+
+
+def test_an_alarm_of_a_plugin_is_stopped(tmp_path: Path) -> None:
+    limit_of_this_test = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        load(_write(tmp_path / "rude.py", "import signal; signal.alarm(100)"))
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *limit_of_this_test)
+
+
+def test_a_plugin_may_add_to_what_others_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adds = """
+import sys, types, resource
+sys.path.insert(0, "/nowhere")
+sys.modules["module_of_rude"] = types.ModuleType("module_of_rude")
+sys.setrecursionlimit(sys.getrecursionlimit() + 1)
+"""
+    load(_write(tmp_path / "rude.py", adds))
+    assert "changed" not in capsys.readouterr().err
+    assert sys.path.pop(0) == "/nowhere"
+    del sys.modules["module_of_rude"]
+    sys.setrecursionlimit(sys.getrecursionlimit() - 1)
 
 
 def test_changes_of_a_plugin_that_fails_are_put_back(tmp_path: Path) -> None:
@@ -177,5 +256,5 @@ def test_a_setting_of_a_new_library_has_its_default(monkeypatch: pytest.MonkeyPa
         torch.set_default_dtype(torch.float16)
         np.seterr(all="raise")
     assert torch.get_default_dtype() == torch.float32 and np.geterr()["divide"] == "warn"
-    defaults = {one.name: one.default for one in _SETTINGS if one.default is not None}
-    assert defaults == {one.name: one.read() for one in _SETTINGS if one.name in defaults}
+    defaults = {one.name: one.default for one in SETTINGS if one.default is not None}
+    assert defaults == {one.name: one.read() for one in SETTINGS if one.name in defaults}

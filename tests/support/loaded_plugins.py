@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from gen_dist.data.catalogue import source_kinds
 from gen_dist.evaluation.metrics import all_metrics
-from gen_dist.plugins import loading
+from gen_dist.plugins import loading, surroundings
 from gen_dist.plugins.tables import _TABLES, FILES
 from gen_dist.presets import presets
 
@@ -27,6 +27,8 @@ def forgetting_plugins() -> Iterator[Callable[[], None]]:
             table.parts.update(parts)
             table._origins.clear()
             table._origins.update(origins)
+        surroundings._imported.clear()
+        surroundings._spoiled.clear()
         loading._loaded.clear()
         loading._loaded.update(loaded)
         os.environ.pop(loading.FILES_VARIABLE, None)
