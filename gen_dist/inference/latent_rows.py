@@ -137,7 +137,8 @@ def statistics_of(sums: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def deviation_of(sums: Sequence[Mapping[str, Any]]) -> float:
     """Standard deviation of all entries of the latents drawn, over all channels; NaN if one is not finite."""
     mean, squares = _moments(sums)
-    variance = float(squares.mean()) - float(mean.mean()) ** 2
+    center = float(mean.mean())
+    variance = float(squares.mean()) - center * center  # Python's ** raises an error for a result beyond floats
     return math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan
 
 

@@ -25,6 +25,7 @@ from gen_dist.files import open_regular, reason_of, retrying, unreadable, write_
 from gen_dist.inference.latent_files import WRITERS, Column, FileFormat, Rows, from_safetensors, joined
 from gen_dist.records.reading import (
     COUNT,
+    NUMBER,
     OBJECT,
     TEXT,
     list_of,
@@ -38,6 +39,7 @@ from gen_dist.records.reading import (
 FORMAT = 1
 CARD, MANIFEST, LOCK = "README.md", "encoding.json", ".encoding.lock"
 # Fields that read_object keeps for itself, such as sha256, cannot be used.
+_SUMS = object_with(count=COUNT, sum=list_of(NUMBER), squares=list_of(NUMBER))
 _RECORD = {"rows": COUNT, "bytes": COUNT, "digest": TEXT, "sums": OBJECT}
 _MANIFEST = {
     "format": COUNT,
@@ -199,9 +201,15 @@ class LatentSet:
     def record(self, name: str) -> dict[str, Any] | None:
         """Record of a file of an incomplete set; None if it is missing or damaged."""
         try:
-            return read_object(self._record_file(name), _RECORD, "")
+            found = read_object(self._record_file(name), _RECORD, "")
         except (FileNotFoundError, DamagedError):
             return None
+        return found if (name in self.files() and self.in_one_file) or self._are_sums(found["sums"]) else None
+
+    def _are_sums(self, sums: Any) -> bool:
+        """True for sums as `latent_rows.sums_of` gives for the latents of this set."""
+        channels = [column.shape[0] for column in self.columns if column.name in ("mean", "latents")]
+        return _SUMS.fits(sums) and [len(sums["sum"]), len(sums["squares"])] == 2 * channels
 
     def _record_file(self, name: str) -> Path:
         return self.path / f".{name}.json"

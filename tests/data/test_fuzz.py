@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import random
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, open_dataset
 from gen_dist.data.decoding import UnreadableImage, decode_image, image_warnings_as_intended
 from gen_dist.data.fitting import Fitting
-from gen_dist.errors import DataError
+from gen_dist.errors import ConfigError, DataError
 from tests.support.digits import write_idx
 from tests.support.fuzzing import MINUTES, for_minutes, tried
 
@@ -85,6 +86,23 @@ def read_image(_name: str, content: bytes) -> None:
 def test_damaged_images_are_unreadable_or_pixels() -> None:
     with image_warnings_as_intended():
         assert tried(images(), read_image, iter(range(300))) == 300
+
+
+# Sizes
+
+
+def test_any_text_of_a_size_is_a_size_or_one_line() -> None:
+    random_numbers, sizes = random.Random(0), 0
+    for _ in range(3000):
+        text = "".join(random_numbers.choices("0123456789xX* -+.e_\n\u0663\u00d7", k=random_numbers.randrange(9)))
+        try:
+            found = DataConfig(image_size=text).size
+        except ConfigError as error:
+            assert "\n" not in str(error) and len(str(error)) < 300, error
+        else:
+            assert found is not None and min(found) > 0, text
+            sizes += 1
+    assert sizes > 10
 
 
 # Parquet

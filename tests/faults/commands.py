@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.faults.scenarios import STATES, scenarios_of
 
@@ -150,6 +150,8 @@ class Commands:
                     found[name] = "empty directory"
             elif path.name in _WITH_TIMES or path.suffix == ".html":
                 found[name] = "present"
+            elif path.name == "evaluation.json":
+                found[name] = _digest(json.dumps(figures_of(path)).encode())
             elif path.suffix in (".json", ".jsonl"):
                 found[name] = _digest(_TIMES.sub("", path.read_text(errors="replace")).encode())
             else:
@@ -188,6 +190,12 @@ _TIMES = re.compile(r'"(images_per_second|training_seconds|seconds|id|started|by
 
 _SECONDS = re.compile(r"[ ]*\b[\d.,]+ (s|seconds?|minutes?)\b[^\n]*")
 """Times that a command prints, to the end of their lines."""
+
+
+def figures_of(evaluation: Path) -> dict[str, Any]:
+    """Content of evaluation.json without times and versions."""
+    found = json.loads(evaluation.read_text())
+    return {name: value for name, value in found.items() if name not in ("seconds", "environment", "sha256")}
 
 
 def _digest(data: bytes) -> str:

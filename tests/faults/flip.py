@@ -17,14 +17,13 @@ that are right:
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.faults.commands import Commands, Ended, import_first, print_json
+from tests.faults.commands import Commands, Ended, figures_of, import_first, print_json
 from tests.faults.inject import problems_of_end
 
 RIGHT = frozenset(
@@ -77,8 +76,7 @@ def result_of(commands: Commands, command: str, ended: Ended) -> Any:
         case "encode" | "export":
             return {name: digest for name, digest in commands.contents().items() if name.startswith("out/")}
         case "evaluate":
-            found = json.loads((run / "evaluation.json").read_text())
-            return {name: value for name, value in found.items() if name not in ("seconds", "environment", "sha256")}
+            return figures_of(run / "evaluation.json")
         case "report":
             return (out / "report.html").read_text().split("data digest")[0]
         case "sample":

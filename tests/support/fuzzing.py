@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 SECONDS_A_FILE = 20
 MINUTES = float(os.environ.get("GEN_DIST_FUZZ_MINUTES", "1"))
 """Minutes that the slow test of each reader takes."""
+
+
+STRANGE: tuple[Any, ...] = (
+    *(None, True, 0, -1, 1e308, 10**400, float("nan"), float("inf"), "", "\u0000", "\ud800", "<b>", "../..", "0" * 500),
+    *([], [[]], [None], [1, "a"], {}, {"": {}}, {"kind": "vae"}, {"step": -5}),
+)
+"""Values of JSON that few writers think of."""
 
 
 def mutated(content: bytes, others: list[bytes], random_numbers: random.Random) -> bytes:
@@ -38,6 +48,38 @@ def mutated(content: bytes, others: list[bytes], random_numbers: random.Random) 
                 length = random_numbers.randrange(64)
                 changed[place : place + length] = other[start : start + length]
     return bytes(changed)
+
+
+def strange_json(content: bytes, chance: random.Random) -> bytes:
+    """Lines of JSON in which one value is another; the bytes damaged if they are no JSON."""
+    try:
+        text = content.decode()
+        whole = text.startswith("{\n")
+        lines = [json.loads(text)] if whole else [json.loads(line) for line in text.splitlines()]
+        places = list(_places(lines))
+        holder, key = chance.choice(places)
+    except (ValueError, IndexError):
+        return mutated(content, [content], chance)
+    if isinstance(holder, dict) and chance.random() < 0.2:
+        del holder[key]
+    else:
+        holder[key] = chance.choice(STRANGE)
+    return "\n".join(json.dumps(line, indent=2 if whole else None) for line in lines).encode() + b"\n"
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every value within another, as (container, key)."""
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield value, key
+            yield from _places(inner)
+
+
+def write_sums(checkpoint: Path) -> None:
+    """Record the digests of a checkpoint's files as they are."""
+    names = sorted(file.name for file in checkpoint.iterdir() if file.name != "SHA256SUMS")
+    lines = [f"{hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (checkpoint / "SHA256SUMS").write_text("".join(lines))
 
 
 def tried(
