@@ -34,6 +34,8 @@ _UNITS = {
 _FIRST_PANELS = ("loss", "accuracy", "negative_elbo", "nll", "kl")
 _CHECK_PANELS = ("diversity_ratio", "classes_found", "sure_ratio", "class_variation", "label_accuracy")
 _LAST_PANELS = (*_CHECK_PANELS, "learning_rate", "images_per_second")
+_OF_MACHINE = ("tflops_per_second", "fraction_of_peak", "peak_memory_mib")
+"""Figures without panels: they follow the throughput, or stay as they are."""
 _CHART_WIDTH, _CHART_HEIGHT, _NUMBER_HEIGHT = 4.3, 3.1, 1.3
 """Sizes of panels, in inches."""
 _PERCENT_PANELS = frozenset({"accuracy", "label_accuracy"})
@@ -112,7 +114,7 @@ def curves_of(
     """Panels by name, each with lines [points, (step, value)] by name. Lists are left to other charts."""
     points: dict[str, dict[str, list[tuple[float, float]]]] = {}
     keys = {key for record in records for key in record}
-    passed_over = {"step", "images_seen"}
+    passed_over = {"step", "images_seen", *_OF_MACHINE}
     if "samples/diversity_ratio" in keys:
         passed_over.add("samples/diversity")  # the same curve at another scale
     for record in records:

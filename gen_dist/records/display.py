@@ -152,6 +152,17 @@ def short_name(name: str, objective: ObjectiveConfig) -> str:
     return known.short or known.title if known else name
 
 
+def brief_use(values: Mapping[str, float]) -> list[str]:
+    """Format the figures of the machine's use: `0.031 TFLOP/s (35%)`, `peak 0.72 GiB`."""
+    shown = []
+    if (rate := values.get("tflops_per_second")) is not None:
+        share = values.get("fraction_of_peak")
+        shown.append(f"{readable_number(rate)} TFLOP/s" + ("" if share is None else f" ({readable_share(share)})"))
+    if (memory := values.get("peak_memory_mib")) is not None:
+        shown.append(f"peak {memory / 1024:.2f} GiB")
+    return shown
+
+
 def brief_checks(values: Mapping[str, float | Sequence[float]]) -> list[str]:
     """Format the sample checks among `values`: `diversity 0.97`, `classes 10/10 (sure 0.71)`, `labels 93%`.
 

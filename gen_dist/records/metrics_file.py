@@ -1,8 +1,9 @@
 """metrics.jsonl: the figures of a run over its steps.
 
-Each line is one JSON object with `step`, `images_seen`, `images_per_second` (absent if no step was done since the line
-before), scalars such as `train/loss` and `test/loss`, and lists of numbers such as `samples/class_shares`. JSON has no
-NaN and no infinity, so a number that is not finite is written as null, which pandas reads as NaN.
+Each line is one JSON object with `step`, `images_seen`, figures of the machine's use such as `images_per_second`
+(absent if no step was done since the line before), scalars such as `train/loss` and `test/loss`, and lists of numbers
+such as `samples/class_shares`. JSON has no NaN and no infinity, so a number that is not finite is written as null,
+which pandas reads as NaN.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from gen_dist.files import write_atomically
 from gen_dist.records.reading import COUNT, NUMBER, either, list_of, parsed_object, read_file
 from gen_dist.records.run_paths import RunPaths
 
+MACHINE_USE = ("images_per_second", "tflops_per_second", "fraction_of_peak", "peak_memory_mib")
+"""Figures that differ between two runs of one config: throughput, arithmetic a second of all processes, its share of
+the devices' peak, and the most memory of the main process (on a GPU, of its tensors)."""
 METRICS = "metrics"
 """Fact of a checkpoint: size and digest of metrics.jsonl."""
 _FIGURE = either(NUMBER, list_of(either(NUMBER, None)), None)

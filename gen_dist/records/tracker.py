@@ -12,7 +12,7 @@ from typing import Any, Self, TextIO
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
 from gen_dist.records.collapse import CollapseWatch
-from gen_dist.records.display import Display, brief_checks, brief_losses
+from gen_dist.records.display import Display, brief_checks, brief_losses, brief_use
 from gen_dist.records.metrics_file import MetricsFile, metrics_of_run
 from gen_dist.records.readable import readable_time
 from gen_dist.records.run_paths import RunPaths
@@ -38,6 +38,7 @@ class Tracker:
         wandb_id: str,
         stream: TextIO | None = None,
         on_log: Callable[[int, Values], object] | None = None,
+        use: Callable[[int, float], Mapping[str, float]] | None = None,
     ) -> None:
         """Open metrics.jsonl, the progress bar and the trackers.
 
@@ -49,6 +50,8 @@ class Tracker:
             wandb_id: identity of the run with trackers. A resumed run with the same id continues the same curves.
             stream: where to show progress, None for sys.stderr. A terminal gets a live bar, anything else plain lines.
             on_log: a callback, called with each step and its figures.
+            use: function from the steps done and the images a second since its last call to figures of the machine's
+                use, such as `peak_memory_mib`.
 
         Raises:
             ConfigError: $WANDB_MODE is not a mode, a tracker is unknown or not installed, or wandb has no valid key.
@@ -74,6 +77,8 @@ class Tracker:
         self._collapse = CollapseWatch(config.steps, metrics_of_run(run_path) if start_step else ())
         self._clock = TrainingClock(start_step, config.steps, images_per_step)
         self._images_per_second: float | None = None
+        self._use_of = use
+        self._use: Mapping[str, float] = {}
         self._losses: list[str] = []
         self._checks: list[str] = []
         self._display.start(start_step)
@@ -122,7 +127,8 @@ class Tracker:
         rate = self._clock.images_per_second(step)
         if rate is not None:
             self._images_per_second = rate
-            values = {"images_per_second": rate, **values}
+            self._use = self._use_of(step, rate) if self._use_of else {}
+            values = {"images_per_second": rate, **self._use, **values}
         images_seen = step * self._images_per_step
         self._file.append({"step": step, "images_seen": images_seen, **values})
         self._show(step, values)
@@ -175,4 +181,4 @@ class Tracker:
         rate = [] if self._images_per_second is None else [f"{self._images_per_second:,.0f} images/s"]
         seconds = self._clock.seconds_left(step)
         eta = [] if seconds is None else [f"ETA {readable_time(seconds)}"]
-        return [f"step {step}/{self._steps}", *rate, *eta, *self._losses, *self._checks]
+        return [f"step {step}/{self._steps}", *rate, *eta, *self._losses, *self._checks, *brief_use(self._use)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from gen_dist.config import RoleName
 from gen_dist.evaluation.guide import base_name, in_order, is_of_run, metric_of
 from gen_dist.pictures.curves import spelled, unit_of
 from gen_dist.presets import presets
+from gen_dist.records.display import brief_use
 from gen_dist.records.readable import readable_duration, readable_result
 from gen_dist.records.summary import last_values
 from gen_dist.reports.groups import Group, data_value, readable_values, scalars, short_training
@@ -269,6 +271,7 @@ def _environment(run: RunRecord) -> list[Fact]:
         "GPUs": "; ".join(gpus) or "none",
         "processes": f"{told.get('processes')}, of {told.get('torch_threads')} threads",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        **_use_of_machine(run),
         "platform": str(told.get("platform")),
         "commit": f"{git['commit'][:12]}{', with uncommitted changes' if git['dirty'] else ''}" if git else "",
         "data digest": run.state["data_digest"],
@@ -277,6 +280,22 @@ def _environment(run: RunRecord) -> list[Fact]:
         ),
     }
     return [Fact(name, value) for name, value in facts.items() if value]
+
+
+def _use_of_machine(run: RunRecord) -> dict[str, str]:
+    """Arithmetic a second and peak of memory, as metrics.jsonl has them."""
+    lines = [line for line in run.metrics if line.get("peak_memory_mib") is not None]
+    if not lines:
+        return {}
+    found = {"peak of memory": f"{max(line['peak_memory_mib'] for line in lines) / 1024:.2f} GiB, in the main process"}
+    middle = {
+        name: statistics.median(values)
+        for name in ("tflops_per_second", "fraction_of_peak")
+        if (values := [line[name] for line in lines if line.get(name) is not None])
+    }
+    if middle:
+        found["arithmetic"] = f"{brief_use(middle)[0]}{' of the peak' if 'fraction_of_peak' in middle else ''}, median"
+    return found
 
 
 def _commands(run: RunRecord) -> list[tuple[str, str]]:

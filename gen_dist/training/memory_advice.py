@@ -95,9 +95,13 @@ def free_frames(error: BaseException) -> None:
 
 def _peak(device: torch.device) -> str:
     """Greatest use of memory so far, and how much there is."""
+    on_gpu = device.type == "cuda"
+    there = torch.cuda.get_device_properties(device).total_memory if on_gpu else psutil.virtual_memory().total
+    return f"{peak_memory_bytes(device) / _GIB:.2f} of {there / _GIB:.2f} GiB"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory that tensors of this process had on a GPU, else most memory of the process."""
     if device.type == "cuda":
-        there = torch.cuda.get_device_properties(device).total_memory
-        return f"{torch.cuda.max_memory_allocated(device) / _GIB:.2f} of {there / _GIB:.2f} GiB"
-    unit = 1 if sys.platform == "darwin" else 1024
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return f"{used / _GIB:.2f} of {psutil.virtual_memory().total / _GIB:.2f} GiB"
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

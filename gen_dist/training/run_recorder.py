@@ -29,6 +29,7 @@ from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.summary import last_values, summary_of
 from gen_dist.records.tracker import Tracker
 from gen_dist.records.trackers.base import Values
+from gen_dist.training.machine_use import MachineUse
 from gen_dist.training.trainer import Trainer
 
 Metrics = Mapping[str, float | list[float]]
@@ -111,11 +112,19 @@ class RunRecorder:
 class MainRunRecorder(RunRecorder):
     """The recorder of the main process: a context manager that closes metrics.jsonl, progress bar and trackers."""
 
-    def __init__(self, trainer: Trainer, holding: Holding, screen: TextIO | None, on_log: OnLog | None = None) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        holding: Holding,
+        announce: Callable[[str], None],
+        screen: TextIO | None,
+        on_log: OnLog | None = None,
+    ) -> None:
         super().__init__(holding.path, trainer.processes)
         self._config = trainer.config
         self._trainer = trainer
         self._holding = holding
+        self._announce = announce
         self._screen = screen
         self._on_log = on_log
         self._paths = RunPaths(holding.path)
@@ -137,6 +146,7 @@ class MainRunRecorder(RunRecorder):
     def begin(self, step: int) -> None:
         """Open metrics.jsonl, progress bar and trackers, and record that training starts at this step."""
         wandb_id = wandb_id_of(self.path)
+        use = MachineUse(self._trainer, self._announce, first_step=step)
         self._tracker = Tracker(
             self.path,
             self._config,
@@ -145,6 +155,7 @@ class MainRunRecorder(RunRecorder):
             wandb_id=wandb_id,
             stream=self._screen,
             on_log=self._on_log,
+            use=use.figures,
         )
         # After the tracker, which may refuse to start: a refusal must not change the directory.
         record_start(self.path, self._config, step, wandb_id, self._processes.world_size)

@@ -186,7 +186,8 @@ _WITH_TIMES = frozenset(
 """Files with times or identities in them."""
 _KEY_OF_FOLDER = re.compile(r"(?<=cache/folder-images-)[0-9a-f]+")
 """Key of a folder's packed data: it holds the folder's inode, which each copy of the files has anew."""
-_TIMES = re.compile(r'"(images_per_second|training_seconds|seconds|id|started|bytes|sha256)": [^,}\n]*,?\s*')
+_OF_TIME = "images_per_second|tflops_per_second|fraction_of_peak|peak_memory_mib|training_seconds|seconds"
+_TIMES = re.compile(rf'"({_OF_TIME}|id|started|bytes|sha256)": [^,}}\n]*,?\s*')
 
 _SECONDS = re.compile(r"[ ]*\b[\d.,]+ (s|seconds?|minutes?)\b[^\n]*")
 """Times that a command prints, to the end of their lines."""

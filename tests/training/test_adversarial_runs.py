@@ -16,7 +16,7 @@ from gen_dist.objectives import Batch, TurnResult
 from gen_dist.objectives.gan import GanDiscriminatorPhase, GanGeneratorPhase
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import checkpoint_paths
-from gen_dist.records.metrics_file import read_metrics
+from gen_dist.records.metrics_file import MACHINE_USE, read_metrics
 from gen_dist.records.score_bins import SCORE_EDGES
 from gen_dist.training.outcome import DivergenceError, Outcome
 from gen_dist.training.run import train
@@ -49,7 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def _records(run_dir: Path) -> list[dict[str, Any]]:
     return [
-        {name: value for name, value in record.items() if name != "images_per_second"}
+        {name: value for name, value in record.items() if name not in MACHINE_USE}
         for record in read_metrics(run_dir / "metrics.jsonl")
     ]
 

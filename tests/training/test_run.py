@@ -23,7 +23,7 @@ from gen_dist.config import DataConfig, OptimizerConfig, TrainConfig
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import checkpoint_paths
-from gen_dist.records.metrics_file import read_metrics
+from gen_dist.records.metrics_file import MACHINE_USE, read_metrics
 from gen_dist.records.reading import read_object
 from gen_dist.records.removal import remove_run
 from gen_dist.records.run_mark import write_mark
@@ -32,8 +32,6 @@ from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
 from tests.support.runs import assert_same_bits, small_config, write_config
 from tests.support.warm_python import warm_python
-
-TIMES = ("images_per_second",)
 
 
 def _quiet(_line: str) -> None:
@@ -53,7 +51,7 @@ def _state(run_dir: Path) -> tuple[int, dict[str, torch.Tensor]]:
 
 def _records(run_dir: Path) -> list[dict[str, object]]:
     return [
-        {key: value for key, value in record.items() if key not in TIMES}
+        {key: value for key, value in record.items() if key not in MACHINE_USE}
         for record in read_metrics(run_dir / "metrics.jsonl")
     ]
 
