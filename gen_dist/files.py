@@ -300,7 +300,7 @@ def temporary_directory(purpose: str) -> Iterator[Path]:
         (path / "content").mkdir()
         yield path / "content"
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove_temporary_directory(path)
         if descriptor is not None:
             os.close(descriptor)
 
@@ -316,8 +316,14 @@ def _remove_temporary_directories(prefix: str) -> None:
                 continue
             descriptor = _locked_directory(path)
             if descriptor is not None:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove_temporary_directory(path)
                 os.close(descriptor)
+
+
+def _remove_temporary_directory(path: Path) -> None:
+    shutil.rmtree(path / "content", ignore_errors=True)
+    if not (path / "content").exists():  # else its mark stays, by which the next one knows it
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _locked_directory(path: Path) -> int | None:

@@ -73,6 +73,25 @@ def test_temporary_directory_of_a_killed_process_goes_with_the_next(tmp_path, mo
     assert sorted(tmp_path.iterdir()) == [foreign, tmp_path / "gen_dist-check-1"]
 
 
+def test_what_a_temporary_directory_leaves_goes_with_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    unlink = os.unlink
+
+    def refuse(name, **place):
+        if name == "stuck":
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        unlink(name, **place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        with temporary_directory("check") as first:
+            (first / "stuck").touch()
+    assert (first / "stuck").exists()
+    with temporary_directory("check"):
+        assert not first.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_link_in_the_temporary_files_place_is_not_followed(tmp_path, monkeypatch):
     monkeypatch.setattr(secrets, "token_hex", lambda count: "guessed")
     (tmp_path / "victim").write_text("precious")

@@ -204,7 +204,8 @@ class LatentSet:
             found = read_object(self._record_file(name), _RECORD, "")
         except (FileNotFoundError, DamagedError):
             return None
-        return found if (name in self.files() and self.in_one_file) or self._are_sums(found["sums"]) else None
+        is_joined = self.in_one_file and name in self.files()  # its sums are those of its shards
+        return found if is_joined or self._are_sums(found["sums"]) else None
 
     def _are_sums(self, sums: Any) -> bool:
         """True for sums as `latent_rows.sums_of` gives for the latents of this set."""
