@@ -321,9 +321,15 @@ def _remove_temporary_directories(prefix: str) -> None:
 
 
 def _remove_temporary_directory(path: Path) -> None:
+    """Remove as much as goes. The mark stays if anything does: by it the next one knows that it may remove the rest."""
     shutil.rmtree(path / "content", ignore_errors=True)
-    if not (path / "content").exists():  # else its mark stays, by which the next one knows it
-        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        if not (path / "content").exists():
+            (path / _OURS).unlink(missing_ok=True)
+            try:
+                path.rmdir()
+            except OSError:
+                (path / _OURS).touch()
 
 
 def _locked_directory(path: Path) -> int | None:

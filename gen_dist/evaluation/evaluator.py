@@ -6,14 +6,13 @@ its data have, and the context computes their shared inputs. Samples are compare
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset
-from gen_dist.errors import CheckpointError, UserError
+from gen_dist.errors import CheckpointError, UnreadableError, UserError
 from gen_dist.evaluation.context import Context
 from gen_dist.evaluation.features import FeatureName, FeatureNetwork, feature_network, fits_digits
 from gen_dist.evaluation.marginal_likelihood import is_binarized
@@ -82,8 +81,12 @@ def evaluate(
         UnwrittenError: the figures are measured and cannot be written. The error has them.
         UnmeasuredError: the code of a metric fails. The other figures are written, and the error has them.
     """
-    with contextlib.suppress(CheckpointError):  # told below, after mistakes in the options
+    try:
         config_of_run(run)  # loads its plug-ins, which may have metrics
+    except UnreadableError:
+        raise  # without their names, their metrics would be left out in silence
+    except CheckpointError:
+        pass  # told below, after mistakes in the options
     asked = list(measured_metrics() if metrics is None else metrics)
     check_options(run, asked, samples, nll_samples, nll_images)
     processes = start_processes(TrainConfig(device=device))

@@ -151,7 +151,7 @@ class Commands:
             elif path.name in _WITH_TIMES or path.suffix == ".html":
                 found[name] = "present"
             elif path.name == "evaluation.json":
-                found[name] = _digest(json.dumps(figures_of(path)).encode())
+                found[name] = _digest(json.dumps(figures_of(path), sort_keys=True).encode())
             elif path.suffix in (".json", ".jsonl"):
                 found[name] = _digest(_TIMES.sub("", path.read_text(errors="replace")).encode())
             else:

@@ -20,6 +20,7 @@ import safetensors.torch
 
 from gen_dist.config import OptimizerConfig
 from gen_dist.errors import DamagedError, OtherVersionError, UnreadableError, UserError
+from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.evaluation.record import read_evaluation
 from gen_dist.inference.model import load
 from gen_dist.records import checkpoint as checkpoints
@@ -342,3 +343,12 @@ def test_changed_metrics_before_a_checkpoint_are_told(damage: str, tmp_path: Pat
     train(dataclasses.replace(config, steps=6), say=told.append)
     assert any("metrics.jsonl is damaged, or was edited: its first " in line for line in told)
     assert read_run(tmp_path / "run").damage is None  # told once, and recorded anew
+
+
+def test_an_unreadable_config_leaves_no_metric_of_a_plugin_out(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(OLD_RUN, run)
+    (run / "config.json").unlink()
+    (run / "config.json").mkdir()
+    with pytest.raises(UnreadableError, match=r"config\.json cannot be read just now"):
+        evaluate(run, ["sharpness"], announce=lambda _line: None)
