@@ -14,6 +14,7 @@ from torch.autograd.function import FunctionCtx
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.parallel.facts import Facts, disagreement
 from gen_dist.parallel.processes import Processes
+from gen_dist.parallel.rendezvous import step_timeout
 from gen_dist.plugins.faults import told
 
 T = TypeVar("T")
@@ -148,7 +149,7 @@ class StopVote:
     def __init__(self, processes: Processes) -> None:
         self._group: dist.ProcessGroup | None = None
         if processes.world_size > 1:
-            group = dist.new_group(backend="gloo")
+            group = dist.new_group(backend="gloo", timeout=step_timeout())
             assert isinstance(group, dist.ProcessGroup)
             self._group = group
         self._pending: tuple[dist.Work, Tensor] | None = None

@@ -24,7 +24,9 @@ _ANOTHER_PORT = "choose another for all processes, with --main_process_port, tor
 _POLL_SECONDS = 0.02
 _READ_SECONDS = 10.0
 _VERDICT, _READERS = "verdict", "readers"
-STEP_TIMEOUT = timedelta(minutes=30)  # the others wait while the main process draws and saves; torch's own for gloo
+STEP_SECONDS = 1800
+"""Longest wait for another process in training, on CPUs; GEN_DIST_STEP_SECONDS overrides it. The others wait while the
+main process draws and saves."""
 
 
 def join(on_cpu: bool, launched: int, facts: Facts) -> None:
@@ -65,8 +67,17 @@ def join(on_cpu: bool, launched: int, facts: Facts) -> None:
         error.shared = False
         raise error from None
     if on_cpu:
-        _set_timeout(STEP_TIMEOUT)
-    store.set_timeout(STEP_TIMEOUT)
+        _set_timeout(step_timeout())
+    store.set_timeout(step_timeout())
+
+
+def step_timeout() -> timedelta:
+    """Longest wait for another process in training.
+
+    Raises:
+        ConfigError: GEN_DIST_STEP_SECONDS is not a whole number.
+    """
+    return timedelta(seconds=number_from("GEN_DIST_STEP_SECONDS", STEP_SECONDS))
 
 
 def number_from(name: str, default: int | None = None) -> int:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gen_dist.parallel.barrier import LINE_FLOATS, Barrier, is_alive
-from gen_dist.parallel.rendezvous import STEP_TIMEOUT
+from gen_dist.parallel.rendezvous import step_timeout
 
 _SHARED_BYTES = 2**30
 """Largest block of shared memory."""
@@ -43,7 +43,7 @@ class SharedWeights:
         self._rank, world_size = dist.get_rank(), dist.get_world_size()
         count = flat_floats(parameters)
         lines, weights, gradients = memory.split([LINE_FLOATS * world_size, count, world_size * count])
-        self.barrier = Barrier(lines, STEP_TIMEOUT)
+        self.barrier = Barrier(lines, step_timeout())
         for parameter, view in zip(parameters, views_of(weights, parameters), strict=True):
             if self._rank == 0:
                 view.copy_(parameter.detach())

@@ -1,16 +1,21 @@
 """Many hosts: two network namespaces, SLURM's script, torchrun, and reasons why processes cannot join."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import re
 import runpy
+import signal
 import socket
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
@@ -18,6 +23,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.parallel.processes import start_processes
+from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.metrics_file import read_metrics
 from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
@@ -89,6 +95,92 @@ def test_two_hosts_equal_one_process(hosts: tuple[Host, Host], tmp_path: Path) -
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "finished at step 20" in outputs[0] and "finished" not in outputs[1]
     _assert_equals_one_process(run, tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["a cut cable", "a stopped process"])
+def test_a_run_of_two_hosts_goes_on_after(fault: str, hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    """Nobody says anything any more, so the processes wait for each other until the time is up."""
+    run, config = tmp_path / "run", _long_config()
+    words = ["--config", write_config(tmp_path / "config.json", config), "--run-dir", run]
+    processes = _launch_on(hosts, words, GEN_DIST_STEP_SECONDS="6")
+    _wait_for_checkpoint(run, processes)
+    if fault == "a cut cable":
+        hosts[1].set_cable(plugged=False)
+        outputs = _outputs(processes)
+        hosts[1].set_cable(plugged=True)
+    else:
+        (stopped,) = _workers(hosts[1].process_ids(), rank=1)
+        stopped.send_signal(signal.SIGSTOP)
+        outputs = _outputs(processes[:1])
+        stopped.send_signal(signal.SIGCONT)
+        outputs += _outputs(processes[1:])
+    _assert_ended_in_a_line(processes, outputs)
+    again = _launch_on(hosts, words)
+    outputs = _outputs(again)
+    assert [process.returncode for process in again] == [0, 0], outputs
+    _assert_went_on(run, config, outputs[0], tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_run_with_shared_weights_goes_on_after_a_stopped_process(tmp_path: Path) -> None:
+    run, config = tmp_path / "run", _long_config()
+    words = ["--config", write_config(tmp_path / "config.json", config), "--run-dir", run]
+    launch = [Path(TOOLS) / "accelerate", "launch", "--config_file", CONFIGS / "cpu_2_processes.yaml", TRAIN, *words]
+    processes = [_start(launch, GEN_DIST_STEP_SECONDS="6")]
+    _wait_for_checkpoint(run, processes)
+    (stopped,) = _workers([one.pid for one in psutil.Process(processes[0].pid).children(recursive=True)], rank=1)
+    stopped.send_signal(signal.SIGSTOP)
+    (output,) = outputs = _outputs(processes)  # the launcher kills the process that does not end
+    _assert_ended_in_a_line(processes, outputs)
+    assert re.search(rf"\(rank 1 \(process {stopped.pid}\) of this run did not arrive in \d+ s\)", output)
+    again = [_start(launch)]
+    (output,) = _outputs(again)
+    assert again[0].returncode == 0, output
+    _assert_went_on(run, config, output, tmp_path / "alone")
+
+
+def _long_config() -> TrainConfig:
+    """Long enough for a fault between two checkpoints."""
+    return small_config("vae", steps=1200, checkpoint_every=40, evaluate_every=1200, sample_every=1200)
+
+
+def _wait_for_checkpoint(run: Path, processes: list["subprocess.Popen[str]"]) -> None:
+    deadline = time.monotonic() + 120
+    while len(checkpoint_paths(run)) < 2:
+        ended = [process for process in processes if process.poll() is not None]
+        assert not ended and time.monotonic() < deadline, [process.communicate()[0] for process in ended]
+        time.sleep(0.05)
+
+
+def _workers(process_ids: Sequence[int], rank: int) -> list[psutil.Process]:
+    """Processes of this rank that train."""
+    found = []
+    for number in process_ids:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(number)
+            if process.environ().get("RANK") == str(rank) and TRAIN in process.cmdline()[:3]:
+                found.append(process)
+    return found
+
+
+def _assert_ended_in_a_line(processes: list["subprocess.Popen[str]"], outputs: list[str]) -> None:
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode != 0
+        lines = _errors(output)
+        assert lines, output
+        for line in lines:
+            assert "another process of this run has ended or cannot be reached (" in line
+            assert line.endswith("; see its output, then run the same command")
+
+
+def _assert_went_on(run: Path, config: TrainConfig, output: str, alone: Path) -> None:
+    assert re.search(r"resuming .* at step \d+ of 1200", output), output
+    train(dataclasses.replace(config, run_dir=str(alone)), say=lambda _line: None)
+    one, many = (read_metrics(path / "metrics.jsonl") for path in (alone, run))
+    assert [record["step"] for record in many] == list(range(1, 1201))
+    assert losses_of(many)[:50] == close_losses(losses_of(one)[:50])
+    assert losses_of(many)[-1] == pytest.approx(losses_of(one)[-1], rel=1e-2)
 
 
 @pytest.mark.parametrize("name", ["hosts_cpu", "hosts_8_gpus"])
