@@ -24,30 +24,32 @@ from gen_dist.training.trainer import Due, Trainer
 from gen_dist.training.turn import autocast, computing
 
 MIB = 2**20
-_MOST_IMAGES = 8
+_MOST_IMAGES = 2
 """Images of the counted steps; operations are in proportion to images."""
 
 
 class MachineUse:
     """Figures of a run's use of the machine, for lines of metrics.jsonl."""
 
-    def __init__(self, trainer: Trainer, announce: Callable[[str], None], *, first_step: int) -> None:
+    def __init__(self, trainer: Trainer, warn: Callable[[str], None], *, first_step: int) -> None:
         """Count the operations of steps of every kind, and find the device's peak.
 
         Args:
             trainer: the run's. Its networks get no new values.
-            announce: takes a warning if an objective cannot be counted.
+            warn: takes a line with the first figures if an objective cannot be counted. An objective that cannot be
+                trained either has ended the run before that.
             first_step: step from which the first figures are.
         """
         self._trainer = trainer
         self._device = trainer.processes.device
         self._step = first_step
         self._flops: dict[tuple[tuple[str, bool], ...], float] = {}
+        self._warn = warn
+        self._reason = ""
         try:
             self._flops = flops_per_image(trainer)
         except Exception as error:  # an objective from outside, on which the run does not depend here
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            announce(f"warning: the arithmetic of a step is not counted: {reason}")
+            self._reason = " ".join(str(error).split())[:200] or type(error).__name__
         peak = peak_flops(self._device, trainer.dtype)
         self._peak = None if peak is None else peak * trainer.processes.world_size
         if self._device.type == "cuda":
@@ -64,6 +66,9 @@ class MachineUse:
             `tflops_per_second` of all processes, `fraction_of_peak` if the device's peak is known, and
             `peak_memory_mib` of this process: of tensors on a GPU, else of the whole process.
         """
+        if self._reason:
+            self._warn(f"warning: the arithmetic of a step is not counted: {self._reason}")
+            self._reason = ""
         kinds = [self._flops.get(tuple(self._trainer.due_at(one).items())) for one in range(self._step, step)]
         known = [flops for flops in kinds if flops is not None]
         self._step = step

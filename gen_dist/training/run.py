@@ -110,9 +110,7 @@ def _train(
         config = with_accumulation_that_fits(config, path, holding.fresh, dataset, processes, announce)
         with contextlib.closing(Trainer(config, dataset, processes)) as trainer, stop_signals(stop):
             is_main = processes.is_main
-            recorder = (
-                MainRunRecorder(trainer, holding, announce, screen, on_log) if is_main else RunRecorder(path, processes)
-            )
+            recorder = MainRunRecorder(trainer, holding, screen, on_log) if is_main else RunRecorder(path, processes)
             return _Run(trainer, recorder, announce, supervisor, stop).train(holding.fresh)
 
 

@@ -112,19 +112,11 @@ class RunRecorder:
 class MainRunRecorder(RunRecorder):
     """The recorder of the main process: a context manager that closes metrics.jsonl, progress bar and trackers."""
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        holding: Holding,
-        announce: Callable[[str], None],
-        screen: TextIO | None,
-        on_log: OnLog | None = None,
-    ) -> None:
+    def __init__(self, trainer: Trainer, holding: Holding, screen: TextIO | None, on_log: OnLog | None = None) -> None:
         super().__init__(holding.path, trainer.processes)
         self._config = trainer.config
         self._trainer = trainer
         self._holding = holding
-        self._announce = announce
         self._screen = screen
         self._on_log = on_log
         self._paths = RunPaths(holding.path)
@@ -146,7 +138,7 @@ class MainRunRecorder(RunRecorder):
     def begin(self, step: int) -> None:
         """Open metrics.jsonl, progress bar and trackers, and record that training starts at this step."""
         wandb_id = wandb_id_of(self.path)
-        use = MachineUse(self._trainer, self._announce, first_step=step)
+        use = MachineUse(self._trainer, lambda line: self._open_tracker.note(line), first_step=step)
         self._tracker = Tracker(
             self.path,
             self._config,
