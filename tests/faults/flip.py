@@ -99,7 +99,7 @@ def verdict_of(
         return f"no result: {error}"
     if damage == "gone" and not {"checkpoints", "cache"} & set(Path(damaged).parts):
         return "absent"
-    told = any(word in ended.err for word in ("damaged", "cannot be read", "packed ")) and ended.err != usual.err
+    told = any(word in ended.err and word not in usual.err for word in ("damaged", "cannot be read", "packed "))
     if found == expected:
         return "told" if told else "same"
     if command.startswith(("resume", "train")):
