@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gen_dist.config import AutoencoderKlConfig, LatentAutoencoderConfig, TrainConfig
 from gen_dist.data import Split
-from gen_dist.errors import ConfigError
+from gen_dist.errors import ConfigError, shortened
 from gen_dist.files import read_regular, reason_of
 from gen_dist.inference.exported import DIFFUSERS_WEIGHTS
 from gen_dist.inference.latent_rows import deviation_of, sums_of
@@ -197,7 +197,7 @@ def read_published(directory: Path) -> Published:
         weights = safetensors.torch.load(content)
     except (ValueError, safetensors.SafetensorError) as error:
         raise ConfigError(
-            f"{directory} is no whole model of diffusers: {' '.join(str(error).split())}; fetch it again"
+            f"{directory} is no whole model of diffusers: {shortened(str(error))}; fetch it again"
         ) from None
     found = {name: value for name, value in fields.items() if value is not None}
     return Published(str(directory), found, weights, hashlib.sha256(content).hexdigest())
@@ -215,9 +215,9 @@ def _file_of_weights(directory: Path) -> Path:
     try:
         name = parsed_object(_read(directory / CONFIG), {"_class_name": TEXT})["_class_name"]
     except ValueError as error:
-        raise ConfigError(f"{said}: in {CONFIG}, {error}") from None
+        raise ConfigError(f"{said}: in {CONFIG}, {shortened(str(error))}") from None
     if name not in _CLASSES.values():
-        raise ConfigError(f"{said}, but of a {name}; there are {', '.join(_CLASSES.values())}")
+        raise ConfigError(f"{said}, but of a {shortened(name)}; there are {', '.join(_CLASSES.values())}")
     files = [directory / WEIGHTS, directory / _HALF_WEIGHTS]
     for file in files:
         if file.exists():
@@ -245,7 +245,7 @@ def start_from(objective: Objective, config: TrainConfig, published: Published) 
     try:
         options = diffusers_layout.network_options(published.fields)
     except ConfigError as error:
-        raise ConfigError(f"{place} is of another network: {error}") from None
+        raise ConfigError(f"{place} is of another network: {shortened(str(error))}") from None
     network = dataclasses.asdict(_network_of(config))
     network["attention_factors"] = tuple(sorted(network["attention_factors"]))
     options |= {"codebook_size": codes} if (codes := diffusers_layout.codes_of(published.fields)) else {}
@@ -258,7 +258,7 @@ def start_from(objective: Objective, config: TrainConfig, published: Published) 
             tensors.pop(diffusers_layout.CODE_SUMS, None)
         if missing := sorted(ours.keys() ^ tensors.keys()):
             here = "is not in" if missing[0] in ours else "is only in"
-            raise ConfigError(f"{name}.{missing[0]} {here} the weights of {place}; fetch them again")
+            raise ConfigError(f"{shortened(f'{name}.{missing[0]}')} {here} the weights of {place}; fetch them again")
         for key, tensor in tensors.items():
             if tensor.shape != ours[key].shape:
                 raise ConfigError(

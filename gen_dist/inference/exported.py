@@ -14,7 +14,7 @@ import safetensors
 from torch import Tensor
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import CheckpointError, DamagedError, UnreadableError
+from gen_dist.errors import CheckpointError, DamagedError, UnreadableError, shortened
 from gen_dist.files import retrying, unreadable
 from gen_dist.records.checkpoint import IMAGE_SHAPE
 from gen_dist.records.reading import COUNT, TEXT, list_of, parsed_object, read_config
@@ -129,4 +129,4 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except KeyError as error:
         raise DamagedError(f"{file} is damaged, or of an older version: no {error} in it; export again") from None
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{file} is damaged: {' '.join(str(error).split())}; export the run again") from None
+        raise DamagedError(f"{file} is damaged: {shortened(str(error))}; export the run again") from None

@@ -120,6 +120,7 @@ def sums_of(latents: np.ndarray[Any, Any], logvar: np.ndarray[Any, Any] | None) 
     }
 
 
+@np.errstate(all="ignore")  # sums of an edited record may overflow
 def statistics_of(sums: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation of each channel of the latents drawn, and the factor that scales them all to 1.
 
@@ -134,6 +135,7 @@ def statistics_of(sums: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+@np.errstate(all="ignore")
 def deviation_of(sums: Sequence[Mapping[str, Any]]) -> float:
     """Standard deviation of all entries of the latents drawn, over all channels; NaN if one is not finite."""
     mean, squares = _moments(sums)

@@ -31,7 +31,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import CheckpointError, ConfigError, DamagedError, OtherVersionError, PluginError, UnreadableError
+from gen_dist.errors import (
+    CheckpointError,
+    ConfigError,
+    DamagedError,
+    OtherVersionError,
+    PluginError,
+    UnreadableError,
+    shortened,
+)
 from gen_dist.files import named_in_utf8, open_regular, retrying, sync, unreadable
 from gen_dist.records.metrics_file import METRICS
 from gen_dist.records.reading import (
@@ -315,7 +323,7 @@ def _names_in(path: Path) -> list[str]:
 
 
 def _damaged(path: Path, what: str) -> DamagedError:
-    return DamagedError(f"checkpoint {path} is damaged: {what}")
+    return DamagedError(f"checkpoint {path} is damaged: {shortened(what)}")
 
 
 def load_newest(

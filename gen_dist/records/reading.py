@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import CheckpointError, DamagedError, OtherVersionError, UnknownNameError, UnreadableError
+from gen_dist.errors import (
+    CheckpointError,
+    DamagedError,
+    OtherVersionError,
+    UnknownNameError,
+    UnreadableError,
+    shortened,
+)
 from gen_dist.files import read_regular, unreadable, write_atomically
 from gen_dist.records.run_paths import RunPaths
 
@@ -142,7 +149,7 @@ def read_object(path: Path, shape: Mapping[str, Kind], way_out: str) -> dict[str
     except ValueError as error:
         if isinstance(error, UnreadableError):
             raise
-        raise DamagedError(f"{path} is damaged: {' '.join(str(error).split())}; {way_out}") from None
+        raise DamagedError(f"{path} is damaged: {shortened(str(error))}; {way_out}") from None
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:
