@@ -155,7 +155,9 @@ def _run(block: Block) -> None:
     assert block.reason != "", "no reason why it is not run"
     if block.language not in SHELL:
         code = compile(block.text, str(block.guide), "exec")
-        if block.reason is None:
+        if named := re.match(r"# (\w+\.py)\n", block.text):  # a file that later commands name
+            Path(named[1]).write_text(block.text)
+        elif block.reason is None:
             exec(code, {"__name__": "__main__"})
         return
     for words in words_of(block.text):
