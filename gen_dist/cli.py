@@ -260,7 +260,7 @@ def run_command(command: Callable[[], None]) -> NoReturn:
 
 
 def _exit_code_of(command: Callable[[], None]) -> int:
-    watch = Watch(interpreter.SETTINGS)
+    watch = Watch(interpreter.SETTLED)
     try:
         try:
             command()

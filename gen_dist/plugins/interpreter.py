@@ -148,7 +148,7 @@ def _set_limits(before: dict[str, tuple[int, int]]) -> None:
                 resource.setrlimit(kind, (soft if _is_as_much(hard, soft) else hard, hard))
 
 
-SETTINGS: tuple[Setting, ...] = (
+SETTLED: tuple[Setting, ...] = (
     # First: reading the others takes some calls.
     Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit, is_kept=lambda old, now: now >= old),
     Setting("builtins", lambda: dict(vars(builtins)), vars(builtins).update, is_kept=_has_same),
@@ -156,13 +156,15 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("sys.meta_path", _finders, _set_finders, is_kept=_has_all),
     Setting("sys.path_hooks", _hooks, _set_hooks, is_kept=_has_all),
     Setting("sys.path", lambda: _list(sys.path), _set_paths, is_kept=_has_all),
-    Setting("the handlers of signals", _handlers, _set_handlers, is_kept=_has_handlers),
     Setting("the collection of garbage", _collector, _set_collector),
     Setting("the locale", _locale, _set_locale),
 )
 if os.name == "posix":
-    SETTINGS += (
-        Setting("the alarm", _has_alarm, _set_alarm),
+    SETTLED += (
         Setting("the permissions of new files", _mask, os.umask),
         Setting("the limits of resources", _limits, _set_limits, is_kept=_allow_as_much),
     )
+"""Settings that no command of ours and no library of it changes."""
+SETTINGS = (*SETTLED, Setting("the handlers of signals", _handlers, _set_handlers, is_kept=_has_handlers))
+if hasattr(signal, "getitimer"):
+    SETTINGS += (Setting("the alarm", _has_alarm, _set_alarm),)

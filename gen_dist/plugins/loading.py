@@ -20,19 +20,18 @@ import re
 import sys
 import threading
 import types
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from gen_dist.errors import ConfigError, PluginError
 from gen_dist.files import temporary_directory
+from gen_dist.plugins.entry_points import entry_points
 from gen_dist.plugins.neighbours import uncovered_imports
 from gen_dist.plugins.surroundings import surroundings_kept
 from gen_dist.plugins.tables import FILES, has_registered, registering
 from gen_dist.startup import tell
 
-GROUP = "gen_dist.plugins"
-"""Entry points of installed packages; each names a module."""
 FILES_VARIABLE = "GEN_DIST_PLUGIN_FILES"
 """Environment variable by which processes that this one starts find the single files, one a line."""
 
@@ -93,7 +92,7 @@ def load_installed() -> None:
         if _has_searched:
             return
         _has_searched = True
-        for name in sorted(set(_entry_points())):
+        for name in sorted(set(entry_points())):
             try:
                 _load_module(name, False)
             except PluginError as error:
@@ -165,6 +164,13 @@ def contents_of(plugins: Iterable[Plugin]) -> dict[str, bytes]:
     return {name: content for name, content in found.items() if content is not None}
 
 
+def changed_files(plugins: Iterable[Plugin]) -> list[str]:
+    """Paths of the single files among some plug-ins that have other content than this process has loaded."""
+    known = [_loaded[plugin.name] for plugin in plugins if plugin.name in _loaded]
+    files = [(one.place, one.content) for one in known if one.content is not None]
+    return [place for place, content in files if Path(place).is_file() and Path(place).read_bytes() != content]
+
+
 def load_contents(contents: Mapping[str, bytes]) -> None:
     """Load single files by their contents, as a process on another host does.
 
@@ -178,7 +184,7 @@ def load_contents(contents: Mapping[str, bytes]) -> None:
         directory = _until_exit.enter_context(temporary_directory("plugins"))
         for name, content in missing.items():
             (directory / name).write_bytes(content)
-            _load_file(directory / name, True)
+            _load_file(directory / name, True, shown=name)
 
 
 def _is_same(name: str, content: bytes) -> bool:
@@ -208,8 +214,15 @@ def _load_record(record: Plugin, directory: Path | None, source: str) -> None:
     _load_file(copy, False, record.sha256)
 
 
-def _load_file(path: Path, is_chosen: bool, recorded: str | None = None) -> Plugin:
-    """Load a single file, if its SHA-256 is the recorded one: nobody knows what damaged code would do."""
+def _load_file(path: Path, is_chosen: bool, recorded: str | None = None, shown: str | None = None) -> Plugin:
+    """Load a single file, if its SHA-256 is the recorded one: nobody knows what damaged code would do.
+
+    Args:
+        path: the file.
+        is_chosen: see `_Loaded`.
+        recorded: its SHA-256 in the config that names it.
+        shown: name in errors, if the user does not know the path.
+    """
     if path.suffix != ".py":
         reason = "is no Python file: its name does not end with .py"
         if path.is_dir():
@@ -231,9 +244,9 @@ def _load_file(path: Path, is_chosen: bool, recorded: str | None = None) -> Plug
     if _is_loaded(plugin, str(path), module, is_chosen):
         return plugin
     place = str(path.absolute())
-    loaded = _Loaded(plugin, module, str(path), content, is_chosen)
+    loaded = _Loaded(plugin, module, shown or str(path), content, is_chosen)
     before = set(sys.modules)
-    with surroundings_kept(str(path)), _failures_told(loaded, {place}), registering(plugin.name):
+    with surroundings_kept(loaded.place), _failures_told(loaded, {place}), registering(plugin.name):
         parent = sys.modules.setdefault(FILES, types.ModuleType(FILES))
         parent.__path__ = []
         spec = importlib.util.spec_from_file_location(module, place)
@@ -365,32 +378,3 @@ def _line_of(error: BaseException, files: Collection[str]) -> tuple[str | None, 
 
 def _is_within(name: str, module: str) -> bool:
     return name == module or name.startswith(f"{module}.")
-
-
-def _entry_points(paths: Sequence[str] | None = None) -> list[str]:
-    """Modules that installed packages name in our group. A look for the text first spares parsing hundreds of them."""
-    found = []
-    for path in sys.path if paths is None else paths:
-        with contextlib.suppress(OSError):
-            for name in os.listdir(path or "."):
-                if name.endswith((".dist-info", ".egg-info")):
-                    found += _entries_in(os.path.join(path, name, "entry_points.txt"))
-    return found
-
-
-def _entries_in(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError):
-        return []
-    if f"[{GROUP}]" not in text:
-        return []
-    import configparser
-
-    parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
-    try:
-        parser.read_string(text)
-        return [value.partition(":")[0].strip() for value in parser[GROUP].values()]
-    except (configparser.Error, KeyError):
-        return []

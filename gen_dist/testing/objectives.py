@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType, MappingProxyType
 from typing import Any
 
@@ -17,12 +17,14 @@ from gen_dist.config import NetworkConfig, ObjectiveConfig, RoleName
 from gen_dist.inference.export import _parts_of, _program
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.records.checkpoint import Checkpoint
+from gen_dist.testing.beside import started_beside
+from gen_dist.testing.compiled import check_compiled_equals_eager
 from gen_dist.testing.graph import generator_states, leaves_of, rounding_share
 from gen_dist.testing.place import place_of
 from gen_dist.testing.report import Announce, Check, Failure, Result, Skipped, nobody, raise_failures, run_checks
 from gen_dist.testing.tape import ComparingRecorder, device_noise_on_cpu
 from gen_dist.testing.trial import ObjectiveTrial, compare_trainings, losses, run_steps, state_of
-from gen_dist.testing.two_processes import check_two_processes_equal_one
+from gen_dist.testing.two_processes import as_json, check_two_processes_equal_one
 from gen_dist.training.trainer import Trainer
 
 LEARNING_RATE = 2e-4
@@ -267,33 +269,6 @@ def check_micro_batches_equal_the_batch(trial: ObjectiveTrial) -> None:
     compare_trainings(trial, "micro-batches", logs, state_of(parts))
 
 
-def check_compiled_equals_eager(trial: ObjectiveTrial) -> None:
-    """Phases compiled by torch.compile train as eager ones do."""
-    import shutil
-
-    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise Skipped("torch.compile needs a C++ compiler, and there is none")
-    compiled = trial.trainer(compile=True)
-    with _scalar_kernels():
-        logs = run_steps(compiled, 0, trial.few_steps)
-    compare_trainings(trial, "compiled phases", logs, state_of(compiled))
-
-
-@contextlib.contextmanager
-def _scalar_kernels() -> Iterator[None]:
-    """Context manager in which Inductor writes kernels without vector instructions, which a C++ compiler compiles
-    faster, and does not first try out which of them this machine has.
-    """
-    from torch._inductor import config
-    from torch._inductor.cpu_vec_isa import valid_vec_isa_list
-
-    with config.patch({"cpp.vec_isa_ok": False, "cpp.simdlen": 1}):
-        try:
-            yield
-        finally:
-            valid_vec_isa_list.cache_clear()  # later kernels of this process are vectorized again
-
-
 def check_the_model_keeps_its_shapes(trial: ObjectiveTrial) -> None:
     """`encode`, `decode`, `pixels` and `evaluate` give what the config and the image shape say."""
     model = _model(trial, trial.trained)
@@ -397,6 +372,10 @@ def check_objective(
     """
     trial = ObjectiveTrial(objective, network, image_shape, roles)
     checks = [*OBJECTIVE_CHECKS, *(SLOW_OBJECTIVE_CHECKS if slow else ())]
-    results = run_checks(objective.kind or type(objective).__name__, checks, trial, announce)
+    with contextlib.ExitStack() as stack:
+        if slow:  # most of their time is that of imports; what hinders them, the check says
+            with contextlib.suppress(Exception):
+                trial.beside = stack.enter_context(started_beside(as_json(trial)))
+        results = run_checks(objective.kind or type(objective).__name__, checks, trial, announce)
     raise_failures(results)
     return results

@@ -18,6 +18,7 @@ from gen_dist.config import MlpConfig, NetworkConfig, ObjectiveConfig, Optimizer
 from gen_dist.data import Dataset, Split
 from gen_dist.objectives import Batch, Phase, TurnResult
 from gen_dist.parallel.processes import Processes
+from gen_dist.testing.beside import TwoProcesses
 from gen_dist.testing.graph import GraphWatch, ModuleWatch
 from gen_dist.testing.report import Failure
 from gen_dist.training.cuda_graphs import RecordedSteps, Recorder
@@ -44,6 +45,9 @@ class Forward(NamedTuple):
 
 class ObjectiveTrial:
     """Small runs of an objective."""
+
+    beside: TwoProcesses | None = None
+    """Two processes that train it meanwhile, if they were started."""
 
     def __init__(
         self,

@@ -7,82 +7,23 @@ import dataclasses
 import importlib
 import importlib.util
 import json
-import os
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gen_dist.files import temporary_directory
 from gen_dist.network_options import ROLES
 from gen_dist.startup import end_with_parent
-from gen_dist.testing.report import Failure, Skipped
+from gen_dist.testing.beside import started_beside
+from gen_dist.testing.report import Skipped
 from gen_dist.testing.trial import ObjectiveTrial, compare_trainings, run_steps, state_of
-
-_SECONDS = 120
 
 
 def check_two_processes_equal_one(trial: ObjectiveTrial) -> None:
     """Two processes with half of each batch train as one process with all of it."""
+    with contextlib.nullcontext(trial.beside) if trial.beside else started_beside(as_json(trial)) as two:
+        logs, state = two.result()
     trial.config = dataclasses.replace(trial.config, sync_batch_norm=trial.has_batch_statistics)
-    with temporary_directory("check") as folder:
-        logs = _train_in_two(trial, folder)
-        from safetensors.torch import load_file
-
-        compare_trainings(trial, "two processes", logs, load_file(folder / "state.safetensors"))
-
-
-def _train_in_two(trial: ObjectiveTrial, folder: Path) -> list[dict[str, Any]]:
-    (folder / "trial.json").write_text(json.dumps(as_json(trial)))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"CUDA_VISIBLE_DEVICES": "-1", "GEN_DIST_THREADS": "1"}
-    shared["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    command = [sys.executable, "-m", "gen_dist.testing.two_processes", str(folder)]
-    errors = [folder / f"errors-{rank}.txt" for rank in range(2)]  # files: a pipe that is full would stop its writer
-    with contextlib.ExitStack() as stack:
-        started = []
-        for rank, file in enumerate(errors):
-            process = subprocess.Popen(
-                command,
-                env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.DEVNULL,
-                stderr=stack.enter_context(file.open("wb")),
-            )
-            stack.callback(_end, process)
-            started.append(process)
-        failed = _first_failure(started)
-    if failed is not None:
-        lines = errors[failed].read_text(errors="replace").strip().splitlines() or ["without a word"]
-        raise Failure(f"two processes failed: rank {failed}: {lines[-1][:300]}")
-    found: list[dict[str, Any]] = json.loads((folder / "logs.json").read_text())
-    return found
-
-
-def _first_failure(started: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Rank of the process that fails first: the others may then wait for it. None if all succeed.
-
-    Raises:
-        Failure: they take too long.
-    """
-    deadline = time.monotonic() + _SECONDS
-    while time.monotonic() < deadline:
-        codes = [process.poll() for process in started]
-        if failed := [rank for rank, code in enumerate(codes) if code]:
-            return failed[0]
-        if None not in codes:
-            return None
-        time.sleep(0.05)
-    raise Failure(f"two processes did not end in {_SECONDS} seconds: do all ranks call the same collectives?")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
+    compare_trainings(trial, "two processes", logs, state)
 
 
 def as_json(trial: ObjectiveTrial) -> dict[str, Any]:

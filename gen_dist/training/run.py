@@ -142,7 +142,6 @@ class _Run:
         self.supervisor = supervisor
         self.stop = stop
         self.logs = StepLogs(trainer)
-        self.watch = Watch()
         self.step = 0
         self.seconds_before = 0.0
         """Training time of the previous starts of this run."""
@@ -218,6 +217,7 @@ class _Run:
         intervals = {config.log_every, config.evaluate_every, config.sample_every, config.checkpoint_every}
         vote = StopVote(self.trainer.processes)
         stopping = False
+        self.watch = Watch()
         while self.step < config.steps and not stopping:
             self.logs.add(self.trainer.run_step(self.step))
             self.step += 1

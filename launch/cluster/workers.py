@@ -177,11 +177,13 @@ def _refusals_reported(mailbox: Any) -> Iterator[None]:
         yield
     except TakenOverError:
         raise  # not reported: the workers that took over are training
-    except Exception as error:
-        known = error if isinstance(error, UserError) else told(error)
+    except (Exception, SystemExit) as error:
+        known = told(error)
         # Not what the machine refused, such as a peer that is gone: another try may go on without it.
         if known is error or isinstance(known, PluginFault):
             ray.get(mailbox.refuse.remote(str(known)))
+        if known is not None and isinstance(error, SystemExit):  # Ray would take it for the end of the work
+            raise known from error
         raise
 
 

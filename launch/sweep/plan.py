@@ -20,8 +20,10 @@ from gen_dist.launch.cluster.options import run_location
 from gen_dist.launch.sweep.halving import grace_period_of
 from gen_dist.launch.sweep.results import Mode, Sweep, choose_metric, make_trials, readable_metric
 from gen_dist.launch.sweep.space import draw_trials, parse_space, train_command, trial_configs, with_values
+from gen_dist.plugins.loading import changed_files
 from gen_dist.records.reading import OBJECT, TEXT, list_of, read_object
 from gen_dist.records.run_paths import RunPaths
+from gen_dist.startup import tell
 
 _FILES = ("sweep.json", "sweep.csv", "sweep.png")
 
@@ -172,7 +174,8 @@ def best_command(sweep: Sweep, config: TrainConfig, source: Sequence[str]) -> st
     """
     if not sweep.best:
         return None
-    base, _, _ = parse_train(source, "gen-dist train", NoOptions())
+    words, _ = without_plugins(source)  # loaded, from files that may have changed since
+    base, _, _ = parse_train(words, "gen-dist train", NoOptions())
     run_dir = config.run_path.with_name(f"{config.run_path.name}-best")
     best = dataclasses.replace(with_values(config, sweep.best.values), run_dir=str(run_dir))
     return train_command(source, base, best)
@@ -208,3 +211,5 @@ def conclude(sweep: Sweep, config: TrainConfig, source: Sequence[str]) -> None:
         sep="\n",
         flush=True,
     )
+    for place in changed_files(config.plugins):
+        tell(f"warning: plug-in {place} has changed since the sweep began; its trials have the code of before")

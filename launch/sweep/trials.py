@@ -30,7 +30,8 @@ from gen_dist.launch.sweep.halving import Halving
 from gen_dist.launch.sweep.plan import SweepOptions
 from gen_dist.launch.sweep.progress import SweepProgress
 from gen_dist.launch.sweep.results import Metric, Sweep, Trial
-from gen_dist.plugins.faults import PluginFault, told
+from gen_dist.plugins.faults import told
+from gen_dist.plugins.surroundings import watched
 from gen_dist.training.outcome import DivergenceError
 from gen_dist.training.stopping import stop_signals
 
@@ -272,12 +273,12 @@ def run_trial(plan: Plan, index: int) -> None:
     end: dict[str, Any] = {"ended": "failed", "reason": None, "diverged": False}
     try:
         trial.read(plan.metric)
-        (_train_here if plan.options.workers == 1 else _train_in_workers)(plan, trial)
+        with watched():  # later trials are trained in this process, too
+            (_train_here if plan.options.workers == 1 else _train_in_workers)(plan, trial)
         trial.read(plan.metric)
         end["ended"] = "finished" if trial.step == trial.config.steps else "interrupted"
-    except Exception as error:
-        known = error if isinstance(error, UserError) else told(error)
-        if known is not error and not isinstance(known, PluginFault):
+    except (Exception, SystemExit) as error:  # a plug-in's SystemExit would end this process, and those after it
+        if (known := told(error)) is None:
             raise
         end |= {"reason": str(known), "diverged": isinstance(error, DivergenceError)}
     last = {"value": trial.value} if end["ended"] == "finished" else {}

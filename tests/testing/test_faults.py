@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gen_dist.config import NetworkConfig, RoleName
-from gen_dist.testing import two_processes
+from gen_dist.testing import beside, two_processes
 from gen_dist.testing.objectives import OBJECTIVE_CHECKS, SLOW_OBJECTIVE_CHECKS
 from gen_dist.testing.report import Check, Failure, Result, run_checks
 from gen_dist.testing.trial import ObjectiveTrial
@@ -74,7 +74,7 @@ def test_a_rank_that_fails_is_named_though_the_other_waits(tmp_path: Path, monke
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(Failure, match="two processes failed: rank 1: its own words"):
         two_processes.check_two_processes_equal_one(ObjectiveTrial(FaultyConfig()))
-    monkeypatch.setattr(two_processes, "_SECONDS", 0.1)
+    monkeypatch.setattr(beside, "_SECONDS", 0.1)
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     with pytest.raises(Failure, match=r"did not end in 0\.1 seconds"):
         two_processes.check_two_processes_equal_one(ObjectiveTrial(FaultyConfig()))
