@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -531,6 +532,77 @@ def test_eight_trials_lose_bad_ones_and_are_trained_once(tmp_path: Path) -> None
     assert again.returncode == 0 and again.stderr == "", again.stderr
     assert again.stdout == result.stdout
     assert written == {path: path.stat().st_mtime_ns for path in store.rglob("trial_*/**/*") if path.is_file()}
+
+
+FAULTY = """
+import os, sys
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from tyro.conf import Suppress
+
+from gen_dist.config import VaeConfig, objectives
+from gen_dist.objectives.vae import MaximizeElbo, Vae
+from gen_dist.presets import add_preset, get_preset
+
+
+@objectives.register
+@dataclass(frozen=True)
+class FaultyConfig(VaeConfig):
+    implementation: ClassVar[str] = f"{__name__}:Faulty"
+    kind: Suppress[Literal["faulty"]] = "faulty"
+    fault: str = ""
+
+
+class Faulty(Vae):
+    def phases(self):
+        return {"vae": Step(self)}
+
+    def evaluate(self, batch):
+        return super().evaluate({}["figure"] if self.config.fault == "figure" else batch)
+
+
+class Step(MaximizeElbo):
+    def forward(self, batch):
+        match self.objective.config.fault:
+            case "error":
+                {}["weight"]
+            case "end":
+                raise SystemExit(0)
+            case "module":
+                sys.modules["json"] = None
+                import json
+            case "change":
+                open(os.environ["FAULTY"], "a").write("#")
+        return super().forward(batch)
+
+
+small = replace(get_preset("vae-mnist"), data="synthetic", objective=FaultyConfig(), global_batch_size=16, steps=4)
+add_preset("faulty", replace(small, evaluate_every=2, checkpoint_every=2), "faulty")
+"""
+
+
+@pytest.mark.slow
+def test_a_fault_of_a_plugin_is_its_trials_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").mkdir()
+    (plugin := tmp_path / "faulty.py").write_text(FAULTY)
+    monkeypatch.setenv("FAULTY", str(plugin))
+    words = ["faulty", "--plugin", plugin, "--hidden-sizes", 8, "--storage", tmp_path / "store"]
+    result = _run([*words, "--space", "fault=module,error,end,figure,change", "--trials", 5], tmp_path)
+    assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
+    trials = json.loads((tmp_path / "store/faulty-sweep/sweep.json").read_text())["trials"]
+    reasons = {row["values"]["fault"]: row["reason"] for row in trials}
+    assert reasons.pop("change") is None
+    kinds = {
+        "module": "ModuleNotFoundError",
+        "error": "KeyError: 'weight'",
+        "end": "SystemExit: 0",
+        "figure": "KeyError",
+    }
+    for fault, kind in kinds.items():
+        assert re.match(rf"plug-in faulty.py, line \d+: {kind}", reasons[fault]), reasons
+    assert "gen-dist train faulty --plugin" in result.stdout
+    assert f"warning: plug-in {plugin} has changed since the sweep began" in result.stderr
 
 
 def test_the_source_of_a_command_is_its_preset_or_file() -> None:
