@@ -80,7 +80,7 @@ def sample(
     asked = torch.tensor([labels[place % len(labels)] for place in range(count)]) if labels else None
     images = model.sample(count, asked, seed)
     try:
-        save_grid(out, images.cpu().numpy(), columns)
+        save_grid(out, model.scale.eight_bit(images.cpu().numpy()), columns, bar=model.scale.shown_values)
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {reason_of(error)}") from None
     print(out)

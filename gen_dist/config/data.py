@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -12,8 +13,12 @@ from gen_dist.config.checked import Checked, at_least
 from gen_dist.errors import ConfigError
 
 Fit = Literal["crop", "pad", "stretch", "none"]
+Layout = Literal["NHWC", "NCHW"]
+"""Order of the axes of an array of images."""
 
 _LEAST_SIDE = 4
+_NUMBER = r"[-+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
+_VALUE_RANGE = re.compile(rf"dtype|data|percentile:(?P<percentile>{_NUMBER})|(?P<low>{_NUMBER}):(?P<high>{_NUMBER})")
 _WIDTH_BY_HEIGHT = re.compile(r"([0-9]{1,9})(?:[xX]([0-9]{1,9}))?")
 
 
@@ -28,6 +33,17 @@ class DataConfig(Checked):
     """Treatment of images of another size: resize and crop at the centre, pad with white, stretch, or refuse them."""
     channels: Literal[1, 3] | None = None
     """1 for grayscale, 3 for RGB. None keeps the source's channels; folders with any coloured image become RGB."""
+    dtype: Literal["source", "uint8"] = "source"
+    """Type of the values: that of the source, such as uint16, where all images have one; or `uint8`, to which files of
+    more than 8 bits are reduced."""
+    value_range: Annotated[str | None, arg(metavar="{None}|data|dtype|percentile:P|LOW:HIGH")] = None
+    """Values that become the model's darkest and brightest: the least and greatest of the `data`, those of the `dtype`
+    (0:1 for floats), percentiles P and 100 - P, or two numbers. Values beyond are cut off. None is 0:255 for uint8,
+    else `data`."""
+    range_per_channel: bool = False
+    """Measure `value_range` for each channel, not over all."""
+    layout: Layout | None = None
+    """Order of the axes in `array:FILE`. None is for arrays of one possible order: one axis of 1 or 3 channels."""
     test_fraction: float = 0.1
     """Share of the images held out for testing if the source has no test split."""
     unreadable_images: Literal["skip", "error"] = "skip"
@@ -50,6 +66,7 @@ class DataConfig(Checked):
             object.__setattr__(self, "image_size", width if width == height else f"{width}x{height}")
         for side in self.size or ():
             at_least("image_size", side, _LEAST_SIDE)
+        self._refuse_bad_range()
         at_least("synthetic_images", self.synthetic_images, 1)
         at_least("resident_budget_mib", self.resident_budget_mib, 0)
         if not 0 < self.test_fraction < 1:
@@ -62,3 +79,29 @@ class DataConfig(Checked):
             return None
         width, _, height = str(self.image_size).partition("x")
         return int(width), int(height or width)
+
+    def _refuse_bad_range(self) -> None:
+        text = self.value_range
+        if text is None:
+            return
+        found = _VALUE_RANGE.fullmatch(text)
+        if not found:
+            raise ConfigError(f"value_range {text!r} is none of data, dtype, percentile:1 or LOW:HIGH as 150:2599")
+        if found["percentile"] and not 0 < float(found["percentile"]) < 50:
+            raise ConfigError(f"value_range {text}: the percentile is not between 0 and 50")
+        if found["low"] and not -math.inf < float(found["low"]) < float(found["high"]) < math.inf:
+            raise ConfigError(f"value_range {text}: the first number is not below the second")
+        if found["low"] and self.range_per_channel:
+            raise ConfigError(f"value_range {text} is one for all channels; leave out range_per_channel")
+
+    @property
+    def percentile(self) -> float | None:
+        """P of a `value_range` by percentiles."""
+        text = self.value_range or ""
+        return float(text.removeprefix("percentile:")) if text.startswith("percentile:") else None
+
+    @property
+    def given_range(self) -> tuple[float, float] | None:
+        """Numbers of a `value_range` of two."""
+        low, colon, high = (self.value_range or "").partition(":")
+        return (float(low), float(high)) if colon and low != "percentile" else None

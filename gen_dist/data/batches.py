@@ -64,9 +64,11 @@ class TrainBatches:
         self._split = split
         self._prefetcher: Prefetcher | None = None
         self._orders: dict[int, Tensor] = {}
+        self._scale = split.scale
         if split.images.nbytes + split.labels.nbytes <= resident_budget_bytes:
             # On the CPU `copy` reads the map into memory once, so that no page fault stalls a step.
             self._images = torch.from_numpy(split.images).to(self._device, copy=True)
+            self._gatherable = self._images.view(torch.int16) if split.scale.dtype == "uint16" else self._images
             self._labels = torch.from_numpy(split.labels).to(self._device, copy=True)
         else:
             self._prefetcher = Prefetcher(self.gather, self.following)
@@ -77,7 +79,9 @@ class TrainBatches:
         return self._prefetcher is None
 
     def micro_batch(self, step: int, index: int) -> tuple[Tensor, Tensor]:
-        """Images uint8 [rows, C, H, W] and labels int64 [rows] of one micro-batch, on the device.
+        """Images and labels int64 [rows] of one micro-batch, on the device.
+
+        Images are uint8 [rows, C, H, W], or float32 in 0..255 for values other than 8-bit ones.
 
         Raises:
             RuntimeError: after `close`.
@@ -85,10 +89,12 @@ class TrainBatches:
         """
         if self._prefetcher is not None:
             images, labels = self._prefetcher.take((step, index))
-            return self._to_device(images), self._to_device(labels)
+            return self._scale.for_model(self._to_device(images)), self._to_device(labels)
         place = step, index
         indices = self._indices_on_device(place) if self._pinned else torch.from_numpy(self._indices(place))
-        return self._images.index_select(0, indices), self._labels.index_select(0, indices)
+        # Devices gather few types: unsigned numbers of 16 bits take the way of signed ones.
+        gathered = self._gatherable.index_select(0, indices).view(self._images.dtype)
+        return self._scale.for_model(gathered), self._labels.index_select(0, indices)
 
     def close(self) -> None:
         """Stop the thread. Harmless when there is none or it has stopped."""
@@ -101,12 +107,14 @@ class TrainBatches:
         return (step, index + 1) if index + 1 < len(self._micro_batches) else (step + 1, 0)
 
     def gather(self, place: Place) -> tuple[Tensor, Tensor]:
-        """One micro-batch from the map, pinned for asynchronous copies to CUDA."""
+        """Values and labels of one micro-batch from the map, pinned for asynchronous copies to CUDA."""
         indices = self._indices(place)
         # Without the context, pinned memory makes every rank's thread open device 0.
         with torch.cuda.device(self._device) if self._pinned else contextlib.nullcontext():
             images = torch.empty(
-                (len(indices), *self._split.images.shape[1:]), dtype=torch.uint8, pin_memory=self._pinned
+                (len(indices), *self._split.images.shape[1:]),
+                dtype=self._scale.torch_dtype,
+                pin_memory=self._pinned,
             )
             labels = torch.empty(len(indices), dtype=torch.int64, pin_memory=self._pinned)
         # NumPy gathers in this thread alone and without the GIL; torch would start a second set of OpenMP threads

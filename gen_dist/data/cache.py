@@ -16,13 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gen_dist.config import DataConfig
 from gen_dist.data.building import building_prefix, file_slug, only_builder
 from gen_dist.data.image_names import ImageNames, names_file
 from gen_dist.data.packing import cache_errors, images_file, labels_file, pack
+from gen_dist.data.ranges import Measured, measured_scale
 from gen_dist.data.sources.source import SPLITS, Source, SplitName
+from gen_dist.data.values import PLAIN, ValueScale, scale_of_json
 from gen_dist.errors import DataError
 from gen_dist.files import reason_of, retrying, sync, write_atomically
 
@@ -42,12 +46,20 @@ class Split:
 
     name: str
     """Name in error messages: `train split of mnist5k`."""
-    images: NDArray[np.uint8]
-    """uint8 [N, C, H, W], 0..255, memory-mapped. Read-only by convention: a write stays private to the process."""
+    images: NDArray[Any]
+    """[N, C, H, W] of the scale's dtype, memory-mapped. Read-only by convention: a write stays private to the process.
+    """
     labels: NDArray[np.int64]
     """int64 [N], indices into the class names of the data set; all 0 for a source without labels."""
     names: Sequence[str] | None = None
     """Name of each image, such as its path in a folder. None for sources without, and for caches of older versions."""
+    scale: ValueScale = PLAIN
+    """Range of the values, which models see as 0..1."""
+
+    def for_model(self, rows: slice | NDArray[np.int64]) -> Tensor:
+        """Some images as objectives take them, on the CPU: uint8 [n, C, H, W], or float32 in 0..255 for other values
+        than 8-bit ones."""
+        return self.scale.for_model(torch.from_numpy(self.images[rows]))
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,13 @@ class Dataset:
     class_names: tuple[str, ...]
     """Names of the labels 0, 1, ...; one name for a source without labels."""
     digest: str
-    """SHA-256 of images, labels and class names: equal digests are equal data, whatever the path or machine."""
+    """SHA-256 of images, labels, class names and range of the values: equal digests are equal data, whatever the path
+    or machine."""
+
+    @property
+    def scale(self) -> ValueScale:
+        """Range of the values of both splits."""
+        return self.train.scale
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -169,6 +187,9 @@ def _options(source: Source, packing: DataConfig) -> dict[str, Any]:
     options: dict[str, Any] = {"image_size": packing.image_size, "channels": packing.channels}
     if packing.fit != "crop":  # named only then, so that caches of cropped images keep their key
         options["fit"] = packing.fit
+    for name in ("value_range", "range_per_channel"):  # as above, for caches of 8-bit images
+        if value := getattr(packing, name):
+            options[name] = value
     if not source.has_test_split:
         options["test_fraction"] = packing.test_fraction
     return options
@@ -181,6 +202,7 @@ def _build(source: Source, packing: DataConfig, directory: Path) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=building_prefix(source), dir=cache))
     try:
         packed = pack(source, packing, temporary, shown_directory=cache)
+        measured = _measured(temporary, source, packing)
         if _find(source, packing, cache) != directory:
             raise DataError(f"{source.name}: its files changed while they were packed; try again")
         with cache_errors(cache):
@@ -192,9 +214,11 @@ def _build(source: Source, packing: DataConfig, directory: Path) -> None:
                 "class_names": packed.class_names,
                 "left_out": packed.left_out,
                 "left_out_text": packed.left_out_text,
-                "remarks": packed.remarks,
+                "remarks": [*packed.remarks, *measured.remarks],
                 "files": {name: _describe(temporary / name) for name in files},
             }
+            if not measured.scale.is_plain:
+                meta["values"] = measured.scale.as_json()
             meta["digest"] = _digest(meta)
             meta["digest_of_this_file"] = _digest_of_all(meta)
             _write_synced(temporary / "meta.json", meta)
@@ -212,6 +236,12 @@ def _build(source: Source, packing: DataConfig, directory: Path) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _measured(directory: Path, source: Source, packing: DataConfig) -> Measured:
+    """Range of the values of both splits."""
+    train, test = (np.load(directory / images_file(split), mmap_mode="r", allow_pickle=False) for split in SPLITS)
+    return measured_scale(source.name, train, test, packing)
 
 
 def _open(directory: Path, source: Source, packing: DataConfig, announce: Callable[[str], None]) -> Dataset:
@@ -246,7 +276,8 @@ def _read(directory: Path, source_name: str) -> tuple[dict[str, Any], Split, Spl
         if meta["digest"] != _digest(meta) or meta["digest_of_this_file"] != _digest_of_all(meta):
             raise _DamagedCache("meta.json has another digest")
         _verify(directory, meta["files"])
-        train, test = (_map(directory, split, source_name, meta["files"]) for split in SPLITS)
+        scale = scale_of_json(meta.get("values"))
+        train, test = (_map(directory, split, source_name, meta["files"], scale) for split in SPLITS)
         return meta, train, test
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _DamagedCache(f"{type(error).__name__}: {error}") from None
@@ -259,14 +290,15 @@ def _unreadable(path: Path, error: OSError) -> DataError:
     )
 
 
-def _map(directory: Path, split: SplitName, source_name: str, files: Collection[str]) -> Split:
+def _map(directory: Path, split: SplitName, source_name: str, files: Collection[str], scale: ValueScale) -> Split:
     # Copy-on-write maps: torch.from_numpy warns about arrays that cannot be written.
     images, labels, *names = (
         np.load(directory / name, mmap_mode="c", allow_pickle=False)
         for name in (images_file(split), labels_file(split), names_file(split))
         if name in files
     )
-    return Split(f"{split} split of {source_name}", images, labels, *map(ImageNames, names))
+    of_images = ImageNames(names[0]) if names else None
+    return Split(f"{split} split of {source_name}", images, labels, of_images, scale)
 
 
 def _verify(directory: Path, files: dict[str, Any]) -> None:
@@ -308,6 +340,7 @@ def _stamp(path: Path) -> list[int]:
 
 def _digest(meta: dict[str, Any]) -> str:
     content = [[meta["files"][name]["sha256"] for name in _FILES], list(meta["class_names"])]
+    content += [meta["values"]] if "values" in meta else []
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gen_dist.config import DataConfig
+from gen_dist.config.data import Layout
 from gen_dist.data import sources
 from gen_dist.data.cache import Dataset, Split, cache_directory, expand_home, open_packed, packed_directory
-from gen_dist.data.given import Layout, images_given
+from gen_dist.data.given import images_given
 from gen_dist.data.naming import printable
 from gen_dist.data.sources.source import ATTRIBUTES, Request, Source, SourceKind, SplitName, registered
 from gen_dist.data.survey import Survey

@@ -8,12 +8,13 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from gen_dist.data.channels import fitted_values
 from gen_dist.data.fitting import PAPER, REDUCING_GAP, Fitting, fitted
 from gen_dist.data.losses import frame_and_channel_losses, intensity_losses
 from gen_dist.errors import DataError
@@ -47,15 +48,15 @@ class ImageFile(NamedTuple):
     mtime_ns: int
 
 
-Encoded = ImageFile | bytes | NDArray[np.uint8]
-"""An image file, the bytes of one, or pixels uint8 [C, H, W] with C 1 or 3."""
+Encoded = ImageFile | bytes | NDArray[Any]
+"""An image file, the bytes of one, or values [C, H, W] of a dtype that is kept."""
 
 
 class Decoded(NamedTuple):
     """Pixels of an image."""
 
-    pixels: NDArray[np.uint8]
-    """[C, H, W]."""
+    pixels: NDArray[Any]
+    """[C, H, W], uint8 unless the image is an array of another dtype."""
     gray: bool
     """True if the image is stored as grayscale, so that all channels are equal."""
     losses: dict[str, str]
@@ -80,6 +81,10 @@ class Header(NamedTuple):
     """True if the file says that the image lies on its side or is mirrored."""
     losses: dict[str, str]
     """Parts of the image that will be lost by its structure: see `gen_dist.data.losses`."""
+    channels: int = 3
+    """Channels of the decoded image, before grayscale images among coloured ones get three."""
+    dtype: str = "uint8"
+    """Type of the decoded values."""
 
 
 class UnreadableImage(Exception):
@@ -108,8 +113,9 @@ def read_header(encoded: Encoded) -> Header:
     """
     if isinstance(encoded, np.ndarray):
         channels, height, width = encoded.shape
-        gray = channels == 1
-        return Header(f"uint8 array {'gray' if gray else 'RGB'}", width, height, gray, "", False, {})
+        colours = {1: "gray", 3: "RGB"}.get(channels, f"of {channels} channels")
+        kind, gray, dtype = f"{encoded.dtype} array {colours}", channels == 1, str(encoded.dtype)
+        return Header(kind, width, height, gray, "", False, {}, channels, dtype)
     if isinstance(encoded, ImageFile):
         _refuse_size(encoded)
         with retrying(lambda: open_regular(encoded.path)) as file:
@@ -237,9 +243,11 @@ def _raw_mode(opened: Image.Image) -> str:
     return str(tiles[0].args) if tiles else ""
 
 
-def _decoded(content: bytes | NDArray[np.uint8], fitting: Fitting | None, channels: int | None) -> Decoded:
+def _decoded(content: bytes | NDArray[Any], fitting: Fitting | None, channels: int | None) -> Decoded:
     if isinstance(content, np.ndarray):
         gray = content.shape[0] == 1
+        if content.dtype != np.uint8 or content.shape[0] not in (1, 3):
+            return Decoded(fitted_values(content, fitting, channels), gray, {}, content.shape[:0:-1])
         image = Image.fromarray(content[0] if gray else np.ascontiguousarray(content.transpose(1, 2, 0)))
         return Decoded(_pixels(fitted(image, fitting), channels), gray, {}, image.size)
     with Image.open(io.BytesIO(content), formats=_registered_formats()) as opened:

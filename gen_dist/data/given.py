@@ -7,17 +7,17 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gen_dist.config.data import Layout
 from gen_dist.data.decoding import image_as_pixels
 from gen_dist.data.naming import some
+from gen_dist.data.values import DTYPES
 from gen_dist.errors import DataError
-
-Layout = Literal["NHWC", "NCHW"]
 
 _MOST_CLASSES = 100_000
 
@@ -26,18 +26,19 @@ _MOST_CLASSES = 100_000
 class Given:
     """Images of one split in memory."""
 
-    images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
-    """uint8 [N, C, H, W] with C 1 or 3, or N images [C, H, W] where they differ in shape."""
+    images: NDArray[Any] | Sequence[NDArray[Any]]
+    """[N, C, H, W] of a dtype in `DTYPES`, or N images [C, H, W] where they differ in shape."""
     labels: NDArray[np.int64]
     """int64 [N]; all 0 without labels."""
     class_names: tuple[str, ...] | None
     """Names of the labels; None if the data have none."""
 
     def digest(self) -> str:
-        """SHA-256 of shapes, pixels, labels and class names: 32 hexadecimal digits of it."""
+        """SHA-256 of shapes, values, labels and class names: 32 hexadecimal digits of it."""
         digest = hashlib.sha256(json.dumps([self.class_names, len(self.labels)]).encode())
         for image in self.images:
-            digest.update(repr(image.shape).encode())
+            kind = "" if image.dtype == np.uint8 else image.dtype.str  # 8-bit images keep the digest of older versions
+            digest.update(f"{image.shape!r}{kind}".encode())
             digest.update(np.ascontiguousarray(image).data)
         digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()[:32]
@@ -65,10 +66,12 @@ def images_given(data: Any, layout: Layout | None = None) -> Given:
     Args:
         data: one of
 
-            - uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3: a NumPy array or a CPU tensor;
+            - [N, H, W], [N, H, W, C] or [N, C, H, W] of uint8, uint16, int16, float16 or float32: a NumPy array or a
+              tensor, with C 1 or 3, or any C if `layout` says where it is;
             - a pair (images, labels) of such an array and integers [N];
             - a `torch.utils.data.Dataset` with a length, or a list. An item is an image or a tuple (image, label): a
-              PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W], uint8 or floating point in [0, 1];
+              PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W], of whole numbers as above, or floating
+              point in [0, 1], which becomes 8-bit;
             - a `datasets.Dataset` of Hugging Face with one column of images, and one of class labels or none.
         layout: order of the axes of [N, a, b, c] if both are possible.
 
@@ -80,15 +83,15 @@ def images_given(data: Any, layout: Layout | None = None) -> Given:
     if getattr(data, "features", None) is not None and hasattr(data, "column_names"):
         return _of_hugging_face(data, layout)
     if _is_pair(data):
-        images = _array_images(_as_numpy(data[0], "data"), layout, "data")
-        return Given(images, _labels(_as_numpy(data[1], "data, its labels,"), len(images)), None)
+        images = array_images(_as_numpy(data[0], "data"), layout, "data")
+        return Given(images, class_labels(_as_numpy(data[1], "data, its labels,"), len(images)), None)
     if _is_array(data):
-        images = _array_images(_as_numpy(data, "data"), layout, "data")
+        images = array_images(_as_numpy(data, "data"), layout, "data")
         return Given(images, np.zeros(len(images), np.int64), None)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes | dict):
         return _of_items(_items_of(data), _names_of(data), layout)
     raise DataError(
-        f"data is a {type(data).__name__}; give a uint8 array [N, H, W], [N, H, W, C] or [N, C, H, W], a pair (images, "
+        f"data is a {type(data).__name__}; give an array [N, H, W], [N, H, W, C] or [N, C, H, W], a pair (images, "
         "labels), a torch.utils.data.Dataset with a length, or a datasets.Dataset"
     )
 
@@ -150,7 +153,7 @@ def _of_hugging_face(data: Any, layout: Layout | None) -> Given:
 
 
 def _of_items(items: Iterator[Any], names: tuple[str, ...] | None, layout: Layout | None) -> Given:
-    images: list[NDArray[np.uint8]] = []
+    images: list[NDArray[Any]] = []
     labels: list[int] = []
     for place, item in enumerate(items):
         image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
@@ -163,13 +166,13 @@ def _of_items(items: Iterator[Any], names: tuple[str, ...] | None, layout: Layou
             labels.append(_label(label, place))
     if not images:
         raise DataError("data has no images")
-    alike = len({image.shape for image in images}) == 1
-    of_all = _labels(np.array(labels), len(images)) if labels else np.zeros(len(images), np.int64)
+    alike = len({(image.shape, image.dtype) for image in images}) == 1  # `stack` would convert some
+    of_all = class_labels(np.array(labels), len(images)) if labels else np.zeros(len(images), np.int64)
     return Given(np.stack(images) if alike else images, of_all, names if labels else None)
 
 
-def _image(image: Any, place: int, layout: Layout | None) -> NDArray[np.uint8]:
-    """One image as uint8 [C, H, W] with C 1 or 3."""
+def _image(image: Any, place: int, layout: Layout | None) -> NDArray[Any]:
+    """One image as [C, H, W]; floating point becomes uint8."""
     if isinstance(image, Image.Image):
         return image_as_pixels(image)
     if not _is_array(image):
@@ -182,37 +185,55 @@ def _image(image: Any, place: int, layout: Layout | None) -> NDArray[np.uint8]:
         if not (pixels.size and np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
             raise DataError(f"{what} has floating-point pixels outside [0, 1]; leave out its normalization")
         pixels = np.rint(pixels * 255).astype(np.uint8)
-    return _array_images(pixels[None], layout, what, is_one=True)[0]
+    return array_images(pixels[None], layout, what, is_one=True)[0]
 
 
-def _array_images(images: NDArray[Any], layout: Layout | None, name: str, *, is_one: bool = False) -> NDArray[np.uint8]:
-    """Images of an array as uint8 [N, C, H, W].
+def array_images(images: NDArray[Any], layout: Layout | None, name: str, *, is_one: bool = False) -> NDArray[Any]:
+    """Images of an array as [N, C, H, W] of a dtype in `DTYPES`, as a view where its bytes have the machine's order.
 
     Args:
         images: the array.
         layout: order of its axes, if it is ambiguous.
         name: its name in errors.
         is_one: True for a single image, whose first axis the user does not know of.
+
+    Raises:
+        DataError: another dtype or shape, or both orders are possible.
     """
     what = f"{name} is {images.dtype} {list(images.shape[is_one:])}"
     rows = "" if is_one else "N, "
-    if images.dtype != np.uint8:
-        raise DataError(f"{what}; uint8 in 0..255 is needed: scale, round and convert it with .astype('uint8')")
+    dtype = images.dtype.newbyteorder("=")
+    if str(dtype) not in DTYPES:
+        raise DataError(
+            f"{what}; {', '.join(DTYPES[:-1])} or {DTYPES[-1]} is needed: convert it with .astype('{_nearest(dtype)}')"
+        )
+    images = images.astype(dtype, copy=False)
     if images.ndim not in (3, 4) or not images.size:
-        raise DataError(f"{what}; [{rows}H, W], [{rows}H, W, C] or [{rows}C, H, W] with C 1 or 3 is needed")
+        raise DataError(f"{what}; [{rows}H, W], [{rows}H, W, C] or [{rows}C, H, W] is needed")
     if images.ndim == 3:
         return images[:, None]
-    first, last = (images.shape[axis] in (1, 3) for axis in (1, 3))
-    if first and last and layout is None:
-        raise DataError(
-            f"{what}, which may be [{rows}C, H, W] or [{rows}H, W, C]; say which with layout='NCHW' or 'NHWC'"
-        )
-    if (layout == "NHWC" and not last) or (layout == "NCHW" and not first) or not (first or last):
-        raise DataError(f"{what}; it has no axis of 1 or 3 channels in {layout or 'NCHW or NHWC'}")
-    return images if layout == "NCHW" or (first and not last) else images.transpose(0, 3, 1, 2)
+    if layout is None:
+        first, last = (images.shape[axis] in (1, 3) for axis in (1, 3))
+        if first == last:
+            which = "which may be" if first else "with no axis of 1 or 3 channels: it may be"
+            raise DataError(
+                f"{what}, {which} [{rows}C, H, W] or [{rows}H, W, C]; say which with layout='NCHW' or 'NHWC' (--layout)"
+            )
+        layout = "NCHW" if first else "NHWC"
+    return images if layout == "NCHW" else images.transpose(0, 3, 1, 2)
 
 
-def _labels(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
+def _nearest(dtype: np.dtype[Any]) -> str:
+    """Dtype to convert another one to, in an error."""
+    return "float32" if dtype.kind in "fc" or dtype.itemsize > 2 else "uint8" if dtype.kind == "b" else "int16"
+
+
+def class_labels(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """Labels int64 [N] of `count` images.
+
+    Raises:
+        DataError: they are no integers from 0 on, one an image.
+    """
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise DataError(
             f"the labels are {labels.dtype} {list(labels.shape)}; integers [{count}], one an image, are needed"

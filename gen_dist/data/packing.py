@@ -127,7 +127,7 @@ def pack(source: Source, packing: DataConfig, directory: Path, shown_directory: 
 
 
 class _ArrayFile:
-    """A .npy file of images uint8 [N, C, H, W] that grows. Plain writes, because a full disk kills a process that
+    """A .npy file of images [N, C, H, W] that grows. Plain writes, because a full disk kills a process that
     writes through a memory map."""
 
     def __init__(self, path: Path) -> None:
@@ -136,20 +136,21 @@ class _ArrayFile:
         self._file = path.open("w+b")
         self._start = 0
         self._shape: tuple[int, ...] = ()
+        self._dtype = np.dtype(np.uint8)
 
-    def append(self, images: NDArray[np.uint8]) -> None:
+    def append(self, images: NDArray[Any]) -> None:
         if not self._shape:
-            self._shape = images.shape[1:]
+            self._shape, self._dtype = images.shape[1:], images.dtype
             self._write_header()
             self._start = self._file.tell()
         self._file.write(np.ascontiguousarray(images).data)
         self.count += len(images)
 
-    def some_rows(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-        """Rows written so far, uint8 [n, C, H, W]: copies of a few of the given ones at a time, in their order."""
+    def some_rows(self, rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
+        """Rows written so far, [n, C, H, W]: copies of a few of the given ones at a time, in their order."""
         self._file.flush()
-        images = np.memmap(self._path, np.uint8, "r", offset=self._start, shape=(self.count, *self._shape))
-        at_once = max(1, min(_ROWS_PER_MOVE, _MOST_BYTES_MOVED // math.prod(self._shape)))
+        images = np.memmap(self._path, self._dtype, "r", offset=self._start, shape=(self.count, *self._shape))
+        at_once = max(1, min(_ROWS_PER_MOVE, _MOST_BYTES_MOVED // (math.prod(self._shape) * self._dtype.itemsize)))
         for first in range(0, len(rows), at_once):
             yield images[rows[first : first + at_once]]
 
@@ -178,7 +179,8 @@ class _ArrayFile:
             self._file.close()
 
     def _write_header(self) -> None:
-        header: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *self._shape)}
+        shape = (self.count, *self._shape)
+        header: dict[str, Any] = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
@@ -340,9 +342,11 @@ class _Packer:
             self._append(block, np.stack(readable), positions)
         return len(images)
 
-    def _append(self, block: Block, images: NDArray[np.uint8], positions: Sequence[int]) -> None:
+    def _append(self, block: Block, images: NDArray[Any], positions: Sequence[int]) -> None:
         """Append the images of a block at these positions."""
-        self._shape.check(images.shape[1:], block.name(positions[0] if positions else 0))
+        name = block.name(positions[0] if positions else 0)
+        self._shape.check(images.shape[1:], name)
+        self._shape.check_dtype(str(images.dtype), name)
         with cache_errors(self._shown_directory):
             self._files[block.split].append(images)
         self._labels[block.split].append(block.labels[positions])

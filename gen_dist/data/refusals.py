@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gen_dist.config import DataConfig
 from gen_dist.data.sources.source import SPLITS, Block, Source, SplitName
 from gen_dist.data.tally import Tally
+from gen_dist.data.values import DTYPES
 from gen_dist.errors import DataError
 
 
@@ -50,14 +51,22 @@ def blocks_of(source: Source) -> Iterator[Block]:
         yield block
 
 
-def needs_fitting(source: Source, packing: DataConfig, images: NDArray[np.uint8]) -> bool:
+def needs_fitting(source: Source, packing: DataConfig, images: NDArray[Any]) -> bool:
     """True if the images of an array have another size or number of channels than packing wants.
 
     Raises:
-        DataError: the array is not uint8 [N, 1 or 3, H, W].
+        DataError: the array has another shape than [N, C, H, W], a dtype that is not kept, or values that are not
+            finite; or packing wants a dtype or channels that it cannot be brought to.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise DataError(f"{source.name}: images are {images.dtype} {list(images.shape)}, not uint8 [N, 1 or 3, H, W]")
+    what = f"{source.name}: images are {images.dtype} {list(images.shape)}"
+    if str(images.dtype) not in DTYPES or images.ndim != 4:
+        raise DataError(f"{what}, not {', '.join(DTYPES[:-1])} or {DTYPES[-1]} [N, C, H, W]")
+    if packing.dtype == "uint8" and images.dtype != np.uint8:
+        raise DataError(f"{what}; --dtype uint8 reduces files only: leave it out, or give uint8")
+    if packing.channels not in (None, images.shape[1]) and images.shape[1] not in (1, 3):
+        raise DataError(f"{what}; --channels makes gray of RGB and RGB of gray: leave it out")
+    if images.dtype.kind == "f" and not np.isfinite(images).all():
+        raise DataError(f"{what}, and some values are not finite; replace them, or leave those images out")
     height, width = images.shape[2:]
     other_size = packing.fit != "none" and packing.size not in (None, (width, height))
     return packing.channels not in (None, images.shape[1]) or other_size
@@ -82,6 +91,7 @@ class OneShape:
         self._first_name = ""
         self.shape: tuple[int, ...] | None = None
         """(C, H, W) of the first image; None without one."""
+        self._dtype, self._first_of_dtype = "", ""
 
     def check(self, shape: tuple[int, ...], name: str) -> None:
         """Raise DataError if the shape (C, H, W) of an image is not that of the first, or not the configured one."""
@@ -96,6 +106,16 @@ class OneShape:
             raise DataError(
                 f"{self._source.name}: images differ in size: {self._first_name} is {_width_by_height(self.shape)}, "
                 f"{name} is {_width_by_height(shape)}; give {self._way_out()} to bring them to one"
+            )
+
+    def check_dtype(self, dtype: str, name: str) -> None:
+        """Raise DataError if the values of an image are of another type than those of the first."""
+        if not self._dtype:
+            self._dtype, self._first_of_dtype = dtype, name
+        elif dtype != self._dtype:
+            raise DataError(
+                f"{self._source.name}: images differ in type: {self._first_of_dtype} is {self._dtype}, {name} is "
+                f"{dtype}; convert them to one"
             )
 
     def _way_out(self) -> str:
@@ -144,4 +164,5 @@ def held_out_count(count: int, packing: DataConfig) -> int:
 
 
 def _width_by_height(shape: tuple[int, ...]) -> str:
-    return f"{shape[2]}x{shape[1]}" + (" gray" if shape[0] == 1 else "")
+    channels = {1: " gray", 3: ""}.get(shape[0], f" of {shape[0]} channels")
+    return f"{shape[2]}x{shape[1]}{channels}"

@@ -6,12 +6,14 @@ import collections
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gen_dist.data.sources.source import SPLITS, SplitName
 from gen_dist.data.tally import Tally
+from gen_dist.data.values import format_number
 from gen_dist.errors import DataError
 
 _SHOWN_CLASSES = 20
@@ -55,11 +57,15 @@ class Survey:
     """Images with a readable header that packing decodes or resizes."""
     shape: tuple[int, int, int] | None = None
     """(C, H, W) of the packed images. None if packing is refused."""
+    dtype: str = "uint8"
+    """Type of their values."""
+    values: tuple[float, float] | None = None
+    """Least and greatest value of the images that were looked at. None for 8-bit images."""
     seconds: float = 0.0
     """Estimate of the time of packing, without that of the disk."""
     threads: int = 1
-    sheet: list[NDArray[np.uint8]] = field(default_factory=list)
-    """Some images uint8 [C, H, W] as they would be packed; empty if packing is refused."""
+    sheet: list[NDArray[Any]] = field(default_factory=list)
+    """Some images [C, H, W] as they would be packed; empty if packing is refused."""
     sheet_labels: list[int] = field(default_factory=list)
     """Class of each of them."""
     problem: DataError | None = None
@@ -73,7 +79,7 @@ class Survey:
     @property
     def bytes(self) -> int:
         """Size of the packed images and labels."""
-        return 0 if self.shape is None else self.images * (int(np.prod(self.shape)) + 8)
+        return 0 if self.shape is None else self.images * (int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize + 8)
 
     def lines(self) -> list[str]:
         """The survey as lines of text: what is there, then what packing would make of it."""
@@ -91,7 +97,12 @@ class Survey:
             return lines
         channels, height, width = self.shape
         lines.append("packing makes of them")
-        lines += _listed("images", [f"uint8 [{channels}, {height}, {width}] each, {_size(self.bytes)} in {self.cache}"])
+        lines += _listed(
+            "images", [f"{self.dtype} [{channels}, {height}, {width}] each, {_size(self.bytes)} in {self.cache}"]
+        )
+        if self.values:
+            low, high = map(format_number, self.values)
+            lines += _listed("values", [f"{low}..{high} in the {len(self.sheet):,} images of the contact sheet"])
         lines += _listed("changes", [f"{count:,} {change}" for change, count in self.changes.most_common()])
         lines += _listed("losses", [*self.losses, *(f"{line}{self._among()}" for line in self.intensity_losses)])
         if self.damaged.count:

@@ -209,6 +209,8 @@ class _Surveyor:
             if self._grays and found.shape[0] == 3:
                 found.changes["are gray and get three equal channels"] = self._grays
             found.sheet = [pixels[: found.shape[0]] for pixels in found.sheet]
+            if found.dtype != "uint8" and found.sheet:
+                found.values = float(np.min(found.sheet)), float(np.max(found.sheet))
             found.seconds = self._estimate()
         return found
 
@@ -248,9 +250,12 @@ class _Surveyor:
         found.to_decode += not fits
         self._grays += header.gray
         fitting, channels = (None, None) if fits else (self._fitting, self._packing.channels)
-        stored = (1 if header.gray else 3) if fits else channels or 3
+        # Decoded images that are gray stay so if all are.
+        stored = header.channels if fits or header.channels not in (1, 3) else channels or 3
         width, height = fitting[:2] if fitting else (header.width, header.height)
         self._note(lambda: self._shape.check((stored, height, width), name))
+        self._note(lambda: self._shape.check_dtype(header.dtype, name))
+        found.dtype = header.dtype
         found.changes.update(_changes(header, fitting, channels))
         for kind, detail in header.losses.items():
             self._losses.add(name, detail, kind)

@@ -44,7 +44,7 @@ class Images(NamedTuple):
     """Images [N, ...] with their features and classes. Every process has all rows."""
 
     images: Tensor
-    """uint8 [N, C, H, W]."""
+    """uint8 [N, C, H, W], or float32 in 0..255 for values other than 8-bit ones: the model's range, unrounded."""
     features: Tensor
     """float32 [N, F]; F is 0 without a feature network."""
     classes: Tensor | None
@@ -112,7 +112,7 @@ class Context:
     def real(self) -> Images:
         """The images of the test split. Their features and classes are kept in the cache."""
         count = len(self.dataset.test.images)
-        images = torch.from_numpy(self.dataset.test.images[:]).to(self.processes.device)
+        images = self.dataset.test.for_model(slice(None)).to(self.processes.device)
         if self.network is None:
             return Images(images, images.new_empty((count, 0), dtype=torch.float32), None)
 
@@ -126,7 +126,7 @@ class Context:
     def test_batch(self, first: int, last: int) -> Batch:
         """A range of rows of the test split. Noise is keyed by the place in the split."""
         test, device = self.dataset.test, self.processes.device
-        images, labels = (torch.from_numpy(array[first:last]) for array in (test.images, test.labels))
+        images, labels = test.for_model(slice(first, last)), torch.from_numpy(test.labels[first:last])
         return Batch(images.to(device), labels.to(device), self.rng, first)
 
     def labels(self, first: int, last: int) -> Tensor | None:
@@ -138,7 +138,7 @@ class Context:
 
     def _samples(self, first: int, last: int) -> Tensor:
         latents = self.model.prior_latents(last - first, first_row=first)
-        return self.model.images(latents, self.labels(first, last))
+        return self.model.scaled_images(latents, self.labels(first, last))
 
     def _seen(
         self, count: int, what: str, images_of: Callable[[int, int], Tensor]

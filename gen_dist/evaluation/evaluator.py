@@ -169,6 +169,8 @@ def _setting(
     """
     if features == "digits" and not fits_digits(dataset.image_shape):
         raise UserError(f"features digits are of 1 x 28 x 28 images, not of {sides(dataset)}; use --features inception")
+    if features == "inception" and dataset.image_shape[0] not in PERCEPTUAL_CHANNELS:
+        raise UserError(f"features inception are of 1 or 3 channels, and images are {sides(dataset)}; leave it out")
     chosen = features or ("digits" if fits_digits(dataset.image_shape) else None)
     needs = {need for name in asked for need in measured_metrics()[name].needs}
     if not model.objective.generates:

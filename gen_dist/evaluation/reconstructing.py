@@ -20,7 +20,7 @@ class Reconstructed(NamedTuple):
     errors: Tensor
     """Squared errors summed over pixels, of intensities in 0..1, float64 [N]."""
     images: Tensor
-    """Decoded from the means: uint8 [N, C, H, W]."""
+    """Decoded from the means: [N, C, H, W] as `evaluation.context.Images` has them."""
     variances: Tensor
     """Posterior variance of each channel, averaged over places: float64 [N, C]. 0 without a posterior."""
     kl_nats: Tensor | None
@@ -36,7 +36,7 @@ def reconstructed(context: Context) -> Reconstructed:
         means, logvars = objective.encode(images)
         intensities = objective.pixels(objective.decode(means))
         errors = (intensities.double() - unit_interval(images)).square().flatten(1).sum(dim=1)
-        rounded = intensities.mul(255.0).round().to(torch.uint8)
+        rounded = context.dataset.scale.rounded(intensities)
         if logvars is None:
             return means, errors, rounded, means.new_zeros(means.shape[:2], dtype=torch.float64)
         wide, logvars = means.double(), logvars.double()
@@ -53,7 +53,10 @@ def reconstructed(context: Context) -> Reconstructed:
 
 
 def mean_over_pairs(context: Context, what: str, value: Callable[[Tensor, Tensor], Tensor]) -> float:
-    """Mean over the test images of a function of (reconstructions, originals), uint8 [B, C, H, W] each, to [B]."""
+    """Mean over the test images of a function of (reconstructions, originals) to [B].
+
+    Both are [B, C, H, W] in 0..255: uint8, or float32 for values other than 8-bit ones.
+    """
     images = reconstructed(context).images
 
     def compute(first: int, last: int) -> tuple[Tensor]:

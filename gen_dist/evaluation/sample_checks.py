@@ -79,7 +79,7 @@ class SampleChecks:
         if not self._model.objective.generates:
             return {}
         labels = self._labels()
-        samples = self._model.sample(self._count, labels)
+        samples = self._model.scaled_images(self._model.prior_latents(self._count), labels)
         diversity = _mean_distance(pixel_points(samples))
         real_diversity = self._real_diversity
         checks: dict[str, float | list[float]] = {"samples/diversity": diversity}
@@ -139,8 +139,8 @@ class SampleChecks:
     def _points_of(self, split: Split, places: NDArray[np.int64], points: Callable[[Tensor], Tensor]) -> Tensor:
         """Points [N, P] of images of a split, a few of which are in memory at once."""
         at_once = max(1, NUMBERS_PER_PART // split.images[0].size)
-        parts = (split.images[places[first : first + at_once]] for first in range(0, len(places), at_once))
-        return torch.cat([points(torch.from_numpy(images).to(self._model.device)) for images in parts])
+        parts = (split.for_model(places[first : first + at_once]) for first in range(0, len(places), at_once))
+        return torch.cat([points(images.to(self._model.device)) for images in parts])
 
     def _shares(self, found: Tensor) -> NDArray[np.float64]:
         """Share of each class among these: [classes]."""

@@ -101,7 +101,8 @@ def latent_scale(model: GenerativeModel, split: Split, announce: Callable[[str],
 def parts_of(model: GenerativeModel, scale: LatentScale) -> list[Part]:
     """Descriptions of the networks for the card."""
     latents = model.objective.latent_shape
-    images = Port("images", "float32", model.image_shape, "in -1..1")
+    of_values = "" if model.scale.is_plain else f", the range of values {model.scale}"
+    images = Port("images", "float32", model.image_shape, f"in -1..1{of_values}")
     spread = f"standard deviation {scale.deviation:.4g} over {scale.images:,} training images"
     drawn = [Port("latents", "float32", latents, f"not scaled: {spread}")]
     posterior = [

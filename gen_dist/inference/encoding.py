@@ -108,7 +108,7 @@ def _open_data(
     config = model.config
     _, height, width = model.image_shape
     if data not in (None, config.data):
-        channels: Literal[1, 3] = 1 if model.image_shape[0] == 1 else 3
+        channels: Literal[1, 3] | None = {1: 1, 3: 3}.get(model.image_shape[0])  # type: ignore[assignment]
         fit: Fit = "crop" if config.packing.fit == "none" else config.packing.fit
         packing = replace(config.packing, image_size=f"{width}x{height}", fit=fit, channels=channels)
         config = replace(config, packing=packing)
@@ -116,6 +116,10 @@ def _open_data(
     if dataset.image_shape != model.image_shape:
         shapes = [" x ".join(map(str, shape)) for shape in (dataset.image_shape, model.image_shape)]
         raise DataError(f"images of {data or config.data} are {shapes[0]}; the model of {run} takes {shapes[1]}")
+    if dataset.scale.dtype != model.scale.dtype:
+        raise DataError(
+            f"images of {data or config.data} have {dataset.scale.dtype} values; the model of {run} takes {model.scale}"
+        )
     return dataset
 
 

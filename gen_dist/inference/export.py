@@ -12,7 +12,8 @@ An export is one directory:
 The card has the form of the Hugging Face Hub, so that the directory can be uploaded as it is. The format `diffusers`
 has other files in place of config.json and the parts; see `diffusers_format`.
 
-Decoders return intensities float32 in 0..1, and encoders take them.
+Decoders return intensities float32 in 0..1, and encoders take them. For data other than 8-bit images, programs (onnx
+and torch-export) return and take the data's own values, and plain weights have the range of values beside them.
 """
 
 from __future__ import annotations
@@ -43,27 +44,50 @@ from gen_dist.records.run_data import open_run_data
 
 
 class _Decode(nn.Module):
-    """Map latents float32 [N, D], and labels int64 [N] for a conditional model, to intensities [N, C, H, W] in 0..1."""
+    """Map latents float32 [N, D], and labels int64 [N] for a conditional model, to images float32 [N, C, H, W]:
+    intensities in 0..1, or values in units."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, units: nn.Module) -> None:
         super().__init__()
         self.objective = objective
+        self.units = units
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.objective.pixels(self.objective.decode(latents, labels))
+        images: Tensor = self.units(self.objective.pixels(self.objective.decode(latents, labels)))
+        return images
 
 
 class _Encode(nn.Module):
-    """Map intensities float32 [N, C, H, W] in 0..1 to mean and log-variance [N, D], or to latents alone."""
+    """Map images float32 [N, C, H, W], intensities in 0..1 or values in units, to mean and log-variance [N, D], or to
+    latents alone."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, intensities: nn.Module) -> None:
         super().__init__()
         self.objective = objective
+        self.intensities = intensities
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor] | Tensor:
         # Objectives take 0..255; the numbers need not be whole.
-        mean, logvar = self.objective.encode(images * 255.0)
+        mean, logvar = self.objective.encode(self.intensities(images) * 255.0)
         return mean if logvar is None else (mean, logvar)
+
+
+class _Affine(nn.Module):
+    """Map ranges of values to others, channel by channel: `source` [low, high] to `target`, clamped to the target."""
+
+    source: Tensor
+    target: Tensor
+
+    def __init__(self, source: Sequence[Sequence[float]], target: Sequence[Sequence[float]]) -> None:
+        super().__init__()
+        for name, ends in (("source", source), ("target", target)):
+            self.register_buffer(name, torch.tensor(ends, dtype=torch.float32)[:, :, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        low, high = self.source.unbind()
+        least, most = self.target.unbind()
+        share = ((images - low) / (high - low)).clamp(0.0, 1.0)
+        return least + share * (most - least)
 
 
 class _Exported(NamedTuple):
@@ -220,14 +244,22 @@ def _write_plugins(directory: Path, contents: Mapping[str, bytes]) -> None:
 
 def _parts_of(model: GenerativeModel, form: Format, wanted: Sequence[PartName]) -> list[_Exported]:
     objective, shape, latents = model.objective, model.image_shape, model.objective.latent_shape
-    images = "intensities in 0..1; divide uint8 by 255"
+    scale, units = model.scale, not model.scale.is_plain and form != "safetensors"
+    told = f"values of the data as float32: {scale}" if units else "in 0..1"
+    images = told if units else "intensities in 0..1; divide uint8 by 255"
+    if not scale.is_plain and not units:
+        told = images = f"intensities in 0..1, the range of values {scale}"
+    of_model, of_data = ([[0.0], [1.0]], [scale.low, scale.high])
+    to_units, to_model = (
+        _Affine(*ends) if units else nn.Identity() for ends in ((of_model, of_data), (of_data, of_model))
+    )
     drawn = "of the prior: standard normal" if objective.generates else "as the encoder gives them"
     inputs = [Port("latents", "float32", latents, drawn)]
     if objective.conditional:
         inputs.append(Port("labels", "int64", (), f"0 to {model.classes - 1}: {', '.join(model.class_names)}"))
     name = "generator" if "generator" in objective.networks else "decoder"
-    decoder = Part("decoder", f"decoder.{SUFFIXES[form]}", name, inputs, [Port("images", "float32", shape, "in 0..1")])
-    found = [_Exported(decoder, _Decode(_alone(objective, name)), objective.networks[name])]
+    decoder = Part("decoder", f"decoder.{SUFFIXES[form]}", name, inputs, [Port("images", "float32", shape, told)])
+    found = [_Exported(decoder, _Decode(_alone(objective, name), to_units), objective.networks[name])]
     if objective.encodes:
         code = [
             Port("mean", "float32", latents, "mean of the posterior"),
@@ -237,7 +269,7 @@ def _parts_of(model: GenerativeModel, form: Format, wanted: Sequence[PartName]) 
             code = [Port("latents", "float32", latents, "what decodes to the image")]
         taken = [Port("images", "float32", shape, images)]
         encoder = Part("encoder", f"encoder.{SUFFIXES[form]}", "encoder", taken, code)
-        found.append(_Exported(encoder, _Encode(_alone(objective, "encoder")), objective.networks["encoder"]))
+        found.append(_Exported(encoder, _Encode(_alone(objective, "encoder"), to_model), objective.networks["encoder"]))
     return [one for one in found if not wanted or one.part.name in wanted]
 
 
@@ -261,6 +293,7 @@ def _facts(model: GenerativeModel, checkpoint: Checkpoint, part: Part) -> dict[s
         "data_digest": checkpoint.facts["data_digest"],
         "image_shape": json.dumps(model.image_shape),
         "class_names": json.dumps(model.class_names),
+        **({} if model.scale.is_plain else {"values": json.dumps(model.scale.as_json())}),
     }
 
 

@@ -14,6 +14,7 @@ import safetensors
 from torch import Tensor
 
 from gen_dist.config import TrainConfig
+from gen_dist.data.values import ValueScale, scale_of_json
 from gen_dist.errors import CheckpointError, DamagedError, UnreadableError, shortened
 from gen_dist.files import retrying, unreadable
 from gen_dist.records.checkpoint import IMAGE_SHAPE
@@ -33,6 +34,8 @@ LIBRARY = "library_name: gen_dist"
 _ROW = re.compile(r"^\| ([\w.]+) \| [\d,]+ \| ([0-9a-f]{64}) \|\s*$", re.MULTILINE)
 """Line of a card about a file: its name, bytes and digest."""
 _FACTS = {"network": TEXT, "parameters": COUNT, "image_shape": IMAGE_SHAPE, "class_names": list_of(TEXT)}
+_VALUES = "values"
+"""Metadata of a model of other images than 8-bit ones: the range of their values."""
 
 
 class Exported(NamedTuple):
@@ -45,6 +48,8 @@ class Exported(NamedTuple):
     config: TrainConfig
     image_shape: tuple[int, int, int]
     class_names: list[str]
+    scale: ValueScale
+    """Values of the images."""
 
 
 def is_export(path: Path) -> bool:
@@ -83,7 +88,9 @@ def read_export(path: Path) -> Exported:
     facts = found[0][1]
     weights = {facts["network"]: tensors for tensors, facts in found}
     channels, height, width = facts["image_shape"]
-    return Exported(weights, facts["parameters"], config, (channels, height, width), facts["class_names"])
+    return Exported(
+        weights, facts["parameters"], config, (channels, height, width), facts["class_names"], facts[_VALUES]
+    )
 
 
 def _compare_digests(path: Path, files: Sequence[Path]) -> None:
@@ -123,7 +130,8 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors, header = retrying(read)
         values = {name: header[name] if _FACTS[name] is TEXT else json.loads(header[name]) for name in _FACTS}
-        return tensors, parsed_object(json.dumps(values), _FACTS)
+        scale = scale_of_json(json.loads(header.get(_VALUES, "null")))
+        return tensors, parsed_object(json.dumps(values), _FACTS) | {_VALUES: scale}
     except OSError as error:
         raise UnreadableError(unreadable(file, error)) from None
     except KeyError as error:

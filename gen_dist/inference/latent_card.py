@@ -81,6 +81,7 @@ def latent_card(wanted: LatentSet, manifest: Mapping[str, Any], model: Generativ
         "data": f"{code(about['data'])}, digest {wanted.made_of['data_digest']}",
         "images": ", ".join(f"{rows:,} of {split}" for split, rows in wanted.rows.items())
         + f"; {' x '.join(map(str, model.image_shape))} (channels, height, width)",
+        **({} if model.scale.is_plain else {"values": f"{model.scale}: the model sees that range as 0..1"}),
         "classes": text(", ".join(about["class_names"])) if len(about["class_names"]) > 1 else "none",
         "latents": f"[{', '.join(map(str, model.objective.latent_shape))}] for an image",
         "scaling factor": "none: the latents do not vary"

@@ -46,7 +46,8 @@ def columns_of(model: GenerativeModel, named: bool) -> list[Column]:
         if codes := model.objective.codebook_size:
             found.append(Column("codes", "int32", shape[1:] or (1,), f"code of each place, 0 to {codes - 1}"))
         found.append(Column("latents", "float32", shape, "output of the encoder, which decodes to the image"))
-    meaning = "squared error of the reconstruction from mean, summed over pixels; intensities are 0..1"
+    range_of = "" if model.scale.is_plain else f", the range of {model.scale}"
+    meaning = f"squared error of the reconstruction from mean, summed over pixels; intensities are 0..1{range_of}"
     if not model.objective.gives_logvar:
         meaning = meaning.replace("mean", "latents", 1)
     return [*found, Column("squared_error", "float32", (), meaning)]
@@ -67,7 +68,7 @@ def rows_at_once(model: GenerativeModel) -> RowsAtOnce:
     A batch holds about four tensors like its largest one, of 64 MiB or of one image, and all batches together about 4
     GiB.
     """
-    image = torch.zeros(1, *model.image_shape, dtype=torch.uint8)
+    image = torch.zeros(1, *model.image_shape, dtype=model.scale.torch_dtype)
     label = torch.zeros(1, dtype=torch.int64) if model.conditional else None
     bytes_of_a_row = largest_tensor(lambda: model.decode(model.encode(image)[0], label))
     most = min(_MOST_ROWS, _MOST_NUMBERS // math.prod(model.image_shape), _MOST_BYTES // bytes_of_a_row)
@@ -89,10 +90,11 @@ def encoded_rows(model: GenerativeModel, split: Split, first: int, last: int) ->
             "has diverged; name an earlier checkpoint, or train it again"
         )
     pixels = model.objective.pixels(model.decode(mean, labels if model.conditional else None))
+    seen = model.scale.for_model(images.to(model.device))
     found: dict[str, Any] = {"row": np.arange(first, last), "label": split.labels[first:last].astype(np.int64)}
     if model.objective.codebook_size:
         with torch.no_grad():
-            codes = model.objective.codes(images.to(model.device)).view(-1, *model.objective.latent_shape[1:] or (1,))
+            codes = model.objective.codes(seen).view(-1, *model.objective.latent_shape[1:] or (1,))
         found["codes"] = codes.int().cpu().numpy()
     if logvar is None:
         found["latents"] = _array(mean)
@@ -100,7 +102,7 @@ def encoded_rows(model: GenerativeModel, split: Split, first: int, last: int) ->
         key = Key(torch.zeros(2, dtype=torch.int64, device=mean.device), Stream.TEST_LATENTS, 0)
         kl_nats = reparameterize_kl(torch.cat([mean, logvar], dim=1), key, deterministic=True)[1]
         found |= {"mean": _array(mean), "logvar": _array(logvar), "kl_nats": _array(kl_nats)}
-    return found | {"squared_error": _array(squared_error(pixels, unit_interval(images.to(model.device))))}
+    return found | {"squared_error": _array(squared_error(pixels, unit_interval(seen)))}
 
 
 def sums_of(latents: np.ndarray[Any, Any], logvar: np.ndarray[Any, Any] | None) -> dict[str, Any]:

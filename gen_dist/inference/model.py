@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from gen_dist.config import TrainConfig
+from gen_dist.data.values import PLAIN, ValueScale, scale_of_json
 from gen_dist.errors import CheckpointError, DamagedError, UserError
 from gen_dist.inference.exported import is_export, read_export, refuse_export
 from gen_dist.kernels import Key, normal
@@ -33,7 +34,10 @@ IMAGES_PER_CHUNK = 1000
 
 
 class GenerativeModel:
-    """A trained objective in eval mode, with uint8 images in and out. Results depend on the arguments only."""
+    """A trained objective in eval mode, with images of the data's dtype and units in and out.
+
+    Results depend on the arguments only.
+    """
 
     def __init__(
         self,
@@ -41,12 +45,15 @@ class GenerativeModel:
         config: TrainConfig,
         image_shape: tuple[int, int, int],
         class_names: Sequence[str],
+        scale: ValueScale = PLAIN,
     ) -> None:
         self.objective = objective
         self.config = config
         self.image_shape = image_shape
         self.class_names = tuple(class_names)
         """Names of the labels 0, 1, ... of the training images."""
+        self.scale = scale
+        """Values of the training images, and the range of them that networks see as 0..1."""
         self._rows_per_pass: dict[str, int] = {}
 
     @property
@@ -83,7 +90,7 @@ class GenerativeModel:
         return self.objective.conditional
 
     def sample(self, count: int, labels: Tensor | None = None, seed: int = 0) -> Tensor:
-        """Draw new images from the prior: uint8 [count, C, H, W]. The same seed gives the same images.
+        """Draw new images [count, C, H, W] from the prior, of the data's dtype. The same seed gives the same images.
 
         Args:
             count: number of images.
@@ -104,18 +111,18 @@ class GenerativeModel:
         return self.images(self.prior_latents(count, seed), labels)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Posterior of images uint8 [N, C, H, W]: mean float32 [N, *latent_shape] and log-variance
-        of that shape, or None if it has none.
+        """Posterior of images [N, C, H, W] of the data's dtype and units: mean float32 [N, *latent_shape] and
+        log-variance of that shape, or None if it has none.
 
         Raises:
             UserError: shape or dtype of the images is not the model's, or the model has no encoder.
         """
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape:
+        if images.dtype != self.scale.torch_dtype or tuple(images.shape[1:]) != self.image_shape:
             raise UserError(
                 f"images are {str(images.dtype).removeprefix('torch.')} {list(images.shape)}; "
-                f"the model takes uint8 [N, {', '.join(map(str, self.image_shape))}]"
+                f"the model takes {self.scale.dtype} [N, {', '.join(map(str, self.image_shape))}]"
             )
-        means, logvars = zip(*self._chunked(self.objective.encode, images), strict=True)
+        means, logvars = zip(*self._chunked(self._encode, images), strict=True)
         return torch.cat(means), None if logvars[0] is None else torch.cat(logvars)
 
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -129,15 +136,28 @@ class GenerativeModel:
         return torch.cat(self._decoded(latents, labels, self.objective.decode))
 
     def images(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Decode latents float32 [N, *latent_shape] to images uint8 [N, C, H, W]. `labels` are as in `sample`."""
+        """Decode latents float32 [N, *latent_shape] to images [N, C, H, W] of the data's dtype and units.
+
+        `labels` are as in `sample`.
+        """
         return torch.cat(self._decoded(latents, labels, self._images))
 
+    def scaled_images(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The same in the model's range: uint8, or float32 in 0..255 for values other than 8-bit ones."""
+        return torch.cat(self._decoded(latents, labels, self._scaled_images))
+
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Decode the posterior means of images uint8 [N, C, H, W] to images of the same shape."""
+        """Decode the posterior means of images [N, C, H, W] to images of the same shape, dtype and units."""
         return self.images(self.encode(images)[0])
 
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.objective.encode(self.scale.for_model(images))
+
+    def _scaled_images(self, *inputs: Tensor) -> Tensor:
+        return self.scale.for_model(self._images(*inputs))
+
     def _images(self, *inputs: Tensor) -> Tensor:
-        return self.objective.pixels(self.objective.decode(*inputs)).mul(255.0).round().to(torch.uint8)
+        return self.scale.values(self.objective.pixels(self.objective.decode(*inputs)))
 
     def _decoded(self, latents: Tensor, labels: Tensor | None, decode: Callable[..., Tensor]) -> list[Tensor]:
         """Results of a function of latents and labels, those of one pass after those of another."""
@@ -244,7 +264,10 @@ def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.de
         raise DamagedError(
             f"the checkpoint of step {checkpoint.step} is of other networks than its config: {reason}"
         ) from None
-    return GenerativeModel(objective.to(device).eval(), config, (channels, height, width), class_names)
+    shape = channels, height, width
+    return GenerativeModel(
+        objective.to(device).eval(), config, shape, class_names, scale_of_json(checkpoint.facts.get("values"))
+    )
 
 
 class _NotExported(nn.Module):
@@ -271,7 +294,8 @@ def _model_of_export(path: Path, device: str | torch.device) -> GenerativeModel:
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise DamagedError(f"the weights in {path} are of other networks than its config: {reason}") from None
-    return GenerativeModel(objective.to(device).eval(), found.config, found.image_shape, found.class_names)
+    objective = objective.to(device).eval()
+    return GenerativeModel(objective, found.config, found.image_shape, found.class_names, found.scale)
 
 
 @contextlib.contextmanager

@@ -78,6 +78,7 @@ def card(
         "preset": f"{code(config.preset)}: {kinds}",
         "data": f"{code(config.data)}, digest {text(checkpoint.facts['data_digest'])}",
         "images": f"{' x '.join(map(str, model.image_shape))} (channels, height, width), {images_seen:,} seen",
+        "values": None if model.scale.is_plain else f"{model.scale}: the model sees that range as 0..1",
         "classes": text(", ".join(model.class_names)) if model.classes > 1 else None,
         "training": f"{checkpoint.facts['training_seconds']:.1f} s",
         "weights": weights,
@@ -94,7 +95,7 @@ def card(
         "## Loading",
         f"```python\n{_code(model, form, parts)}\n```",
         *(
-            ["`gen_dist.load(DIRECTORY)` does the same, and samples and encodes uint8 images."]
+            [f"`gen_dist.load(DIRECTORY)` does the same, and samples and encodes {model.scale.dtype} images."]
             * (form == "safetensors")
         ),
         "## Training",
@@ -128,7 +129,7 @@ def _code(model: GenerativeModel, form: str, parts: Sequence[Part]) -> str:
             sides = ", ".join(map(str, port.shape))
             if port.name == "images":
                 zeros = f"np.zeros((64, {sides}), np.float32)" if array == "np" else f"torch.zeros(64, {sides})"
-                lines.append(f"images = {zeros}  # in 0..1")
+                lines.append(f"images = {zeros}  # {port.meaning if 'values' in port.meaning else 'in 0..1'}")
             elif port.name == "labels":
                 lines.append(f"labels = {array}.arange(64) % {model.classes}")
             elif model.objective.generates or len(parts) == 1:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from gen_dist.data.survey import Survey
 from gen_dist.data.surveying import SHEET_COLUMNS
+from gen_dist.data.values import PLAIN, ValueScale
 from gen_dist.pictures.grids import PAPER, save_grid
 from gen_dist.pictures.lettering import lettering_of
 
@@ -27,9 +28,10 @@ def save_contact_sheet(path: Path, survey: Survey) -> None:
         ConfigError: the file's name is of a format that is not written.
         OSError: the file cannot be written.
     """
-    images = [_reduced(image) for image in survey.sheet]
+    scale = _scale_of(survey)
+    images = [_reduced(scale.eight_bit(image[None])[0]) for image in survey.sheet]
     if len(survey.class_names) == 1:
-        save_grid(path, np.stack(images), SHEET_COLUMNS)
+        save_grid(path, np.stack(images), SHEET_COLUMNS, bar=scale.shown_values)
         return
     shown = sorted(set(survey.sheet_labels))
     blank = np.full_like(images[0], PAPER)
@@ -38,7 +40,16 @@ def save_contact_sheet(path: Path, survey: Survey) -> None:
         row = [image for image, of_class in zip(images, survey.sheet_labels, strict=True) if of_class == label]
         rows += [*row, *[blank] * (SHEET_COLUMNS - len(row))]
     names = lettering_of(survey.class_names).names
-    save_grid(path, np.stack(rows), SHEET_COLUMNS, [names[label] for label in shown])
+    captions = [names[label] for label in shown]
+    save_grid(path, np.stack(rows), SHEET_COLUMNS, captions, bar=scale.shown_values)
+
+
+def _scale_of(survey: Survey) -> ValueScale:
+    """Scale from black to white: percentiles of the values on the sheet, but for 8-bit images."""
+    if survey.values is None:
+        return PLAIN
+    low, high = (float(end) for end in np.percentile(np.stack(survey.sheet), (0.5, 99.5)))
+    return ValueScale(survey.dtype, (low,), (high if high > low else low + 1.0,))
 
 
 def _reduced(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

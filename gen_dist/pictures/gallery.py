@@ -79,18 +79,19 @@ class Gallery:
 
     def _save_reconstructions(self, path: Path) -> None:
         originals = self._dataset.test.images[self._some_test_images(GRID_IMAGES)]
-        reconstructions = self._model.reconstruct(torch.from_numpy(originals)).cpu().numpy()
-        grids.save_reconstructions(path, originals, reconstructions)
+        reconstructions = self._model.reconstruct(torch.from_numpy(originals))
+        scale = self._dataset.scale
+        grids.save_reconstructions(path, scale.eight_bit(originals), self._shown(reconstructions), bar=self._bar)
 
     def _save_samples(self, path: Path) -> None:
         """Draw samples from the prior, with one row a class for a conditional model."""
         if not self._model.conditional:
-            grids.save_grid(path, self._model.sample(GRID_IMAGES).cpu().numpy(), GRID_COLUMNS)
+            grids.save_grid(path, self._shown(self._model.sample(GRID_IMAGES)), GRID_COLUMNS, bar=self._bar)
             return
         classes = self._some_classes(GRID_CLASSES)
         samples = self._model.sample(len(classes) * GRID_COLUMNS, torch.from_numpy(classes.repeat(GRID_COLUMNS)))
         captions = self._captions(classes)
-        grids.save_grid(path, samples.cpu().numpy(), GRID_COLUMNS, captions)
+        grids.save_grid(path, self._shown(samples), GRID_COLUMNS, captions, bar=self._bar)
 
     def _save_interpolations(self, path: Path) -> None:
         """Draw walks between latents of the prior, each within one class for a conditional model."""
@@ -104,21 +105,30 @@ class Gallery:
             classes = np.resize(self._some_classes(INTERPOLATIONS), INTERPOLATIONS)
             images = self._model.images(latents, torch.from_numpy(classes.repeat(INTERPOLATION_STEPS)))
             captions = self._captions(classes)
-        grids.save_strips(path, images.cpu().numpy(), INTERPOLATION_STEPS, captions, title)
+        grids.save_strips(path, self._shown(images), INTERPOLATION_STEPS, captions, title, bar=self._bar)
 
     def _save_manifold(self, path: Path, means: np.ndarray) -> None:
         """Draw the whole plane for two latents with a prior, else walks along the principal posterior directions."""
         if self._model.objective.latent_shape == (2,) and self._model.objective.generates:
             latents = latent_walks.manifold_latents(MANIFOLD_SIDE, MANIFOLD_SIDE)
-            images = self._model.images(self._latents(latents)).cpu().numpy()
+            images = self._model.images(self._latents(latents))
             title = "decoded latents at equal steps of prior probability"
-            grids.save_manifold(path, images, MANIFOLD_SIDE, title)
+            grids.save_manifold(path, self._shown(images), MANIFOLD_SIDE, title, bar=self._bar)
             return
         latents, shares = latent_walks.principal_traversals(means, TRAVERSAL_DIRECTIONS, TRAVERSAL_STEPS)
-        images = self._model.images(self._latents(latents)).cpu().numpy()
+        images = self._model.images(self._latents(latents))
         captions = [f"direction {row + 1}, {share:.0%} of variance" for row, share in enumerate(shares)]
         title = "walks along the principal directions of the posterior means, -2.5 to +2.5 standard deviations"
-        grids.save_strips(path, images, TRAVERSAL_STEPS, captions, title)
+        grids.save_strips(path, self._shown(images), TRAVERSAL_STEPS, captions, title, bar=self._bar)
+
+    def _shown(self, images: torch.Tensor) -> np.ndarray:
+        """Images of the model as uint8 [N, 1 or 3, H, W]."""
+        return self._dataset.scale.eight_bit(images.cpu().numpy())
+
+    @property
+    def _bar(self) -> tuple[str, str] | None:
+        """Values of black and white, for images that are not 8-bit."""
+        return self._dataset.scale.shown_values
 
     def _latents(self, rows: np.ndarray) -> torch.Tensor:
         """Latents [N, *latent_shape] from rows [N, D] of all their values."""

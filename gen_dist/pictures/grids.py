@@ -15,6 +15,8 @@ from gen_dist.errors import ConfigError
 from gen_dist.files import write_atomically
 
 Images = NDArray[np.uint8]
+Bar = tuple[str, str]
+"""Values of black and of white."""
 
 PLEASANT_WIDTH = 720
 """Width in pixels that the rows of a grid come near to: small images are enlarged by a whole factor."""
@@ -23,6 +25,9 @@ PAIRS_TITLE = "in each pair: the original on the left, its reconstruction on the
 PAIR_GAPS, PAIR_ROW_GAP = [12, 1], 6
 """Space in pixels before an original and before its reconstruction, and between rows."""
 FONT_SIZE = 14
+BAR = FONT_SIZE + MARGIN
+"""Height of a scale of values with its margin."""
+_BAR_LENGTH = 128
 INK = 70
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _SAVED_AS: dict[str, dict[str, Any]] = {
@@ -35,7 +40,9 @@ _LONGEST_SIDES = {"JPEG": 65_500, "WEBP": 16_383}
 PAPER = 255
 
 
-def save_grid(path: Path, images: Images, columns: int = 8, captions: Sequence[str] | None = None) -> None:
+def save_grid(
+    path: Path, images: Images, columns: int = 8, captions: Sequence[str] | None = None, bar: Bar | None = None
+) -> None:
     """Draw images in rows of `columns`, with thin gaps.
 
     Args:
@@ -43,6 +50,7 @@ def save_grid(path: Path, images: Images, columns: int = 8, captions: Sequence[s
         images: uint8 [N, C, H, W], N >= 1, C = 1 or 3.
         columns: images a row. Fewer images make fewer columns.
         captions: one text a row, on its left.
+        bar: values of black and white, drawn as a scale below.
 
     Raises:
         ConfigError: the file's name is of a format that is not written, or that has no pictures of this size.
@@ -52,10 +60,12 @@ def save_grid(path: Path, images: Images, columns: int = 8, captions: Sequence[s
     columns = min(columns, len(images))
     _check_captions(captions, -(-len(images) // columns))
     canvas = mosaic(images, [2] * columns, 2, _scale(columns * images.shape[3]))
-    _save_canvas(path, canvas, captions=captions)
+    _save_canvas(path, canvas, captions=captions, bar=bar)
 
 
-def save_reconstructions(path: Path, originals: Images, reconstructions: Images, pairs_per_row: int = 8) -> None:
+def save_reconstructions(
+    path: Path, originals: Images, reconstructions: Images, pairs_per_row: int = 8, bar: Bar | None = None
+) -> None:
     """Draw pairs in rows: originals in odd columns, their reconstructions beside them in even ones.
 
     Args:
@@ -63,6 +73,7 @@ def save_reconstructions(path: Path, originals: Images, reconstructions: Images,
         originals: uint8 [N, C, H, W], N >= 1, C = 1 or 3.
         reconstructions: uint8 [N, C, H, W], in the order of the originals.
         pairs_per_row: pairs a row. Fewer pairs make shorter rows.
+        bar: values of black and white, drawn as a scale below.
 
     Raises:
         ValueError: an array is not a batch of images, or the shapes differ.
@@ -74,7 +85,7 @@ def save_reconstructions(path: Path, originals: Images, reconstructions: Images,
     pairs = min(pairs_per_row, len(originals))
     both = np.stack([originals, reconstructions], axis=1).reshape(-1, *originals.shape[1:])
     canvas = mosaic(both, PAIR_GAPS * pairs, PAIR_ROW_GAP, _scale(2 * pairs * originals.shape[3]))
-    _save_canvas(path, canvas, title=PAIRS_TITLE)
+    _save_canvas(path, canvas, title=PAIRS_TITLE, bar=bar)
 
 
 def split_pairs(
@@ -91,8 +102,8 @@ def split_pairs(
     """
     channels, height, width = image_shape
     top, least_width = 2 * MARGIN + FONT_SIZE, int(ImageFont.load_default(size=FONT_SIZE).getlength(PAIRS_TITLE))
-    canvas = picture[top : picture.shape[0] - MARGIN, MARGIN:]
-    for pairs in range(most_pairs, 0, -1):
+    page = picture[top : picture.shape[0] - MARGIN, MARGIN:]
+    for pairs, canvas in ((pairs, page[: len(page) - bar]) for bar in (0, BAR) for pairs in range(most_pairs, 0, -1)):
         scale = _scale(2 * pairs * width)
         tile, step = width * scale, height * scale + PAIR_ROW_GAP
         lefts = np.cumsum([0, *(PAIR_GAPS * pairs)[1:]]) + np.arange(2 * pairs) * tile
@@ -110,7 +121,7 @@ def split_pairs(
     return (both[::2], both[1::2]) if both.shape[1] == channels else None
 
 
-def save_manifold(path: Path, images: Images, columns: int, title: str | None = None) -> None:
+def save_manifold(path: Path, images: Images, columns: int, title: str | None = None, bar: Bar | None = None) -> None:
     """Draw decoded latents edge to edge, as one surface.
 
     Args:
@@ -118,16 +129,23 @@ def save_manifold(path: Path, images: Images, columns: int, title: str | None = 
         images: uint8 [N, C, H, W], row by row, C = 1 or 3.
         columns: images a row.
         title: one line above.
+        bar: values of black and white, drawn as a scale below.
 
     Raises:
         ValueError: the array is not a batch of images.
     """
     _check_images(images)
-    _save_canvas(path, mosaic(images, [0] * columns, 0, _scale(columns * images.shape[3])), title=title)
+    canvas = mosaic(images, [0] * columns, 0, _scale(columns * images.shape[3]))
+    _save_canvas(path, canvas, title=title, bar=bar)
 
 
 def save_strips(
-    path: Path, images: Images, columns: int, captions: Sequence[str] | None = None, title: str | None = None
+    path: Path,
+    images: Images,
+    columns: int,
+    captions: Sequence[str] | None = None,
+    title: str | None = None,
+    bar: Bar | None = None,
 ) -> None:
     """Draw walks through the latents: the images of a row edge to edge, with gaps between rows.
 
@@ -137,6 +155,7 @@ def save_strips(
         columns: images a row.
         captions: one text a row, on its left.
         title: one line above.
+        bar: values of black and white, drawn as a scale below.
 
     Raises:
         ValueError: the array is not a batch of images, or the number of captions is not that of the rows.
@@ -144,7 +163,7 @@ def save_strips(
     _check_images(images)
     _check_captions(captions, -(-len(images) // columns))
     canvas = mosaic(images, [0] * columns, 4, _scale(columns * images.shape[3]))
-    _save_canvas(path, canvas, title=title, captions=captions)
+    _save_canvas(path, canvas, title=title, captions=captions, bar=bar)
 
 
 def _check_images(images: Images) -> None:
@@ -179,8 +198,14 @@ def mosaic(images: Images, gaps: Sequence[int], row_gap: int, scale: int) -> Ima
     return canvas
 
 
-def _save_canvas(path: Path, canvas: Images, title: str | None = None, captions: Sequence[str] | None = None) -> None:
-    """Write a mosaic with a margin around it, a title above and evenly spaced captions on its left."""
+def _save_canvas(
+    path: Path,
+    canvas: Images,
+    title: str | None = None,
+    captions: Sequence[str] | None = None,
+    bar: Bar | None = None,
+) -> None:
+    """Write a mosaic with a margin around it, a title above, evenly spaced captions on its left and a scale below."""
     format = format_of(path)
     title_font = ImageFont.load_default(size=FONT_SIZE)
     font: Any = title_font
@@ -190,8 +215,9 @@ def _save_canvas(path: Path, canvas: Images, title: str | None = None, captions:
     top = MARGIN + (0 if title is None else FONT_SIZE + MARGIN)
     height, width, channels = canvas.shape
     width = max(width, 0 if title is None else int(title_font.getlength(title)))
+    width = max(width, 0 if bar is None else _bar_width(bar, title_font))
     mode = "L" if channels == 1 else "RGB"
-    size = left + width + MARGIN, top + height + MARGIN
+    size = left + width + MARGIN, top + height + MARGIN + (0 if bar is None else BAR)
     if max(size) > (most := _LONGEST_SIDES.get(format, max(size))):
         raise ConfigError(f"{path} would be {size[0]} x {size[1]} pixels, and {format} has at most {most}; name a .png")
     page = Image.new(mode, size, (PAPER,) * channels)
@@ -203,9 +229,27 @@ def _save_canvas(path: Path, canvas: Images, title: str | None = None, captions:
     for row, text in enumerate(captions or ()):
         middle = top + height * (row + 0.5) / len(captions or ())
         draw.text((left - MARGIN, middle), text, fill=ink, font=font, anchor="rm")
+    if bar is not None:
+        _draw_bar(page, (left, top + height + MARGIN), bar, title_font)
     buffer = io.BytesIO()
     page.save(buffer, format=format, **_SAVED_AS[format])
     write_atomically(path, buffer.getvalue())
+
+
+def _bar_width(bar: Bar, font: Any) -> int:
+    return _BAR_LENGTH + MARGIN + sum(int(font.getlength(text)) for text in bar)
+
+
+def _draw_bar(page: Image.Image, place: tuple[int, int], bar: Bar, font: Any) -> None:
+    """Draw a ramp from black to white between the values that they stand for."""
+    (left, top), (low, high) = place, bar
+    start = left + int(font.getlength(low)) + MARGIN // 2
+    ramp = np.tile(np.linspace(0, PAPER, _BAR_LENGTH).astype(np.uint8), (FONT_SIZE, 1))
+    page.paste(Image.fromarray(ramp), (start, top))
+    draw, ink = ImageDraw.Draw(page), (INK,) * len(page.getbands())
+    draw.rectangle((start - 1, top - 1, start + _BAR_LENGTH, top + FONT_SIZE), outline=ink)  # white on paper
+    draw.text((left, top), low, fill=ink, font=font)
+    draw.text((start + _BAR_LENGTH + MARGIN // 2, top), high, fill=ink, font=font)
 
 
 def format_of(path: Path) -> str:

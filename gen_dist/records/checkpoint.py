@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from gen_dist.config import TrainConfig
+from gen_dist.data.values import scale_of_json
 from gen_dist.errors import (
     CheckpointError,
     ConfigError,
@@ -78,9 +79,22 @@ IMAGE_SHAPE = Kind(
         and math.prod(value) < 2**31
     ),
 )
+
+
+def _is_scale(value: Any) -> bool:
+    try:
+        scale_of_json(value)
+    except ValueError:
+        return False
+    return True
+
+
+SCALE = Kind("a range of values", _is_scale)
+"""Range of the data's values, absent for 8-bit images; see `gen_dist.data.values`."""
 _STATE_SHAPE = {
     **{"format": COUNT, "step": COUNT, "data_digest": TEXT, "image_shape": IMAGE_SHAPE, "class_names": list_of(TEXT)},
     **{"world_size": COUNT, "training_seconds": SECONDS, "loss_scales": OBJECT, "unlogged": list_of(OBJECT)},
+    "values": SCALE,
     METRICS: either(object_with(bytes=COUNT, sha256=TEXT), None),
 }
 

@@ -109,7 +109,7 @@ def _draw(axes: Any, make: Callable[[], np.ndarray]) -> None:
 
 
 def _samples(model: GenerativeModel) -> np.ndarray:
-    return grids.mosaic(model.sample(SIDE * SIDE).cpu().numpy(), [1] * SIDE, 1, 2)
+    return grids.mosaic(model.scale.eight_bit(model.sample(SIDE * SIDE).cpu().numpy()), [1] * SIDE, 1, 2)
 
 
 def _reconstructions(model: GenerativeModel, dataset: Dataset) -> np.ndarray:
@@ -120,7 +120,7 @@ def _reconstructions(model: GenerativeModel, dataset: Dataset) -> np.ndarray:
     reconstructions = model.reconstruct(torch.from_numpy(originals)).cpu().numpy()
     half = PAIRS // 2
     rows = [originals[:half], reconstructions[:half], originals[half:], reconstructions[half:]]
-    return grids.mosaic(np.concatenate(rows), [1] * half, 1, 2)
+    return grids.mosaic(model.scale.eight_bit(np.concatenate(rows)), [1] * half, 1, 2)
 
 
 def _walks(model: GenerativeModel) -> np.ndarray:
@@ -129,7 +129,7 @@ def _walks(model: GenerativeModel) -> np.ndarray:
     ends = model.prior_latents(2 * WALKS).cpu().numpy()
     walks = torch.from_numpy(latent_walks.great_circles(ends[::2], ends[1::2], WALK_STEPS))
     labels = torch.arange(WALKS).repeat_interleave(WALK_STEPS) % model.classes if model.conditional else None
-    return grids.mosaic(model.images(walks, labels).cpu().numpy(), [0] * WALK_STEPS, 2, 2)
+    return grids.mosaic(model.scale.eight_bit(model.images(walks, labels).cpu().numpy()), [0] * WALK_STEPS, 2, 2)
 
 
 def _write_figures(axes: Any, group: Group, comparison: Comparison, metrics: Sequence[str]) -> None:

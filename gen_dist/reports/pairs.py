@@ -39,7 +39,8 @@ def newest_pairs(run: RunRecord, page_pictures: int) -> Pairs | None:
         return None
     step = max(pictures)
     picture = np.asarray(read_picture(pictures[step]))
-    shape: tuple[int, int, int] = tuple(run.state["image_shape"])
+    channels, height, width = run.state["image_shape"]
+    shape = (channels, height, width) if channels in (1, 3) else (1, height, channels * width)  # side by side
     found = split_pairs(picture if picture.ndim == 3 else picture[:, :, None], shape)
     if found is None:
         return None

@@ -17,6 +17,7 @@ def opening_lines(trainer: Trainer, path: Path) -> list[str]:
     train_images, test_images = len(dataset.train.images), len(dataset.test.images)
     epochs = config.steps * config.global_batch_size / train_images
     shape = " x ".join(map(str, dataset.image_shape))
+    shape += "" if dataset.scale.is_plain else f", {dataset.scale}"
     each = " each" if processes.world_size > 1 else ""
     facts = {
         "device": f"{_device(processes.device)} in {str(trainer.dtype).removeprefix('torch.')}",

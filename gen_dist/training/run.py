@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from gen_dist.config import TrainConfig
+from gen_dist.config.data import Layout
 from gen_dist.data import Dataset, open_dataset, pack_given
-from gen_dist.data.given import Layout
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.parallel.collectives import StopVote, agree, from_main
 from gen_dist.parallel.facts import facts_of_start
@@ -275,6 +275,7 @@ class _Run:
             "data_digest": trainer.dataset.digest,
             "image_shape": trainer.dataset.image_shape,
             "class_names": trainer.dataset.class_names,
+            **({} if trainer.dataset.scale.is_plain else {"values": trainer.dataset.scale.as_json()}),
             "world_size": trainer.processes.world_size,
             "training_seconds": self._training_seconds(),
             "loss_scales": trainer.loss_scales(),

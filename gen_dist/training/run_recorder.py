@@ -121,7 +121,9 @@ class MainRunRecorder(RunRecorder):
         self._on_log = on_log
         self._paths = RunPaths(holding.path)
         dataset = trainer.dataset
-        model = GenerativeModel(trainer.best_objective, trainer.config, dataset.image_shape, dataset.class_names)
+        model = GenerativeModel(
+            *(trainer.best_objective, trainer.config, dataset.image_shape, dataset.class_names, dataset.scale)
+        )
         self._gallery = Gallery(model, dataset, holding.path)
         self._checks = SampleChecks(model, dataset)
         self._tracker: Tracker | None = None

@@ -50,7 +50,8 @@ def mean_metrics(
     zero = torch.zeros((), dtype=torch.float64)
 
     def measured(start: int, end: int) -> dict[str, Tensor]:
-        images, labels = (torch.from_numpy(array[start:end]).to(device) for array in (split.images, split.labels))
+        rows = slice(start, end)
+        images, labels = (found.to(device) for found in (split.for_model(rows), torch.from_numpy(split.labels[rows])))
         found = objective.evaluate(Batch(images, labels, rng, start))
         _refuse_bad_figures(objective, found, len(images))
         return found

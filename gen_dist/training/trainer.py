@@ -6,6 +6,7 @@ import functools
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -283,10 +284,10 @@ def _lap_of_phase(lap: Lap, phase: str) -> Lap:
 
 def _mean_image(split: Split) -> Tensor:
     """Mean of about 10,000 images across a split: float32 [C, H, W] in 0..1."""
-    spread = split.images[:: max(1, len(split.images) // 10_000)]
+    places = np.arange(0, len(split.images), max(1, len(split.images) // 10_000))
     # A few at a time, since float32 takes four times the memory of uint8.
     total = sum(
-        torch.from_numpy(spread[i : i + 256]).sum(dim=0, dtype=torch.float64) for i in range(0, len(spread), 256)
+        split.for_model(places[i : i + 256]).sum(dim=0, dtype=torch.float64) for i in range(0, len(places), 256)
     )
     assert isinstance(total, Tensor)
-    return (total / (255.0 * len(spread))).float()
+    return (total / (255.0 * len(places))).float()

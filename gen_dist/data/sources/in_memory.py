@@ -1,16 +1,18 @@
-"""Images given from Python, found again by the digest of their content."""
+"""`array:`: images given from Python, found again by the digest of their content, and files of NumPy."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gen_dist.data.array_files import SUFFIXES, ArrayFile
 from gen_dist.data.given import Given, names_of_classes
-from gen_dist.data.sources.source import Block, Request, SplitName, register
+from gen_dist.data.sources.source import Block, Request, Source, SplitName, register
 from gen_dist.errors import DataError
 
 _KEY = re.compile(r"[0-9a-f]{32}(-[0-9a-f]{32})?")
@@ -95,7 +97,7 @@ def given_source(train: Given, test: Given | None) -> ArraySource:
 
 def packed_source(
     source: ArraySource,
-    splits: Mapping[SplitName, tuple[NDArray[np.uint8], NDArray[np.int64]]],
+    splits: Mapping[SplitName, tuple[NDArray[Any], NDArray[np.int64]]],
     class_names: tuple[str, ...],
 ) -> ArraySource:
     """The source with its images and labels as they were packed, both splits of them."""
@@ -104,11 +106,14 @@ def packed_source(
     return ArraySource(source.key if source.has_test_split else f"{source.key}-{source.key}", given)
 
 
-def _open(request: Request) -> ArraySource:
+def _open(request: Request) -> Source:
     key = str(request.path)
+    if request.path.suffix in SUFFIXES:
+        return ArrayFile(request.path, request.packing.layout)
     if not _KEY.fullmatch(key):
         raise DataError(
-            f"array:{key[:80]} is no digest of images; a run that was given images has it in its config.json"
+            f"array:{key[:80]} is neither a .npy or .npz file nor a digest of images; a run that was given images from "
+            "Python has their digest in its config.json"
         )
     return ArraySource(key)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,8 @@ class Block:
 
     split: SplitName
     """The split; `train` for sources without a test split."""
-    images: NDArray[np.uint8] | Sequence[Encoded]
-    """uint8 [n, C, H, W], or n encoded images."""
+    images: NDArray[Any] | Sequence[Encoded]
+    """[n, C, H, W] of a dtype in `gen_dist.data.values.DTYPES`, or n encoded images."""
     labels: NDArray[np.int64]
     """int64 [n]."""
     names: Sequence[str] | str

@@ -15,7 +15,10 @@ SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 class Inception(nn.Module):
-    """InceptionV3 up to its last pooling: images uint8 [B, 1 or 3, H, W] to features float32 [B, 2048]."""
+    """InceptionV3 up to its last pooling: images uint8 [B, 1 or 3, H, W] to features float32 [B, 2048].
+
+    Images of other values, float32 in 0..255, are rounded to 8 bits.
+    """
 
     def __init__(self, extractor: nn.Module) -> None:
         super().__init__()
@@ -25,6 +28,8 @@ class Inception(nn.Module):
         """Map images to features. Grey images get three equal channels; sizes are resized as TensorFlow does."""
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
+        if images.is_floating_point():  # its published weights are of 8-bit images
+            images = images.round().to(torch.uint8)
         features: Tensor = self.extractor(images)[0]
         return features
 

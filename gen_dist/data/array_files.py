@@ -1,0 +1,144 @@
+"""`array:FILE`: images in a .npy file, which is mapped into memory, or in a .npz file with labels."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gen_dist.config.data import Layout
+from gen_dist.data.given import array_images, class_labels
+from gen_dist.data.identity import content_sample, stamp
+from gen_dist.data.naming import printable
+from gen_dist.data.sources.source import Block, SplitName
+from gen_dist.errors import DataError
+
+SUFFIXES = (".npy", ".npz")
+_BLOCK = 256
+_NAMES: Mapping[SplitName, tuple[str, str]] = {"train": ("x", "labels"), "test": ("x_test", "labels_test")}
+"""Names of images and labels in a .npz file. Only the first is needed."""
+_PLACES: Mapping[SplitName, str] = {"train": "image", "test": "test image"}
+
+
+@dataclass
+class ArrayFile:
+    """Images [N, H, W], [N, H, W, C] or [N, C, H, W] of a dtype that is kept.
+
+    A .npz file has the arrays `x`, and `labels`, `x_test` and `labels_test` where there are such; labels are integers
+    from 0 on, or texts. Its arrays are in memory while they are packed.
+    """
+
+    path: Path
+    layout: Layout | None = None
+    _arrays: dict[str, NDArray[Any]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.path.is_file():
+            raise DataError(f"{self.name}: there is no such file; name one that numpy.save or numpy.savez wrote")
+
+    @property
+    def name(self) -> str:
+        """`array:FILE`."""
+        return f"array:{printable(str(self.path))}"
+
+    @property
+    def slug(self) -> str:
+        """`array-` and the file's name."""
+        return f"array-{self.path.stem}"
+
+    @property
+    def has_test_split(self) -> bool:
+        """True if a .npz file has test images."""
+        return _NAMES["test"][0] in self._opened()
+
+    @property
+    def default_size(self) -> int | None:
+        """None: the size of the images."""
+        return None
+
+    def fingerprint(self) -> object:
+        """Path, stamp and a part of the content, and the order of the axes."""
+        size = self.path.stat()
+        sample = content_sample([(str(self.path), size.st_size)])
+        return [os.fsencode(self.path.resolve()).hex(), stamp(size), sample, self.layout]
+
+    def remarks(self) -> list[str]:
+        """A line on arrays that are not used."""
+        known = {name for names in _NAMES.values() for name in names}
+        unused = sorted(set(self._opened()) - known)
+        return [f"not used: {', '.join(map(printable, unused))}"] if unused else []
+
+    def fetch(self) -> None:
+        """Nothing to do."""
+
+    def class_names(self) -> tuple[str, ...]:
+        """Sorted texts, the numbers themselves, or one name without labels."""
+        found = self._labels("train")
+        if found is None:
+            return ("all",)
+        if found.dtype.kind == "U":
+            return tuple(map(str, np.unique(found)))
+        return tuple(map(str, range(int(found.max()) + 1)))
+
+    def image_count(self) -> int:
+        """Images of both splits."""
+        return sum(len(self._images(split)) for split in self._splits())
+
+    def blocks(self) -> Iterator[Block]:
+        """Some images at a time: a file that is mapped is not read whole."""
+        names = self.class_names()
+        for split in self._splits():
+            images, labels = self._images(split), self._labels(split)
+            numbers = np.zeros(len(images), np.int64) if labels is None else self._numbers(labels, names, len(images))
+            for first in range(0, len(images), _BLOCK):
+                rows = slice(first, first + _BLOCK)
+                texts = [f"{_PLACES[split]} {place}" for place in range(first, min(first + _BLOCK, len(images)))]
+                yield Block(split, np.ascontiguousarray(images[rows]), numbers[rows], texts)
+
+    def _splits(self) -> list[SplitName]:
+        return ["train", "test"] if self.has_test_split else ["train"]
+
+    def _images(self, split: SplitName) -> NDArray[Any]:
+        name = _NAMES[split][0]
+        if name not in self._opened():
+            raise DataError(
+                f"{self.name} has the arrays {', '.join(map(printable, self._opened())) or 'none'}, but no {name}; "
+                "write numpy.savez(FILE, x=images, labels=labels)"
+            )
+        return array_images(self._opened()[name], self.layout, f"{self.name}: {name}")
+
+    def _labels(self, split: SplitName) -> NDArray[Any] | None:
+        return self._opened().get(_NAMES[split][1])
+
+    def _numbers(self, labels: NDArray[Any], names: tuple[str, ...], count: int) -> NDArray[np.int64]:
+        if labels.dtype.kind == "U" and labels.shape == (count,):
+            strange = sorted(set(labels.tolist()) - set(names))
+            if strange:
+                raise DataError(f"{self.name}: test images have the class {strange[0]!r}, which train does not have")
+            return np.searchsorted(np.array(names), labels).astype(np.int64)
+        try:
+            return class_labels(labels, count)
+        except DataError as error:
+            raise DataError(f"{self.name}: {error}") from None
+
+    def _opened(self) -> dict[str, NDArray[Any]]:
+        """The arrays of the file by name."""
+        if self._arrays:
+            return self._arrays
+        try:
+            found = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                self._arrays = {_NAMES["train"][0]: found}
+            else:
+                with found:
+                    self._arrays = {name: found[name] for name in found.files}
+        except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise DataError(f"{self.name}: no arrays of numbers can be read from it: {reason}; save it again") from None
+        return self._arrays

@@ -1,0 +1,99 @@
+"""`array:FILE`: arrays of NumPy as they are, and lines about what they are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gen_dist.config import DataConfig
+from gen_dist.data import open_dataset, survey_source
+from gen_dist.errors import DataError
+
+VALUES = np.random.default_rng(0).integers(0, 65_536, (30, 4, 6, 5), np.uint16)
+LABELS = np.arange(30) % 3
+
+
+def opened(path: Path, cache: Path, **options: Any) -> Any:
+    packing = DataConfig(cache_dir=str(cache), **options)
+    return open_dataset(f"array:{path}", "", packing, lambda _line: None)
+
+
+def sorted_rows(images: Any) -> list[Any]:
+    return sorted(np.asarray(images).reshape(len(images), -1).tolist())
+
+
+@pytest.mark.parametrize(
+    ("stored", "layout"),
+    [
+        (VALUES, "NCHW"),
+        (VALUES.transpose(0, 2, 3, 1), "NHWC"),
+        (np.asfortranarray(VALUES), "NCHW"),
+        (VALUES.astype(">u2"), "NCHW"),
+    ],
+)
+def test_every_layout_of_an_array_is_the_same_data(tmp_path, stored, layout):
+    np.save(tmp_path / "a.npy", stored)
+    dataset = opened(tmp_path / "a.npy", tmp_path / "cache", layout=layout)
+    assert dataset.image_shape == (4, 6, 5)
+    assert dataset.train.images.dtype == np.uint16
+    both = np.concatenate([dataset.train.images, dataset.test.images])
+    assert sorted_rows(both) == sorted_rows(VALUES)
+    assert dataset.train.names is not None and dataset.train.names[0] == "image 0"
+
+
+def test_arrays_of_a_npz_file_have_labels_and_a_test_split(tmp_path):
+    names = np.array(["cat", "dog", "ant"])[LABELS]
+    np.savez(tmp_path / "a.npz", x=VALUES[:, 0], labels=names, x_test=VALUES[:7, 1], labels_test=names[:7], rest=[1])
+    lines: list[str] = []
+    dataset = open_dataset(f"array:{tmp_path / 'a.npz'}", "", DataConfig(cache_dir=str(tmp_path)), lines.append)
+    assert dataset.class_names == ("ant", "cat", "dog")
+    assert [dataset.class_names[label] for label in dataset.train.labels] == names.tolist()
+    assert np.array_equal(dataset.test.images[:, 0], VALUES[:7, 1])
+    assert any("not used: rest" in line for line in lines)
+
+
+def test_an_array_that_was_written_anew_is_packed_anew(tmp_path):
+    np.save(tmp_path / "a.npy", VALUES[:, :1])
+    first = opened(tmp_path / "a.npy", tmp_path)
+    np.save(tmp_path / "a.npy", VALUES[:, 1:2])
+    assert opened(tmp_path / "a.npy", tmp_path).digest != first.digest
+
+
+def test_a_survey_of_an_array_says_type_and_values(tmp_path):
+    np.save(tmp_path / "a.npy", VALUES)
+    found = survey_source(f"array:{tmp_path / 'a.npy'}", "", DataConfig(cache_dir=str(tmp_path), layout="NCHW"))
+    text = "\n".join(found.lines())
+    assert "uint16 array of 4 channels" in text
+    assert "uint16 [4, 6, 5] each" in text
+    assert found.bytes == 30 * (4 * 6 * 5 * 2 + 8)
+    assert f"values    {VALUES.min():,}..{VALUES.max():,}" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (None, "there is no such file"),
+        (b"no array", "no arrays of numbers can be read from it"),
+        (VALUES, r"no axis of 1 or 3 channels.*--layout"),
+        (VALUES.astype(np.int64)[:, :1], r"int64 .*astype\('float32'\)"),
+        (np.array([{}, 3]), "no arrays of numbers"),
+        (VALUES[0, 0], r"\[N, H, W\]"),
+        ({"images": VALUES}, "has the arrays images, but no x"),
+        ({"x": VALUES[:, 0], "labels": LABELS[:4]}, r"the labels are int64 \[4\]; integers \[30\]"),
+        ({"x": VALUES[:, 0], "labels": LABELS - 1}, "labels go from -1"),
+    ],
+)
+def test_files_that_are_no_images_are_one_line(tmp_path, content, line):
+    path = tmp_path / ("a.npz" if isinstance(content, dict) else "a.npy")
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, dict):
+        np.savez(path, **content)
+    elif content is not None:
+        np.save(path, content, allow_pickle=True)
+    with pytest.raises(DataError, match=line) as caught:
+        opened(path, tmp_path / "cache")
+    assert "\n" not in str(caught.value)
