@@ -16,6 +16,8 @@ Fit = Literal["crop", "pad", "stretch", "none"]
 Layout = Literal["NHWC", "NCHW"]
 """Order of the axes of an array of images."""
 
+Pages = Literal["first", "images", "channels"]
+
 _LEAST_SIDE = 4
 _NUMBER = r"[-+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?"
 _VALUE_RANGE = re.compile(rf"dtype|data|percentile:(?P<percentile>{_NUMBER})|(?P<low>{_NUMBER}):(?P<high>{_NUMBER})")
@@ -36,6 +38,9 @@ class DataConfig(Checked):
     dtype: Literal["source", "uint8"] = "source"
     """Type of the values: that of the source, such as uint16, where all images have one; or `uint8`, to which files of
     more than 8 bits are reduced."""
+    pages: Pages | None = None
+    """Pages of a file: the `first` alone, each an image (`images`, of a folder), or each a channel (`channels`). None
+    is the first of 8-bit files, and refuses files of several pages with more bits."""
     value_range: Annotated[str | None, arg(metavar="{None}|data|dtype|percentile:P|LOW:HIGH")] = None
     """Values that become the model's darkest and brightest: the least and greatest of the `data`, those of the `dtype`
     (0:1 for floats), percentiles P and 100 - P, or two numbers. Values beyond are cut off. None is 0:255 for uint8,

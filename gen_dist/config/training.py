@@ -247,7 +247,7 @@ class TrainConfig(Checked):
         from pydantic import ConfigDict, TypeAdapter, ValidationError  # 70 ms that only --config needs
 
         load_recorded(_plugins_in(text), source)
-        text = _with_size_of_folder(text)
+        text = _as_older_versions_packed(text)
         parts = (*networks.configs(), *objectives.configs())
         cls: Any
         for cls in (DataConfig, OptimizerConfig, Plugin, TrainConfig, *parts):
@@ -290,19 +290,23 @@ def _plugins_in(text: str) -> list[Plugin]:
         return []
 
 
-def _with_size_of_folder(text: str) -> str:
-    """Config text with the side that folders had without a configured one, if a version without `fit` wrote it."""
-    if '"fit"' in text or '"folder:' not in text:
+def _as_older_versions_packed(text: str) -> str:
+    """Config text with what was done to files without an option for it, if a version without that option wrote it.
+
+    Without `fit`, images of a folder got a side of 64; without `dtype`, all images became 8-bit.
+    """
+    if not any(source in text for source in ('"folder:', '"parquet:')):
         return text
     try:
         values = json.loads(text)
-        packing = values.get("packing")
-        if values["data"].startswith("folder:") and "fit" not in packing and packing.get("image_size") is None:
+        packing, source = values["packing"], values["data"].partition(":")[0]
+        if source == "folder" and "fit" not in packing and packing.get("image_size") is None:
             packing["image_size"] = 64
-            return json.dumps(values)
+        if source in ("folder", "parquet"):
+            packing.setdefault("dtype", "uint8")
+        return json.dumps(values)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
-        pass  # no config, which is told later
-    return text
+        return text  # no config, which is told later
 
 
 # Python holds a byte of a path that is not UTF-8 as half of a surrogate pair. JSON has it as \\udcXX, which pydantic

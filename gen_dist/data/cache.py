@@ -23,9 +23,9 @@ from torch import Tensor
 from gen_dist.config import DataConfig
 from gen_dist.data.building import building_prefix, file_slug, only_builder
 from gen_dist.data.image_names import ImageNames, names_file
-from gen_dist.data.packing import cache_errors, images_file, labels_file, pack
+from gen_dist.data.packing import cache_errors, images_file, labels_file, pack, source_keeping
 from gen_dist.data.ranges import Measured, measured_scale
-from gen_dist.data.sources.source import SPLITS, Source, SplitName
+from gen_dist.data.sources.source import SPLITS, KeepsDepth, Source, SplitName
 from gen_dist.data.values import PLAIN, ValueScale, scale_of_json
 from gen_dist.errors import DataError
 from gen_dist.files import reason_of, retrying, sync, write_atomically
@@ -168,11 +168,22 @@ def _find(source: Source, packing: DataConfig, cache: Path) -> Path | None:
     fingerprint = source.fingerprint()
     if fingerprint is None:
         return None
-    try:
-        decisive = json.dumps([_FORMAT, _options(source, packing), fingerprint], sort_keys=True)
-    except TypeError as error:
-        raise DataError(f"{source.name}: {type(source).__name__}.fingerprint() gives no JSON: {error}") from None
-    return cache / f"{file_slug(source)}-{hashlib.sha256(decisive.encode()).hexdigest()[:16]}"
+
+    def directory(deep: bool) -> Path:
+        try:
+            decisive = json.dumps([_FORMAT, _options(source, packing, deep), fingerprint], sort_keys=True)
+        except TypeError as error:
+            raise DataError(f"{source.name}: {type(source).__name__}.fingerprint() gives no JSON: {error}") from None
+        return cache / f"{file_slug(source)}-{hashlib.sha256(decisive.encode()).hexdigest()[:16]}"
+
+    # A cache with all bits tells without a look at all headers that this content has more than 8.
+    if (
+        packing.dtype == "source"
+        and isinstance(source, KeepsDepth)
+        and (_is_directory(directory(deep=True)) or source.deep_dtype())
+    ):
+        return directory(deep=True)
+    return directory(deep=False)
 
 
 def _is_directory(path: Path) -> bool:
@@ -182,12 +193,14 @@ def _is_directory(path: Path) -> bool:
         raise _unreadable(path, error) from None
 
 
-def _options(source: Source, packing: DataConfig) -> dict[str, Any]:
+def _options(source: Source, packing: DataConfig, deep: bool) -> dict[str, Any]:
     """Options of the config that determine the content."""
     options: dict[str, Any] = {"image_size": packing.image_size, "channels": packing.channels}
     if packing.fit != "crop":  # named only then, so that caches of cropped images keep their key
         options["fit"] = packing.fit
-    for name in ("value_range", "range_per_channel"):  # as above, for caches of 8-bit images
+    if deep:
+        options["dtype"] = packing.dtype
+    for name in ("value_range", "range_per_channel", "pages"):  # as above, for caches of 8-bit images
         if value := getattr(packing, name):
             options[name] = value
     if not source.has_test_split:
@@ -210,7 +223,7 @@ def _build(source: Source, packing: DataConfig, directory: Path) -> None:
             meta: dict[str, Any] = {
                 "format": _FORMAT,
                 "source": source.name,
-                "options": _options(source, packing),
+                "options": _options(source, packing, source_keeping(source, packing).deep),
                 "class_names": packed.class_names,
                 "left_out": packed.left_out,
                 "left_out_text": packed.left_out_text,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gen_dist.data.fitting import Fitting, fitted
+from gen_dist.errors import DataError
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as PIL makes gray of RGB
 
@@ -24,12 +25,12 @@ def fitted_values(values: NDArray[Any], fitting: Fitting | None, channels: int |
         channels: 1 makes gray of 3 channels, 3 makes three equal channels of one. None keeps them.
 
     Raises:
-        ValueError: it would be padded, and its dtype has no white.
+        DataError: it would be padded, and its dtype has no white.
     """
     found = values
     if fitting is not None and values.shape[:0:-1] != fitting[:2]:
         if fitting.fit == "pad" and values.dtype != np.uint8 and _has_bars(values, fitting):
-            raise ValueError(f"{values.dtype} values have no white to pad with; use --fit crop or stretch")
+            raise DataError(f"{values.dtype} values have no white to pad with; use --fit crop or stretch")
         found = np.stack([_resized(channel, fitting) for channel in values])
     if channels == 3 and len(found) == 1:
         found = np.repeat(found, 3, axis=0)

@@ -13,8 +13,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile as OpenedFile
 
 from gen_dist.data.channels import fitted_values
+from gen_dist.data.deep_files import Keeping, deep_values, dtype_of, page_count, pages_of
 from gen_dist.data.fitting import PAPER, REDUCING_GAP, Fitting, fitted
 from gen_dist.data.losses import frame_and_channel_losses, intensity_losses
 from gen_dist.errors import DataError
@@ -46,7 +48,11 @@ class ImageFile(NamedTuple):
     path: str
     size: int
     mtime_ns: int
+    page: int = 0
+    """Page of the file that is the image, from 0 on."""
 
+
+_REDUCED = Keeping()
 
 Encoded = ImageFile | bytes | NDArray[Any]
 """An image file, the bytes of one, or values [C, H, W] of a dtype that is kept."""
@@ -103,13 +109,18 @@ def image_warnings_as_intended() -> Iterator[None]:
         yield
 
 
-def read_header(encoded: Encoded) -> Header:
+def read_header(encoded: Encoded, keeping: Keeping = _REDUCED) -> Header:
     """Describe an image without decoding it. Only the first bytes of a file are read.
+
+    Args:
+        encoded: file, bytes or pixels.
+        keeping: parts of it that decoding will keep.
 
     Raises:
         UnreadableImage: empty, no image, or more pixels than PIL's limit for safe images. Damage behind the header is
             not found.
         OSError: the file cannot be read, which says nothing about the image.
+        DataError: it has several pages of more than 8 bits, and `keeping` does not say what they are.
     """
     if isinstance(encoded, np.ndarray):
         channels, height, width = encoded.shape
@@ -119,10 +130,31 @@ def read_header(encoded: Encoded) -> Header:
     if isinstance(encoded, ImageFile):
         _refuse_size(encoded)
         with retrying(lambda: open_regular(encoded.path)) as file:
-            return _header_of(file)
+            return _header_of(file, keeping, encoded.page, encoded.path)
     if not encoded:
         raise UnreadableImage("no bytes")
-    return _header_of(io.BytesIO(encoded))
+    return _header_of(io.BytesIO(encoded), keeping)
+
+
+def count_pages(file: ImageFile) -> int:
+    """Pages or frames of an image file.
+
+    Raises:
+        UnreadableImage, OSError: as for `read_header`.
+    """
+    _refuse_size(file)
+    try:
+        with (
+            retrying(lambda: open_regular(file.path)) as content,
+            Image.open(content, formats=_registered_formats()) as opened,
+        ):
+            return page_count(opened)
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):
+            raise
+        raise _unreadable(error) from error
+    except Exception as error:
+        raise _unreadable(error) from error
 
 
 def read_image(file: ImageFile) -> bytes:
@@ -145,28 +177,48 @@ def read_image(file: ImageFile) -> bytes:
     return content
 
 
-def decode_image(encoded: Encoded, fitting: Fitting | None, channels: int | None) -> Decoded:
+def decode_image(
+    encoded: Encoded, fitting: Fitting | None, channels: int | None, keeping: Keeping = _REDUCED
+) -> Decoded:
     """Decode an image, turn it upright, lay it on white, and bring it to a size.
 
     Args:
         encoded: file, bytes or pixels.
         fitting: size of the result. None keeps the image's own.
         channels: 1 for grayscale, 3 for RGB. None gives RGB.
+        keeping: parts of a file that are kept.
 
     Raises:
         UnreadableImage: empty, truncated, damaged, no image, or more pixels than PIL's limit for safe images.
         OSError: the file cannot be read, which says nothing about the image.
         MemoryError: there is not enough memory, which says nothing about the image.
-        DataError: the file has changed since its directory was listed.
+        DataError: the file has changed since its directory was listed, or padding has no white for its values, or as
+            `read_header`.
     """
     if isinstance(encoded, ImageFile):
         with _ONE_LARGE if encoded.size > _LARGE_FILE_BYTES else contextlib.nullcontext():
-            return decode_image(read_image(encoded), fitting, channels)
-    if not len(encoded):
+            return _decode_content(read_image(encoded), fitting, channels, keeping, encoded.page, encoded.path)
+    return _decode_content(encoded, fitting, channels, keeping)
+
+
+def _decode_content(
+    content: bytes | NDArray[Any],
+    fitting: Fitting | None,
+    channels: int | None,
+    keeping: Keeping,
+    page: int = 0,
+    name: str = "",
+) -> Decoded:
+    if not len(content):
         raise UnreadableImage("no bytes")
     try:
-        return _decoded(encoded, fitting, channels)
-    except MemoryError:
+        if isinstance(content, np.ndarray):
+            return _decoded_array(content, fitting, channels)
+        with Image.open(io.BytesIO(content), formats=_registered_formats()) as opened:
+            _turn_to(opened, page, keeping, name)
+            with _ONE_LARGE if opened.width * opened.height > _LARGE_PIXELS else contextlib.nullcontext():
+                return _decode_opened(opened, content, fitting, channels, keeping)
+    except (MemoryError, DataError):
         raise
     # Decoders raise nearly every built-in exception on damaged input: OSError, SyntaxError, struct.error, EOFError...
     except Exception as error:
@@ -202,11 +254,12 @@ def _too_large() -> UnreadableImage:
     return UnreadableImage(f"more than {_MAX_FILE_BYTES:,} bytes")
 
 
-def _header_of(file: BinaryIO) -> Header:
+def _header_of(file: BinaryIO, keeping: Keeping, page: int = 0, name: str = "") -> Header:
     try:
         with Image.open(file, formats=_registered_formats()) as opened:
-            return _described(opened)
-    except MemoryError:
+            _turn_to(opened, page, keeping, name)
+            return _described(opened, keeping)
+    except (MemoryError, DataError):
         raise
     except Exception as error:
         # PIL's own OSErrors have no number. A damaged header may send it to a place before the start of the file.
@@ -215,9 +268,10 @@ def _header_of(file: BinaryIO) -> Header:
         raise _unreadable(error) from error
 
 
-def _described(opened: Image.Image) -> Header:
+def _described(opened: Image.Image, keeping: Keeping) -> Header:
     raw_mode, mode = _raw_mode(opened), opened.mode
-    deep = mode[0] in "IF" or "16" in raw_mode
+    dtype = dtype_of(opened) if keeping.deep else "uint8"
+    deep = (mode[0] in "IF" or "16" in raw_mode) and dtype == "uint8"
     gray, transparent = mode in _GRAY_MODES, opened.has_transparency_data
     # The method of PNG files would decode the pixels, to look for EXIF behind them.
     exif = Image.Image.getexif(opened) if opened.format == "PNG" else opened.getexif()
@@ -227,10 +281,14 @@ def _described(opened: Image.Image) -> Header:
     words += [_COLOURS.get(mode, "gray" if gray else mode)]
     words += ["with transparency"] if transparent else []
     converted = "become 8-bit" if deep else "are laid on white" if transparent else ""
-    if not converted and mode not in ("L", "RGB"):
+    if not converted and mode not in ("L", "RGB") and dtype == "uint8":
         converted = "become 8-bit gray" if gray else "become RGB"
-    losses = frame_and_channel_losses(opened, raw_mode)
-    return Header(" ".join(filter(None, words)), width, height, gray, converted, orientation in range(2, 9), losses)
+    losses = frame_and_channel_losses(opened, raw_mode) if keeping.pages in (None, "first") else {}
+    kind, turned = " ".join(filter(None, words)), orientation in range(2, 9)
+    channels = 1 if gray else 3
+    if keeping.pages == "channels" and (pages := page_count(opened)) > 1:
+        kind, channels, gray = f"{kind} of {pages} pages", pages, False
+    return Header(kind, width, height, gray, converted, turned, losses, channels, dtype)
 
 
 def _is_on_its_side(opened: Image.Image) -> bool:
@@ -243,17 +301,27 @@ def _raw_mode(opened: Image.Image) -> str:
     return str(tiles[0].args) if tiles else ""
 
 
-def _decoded(content: bytes | NDArray[Any], fitting: Fitting | None, channels: int | None) -> Decoded:
-    if isinstance(content, np.ndarray):
-        gray = content.shape[0] == 1
-        if content.dtype != np.uint8 or content.shape[0] not in (1, 3):
-            return Decoded(fitted_values(content, fitting, channels), gray, {}, content.shape[:0:-1])
-        image = Image.fromarray(content[0] if gray else np.ascontiguousarray(content.transpose(1, 2, 0)))
-        return Decoded(_pixels(fitted(image, fitting), channels), gray, {}, image.size)
-    with Image.open(io.BytesIO(content), formats=_registered_formats()) as opened:
-        large = opened.width * opened.height > _LARGE_PIXELS
-        with _ONE_LARGE if large else contextlib.nullcontext():
-            return _decode_opened(opened, content, fitting, channels)
+def _decoded_array(values: NDArray[Any], fitting: Fitting | None, channels: int | None) -> Decoded:
+    gray = values.shape[0] == 1
+    if values.dtype != np.uint8 or values.shape[0] not in (1, 3):
+        return Decoded(fitted_values(values, fitting, channels), gray, {}, values.shape[:0:-1])
+    image = Image.fromarray(values[0] if gray else np.ascontiguousarray(values.transpose(1, 2, 0)))
+    return Decoded(_pixels(fitted(image, fitting), channels), gray, {}, image.size)
+
+
+def _turn_to(opened: Image.Image, page: int, keeping: Keeping, name: str) -> None:
+    """Turn to a page of a file.
+
+    Raises:
+        DataError: what its pages are is not said, and they have more than 8 bits.
+    """
+    if keeping.deep and keeping.pages is None and dtype_of(opened) != "uint8" and (count := page_count(opened)) > 1:
+        raise DataError(
+            f"{name or 'an image'} has {count} pages of {dtype_of(opened)}: say --pages images if each is an image, "
+            "--pages channels if each is a channel of one, or --pages first"
+        )
+    if page:
+        opened.seek(page)
 
 
 def _registered_formats() -> list[str]:
@@ -261,7 +329,16 @@ def _registered_formats() -> list[str]:
     return [name for name in _FORMATS if name in Image.OPEN]  # some builds of PIL lack AVIF
 
 
-def _decode_opened(opened: Image.Image, content: bytes, fitting: Fitting | None, channels: int | None) -> Decoded:
+def _decode_opened(
+    opened: OpenedFile, content: bytes, fitting: Fitting | None, channels: int | None, keeping: Keeping
+) -> Decoded:
+    if keeping.pages == "channels" and page_count(opened) > 1:
+        return _pages_as_channels(opened, content, fitting, keeping)
+    dtype = dtype_of(opened)
+    if keeping.deep and dtype != "uint8":
+        values = deep_values(opened, content)
+        losses = frame_and_channel_losses(opened, _raw_mode(opened)) if keeping.pages != "images" else {}
+        return Decoded(fitted_values(values, fitting, channels or 3), len(values) == 1, losses, values.shape[:0:-1])
     if opened.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > _MAX_JPEG_SCANS:
         raise ValueError(f"a JPEG of more than {_MAX_JPEG_SCANS} scans")
     gray = opened.mode in _GRAY_MODES
@@ -279,10 +356,32 @@ def _decode_opened(opened: Image.Image, content: bytes, fitting: Fitting | None,
     else:
         image = _eight_bit_opaque(ImageOps.exif_transpose(opened), gray, _float_scale(opened))
     losses = intensity_losses(opened, image, raw_mode) | frame_and_channel_losses(opened, raw_mode)
+    losses |= {"depth": dtype} if dtype != "uint8" else {}
+    if keeping.pages == "images":
+        losses.pop("frames", None)
     if large:
         opened.close()  # frees its pixels before those of the turned image are allocated
         ImageOps.exif_transpose(image, in_place=True)
     return Decoded(_pixels(fitted(image, fitting), channels), gray, losses, size)
+
+
+def _pages_as_channels(opened: OpenedFile, content: bytes, fitting: Fitting | None, keeping: Keeping) -> Decoded:
+    """One image whose channels are the pages of a file.
+
+    Raises:
+        ValueError: pages differ in size or type, or have colours.
+    """
+    found: list[NDArray[Any]] = []
+    for page in pages_of(opened):
+        if keeping.deep and dtype_of(page) != "uint8":
+            found.append(deep_values(page, content))
+        else:
+            found.append(image_as_pixels(page))
+    if len({(values.shape, values.dtype) for values in found}) > 1 or len(found[0]) != 1:
+        kinds = ", ".join(sorted({f"{values.dtype} {list(values.shape)}" for values in found}))
+        raise ValueError(f"pages that are no channels of one image: {kinds}")
+    values = np.concatenate(found)
+    return Decoded(fitted_values(values, fitting, None), False, {}, values.shape[:0:-1])
 
 
 def _pixels(image: Image.Image, channels: int | None) -> NDArray[np.uint8]:

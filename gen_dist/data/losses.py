@@ -11,7 +11,9 @@ from PIL import Image
 from gen_dist.data.tally import Tally, shown_names
 
 KINDS = {
-    "frames": "have several pages or frames and only the first is used; save each as a file if they are wanted",
+    "depth": "have more than 8 bits and are reduced to 8, by --dtype uint8 or because images are of several types",
+    "frames": "have several pages or frames and only the first is used; save each as a file if they are wanted, "
+    "or use --pages",
     "channels": "have channels beyond colour and transparency, which are dropped",
     "levels": "lose most of their grey levels; stretch intensities to the whole range before, 0..65535 for integers "
     "or 0..1 for floats",

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from gen_dist.config import DataConfig
 from gen_dist.data.decoding import Decoded, UnreadableImage, decode_image, image_warnings_as_intended
+from gen_dist.data.deep_files import Keeping
 from gen_dist.data.fitting import Fitting, fitting_of, line_on_changes
 from gen_dist.data.image_names import names_file, write_names
 from gen_dist.data.losses import lines_on_losses
@@ -33,7 +34,7 @@ from gen_dist.data.refusals import (
     leave_out,
     needs_fitting,
 )
-from gen_dist.data.sources.source import SPLITS, Block, Source, SplitName
+from gen_dist.data.sources.source import SPLITS, Block, KeepsDepth, Source, SplitName
 from gen_dist.data.subsets import held_out_order
 from gen_dist.data.tally import Tally
 from gen_dist.errors import DataError
@@ -193,10 +194,15 @@ def source_fitting(source: Source, packing: DataConfig) -> Fitting | None:
     return fitting_of(packing, None if packing.size or packing.fit == "none" else source.default_size)
 
 
+def source_keeping(source: Source, packing: DataConfig) -> Keeping:
+    """Parts of a source's files that packing keeps."""
+    deep = packing.dtype == "source" and isinstance(source, KeepsDepth) and source.deep_dtype() is not None
+    return Keeping(deep, packing.pages)
+
+
 def decode_some(
     source: Source,
-    fitting: Fitting | None,
-    channels: int | None,
+    packing: DataConfig,
     block: Block,
     first: int,
     count: int = IMAGES_PER_TASK,
@@ -207,9 +213,10 @@ def decode_some(
         DataError: a file cannot be read just now, which must not leave its image out for good; or memory is exhausted.
     """
     decoded: list[Result] = []
+    fitting, keeping = source_fitting(source, packing), source_keeping(source, packing)
     for position, encoded in enumerate(block.images[first : first + count], start=first):
         try:
-            decoded.append(decode_image(encoded, fitting, channels))
+            decoded.append(decode_image(encoded, fitting, packing.channels, keeping))
         except UnreadableImage as error:
             decoded.append(str(error))
         except OSError as error:
@@ -267,7 +274,7 @@ class _Packer:
             first = 0
             while first < len(block.labels):
                 count, tasks = self._at_once(fitting)
-                task = pool.submit(decode_some, self._source, fitting, self._packing.channels, block, first, count)
+                task = pool.submit(decode_some, self._source, self._packing, block, first, count)
                 window.append((block, first, task))
                 first += count
                 while len(window) > tasks or (

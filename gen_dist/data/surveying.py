@@ -31,6 +31,7 @@ from gen_dist.data.packing import (
     cannot_read,
     decode_some,
     source_fitting,
+    source_keeping,
 )
 from gen_dist.data.refusals import (
     OneShape,
@@ -135,6 +136,7 @@ class _Surveyor:
         self._packing = packing
         self._shape = OneShape(source, packing)
         self._fitting = source_fitting(source, packing)
+        self._keeping = source_keeping(source, packing)
         self._grays = 0
         self._labels: dict[SplitName, list[int]] = {split: [] for split in SPLITS}
         self._places: dict[SplitName, list[int]] = {split: [] for split in SPLITS}
@@ -225,7 +227,7 @@ class _Surveyor:
     def _header(self, block: Block, position: int) -> Header | None:
         name = block.name(position)
         try:
-            return read_header(block.images[position])
+            return read_header(block.images[position], self._keeping)
         except UnreadableImage as error:
             self._leave_out(self._found.left_out, name, str(error))
             return None
@@ -266,7 +268,7 @@ class _Surveyor:
         return shown if fits else [*shown, self._sample]
 
     def _decode(self, one: _Candidate) -> list[Result]:
-        return decode_some(self._source, self._fitting, self._packing.channels, one.block, 0)
+        return decode_some(self._source, self._packing, one.block, 0)
 
     def _take(self, one: _Candidate, result: Result, *, shown: bool) -> None:
         self._found.decoded += not one.fits

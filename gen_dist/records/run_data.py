@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, open_dataset
@@ -55,23 +56,29 @@ def open_run_data(
     return dataset
 
 
-def with_size_of_run(config: TrainConfig, path: Path, fresh: bool, processes: Processes) -> TrainConfig:
-    """Config with the recorded image size of the run that it resumes, if it has a folder and no size itself.
+def with_packing_of_run(config: TrainConfig, path: Path, fresh: bool, processes: Processes) -> TrainConfig:
+    """Config with what an older version did to the files of the run that it resumes, where the config leaves it open.
 
-    Folders had 64 pixels by default in versions that wrote no `fit`: the command that started such a run resumes it.
-    A collective call.
+    Folders had 64 pixels by default in versions that wrote no `fit`, and files were reduced to 8 bits in versions that
+    wrote no `dtype`: the command that started such a run resumes it. A collective call.
 
     Raises:
         CheckpointError: config.json of the run is damaged, or cannot be read just now.
     """
-    packing = config.packing
-    if fresh or packing.image_size is not None or not config.data.startswith("folder:"):
+    packing, source = config.packing, config.data.partition(":")[0]
+    if fresh or source not in ("folder", "parquet"):
         return config
 
-    def recorded() -> int | str | None:
-        return read_config(RunPaths(path).config).packing.image_size if checkpoint_paths(path) else None
+    def recorded() -> dict[str, Any]:
+        if not checkpoint_paths(path):
+            return {}
+        of_run = read_config(RunPaths(path).config).packing
+        return {
+            **({"image_size": of_run.image_size} if packing.image_size is None and source == "folder" else {}),
+            **({"dtype": of_run.dtype} if packing.dtype == "source" else {}),
+        }
 
-    return dataclasses.replace(config, packing=dataclasses.replace(packing, image_size=in_main(recorded, processes)))
+    return dataclasses.replace(config, packing=dataclasses.replace(packing, **in_main(recorded, processes)))
 
 
 def _where_it_trained(run_path: Path, config: TrainConfig) -> TrainConfig:

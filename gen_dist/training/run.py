@@ -23,7 +23,7 @@ from gen_dist.presets import get_preset
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.metrics_file import metrics_damage
-from gen_dist.records.run_data import with_size_of_run
+from gen_dist.records.run_data import with_packing_of_run
 from gen_dist.records.run_directory import hold
 from gen_dist.startup import tell
 from gen_dist.training.auto_accumulation import with_accumulation_that_fits
@@ -104,7 +104,7 @@ def _train(
     with hold(path, config, processes, fresh, supervisor.name if supervisor else None, announce) as holding:
         config = dataclasses.replace(config, accept_changed_plugins=False)  # of this start alone
         config = with_start_digest(config, path, holding.fresh, processes)
-        config = with_size_of_run(config, path, holding.fresh, processes)
+        config = with_packing_of_run(config, path, holding.fresh, processes)
         dataset = open_dataset(config.data, config.data_root, config.packing, announce)
         _agree(config, dataset, processes)
         config = with_accumulation_that_fits(config, path, holding.fresh, dataset, processes, announce)

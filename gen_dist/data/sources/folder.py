@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gen_dist.data.decoding import ImageFile, UnreadableImage, read_header
+from gen_dist.data.decoding import ImageFile, UnreadableImage, count_pages, read_header
+from gen_dist.data.deep_files import Keeping, common_dtype
 from gen_dist.data.identity import content_sample, stamp
 from gen_dist.data.naming import names_test, names_train, printable, some, spelled_twice
-from gen_dist.data.sources.source import Block, SplitName, register
+from gen_dist.data.sources.source import Block, Request, SplitName, register
 from gen_dist.data.walking import EXTENSIONS, Found, has_image, scan, walk
 from gen_dist.errors import DataError
 from gen_dist.files import retrying
@@ -53,6 +54,8 @@ class Folder:
     path: Path
     has_size: bool = True
     """True if a size is configured, so that it does not matter whether the images are alike."""
+    pages_are_images: bool = False
+    """True if each page of a file is an image."""
     _remarks: list[str] = field(init=False)
     _found: Found = field(init=False)
     """Entries beside the images of the splits."""
@@ -115,8 +118,12 @@ class Folder:
         return tuple(sorted({file.class_name for file in self._splits["train"]}))
 
     def image_count(self) -> int:
-        """Image files in both splits, unreadable ones included."""
-        return sum(len(files) for files in self._splits.values())
+        """Image files in both splits, or their pages, unreadable ones included."""
+        return sum(self._pages(file) for files in self._splits.values() for file in files)
+
+    def deep_dtype(self) -> str | None:
+        """See `KeepsDepth`. The headers of all files are read, or those up to the first 8-bit image."""
+        return self._deep_dtype
 
     def blocks(self) -> Iterator[Block]:
         """Files in sorted order of their paths."""
@@ -124,9 +131,35 @@ class Folder:
         for split, files in self._splits.items():
             for first in range(0, len(files), _BLOCK_IMAGES):
                 part = files[first : first + _BLOCK_IMAGES]
-                labels = np.array([numbers[file.class_name] for file in part], np.int64)
-                images = [ImageFile(file.path, file.stamp[0], file.stamp[1]) for file in part]
-                yield Block(split, images, labels, [file.shown for file in part])
+                pages = [(file, page) for file in part for page in range(self._pages(file))]
+                labels = np.array([numbers[file.class_name] for file, _ in pages], np.int64)
+                images = [ImageFile(file.path, file.stamp[0], file.stamp[1], page) for file, page in pages]
+                names = [
+                    f"{file.shown} page {page + 1}" if self._pages(file) > 1 else file.shown for file, page in pages
+                ]
+                yield Block(split, images, labels, names)
+
+    def _pages(self, file: _Image) -> int:
+        """Images in a file."""
+        if not self.pages_are_images:
+            return 1
+        if file.path not in self._page_counts:
+            with contextlib.suppress(UnreadableImage):
+                self._page_counts[file.path] = count_pages(ImageFile(file.path, *file.stamp[:2]))
+        return self._page_counts.setdefault(file.path, 1)
+
+    @cached_property
+    def _page_counts(self) -> dict[str, int]:
+        return {}
+
+    @cached_property
+    def _deep_dtype(self) -> str | None:
+        return common_dtype(self._dtypes())
+
+    def _dtypes(self) -> Iterator[str]:
+        for file in (file for files in self._splits.values() for file in files):
+            with contextlib.suppress(UnreadableImage):
+                yield read_header(ImageFile(file.path, *file.stamp[:2]), Keeping(deep=True, pages="first")).dtype
 
     def _scan(self) -> dict[SplitName, list[_Image]]:
         self._remarks, self._found = [], Found()
@@ -250,4 +283,8 @@ def _preference(name: str) -> tuple[int, str]:
     return (_TEST_DIRECTORIES.index(name) if name in _TEST_DIRECTORIES else len(_TEST_DIRECTORIES), name)
 
 
-register("folder", lambda request: Folder(request.path, request.packing.size is not None), takes_path=True)
+def _open(request: Request) -> Folder:
+    return Folder(request.path, request.packing.size is not None, request.packing.pages == "images")
+
+
+register("folder", _open, takes_path=True)

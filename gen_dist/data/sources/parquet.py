@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gen_dist.data.decoding import UnreadableImage, read_header
+from gen_dist.data.deep_files import Keeping, common_dtype
 from gen_dist.data.identity import content_sample, stamp
 from gen_dist.data.naming import printable
 from gen_dist.data.parquet_files import Splits, find_files
 from gen_dist.data.parquet_reading import holds_bytes, image_rows, is_integer, opened, read_column
-from gen_dist.data.sources.source import SPLITS, Block, SplitName, register
+from gen_dist.data.sources.source import SPLITS, Block, Request, SplitName, register
 from gen_dist.errors import DataError
 from gen_dist.files import retrying
 
@@ -80,6 +83,19 @@ class Parquet:
     def remarks(self) -> list[str]:
         """Files that are not used."""
         return self._remarks
+
+    def deep_dtype(self) -> str | None:
+        """See `KeepsDepth`. The headers of all images are read, or those up to the first 8-bit image."""
+        return self._deep_dtype
+
+    @cached_property
+    def _deep_dtype(self) -> str | None:
+        return common_dtype(self._dtypes())
+
+    def _dtypes(self) -> Iterator[str]:
+        for image in (image for block in self.blocks() for image in block.images):
+            with contextlib.suppress(UnreadableImage):
+                yield read_header(image, Keeping(deep=True, pages="first")).dtype
 
     def fetch(self) -> None:
         """Nothing to do."""
@@ -179,4 +195,11 @@ def _read_labels(name: str, part: _Part) -> NDArray[np.int64]:
     return labels
 
 
-register("parquet", lambda request: Parquet(request.path), takes_path=True)
+def _open(request: Request) -> Parquet:
+    if request.packing.pages == "images":
+        name = printable(str(request.path))
+        raise DataError(f"parquet:{name}: a row is one image, and --pages images is for folder:PATH; leave it out")
+    return Parquet(request.path)
+
+
+register("parquet", _open, takes_path=True)

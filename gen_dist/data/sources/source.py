@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +76,14 @@ class Source(Protocol):
 
     def blocks(self) -> Iterator[Block]:
         """All images, blocks of one split in the split's order. A second call starts anew."""
+
+
+@runtime_checkable
+class KeepsDepth(Protocol):
+    """A source of encoded images that may have more than 8 bits. Those of other sources are reduced to 8."""
+
+    def deep_dtype(self) -> str | None:
+        """Type of the values of all images, if it has more than 8 bits and all readable images have it."""
 
 
 ATTRIBUTES = tuple(name for name in vars(Source) if not name.startswith("_"))
