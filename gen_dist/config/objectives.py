@@ -14,7 +14,7 @@ from gen_dist.config.networks import RoleName
 from gen_dist.errors import ConfigError
 from gen_dist.plugins.registry import Registry
 
-Likelihood = Literal["bernoulli", "gaussian"]
+Likelihood = Literal["bernoulli", "gaussian", "laplace", "discretized-logistic"]
 Capability = Literal["samples", "encoder", "posterior", "likelihood"]
 GradientEstimator = Literal["total", "path"]
 GanLoss = Literal["non_saturating", "least_squares", "hinge", "wasserstein"]
@@ -95,7 +95,7 @@ class AutoencoderConfig(ObjectiveConfig):
         "likelihood": "an autoencoder has no prior over its latents, so no likelihood",
     }
     kind: Suppress[Literal["autoencoder"]] = "autoencoder"
-    likelihood: Likelihood = "bernoulli"
+    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
     """Reconstruction error: `bernoulli` is the cross-entropy of pixels in [0, 1], `gaussian` the squared error."""
 
     @property
@@ -125,9 +125,13 @@ class VaeConfig(ObjectiveConfig):
     lacks: ClassVar[Mapping[Capability, str]] = {}
     kind: Suppress[Literal["vae"]] = "vae"
     likelihood: Likelihood = "bernoulli"
-    """p(x given z): `bernoulli` on logits, or `gaussian` with mean from the decoder and one scale for all pixels."""
+    """p(x given z): `bernoulli` on logits; or, with means from the decoder and one scale for all pixels, a `gaussian`
+    or `laplace` density, or `discretized-logistic`, the probability of whole numbers (Kingma et al. 2016)."""
     gaussian_scale: float | None = None
     """Standard deviation of the Gaussian likelihood, in units of intensities in [0, 1]. None learns it."""
+    likelihood_scale: float | None = None
+    """Scale of the likelihoods `laplace` and `discretized-logistic`, in units of intensities in [0, 1]. None learns it.
+    """
     beta: float = 1.0
     """Weight of the KL term (Higgins et al. 2017)."""
     kl_warmup_steps: int = 0
@@ -146,13 +150,17 @@ class VaeConfig(ObjectiveConfig):
         at_least("importance_samples", self.importance_samples, 1)
         at_least("kl_warmup_steps", self.kl_warmup_steps, 0)
         finite_and_at_least("beta", self.beta, 0.0)
-        if self.gaussian_scale is not None:
-            if self.likelihood != "gaussian":
-                raise ConfigError(
-                    "gaussian_scale goes with likelihood gaussian; leave it out or set likelihood gaussian"
-                )
-            if not (math.isfinite(self.gaussian_scale) and self.gaussian_scale > 0):
-                raise ConfigError(f"gaussian_scale {self.gaussian_scale} is not a positive number")
+        if self.gaussian_scale is not None and self.likelihood != "gaussian":
+            raise ConfigError("gaussian_scale goes with likelihood gaussian; leave it out or set likelihood gaussian")
+        if self.likelihood_scale is not None and self.likelihood in ("bernoulli", "gaussian"):
+            raise ConfigError(
+                "likelihood_scale goes with likelihood laplace or discretized-logistic; leave it out, or use "
+                "gaussian_scale for gaussian"
+            )
+        for name in ("gaussian_scale", "likelihood_scale"):
+            scale = getattr(self, name)
+            if scale is not None and not (math.isfinite(scale) and scale > 0):
+                raise ConfigError(f"{name} {scale} is not a positive number")
         if self.dynamic_binarization and self.likelihood != "bernoulli":
             raise ConfigError("dynamic_binarization makes binary data and goes with likelihood bernoulli only")
         if self.importance_samples > 1 and (self.beta != 1.0 or self.kl_warmup_steps):

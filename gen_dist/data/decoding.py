@@ -17,7 +17,16 @@ from PIL.ImageFile import ImageFile as OpenedFile
 
 from gen_dist.data.channels import fitted_values
 from gen_dist.data.deep_files import Keeping, deep_values, dtype_of, page_count, pages_of
-from gen_dist.data.fitting import PAPER, REDUCING_GAP, Fitting, fitted
+from gen_dist.data.eight_bits import (
+    GRAY_MODES,
+    LARGE_PIXELS,
+    as_pixels,
+    eight_bit_opaque,
+    float_scale,
+    image_as_pixels,
+    large_eight_bit,
+)
+from gen_dist.data.fitting import REDUCING_GAP, Fitting, fitted
 from gen_dist.data.losses import frame_and_channel_losses, intensity_losses
 from gen_dist.errors import DataError
 from gen_dist.files import open_regular, read_regular, retrying
@@ -27,7 +36,6 @@ _FORMATS = (
     "WEBP",
 )
 """PIL has formats that run other programs on the content: an EPS file, whatever its name, is given to Ghostscript."""
-_GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 _COLOURS = {"P": "palette", "PA": "palette", "RGBA": "RGB", "RGBa": "RGB", "RGBX": "RGB"}
 """Words for modes that are not gray; others have PIL's name, such as CMYK."""
 _DEPTHS = {"1": "1-bit", "I": "32-bit", "F": "float"}
@@ -36,8 +44,6 @@ _ON_THEIR_SIDE = range(5, 9)
 _MAX_FILE_BYTES = 2**28
 # A progressive JPEG has about ten scans. Each costs a pass over all pixels but only a few bytes.
 _MAX_JPEG_SCANS = 200
-# Larger images and files are read and decoded one at a time: memory is bounded with any number of threads.
-_LARGE_PIXELS = 2**24
 _LARGE_FILE_BYTES = 2**24
 _ONE_LARGE = threading.RLock()
 
@@ -216,23 +222,13 @@ def _decode_content(
             return _decoded_array(content, fitting, channels)
         with Image.open(io.BytesIO(content), formats=_registered_formats()) as opened:
             _turn_to(opened, page, keeping, name)
-            with _ONE_LARGE if opened.width * opened.height > _LARGE_PIXELS else contextlib.nullcontext():
+            with _ONE_LARGE if opened.width * opened.height > LARGE_PIXELS else contextlib.nullcontext():
                 return _decode_opened(opened, content, fitting, channels, keeping)
     except (MemoryError, DataError):
         raise
     # Decoders raise nearly every built-in exception on damaged input: OSError, SyntaxError, struct.error, EOFError...
     except Exception as error:
         raise _unreadable(error) from error
-
-
-def image_as_pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """Pixels [C, H, W] of an opened image of any mode, upright and on white; C is 1 for grayscale, else 3.
-
-    Raises:
-        ValueError: its pixels are not finite.
-    """
-    gray = image.mode in _GRAY_MODES
-    return _pixels(_eight_bit_opaque(ImageOps.exif_transpose(image), gray, _float_scale(image)), 1 if gray else 3)
 
 
 def _unreadable(error: Exception) -> UnreadableImage:
@@ -272,7 +268,7 @@ def _described(opened: Image.Image, keeping: Keeping) -> Header:
     raw_mode, mode = _raw_mode(opened), opened.mode
     dtype = dtype_of(opened) if keeping.deep else "uint8"
     deep = (mode[0] in "IF" or "16" in raw_mode) and dtype == "uint8"
-    gray, transparent = mode in _GRAY_MODES, opened.has_transparency_data
+    gray, transparent = mode in GRAY_MODES, opened.has_transparency_data
     # The method of PNG files would decode the pixels, to look for EXIF behind them.
     exif = Image.Image.getexif(opened) if opened.format == "PNG" else opened.getexif()
     orientation = exif.get(_ORIENTATION, 1)
@@ -306,7 +302,7 @@ def _decoded_array(values: NDArray[Any], fitting: Fitting | None, channels: int 
     if values.dtype != np.uint8 or values.shape[0] not in (1, 3):
         return Decoded(fitted_values(values, fitting, channels), gray, {}, values.shape[:0:-1])
     image = Image.fromarray(values[0] if gray else np.ascontiguousarray(values.transpose(1, 2, 0)))
-    return Decoded(_pixels(fitted(image, fitting), channels), gray, {}, image.size)
+    return Decoded(as_pixels(fitted(image, fitting), channels), gray, {}, image.size)
 
 
 def _turn_to(opened: Image.Image, page: int, keeping: Keeping, name: str) -> None:
@@ -341,7 +337,7 @@ def _decode_opened(
         return Decoded(fitted_values(values, fitting, channels or 3), len(values) == 1, losses, values.shape[:0:-1])
     if opened.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > _MAX_JPEG_SCANS:
         raise ValueError(f"a JPEG of more than {_MAX_JPEG_SCANS} scans")
-    gray = opened.mode in _GRAY_MODES
+    gray = opened.mode in GRAY_MODES
     raw_mode = _raw_mode(opened)
     stored = opened.size
     if fitting is not None and opened.format in ("JPEG", "MPO"):
@@ -350,11 +346,11 @@ def _decode_opened(
         opened.draft(None, (height, width) if _is_on_its_side(opened) else (width, height))
     opened.load()
     size = stored[::-1] if _is_on_its_side(opened) else stored
-    large = opened.width * opened.height > _LARGE_PIXELS
+    large = opened.width * opened.height > LARGE_PIXELS
     if large:
-        image = _large_eight_bit(opened, gray)
+        image = large_eight_bit(opened, gray)
     else:
-        image = _eight_bit_opaque(ImageOps.exif_transpose(opened), gray, _float_scale(opened))
+        image = eight_bit_opaque(ImageOps.exif_transpose(opened), gray, float_scale(opened))
     losses = intensity_losses(opened, image, raw_mode) | frame_and_channel_losses(opened, raw_mode)
     losses |= {"depth": dtype} if dtype != "uint8" else {}
     if keeping.pages == "images":
@@ -362,7 +358,7 @@ def _decode_opened(
     if large:
         opened.close()  # frees its pixels before those of the turned image are allocated
         ImageOps.exif_transpose(image, in_place=True)
-    return Decoded(_pixels(fitted(image, fitting), channels), gray, losses, size)
+    return Decoded(as_pixels(fitted(image, fitting), channels), gray, losses, size)
 
 
 def _pages_as_channels(opened: OpenedFile, content: bytes, fitting: Fitting | None, keeping: Keeping) -> Decoded:
@@ -382,52 +378,3 @@ def _pages_as_channels(opened: OpenedFile, content: bytes, fitting: Fitting | No
         raise ValueError(f"pages that are no channels of one image: {kinds}")
     values = np.concatenate(found)
     return Decoded(fitted_values(values, fitting, None), False, {}, values.shape[:0:-1])
-
-
-def _pixels(image: Image.Image, channels: int | None) -> NDArray[np.uint8]:
-    """Pixels [C, H, W] of an image of mode L or RGB."""
-    image = image.convert("L" if channels == 1 else "RGB")
-    pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, -1)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _large_eight_bit(opened: Image.Image, gray: bool) -> Image.Image:
-    """As for small images, but not turned upright. Made in strips: whole intermediate images would take more memory."""
-    stays_gray = opened.mode[0] in "IF" or (gray and not opened.has_transparency_data)
-    image = Image.new("L" if stays_gray else "RGB", opened.size)
-    scale = _float_scale(opened)
-    rows = max(1, _LARGE_PIXELS // 16 // opened.width)
-    for top in range(0, opened.height, rows):
-        strip = opened.crop((0, top, opened.width, min(top + rows, opened.height)))
-        image.paste(_eight_bit_opaque(strip, gray, scale), (0, top))
-    image.info["exif"] = opened.getexif().tobytes()
-    return image
-
-
-def _eight_bit_opaque(image: Image.Image, gray: bool, float_scale: float) -> Image.Image:
-    if image.mode == "F":
-        return Image.fromarray(_eight_bit_from_float(np.asarray(image), float_scale))
-    if image.mode.startswith("I"):
-        # 32-bit integer images hold 16-bit intensities in practice: PGM and older PNG and TIFF readers give them.
-        intensities = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray(((intensities * 255 + 32767) // 65535).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, PAPER)
-        image = Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("L" if gray else "RGB")
-
-
-def _float_scale(image: Image.Image) -> float:
-    """Float images are in [0, 1] if no pixel is above 1, else in [0, 255]."""
-    if image.mode != "F":
-        return 1.0
-    highest = np.array(image.getextrema(), np.float32)[1]
-    return 255.0 if highest <= 1 else 1.0
-
-
-def _eight_bit_from_float(intensities: NDArray[np.float32], scale: float) -> NDArray[np.uint8]:
-    if not np.isfinite(intensities).all():
-        raise ValueError("float pixels that are not finite")
-    pixels: NDArray[np.uint8] = np.clip(np.rint(intensities * scale), 0, 255).astype(np.uint8)
-    return pixels

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gen_dist.config.data import Layout
-from gen_dist.data.decoding import image_as_pixels
+from gen_dist.data.eight_bits import image_as_pixels
 from gen_dist.data.naming import some
 from gen_dist.data.values import DTYPES
 from gen_dist.errors import DataError

@@ -52,6 +52,10 @@ class ValueScale:
         spans = (high - low for low, high in zip(self.low, self.high, strict=True))
         return 1.0 / max(spans) if self.is_whole else 0.0
 
+    def steps(self) -> Tensor:
+        """Distance of neighbouring whole numbers in intensities, float32 [1 or C, 1, 1]."""
+        return torch.tensor([1.0 / (high - low) for low, high in zip(self.low, self.high, strict=True)])[:, None, None]
+
     @property
     def torch_dtype(self) -> torch.dtype:
         """The type of the values in torch."""

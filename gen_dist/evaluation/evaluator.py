@@ -251,7 +251,8 @@ class _Figures:
         objective = self._context.objective
         if metric.of_pixels and metric.unit == "nats" and isinstance(objective, Vae):
             drawn = is_binarized(objective) if metric.counts else objective.config.dynamic_binarization
-            self._pixels[name] = "binarized" if drawn else "real-valued"
+            whole = objective.likelihood == "discretized-logistic"
+            self._pixels[name] = "binarized" if drawn else objective.dtype_of_data if whole else "real-valued"
 
     def evaluation(self, step: int) -> Evaluation:
         """The evaluation of a checkpoint's step, with all figures so far."""

@@ -11,7 +11,6 @@ from gen_dist.data import Dataset
 from gen_dist.data.subsets import evenly_spaced
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.evaluation.features import FeatureNetwork
-from gen_dist.evaluation.marginal_likelihood import is_binarized
 from gen_dist.evaluation.metric import Metric
 from gen_dist.evaluation.metrics import measured_metrics
 from gen_dist.inference.model import GenerativeModel
@@ -83,8 +82,8 @@ def _digits(setting: Setting) -> str | None:
 
 def _discrete_pixels(setting: Setting) -> str | None:
     objective = setting.model.objective
-    if isinstance(objective, Vae) and not is_binarized(objective):
-        return "a Gaussian density of 8-bit pixels is not their probability"
+    if isinstance(objective, Vae) and objective.likelihood not in ("bernoulli", "discretized-logistic"):
+        return f"a {objective.likelihood.title()} density of pixels is not their probability"
     return None
 
 

@@ -44,7 +44,8 @@ class Evaluation:
     features: dict[str, Any] | None
     """`name` and `digest` of the network, and for digits `accuracy` on the split. None without features."""
     pixels: dict[str, str]
-    """Pixel model of each likelihood: `binarized` or `real-valued`. The two do not compare."""
+    """Pixel model of each likelihood: `binarized`, `real-valued`, or the dtype of whole numbers, such as uint8. They do
+    not compare with each other."""
     metrics: dict[str, Value]
     unavailable: dict[str, str]
     """Requested metrics that are not available for the model or the data, with reasons."""

@@ -254,10 +254,11 @@ def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.de
     """The model of a checkpoint. Its weights are their moving average if the run kept one."""
     channels, height, width = checkpoint.facts["image_shape"]
     class_names = checkpoint.facts["class_names"]
+    scale = scale_of_json(checkpoint.facts.get("values"))
     try:
         weights = checkpoint.tensors.get("averaged") or checkpoint.tensors["networks"]
         with _at_most(2 * sum(tensor.numel() for tensor in weights.values())):  # layers may replace a few
-            objective = build_objective(config, (channels, height, width), len(class_names))
+            objective = build_objective(config, (channels, height, width), len(class_names), scale)
         objective.networks.load_state_dict(dict(weights))
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -265,9 +266,7 @@ def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.de
             f"the checkpoint of step {checkpoint.step} is of other networks than its config: {reason}"
         ) from None
     shape = channels, height, width
-    return GenerativeModel(
-        objective.to(device).eval(), config, shape, class_names, scale_of_json(checkpoint.facts.get("values"))
-    )
+    return GenerativeModel(objective.to(device).eval(), config, shape, class_names, scale)
 
 
 class _NotExported(nn.Module):
@@ -286,7 +285,7 @@ def _model_of_export(path: Path, device: str | torch.device) -> GenerativeModel:
     found = read_export(path)
     try:
         with _at_most(2 * found.parameters):  # as above
-            objective = build_objective(found.config, found.image_shape, len(found.class_names))
+            objective = build_objective(found.config, found.image_shape, len(found.class_names), found.scale)
         for name in set(objective.networks) - set(found.weights):
             objective.networks[name] = _NotExported(name, path)
         for name, weights in found.weights.items():

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gen_dist.config import Likelihood, ObjectiveConfig, Roles
+from gen_dist.data.values import ValueScale
 from gen_dist.errors import UserError
 from gen_dist.networks import Decoder, build_decoder, build_encoder
 from gen_dist.objectives.phase import Batch, Phase, SumOverBatch
@@ -61,6 +62,13 @@ class Objective(nn.Module):
     def gives_logvar(self) -> bool:
         """True if `encode` returns the log-variances of a posterior."""
         return "posterior" not in self.config.lacks
+
+    def take_values(self, values: ValueScale) -> None:
+        """Take note of the values of the data, and of the range of them that intensities in 0..1 stand for.
+
+        Raises:
+            ConfigError: the objective has no meaning for such values.
+        """
 
     def refuse_batch(self, global_batch_size: int) -> None:
         """Raise ConfigError if batches of so many images are too small to train on."""
@@ -137,6 +145,6 @@ def likelihood_parameters(mean_image: Tensor, likelihood: Likelihood) -> Tensor:
 
     Output biases start at it, as in the code of Burda et al. 2016, so the first steps need not learn the mean image.
     """
-    if likelihood == "gaussian":
+    if likelihood != "bernoulli":
         return mean_image
     return torch.logit(mean_image, eps=1e-3)  # pixels that are always 0 would start at minus infinity

@@ -1,4 +1,4 @@
-"""Variational autoencoders: VAE, beta-VAE and importance-weighted VAE, with Bernoulli or Gaussian likelihood."""
+"""Variational autoencoders: VAE, beta-VAE and importance-weighted VAE, with four likelihoods of pixels."""
 
 import math
 from typing import Any, NamedTuple
@@ -7,12 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from gen_dist.config import Roles, VaeConfig
+from gen_dist.data.values import PLAIN, ValueScale
+from gen_dist.errors import ConfigError
 from gen_dist.kernels import LOGVAR_RANGE, binarize, reparameterize_kl
 from gen_dist.objectives.base import EncoderDecoder
 from gen_dist.objectives.losses import (
     bernoulli_nll,
+    discretized_logistic_nll,
     gaussian_nll,
     importance_weighted_bound,
+    laplace_nll,
     normal_log_density,
     standard_normal_log_density,
 )
@@ -33,13 +37,20 @@ class Vae(EncoderDecoder):
     """Variational autoencoder: the encoder gives the posterior's parameters, the decoder the likelihood's."""
 
     config: VaeConfig
+    step: Tensor
+    """Distance of neighbouring whole numbers in intensities, float32 [1 or C, 1, 1]."""
 
     def __init__(self, config: VaeConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__(config.likelihood, roles, image_shape, outputs_per_latent=2)
         self.config = config
         self.evaluation_samples = config.importance_samples
-        if config.likelihood == "gaussian":
-            self.networks["scale"] = GaussianScale(config.gaussian_scale)
+        if config.likelihood in _FIRST_SCALES:
+            given = config.gaussian_scale if config.likelihood == "gaussian" else config.likelihood_scale
+            self.networks["scale"] = PixelScale(given, _FIRST_SCALES[config.likelihood])
+
+        # A buffer, so that it is on the device: a step copies nothing there.
+        self.register_buffer("step", PLAIN.steps(), persistent=False)
+        self.dtype_of_data = PLAIN.dtype
 
     def phases(self) -> dict[str, Phase]:
         if self.config.importance_samples > 1:
@@ -54,9 +65,24 @@ class Vae(EncoderDecoder):
 
     def nll(self, decoded: Tensor, targets: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """-log p(x given z), nats per image [B]."""
-        if self.config.likelihood == "bernoulli":
-            return bernoulli_nll(decoded, targets, dtype)
-        return gaussian_nll(decoded, targets, self.networks["scale"](), dtype)
+        match self.config.likelihood:
+            case "bernoulli":
+                return bernoulli_nll(decoded, targets, dtype)
+            case "gaussian":
+                return gaussian_nll(decoded, targets, self.networks["scale"](), dtype)
+            case "laplace":
+                return laplace_nll(decoded, targets, self.networks["scale"](), dtype)
+            case "discretized-logistic":
+                return discretized_logistic_nll(decoded, targets, self.networks["scale"](), self.step, dtype)
+
+    def take_values(self, values: ValueScale) -> None:
+        self.dtype_of_data = values.dtype
+        self.step = values.steps()
+        if self.config.likelihood == "discretized-logistic" and not values.is_whole:
+            raise ConfigError(
+                f"likelihood discretized-logistic is a probability of whole numbers, and the data have {values.dtype} "
+                "values; use gaussian or laplace"
+            )
 
     def nll_and_kl(self, targets: Tensor, batch: Batch, stream: Stream) -> tuple[Tensor, Tensor]:
         """Both terms of the negative ELBO with one latent sample: nats per image, [B] each."""
@@ -137,13 +163,21 @@ class _GradientTimesWeights(torch.autograd.Function):
         return of_latents * weights.view(-1, *[1] * (of_latents.ndim - 1)), None
 
 
-class GaussianScale(nn.Module):
-    """Logarithm of one standard deviation for all pixels, fixed or learned (Rybkin et al. 2021)."""
+_FIRST_SCALES = {
+    "gaussian": 0.2,
+    "laplace": 0.2 / math.sqrt(2.0),
+    "discretized-logistic": 0.2 * math.sqrt(3.0) / math.pi,
+}
+"""Scales with a standard deviation of 0.2, about that of pixels around their mean."""
 
-    def __init__(self, scale: float | None) -> None:
+
+class PixelScale(nn.Module):
+    """Logarithm of one scale for all pixels, fixed or learned (Rybkin et al. 2021)."""
+
+    def __init__(self, scale: float | None, first: float) -> None:
+        """`scale` is fixed. None learns it, beginning at `first`."""
         super().__init__()
-        # 0.2 is about the standard deviation of pixels around their mean.
-        self.log_scale = nn.Parameter(torch.tensor(math.log(0.2 if scale is None else scale)), scale is None)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(first if scale is None else scale)), scale is None)
 
     def forward(self) -> Tensor:
         return self.log_scale

@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Normal
+from torch.distributions import Bernoulli, Laplace, Normal
 from torch.nn.functional import logsigmoid
 
 from gen_dist.objectives import losses
 from gen_dist.objectives.losses import (
     bernoulli_nll,
+    discretized_logistic_nll,
     gaussian_nll,
     importance_weighted_bound,
+    laplace_nll,
     normal_log_density,
     squared_error,
     standard_normal_log_density,
@@ -60,6 +62,47 @@ def test_gaussian_nll_equals_the_normal_log_density() -> None:
     expected = -Normal(_random(0).double(), log_scale.double().exp()).log_prob(_random(1).double()).flatten(1).sum(1)
     nll = gaussian_nll(_random(0), _random(1), log_scale)
     torch.testing.assert_close(nll.double(), expected, rtol=1e-6, atol=1e-5)
+
+
+def test_laplace_nll_equals_the_laplace_log_density() -> None:
+    log_scale = torch.tensor(-1.7)
+    expected = -Laplace(_random(0).double(), log_scale.double().exp()).log_prob(_random(1).double()).flatten(1).sum(1)
+    nll = laplace_nll(_random(0), _random(1), log_scale)
+    torch.testing.assert_close(nll.double(), expected, rtol=1e-6, atol=1e-5)
+
+
+def _logistic_nll(means: Tensor, levels: Tensor, scale: float, most: int) -> Tensor:
+    """Differences of the logistic's distribution function in float64, of one value each."""
+    upper, lower = ((levels.double() + end) / most for end in (0.5, -0.5))
+    upper = torch.where(levels == most, torch.inf, upper)
+    lower = torch.where(levels == 0, -torch.inf, lower)
+    return -torch.log(((upper - means.double()) / scale).sigmoid() - ((lower - means.double()) / scale).sigmoid())
+
+
+@pytest.mark.parametrize(("most", "scale"), [(255, 0.11), (255, 0.004), (65_535, 0.02), (2449, 0.3)])
+def test_discretized_logistic_nll_equals_float64_differences(most: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(0, most + 1, (6, 2, 5, 5), generator=generator)
+    levels[0, 0, 0, :2] = torch.tensor([0, most])
+    means = levels / most + 5 * scale * (torch.rand(levels.shape, generator=generator) - 0.5)
+    nll = discretized_logistic_nll(means, levels / most, torch.tensor(math.log(scale)), torch.tensor(1 / most))
+    expected = _logistic_nll(means, levels, scale, most).flatten(1).sum(1)
+    torch.testing.assert_close(nll.double(), expected, rtol=2e-5, atol=1e-4)
+
+
+def test_probabilities_of_all_whole_numbers_sum_to_one() -> None:
+    levels = torch.arange(256).view(-1, 1)
+    nll = discretized_logistic_nll(
+        torch.full((256, 1), 0.3), levels / 255, torch.tensor(-2.0), torch.tensor(1 / 255), torch.float64
+    )
+    assert torch.exp(-nll).sum().item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_far_means_have_finite_gradients_for_whole_numbers() -> None:
+    means = torch.tensor([[-40.0, 50.0, 0.5]], requires_grad=True)
+    nll = discretized_logistic_nll(means, torch.tensor([[1.0, 0.0, 0.2]]), torch.tensor(-6.0), torch.tensor(1 / 255))
+    nll.sum().backward()
+    assert nll.isfinite().all() and means.grad is not None and means.grad.isfinite().all()
 
 
 def test_squared_error_sums_over_pixels() -> None:

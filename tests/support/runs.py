@@ -62,6 +62,8 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
     "beta-vae with warm-up": (VaeConfig(beta=4.0, kl_warmup_steps=7), SMALL_MLP),
     "vae, learned Gaussian scale": (VaeConfig(likelihood="gaussian"), SMALL_MLP),
     "vae, fixed Gaussian scale": (VaeConfig(likelihood="gaussian", gaussian_scale=0.3), SMALL_MLP),
+    "vae, laplace": (VaeConfig(likelihood="laplace"), SMALL_MLP),
+    "vae, discretized logistic": (VaeConfig(likelihood="discretized-logistic"), SMALL_MLP),
     "vae, dynamic binarization": (VaeConfig(dynamic_binarization=True), SMALL_MLP),
     "iwae": (VaeConfig(importance_samples=4, dynamic_binarization=True), SMALL_MLP),
     "vae, path gradient": (VaeConfig(gradient="path", beta=2.0), SMALL_MLP),
