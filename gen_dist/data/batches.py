@@ -64,7 +64,9 @@ class TrainBatches:
         self._split = split
         self._prefetcher: Prefetcher | None = None
         self._orders: dict[int, Tensor] = {}
-        self._scale = split.scale
+        self._dtype = split.scale.torch_dtype
+        # 8-bit images go to the model as they are.
+        self._for_model = _as_they_are if split.scale.is_plain else split.scale.for_model
         if split.images.nbytes + split.labels.nbytes <= resident_budget_bytes:
             # On the CPU `copy` reads the map into memory once, so that no page fault stalls a step.
             self._images = torch.from_numpy(split.images).to(self._device, copy=True)
@@ -89,12 +91,12 @@ class TrainBatches:
         """
         if self._prefetcher is not None:
             images, labels = self._prefetcher.take((step, index))
-            return self._scale.for_model(self._to_device(images)), self._to_device(labels)
+            return self._for_model(self._to_device(images)), self._to_device(labels)
         place = step, index
         indices = self._indices_on_device(place) if self._pinned else torch.from_numpy(self._indices(place))
         # Devices gather few types: unsigned numbers of 16 bits take the way of signed ones.
         gathered = self._gatherable.index_select(0, indices).view(self._images.dtype)
-        return self._scale.for_model(gathered), self._labels.index_select(0, indices)
+        return self._for_model(gathered), self._labels.index_select(0, indices)
 
     def close(self) -> None:
         """Stop the thread. Harmless when there is none or it has stopped."""
@@ -113,7 +115,7 @@ class TrainBatches:
         with torch.cuda.device(self._device) if self._pinned else contextlib.nullcontext():
             images = torch.empty(
                 (len(indices), *self._split.images.shape[1:]),
-                dtype=self._scale.torch_dtype,
+                dtype=self._dtype,
                 pin_memory=self._pinned,
             )
             labels = torch.empty(len(indices), dtype=torch.int64, pin_memory=self._pinned)
@@ -146,6 +148,10 @@ class TrainBatches:
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
+
+
+def _as_they_are(images: Tensor) -> Tensor:
+    return images
 
 
 def image_indices(
