@@ -46,7 +46,7 @@ class SourceTrial:
 
 
 def check_it_can_be_packed(trial: SourceTrial) -> None:
-    """Both splits have images of one shape, uint8, and labels of the classes."""
+    """Both splits have images of one shape and type, and labels of the classes."""
     dataset = trial.pack("first")
     if len(set(dataset.class_names)) != len(dataset.class_names):
         raise Failure(f"class names are not unique: {', '.join(dataset.class_names[:20])}")

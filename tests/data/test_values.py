@@ -41,14 +41,20 @@ def packed(tmp_path: Path, values: Any, layout: Any = "NCHW", **options: Any) ->
     return open_dataset(name, "", packing, lambda _line: None)
 
 
-def gathered(dataset: Dataset, budget: int, steps: int = 4) -> list[torch.Tensor]:
-    """Images of some steps, from memory or from the map."""
+def gathered(dataset: Dataset, budget: int, steps: int = 4, ranks: int = 1) -> list[torch.Tensor]:
+    """Images of some steps as so many ranks see them, from memory or from the map."""
+    rows = 12 // ranks
+    of_ranks = [_of_rank(dataset, budget, steps, (rank * rows, rows)) for rank in range(ranks)]
+    return [torch.cat(parts) for parts in zip(*of_ranks, strict=True)]
+
+
+def _of_rank(dataset: Dataset, budget: int, steps: int, rows: tuple[int, int]) -> list[torch.Tensor]:
     device = torch.device("cpu")
     batches = TrainBatches(
         *(dataset.train,),
         seed=3,
         global_batch_size=12,
-        micro_batches=[(0, 12)],
+        micro_batches=[rows],
         device=device,
         resident_budget_bytes=budget,
     )
@@ -89,10 +95,10 @@ def test_mapped_and_resident_values_are_equal(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_one_epoch_has_each_image_once(tmp_path, dtype):
+def test_one_epoch_of_two_ranks_has_each_image_once(tmp_path, dtype):
     values = values_of(dtype)
     dataset = packed(tmp_path, values)
-    seen = torch.cat(gathered(dataset, 0, 3))  # 36 of 40 images are trained on
+    seen = torch.cat(gathered(dataset, 0, 3, ranks=2))  # 36 of 40 images are trained on
     expected = dataset.train.for_model(slice(None))
     rows = [sorted(map(tuple, images.flatten(1).tolist())) for images in (seen, expected)]
     assert rows[0] == rows[1]
