@@ -42,7 +42,7 @@ def png(values: NDArray[np.uint16]) -> bytes:
 def tiff(values: NDArray[Any], order: str = "<", deflated: bool = False, orientation: int = 1) -> bytes:
     """A TIFF of one strip by its specification (TIFF 6.0), independent of PIL."""
     samples = values[0, 0].size
-    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    data = values.astype(values.dtype.newbyteorder(">" if order == ">" else "<")).tobytes()
     data = zlib.compress(data) if deflated else data
     bits, form = 8 * values.dtype.itemsize, {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
     entries = [

@@ -204,7 +204,7 @@ def trained(tmp_path: Path, values: Any, steps: int, **changes: Any) -> Path:
         network=MlpConfig(hidden_sizes=(16,), latent_dim=3),
         packing=DataConfig(cache_dir=str(tmp_path / "cache"), **changes),
     )
-    config = replace(config, **{f"{name}_every": 4 for name in ("checkpoint", "sample", "evaluate")})
+    config = replace(config, checkpoint_every=4, sample_every=4, evaluate_every=4)
     gen_dist.train(config, data=values, layout="NCHW", say=lambda _line: None)
     return tmp_path / "run"
 
@@ -265,7 +265,7 @@ def test_pairs_are_cut_from_a_picture_with_a_scale(tmp_path):
 
     pairs = np.random.default_rng(0).integers(0, 256, (2, 16, 1, 12, 16), np.uint8)
     for bar in (None, ("150", "2,599")):
-        save_reconstructions(tmp_path / "pairs.png", *pairs, bar=bar)
+        save_reconstructions(tmp_path / "pairs.png", pairs[0], pairs[1], bar=bar)
         found = split_pairs(np.asarray(Image.open(tmp_path / "pairs.png"))[:, :, None], (1, 12, 16))
         assert found is not None
         assert np.array_equal(found, pairs)
