@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.data.array_files import SUFFIXES, ArrayFile
 from gen_dist.data.given import Given, names_of_classes
+from gen_dist.data.sources.array_files import SUFFIXES, ArrayFile
 from gen_dist.data.sources.source import Block, Request, Source, SplitName, register
 from gen_dist.errors import DataError
 
