@@ -95,7 +95,7 @@ def _fits(number: int, config: TrainConfig, dataset: Dataset, processes: Process
     rows = -(-config.global_batch_size // processes.world_size)
     trial = dataclasses.replace(config, global_batch_size=rows, accumulation=number)
     alone = Processes(0, processes.local_rank, 1, processes.device)
-    with _as_before(processes.device):
+    with _as_before(processes.device, compiled=config.compile):
         try:
             _try_steps(trial, dataset, alone, reduces=processes.world_size > 1)
         except Exception as error:
@@ -124,11 +124,17 @@ def _try_steps(config: TrainConfig, dataset: Dataset, alone: Processes, *, reduc
 
 
 @contextlib.contextmanager
-def _as_before(device: torch.device) -> Iterator[None]:
-    """Context manager that gives back memory, peak and random state at its end."""
+def _as_before(device: torch.device, *, compiled: bool) -> Iterator[None]:
+    """Context manager that gives back memory, peak and random state at its end, and forgets compiled code.
+
+    The compiler remembers shapes: the run would get code for any number of images, which a resumed run, that does not
+    try, has not.
+    """
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
         yield
+    if compiled:
+        torch.compiler.reset()
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()

@@ -132,6 +132,25 @@ def test_a_trial_leaves_draws_of_others_as_they_are(tmp_path: Path) -> None:
     assert torch.equal(torch.randn(2), wanted)
 
 
+def test_a_trial_leaves_no_compiled_code(tmp_path: Path) -> None:
+    """Else the second trial, and the run after it, would get code for any number of images."""
+    sizes: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        sizes.extend(one.shape[0] for one in inputs if isinstance(one, torch.Tensor))
+        return graph.forward
+
+    def compiled_step(config: TrainConfig, *_: Any, **__: Any) -> None:
+        torch.compile(torch.nn.Tanh(), backend=backend)(torch.ones(IMAGES // config.accumulation))
+
+    torch.compiler.reset()
+    with mock.patch.object(auto_accumulation, "_try_steps", compiled_step):
+        for number in (1, 2, 4):
+            assert auto_accumulation._fits(number, _config(compile=True), mock.Mock(), ALONE)
+    assert sizes == [256, 128, 64]
+    assert all(type(size) is int for size in sizes)
+
+
 def test_shards_are_refused() -> None:
     with pytest.raises(ConfigError, match="leave out --auto-accumulation"):
         _config(shards=2)
