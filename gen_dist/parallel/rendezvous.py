@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ _LAUNCHERS = "start processes with accelerate launch and a file in launch/config
 _ANOTHER_PORT = "choose another for all processes, with --main_process_port, torchrun's --master-port or MASTER_PORT"
 _POLL_SECONDS = 0.02
 _READ_SECONDS = 10.0
+_LONGEST_SECONDS = 365 * 24 * 3600
 _VERDICT, _READERS = "verdict", "readers"
 STEP_SECONDS = 1800
 """Longest wait for another process in training, on CPUs; GEN_DIST_STEP_SECONDS overrides it. The others wait while the
@@ -40,7 +42,8 @@ def join(on_cpu: bool, launched: int, facts: Facts) -> None:
     rank, port, main = number_from("RANK"), number_from("MASTER_PORT"), os.environ.get("MASTER_ADDR")
     if not main:
         raise ConfigError(f"MASTER_ADDR is not set; {_LAUNCHERS}")
-    seconds = number_from("GEN_DIST_JOIN_SECONDS", JOIN_SECONDS)
+    seconds = seconds_from("GEN_DIST_JOIN_SECONDS", JOIN_SECONDS)
+    step_timeout()  # refused before the others are awaited
     deadline = time.monotonic() + seconds
     # Under accelerate launch and torchrun, the launcher of the main host serves the store.
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -75,9 +78,21 @@ def step_timeout() -> timedelta:
     """Longest wait for another process in training.
 
     Raises:
-        ConfigError: GEN_DIST_STEP_SECONDS is not a whole number.
+        ConfigError: GEN_DIST_STEP_SECONDS is not a number of seconds.
     """
-    return timedelta(seconds=number_from("GEN_DIST_STEP_SECONDS", STEP_SECONDS))
+    return timedelta(seconds=seconds_from("GEN_DIST_STEP_SECONDS", STEP_SECONDS))
+
+
+def seconds_from(name: str, default: int) -> int:
+    """Read a time from the environment.
+
+    Raises:
+        ConfigError: it is not a whole number of seconds, at least 1 and at most a year.
+    """
+    value = os.environ.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,8}", value) or not 1 <= int(value) <= _LONGEST_SECONDS:
+        raise ConfigError(f"{name} is {value!r}; it takes whole seconds from 1 to {_LONGEST_SECONDS:,}, as {default}")
+    return int(value)
 
 
 def number_from(name: str, default: int | None = None) -> int:

@@ -42,7 +42,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def vendor_peak(name: str, dtype: torch.dtype) -> float | None:
-    """Peak of a GPU by its name, in operations a second; None if it is not in the table."""
+    """Peak of a GPU by its name, in operations a second; None if it is not in the table, or a part of a GPU (MIG)."""
+    if " MIG " in name:
+        return None
     found = next(((half, single) for pattern, half, single in _GPUS if re.search(pattern, name)), None)
     if found is None or (dtype == torch.bfloat16 and _WITHOUT_BF16.search(name)):
         return None

@@ -279,6 +279,13 @@ def _free_port() -> int:
         return port
 
 
+@pytest.mark.parametrize("seconds", ["0", "soon", "-5", "1.5", "9" * 30])
+@pytest.mark.parametrize("name", ["GEN_DIST_JOIN_SECONDS", "GEN_DIST_STEP_SECONDS"])
+def test_times_that_are_none_are_refused_at_once(name: str, seconds: str, launched: Callable[..., str]) -> None:
+    line = f"{name} is {seconds!r}; it takes whole seconds from 1 to 31,536,000, as "
+    assert launched(0, "127.0.0.1", _free_port(), **{name: seconds}).startswith(line)
+
+
 def test_a_port_that_is_taken_is_named(launched: Callable[..., str], listener: socket.socket) -> None:
     port = listener.getsockname()[1]
     assert launched(0, "127.0.0.1", port) == (

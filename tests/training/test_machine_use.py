@@ -127,6 +127,7 @@ def test_the_measured_peak_is_that_of_this_machine() -> None:
         ("Tesla V100-SXM2-16GB", None, 15.7e12),
         ("NVIDIA GeForce RTX 3090", None, None),
         ("NVIDIA L40", None, None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None, None),
     ],
 )
 def test_peaks_of_gpus_are_the_vendors(name: str, bf16: float | None, float32: float | None) -> None:
