@@ -57,11 +57,13 @@ def _has_same(before: dict[str, Any], now: dict[str, Any]) -> bool:
 
 
 _MISSING = object()
+_GENERATED = "torch._inductor.runtime.compile_tasks."
 
 
 def _is_foreign(name: str) -> bool:
-    """True of names that other programs set: a prompt its last result, and setuptools its own distutils."""
-    return name == "_" or name.partition(".")[0] == "distutils"
+    """True of names that other programs set: a prompt its last result, setuptools its own distutils, and torch's
+    compiler what it generates, each time anew."""
+    return name == "_" or name.partition(".")[0] == "distutils" or name.startswith(_GENERATED)
 
 
 def _modules() -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -213,6 +214,20 @@ sys.setrecursionlimit(sys.getrecursionlimit() + 1)
     assert sys.path.pop(0) == "/nowhere"
     del sys.modules["module_of_rude"]
     sys.setrecursionlimit(sys.getrecursionlimit() - 1)
+
+
+def test_code_that_torch_compiles_anew_is_no_change_of_a_plugin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its compiler puts a module of the same name in place of the last one whenever it loads a graph."""
+    load(_write(tmp_path / "mine.py", ""))
+    name = "torch._inductor.runtime.compile_tasks.key_of_a_graph"
+    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    watch, again = Watch(), types.ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, again)
+    watch.settle()
+    assert sys.modules[name] is again
+    assert "changed" not in capsys.readouterr().err
 
 
 def test_changes_of_a_plugin_that_fails_are_put_back(tmp_path: Path) -> None:
