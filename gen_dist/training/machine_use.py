@@ -88,7 +88,7 @@ def flops_per_image(trainer: Trainer) -> dict[tuple[tuple[str, bool], ...], floa
     """
     device, train = trainer.processes.device, trainer.dataset.train
     rows = min(_MOST_IMAGES, trainer.config.global_batch_size)
-    images, labels = (torch.from_numpy(array[:rows].copy()).to(device) for array in (train.images, train.labels))
+    images, labels = train.for_model(slice(rows)).to(device), torch.from_numpy(train.labels[:rows]).to(device)
     counted = {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for step in trainer.kinds_of_steps():

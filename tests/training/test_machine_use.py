@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
 from bench.costs.products import plain_layers
+from gen_dist.data.values import ValueScale
+from gen_dist.parallel.processes import start_processes
 from gen_dist.records.metrics_file import MACHINE_USE, read_metrics
 from gen_dist.reports.run_page import _use_of_machine
 from gen_dist.training import machine_use
 from gen_dist.training.device_peak import peak_flops, vendor_peak
 from gen_dist.training.machine_use import MachineUse, flops_per_image
 from gen_dist.training.run import train
-from tests.support.runs import OBJECTIVES, all_tensors, assert_same_bits, each_of, make_trainer, small_config
+from gen_dist.training.trainer import Trainer
+from tests.support.runs import (
+    OBJECTIVES,
+    all_tensors,
+    assert_same_bits,
+    each_of,
+    make_trainer,
+    small_config,
+    small_dataset,
+)
 
 CPU = torch.device("cpu")
 QUICK = ("vae", "gan", "wgan-gp, lazy")
@@ -50,6 +63,14 @@ def test_counting_does_not_depend_on_how_steps_are_computed(changes: dict[str, b
     name = "dcgan" if "sync_batch_norm" in changes else "vae"
     plain = flops_per_image(make_trainer(small_config(name)))
     assert flops_per_image(make_trainer(small_config(name, **changes))) == plain
+
+
+def test_values_of_any_type_are_counted() -> None:
+    config = small_config("vae")
+    plain, scale = small_dataset(config), ValueScale("float16", (0.0,), (1000.0,))
+    train_split = replace(plain.train, images=plain.train.images.astype(np.float16), scale=scale)
+    floats = Trainer(config, replace(plain, train=train_split), start_processes(config))
+    assert flops_per_image(floats) == flops_per_image(make_trainer(config))
 
 
 @each_of(QUICK[1:])
