@@ -21,7 +21,12 @@ from gen_dist.errors import DataError
 _SHOWN_PERCENTILE = 0.5
 _BYTES_AT_ONCE = 2**26
 _SAMPLED = 2**22
-"""Floating-point values of a channel that percentiles are taken of, at most."""
+"""Floating-point values that percentiles are taken of, about, and of all channels together: 100 channels take no more
+memory than one."""
+_LEAST_SAMPLED = 2**14
+"""The same of one channel, at least."""
+_SAMPLED_IMAGES = 1024
+"""Images that a sample is spread over, where there are as many."""
 
 
 class Measured(NamedTuple):
@@ -55,7 +60,8 @@ def measured_scale(source: str, train: NDArray[Any], test: NDArray[Any], packing
     lows, highs = _chosen(source, dtype, packing, tables, (least, greatest))
     if not packing.range_per_channel:
         lows, highs = [min(lows)], [max(highs)]
-    highs = [high if high > low else low + 1.0 for low, high in zip(lows, highs, strict=True)]
+    # Equal values get a range. A part of large ones, since 1 would be lost in their rounding.
+    highs = [high if high > low else low + max(1.0, 1e-6 * abs(low)) for low, high in zip(lows, highs, strict=True)]
     scale = ValueScale(dtype, tuple(lows), tuple(highs))
     if scale.is_plain:
         return Measured(scale, [])
@@ -107,10 +113,7 @@ class _Values:
             present = np.flatnonzero(counts)
             self.values, self.counts = present.astype(np.float64) + lowest, counts[present]
             return
-        size = math.prod(images.shape[2:])
-        rows = evenly_spaced(min(len(images), max(1, _SAMPLED // size)), len(images))
-        stride = max(1, -(-size // _SAMPLED))
-        sample = np.concatenate([images[row, channel].ravel()[::stride] for row in rows])
+        sample = np.concatenate([image.ravel()[::stride] for image, stride in _sampled(images, channel)])
         self.values, self.counts = np.unique(sample.astype(np.float64), return_counts=True)
 
     def percentile(self, share: float) -> float:
@@ -122,6 +125,17 @@ class _Values:
         """Share of the values beyond a range."""
         beyond = (self.values < low) | (self.values > high)
         return float(self.counts[beyond].sum() / self.counts.sum())
+
+
+def _sampled(images: NDArray[Any], channel: int) -> Iterator[tuple[NDArray[Any], int]]:
+    """A channel [H, W] of images across all of them, and the stride at which its values are taken."""
+    count, size = len(images), math.prod(images.shape[2:])
+    most = max(_LEAST_SAMPLED, _SAMPLED // images.shape[1])
+    rows = evenly_spaced(min(count, max(_SAMPLED_IMAGES, most // size)), count)
+    stride = max(1, len(rows) * size // most)
+    while math.gcd(stride, images.shape[3]) > 1:  # else the values of a few columns
+        stride += 1
+    return ((images[row, channel], stride) for row in rows)
 
 
 def _merged(tables: list[_Values]) -> _Values:
@@ -166,7 +180,10 @@ def _remarks(scale: ValueScale, tables: list[_Values], of_all: tuple[float, floa
         table.outside(scale.low[place % len(scale.low)], scale.high[place % len(scale.low)])
         for place, table in enumerate(tables)
     ]
-    if share := sum(outside) / len(outside):
+    share = sum(outside) / len(outside)
+    # Test images, and those that a sample of floating-point values lacks, may have others.
+    if share or of_all[0] < min(scale.low) or of_all[1] > max(scale.high):
         least, greatest = map(format_number, of_all)
-        remarks.append(f"{share:.2%} of the values are beyond that range and are cut off: all are {least}..{greatest}")
+        much = f"{share:.2%} of the" if share >= 5e-5 else "some"
+        remarks.append(f"{much} values are beyond that range and are cut off: all are {least}..{greatest}")
     return remarks

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import gen_dist
 from gen_dist.config import DataConfig, MlpConfig, TrainConfig, VaeConfig
-from gen_dist.data import Dataset, TrainBatches, cache, open_dataset, pack_given
+from gen_dist.data import Dataset, TrainBatches, cache, open_dataset, pack_given, ranges
 from gen_dist.data.values import DTYPES, PLAIN, ValueScale, scale_of_json
 from gen_dist.errors import ConfigError, DataError
 from gen_dist.evaluation.metrics.psnr import ROUNDING, peak_signal_to_noise
@@ -157,6 +157,40 @@ def test_values_beyond_the_range_are_cut_off_and_told(tmp_path):
     assert any("% of the values are beyond" in line and "150..2,599" in line for line in lines)
     images = open_dataset(name, "", packing, lambda _line: None).train.for_model(slice(None))
     assert (float(images.min()), float(images.max())) == (0.0, 255.0)
+
+
+def test_a_few_values_beyond_the_range_are_told(tmp_path, monkeypatch):
+    """A sample of floating-point values may lack them."""
+    monkeypatch.setattr(ranges, "_LEAST_SAMPLED", 16)
+    monkeypatch.setattr(ranges, "_SAMPLED", 16)
+    values = np.full((200, 1, 6, 8), 0.5, np.float32)
+    values[:, 0, 2, 3] = 7.0
+    lines: list[str] = []
+    packing = DataConfig(cache_dir=str(tmp_path), value_range="0:1")
+    pack_given(values, layout="NCHW", packing=packing, announce=lines.append)
+    assert any("some values are beyond that range and are cut off: all are 0.5..7" in line for line in lines)
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 64), (200, 4)])
+def test_a_sample_of_values_is_of_all_images(monkeypatch, channels, side):
+    """However large they are; and of many channels it takes no more memory than of one."""
+    monkeypatch.setattr(ranges, "_LEAST_SAMPLED", 64)
+    monkeypatch.setattr(ranges, "_SAMPLED", 2048)
+    columns = np.linspace(0, 0.5, side, dtype=np.float32)
+    values = np.arange(50, dtype=np.float32).reshape(50, 1, 1, 1) + np.tile(columns, (channels, side, 1))
+    tables = [ranges._Values(values, channel) for channel in range(channels)]
+    assert sum(int(table.counts.sum()) for table in tables) <= channels * 128 + 8192
+    assert tables[0].percentile(10) == pytest.approx(5, abs=1)
+    assert tables[0].percentile(90) == pytest.approx(45, abs=1)
+    assert len(np.unique(tables[-1].values % 1)) > side / 2  # not of a few columns
+
+
+@pytest.mark.parametrize("value", [0, 7, -3e8, 1e20, -3e38])
+def test_equal_values_have_a_range(tmp_path, value):
+    dataset = packed(tmp_path, np.full((8, 1, 6, 8), value, np.float32))
+    assert dataset.scale.low == (float(np.float32(value)),)
+    assert dataset.scale.high > dataset.scale.low
+    assert (dataset.scale.values(dataset.train.for_model(slice(None)) / 255).numpy() == np.float32(value)).all()
 
 
 @pytest.mark.parametrize(
