@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from gen_dist.errors import DataError
 
 VALUES = np.random.default_rng(0).integers(0, 65_536, (30, 4, 6, 5), np.uint16)
 LABELS = np.arange(30) % 3
+HUGE = "{'descr': '<u2', 'fortran_order': False, 'shape': (99999999999999999999, 4, 4)}"
+"""Header of an array."""
 
 
 def opened(path: Path, cache: Path, **options: Any) -> Any:
@@ -84,6 +87,15 @@ def test_a_survey_of_an_array_says_type_and_values(tmp_path):
         ({"images": VALUES}, "has the arrays images, but no x"),
         ({"x": VALUES[:, 0], "labels": LABELS[:4]}, r"the labels are int64 \[4\]; integers \[30\]"),
         ({"x": VALUES[:, 0], "labels": LABELS - 1}, "labels go from -1"),
+        ({"x": VALUES[:, 0], "labels": LABELS * 10**12}, "labels go from 0 to 2000000000000"),
+        ({"x": VALUES[:, 0], "labels": LABELS[:0]}, r"the labels are int64 \[0\]"),
+        ({"x": VALUES[:, 0], "labels": np.full(30, np.nan)}, "the labels are float64"),
+        ({"x": VALUES[:, 0], "labels": LABELS.astype("S")}, r"the labels are \|S21"),
+        ({"x": VALUES[:, 0], "labels": LABELS, "x_test": VALUES[:5, 0]}, "labels of test images are missing"),
+        (
+            {"x": VALUES[:, 0], "labels": LABELS.astype(str), "x_test": VALUES[:5, 0], "labels_test": LABELS[:5]},
+            "test images are integers, those of train images texts",
+        ),
     ],
 )
 def test_files_that_are_no_images_are_one_line(tmp_path, content, line):
@@ -97,3 +109,22 @@ def test_files_that_are_no_images_are_one_line(tmp_path, content, line):
     with pytest.raises(DataError, match=line) as caught:
         opened(path, tmp_path / "cache")
     assert "\n" not in str(caught.value)
+
+
+def test_archives_of_other_files_are_one_line(tmp_path):
+    for name, change in (("a", b"no array"), ("b", None)):
+        path = tmp_path / f"{name}.npz"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x", change or np.lib.format.magic(1, 0) + b"\x80\x00" + HUGE.ljust(127).encode() + b"\n")
+        with pytest.raises(DataError, match="no arrays of numbers can be read from it"):
+            opened(path, tmp_path / "cache")
+
+
+def test_an_opening_of_packed_images_reads_no_array(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", x=VALUES[:, 0], labels=LABELS, labels_test=LABELS, rest=[1])
+    first = opened(tmp_path / "a.npz", tmp_path)
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", None)
+    lines: list[str] = []
+    second = open_dataset(f"array:{tmp_path / 'a.npz'}", "", DataConfig(cache_dir=str(tmp_path)), lines.append)
+    assert second.digest == first.digest
+    assert any("not used: labels_test, rest" in line for line in lines)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +34,13 @@ class ArrayFile:
     """Images [N, H, W], [N, H, W, C] or [N, C, H, W] of a dtype that is kept.
 
     A .npz file has the arrays `x`, and `labels`, `x_test` and `labels_test` where there are such; labels are integers
-    from 0 on, or texts. Its arrays are in memory while they are packed.
+    from 0 on, or texts, of both splits or of none. Its arrays are in memory while they are packed.
     """
 
     path: Path
     layout: Layout | None = None
     _arrays: dict[str, NDArray[Any]] = field(init=False, default_factory=dict)
+    """Arrays that have been read. An opening of packed images reads none."""
 
     def __post_init__(self) -> None:
         if not self.path.is_file():
@@ -55,7 +59,7 @@ class ArrayFile:
     @property
     def has_test_split(self) -> bool:
         """True if a .npz file has test images."""
-        return _NAMES["test"][0] in self._opened()
+        return _NAMES["test"][0] in self._names
 
     @property
     def default_size(self) -> int | None:
@@ -70,8 +74,7 @@ class ArrayFile:
 
     def remarks(self) -> list[str]:
         """A line on arrays that are not used."""
-        known = {name for names in _NAMES.values() for name in names}
-        unused = sorted(set(self._opened()) - known)
+        unused = sorted(set(self._names) - {name for split in self._splits() for name in _NAMES[split]})
         return [f"not used: {', '.join(map(printable, unused))}"] if unused else []
 
     def fetch(self) -> None:
@@ -84,7 +87,7 @@ class ArrayFile:
             return ("all",)
         if found.dtype.kind == "U":
             return tuple(map(str, np.unique(found)))
-        return tuple(map(str, range(int(found.max()) + 1)))
+        return tuple(map(str, range(int(found.max()) + 1)))  # `_labels` bounds them
 
     def image_count(self) -> int:
         """Images of both splits."""
@@ -94,51 +97,90 @@ class ArrayFile:
         """Some images at a time: a file that is mapped is not read whole."""
         names = self.class_names()
         for split in self._splits():
-            images, labels = self._images(split), self._labels(split)
-            numbers = np.zeros(len(images), np.int64) if labels is None else self._numbers(labels, names, len(images))
+            images, labels = self._images(split), self._numbers(split, names)
             for first in range(0, len(images), _BLOCK):
                 rows = slice(first, first + _BLOCK)
                 texts = [f"{_PLACES[split]} {place}" for place in range(first, min(first + _BLOCK, len(images)))]
-                yield Block(split, np.ascontiguousarray(images[rows]), numbers[rows], texts)
+                yield Block(split, np.ascontiguousarray(images[rows]), labels[rows], texts)
 
     def _splits(self) -> list[SplitName]:
         return ["train", "test"] if self.has_test_split else ["train"]
 
     def _images(self, split: SplitName) -> NDArray[Any]:
         name = _NAMES[split][0]
-        if name not in self._opened():
+        found = self._array(name)
+        if found is None:
             raise DataError(
-                f"{self.name} has the arrays {', '.join(map(printable, self._opened())) or 'none'}, but no {name}; "
+                f"{self.name} has the arrays {', '.join(map(printable, self._names)) or 'none'}, but no {name}; "
                 "write numpy.savez(FILE, x=images, labels=labels)"
             )
-        return array_images(self._opened()[name], self.layout, f"{self.name}: {name}")
+        return array_images(found, self.layout, f"{self.name}: {name}")
 
     def _labels(self, split: SplitName) -> NDArray[Any] | None:
-        return self._opened().get(_NAMES[split][1])
+        """Texts, or int64 from 0 on: [N]. None without labels.
 
-    def _numbers(self, labels: NDArray[Any], names: tuple[str, ...], count: int) -> NDArray[np.int64]:
-        if labels.dtype.kind == "U" and labels.shape == (count,):
-            strange = sorted(set(labels.tolist()) - set(names))
-            if strange:
-                raise DataError(f"{self.name}: test images have the class {strange[0]!r}, which train does not have")
-            return np.searchsorted(np.array(names), labels).astype(np.int64)
+        Raises:
+            DataError: they are neither, or not one an image.
+        """
+        found, count = self._array(_NAMES[split][1]), len(self._images(split))
+        if found is None or (found.dtype.kind == "U" and found.shape == (count,)):
+            return found
         try:
-            return class_labels(labels, count)
+            return class_labels(found, count)
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from None
 
-    def _opened(self) -> dict[str, NDArray[Any]]:
-        """The arrays of the file by name."""
-        if self._arrays:
-            return self._arrays
+    def _numbers(self, split: SplitName, names: tuple[str, ...]) -> NDArray[np.int64]:
+        """Labels int64 [N]; all 0 if no split has labels."""
+        labels, of_train = self._labels(split), self._labels("train")
+        if (kind := _kind_of(labels)) != (of_train_kind := _kind_of(of_train)):
+            raise DataError(
+                f"{self.name}: labels of {split} images are {kind}, those of train images {of_train_kind}; give both "
+                "splits labels of one kind, or none"
+            )
+        if labels is None:
+            return np.zeros(len(self._images(split)), np.int64)
+        if labels.dtype.kind != "U":
+            return labels
+        if strange := sorted(set(labels.tolist()) - set(names)):
+            raise DataError(f"{self.name}: test images have the class {strange[0]!r}, which train does not have")
+        return np.searchsorted(np.array(names), labels).astype(np.int64)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """Names of the arrays in the file."""
+        with self._opened() as arrays:
+            return list(arrays)
+
+    def _array(self, name: str) -> NDArray[Any] | None:
+        """Array of a name; None if there is none."""
+        if name in self._names and name not in self._arrays:
+            with self._opened() as arrays:
+                found: Any = arrays[name]
+                if not isinstance(found, np.ndarray):  # NumPy gives the bytes of other files in an archive
+                    raise ValueError(f"{name} is not an array")
+                self._arrays[name] = found
+        return self._arrays.get(name)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Mapping[str, Any]]:
+        """Context manager that gives the arrays of the file by name. Those of an archive are read when asked for.
+
+        Raises:
+            DataError: it is damaged, or has something else.
+        """
         try:
             found = np.load(self.path, mmap_mode="r", allow_pickle=False)
             if isinstance(found, np.ndarray):
-                self._arrays = {_NAMES["train"][0]: found}
+                yield {_NAMES["train"][0]: found}
             else:
                 with found:
-                    self._arrays = {name: found[name] for name in found.files}
-        except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+                    yield found
+        # RuntimeError: a password, or a compression that Python lacks. OverflowError: a header of 10^20 images.
+        except (ValueError, EOFError, KeyError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             reason = " ".join(str(error).split())[:120]
             raise DataError(f"{self.name}: no arrays of numbers can be read from it: {reason}; save it again") from None
-        return self._arrays
+
+
+def _kind_of(labels: NDArray[Any] | None) -> str:
+    return "missing" if labels is None else "texts" if labels.dtype.kind == "U" else "integers"
