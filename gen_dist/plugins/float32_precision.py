@@ -15,7 +15,7 @@ _FULL = ("none", "ieee")
 _CONVOLUTIONS = slice(2, 4)
 """Places of cuDNN's convolutions and recurrent networks among the owners."""
 DEFAULT = ("highest", True, *(2 * ("none",)), *(2 * ("tf32",)), *(5 * ("none",)))
-"""What `read` gives after the import of torch."""
+"""Values of `read` after the import of torch."""
 
 
 def read() -> tuple[Any, ...]:

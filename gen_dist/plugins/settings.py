@@ -29,7 +29,7 @@ class Setting(NamedTuple):
     default: Any = None
     """Value while the library is not imported. A setting whose value is None is not put back."""
     is_kept: Callable[[Any, Any], Any] = operator.eq
-    """Of the values before and after: false if the setting has to be put back."""
+    """Function of the values before and after: false if the setting has to be put back."""
 
     def now(self) -> Any:
         """Value, or the default of a library that is not imported."""

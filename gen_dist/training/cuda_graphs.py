@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import ConfigError
+from gen_dist.errors import ConfigError, is_out_of_memory
 from gen_dist.objectives import Batch
 from gen_dist.parallel.collectives import collectives_are_recordable
 from gen_dist.parallel.processes import Processes
@@ -148,7 +148,10 @@ class _Recording:
             raise
         except RuntimeError as error:
             # An error in the work makes the end of the recording fail, too; the context has the first error.
-            reason = " ".join(str(error.__context__ or error).split("\n")[0].split())
+            first = error.__context__ or error
+            if isinstance(first, RuntimeError) and is_out_of_memory(first):
+                raise first from None  # with smaller micro-batches it may be recorded
+            reason = " ".join(str(first).split("\n")[0].split())
             raise ConfigError(
                 f"a step of this objective cannot be recorded as a CUDA graph: {reason}; use --no-cuda-graphs"
             ) from error

@@ -89,7 +89,7 @@ class Place(NamedTuple):
 
 @pytest.fixture(scope="module", params=WORDS)
 def place(request: pytest.FixtureRequest, installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """Where a plug-in trained a run; at the end no file of the package has changed."""
+    """Directory in which a plug-in trained a run; at the end no file of the package has changed."""
     path = tmp_path_factory.mktemp(request.param)
     shutil.copy(HERE / f"{request.param}.py", path)
     write_toy_digits(path / "digits.toy")

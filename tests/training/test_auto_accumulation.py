@@ -93,7 +93,7 @@ def test_a_run_is_that_of_the_found_accumulation_and_resumes_with_it(tmp_path: P
 def test_other_numbers_of_processes_keep_the_size(
     before: int, now: int, recorded: int, kept: int, tmp_path: Path
 ) -> None:
-    """That of the micro-batches. A run that did not try tries now."""
+    """Micro-batches have as many images as before. A run that did not try tries now."""
     (tmp_path / "environment.json").write_text(json.dumps({"processes": before}))
     config = _config(accumulation=recorded)
     found: dict[str, Any] = {

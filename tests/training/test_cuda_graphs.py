@@ -129,6 +129,20 @@ def test_a_step_that_cannot_be_recorded_is_an_error() -> None:
         trainer.run_step(WARM_UP_STEPS)
 
 
+def test_a_lack_of_memory_in_a_recording_is_one_of_the_step() -> None:
+    class Lacking(TapeRecorder):
+        def record(self, work: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            finally:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    trainer = _trainer(small_config("vae"), Lacking())
+    run_steps(trainer, 0, WARM_UP_STEPS)
+    with pytest.raises(torch.OutOfMemoryError, match="2 GiB"):
+        trainer.try_step(WARM_UP_STEPS)
+
+
 def test_a_tape_ignores_host_values_as_a_graph_does() -> None:
     """So the tests above would detect a host value that changes from step to step."""
     config = small_config("vae", steps=STEPS)
