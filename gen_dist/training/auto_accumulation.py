@@ -15,6 +15,7 @@ from gen_dist.data import Dataset
 from gen_dist.errors import MachineError
 from gen_dist.parallel.collectives import in_main, rows_of_all
 from gen_dist.parallel.processes import Processes
+from gen_dist.plugins.surroundings import watched
 from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.environment import ENVIRONMENT_SHAPE
 from gen_dist.records.reading import read_config, read_object
@@ -97,7 +98,8 @@ def _fits(number: int, config: TrainConfig, dataset: Dataset, processes: Process
     alone = Processes(0, processes.local_rank, 1, processes.device)
     with _as_before(processes.device, compiled=config.compile):
         try:
-            _try_steps(trial, dataset, alone, reduces=processes.world_size > 1)
+            with watched():
+                _try_steps(trial, dataset, alone, reduces=processes.world_size > 1)
         except Exception as error:
             # Smaller micro-batches may be refused for another reason, such as batch normalization of one image.
             if not lacks_memory(error) and number == config.accumulation:

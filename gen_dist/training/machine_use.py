@@ -18,6 +18,7 @@ from gen_dist.objectives import Batch, Objective
 from gen_dist.objectives.phase import Phase, result_of
 from gen_dist.parallel.batch_sums import OwnSums
 from gen_dist.parallel.sync_batch_norm import SyncBatchNorm
+from gen_dist.plugins.surroundings import watched
 from gen_dist.training.device_peak import peak_flops
 from gen_dist.training.memory_advice import peak_memory_bytes
 from gen_dist.training.trainer import Due, Trainer
@@ -47,7 +48,8 @@ class MachineUse:
         self._warn = warn
         self._reason = ""
         try:
-            self._flops = flops_per_image(trainer)
+            with watched():  # what a plug-in changes here would count as the state before the run
+                self._flops = flops_per_image(trainer)
         except Exception as error:  # an objective from outside, on which the run does not depend here
             self._reason = " ".join(str(error).split())[:200] or type(error).__name__
         peak = peak_flops(self._device, trainer.dtype)
