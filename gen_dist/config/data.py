@@ -72,6 +72,8 @@ class DataConfig(Checked):
         for side in self.size or ():
             at_least("image_size", side, _LEAST_SIDE)
         self._refuse_bad_range()
+        if self.pages == "channels" and self.channels is not None:
+            raise ConfigError(f"channels {self.channels} with pages channels: a page is a channel; leave out channels")
         at_least("synthetic_images", self.synthetic_images, 1)
         at_least("resident_budget_mib", self.resident_budget_mib, 0)
         if not 0 < self.test_fraction < 1:

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile as OpenedFile
 
 from gen_dist.data.channels import fitted_values
-from gen_dist.data.deep_files import Keeping, deep_values, dtype_of, page_count, pages_of
+from gen_dist.data.deep_files import Keeping, check_pages, deep_values, dtype_of, page_count, pages_of
 from gen_dist.data.eight_bits import (
     GRAY_MODES,
     LARGE_PIXELS,
@@ -310,6 +310,7 @@ def _turn_to(opened: Image.Image, page: int, keeping: Keeping, name: str) -> Non
 
     Raises:
         DataError: what its pages are is not said, and they have more than 8 bits.
+        Exception: its pages are wanted and damaged.
     """
     if keeping.deep and keeping.pages is None and dtype_of(opened) != "uint8" and (count := page_count(opened)) > 1:
         raise DataError(
@@ -318,6 +319,8 @@ def _turn_to(opened: Image.Image, page: int, keeping: Keeping, name: str) -> Non
         )
     if page:
         opened.seek(page)
+    elif keeping.pages in ("images", "channels"):
+        check_pages(opened)
 
 
 def _registered_formats() -> list[str]:
@@ -368,13 +371,17 @@ def _pages_as_channels(opened: OpenedFile, content: bytes, fitting: Fitting | No
         ValueError: pages differ in size or type, or have colours.
     """
     found: list[NDArray[Any]] = []
+    losses: dict[str, str] = {}
     for page in pages_of(opened):
-        if keeping.deep and dtype_of(page) != "uint8":
+        dtype, raw_mode = dtype_of(page), _raw_mode(page)
+        if keeping.deep and dtype != "uint8":
             found.append(deep_values(page, content))
-        else:
-            found.append(image_as_pixels(page))
+            continue
+        found.append(image_as_pixels(page))
+        losses |= intensity_losses(page, Image.fromarray(found[-1][0]), raw_mode)
+        losses |= {"depth": dtype} if dtype != "uint8" else {}
     if len({(values.shape, values.dtype) for values in found}) > 1 or len(found[0]) != 1:
         kinds = ", ".join(sorted({f"{values.dtype} {list(values.shape)}" for values in found}))
         raise ValueError(f"pages that are no channels of one image: {kinds}")
     values = np.concatenate(found)
-    return Decoded(fitted_values(values, fitting, None), False, {}, values.shape[:0:-1])
+    return Decoded(fitted_values(values, fitting, None), False, losses, values.shape[:0:-1])

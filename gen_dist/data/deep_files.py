@@ -92,6 +92,11 @@ def page_count(opened: Image.Image) -> int:
         return 1
 
 
+def check_pages(opened: Image.Image) -> None:
+    """Raise some error if the pages of a file cannot be counted: those behind the damage would be missed in silence."""
+    getattr(opened, "n_frames", 1)
+
+
 def pages_of(opened: OpenedFile) -> Iterator[OpenedFile]:
     """The opened file at each of its pages in turn."""
     for page in range(page_count(opened)):

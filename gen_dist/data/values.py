@@ -72,8 +72,8 @@ class ValueScale:
             return values
         low, high = (_of_channels(ends, values.device) for ends in (self.low, self.high))
         # In float64, for values with a large offset: a float32 difference has the rounding of both numbers.
-        scaled = (values.double() - low) * (_WHITE / (high - low))
-        return scaled.clamp_(0.0, _WHITE).float()
+        # In place, since that is twice the memory of the result.
+        return values.double().sub_(low).mul_(_WHITE / (high - low)).clamp_(0.0, _WHITE).float()
 
     def values(self, intensities: Tensor) -> Tensor:
         """Values [B, C, H, W] of the scale's dtype from intensities in 0..1; whole numbers are rounded to the nearest.

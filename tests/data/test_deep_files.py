@@ -18,7 +18,7 @@ from gen_dist.config import DataConfig, TrainConfig
 from gen_dist.data import Dataset, open_dataset, survey_source
 from gen_dist.data.decoding import decode_image, read_header
 from gen_dist.data.deep_files import Keeping
-from gen_dist.errors import DataError
+from gen_dist.errors import ConfigError, DataError
 
 GRAY = np.random.default_rng(0).integers(0, 65_536, (6, 5), np.uint16)
 RGB = np.random.default_rng(1).integers(0, 65_536, (6, 5, 3), np.uint16)
@@ -229,6 +229,25 @@ def test_pages_that_differ_are_no_channels(tmp_path):
     path = folder(tmp_path / "set", {f"{place}.tif": file.getvalue() for place in range(3)})
     with pytest.raises(DataError, match="pages that are no channels of one image"):
         opened(path, pages="channels")
+
+
+def test_pages_behind_damage_are_not_missed_in_silence(tmp_path):
+    path = folder(tmp_path / "set", {**{f"{place}.tif": pages() for place in range(4)}, "9.tif": pages(5)[:600]})
+    for what in ("images", "channels"):
+        lines: list[str] = []
+        dataset = opened(path, lines, pages=what)
+        assert any("left out 1 unreadable images: 9.tif" in line for line in lines)
+        assert len(dataset.train.images) + len(dataset.test.images) == (12 if what == "images" else 4)
+
+
+def test_pages_reduced_to_8_bits_say_so(tmp_path):
+    path = folder(tmp_path / "set", {f"{place}.tif": pages() for place in range(4)})
+    lines: list[str] = []
+    dataset = opened(path, lines, pages="channels", dtype="uint8")
+    assert dataset.train.images.dtype == np.uint8 and dataset.image_shape == (3, 6, 5)
+    assert any("4 images have more than 8 bits and are reduced" in line for line in lines)
+    with pytest.raises(ConfigError, match="channels 1 with pages channels"):
+        opened(path, pages="channels", channels=1)
 
 
 def test_a_survey_says_that_nothing_is_lost(tmp_path):
