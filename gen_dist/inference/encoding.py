@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import torch
 from tqdm import tqdm
 
-from gen_dist.config import Fit, TrainConfig
+from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, Split
 from gen_dist.data.sources.source import SPLITS, SplitName
 from gen_dist.errors import ConfigError, DataError, UserError
@@ -108,17 +108,23 @@ def _open_data(
     config = model.config
     _, height, width = model.image_shape
     if data not in (None, config.data):
-        channels: Literal[1, 3] | None = {1: 1, 3: 3}.get(model.image_shape[0])  # type: ignore[assignment]
-        fit: Fit = "crop" if config.packing.fit == "none" else config.packing.fit
-        packing = replace(config.packing, image_size=f"{width}x{height}", fit=fit, channels=channels)
+        packing = config.packing
+        of_images: Mapping[int, Literal[1, 3]] = {} if packing.pages == "channels" else {1: 1, 3: 3}
+        packing = replace(
+            packing,
+            image_size=f"{width}x{height}",
+            fit="crop" if packing.fit == "none" else packing.fit,
+            channels=of_images.get(model.image_shape[0]),
+            dtype="uint8" if model.scale.dtype == "uint8" else packing.dtype,  # deeper files are reduced
+        )
         config = replace(config, packing=packing)
     dataset = open_run_data(run, config, say, digest=None, data=data, data_root=data_root)
     if dataset.image_shape != model.image_shape:
         shapes = [" x ".join(map(str, shape)) for shape in (dataset.image_shape, model.image_shape)]
         raise DataError(f"images of {data or config.data} are {shapes[0]}; the model of {run} takes {shapes[1]}")
-    if dataset.scale.dtype != model.scale.dtype:
+    if (found := dataset.scale.dtype) != model.scale.dtype:
         raise DataError(
-            f"images of {data or config.data} have {dataset.scale.dtype} values; the model of {run} takes {model.scale}"
+            f"images of {data or config.data} have {found} values; the model of {run} takes {model.scale}: convert them"
         )
     return dataset
 

@@ -318,6 +318,21 @@ def test_names_of_files_come_with_the_latents(
         assert len(found["mean"]) == len(found["names"]) == 11
 
 
+def test_a_model_of_8_bit_images_encodes_deeper_files(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (6, 32, 40))
+    lines: list[str] = []
+    means = []
+    for dtype, factor in ((np.uint8, 1), (np.uint16, 257)):
+        (tmp_path / str(factor)).mkdir()
+        for place, values in enumerate(levels):
+            Image.fromarray((values * factor).astype(dtype)).save(tmp_path / str(factor) / f"{place}.png")
+        source = f"folder:{tmp_path / str(factor)}"
+        out = _encode(runs("vae"), tmp_path / f"out {factor}", data=source, announce=lines.append)
+        means.append(_table(out, "train")["mean"])
+    assert np.array_equal(*means)
+    assert any("are reduced to 8" in line for line in lines)
+
+
 def test_the_scaling_factor_is_that_of_latents_drawn(runs: Callable[[str], Path], tmp_path: Path) -> None:
     out = _encode(runs("vae"), tmp_path / "out")
     tables = [_table(out, split) for split in ("train", "test")]
