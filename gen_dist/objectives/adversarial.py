@@ -25,7 +25,7 @@ from gen_dist.randomness import Stream
 
 
 def signed_unit(images: Tensor) -> Tensor:
-    """Intensities uint8 0..255 as float32 -1..1."""
+    """Images in 0..255, as `Batch` has them, as float32 -1..1."""
     return images * (2.0 / 255.0) - 1.0
 
 

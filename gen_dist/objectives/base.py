@@ -85,11 +85,12 @@ class Objective(nn.Module):
         """Set initial values that follow from the training data's mean image, float32 [C, H, W] in 0..1."""
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Posterior of images uint8 [B, C, H, W]: mean [B, *latent_shape] and log-variance of that shape or None."""
+        """Posterior of images [B, C, H, W] in 0..255, as `Batch` has them: mean [B, *latent_shape] and log-variance of
+        that shape or None."""
         raise UserError(self.config.lacks.get("encoder", f"{type(self).__name__} does not define encode"))
 
     def codes(self, images: Tensor) -> Tensor:
-        """Codes int64 [B, ...] below `codebook_size` of images uint8 [B, C, H, W]."""
+        """Codes int64 [B, ...] below `codebook_size` of images [B, C, H, W] in 0..255."""
         raise UserError(f"{self.config.family_name} of kind {self.config.kind} has no codes")
 
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ class Batch(NamedTuple):
     """One micro-batch of one rank."""
 
     images: Tensor
-    """uint8 [B, C, H, W], 0..255."""
+    """[B, C, H, W] in 0..255: uint8, or float32 for values other than 8-bit ones."""
     labels: Tensor
     """int64 [B]."""
     rng: Tensor
@@ -162,5 +162,5 @@ def _shape_of(value: Any) -> str:
 
 
 def unit_interval(images: Tensor) -> Tensor:
-    """Intensities uint8 0..255 as float32 0..1."""
+    """Images in 0..255, as `Batch` has them, as float32 0..1."""
     return images * (1.0 / 255.0)

@@ -58,7 +58,7 @@ def train(
 
     Args:
         config: a config, or the name of a preset.
-        data: images to train on instead of `config.data`: a uint8 array [N, H, W], [N, H, W, C] or [N, C, H, W], a pair
+        data: images to train on instead of `config.data`: an array [N, H, W], [N, H, W, C] or [N, C, H, W], a pair
             (images, labels), a `torch.utils.data.Dataset` or a `datasets.Dataset`; see
             `gen_dist.data.given.images_given`. They are packed once by their content, and the run's config records
             `array:DIGEST`, by which all commands find them in the cache.

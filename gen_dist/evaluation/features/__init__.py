@@ -30,7 +30,7 @@ class FeatureNetwork:
     digest: str
     """SHA-256 of its weights."""
     of_images: Callable[[Tensor], tuple[Tensor, Tensor | None]]
-    """Images uint8 [B, C, H, W] -> features float32 [B, F], and classes int64 [B] if it is a classifier."""
+    """Images [B, C, H, W] in 0..255 -> features float32 [B, F], and classes int64 [B] if it is a classifier."""
     of_intensities: Callable[[Tensor], Tensor] | None
     """Images float32 [B, C, H, W] in 0..1 -> features. None for a network that takes 8-bit images alone."""
 

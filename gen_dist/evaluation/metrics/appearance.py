@@ -20,7 +20,7 @@ def laplacian_variances(images: Tensor) -> Tensor:
     """Variance of the Laplacian of each image, which blur lowers (Pech-Pacheco et al. 2000): float64 [N].
 
     Args:
-        images: uint8 [N, C, H, W], H and W at least 3. Channels are averaged, intensities are in 0..1, and the
+        images: [N, C, H, W] in 0..255, H and W at least 3. Channels are averaged, intensities are in 0..1, and the
             Laplacian (four neighbours less four times the middle) is taken where all neighbours are there.
     """
     grey = images.double().mean(dim=1) / 255.0
@@ -35,7 +35,7 @@ def pixel_points(images: Tensor, largest_side: int = LARGEST_SIDE) -> Tensor:
     Intensities are in 0..1, and so are distances.
 
     Args:
-        images: uint8 [N, C, H, W].
+        images: [N, C, H, W] in 0..255.
         largest_side: sides of larger images are reduced to it.
     """
     height, width = images.shape[2:]

@@ -23,7 +23,7 @@ def structural_similarity(images: Tensor, originals: Tensor) -> Tensor:
     Wang et al. 2004, eq. 13, with Gaussian windows of standard deviation 1.5.
 
     Args:
-        images: uint8 [B, C, H, W], H and W at least 11.
+        images: [B, C, H, W] in 0..255, H and W at least 11.
         originals: the same.
     """
     at_once = max(1, PIXELS_PER_PART // images[0].numel())
