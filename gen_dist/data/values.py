@@ -145,10 +145,11 @@ def scale_of_json(found: Mapping[str, Any] | None) -> ValueScale:
     try:
         dtype = found["dtype"]
         low, high, shown = (tuple(map(float, found[name])) for name in ("low", "high", "shown"))
-        whole = dtype in DTYPES and len(low) == len(high) > 0 and len(shown) == 2 and shown[0] < shown[1]
+        whole = dtype in DTYPES and len(low) == len(high) > 0
+        whole = whole and len(shown) == 2 and -math.inf < shown[0] < shown[1] < math.inf
         if whole and all(a < b and math.isfinite(b - a) for a, b in zip(low, high, strict=True)):
             return ValueScale(dtype, low, high, (shown[0], shown[1]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"no range of values: {type(error).__name__} {error}") from None
     raise ValueError(f"no range of values: {str(dict(found))[:100]}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -282,6 +283,8 @@ def test_a_scale_is_read_back_from_json():
     assert scale_of_json(None) == PLAIN
     assert SCALE.fits(None) and SCALE.fits(scale.as_json())
     for damage in ({"dtype": "int64"}, {"low": [9.0, 9.0]}, {"high": [1.0]}, {"shown": [1, 0]}, {"low": "a"}):
+        assert not SCALE.fits(scale.as_json() | damage)
+    for damage in ({"low": [-(10**400), 0.5]}, {"shown": [0, math.inf]}):
         assert not SCALE.fits(scale.as_json() | damage)
 
 
