@@ -19,7 +19,7 @@ from gen_dist.evaluation.marginal_likelihood import is_binarized
 from gen_dist.evaluation.metric import Metric, UnavailableError, Value
 from gen_dist.evaluation.metrics import measured_metrics
 from gen_dist.evaluation.metrics.classes import accuracy
-from gen_dist.evaluation.plan import MetricPlan, Setting, check_options, sides
+from gen_dist.evaluation.plan import MetricPlan, Setting, check_options, refused_by_digits, sides
 from gen_dist.evaluation.record import Evaluation, UnmeasuredError, UnwrittenError, add_evaluation, read_evaluation
 from gen_dist.inference.model import GenerativeModel, model_of, read_same_checkpoint
 from gen_dist.networks import efficientnet_lite
@@ -168,7 +168,7 @@ def _setting(
         UserError: a network does not take such images, or its weights are not at hand.
     """
     if features == "digits" and not fits_digits(dataset.image_shape):
-        raise UserError(f"features digits are of 1 x 28 x 28 images, not of {sides(dataset)}; use --features inception")
+        raise UserError(f"features digits: {refused_by_digits(dataset)}")
     if features == "inception" and dataset.image_shape[0] not in PERCEPTUAL_CHANNELS:
         raise UserError(f"features inception are of 1 or 3 channels, and images are {sides(dataset)}; leave it out")
     chosen = features or ("digits" if fits_digits(dataset.image_shape) else None)

