@@ -21,6 +21,7 @@ from gen_dist.objectives import Objective, build_objective
 from gen_dist.objectives.evaluating import SMALL_PASS, rows_per_pass
 from gen_dist.parallel.collectives import from_main
 from gen_dist.parallel.processes import Processes
+from gen_dist.plugins.surroundings import watched_if_loaded
 from gen_dist.randomness import Stream
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint
@@ -185,7 +186,7 @@ class GenerativeModel:
         was_training = self.objective.training
         self.objective.eval()
         try:
-            with torch.no_grad():
+            with watched_if_loaded(), torch.no_grad():
                 rows = self._rows_of(function, inputs)
                 chunks = zip(*(tensor.split(rows) for tensor in inputs), strict=True)
                 return [function(*(tensor.to(self.device) for tensor in chunk)) for chunk in chunks]

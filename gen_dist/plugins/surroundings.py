@@ -82,6 +82,11 @@ def watched() -> Iterator[None]:
         watch.settle()
 
 
+def watched_if_loaded() -> contextlib.AbstractContextManager[None]:
+    """Context manager as `watched`, for calls that are made often: without plug-ins it does nothing."""
+    return watched() if _imported else contextlib.nullcontext()
+
+
 def spoiled_by() -> str | None:
     """Plug-ins and the settings that they changed after their import. None if they changed none."""
     return f"{_plugins()} changed {', '.join(_spoiled)}" if _spoiled else None

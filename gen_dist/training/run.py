@@ -247,6 +247,7 @@ class _Run:
             if evaluates:
                 tested = trainer.evaluate(trainer.dataset.test)
                 metrics |= {f"test/{name}": value for name, value in tested.items()}
+                self.watch.settle()
 
             # Samples, the line of metrics.jsonl, pictures.
             with recorder.writing():

@@ -176,10 +176,12 @@ def test_an_error_after_a_spoiled_setting_names_that(
     )
 
 
+@pytest.mark.parametrize("place", [FORWARD, "return super().forward(images)"], ids=["step", "step and evaluation"])
 def test_a_run_goes_on_after_a_spoiled_setting(
-    run_with: Callable[..., tuple[int, list[str]]], capfd: pytest.CaptureFixture[str]
+    place: str, run_with: Callable[..., tuple[int, list[str]]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code, errors = run_with(TEXT.replace(FORWARD, f"import os; os.umask(0o777); os.chdir('/'); {FORWARD}"))
+    assert place in TEXT
+    code, errors = run_with(TEXT.replace(place, f"import os; os.umask(0o777); os.chdir('/'); {place}"))
     assert (code, errors) == (0, [])
     assert Path("run/summary.json").stat().st_mode & 0o400
 
