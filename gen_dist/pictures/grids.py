@@ -89,7 +89,7 @@ def save_reconstructions(
 
 
 def split_pairs(
-    picture: Images, image_shape: tuple[int, int, int], most_pairs: int = 8
+    picture: Images, image_shape: tuple[int, int, int], most_pairs: int = 8, *, has_bar: bool = False
 ) -> tuple[Images, Images] | None:
     """Originals and reconstructions uint8 [N, C, H, W] from a picture of `save_reconstructions`.
 
@@ -99,11 +99,12 @@ def split_pairs(
         picture: uint8 [height, width, C].
         image_shape: (C, H, W) of the images.
         most_pairs: pairs a row at most.
+        has_bar: True if a scale of values is below. It may be as high as a row.
     """
     channels, height, width = image_shape
     top, least_width = 2 * MARGIN + FONT_SIZE, int(ImageFont.load_default(size=FONT_SIZE).getlength(PAIRS_TITLE))
-    page = picture[top : picture.shape[0] - MARGIN, MARGIN:]
-    for pairs, canvas in ((pairs, page[: len(page) - bar]) for bar in (0, BAR) for pairs in range(most_pairs, 0, -1)):
+    canvas = picture[top : picture.shape[0] - MARGIN - (BAR if has_bar else 0), MARGIN:]
+    for pairs in range(most_pairs, 0, -1):
         scale = _scale(2 * pairs * width)
         tile, step = width * scale, height * scale + PAIR_ROW_GAP
         lefts = np.cumsum([0, *(PAIR_GAPS * pairs)[1:]]) + np.arange(2 * pairs) * tile

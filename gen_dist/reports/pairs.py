@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gen_dist.data.values import scale_of_json
 from gen_dist.pictures.grids import mosaic, split_pairs
 from gen_dist.reports.run_record import RunRecord
 from gen_dist.reports.thumbnails import SHOWN_PIXELS, data_uris, read_picture
@@ -41,7 +42,8 @@ def newest_pairs(run: RunRecord, page_pictures: int) -> Pairs | None:
     picture = np.asarray(read_picture(pictures[step]))
     channels, height, width = run.state["image_shape"]
     shape = (channels, height, width) if channels in (1, 3) else (1, height, channels * width)  # side by side
-    found = split_pairs(picture if picture.ndim == 3 else picture[:, :, None], shape)
+    has_bar = scale_of_json(run.state.get("values")).shown_values is not None
+    found = split_pairs(picture if picture.ndim == 3 else picture[:, :, None], shape, has_bar=has_bar)
     if found is None:
         return None
     originals, reconstructions = found

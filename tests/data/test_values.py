@@ -297,13 +297,16 @@ def test_pictures_stretch_values_and_put_channels_side_by_side():
     assert PLAIN.shown_values is None
 
 
-def test_pairs_are_cut_from_a_picture_with_a_scale(tmp_path):
+@pytest.mark.parametrize(("height", "width"), [(12, 16), (20, 60)])
+def test_pairs_are_cut_from_a_picture_with_a_scale(tmp_path, height, width):
+    """A scale of values is as high as a row of images of 20 pixels."""
     from PIL import Image
 
-    pairs = np.random.default_rng(0).integers(0, 256, (2, 16, 1, 12, 16), np.uint8)
+    pairs = np.random.default_rng(0).integers(0, 256, (2, 16, 1, height, width), np.uint8)
     for bar in (None, ("150", "2,599")):
         save_reconstructions(tmp_path / "pairs.png", pairs[0], pairs[1], bar=bar)
-        found = split_pairs(np.asarray(Image.open(tmp_path / "pairs.png"))[:, :, None], (1, 12, 16))
+        picture = np.asarray(Image.open(tmp_path / "pairs.png"))[:, :, None]
+        found = split_pairs(picture, (1, height, width), has_bar=bar is not None)
         assert found is not None
         assert np.array_equal(found, pairs)
 
