@@ -127,6 +127,8 @@ class ValueScale:
 
     def __str__(self) -> str:
         ranges = [f"{format_number(low)}..{format_number(high)}" for low, high in zip(self.low, self.high, strict=True)]
+        if len(ranges) > 4:  # lines and cards name it
+            ranges = [*ranges[:2], "...", ranges[-1]]
         return f"{self.dtype} {', '.join(ranges)}"
 
 

@@ -288,6 +288,12 @@ def test_a_scale_is_read_back_from_json():
         assert not SCALE.fits(scale.as_json() | damage)
 
 
+def test_the_range_of_many_channels_fits_a_line():
+    scale = ValueScale("uint16", (0.0,) * 200, tuple(map(float, range(1, 201))))
+    assert str(scale) == "uint16 0..1, 0..2, ..., 0..200"
+    assert str(ValueScale("int16", (-5.0,), (0.5,))) == "int16 -5..0.5"
+
+
 def test_pictures_stretch_values_and_put_channels_side_by_side():
     scale = ValueScale("uint16", (100.0,), (300.0,), (0.25, 0.75))
     values = np.array([100, 150, 200, 250, 300], np.uint16).reshape(1, 5, 1, 1).repeat(2, 2)
