@@ -81,10 +81,13 @@ def test_code_runs_or_says_why_not(guide: Path, directory: Path, trained: Callab
 def test_shell_commands_run_in_processes_of_their_own(
     guide: Path, directory: Path, trained: Callable[[str], Path]
 ) -> None:
-    blocks = [block for block in blocks_of(guide) if block.language in SHELL and block.reason is None]
+    blocks = list(blocks_of(guide))
     _copy_runs(blocks, directory, trained)
     for block in blocks:
-        for words in words_of(block.text):
+        if block.language not in SHELL:
+            _write_named(block)
+            continue
+        for words in words_of(block.text) if block.reason is None else ():
             if small := command_of(words).small:
                 in_processes(small)
 
@@ -155,9 +158,7 @@ def _run(block: Block) -> None:
     assert block.reason != "", "no reason why it is not run"
     if block.language not in SHELL:
         code = compile(block.text, str(block.guide), "exec")
-        if named := re.match(r"# (\w+\.py)\n", block.text):  # a file that later commands name
-            Path(named[1]).write_text(block.text)
-        elif block.reason is None:
+        if not _write_named(block) and block.reason is None:
             exec(code, {"__name__": "__main__"})
         return
     for words in words_of(block.text):
@@ -167,6 +168,14 @@ def _run(block: Block) -> None:
             assert command.run or command.small, f"no test can run {words}: mark its block <!-- not run: reason -->"
             if command.run:
                 command.run()
+
+
+def _write_named(block: Block) -> bool:
+    """Write a block that begins with the name of a file, which later commands take. False if it does not."""
+    named = re.match(r"# (\w+\.py)\n", block.text)
+    if named:
+        Path(named[1]).write_text(block.text)
+    return named is not None
 
 
 def _copy_runs(blocks: list[Block], directory: Path, trained: Callable[[str], Path]) -> None:

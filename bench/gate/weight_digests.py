@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from gen_dist.cli import call_parsed, run_command
 from gen_dist.config import LatentAutoencoderConfig, TrainConfig
+from gen_dist.errors import UserError
 from gen_dist.presets import get_preset, presets
 from gen_dist.training.run import train
 
@@ -67,8 +68,11 @@ def digest_of(config: TrainConfig, steps: int, batch_size: int) -> str:
 
 def _digest(checkpoint: Path) -> str:
     """SHA-256 of the names, shapes, dtypes and bytes of all tensors of a checkpoint, in the order of their names."""
+    files = sorted(checkpoint.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"the run ended before its last step: it has no {checkpoint.name}")
     digest = hashlib.sha256()
-    for file in sorted(checkpoint.glob("*.safetensors")):
+    for file in files:
         for name, tensor in sorted(safetensors.torch.load_file(file).items()):
             digest.update(f"{file.stem} {name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             digest.update(tensor.contiguous().reshape(-1).numpy().tobytes())
