@@ -42,8 +42,11 @@ class Generator:
         self.objective = self
         self.generates = True
 
-    def sample(self, count: int, labels: Tensor | None = None, seed: int = 0) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(self._images(count, labels)))
+    def prior_latents(self, count: int) -> Tensor:
+        return torch.zeros(count, 1)
+
+    def scaled_images(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self._images(len(latents), labels)))
 
 
 def measure(dataset: Dataset, images: Callable[[int, Tensor | None], np.ndarray], **options: Any) -> dict[str, Any]:
