@@ -123,5 +123,5 @@ def _refused(error: OSError) -> str:
 
 def shortened(text: str) -> str:
     """Start and end of a text on one line: together with the way out it fits a line that can be read."""
-    text = " ".join(text.splitlines())
+    text = r"\n".join(text.splitlines())
     return text if len(text) <= 200 else f"{text[:110]} ... {text[-80:]}"
