@@ -91,7 +91,7 @@ def test_training_leaves_the_process_as_it_was(tmp_path: Path, threads: int, pre
         before = _state()
         _train(_config(tmp_path), data=IMAGES)
         with pytest.raises(DataError):
-            _train(_config(tmp_path), data=IMAGES.astype(np.float32))
+            _train(_config(tmp_path), data=IMAGES.astype(np.complex64))
         with pytest.raises(CheckpointError):
             _train(_config(tmp_path), data=IMAGES[::-1])
         after = _state()
