@@ -123,7 +123,8 @@ def _tell_exits(clients: dict[int, socket.socket], ready: selectors.BaseSelector
         client = clients.pop(process)
         if client.fileno() in ready.get_map():
             ready.unregister(client)
-            client.sendall(os.waitstatus_to_exitcode(status).to_bytes(8, "little", signed=True))
+            with contextlib.suppress(OSError):  # the client ended with its program, by the same signal
+                client.sendall(os.waitstatus_to_exitcode(status).to_bytes(8, "little", signed=True))
         client.close()
 
 
