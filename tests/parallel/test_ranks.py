@@ -266,7 +266,7 @@ def test_a_signal_to_the_launcher_saves_every_process(launch: list[str], tmp_pat
         stderr=STDOUT,
         text=True,
     )
-    _wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 2000)
+    _wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size > 6000)
     process.terminate()
     output = process.communicate(timeout=60)[0]
     _wait_for(lambda: bool(checkpoint_paths(run)))
