@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile as OpenedFile
 
 from gen_dist.data.channels import fitted_values
-from gen_dist.data.deep_files import Keeping, check_pages, deep_values, dtype_of, page_count, pages_of
+from gen_dist.data.deep_files import Keeping, check_pages, deep_values, dtype_of, page_count, pages_of, raw_mode_of
 from gen_dist.data.eight_bits import (
     GRAY_MODES,
     LARGE_PIXELS,
@@ -265,7 +265,7 @@ def _header_of(file: BinaryIO, keeping: Keeping, page: int = 0, name: str = "") 
 
 
 def _described(opened: Image.Image, keeping: Keeping) -> Header:
-    raw_mode, mode = _raw_mode(opened), opened.mode
+    raw_mode, mode = raw_mode_of(opened), opened.mode
     dtype = dtype_of(opened) if keeping.deep else "uint8"
     deep = (mode[0] in "IF" or "16" in raw_mode) and dtype == "uint8"
     gray, transparent = mode in GRAY_MODES, opened.has_transparency_data
@@ -289,12 +289,6 @@ def _described(opened: Image.Image, keeping: Keeping) -> Header:
 
 def _is_on_its_side(opened: Image.Image) -> bool:
     return opened.getexif().get(_ORIENTATION, 1) in _ON_THEIR_SIDE
-
-
-def _raw_mode(opened: Image.Image) -> str:
-    """PIL's name of the stored channels."""
-    tiles = getattr(opened, "tile", None)
-    return str(tiles[0].args) if tiles else ""
 
 
 def _decoded_array(values: NDArray[Any], fitting: Fitting | None, channels: int | None) -> Decoded:
@@ -336,12 +330,12 @@ def _decode_opened(
     dtype = dtype_of(opened)
     if keeping.deep and dtype != "uint8":
         values = deep_values(opened, content)
-        losses = frame_and_channel_losses(opened, _raw_mode(opened)) if keeping.pages != "images" else {}
+        losses = frame_and_channel_losses(opened, raw_mode_of(opened)) if keeping.pages != "images" else {}
         return Decoded(fitted_values(values, fitting, channels or 3), len(values) == 1, losses, values.shape[:0:-1])
     if opened.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > _MAX_JPEG_SCANS:
         raise ValueError(f"a JPEG of more than {_MAX_JPEG_SCANS} scans")
     gray = opened.mode in GRAY_MODES
-    raw_mode = _raw_mode(opened)
+    raw_mode = raw_mode_of(opened)
     stored = opened.size
     if fitting is not None and opened.format in ("JPEG", "MPO"):
         # Decode at a half, quarter or eighth of the size where that is enough, as the image lies in the file.
@@ -373,7 +367,7 @@ def _pages_as_channels(opened: OpenedFile, content: bytes, fitting: Fitting | No
     found: list[NDArray[Any]] = []
     losses: dict[str, str] = {}
     for page in pages_of(opened):
-        dtype, raw_mode = dtype_of(page), _raw_mode(page)
+        dtype, raw_mode = dtype_of(page), raw_mode_of(page)
         if keeping.deep and dtype != "uint8":
             found.append(deep_values(page, content))
             continue

@@ -33,7 +33,7 @@ class Keeping(NamedTuple):
     deep: bool = False
     """True for the bits of images that have more than 8; else they are reduced to 8."""
     pages: Pages | None = None
-    """What pages and frames of one file are. None is the first alone, and refuses several pages of more than 8 bits."""
+    """Use of the pages and frames of one file. None takes the first alone, and refuses several of more than 8 bits."""
 
 
 def dtype_of(opened: Image.Image) -> str:
@@ -41,7 +41,7 @@ def dtype_of(opened: Image.Image) -> str:
 
     Other files of more than 8 bits, such as 16-bit gray with transparency, are uint8: they are reduced.
     """
-    raw = raw_mode(opened)
+    raw = raw_mode_of(opened)
     if opened.mode == "F":
         return "float32"
     if opened.mode == "I" and (raw in _INT16 or raw in _UINT16 or opened.format == "PPM"):
@@ -52,7 +52,7 @@ def dtype_of(opened: Image.Image) -> str:
     return "uint16" if deep and not (opened.mode == "RGB" and opened.has_transparency_data) else "uint8"
 
 
-def raw_mode(opened: Image.Image) -> str:
+def raw_mode_of(opened: Image.Image) -> str:
     """PIL's name of the stored channels and their order."""
     tiles: Any = getattr(opened, "tile", None)
     if not tiles:
@@ -76,7 +76,7 @@ def deep_values(opened: OpenedFile, content: bytes) -> NDArray[Any]:
     dtype = dtype_of(opened)
     if opened.mode in ("RGB", "RGBA"):
         return _coloured(opened, content)
-    if opened.tile and opened.tile[0].codec_name == "libtiff" and (native := _NATIVE.get(raw_mode(opened))):
+    if opened.tile and opened.tile[0].codec_name == "libtiff" and (native := _NATIVE.get(raw_mode_of(opened))):
         _unpack_as(opened, native)
     values = np.asarray(ImageOps.exif_transpose(opened)).astype(dtype)[None]
     if dtype == "float32" and not np.isfinite(values).all():
@@ -115,7 +115,7 @@ def common_dtype(dtypes: Iterable[str]) -> str | None:
 
 
 def _coloured(opened: OpenedFile, content: bytes) -> NDArray[Any]:
-    raw, page = raw_mode(opened), opened.tell()
+    raw, page = raw_mode_of(opened), opened.tell()
     order = raw[-1] if raw[-1] in _OTHER_ORDER else {"little": "L", "big": "B"}[sys.byteorder]
     upper, lower = (
         _unpacked(content, opened.format, page, raw[:-1] + letter) for letter in (order, _OTHER_ORDER[order])
