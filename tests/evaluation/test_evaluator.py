@@ -74,7 +74,7 @@ def _evaluate(run: Path, *names: str, **options: Any) -> Evaluation:
     return evaluate(run, names or None, **({"announce": _silent} | SMALL | options))
 
 
-@each_of(OBJECTIVES, costly=OBJECTIVES.keys() - ONE_OF_A_KIND)
+@each_of(OBJECTIVES, left_out=OBJECTIVES.keys() - ONE_OF_A_KIND)
 def test_every_objective_has_its_metrics_or_says_why_not(objective: str, runs: Path) -> None:
     found = _evaluate(_run_of(runs, objective))
     config = OBJECTIVES[objective][0]

@@ -96,7 +96,7 @@ def _table(out: Path, split: str) -> dict[str, Any]:
     return found
 
 
-@each_of(WITH_ENCODER, costly=set(WITH_ENCODER) - {"vae", "autoencoder, squared error"})
+@each_of(WITH_ENCODER, left_out=set(WITH_ENCODER) - {"vae", "autoencoder, squared error"})
 def test_every_image_has_the_models_latents_once(objective: str, runs: Callable[[str], Path], tmp_path: Path) -> None:
     run = runs(objective)
     out = _encode(run, tmp_path / "out")
@@ -122,7 +122,7 @@ def test_every_image_has_the_models_latents_once(objective: str, runs: Callable[
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-@each_of(WITH_CODES, costly=set(WITH_CODES) - {"latent autoencoder, fsq"})
+@each_of(WITH_CODES, left_out=set(WITH_CODES) - {"latent autoencoder, fsq"})
 def test_codes_are_those_of_the_model(
     objective: str, file_format: str, runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ from tests.parallel.rank_worker import (
     trained_codebook,
 )
 from tests.support.runs import (
-    COSTLY,
+    LEFT_OUT,
     OBJECTIVES,
     close_losses,
     each_of,
@@ -64,18 +64,18 @@ def _run(*command: object, timeout: float = 240) -> subprocess.CompletedProcess[
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Results of two processes, by objective and by experiment."""
-    return _results(tmp_path_factory, [name for name in OBJECTIVES if name not in COSTLY])
+    return _results(tmp_path_factory, [name for name in OBJECTIVES if name not in LEFT_OUT])
 
 
 @pytest.fixture(scope="module")
-def costly_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return _results(tmp_path_factory, sorted(COSTLY))
+def other_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return _results(tmp_path_factory, sorted(LEFT_OUT))
 
 
 @pytest.fixture
 def ranks_of(request: pytest.FixtureRequest, objective: str) -> Any:
     """Results of two processes for one objective."""
-    return request.getfixturevalue("costly_two_ranks" if objective in COSTLY else "two_ranks")[objective]
+    return request.getfixturevalue("other_two_ranks" if objective in LEFT_OUT else "two_ranks")[objective]
 
 
 def _results(tmp_path_factory: pytest.TempPathFactory, objectives: list[str]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ QUICK = {"autoencoder", "vae", "beta-vae with warm-up", "iwae, path gradient", "
 """One objective of each kind of loss, phase and conditioning; `make test-all` takes all."""
 
 
-@each_of(OBJECTIVES, costly=set(OBJECTIVES) - QUICK)
+@each_of(OBJECTIVES, left_out=set(OBJECTIVES) - QUICK)
 def test_our_objectives_pass(objective: str) -> None:
     results = run_checks(objective, OBJECTIVE_CHECKS, ObjectiveTrial(*OBJECTIVES[objective]))
     raise_failures(results)

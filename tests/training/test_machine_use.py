@@ -43,7 +43,7 @@ def _silent(_line: str) -> None:
     pass
 
 
-@each_of(OBJECTIVES, costly=set(OBJECTIVES) - set(QUICK))
+@each_of(OBJECTIVES, left_out=set(OBJECTIVES) - set(QUICK))
 def test_the_counted_operations_are_those_of_real_steps(objective: str) -> None:
     trainer = make_trainer(small_config(objective))
     counted = flops_per_image(trainer)

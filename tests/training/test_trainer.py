@@ -59,7 +59,7 @@ def test_logs_and_norms_do_not_depend_on_micro_batches() -> None:
         assert parts == pytest.approx(whole, rel=1e-5)
 
 
-@each_of(OBJECTIVES, costly=OBJECTIVES.keys() - QUICK_TO_COMPILE)
+@each_of(OBJECTIVES, left_out=OBJECTIVES.keys() - QUICK_TO_COMPILE)
 def test_compiled_phases_equal_eager_ones(objective: str) -> None:
     eager = run_steps(make_trainer(small_config(objective)), 0, 20)
     compiled = run_steps(make_trainer(small_config(objective, compile=True)), 0, 20)
