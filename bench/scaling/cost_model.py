@@ -4,12 +4,14 @@ t(W) = compute(rows of one worker) + sum over all-reduces of [2 (W - 1) latency 
 
 A message of n bytes costs latency + n / bandwidth (the alpha-beta model; Thakur, Rabenseifner & Gropp 2005, section 3).
 The ring sends 2 (W - 1) messages of n / W bytes one after another, and no all-reduce does with fewer bytes (Patarasuk &
-Yuan 2009). Overlap is not subtracted: on CPUs the threads that communicate need the cores that compute. With spare
-cores, or a device, part of the sum is hidden. Workers are assumed to be equally fast: waiting for the slowest is not
-included.
+Yuan 2009). That is the step where gradients are sent after backward, as between CPUs. Where buckets are sent during it,
+as between GPUs, each waits for its gradients and for the bucket before it, and only what outlasts backward counts. That
+sending takes nothing from computing is an assumption: on CPUs its threads need the same cores. Workers are assumed to
+be equally fast: waiting for the slowest is not included.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +44,59 @@ class Reduction:
     bytes: int
     per_step: float = 1.0
     """Occurrences a step: less than 1 where a phase's turn does not come at every step."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Gradients that one all-reduce averages, of a phase whose buckets are sent in order."""
+
+    bytes: int
+    lead_seconds: float = 0.0
+    """Seconds of backward that are left when its gradients are computed."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Hosts of several GPUs, and NCCL's constants: its model of the time of an all-reduce, ring or tree.
+
+    NCCL's tuning model (src/graph/tuning.cc; Hu et al. 2025, "Demystifying NCCL"): a base latency, one for each step
+    within a host and between hosts, and the bytes over the bandwidth of the bus. A ring over W workers on H hosts takes
+    2 (W - 1) steps, 2 (H - 1) of them between hosts; a double binary tree 2 (W / H - 1) within and 2 log2(H) between.
+    """
+
+    gpus_per_host: int = 8
+    bytes_per_second: float = 0.92 * 400e9
+    """Bandwidth of the bus: of NVLink 4, 450 GB/s each way, and 8 InfiniBand cards of 400 Gbit/s a host the smaller, by
+    NCCL's share of 0.92 for headers."""
+    ring_seconds: tuple[float, float, float] = (8.4e-6, 3.4e-6, 14e-6)
+    """Base, step within a host, step between hosts, of rings with the protocol Simple."""
+    tree_seconds: tuple[float, float, float] = (14e-6, 1.25e-6, 8.5e-6)
+    """The same of trees with the protocol LL128."""
+
+    def all_reduce_seconds(self, count: int, workers: int) -> float:
+        """Seconds of an all-reduce of `count` bytes, by the faster algorithm. Workers fill hosts."""
+        if workers == 1:
+            return 0.0
+        hosts = -(-workers // self.gpus_per_host)
+        transfer = 2 * (workers - 1) / workers * count / self.bytes_per_second
+        base, within, between = self.ring_seconds
+        ring = base + 2 * (workers - hosts) * within + 2 * (hosts - 1) * between + transfer
+        base, within, between = self.tree_seconds
+        tree = base + 2 * (workers // hosts - 1) * within + 2 * math.log2(hosts) * between + transfer
+        return min(ring, tree)
+
+
+def exposed_seconds(buckets: Sequence[Bucket], all_reduce: Callable[[int], float]) -> float:
+    """Seconds by which the all-reduces of a phase outlast its backward pass.
+
+    Args:
+        buckets: in the order in which they are sent.
+        all_reduce: seconds of an all-reduce of so many bytes.
+    """
+    end = -math.inf
+    for bucket in buckets:
+        end = max(end, -bucket.lead_seconds) + all_reduce(bucket.bytes)
+    return max(0.0, end)
 
 
 def all_reduce_seconds(count: int, workers: int, network: Network) -> float:

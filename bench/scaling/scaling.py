@@ -35,7 +35,7 @@ from bench.scaling.processes import (
     ROWS,
     Handle,
     Mode,
-    both,
+    by_all,
     seconds_of_reduction,
     seconds_of_step,
     two_processes,
@@ -82,7 +82,7 @@ def main(
         data = "mnist"
     with tempfile.TemporaryDirectory() as cache, two_processes() as members:
         options = {"data": data, "data_root": str(data_root or "data"), "seed": seed, "device": "cpu"}
-        both(members, "prepare", options, cache)
+        by_all(members, "prepare", options, cache)
         facts = members[0].call("facts")
         times, reduced, others = measure(members, rounds, quiet_cores)
     network = fit_network({4 * floats: float(np.median(seconds)) for floats, seconds in reduced.items()}, workers=2)

@@ -13,7 +13,7 @@ import torch
 
 from bench.measuring.measured import Measurement
 from bench.measuring.spread import spread
-from bench.scaling.processes import BLOCK_STEPS, MODES, Mode, both, seconds_of_step, two_processes
+from bench.scaling.processes import BLOCK_STEPS, MODES, Mode, by_all, seconds_of_step, two_processes
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset
 
@@ -33,7 +33,7 @@ def test_two_processes(
     seconds: dict[Mode, list[float]] = {mode: [] for mode in MODES}
     with mock.patch.dict(os.environ), two_processes() as members:
         options = {"data": "mnist5k", "data_root": "data", "seed": 0, "device": "cpu"}
-        both(members, "prepare", options, cache.cache_dir, {preset: rows})
+        by_all(members, "prepare", options, cache.cache_dir, {preset: rows})
 
         def block(mode: Mode) -> None:
             seconds[mode].append(seconds_of_step(members, len(seconds[mode]), preset, rows[0], mode))

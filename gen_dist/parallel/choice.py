@@ -49,6 +49,11 @@ def choose_reduction(
     shared = share_weights(parameters) if shareable and processes.device.type == "cpu" else None
     if shared:
         return SharedReduction(parameters, shared)
-    size = sum(parameter.nbytes for parameter in parameters) // _BUCKETS
     overlapping = processes.device.type == "cuda"
-    return FlatReduction(parameters, min(max(size, _SMALLEST_BUCKET), _LARGEST_BUCKET) if overlapping else None)
+    return FlatReduction(parameters, full_bucket_bytes(parameters) if overlapping else None)
+
+
+def full_bucket_bytes(parameters: Sequence[nn.Parameter]) -> int:
+    """Size at which a bucket of a phase's gradients is full, if buckets are sent during backward."""
+    size = sum(parameter.nbytes for parameter in parameters) // _BUCKETS
+    return min(max(size, _SMALLEST_BUCKET), _LARGEST_BUCKET)

@@ -4,11 +4,14 @@ import pytest
 
 from bench.measuring.spread import spread_of_ratios
 from bench.scaling.cost_model import (
+    Bucket,
+    Cluster,
     Compute,
     Network,
     Reduction,
     all_reduce_seconds,
     communication_seconds,
+    exposed_seconds,
     fit_compute,
     fit_line,
     fit_network,
@@ -37,6 +40,33 @@ def test_a_step_is_its_compute_and_then_its_reductions() -> None:
     reductions = [Reduction(1_000_000), Reduction(500_000, per_step=0.2)]
     assert communication_seconds(reductions, 2, NETWORK) == pytest.approx(1.002 + 0.2 * 0.502)
     assert step_seconds(Compute(0.5, 0.01), reductions, NETWORK, 2, 100) == pytest.approx(1.5 + 1.1024)
+
+
+def _seconds_of_bytes(count: int) -> float:
+    return count / 1000
+
+
+@pytest.mark.parametrize(
+    ("buckets", "seconds"),
+    [
+        ([Bucket(2000), Bucket(1000)], 3.0),  # both wait for the end of backward
+        ([Bucket(2000, 5.0), Bucket(1000, 0.5)], 0.5),  # the first is sent within, half of the second
+        ([Bucket(2000, 1.0), Bucket(1000, 0.5)], 2.0),  # the second waits for the first as well
+        ([Bucket(2000, 9.0), Bucket(1000, 5.0)], 0.0),
+    ],
+)
+def test_what_outlasts_backward_counts(buckets: list[Bucket], seconds: float) -> None:
+    assert exposed_seconds(buckets, _seconds_of_bytes) == pytest.approx(seconds)
+
+
+def test_a_cluster_takes_the_faster_of_ring_and_tree() -> None:
+    cluster = Cluster(2, 1e9, ring_seconds=(1e-6, 2e-6, 5e-6), tree_seconds=(10e-6, 1e-6, 4e-6))
+    # A ring of 2 GPUs: 2 steps within a host. Of 4 on 2 hosts: 4 steps within, 2 between.
+    assert cluster.all_reduce_seconds(1000, 2) == pytest.approx(1e-6 + 4e-6 + 1e-6)
+    assert cluster.all_reduce_seconds(1000, 4) == pytest.approx(min(1e-6 + 8e-6 + 10e-6, 10e-6 + 2e-6 + 8e-6) + 1.5e-6)
+    # A tree of 64 hosts: 2 steps within, 12 between.
+    assert cluster.all_reduce_seconds(1000, 128) == pytest.approx(10e-6 + 2e-6 + 48e-6 + 2e-6 * 127 / 128)
+    assert cluster.all_reduce_seconds(1000, 1) == 0
 
 
 def test_speedups_of_weak_and_strong_scaling() -> None:

@@ -5,31 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
 
+from bench.measuring.network_hosts import INTERFACE, NetworkError, ip, namespaces
+from bench.measuring.network_hosts import Host as NetworkHost
 from tests.support.children import end_with_parent
 
-INTERFACE = "gd0"
-"""Name of the cable's interface on both hosts."""
 
-
-def _ip(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["ip", *words], capture_output=True, text=True, check=False, timeout=20)
-
-
-@dataclass(frozen=True)
-class Host:
+class Host(NetworkHost):
     """One of the two hosts."""
-
-    namespace: str
-    address: str
 
     @property
     def enter(self) -> list[str]:
@@ -58,12 +47,7 @@ class Host:
 
     def set_cable(self, plugged: bool) -> None:
         """Plug the cable in, or pull it. While it is out, packets are lost without an error."""
-        done = _ip("-n", self.namespace, "link", "set", INTERFACE, "up" if plugged else "down")
-        assert done.returncode == 0, done.stderr
-
-    def process_ids(self) -> list[int]:
-        """Ids of all processes on this host."""
-        return [int(word) for word in _ip("netns", "pids", self.namespace).stdout.split()]
+        ip("-n", self.namespace, "link", "set", INTERFACE, "up" if plugged else "down")
 
 
 @contextlib.contextmanager
@@ -72,33 +56,26 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
 
     Skips the test on machines that do not allow network namespaces.
     """
-    if os.name != "posix" or os.geteuid() != 0 or not shutil.which("ip"):
-        pytest.skip("two hosts on one machine need root and the program ip")
-    number = os.getpid() % 60_000
-    net = f"10.{200 + number % 50}.{number // 250}"
-    first, second = (Host(f"gen-dist-{number}-{name}", f"{net}.{place}") for name, place in (("a", 1), ("b", 2)))
+    directories: list[Path] = []
     try:
-        for host in (first, second):
-            if (done := _ip("netns", "add", host.namespace)).returncode:
-                pytest.skip(f"network namespaces may not be made here: {done.stderr.strip()}")
-        ends = [f"gd{number}a", f"gd{number}b"]
-        if (done := _ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])).returncode:
-            pytest.skip(f"network cables may not be made here: {done.stderr.strip()}")
-        for host, end in zip((first, second), ends, strict=True):
-            _ip("link", "set", end, "netns", host.namespace, "name", INTERFACE)
-            _ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", INTERFACE)
-            _ip("-n", host.namespace, "link", "set", "lo", "up")
-            host.set_cable(plugged=True)
-        yield first, second
+        with contextlib.ExitStack() as stack:
+            try:
+                first, second = (Host(*astuple(one)) for one in stack.enter_context(namespaces(2)))
+                _join((first, second))
+            except NetworkError as error:
+                pytest.skip(f"no two hosts on this machine: {error}")
+            directories += [first.directory, second.directory]
+            yield first, second
     finally:
-        for number_of_signal, seconds in ((signal.SIGTERM, 8.0), (signal.SIGKILL, 2.0)):
-            living = [number for host in (first, second) for number in host.process_ids()]
-            for process_id in living:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process_id, number_of_signal)
-            deadline = time.monotonic() + (seconds if living else 0.0)
-            while time.monotonic() < deadline and (first.process_ids() or second.process_ids()):
-                time.sleep(0.2)
-        for host in (first, second):
-            _ip("netns", "del", host.namespace)
-            shutil.rmtree(host.directory, ignore_errors=True)
+        for directory in directories:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _join(hosts: tuple[Host, Host]) -> None:
+    """Join two hosts by a cable."""
+    ends = [f"gd{os.getpid()}{name}" for name in ("a", "b")]
+    ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+    for host, end in zip(hosts, ends, strict=True):
+        ip("link", "set", end, "netns", host.namespace, "name", INTERFACE)
+        ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", INTERFACE)
+        host.set_cable(plugged=True)

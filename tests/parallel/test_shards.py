@@ -109,8 +109,16 @@ def test_every_objective_has_the_bits_of_one_process(processes: int, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_on_one_and_on_four_a_run_ends_the_same_on_two(tmp_path: Path) -> None:
-    config = small_config("vae", steps=400, checkpoint_every=20, evaluate_every=100, sample_every=1000, shards=8)
+@pytest.mark.parametrize(
+    ("objective", "steps", "checkpoint_every"),
+    [("vae", 400, 20), ("vae-gan", 60, 10), ("latent autoencoder, vq, adaptive adversary", 60, 10)],
+)
+def test_killed_on_one_and_on_four_a_run_ends_the_same_on_two(
+    objective: str, steps: int, checkpoint_every: int, tmp_path: Path
+) -> None:
+    config = config_with_shards(objective).with_options(
+        steps=steps, checkpoint_every=checkpoint_every, evaluate_every=steps // 4, sample_every=1000
+    )
     file = write_config(tmp_path / "config.json", config)
     words = [str(REPOSITORY / "launch/train.py"), "--config", str(file), "--run-dir"]
 
@@ -125,10 +133,10 @@ def test_killed_on_one_and_on_four_a_run_ends_the_same_on_two(tmp_path: Path) ->
         _wait_for(lambda known=before: len(_steps(tmp_path / "changing")) > known)  # type: ignore[misc]
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
-    assert 0 < _steps(tmp_path / "changing")[-1] < 400
+    assert 0 < _steps(tmp_path / "changing")[-1] < steps
     assert start(_ranks(2), tmp_path / "changing").wait(300) == 0
     whole, changing = (checkpoints.load(checkpoint_paths(tmp_path / name)[0])[0] for name in ("whole", "changing"))
-    assert whole.step == changing.step == 400
+    assert whole.step == changing.step == steps
     for group in whole.tensors:
         assert_same_bits(dict(whole.tensors[group]), dict(changing.tensors[group]))
     assert _figures(tmp_path / "whole") == _figures(tmp_path / "changing")
