@@ -35,7 +35,11 @@ from bench.scaling.processes import Handle, Mode, Place, by_all, joined_processe
 from gen_dist.cli import run_command
 from gen_dist.errors import MachineError
 
-ROWS: dict[str, tuple[int, ...]] = {"vae-mnist": (512, 192, 96), "dcgan-mnist": (64, 32, 16), "iwae-mnist": (100, 50, 25)}
+ROWS: dict[str, tuple[int, ...]] = {
+    "vae-mnist": (512, 192, 96),
+    "dcgan-mnist": (64, 32, 16),
+    "iwae-mnist": (100, 50, 25),
+}
 """Images per host and step, by preset."""
 LINKS = {"fast": Link(1e9 / 8, 2e-4), "slow": Link(1e8 / 8, 2e-3)}
 REDUCED_FLOATS = (1, 2**14, 2**16, 2**18, 2**19)
