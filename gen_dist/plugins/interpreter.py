@@ -53,7 +53,8 @@ def _set_finders(before: list[Any]) -> None:
 
 
 def _has_same(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    return not any(now.get(name, _MISSING) is not value for name, value in before.items() if not _is_foreign(name))
+    changed = [name for name, value in before.items() if now.get(name, _MISSING) is not value]
+    return all(_is_foreign(name) or (name == "print" and callable(now.get(name))) for name in changed)
 
 
 _MISSING = object()
@@ -62,7 +63,7 @@ _GENERATED = "torch._inductor.runtime.compile_tasks."
 
 def _is_foreign(name: str) -> bool:
     """True of names that other programs set: a prompt its last result, setuptools its own distutils, and torch's
-    compiler what it generates, each time anew."""
+    compiler what it generates, each time anew. Ray's progress bars have a `print` of their own, which works as well."""
     return name == "_" or name.partition(".")[0] == "distutils" or name.startswith(_GENERATED)
 
 

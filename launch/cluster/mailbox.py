@@ -9,7 +9,11 @@ from typing import Any
 
 import ray
 import ray.train
+from ray import cloudpickle
 from ray.train import UserCallback
+
+from gen_dist.config import TrainConfig
+from gen_dist.errors import PluginError
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,14 @@ class Mailbox:
         text, self._text = self._text, ""
         return News(text, self._refusal, self._failures, self._running)
 
+    def why_unread(self, packed: bytes) -> str | None:
+        """Return why a process of Ray cannot read this pickled config; None if it can."""
+        try:
+            cloudpickle.loads(packed)
+        except PluginError as error:
+            return str(error)
+        return None
+
     def ask_to_stop(self) -> None:
         """Ask the run to save and stop."""
         self._wants_stop = True
@@ -73,6 +85,19 @@ class Mailbox:
     def wants_stop(self) -> bool:
         """Return True if the run should save and stop."""
         return self._wants_stop
+
+
+def mailbox_here(kind: type[Mailbox], config: TrainConfig) -> Any:
+    """Start a mailbox on this host, because another host may be cut off, and return its handle.
+
+    Raises:
+        PluginError: processes of Ray have not the plug-ins of the config, which their own errors would not name.
+    """
+    node = ray.get_runtime_context().get_node_id()
+    mailbox: Any = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": node})(kind).remote()
+    if config.plugins and (reason := ray.get(mailbox.why_unread.remote(cloudpickle.dumps(config)))):
+        raise PluginError(f"{reason} (said by a process of Ray: install the module on all hosts of the cluster)")
+    return mailbox
 
 
 class RemoteScreen(io.StringIO):

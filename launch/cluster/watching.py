@@ -14,7 +14,7 @@ import ray.train
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, UserError
-from gen_dist.launch.cluster.mailbox import FailureReporter, Mailbox, News, summary_of
+from gen_dist.launch.cluster.mailbox import FailureReporter, Mailbox, News, mailbox_here, summary_of
 from gen_dist.launch.cluster.options import WorkerOptions
 from gen_dist.launch.cluster.workers import Task, trainer_of
 from gen_dist.training.stopping import stop_signals
@@ -37,7 +37,7 @@ def train_in_workers(config: TrainConfig, fresh: bool, options: WorkerOptions, l
         UserError: the run is refused, or workers failed too often without progress.
         KeyboardInterrupt: the run was ended at once.
     """
-    mailbox = mailbox_here(Mailbox)
+    mailbox = mailbox_here(Mailbox, config)
     columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80 if sys.stderr.isatty() else None
     task = Task(config, uuid.uuid4().hex, location, os.getcwd(), fresh, options, columns, mailbox)
     try:
@@ -81,12 +81,6 @@ def train_in_workers(config: TrainConfig, fresh: bool, options: WorkerOptions, l
         raise UserError(f"Ray could not run it: {summary_of(ended['error'])}")
     lines: list[str] = ended["result"].return_value
     return lines
-
-
-def mailbox_here(kind: type[Mailbox]) -> Any:
-    """Start a mailbox on this host, because another host may be cut off, and return its handle."""
-    node = ray.get_runtime_context().get_node_id()
-    return ray.remote(num_cpus=0, label_selector={"ray.io/node-id": node})(kind).remote()
 
 
 def _give_up_if_hopeless(news: News, options: WorkerOptions, location: str) -> None:

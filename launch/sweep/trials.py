@@ -22,9 +22,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from gen_dist.cli import resume_command
 from gen_dist.errors import TakenOverError, UserError
-from gen_dist.launch.cluster.mailbox import Mailbox, summary_of
+from gen_dist.launch.cluster.mailbox import Mailbox, mailbox_here, summary_of
 from gen_dist.launch.cluster.options import WorkerOptions
-from gen_dist.launch.cluster.watching import POLL_SECONDS, mailbox_here
+from gen_dist.launch.cluster.watching import POLL_SECONDS
 from gen_dist.launch.cluster.workers import Task, enter_directory, stop_event, trainer_of
 from gen_dist.launch.sweep.halving import Halving
 from gen_dist.launch.sweep.plan import SweepOptions
@@ -96,7 +96,7 @@ def run_trials(sweep: Sweep, options: SweepOptions) -> None:
     os.environ.update(_QUIET)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
-    mailbox = mailbox_here(SweepMailbox)
+    mailbox = mailbox_here(SweepMailbox, sweep.trials[0].config)
     plan = Plan(uuid.uuid4().hex, tuple(sweep.trials), sweep.metric, options, os.getcwd(), mailbox)
     progress = SweepProgress(sweep, sys.stderr)
     recorder = _TrialRecorder(sweep, progress)

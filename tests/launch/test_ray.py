@@ -315,6 +315,30 @@ def test_a_job_brings_its_plugin_along(environment: dict[str, str], tmp_path: Pa
     assert (tmp_path / "runs/job/plugins/my gan.py").read_bytes() == plugin.read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script", ["ray_train.py", "ray_sweep.py --metric samples/diversity --trials 2 --space learning_rate=1e-4,1e-3"]
+)
+def test_a_module_that_rays_processes_lack_is_named(script: str, environment: dict[str, str], tmp_path: Path) -> None:
+    """Only the command itself finds the plug-in's module."""
+    (tmp_path / "modules").mkdir()
+    content = (REPOSITORY / "tests/plugins/feature_matching_gan.py").read_text()
+    (tmp_path / "modules" / "far_gan.py").write_text(content)
+    name, *words = script.split()
+    code = f"""
+import runpy, sys
+sys.path[:0] = [{str(tmp_path / "modules")!r}, {str(REPOSITORY / "launch")!r}]
+runpy.run_path({str(REPOSITORY / "launch" / name)!r}, run_name="__main__")
+"""
+    preset = ["feature-matching-mnist", "--plugin", "far_gan", "--data", "synthetic"]
+    preset += ["--run-dir", str(tmp_path / "run")]
+    done = _run([sys.executable, "-c", code, *preset, *words], environment)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: the config needs the plug-in far_gan: there is no plug-in far_gan"), done.stderr
+    assert "on all hosts" in last and "builtins" not in done.stderr
+
+
 def _belongs_to(process: psutil.Process, token: Path) -> bool:
     with contextlib.suppress(psutil.Error):
         return process.environ().get("HOME") == str(token.parent.parent)

@@ -202,6 +202,16 @@ def test_an_alarm_of_a_plugin_is_stopped(tmp_path: Path) -> None:
         signal.setitimer(signal.ITIMER_REAL, *limit_of_this_test)
 
 
+def test_another_print_is_no_change_that_runs_depend_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's progress bars put their own in its place."""
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.print", print)  # put back at the end
+        load(_write(tmp_path / "rude.py", "import builtins, functools; builtins.print = functools.partial(print)"))
+    assert "changed" not in capsys.readouterr().err
+
+
 def test_a_plugin_may_add_to_what_others_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adds = """
 import sys, types, resource
