@@ -92,6 +92,7 @@ class Commands:
                     os.close(descriptor)
                 os.chdir(self.work)
                 os.environ["TMPDIR"] = tempfile.tempdir = str(self.root / "tmp")
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.work / "compiled")  # torch's files are not judged
                 below = os.fsencode(self.root)
                 library.fail_call(KINDS.index(kind), ctypes.c_long(nth), error, lasting, short, below)
                 _become(words)
