@@ -36,7 +36,7 @@ KILLED = (
     *("train from a run", "encode to one file", "export for diffusers", "train a plug-in", "report a plug-in", "check"),
 )
 """Commands that are killed at random moments."""
-CALLS_OF_A_KIND = os.environ.get("GEN_DIST_FAULTS", "2")
+CALLS_OF_A_KIND = os.environ.get("GEN_DIST_FAULTS", "1")
 """Calls of each kind that fail in `make test-all`, spread over those of a command. 0 is all of them, in hours."""
 
 
