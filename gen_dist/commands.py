@@ -52,7 +52,7 @@ def sample(
     count: int = 64,
     out: Path = Path("samples.png"),
     columns: int = 8,
-    labels: tuple[int, ...] = (),
+    labels: tuple[str, ...] = (),
     seed: int = 0,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
@@ -63,21 +63,23 @@ def sample(
         count: Number of images.
         out: File to write: .png, .jpg or .webp.
         columns: Images a row.
-        labels: Numbers of the classes that a conditional model draws in turn. All classes if none is named.
+        labels: Labels that a conditional model draws in turn: names or numbers of classes; for attributes and numbers
+            a value of each with commas between, as yes,no or 31.5,2; `unknown` for a missing one. All classes, or
+            labels as training images have them, if none is given.
         seed: Key of the latents. The same seed gives the same images.
         device: Where to compute.
     """
-    import torch
-
     from gen_dist.files import reason_of
-    from gen_dist.inference.model import load
+    from gen_dist.inference.model import label_tensor, load
     from gen_dist.pictures.grids import format_of, save_grid
 
     format_of(out)  # before anything that takes seconds
     if columns < 1:
         raise ConfigError(f"columns {columns} is less than 1")
     model = load(run, device=device, announce=tell)
-    asked = torch.tensor([labels[place % len(labels)] for place in range(count)]) if labels else None
+    # A model that is not conditional refuses any label.
+    rows = [model.labels.row_of(label) if model.conditional else model.labels.in_turn(1)[0] for label in labels]
+    asked = label_tensor(model.labels, [rows[place % len(rows)] for place in range(count)]) if rows else None
     images = model.sample(count, asked, seed)
     try:
         save_grid(out, model.scale.eight_bit(images.cpu().numpy()), columns, bar=model.scale.shown_values)

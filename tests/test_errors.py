@@ -97,6 +97,12 @@ def _parquet(place: Place, table: pa.Table) -> list[object]:
     return ["vae-mnist", "--data", f"parquet:{place.path / 'train.parquet'}"]
 
 
+def _unlabelled(place: Place) -> Path:
+    """A .npz file of images, the third of which has no label."""
+    np.savez(place.path / "a.npz", x=np.zeros((8, 28, 28), np.uint8), labels=[0, 1, -1, 0, 1, 0, 1, 0])
+    return place.path / "a.npz"
+
+
 def _mnist(place: Place, images: bytes, labels: bytes) -> list[object]:
     raw = place.path / "MNIST/raw"
     raw.mkdir(parents=True)
@@ -169,6 +175,18 @@ CASES: dict[str, Case] = {
     "classes of images without labels": (
         lambda p: _without_labels(p, "cgan-mnist"),
         "conditioning concat needs labelled images",
+    ),
+    "a conditional VAE of images without labels": (
+        lambda p: _without_labels(p, "vae-mnist", "--conditioning", "concat"),
+        "conditioning concat needs labelled images",
+    ),
+    "images of which one has no label": (
+        lambda p: ["vae-mnist", "--data", f"array:{_unlabelled(p)}"],
+        "image 2 has no label; give it one, leave that image out, or use --missing-labels unknown",
+    ),
+    "labels in a column that is not there": (
+        lambda p: [*_parquet(p, pa.table({"image": [b"x"]})), "--label-columns", "age"],
+        "no column age of --label-columns",
     ),
     "a projection of classes that there are not": (
         lambda p: _without_labels(p, "gan-mnist", "--conditioning", "projection"),

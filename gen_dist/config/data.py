@@ -49,6 +49,11 @@ class DataConfig(Checked):
     """Measure `value_range` for each channel, not over all."""
     layout: Layout | None = None
     """Order of the axes in `array:FILE`. None is for arrays of one possible order: one axis of 1 or 3 channels."""
+    label_columns: tuple[str, ...] = ()
+    """Columns of a `parquet:` source with the labels: integers or texts are classes, several columns attributes, and
+    floating point numbers. None named takes `label`, `labels` or `fine_label`."""
+    missing_labels: Literal["refuse", "unknown"] = "refuse"
+    """Treatment of images without a label: refuse them, or learn what stands for `unknown` ones."""
     test_fraction: float = 0.1
     """Share of the images held out for testing if the source has no test split."""
     unreadable_images: Literal["skip", "error"] = "skip"

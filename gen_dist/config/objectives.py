@@ -142,6 +142,9 @@ class VaeConfig(ObjectiveConfig):
     """Gradient of the encoder. `path` flows through the latents alone and omits a term of zero mean: its variance is
     higher than that of `total` at first, and lower once the encoder is near the posterior (Roeder et al. 2017; K > 1:
     Tucker et al. 2019). The loss of `path` has the KL of the sample, not its mean."""
+    conditioning: Literal["none", "concat"] = "none"
+    """Input of labels. `none`: no labels. `concat`: the decoder takes latents and labels, so that p(x given z, y) is
+    learned (Sohn et al. 2015); the posterior is one of the image alone, and encoding needs no label."""
     dynamic_binarization: bool = False
     """Draw each pixel from Bernoulli(intensity) at every use, so that the likelihood is one of binary data."""
 

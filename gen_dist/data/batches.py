@@ -65,6 +65,7 @@ class TrainBatches:
         self._prefetcher: Prefetcher | None = None
         self._orders: dict[int, Tensor] = {}
         self._dtype = split.scale.torch_dtype
+        self._label_dtype = torch.from_numpy(split.labels[:0]).dtype
         # 8-bit images go to the model as they are.
         self._for_model = _as_they_are if split.scale.is_plain else split.scale.for_model
         if split.images.nbytes + split.labels.nbytes <= resident_budget_bytes:
@@ -81,7 +82,7 @@ class TrainBatches:
         return self._prefetcher is None
 
     def micro_batch(self, step: int, index: int) -> tuple[Tensor, Tensor]:
-        """Images and labels int64 [rows] of one micro-batch, on the device.
+        """Images and labels of one micro-batch, on the device. Labels are as the split has them.
 
         Images are uint8 [rows, C, H, W], or float32 in 0..255 for values other than 8-bit ones.
 
@@ -118,7 +119,9 @@ class TrainBatches:
                 dtype=self._dtype,
                 pin_memory=self._pinned,
             )
-            labels = torch.empty(len(indices), dtype=torch.int64, pin_memory=self._pinned)
+            labels = torch.empty(
+                (len(indices), *self._split.labels.shape[1:]), dtype=self._label_dtype, pin_memory=self._pinned
+            )
         # NumPy gathers in this thread alone and without the GIL; torch would start a second set of OpenMP threads
         # beside the training's. `clip` (no index is out of range) is the mode that writes to `out` without a copy.
         np.take(self._split.images, indices, axis=0, out=images.numpy(), mode="clip")

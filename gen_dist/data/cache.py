@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gen_dist.config import DataConfig
+from gen_dist.config.labels import LabelScheme, classes_named, scheme_of_json
 from gen_dist.data.building import building_prefix, file_slug, only_builder
 from gen_dist.data.image_names import ImageNames, names_file
 from gen_dist.data.packing import cache_errors, images_file, labels_file, pack, source_keeping
@@ -49,8 +50,9 @@ class Split:
     images: NDArray[Any]
     """[N, C, H, W] of the scale's dtype, memory-mapped. Read-only by convention: a write stays private to the process.
     """
-    labels: NDArray[np.int64]
-    """int64 [N], indices into the class names of the data set; all 0 for a source without labels."""
+    labels: NDArray[Any]
+    """int64 [N], indices into the class names of the data set, all 0 for a source without labels; or int64 [N, A] of
+    attributes, float32 [N, A] of numbers. The scheme of the data set says which."""
     names: Sequence[str] | None = None
     """Name of each image, such as its path in a folder. None for sources without, and for caches of older versions."""
     scale: ValueScale = PLAIN
@@ -69,10 +71,17 @@ class Dataset:
     train: Split
     test: Split
     class_names: tuple[str, ...]
-    """Names of the labels 0, 1, ...; one name for a source without labels."""
+    """Names of the labels 0, 1, ...; one name for a source without classes."""
     digest: str
     """SHA-256 of images, labels, class names and range of the values: equal digests are equal data, whatever the path
     or machine."""
+    scheme: LabelScheme | None = None
+    """Meaning of the labels. None: they are the classes of `class_names`, which no image lacks."""
+
+    @property
+    def labels(self) -> LabelScheme:
+        """Meaning of the labels of both splits."""
+        return self.scheme or classes_named(self.class_names)
 
     @property
     def scale(self) -> ValueScale:
@@ -200,9 +209,11 @@ def _options(source: Source, packing: DataConfig, deep: bool) -> dict[str, Any]:
         options["fit"] = packing.fit
     if deep:
         options["dtype"] = packing.dtype
-    for name in ("value_range", "range_per_channel", "pages"):  # as above, for caches of 8-bit images
+    for name in ("value_range", "range_per_channel", "pages", "label_columns"):  # as above, for older caches
         if value := getattr(packing, name):
             options[name] = value
+    if packing.missing_labels != "refuse":
+        options["missing_labels"] = packing.missing_labels
     if not source.has_test_split:
         options["test_fraction"] = packing.test_fraction
     return options
@@ -224,7 +235,7 @@ def _build(source: Source, packing: DataConfig, directory: Path) -> None:
                 "format": _FORMAT,
                 "source": source.name,
                 "options": _options(source, packing, source_keeping(source, packing).deep),
-                "class_names": packed.class_names,
+                "class_names": packed.labels.class_names,
                 "left_out": packed.left_out,
                 "left_out_text": packed.left_out_text,
                 "remarks": [*packed.remarks, *measured.remarks],
@@ -232,6 +243,8 @@ def _build(source: Source, packing: DataConfig, directory: Path) -> None:
             }
             if not measured.scale.is_plain:
                 meta["values"] = measured.scale.as_json()
+            if not packed.labels.is_plain:
+                meta["labels"] = packed.labels.as_json()
             meta["digest"] = _digest(meta)
             meta["digest_of_this_file"] = _digest_of_all(meta)
             _write_synced(temporary / "meta.json", meta)
@@ -280,7 +293,8 @@ def _open(directory: Path, source: Source, packing: DataConfig, announce: Callab
         announce(f"{source.name}: left out {meta['left_out']} unreadable images: {meta['left_out_text']}")
     for remark in [*source.remarks(), *meta["remarks"]]:
         announce(f"{source.name}: {remark}")
-    return Dataset(train, test, tuple(meta["class_names"]), meta["digest"])
+    labels = scheme_of_json(meta["labels"], ()) if "labels" in meta else None
+    return Dataset(train, test, tuple(meta["class_names"]), meta["digest"], labels)
 
 
 def _read(directory: Path, source_name: str) -> tuple[dict[str, Any], Split, Split]:
@@ -353,7 +367,7 @@ def _stamp(path: Path) -> list[int]:
 
 def _digest(meta: dict[str, Any]) -> str:
     content = [[meta["files"][name]["sha256"] for name in _FILES], list(meta["class_names"])]
-    content += [meta["values"]] if "values" in meta else []
+    content += [meta[name] for name in ("values", "labels") if name in meta]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -61,7 +61,7 @@ def survey_source(source: str, root: str | Path, packing: DataConfig) -> Survey:
             packed = open_packed(found, packing, lambda _line: None)
             splits: dict[SplitName, Split] = {"train": packed.train, "test": packed.test}
             arrays = {name: (split.images, split.labels) for name, split in splits.items()}
-            found = packed_source(found, arrays, packed.class_names)
+            found = packed_source(found, arrays, packed.labels)
         return survey(found, packing, cache_directory(packing), packed_in)
 
 

@@ -15,11 +15,13 @@ from PIL import Image
 
 from gen_dist.config.data import Layout
 from gen_dist.data.eight_bits import image_as_pixels
+from gen_dist.data.labelling import joined_columns, raw_labels
 from gen_dist.data.naming import some
 from gen_dist.data.values import DTYPES
 from gen_dist.errors import DataError
 
-_MOST_CLASSES = 100_000
+_NO_LABEL = object()
+"""Stands for the label of an item that is an image alone."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,10 @@ class Given:
 
     images: NDArray[Any] | Sequence[NDArray[Any]]
     """[N, C, H, W] of a dtype in `DTYPES`, or N images [C, H, W] where they differ in shape."""
-    labels: NDArray[np.int64]
-    """int64 [N]; all 0 without labels."""
+    labels: NDArray[Any]
+    """Raw labels, see `gen_dist.data.labelling.raw_labels`; int64 [N], all 0, without labels."""
     class_names: tuple[str, ...] | None
-    """Names of the labels; None if the data have none."""
+    """Names of the classes, attributes or numbers; None if the data have none."""
 
     def digest(self) -> str:
         """SHA-256 of shapes, values, labels and class names: 32 hexadecimal digits of it."""
@@ -40,12 +42,17 @@ class Given:
             kind = "" if image.dtype == np.uint8 else image.dtype.str  # 8-bit images keep the digest of older versions
             digest.update(f"{image.shape!r}{kind}".encode())
             digest.update(np.ascontiguousarray(image).data)
-        digest.update(self.labels.astype("<i8").tobytes())
+        if self.labels.dtype.kind == "U":
+            digest.update(json.dumps(self.labels.tolist()).encode())
+        else:
+            if self.labels.ndim > 1:
+                digest.update(f"{self.labels.shape!r}".encode())
+            digest.update(self.labels.astype("<f4" if self.labels.dtype.kind == "f" else "<i8").tobytes())
         return digest.hexdigest()[:32]
 
 
-def names_of_classes(parts: Sequence[Given]) -> tuple[str, ...]:
-    """Class names of all splits; the labels themselves where the data have no names, one name without labels.
+def names_of_labels(parts: Sequence[Given]) -> tuple[str, ...] | None:
+    """Names of classes, attributes or numbers in all splits. None where the data have none.
 
     Raises:
         DataError: the splits have different names.
@@ -54,10 +61,7 @@ def names_of_classes(parts: Sequence[Given]) -> tuple[str, ...]:
     if len(named) > 1:
         first, second = sorted(named)[:2]
         raise DataError(f"train and test data have different classes: {some(first)} and {some(second)}")
-    if named:
-        return named.pop()
-    highest = max(int(part.labels.max()) for part in parts)
-    return tuple(map(str, range(highest + 1))) if highest else ("all",)
+    return named.pop() if named else None
 
 
 def images_given(data: Any, layout: Layout | None = None) -> Given:
@@ -68,10 +72,12 @@ def images_given(data: Any, layout: Layout | None = None) -> Given:
 
             - [N, H, W], [N, H, W, C] or [N, C, H, W] of uint8, uint16, int16, float16 or float32: a NumPy array or a
               tensor, with C 1 or 3, or any C if `layout` says where it is;
-            - a pair (images, labels) of such an array and integers [N];
-            - a `torch.utils.data.Dataset` with a length, or a list. An item is an image or a tuple (image, label): a
-              PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W], of whole numbers as above, or floating
-              point in [0, 1], which becomes 8-bit;
+            - a pair (images, labels) of such an array and labels: integers or texts [N] for classes, integers or texts
+              [N, A] for attributes, floating point [N] or [N, A] for numbers, or a dict of such columns [N] by name.
+              -1, an empty text, None and NaN are missing labels;
+            - a `torch.utils.data.Dataset` with a length, or a list. An item is an image or a tuple (image, label) with
+              such a label of one image: a PIL image, or an array or tensor [H, W], [H, W, C] or [C, H, W], of whole
+              numbers as above, or floating point in [0, 1], which becomes 8-bit;
             - a `datasets.Dataset` of Hugging Face with one column of images, and one of class labels or none.
         layout: order of the axes of [N, a, b, c] if both are possible.
 
@@ -84,7 +90,9 @@ def images_given(data: Any, layout: Layout | None = None) -> Given:
         return _of_hugging_face(data, layout)
     if _is_pair(data):
         images = array_images(_as_numpy(data[0], "data"), layout, "data")
-        return Given(images, class_labels(_as_numpy(data[1], "data, its labels,"), len(images)), None)
+        if isinstance(data[1], dict):
+            return Given(images, _of_columns(data[1], len(images)), tuple(map(str, data[1])))
+        return Given(images, raw_labels(_as_numpy(data[1], "data, its labels,"), len(images)), None)
     if _is_array(data):
         images = array_images(_as_numpy(data, "data"), layout, "data")
         return Given(images, np.zeros(len(images), np.int64), None)
@@ -100,7 +108,15 @@ def _is_pair(data: Any) -> bool:
     """True for (images, labels) as arrays, not for a sequence of two images."""
     if not (isinstance(data, tuple) and len(data) == 2 and _is_array(data[0])):
         return False
-    return np.ndim(data[0]) > 2 and not (_is_array(data[1]) and np.ndim(data[1]) > 1)
+    if np.ndim(data[0]) < 3 or not _is_array(data[1]):
+        return np.ndim(data[0]) > 2
+    return np.ndim(data[1]) < 2 or (np.ndim(data[1]) == 2 and len(data[0]) == len(data[1]))
+
+
+def _of_columns(columns: dict[Any, Any], count: int) -> NDArray[Any]:
+    """Raw labels [N, A] from columns [N] by name: numbers if one is of floating point, else attributes."""
+    found = [raw_labels(_as_numpy(of, f"data, its labels {name},"), count) for name, of in columns.items()]
+    return joined_columns(found, count)
 
 
 def _items_of(data: Any) -> Iterator[Any]:
@@ -154,20 +170,21 @@ def _of_hugging_face(data: Any, layout: Layout | None) -> Given:
 
 def _of_items(items: Iterator[Any], names: tuple[str, ...] | None, layout: Layout | None) -> Given:
     images: list[NDArray[Any]] = []
-    labels: list[int] = []
+    labels: list[Any] = []
     for place, item in enumerate(items):
-        image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+        image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, _NO_LABEL)
         if isinstance(item, tuple | list) and len(item) != 2:
             raise DataError(f"item {place} of data has {len(item)} parts; an image, or (image, label) is needed")
         images.append(_image(image, place, layout))
-        if place > 0 and (label is not None) != bool(labels):
-            raise DataError(f"item {place} of data {'has no' if label is None else 'has a'} label, unlike those before")
-        if label is not None:
+        if place > 0 and (label is not _NO_LABEL) != bool(labels):
+            has = "has no" if label is _NO_LABEL else "has a"
+            raise DataError(f"item {place} of data {has} label, unlike those before")
+        if label is not _NO_LABEL:
             labels.append(_label(label, place))
     if not images:
         raise DataError("data has no images")
     alike = len({(image.shape, image.dtype) for image in images}) == 1  # `stack` would convert some
-    of_all = class_labels(np.array(labels), len(images)) if labels else np.zeros(len(images), np.int64)
+    of_all = _of_list(labels) if labels else np.zeros(len(images), np.int64)
     return Given(np.stack(images) if alike else images, of_all, names if labels else None)
 
 
@@ -228,28 +245,25 @@ def _nearest(dtype: np.dtype[Any]) -> str:
     return "float32" if dtype.kind in "fc" or dtype.itemsize > 2 else "uint8" if dtype.kind == "b" else "int16"
 
 
-def class_labels(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """Labels int64 [N] of `count` images.
-
-    Raises:
-        DataError: they are no integers from 0 on, one an image.
-    """
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"the labels are {labels.dtype} {list(labels.shape)}; integers [{count}], one an image, are needed"
-        )
-    if labels.min() < 0 or labels.max() >= _MOST_CLASSES:
-        raise DataError(
-            f"the labels go from {labels.min()} to {labels.max()}; 0 to the number of classes - 1 is needed"
-        )
-    return labels.astype(np.int64)
-
-
-def _label(label: Any, place: int) -> int:
+def _label(label: Any, place: int) -> Any:
+    """Label of one item: None, a text, a number, or numbers [A]."""
+    if label is None or isinstance(label, str):
+        return label
     number = _as_numpy(label, f"the label of item {place} of data")
-    if number.shape != () or number.dtype.kind not in "iu":
-        raise DataError(f"the label of item {place} of data is {str(label)[:60]!r}, not an integer")
-    return int(number)
+    if number.ndim > 1 or number.dtype.kind not in "iufbU":
+        raise DataError(f"the label of item {place} of data is {str(label)[:60]!r}, neither numbers nor a text")
+    return number.item() if number.ndim == 0 else number
+
+
+def _of_list(labels: list[Any]) -> NDArray[Any]:
+    """Raw labels of all items."""
+    if isinstance(labels[0], np.ndarray):
+        if len({one.shape if isinstance(one, np.ndarray) else None for one in labels}) > 1:
+            raise DataError("the labels of items of data differ in their number; give each as many")
+        return raw_labels(np.stack(labels), len(labels))
+    column = np.empty(len(labels), object)
+    column[:] = labels
+    return raw_labels(column, len(labels))
 
 
 def _names_of(data: Any) -> tuple[str, ...] | None:

@@ -18,17 +18,18 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gen_dist.config import DataConfig
+from gen_dist.config.labels import LabelScheme
 from gen_dist.data.decoding import Decoded, UnreadableImage, decode_image, image_warnings_as_intended
 from gen_dist.data.deep_files import Keeping
 from gen_dist.data.fitting import Fitting, fitting_of, line_on_changes
 from gen_dist.data.image_names import names_file, write_names
+from gen_dist.data.labelling import check_labels, completed, lines_on_labels, scheme_of_source
 from gen_dist.data.losses import lines_on_losses
 from gen_dist.data.naming import remarks_on_classes
 from gen_dist.data.refusals import (
     OneShape,
     blocks_of,
     check_counts,
-    check_labels,
     class_names_of,
     held_out_count,
     leave_out,
@@ -57,7 +58,8 @@ SECONDS_BEFORE_PROGRESS = 1.0
 class Packed:
     """Result of packing, besides the files."""
 
-    class_names: tuple[str, ...]
+    labels: LabelScheme
+    """Meaning of the labels."""
     left_out: int
     """Number of unreadable images."""
     left_out_text: str
@@ -105,7 +107,7 @@ def pack(source: Source, packing: DataConfig, directory: Path, shown_directory: 
     """
     class_names = class_names_of(source)
     with contextlib.ExitStack() as stack:
-        packer = _Packer(source, packing, directory, shown_directory, len(class_names))
+        packer = _Packer(source, packing, directory, shown_directory, scheme_of_source(source, class_names))
         stack.callback(packer.close)
         stack.enter_context(image_warnings_as_intended())
         pool = stack.enter_context(ThreadPoolExecutor(THREADS))
@@ -123,8 +125,13 @@ def pack(source: Source, packing: DataConfig, directory: Path, shown_directory: 
         )
         packer.pack(pool, bar.update)
         packer.finish()
-    remarks = [*remarks_on_classes(class_names), *line_on_changes(packer.changes), *lines_on_losses(packer.losses)]
-    return Packed(class_names, packer.left_out.count, str(packer.left_out), remarks)
+    remarks = [
+        *remarks_on_classes(class_names),
+        *packer.lines_on_labels,
+        *line_on_changes(packer.changes),
+        *lines_on_losses(packer.losses),
+    ]
+    return Packed(packer.scheme, packer.left_out.count, str(packer.left_out), remarks)
 
 
 class _ArrayFile:
@@ -236,8 +243,11 @@ def cannot_read(source: Source, name: str, reason: str) -> DataError:
 
 class _Packer:
     def __init__(
-        self, source: Source, packing: DataConfig, directory: Path, shown_directory: Path, num_classes: int
+        self, source: Source, packing: DataConfig, directory: Path, shown_directory: Path, scheme: LabelScheme
     ) -> None:
+        self.scheme = scheme
+        """Meaning of the labels; completed by `finish`."""
+        self.lines_on_labels: list[str] = []
         self.left_out = Tally()
         self.losses = Tally()
         self.changes: collections.Counter[str] = collections.Counter()
@@ -246,10 +256,9 @@ class _Packer:
         self._packing = packing
         self._directory = directory
         self._shown_directory = shown_directory
-        self._num_classes = num_classes
         self._shape = OneShape(source, packing)
         self._all_gray = True
-        self._labels: dict[SplitName, list[NDArray[np.int64]]] = {split: [] for split in SPLITS}
+        self._labels: dict[SplitName, list[NDArray[Any]]] = {split: [] for split in SPLITS}
         self._names: dict[SplitName, list[str]] = {split: [] for split in SPLITS}
         with cache_errors(shown_directory):
             self._files = {split: _ArrayFile(directory / images_file(split)) for split in SPLITS}
@@ -263,7 +272,7 @@ class _Packer:
         window: collections.deque[tuple[Block, int, Future[list[Result]]]] = collections.deque()
         fitting = source_fitting(self._source, self._packing)
         for block in blocks_of(self._source):
-            check_labels(self._source, block, self._num_classes)
+            check_labels(self._source, block, self.scheme, self._packing)
             if isinstance(block.images, np.ndarray) and not needs_fitting(self._source, self._packing, block.images):
                 while window:
                     progress(self._append_decoded(fitting, *window.popleft()))
@@ -289,7 +298,8 @@ class _Packer:
         check_counts(self._source, {split: file.count for split, file in self._files.items()}, self.left_out)
         train, test = self._files["train"], self._files["test"]
         train_labels, test_labels = (
-            np.concatenate([*self._labels[split], np.empty(0, np.int64)]).astype(np.int64) for split in SPLITS
+            np.concatenate([*self._labels[split], np.empty((0, *self.scheme.shape), self.scheme.dtype)])
+            for split in SPLITS
         )
         train_names, test_names = (self._names[split] for split in SPLITS)
         train_rows = np.arange(train.count)
@@ -304,6 +314,10 @@ class _Packer:
                 train_labels, test_labels = train_labels[train_rows], train_labels[test_rows]
                 if len(train_names) == train.count:
                     train_names, test_names = ([train_names[row] for row in rows] for rows in (train_rows, test_rows))
+            self.scheme, train_labels, test_labels = completed(
+                self._source.name, self.scheme, train_labels, test_labels
+            )
+            self.lines_on_labels = lines_on_labels(self.scheme, train_labels, test_labels)
             assert self._shape.shape is not None
             stored = self._shape.shape[0]
             channels = 1 if self._packing.channels is None and self._all_gray else stored

@@ -112,11 +112,30 @@ def holds_bytes(column_type: pyarrow.DataType) -> bool:
     return bool(pyarrow.types.is_binary(column_type) or pyarrow.types.is_large_binary(column_type))
 
 
-def is_integer(column_type: pyarrow.DataType) -> bool:
-    """True for integers of any size."""
+def holds_labels(column_type: pyarrow.DataType) -> bool:
+    """True for integers, texts, booleans and floating point, and for lists of them."""
     import pyarrow
 
-    return bool(pyarrow.types.is_integer(column_type))
+    kinds = pyarrow.types
+    of = column_type.value_type if is_list(column_type) or kinds.is_dictionary(column_type) else column_type
+    return bool(kinds.is_integer(of) or kinds.is_boolean(of) or kinds.is_floating(of) or is_text(of))
+
+
+def is_text(column_type: pyarrow.DataType) -> bool:
+    """True for texts, plain or as a dictionary."""
+    import pyarrow
+
+    kinds = pyarrow.types
+    of = column_type.value_type if kinds.is_dictionary(column_type) else column_type
+    return bool(kinds.is_string(of) or kinds.is_large_string(of))
+
+
+def is_list(column_type: pyarrow.DataType) -> bool:
+    """True for lists of any length."""
+    import pyarrow
+
+    kinds = pyarrow.types
+    return bool(kinds.is_list(column_type) or kinds.is_large_list(column_type) or kinds.is_fixed_size_list(column_type))
 
 
 def _rows_at_once(name: str, path: Path, metadata: pyarrow.parquet.FileMetaData) -> int:

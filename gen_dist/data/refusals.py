@@ -43,7 +43,7 @@ def blocks_of(source: Source) -> Iterator[Block]:
         if block.split not in SPLITS:
             raise DataError(f"{owner} a block of the split {block.split!r}, which is none of {', '.join(SPLITS)}")
         labels: Any = block.labels
-        if not isinstance(labels, np.ndarray) or labels.shape != (len(block.images),):
+        if not isinstance(labels, np.ndarray) or labels.shape[:1] != (len(block.images),):
             count = len(labels) if hasattr(labels, "__len__") else "no"
             raise DataError(
                 f"{owner} {len(block.images)} images and {count} labels; give as many, in an int64 array [N]"
@@ -70,16 +70,6 @@ def needs_fitting(source: Source, packing: DataConfig, images: NDArray[Any]) -> 
     height, width = images.shape[2:]
     other_size = packing.fit != "none" and packing.size not in (None, (width, height))
     return packing.channels not in (None, images.shape[1]) or other_size
-
-
-def check_labels(source: Source, block: Block, num_classes: int) -> None:
-    """Raise DataError if a label of a block has no class."""
-    wrong = np.flatnonzero((block.labels < 0) | (block.labels >= num_classes))
-    if wrong.size:
-        raise DataError(
-            f"{source.name}: label {block.labels[wrong[0]]} of {block.name(wrong[0])} is out of range "
-            f"0..{num_classes - 1}"
-        )
 
 
 class OneShape:

@@ -35,6 +35,9 @@ class Survey:
     """Packed images of this source with these options. None if there are none."""
     counts: dict[SplitName, NDArray[np.int64]] = field(default_factory=dict)
     """Images of each class, int64 [classes], after some are held out."""
+    labels: list[str] = field(default_factory=list)
+    """Lines on attributes or numbers; none for classes."""
+    bytes_of_a_label: int = 8
     holds_out: bool = False
     """True if the test images are taken out of those to train on."""
     sizes: collections.Counter[tuple[int, int]] = field(default_factory=collections.Counter)
@@ -79,7 +82,9 @@ class Survey:
     @property
     def bytes(self) -> int:
         """Size of the packed images and labels."""
-        return 0 if self.shape is None else self.images * (int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize + 8)
+        if self.shape is None:
+            return 0
+        return self.images * (int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize + self.bytes_of_a_label)
 
     def lines(self) -> list[str]:
         """The survey as lines of text: what is there, then what packing would make of it."""
@@ -87,6 +92,7 @@ class Survey:
         lines = [f"{self.source}: {self.images:,} images, {state}"]
         lines += _listed("splits", [self._splits()])
         lines += _listed("classes", [self._classes()] if len(self.class_names) > 1 else [])
+        lines += _listed("labels", self.labels)
         lines += _listed("sizes", [_sizes(self.sizes)] if self.sizes else [])
         lines += _listed("kinds", [_counted(self.kinds, _SHOWN_KINDS)] if self.kinds else [])
         lines += _listed(

@@ -7,20 +7,30 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gen_dist.config import DataConfig
+from gen_dist.config.labels import UNKNOWN
 from gen_dist.data.decoding import Encoded, Header, UnreadableImage, image_warnings_as_intended, read_header
 from gen_dist.data.fitting import Fitting
+from gen_dist.data.labelling import (
+    MISSING,
+    check_labels,
+    completed,
+    lines_on_labels,
+    scheme_of_source,
+    summary_of_labels,
+)
 from gen_dist.data.losses import INTENSITY_KINDS, lines_on_losses
 from gen_dist.data.naming import remarks_on_classes
 from gen_dist.data.packing import (
@@ -37,7 +47,6 @@ from gen_dist.data.refusals import (
     OneShape,
     blocks_of,
     check_counts,
-    check_labels,
     class_names_of,
     held_out_count,
     leave_out,
@@ -130,7 +139,10 @@ class _Surveyor:
     def __init__(self, source: Source, packing: DataConfig, cache: Path, packed_in: Path | None) -> None:
         names = class_names_of(source)
         remarks = [*source.remarks(), *remarks_on_classes(names)]
-        self._found = Survey(source.name, names, remarks, cache, packed_in, threads=THREADS)
+        self._scheme = scheme_of_source(source, names)
+        of_label = np.dtype(self._scheme.dtype).itemsize * math.prod(self._scheme.shape)
+        names = (*names, UNKNOWN) if packing.missing_labels == UNKNOWN and len(names) > 1 else names
+        self._found = Survey(source.name, names, remarks, cache, packed_in, threads=THREADS, bytes_of_a_label=of_label)
         self._found.holds_out = not source.has_test_split
         self._source = source
         self._packing = packing
@@ -138,7 +150,7 @@ class _Surveyor:
         self._fitting = source_fitting(source, packing)
         self._keeping = source_keeping(source, packing)
         self._grays = 0
-        self._labels: dict[SplitName, list[int]] = {split: [] for split in SPLITS}
+        self._labels: dict[SplitName, list[NDArray[Any]]] = {split: [] for split in SPLITS}
         self._places: dict[SplitName, list[int]] = {split: [] for split in SPLITS}
         self._images = 0
         self._losses, self._intensity_losses = Tally(), Tally()
@@ -160,7 +172,7 @@ class _Surveyor:
         )
         with bar:
             for block in self._timed(blocks_of(self._source)):
-                check_labels(self._source, block, len(self._found.class_names))
+                check_labels(self._source, block, self._scheme, self._packing)
                 fits = isinstance(block.images, np.ndarray) and not needs_fitting(
                     self._source, self._packing, block.images
                 )
@@ -194,8 +206,9 @@ class _Surveyor:
         gone = self._damaged if every_one_decoded else {}
         labels = {
             split: np.array(
-                [label for label, place in zip(self._labels[split], places, strict=True) if place not in gone], np.int64
-            )
+                [label for label, place in zip(self._labels[split], places, strict=True) if place not in gone],
+                self._scheme.dtype,
+            ).reshape(-1, *self._scheme.shape)
             for split, places in self._places.items()
         }
         counts = {split: len(of_split) for split, of_split in labels.items()}
@@ -237,8 +250,8 @@ class _Surveyor:
             raise cannot_read(self._source, name, "out of memory") from None
 
     def _add(self, block: Block, position: int, header: Header, fits: bool) -> None:
-        found, name, label = self._found, block.name(position), int(block.labels[position])
-        self._labels[block.split].append(label)
+        found, name, label = self._found, block.name(position), self._class_of(block, position)
+        self._labels[block.split].append(block.labels[position])
         self._places[block.split].append(self._images)
         drawn = [(sample, sample.drawn()) for sample in self._samples(label, fits)]
         if any(number is not None for _, number in drawn):
@@ -262,6 +275,13 @@ class _Surveyor:
         for kind, detail in header.losses.items():
             self._losses.add(name, detail, kind)
 
+    def _class_of(self, block: Block, position: int) -> int:
+        """Class of an image, the last if its label is missing; 0 for labels of other kinds."""
+        if self._scheme.kind != "classes":
+            return 0
+        label = int(block.labels[position])
+        return label if label != MISSING else len(self._found.class_names) - 1
+
     def _samples(self, label: int, fits: bool) -> list[_Sample]:
         """Samples that an image may belong to. One that is packed as it is needs no decoding to be known."""
         shown = [self._sheet[label]] if label in self._sheet else []
@@ -278,7 +298,7 @@ class _Surveyor:
             return
         if shown:
             self._found.sheet.append(result.pixels)
-            self._found.sheet_labels.append(int(one.block.labels[0]))
+            self._found.sheet_labels.append(self._class_of(one.block, 0))
         for kind in result.losses.keys() & INTENSITY_KINDS:
             self._intensity_losses.add(name, result.losses[kind], kind)
 
@@ -294,17 +314,23 @@ class _Surveyor:
             except DataError as error:
                 self._found.problem = error
 
-    def _count_classes(self, labels: dict[SplitName, NDArray[np.int64]]) -> None:
+    def _count_classes(self, labels: dict[SplitName, NDArray[Any]]) -> None:
         train, test = labels["train"], labels["test"]
         if self._found.holds_out and len(train) > 1:
             order = held_out_order(len(train))
             held_out = held_out_count(len(train), self._packing)
             train, test = train[order[held_out:]], train[order[:held_out]]
-        classes = len(self._found.class_names)
-        self._found.counts = {
-            "train": np.bincount(train, minlength=classes),
-            "test": np.bincount(test, minlength=classes),
-        }
+        if not len(train):
+            self._found.counts = {split: np.zeros(len(self._found.class_names), np.int64) for split in SPLITS}
+            return
+        found = self._found
+        scheme, train, test = completed(self._source.name, self._scheme, train, test)
+        found.class_names = scheme.class_names
+        found.remarks += lines_on_labels(scheme, train, test)
+        found.labels = summary_of_labels(scheme, np.concatenate([train, test]))
+        classes = len(scheme.class_names)
+        of_each = [labels if scheme.kind == "classes" else np.zeros(len(labels), np.int64) for labels in (train, test)]
+        found.counts = {split: np.bincount(of, minlength=classes) for split, of in zip(SPLITS, of_each, strict=True)}
 
     def _estimate(self) -> float:
         """Seconds that packing takes on this machine, without those of its disk."""

@@ -84,6 +84,8 @@ def _intensities(setting: Setting) -> str | None:
 def _digits(setting: Setting) -> str | None:
     if setting.network is None or setting.network.name != "digits":
         return "classes come from the digit network, which takes images of 1 x 28 x 28"
+    if (labels := setting.dataset.labels).kind != "classes":
+        return f"the labels of the images are {labels.kind}, not classes of digits"
     return None
 
 

@@ -32,9 +32,9 @@ def reconstructed(context: Context) -> Reconstructed:
     objective = context.objective
 
     def compute(first: int, last: int) -> tuple[Tensor, ...]:
-        images = context.test_batch(first, last).images
+        images, labels = context.test_batch(first, last)[:2]
         means, logvars = objective.encode(images)
-        intensities = objective.pixels(objective.decode(means))
+        intensities = objective.pixels(objective.decode(means, labels if objective.conditional else None))
         errors = (intensities.double() - unit_interval(images)).square().flatten(1).sum(dim=1)
         rounded = context.dataset.scale.rounded(intensities)
         if logvars is None:

@@ -56,7 +56,7 @@ class SampleChecks:
     def __init__(self, model: GenerativeModel, dataset: Dataset) -> None:
         self._model = model
         self._dataset = dataset
-        classes = len(dataset.class_names)
+        classes = dataset.labels.known_classes
         self._classes = classes if 2 <= classes <= 100 else None
         self._count = max(SAMPLES, SAMPLES_PER_CLASS * (self._classes or 0))
 
@@ -95,8 +95,9 @@ class SampleChecks:
         if real_sure >= LEAST_SURE_SHARE:
             checks["samples/sure_ratio"] = _sure_share(classes, near) / real_sure
         checks["samples/class_variation"] = float(np.abs(shares - self._real_shares).sum() / 2)
-        if labels is not None:
-            checks["samples/label_accuracy"] = float((found == labels.to(found.device)).double().mean())
+        if labels is not None and bool((asked := labels < self._classes).any()):  # an unknown class is none to find
+            right = found.cpu()[asked] == labels[asked]
+            checks["samples/label_accuracy"] = float(right.double().mean())
         return checks
 
     def _labels(self) -> Tensor | None:
@@ -111,6 +112,8 @@ class SampleChecks:
         """Points [N, P] and labels [N] of training images, on the model's device."""
         train = self._dataset.train
         places = _spread_over(train, REFERENCE_IMAGES)
+        assert self._classes is not None
+        places = places[train.labels[places] < self._classes]
         labels = torch.from_numpy(train.labels[places]).to(self._model.device)
         return self._points_of(train, places, _coarse_points), labels
 

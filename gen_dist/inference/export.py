@@ -44,7 +44,7 @@ from gen_dist.records.run_data import open_run_data
 
 
 class _Decode(nn.Module):
-    """Map latents float32 [N, D], and labels int64 [N] for a conditional model, to images float32 [N, C, H, W]:
+    """Map latents float32 [N, D], and labels [N] or [N, A] for a conditional model, to images float32 [N, C, H, W]:
     intensities in 0..1, or values in units."""
 
     def __init__(self, objective: Objective, units: nn.Module) -> None:
@@ -256,7 +256,7 @@ def _parts_of(model: GenerativeModel, form: Format, wanted: Sequence[PartName]) 
     drawn = "of the prior: standard normal" if objective.generates else "as the encoder gives them"
     inputs = [Port("latents", "float32", latents, drawn)]
     if objective.conditional:
-        inputs.append(Port("labels", "int64", (), f"0 to {model.classes - 1}: {', '.join(model.class_names)}"))
+        inputs.append(Port("labels", model.labels.dtype, model.labels.shape, model.labels.meaning))
     name = "generator" if "generator" in objective.networks else "decoder"
     decoder = Part("decoder", f"decoder.{SUFFIXES[form]}", name, inputs, [Port("images", "float32", shape, told)])
     found = [_Exported(decoder, _Decode(_alone(objective, name), to_units), objective.networks[name])]
@@ -294,6 +294,7 @@ def _facts(model: GenerativeModel, checkpoint: Checkpoint, part: Part) -> dict[s
         "image_shape": json.dumps(model.image_shape),
         "class_names": json.dumps(model.class_names),
         **({} if model.scale.is_plain else {"values": json.dumps(model.scale.as_json())}),
+        **({} if model.labels.is_plain else {"labels": json.dumps(model.labels.as_json())}),
     }
 
 

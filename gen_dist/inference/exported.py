@@ -14,6 +14,7 @@ import safetensors
 from torch import Tensor
 
 from gen_dist.config import TrainConfig
+from gen_dist.config.labels import LabelScheme, scheme_of_json
 from gen_dist.data.values import ValueScale, scale_of_json
 from gen_dist.errors import CheckpointError, DamagedError, UnreadableError, shortened
 from gen_dist.files import retrying, unreadable
@@ -36,6 +37,8 @@ _ROW = re.compile(r"^\| ([\w.]+) \| [\d,]+ \| ([0-9a-f]{64}) \|\s*$", re.MULTILI
 _FACTS = {"network": TEXT, "parameters": COUNT, "image_shape": IMAGE_SHAPE, "class_names": list_of(TEXT)}
 _VALUES = "values"
 """Metadata of a model of other images than 8-bit ones: the range of their values."""
+_LABELS = "labels"
+"""Metadata of a model of other labels than classes that no image lacks: their meaning."""
 
 
 class Exported(NamedTuple):
@@ -47,7 +50,7 @@ class Exported(NamedTuple):
     """Numbers in the parameters of the whole model, together."""
     config: TrainConfig
     image_shape: tuple[int, int, int]
-    class_names: list[str]
+    labels: LabelScheme
     scale: ValueScale
     """Values of the images."""
 
@@ -88,9 +91,7 @@ def read_export(path: Path) -> Exported:
     facts = found[0][1]
     weights = {facts["network"]: tensors for tensors, facts in found}
     channels, height, width = facts["image_shape"]
-    return Exported(
-        weights, facts["parameters"], config, (channels, height, width), facts["class_names"], facts[_VALUES]
-    )
+    return Exported(weights, facts["parameters"], config, (channels, height, width), facts[_LABELS], facts[_VALUES])
 
 
 def _compare_digests(path: Path, files: Sequence[Path]) -> None:
@@ -131,7 +132,9 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, header = retrying(read)
         values = {name: header[name] if _FACTS[name] is TEXT else json.loads(header[name]) for name in _FACTS}
         scale = scale_of_json(json.loads(header.get(_VALUES, "null")))
-        return tensors, parsed_object(json.dumps(values), _FACTS) | {_VALUES: scale}
+        facts = parsed_object(json.dumps(values), _FACTS)
+        labels = scheme_of_json(json.loads(header.get(_LABELS, "null")), facts["class_names"])
+        return tensors, facts | {_VALUES: scale, _LABELS: labels}
     except OSError as error:
         raise UnreadableError(unreadable(file, error)) from None
     except KeyError as error:

@@ -32,7 +32,7 @@ def columns_of(model: GenerativeModel, named: bool) -> list[Column]:
     shape = model.objective.latent_shape
     found = [
         Column("row", "int64", (), "place of the image in its split, from 0 on"),
-        Column("label", "int64", (), "number of its class; 0 without classes"),
+        Column("label", model.labels.dtype, model.labels.shape, _meaning_of_label(model)),
     ]
     if named:
         found.append(Column("name", TEXT, (), "its file in the source, or its row there"))
@@ -53,6 +53,12 @@ def columns_of(model: GenerativeModel, named: bool) -> list[Column]:
     return [*found, Column("squared_error", "float32", (), meaning)]
 
 
+def _meaning_of_label(model: GenerativeModel) -> str:
+    if model.labels.kind == "classes":
+        return "number of its class; 0 without classes"
+    return model.labels.meaning
+
+
 class RowsAtOnce(NamedTuple):
     """Size of the batches of a model."""
 
@@ -69,7 +75,7 @@ def rows_at_once(model: GenerativeModel) -> RowsAtOnce:
     GiB.
     """
     image = torch.zeros(1, *model.image_shape, dtype=model.scale.torch_dtype)
-    label = torch.zeros(1, dtype=torch.int64) if model.conditional else None
+    label = model.labels_in_turn(1) if model.conditional else None
     bytes_of_a_row = largest_tensor(lambda: model.decode(model.encode(image)[0], label))
     most = min(_MOST_ROWS, _MOST_NUMBERS // math.prod(model.image_shape), _MOST_BYTES // bytes_of_a_row)
     rows = max(1, most)
@@ -91,7 +97,8 @@ def encoded_rows(model: GenerativeModel, split: Split, first: int, last: int) ->
         )
     pixels = model.objective.pixels(model.decode(mean, labels if model.conditional else None))
     seen = model.scale.for_model(images.to(model.device))
-    found: dict[str, Any] = {"row": np.arange(first, last), "label": split.labels[first:last].astype(np.int64)}
+    of_rows = split.labels[first:last].astype(model.labels.dtype)
+    found: dict[str, Any] = {"row": np.arange(first, last), "label": of_rows}
     if model.objective.codebook_size:
         with torch.no_grad():
             codes = model.objective.codes(seen).view(-1, *model.objective.latent_shape[1:] or (1,))

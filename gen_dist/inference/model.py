@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from gen_dist.config import TrainConfig
+from gen_dist.config.labels import LabelScheme, classes_named, scheme_of_json
 from gen_dist.data.values import PLAIN, ValueScale, scale_of_json
 from gen_dist.errors import CheckpointError, DamagedError, UserError
 from gen_dist.inference.exported import is_export, read_export, refuse_export
@@ -34,6 +35,11 @@ IMAGES_PER_CHUNK = 1000
 """Maximum number of images in one forward pass; large ones are fewer, see `rows_per_pass`."""
 
 
+def label_tensor(labels: LabelScheme, rows: Sequence[Sequence[float]]) -> Tensor:
+    """Labels as `GenerativeModel.sample` takes them from rows, each with one number or A of them."""
+    return torch.tensor(rows, dtype=getattr(torch, labels.dtype)).view(len(rows), *labels.shape)
+
+
 class GenerativeModel:
     """A trained objective in eval mode, with images of the data's dtype and units in and out.
 
@@ -45,22 +51,28 @@ class GenerativeModel:
         objective: Objective,
         config: TrainConfig,
         image_shape: tuple[int, int, int],
-        class_names: Sequence[str],
+        labels: Sequence[str] | LabelScheme,
         scale: ValueScale = PLAIN,
     ) -> None:
+        """`labels` are the names of classes, or the meaning of other labels."""
         self.objective = objective
         self.config = config
         self.image_shape = image_shape
-        self.class_names = tuple(class_names)
-        """Names of the labels 0, 1, ... of the training images."""
+        self.labels = labels if isinstance(labels, LabelScheme) else classes_named(labels)
+        """Meaning of the labels of the training images."""
         self.scale = scale
         """Values of the training images, and the range of them that networks see as 0..1."""
         self._rows_per_pass: dict[str, int] = {}
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes 0, 1, ... of the training images; one name if they had none."""
+        return self.labels.class_names
+
+    @property
     def classes(self) -> int:
         """Number of classes of the training images, 1 if they had no labels."""
-        return len(self.class_names)
+        return self.labels.classes
 
     @property
     def device(self) -> torch.device:
@@ -95,12 +107,14 @@ class GenerativeModel:
 
         Args:
             count: number of images.
-            labels: int64 [count], classes of the images of a conditional model. None takes all classes in turn.
+            labels: labels of the images of a conditional model: int64 [count] of classes, int64 [count, A] of
+                attributes or float32 [count, A] of numbers, see `labels` of the model. None takes all classes in turn,
+                or labels as training images have them.
             seed: key of the latents.
 
         Raises:
-            UserError: the model has no prior, count is not positive, the seed is out of range, the labels are not those
-                of the model's classes, or the model is not conditional and labels are given.
+            UserError: the model has no prior, count is not positive, the seed is out of range, the labels are not the
+                model's, or the model is not conditional and labels are given.
         """
         if not self.objective.generates:
             raise UserError(
@@ -147,9 +161,22 @@ class GenerativeModel:
         """The same in the model's range: uint8, or float32 in 0..255 for values other than 8-bit ones."""
         return torch.cat(self._decoded(latents, labels, self._scaled_images))
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Decode the posterior means of images [N, C, H, W] to images of the same shape, dtype and units."""
-        return self.images(self.encode(images)[0])
+    def reconstruct(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Decode the posterior means of images [N, C, H, W] to images of the same shape, dtype and units.
+
+        Raises:
+            UserError: as `encode`; or the model is conditional and `labels`, as in `sample`, are not given.
+        """
+        if self.conditional and labels is None:
+            raise UserError(
+                f"a model of preset {self.config.preset} decodes latents and labels: give the labels of these images, "
+                "reconstruct(images, labels)"
+            )
+        return self.images(self.encode(images)[0], labels)
+
+    def labels_in_turn(self, count: int) -> Tensor:
+        """Labels of `count` images: all classes in turn, or labels as training images have them."""
+        return label_tensor(self.labels, self.labels.in_turn(count))
 
     def _encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.objective.encode(self.scale.for_model(images))
@@ -172,15 +199,25 @@ class GenerativeModel:
                 )
             return self._chunked(decode, latents)
         if labels is None:
-            labels = torch.arange(len(latents)) % self.classes
-        if labels.shape != latents.shape[:1] or labels.is_floating_point() or labels.is_complex():
+            labels = self.labels_in_turn(len(latents))
+        return self._chunked(decode, latents, self._checked(labels, len(latents)))
+
+    def _checked(self, labels: Tensor, count: int) -> Tensor:
+        """Labels of `count` latents in the model's dtype."""
+        numbers = self.labels.kind == "numbers"
+        wanted = (count, *self.labels.shape)
+        if labels.shape != wanted or labels.is_complex() or (labels.is_floating_point() and not numbers):
             raise UserError(
-                f"labels are {str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}; {len(latents)} latents "
-                f"take int64 [{len(latents)}]"
+                f"labels are {str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}; {count} latents "
+                f"take {self.labels.dtype} {list(wanted)}"
             )
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
-            raise UserError(f"labels are {labels.min()} to {labels.max()}; the model's are 0 to {self.classes - 1}")
-        return self._chunked(decode, latents, labels.long())
+        if self.labels.kind == "classes":
+            if count and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+                raise UserError(f"labels are {labels.min()} to {labels.max()}; the model's are 0 to {self.classes - 1}")
+            return labels.long()
+        for row in labels.tolist():
+            self.labels.refuse(row)
+        return labels.to(getattr(torch, self.labels.dtype))
 
     def _chunked(self, function: Callable[..., Result], *inputs: Tensor) -> list[Result]:
         was_training = self.objective.training
@@ -254,12 +291,12 @@ def read_same_checkpoint(
 def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.device = "cpu") -> GenerativeModel:
     """The model of a checkpoint. Its weights are their moving average if the run kept one."""
     channels, height, width = checkpoint.facts["image_shape"]
-    class_names = checkpoint.facts["class_names"]
+    labels = scheme_of_json(checkpoint.facts.get("labels"), checkpoint.facts["class_names"])
     scale = scale_of_json(checkpoint.facts.get("values"))
     try:
         weights = checkpoint.tensors.get("averaged") or checkpoint.tensors["networks"]
         with _at_most(2 * sum(tensor.numel() for tensor in weights.values())):  # layers may replace a few
-            objective = build_objective(config, (channels, height, width), len(class_names), scale)
+            objective = build_objective(config, (channels, height, width), labels, scale)
         objective.networks.load_state_dict(dict(weights))
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -267,7 +304,7 @@ def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.de
             f"the checkpoint of step {checkpoint.step} is of other networks than its config: {reason}"
         ) from None
     shape = channels, height, width
-    return GenerativeModel(objective.to(device).eval(), config, shape, class_names, scale)
+    return GenerativeModel(objective.to(device).eval(), config, shape, labels, scale)
 
 
 class _NotExported(nn.Module):
@@ -286,7 +323,7 @@ def _model_of_export(path: Path, device: str | torch.device) -> GenerativeModel:
     found = read_export(path)
     try:
         with _at_most(2 * found.parameters):  # as above
-            objective = build_objective(found.config, found.image_shape, len(found.class_names), found.scale)
+            objective = build_objective(found.config, found.image_shape, found.labels, found.scale)
         for name in set(objective.networks) - set(found.weights):
             objective.networks[name] = _NotExported(name, path)
         for name, weights in found.weights.items():
@@ -295,7 +332,7 @@ def _model_of_export(path: Path, device: str | torch.device) -> GenerativeModel:
         reason = " ".join(str(error).split())
         raise DamagedError(f"the weights in {path} are of other networks than its config: {reason}") from None
     objective = objective.to(device).eval()
-    return GenerativeModel(objective, found.config, found.image_shape, found.class_names, found.scale)
+    return GenerativeModel(objective, found.config, found.image_shape, found.labels, found.scale)
 
 
 @contextlib.contextmanager

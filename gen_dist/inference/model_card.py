@@ -80,6 +80,7 @@ def card(
         "images": f"{' x '.join(map(str, model.image_shape))} (channels, height, width), {images_seen:,} seen",
         "values": None if model.scale.is_plain else f"{model.scale}: the model sees that range as 0..1",
         "classes": text(", ".join(model.class_names)) if model.classes > 1 else None,
+        "labels": None if model.labels.kind == "classes" else text(model.labels.meaning),
         "training": f"{checkpoint.facts['training_seconds']:.1f} s",
         "weights": weights,
         "command": _command(_read(RunPaths(run).environment, ENVIRONMENT_SHAPE, announce)),
@@ -123,7 +124,7 @@ def _code(model: GenerativeModel, form: str, parts: Sequence[Part]) -> str:
     if form == "diffusers":
         return _code_of_diffusers(model)
     array = "np" if form == "onnx" else "torch"
-    lines = [*_opening(model, form), *(_load(part, form) for part in parts)]
+    lines = [*_opening(model, form, parts[0]), *(_load(part, form) for part in parts)]
     for part in reversed(parts):  # the encoder first: that of an autoencoder gives the decoder's latents
         for port in part.inputs:
             sides = ", ".join(map(str, port.shape))
@@ -131,7 +132,7 @@ def _code(model: GenerativeModel, form: str, parts: Sequence[Part]) -> str:
                 zeros = f"np.zeros((64, {sides}), np.float32)" if array == "np" else f"torch.zeros(64, {sides})"
                 lines.append(f"images = {zeros}  # {port.meaning if 'values' in port.meaning else 'in 0..1'}")
             elif port.name == "labels":
-                lines.append(f"labels = {array}.arange(64) % {model.classes}")
+                lines.append(_labels(model, array))
             elif model.objective.generates or len(parts) == 1:
                 normal = (
                     f"np.random.randn(64, {sides}).astype(np.float32)" if array == "np" else f"torch.randn(64, {sides})"
@@ -160,7 +161,7 @@ def _code_of_diffusers(model: GenerativeModel) -> str:
     )
 
 
-def _opening(model: GenerativeModel, form: str) -> list[str]:
+def _opening(model: GenerativeModel, form: str, part: Part) -> list[str]:
     match form:
         case "onnx":
             return ["import numpy as np", "import onnxruntime", ""]
@@ -170,7 +171,35 @@ def _opening(model: GenerativeModel, form: str) -> list[str]:
         *("from pathlib import Path", "", "import torch", "from safetensors.torch import load_file", ""),
         *("from gen_dist.config import TrainConfig", "from gen_dist.objectives import build_objective", ""),
         'config = TrainConfig.from_json(Path("config.json").read_text(), "config.json")',
-        f"model = build_objective(config, {model.image_shape}, {model.classes}).eval().requires_grad_(False)",
+        *_labels_of_data(model, part),
+    ]
+
+
+def _labels(model: GenerativeModel, array: str) -> str:
+    """Line that makes labels of 64 images."""
+    if model.labels.kind == "classes":
+        return f"labels = {array}.arange(64) % {model.classes}"
+    row = ", ".join(
+        f"{value:.0f}" if model.labels.kind == "attributes" else repr(value) if value == value else f"{array}.nan"
+        for value in model.labels.examples[0]
+    )
+    if array == "np":
+        return f"labels = np.array([[{row}]] * 64, np.{model.labels.dtype})  # as of a training image"
+    return f"labels = torch.tensor([[{row}]] * 64, dtype=torch.{model.labels.dtype})  # as of a training image"
+
+
+def _labels_of_data(model: GenerativeModel, part: Part) -> list[str]:
+    """Lines that build the objective."""
+    build = f"model = build_objective(config, {model.image_shape}, {{}}).eval().requires_grad_(False)"
+    if model.labels.is_plain:
+        return [build.format(model.classes)]
+    return [
+        "import json",
+        "from safetensors import safe_open",
+        "from gen_dist.config.labels import scheme_of_json",
+        f'with safe_open("{part.file}", "pt") as file:  # its metadata say what the labels mean',
+        '    labels = scheme_of_json(json.loads(file.metadata()["labels"]), ())',
+        build.format("labels"),
     ]
 
 

@@ -7,45 +7,53 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gen_dist.config import Conditioning, NetworkConfig
+from gen_dist.config.labels import LabelScheme, scheme_of
 from gen_dist.networks import build_decoder, build_encoder
+from gen_dist.networks.label_inputs import LabelVectors, label_table, with_labels
 from gen_dist.networks.spectral_norm import spectrally_normalized
 
 
 class Generator(nn.Module):
-    """Latents [B, D] or [B, C, h, w], and labels int64 [B] if conditional, to images [B, C, H, W]."""
+    """Latents [B, D] or [B, C, h, w], and labels [B] or [B, A] if conditional, to images [B, C, H, W]."""
 
-    def __init__(self, network: NetworkConfig, image_shape: tuple[int, int, int], classes: int) -> None:
-        """Build the decoder; with `classes` above 0, its latents include one-hot labels (Mirza & Osindero 2014)."""
+    def __init__(
+        self, network: NetworkConfig, image_shape: tuple[int, int, int], labels: int | LabelScheme | None
+    ) -> None:
+        """Build the decoder. With labels, or a number of classes, its latents include their vectors (Mirza & Osindero
+        2014)."""
         super().__init__()
-        self.classes = classes
-        self.decoder = build_decoder(network, image_shape, network.latent_shape(image_shape)[0] + classes)
+        self.label_vectors = LabelVectors(scheme_of(labels)) if labels else None
+        width = self.label_vectors.width if self.label_vectors else 0
+        self.decoder = build_decoder(network, image_shape, network.latent_shape(image_shape)[0] + width)
 
     def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
-        if self.classes:
+        if self.label_vectors:
             assert labels is not None
-            one_hot = labels[:, None] == torch.arange(self.classes, device=labels.device)
-            places = latents.shape[2:]
-            one_hot = one_hot.view(*one_hot.shape, *[1] * len(places)).expand(-1, -1, *places)
-            latents = torch.cat([latents, one_hot.to(latents.dtype)], dim=1)
+            latents = with_labels(latents, self.label_vectors(labels))
         return self.decoder(latents)
 
 
 class Discriminator(nn.Module):
-    """Images [B, C, H, W], and labels int64 [B] if conditional, to scores [B], or [B, h, w] of overlapping patches."""
+    """Images [B, C, H, W], and labels [B] or [B, A] if conditional, to scores [B], or [B, h, w] of patches."""
 
     def __init__(
-        self, network: NetworkConfig, image_shape: tuple[int, int, int], conditioning: Conditioning, classes: int
+        self,
+        network: NetworkConfig,
+        image_shape: tuple[int, int, int],
+        conditioning: Conditioning,
+        labels: int | LabelScheme,
     ) -> None:
+        """`labels` is their meaning, or a number of classes."""
         super().__init__()
         channels, height, width = image_shape
         self.conditioning = conditioning
         self.encoder = build_encoder(network, (channels + (conditioning == "concat"), height, width), outputs=1)
         if conditioning == "concat":
-            self.class_maps = nn.Embedding(classes, height * width)
+            self.class_maps = label_table(scheme_of(labels), height * width)
         elif conditioning == "projection":
-            self.class_vectors = nn.Embedding(classes, self.encoder.feature_count)
             # As small as the head's weights, so that the class term does not outweigh the features at first.
-            nn.init.normal_(self.class_vectors.weight, std=self.encoder.feature_count**-0.5)
+            width = self.encoder.feature_count
+            self.class_vectors = label_table(scheme_of(labels), width, width**-0.5)
             if spectrally_normalized(self.encoder):
                 spectral_norm(self.class_vectors)
 

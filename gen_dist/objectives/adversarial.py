@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gen_dist.config import AdversarialConfig, Roles
+from gen_dist.config.labels import LabelScheme, refuse_unlabelled, scheme_of
 from gen_dist.errors import ConfigError
 from gen_dist.kernels import normal
 from gen_dist.networks.players import Discriminator, Generator
@@ -61,7 +62,7 @@ class Adversarial(Objective):
         config: AdversarialConfig,
         roles: Roles,
         image_shape: tuple[int, int, int],
-        classes: int,
+        classes: int | LabelScheme,
         *,
         bounded: bool = True,
     ) -> None:
@@ -73,18 +74,16 @@ class Adversarial(Objective):
         super().__init__()
         self.config = config
         self.conditional = config.conditioning != "none"
-        if self.conditional and classes < 2:
-            raise ConfigError(
-                f"conditioning {config.conditioning} needs labelled images, but these have no classes; use another "
-                "--data, or --conditioning none"
-            )
+        labels = scheme_of(classes)
+        if self.conditional:
+            refuse_unlabelled(labels, config.conditioning)
         self.latent_shape = roles.latent_shape("generator", image_shape)
         self.bounded = bounded
         self._seen = config
         self.networks = nn.ModuleDict(
             {
-                "generator": Generator(roles.generator, image_shape, classes if self.conditional else 0),
-                "discriminator": Discriminator(roles.discriminator, image_shape, config.conditioning, classes),
+                "generator": Generator(roles.generator, image_shape, labels if self.conditional else None),
+                "discriminator": Discriminator(roles.discriminator, image_shape, config.conditioning, labels),
             }
         )
 

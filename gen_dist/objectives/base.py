@@ -1,7 +1,7 @@
 """Base of all objectives: networks, and an ordered list of phases that train them."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,8 @@ def _over_one_process(statistic: Callable[[Sequence[T]], Tensor], items: Sequenc
 class Objective(nn.Module):
     """Networks, their training (phases) and their use (encode, decode, sample).
 
-    A subclass is made from `(config, roles, image_shape, classes)`. Its config lists the capabilities that it lacks,
-    with reasons; methods of those raise UserError.
+    A subclass is made from `(config, roles, image_shape, classes)`, where `classes` is a number. Its config lists the
+    capabilities that it lacks, with reasons; methods of those raise UserError.
     """
 
     config: ObjectiveConfig
@@ -36,6 +36,9 @@ class Objective(nn.Module):
     """Shape of one image's latents: (D,), or (C, h, w)."""
     conditional: bool = False
     """True if images are decoded from latents and labels."""
+    takes_any_labels: ClassVar[bool] = False
+    """True if the constructor of this very class takes a `LabelScheme` in the place of `classes`, so that labels may be
+    other than classes. A subclass with a constructor of its own says so again."""
     evaluation_samples: int = 1
     """Latents decoded per image in `evaluate`; its batch size is divided by this."""
     carries_graphs: bool = False
@@ -96,7 +99,7 @@ class Objective(nn.Module):
     def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Decode latents [B, *latent_shape] to logits or means [B, C, H, W].
 
-        A conditional objective needs `labels`, int64 [B].
+        A conditional objective needs `labels`: int64 [B] of classes, or [B, A] as the data have them.
         """
         raise NotImplementedError
 
@@ -117,15 +120,22 @@ class EncoderDecoder(Objective):
     """Base of objectives with an encoder, and a decoder to the parameters of a likelihood of pixels."""
 
     def __init__(
-        self, likelihood: Likelihood, roles: Roles, image_shape: tuple[int, int, int], outputs_per_latent: int
+        self,
+        likelihood: Likelihood,
+        roles: Roles,
+        image_shape: tuple[int, int, int],
+        outputs_per_latent: int,
+        label_width: int = 0,
     ) -> None:
+        """The decoder takes latents and `label_width` numbers more."""
         super().__init__()
         self.likelihood = likelihood
         self.latent_shape = roles.shared_latent_shape("decoder", image_shape)
+        inputs = self.latent_shape[0] + label_width
         self.networks = nn.ModuleDict(
             {
                 "encoder": build_encoder(roles.encoder, image_shape, outputs_per_latent * self.latent_shape[0]),
-                "decoder": build_decoder(roles.decoder, image_shape),
+                "decoder": build_decoder(roles.decoder, image_shape, inputs),
             }
         )
 
@@ -139,6 +149,15 @@ class EncoderDecoder(Objective):
 
     def pixels(self, decoded: Tensor) -> Tensor:
         return decoded.sigmoid() if self.likelihood == "bernoulli" else decoded.clamp(0.0, 1.0)
+
+
+def takes_any_labels(objective: type[Objective]) -> bool:
+    """True if the class whose constructor an objective has takes a `LabelScheme`.
+
+    A subclass from outside, such as a plug-in's, may hand `classes` on to layers of its own, which take a number.
+    """
+    owner = next(one for one in objective.__mro__ if "__init__" in vars(one))
+    return bool(vars(owner).get("takes_any_labels", False))
 
 
 def likelihood_parameters(mean_image: Tensor, likelihood: Likelihood) -> Tensor:

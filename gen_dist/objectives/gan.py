@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gen_dist.config import GanConfig, GanLoss, Roles
+from gen_dist.config.labels import LabelScheme
 from gen_dist.objectives.adversarial import (
     GENERATED,
     GENERATOR_STREAMS,
@@ -21,8 +22,11 @@ class Gan(Adversarial):
     """GAN, conditional GAN, DCGAN, LSGAN and SNGAN, which differ in loss, conditioning and networks."""
 
     config: GanConfig
+    takes_any_labels = True
 
-    def __init__(self, config: GanConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(
+        self, config: GanConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int | LabelScheme
+    ) -> None:
         super().__init__(config, roles, image_shape, classes)
 
     def phases(self) -> dict[str, Phase]:

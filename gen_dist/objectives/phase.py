@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     images: Tensor
     """[B, C, H, W] in 0..255: uint8, or float32 for values other than 8-bit ones."""
     labels: Tensor
-    """int64 [B]."""
+    """int64 [B] of classes; int64 [B, A] of attributes, float32 [B, A] of numbers."""
     rng: Tensor
     """int64 [2], (seed, step), on the device of the images: the key of all noise."""
     first_row: int

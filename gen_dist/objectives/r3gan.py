@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gen_dist.config import R3ganConfig, ResnetConfig, Roles
+from gen_dist.config.labels import LabelScheme
 from gen_dist.objectives.adversarial import (
     GENERATED,
     GENERATOR_STREAMS,
@@ -24,8 +25,11 @@ class R3gan(Adversarial):
     """Relativistic pairing GAN: it compares each generated image with a real one, which penalizes mode collapse."""
 
     config: R3ganConfig
+    takes_any_labels = True
 
-    def __init__(self, config: R3ganConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(
+        self, config: R3ganConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int | LabelScheme
+    ) -> None:
         # The paper's generator ends with a linear layer; other networks end as in their papers.
         bounded = not (isinstance(roles.generator, ResnetConfig) and roles.generator.block == "r3gan")
         super().__init__(config, roles, image_shape, classes, bounded=bounded)

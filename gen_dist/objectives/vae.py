@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from gen_dist.config import Roles, VaeConfig
+from gen_dist.config.labels import LabelScheme, refuse_unlabelled, scheme_of
 from gen_dist.data.values import PLAIN, ValueScale
 from gen_dist.errors import ConfigError
 from gen_dist.kernels import LOGVAR_RANGE, binarize, reparameterize_kl
+from gen_dist.networks.label_inputs import LabelVectors, with_labels
 from gen_dist.objectives.base import EncoderDecoder
 from gen_dist.objectives.losses import (
     bernoulli_nll,
@@ -37,11 +39,20 @@ class Vae(EncoderDecoder):
     """Variational autoencoder: the encoder gives the posterior's parameters, the decoder the likelihood's."""
 
     config: VaeConfig
+    takes_any_labels = True
     step: Tensor
     """Distance of neighbouring whole numbers in intensities, float32 [1 or C, 1, 1]."""
 
-    def __init__(self, config: VaeConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int) -> None:
-        super().__init__(config.likelihood, roles, image_shape, outputs_per_latent=2)
+    def __init__(
+        self, config: VaeConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int | LabelScheme
+    ) -> None:
+        labels = scheme_of(classes)
+        if conditional := config.conditioning != "none":
+            refuse_unlabelled(labels, config.conditioning)
+        label_vectors = LabelVectors(labels) if conditional else None
+        width = label_vectors.width if label_vectors else 0
+        super().__init__(config.likelihood, roles, image_shape, outputs_per_latent=2, label_width=width)
+        self.conditional, self.label_vectors = conditional, label_vectors
         self.config = config
         self.evaluation_samples = config.importance_samples
         if config.likelihood in _FIRST_SCALES:
@@ -88,7 +99,7 @@ class Vae(EncoderDecoder):
         """Both terms of the negative ELBO with one latent sample: nats per image, [B] each."""
         parameters = self.networks["encoder"](targets)
         latents, kl_nats = reparameterize_kl(parameters, batch.key(stream))
-        return self.nll(self.networks["decoder"](latents), targets), kl_nats
+        return self.nll(self.decoded(latents, batch.labels), targets), kl_nats
 
     def nll_and_path_kl(self, targets: Tensor, batch: Batch, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:
         """Terms of the negative ELBO for the path gradient, [B] each: nll, sampled KL, analytic KL.
@@ -97,7 +108,7 @@ class Vae(EncoderDecoder):
         """
         parameters = self.networks["encoder"](targets).float()
         latents, kl_nats = reparameterize_kl(parameters, batch.key(stream))
-        nll = self.nll(self.networks["decoder"](latents), targets)
+        nll = self.nll(self.decoded(latents, batch.labels), targets)
         return nll, -self._log_prior_to_posterior(latents, parameters.detach()), kl_nats.detach()
 
     def log_weights(self, targets: Tensor, batch: Batch, stream: Stream, samples: int) -> ImportanceSamples:
@@ -113,7 +124,8 @@ class Vae(EncoderDecoder):
         if self.config.gradient == "path":
             latents, zeros = _GradientTimesWeights.apply(latents, samples)
             parameters = parameters.detach()
-        nll = self.nll(self.networks["decoder"](latents), targets.repeat_interleave(samples, dim=0), torch.float64)
+        labels = batch.labels.repeat_interleave(samples, dim=0) if self.conditional else None
+        nll = self.nll(self.decoded(latents, labels), targets.repeat_interleave(samples, dim=0), torch.float64)
         density = parameters.double().repeat_interleave(samples, dim=0)
         log_weights = self._log_prior_to_posterior(latents.double(), density) - nll
         if zeros is not None:
@@ -125,6 +137,17 @@ class Vae(EncoderDecoder):
         mean, logvar = parameters.chunk(2, dim=1)
         logvar = logvar.clamp(*LOGVAR_RANGE)  # as in `reparameterize_kl`, which drew the latents
         return standard_normal_log_density(latents) - normal_log_density(latents, mean, logvar)
+
+    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.decoded(latents, labels).float()
+
+    def decoded(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        """Output of the decoder for latents [B, *latent_shape], and labels [B] or [B, A] of a conditional VAE."""
+        if self.label_vectors is not None:
+            assert labels is not None
+            latents = with_labels(latents, self.label_vectors(labels))
+        found: Tensor = self.networks["decoder"](latents)
+        return found
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = self.networks["encoder"](unit_interval(images)).float().chunk(2, dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gen_dist.config import Roles, WganGpConfig
+from gen_dist.config.labels import LabelScheme
 from gen_dist.objectives.adversarial import (
     Adversarial,
     DiscriminatorPhase,
@@ -20,8 +21,11 @@ class WganGp(Adversarial):
     """Wasserstein GAN with a critic of slope near 1 between real and generated images."""
 
     config: WganGpConfig
+    takes_any_labels = True
 
-    def __init__(self, config: WganGpConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(
+        self, config: WganGpConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int | LabelScheme
+    ) -> None:
         super().__init__(config, roles, image_shape, classes)
         self.refuse_unpenalizable()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from gen_dist.config.labels import Row
 from gen_dist.data import Dataset
 from gen_dist.data.subsets import evenly_spaced
 from gen_dist.inference import latent_walks
-from gen_dist.inference.model import GenerativeModel
+from gen_dist.inference.model import GenerativeModel, label_tensor
 from gen_dist.pictures import charts, grids
 from gen_dist.pictures.curves import has_curves, save_curves
 from gen_dist.pictures.lettering import lettering_of
@@ -68,8 +69,10 @@ class Gallery:
             test = self._dataset.test
             shown = self._some_test_images(SCATTER_IMAGES)
             means = self._model.encode(torch.from_numpy(test.images[shown]))[0].flatten(1).cpu().numpy()
+            # Labels of other kinds have no colours: all points have that of one class.
+            of_shown = test.labels[shown] if self._dataset.labels.kind == "classes" else np.zeros(len(shown), np.int64)
             draw["latent_scatter"] = partial(
-                charts.save_scatter, posterior_means=means, labels=test.labels[shown], class_names=class_names
+                charts.save_scatter, posterior_means=means, labels=of_shown, class_names=class_names
             )
             draw["latent_manifold"] = partial(self._save_manifold, means=means)
         made = {name: self._paths.final_pictures[name] for name in draw}
@@ -78,19 +81,21 @@ class Gallery:
         return made
 
     def _save_reconstructions(self, path: Path) -> None:
-        originals = self._dataset.test.images[self._some_test_images(GRID_IMAGES)]
-        reconstructions = self._model.reconstruct(torch.from_numpy(originals))
+        test, shown = self._dataset.test, self._some_test_images(GRID_IMAGES)
+        originals = test.images[shown]
+        labels = torch.from_numpy(test.labels[shown]) if self._model.conditional else None
+        reconstructions = self._model.reconstruct(torch.from_numpy(originals), labels)
         scale = self._dataset.scale
         grids.save_reconstructions(path, scale.eight_bit(originals), self._shown(reconstructions), bar=self._bar)
 
     def _save_samples(self, path: Path) -> None:
-        """Draw samples from the prior, with one row a class for a conditional model."""
+        """Draw samples from the prior, with one row a class, or label, for a conditional model."""
         if not self._model.conditional:
             grids.save_grid(path, self._shown(self._model.sample(GRID_IMAGES)), GRID_COLUMNS, bar=self._bar)
             return
-        classes = self._some_classes(GRID_CLASSES)
-        samples = self._model.sample(len(classes) * GRID_COLUMNS, torch.from_numpy(classes.repeat(GRID_COLUMNS)))
-        captions = self._captions(classes)
+        rows = self._some_labels(GRID_CLASSES)
+        samples = self._model.sample(len(rows) * GRID_COLUMNS, self._each_for(rows, GRID_COLUMNS))
+        captions = self._captions(rows)
         grids.save_grid(path, self._shown(samples), GRID_COLUMNS, captions, bar=self._bar)
 
     def _save_interpolations(self, path: Path) -> None:
@@ -102,23 +107,25 @@ class Gallery:
             images = self._model.images(latents)
             captions = None
         else:
-            classes = np.resize(self._some_classes(INTERPOLATIONS), INTERPOLATIONS)
-            images = self._model.images(latents, torch.from_numpy(classes.repeat(INTERPOLATION_STEPS)))
-            captions = self._captions(classes)
+            some = self._some_labels(INTERPOLATIONS)
+            rows = [some[place % len(some)] for place in range(INTERPOLATIONS)]
+            images = self._model.images(latents, self._each_for(rows, INTERPOLATION_STEPS))
+            captions = self._captions(rows)
         grids.save_strips(path, self._shown(images), INTERPOLATION_STEPS, captions, title, bar=self._bar)
 
     def _save_manifold(self, path: Path, means: np.ndarray) -> None:
         """Draw the whole plane for two latents with a prior, else walks along the principal posterior directions."""
         if self._model.objective.latent_shape == (2,) and self._model.objective.generates:
             latents = latent_walks.manifold_latents(MANIFOLD_SIDE, MANIFOLD_SIDE)
-            images = self._model.images(self._latents(latents))
-            title = "decoded latents at equal steps of prior probability"
+            images = self._model.images(self._latents(latents), self._one_label_for(len(latents)))
+            title = f"decoded latents at equal steps of prior probability{self._told_label}"
             grids.save_manifold(path, self._shown(images), MANIFOLD_SIDE, title, bar=self._bar)
             return
         latents, shares = latent_walks.principal_traversals(means, TRAVERSAL_DIRECTIONS, TRAVERSAL_STEPS)
-        images = self._model.images(self._latents(latents))
+        images = self._model.images(self._latents(latents), self._one_label_for(len(latents)))
         captions = [f"direction {row + 1}, {share:.0%} of variance" for row, share in enumerate(shares)]
         title = "walks along the principal directions of the posterior means, -2.5 to +2.5 standard deviations"
+        title += self._told_label
         grids.save_strips(path, self._shown(images), TRAVERSAL_STEPS, captions, title, bar=self._bar)
 
     def _shown(self, images: torch.Tensor) -> np.ndarray:
@@ -134,15 +141,32 @@ class Gallery:
         """Latents [N, *latent_shape] from rows [N, D] of all their values."""
         return torch.from_numpy(rows).view(-1, *self._model.objective.latent_shape)
 
-    def _captions(self, classes: np.ndarray) -> list[str]:
-        """Names of classes in letters that can be drawn."""
-        names = lettering_of(self._dataset.class_names).names
-        return [names[label] for label in classes]
+    def _captions(self, rows: Sequence[Row]) -> list[str]:
+        """Labels in letters that can be drawn."""
+        labels = self._dataset.labels
+        if labels.kind != "classes":
+            return lettering_of([labels.caption(row) for row in rows]).names
+        names = lettering_of(labels.names).names
+        return [names[int(row[0])] for row in rows]
 
-    def _some_classes(self, count: int) -> np.ndarray:
-        """Labels of up to `count` classes, spread over all."""
-        classes = len(self._dataset.class_names)
-        return evenly_spaced(min(count, classes), classes)
+    def _some_labels(self, count: int) -> list[Row]:
+        """Up to `count` labels: classes spread over all, or labels as training images have them."""
+        labels = self._dataset.labels
+        if labels.kind != "classes":
+            return list(dict.fromkeys(labels.in_turn(count)))
+        return [(float(label),) for label in evenly_spaced(min(count, labels.classes), labels.classes)]
+
+    def _each_for(self, rows: Sequence[Row], times: int) -> torch.Tensor:
+        """Labels in which each row stands for some images, one after another."""
+        return label_tensor(self._dataset.labels, rows).repeat_interleave(times, dim=0)
+
+    def _one_label_for(self, count: int) -> torch.Tensor | None:
+        """The first label for `count` images of a conditional model."""
+        return self._each_for(self._some_labels(1), count) if self._model.conditional else None
+
+    @property
+    def _told_label(self) -> str:
+        return f", of {self._captions(self._some_labels(1))[0]}" if self._model.conditional else ""
 
     def _some_test_images(self, count: int) -> np.ndarray:
         """Places of up to `count` test images, spread over the split."""

@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from gen_dist.config import TrainConfig
+from gen_dist.config.labels import scheme_of_json
 from gen_dist.data.values import scale_of_json
 from gen_dist.errors import (
     CheckpointError,
@@ -91,10 +92,23 @@ def _is_scale(value: Any) -> bool:
 
 SCALE = Kind("a range of values", _is_scale)
 """Range of the data's values, absent for 8-bit images; see `gen_dist.data.values`."""
+
+
+def _is_scheme(value: Any) -> bool:
+    try:
+        scheme_of_json(value, ())
+    except ValueError:
+        return False
+    return True
+
+
+LABELS = Kind("a meaning of labels", _is_scheme)
+"""Meaning of the data's labels, absent for classes that no image lacks; see `gen_dist.config.labels`."""
 _STATE_SHAPE = {
     **{"format": COUNT, "step": COUNT, "data_digest": TEXT, "image_shape": IMAGE_SHAPE, "class_names": list_of(TEXT)},
     **{"world_size": COUNT, "training_seconds": SECONDS, "loss_scales": OBJECT, "unlogged": list_of(OBJECT)},
     "values": SCALE,
+    "labels": LABELS,
     METRICS: either(object_with(bytes=COUNT, sha256=TEXT), None),
 }
 

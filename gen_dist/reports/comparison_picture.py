@@ -117,7 +117,8 @@ def _reconstructions(model: GenerativeModel, dataset: Dataset) -> np.ndarray:
         raise UserError("no encoder, so that it cannot reconstruct")
     places = evenly_spaced(PAIRS, len(dataset.test.images))
     originals = dataset.test.images[places]
-    reconstructions = model.reconstruct(torch.from_numpy(originals)).cpu().numpy()
+    labels = torch.from_numpy(dataset.test.labels[places]) if model.conditional else None
+    reconstructions = model.reconstruct(torch.from_numpy(originals), labels).cpu().numpy()
     half = PAIRS // 2
     rows = [originals[:half], reconstructions[:half], originals[half:], reconstructions[half:]]
     return grids.mosaic(model.scale.eight_bit(np.concatenate(rows)), [1] * half, 1, 2)
@@ -128,7 +129,7 @@ def _walks(model: GenerativeModel) -> np.ndarray:
         raise UserError("no prior whose latents to walk between")
     ends = model.prior_latents(2 * WALKS).cpu().numpy()
     walks = torch.from_numpy(latent_walks.great_circles(ends[::2], ends[1::2], WALK_STEPS))
-    labels = torch.arange(WALKS).repeat_interleave(WALK_STEPS) % model.classes if model.conditional else None
+    labels = model.labels_in_turn(WALKS).repeat_interleave(WALK_STEPS, dim=0) if model.conditional else None
     return grids.mosaic(model.scale.eight_bit(model.images(walks, labels).cpu().numpy()), [0] * WALK_STEPS, 2, 2)
 
 

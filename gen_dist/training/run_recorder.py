@@ -122,7 +122,7 @@ class MainRunRecorder(RunRecorder):
         self._paths = RunPaths(holding.path)
         dataset = trainer.dataset
         model = GenerativeModel(
-            *(trainer.best_objective, trainer.config, dataset.image_shape, dataset.class_names, dataset.scale)
+            *(trainer.best_objective, trainer.config, dataset.image_shape, dataset.labels, dataset.scale)
         )
         self._gallery = Gallery(model, dataset, holding.path)
         self._checks = SampleChecks(model, dataset)

@@ -74,7 +74,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             # Drawn on the CPU, so that the same weights start on every device and rank.
             torch.manual_seed(config.seed)
-            objective = build_objective(config, dataset.image_shape, len(dataset.class_names), dataset.scale)
+            objective = build_objective(config, dataset.image_shape, dataset.labels, dataset.scale)
         objective.refuse_batch(config.global_batch_size)
         if config.sync_batch_norm:
             synchronize(objective, self._sums)

@@ -33,11 +33,14 @@ every_objective = pytest.mark.parametrize("objective", EXPLICIT)
 class _Reference:
     """Terms of one batch, written from the papers. Only the networks and the raw draws are those of gen_dist."""
 
-    def __init__(self, trainer: Trainer, images: Tensor, step: int, first_row: int, *, test: bool) -> None:
+    def __init__(
+        self, trainer: Trainer, images: Tensor, labels: Tensor, step: int, first_row: int, *, test: bool
+    ) -> None:
         assert isinstance(trainer.config.objective, AutoencoderConfig | VaeConfig)
         self._objective = trainer.config.objective
         self._networks = (trainer.best_objective if test else trainer.objective).networks
         self._latent_dim = trainer.config.network.latent_dim
+        self._labels = F.one_hot(labels, len(trainer.dataset.class_names))
         self._images, self._step, self._first_row, self._test = images, step, first_row, test
         self.targets = images.double() / 255
         if isinstance(self._objective, VaeConfig) and self._objective.dynamic_binarization:
@@ -60,6 +63,8 @@ class _Reference:
     def _log_likelihood(self, latents: Tensor) -> Tensor:
         """log p(x given z), summed over pixels: [B]."""
         assert isinstance(self._objective, VaeConfig)
+        if self._objective.conditioning == "concat":  # p(x given z, y), Sohn et al. 2015, eq. 4
+            latents = torch.cat([latents, self._labels], dim=1)
         decoded = self._networks["decoder"](latents.float()).double()
         if self._objective.likelihood == "bernoulli":  # the cross-entropy of real-valued pixels
             return Independent(Bernoulli(logits=decoded, validate_args=False), 3).log_prob(self.targets)
@@ -178,17 +183,19 @@ def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
         *((name, 3, config) for name, (config, _) in EXPLICIT.items()),
         *(("beta-vae with warm-up", step, OBJECTIVES["beta-vae with warm-up"][0]) for step in (0, 7, 20)),
         ("vae", 3, VaeConfig(beta=4.0)),
+        ("conditional vae", 3, VaeConfig(conditioning="concat", importance_samples=3)),
     ],
     ids=lambda value: f"beta {value.beta}" if isinstance(value, VaeConfig) else None,
 )
 def test_loss_logs_and_gradients_of_a_phase_equal_the_paper(name: str, step: int, config: ObjectiveConfig) -> None:
     trainer = _trainer(name, objective=config)
     images = torch.from_numpy(trainer.dataset.train.images[30:45])
-    batch = Batch(images, torch.zeros(15, dtype=torch.int64), torch.tensor([SEED, step]), FIRST_ROW)
+    labels = torch.arange(15) % 10
+    batch = Batch(images, labels, torch.tensor([SEED, step]), FIRST_ROW)
     (phase,) = trainer.objective.phases().values()
     loss, logs, carried = phase(batch)
     assert carried == {}
-    expected_loss, expected_logs = _Reference(trainer, images, step, FIRST_ROW, test=False).training()
+    expected_loss, expected_logs = _Reference(trainer, images, labels, step, FIRST_ROW, test=False).training()
     _assert_equal({"the loss": loss} | logs, {"the loss": expected_loss} | expected_logs)
     assert not any(value.requires_grad for value in logs.values())
 
@@ -227,8 +234,10 @@ def test_the_loss_of_a_step_follows_from_its_images_and_noise(objective: str) ->
     """Images, step and rows that the trainer gives a phase."""
     trainer = _trainer(objective, accumulation=2)
     chosen = image_indices(len(trainer.dataset.train.images), SEED, 9, 24, 0, 24)
-    images = torch.from_numpy(trainer.dataset.train.images[chosen])
-    _, expected = _Reference(trainer, images, 9, 0, test=False).training()
+    images, labels = (
+        torch.from_numpy(of[chosen]) for of in (trainer.dataset.train.images, trainer.dataset.train.labels)
+    )
+    _, expected = _Reference(trainer, images, labels, 9, 0, test=False).training()
     _assert_equal(trainer.run_step(9), expected)
 
 
@@ -237,10 +246,11 @@ def test_evaluation_gives_the_terms_of_the_paper_image_by_image(objective: str) 
     trainer = _trainer(objective)
     split = trainer.dataset.test
     images = torch.from_numpy(split.images[:15].copy())
-    batch = Batch(images, torch.zeros(15, dtype=torch.int64), torch.tensor([SEED, 0]), FIRST_ROW)
+    labels = torch.from_numpy(split.labels.copy())
+    batch = Batch(images, labels[:15], torch.tensor([SEED, 0]), FIRST_ROW)
     with torch.no_grad():
-        expected = _Reference(trainer, images, 0, FIRST_ROW, test=True).evaluation()
+        expected = _Reference(trainer, images, labels[:15], 0, FIRST_ROW, test=True).evaluation()
         _assert_equal(trainer.best_objective.evaluate(batch), expected)
-        whole = _Reference(trainer, torch.from_numpy(split.images.copy()), 0, 0, test=True).evaluation()
+        whole = _Reference(trainer, torch.from_numpy(split.images.copy()), labels, 0, 0, test=True).evaluation()
     means = {name: float(values.mean()) for name, values in whole.items()}
     assert trainer.evaluate(split, decoded_per_batch=16) == pytest.approx(means, rel=3e-6)

@@ -65,6 +65,7 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
     # Not `laplace`: signs of its gradient cancel, and Adam makes a whole step of what rounding leaves of such a sum.
     "vae, discretized logistic": (VaeConfig(likelihood="discretized-logistic"), SMALL_MLP),
     "vae, dynamic binarization": (VaeConfig(dynamic_binarization=True), SMALL_MLP),
+    "conditional vae": (VaeConfig(conditioning="concat"), SMALL_MLP),
     "iwae": (VaeConfig(importance_samples=4, dynamic_binarization=True), SMALL_MLP),
     "vae, path gradient": (VaeConfig(gradient="path", beta=2.0), SMALL_MLP),
     "iwae, path gradient": (VaeConfig(importance_samples=3, gradient="path"), SMALL_MLP),

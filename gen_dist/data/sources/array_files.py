@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gen_dist.config.data import Layout
-from gen_dist.data.given import array_images, class_labels
+from gen_dist.config.labels import NO_LABELS, LabelScheme
+from gen_dist.data.given import array_images
 from gen_dist.data.identity import content_sample, stamp
+from gen_dist.data.labelling import kind_of, numbered, raw_labels
 from gen_dist.data.naming import printable
 from gen_dist.data.sources.source import Block, SplitName
 from gen_dist.errors import DataError
@@ -26,6 +28,7 @@ SUFFIXES = (".npy", ".npz")
 _BLOCK = 256
 _NAMES: Mapping[SplitName, tuple[str, str]] = {"train": ("x", "labels"), "test": ("x_test", "labels_test")}
 """Names of images and labels in a .npz file. Only the first is needed."""
+_LABEL_NAMES = "label_names"
 _PLACES: Mapping[SplitName, str] = {"train": "image", "test": "test image"}
 
 
@@ -33,8 +36,9 @@ _PLACES: Mapping[SplitName, str] = {"train": "image", "test": "test image"}
 class ArrayFile:
     """Images [N, H, W], [N, H, W, C] or [N, C, H, W] of a dtype that is kept.
 
-    A .npz file has the arrays `x`, and `labels`, `x_test` and `labels_test` where there are such; labels are integers
-    from 0 on, or texts, of both splits or of none. Its arrays are in memory while they are packed.
+    A .npz file has the arrays `x`, and `labels`, `x_test` and `labels_test` where there are such; see `raw_labels` for
+    their forms. Both splits have labels or none. `label_names` are names of the classes, or of the A attributes or
+    numbers. Its arrays are in memory while they are packed.
     """
 
     path: Path
@@ -74,20 +78,21 @@ class ArrayFile:
 
     def remarks(self) -> list[str]:
         """A line on arrays that are not used."""
-        unused = sorted(set(self._names) - {name for split in self._splits() for name in _NAMES[split]})
+        used = {name for split in self._splits() for name in _NAMES[split]}
+        used |= {_LABEL_NAMES} if _NAMES["train"][1] in self._names else set()
+        unused = sorted(set(self._names) - used)
         return [f"not used: {', '.join(map(printable, unused))}"] if unused else []
 
     def fetch(self) -> None:
         """Nothing to do."""
 
     def class_names(self) -> tuple[str, ...]:
-        """Sorted texts, the numbers themselves, or one name without labels."""
-        found = self._labels("train")
-        if found is None:
-            return ("all",)
-        if found.dtype.kind == "U":
-            return tuple(map(str, np.unique(found)))
-        return tuple(map(str, range(int(found.max()) + 1)))  # `_labels` bounds them
+        """Given names, sorted texts, the numbers themselves, or one name without classes."""
+        return self.label_scheme().class_names
+
+    def label_scheme(self) -> LabelScheme:
+        """See `HasLabels`."""
+        return self._numbered[1]
 
     def image_count(self) -> int:
         """Images of both splits."""
@@ -95,9 +100,8 @@ class ArrayFile:
 
     def blocks(self) -> Iterator[Block]:
         """Some images at a time: a file that is mapped is not read whole."""
-        names = self.class_names()
         for split in self._splits():
-            images, labels = self._images(split), self._numbers(split, names)
+            images, labels = self._images(split), self._numbered[0][split]
             for first in range(0, len(images), _BLOCK):
                 rows = slice(first, first + _BLOCK)
                 texts = [f"{_PLACES[split]} {place}" for place in range(first, min(first + _BLOCK, len(images)))]
@@ -116,35 +120,33 @@ class ArrayFile:
             )
         return array_images(found, self.layout, f"{self.name}: {name}")
 
-    def _labels(self, split: SplitName) -> NDArray[Any] | None:
-        """Texts, or int64 from 0 on: [N]. None without labels.
+    @cached_property
+    def _numbered(self) -> tuple[dict[SplitName, NDArray[Any]], LabelScheme]:
+        """Labels by split, all 0 if there are none, and their meaning.
 
         Raises:
-            DataError: they are neither, or not one an image.
+            DataError: they are in no known form, not one an image, or of one split alone.
         """
-        found, count = self._array(_NAMES[split][1]), len(self._images(split))
-        if found is None or (found.dtype.kind == "U" and found.shape == (count,)):
-            return found
+        found = {split: self._labels(split) for split in self._splits()}
+        if all(labels is None for labels in found.values()):
+            return {split: np.zeros(len(self._images(split)), np.int64) for split in found}, NO_LABELS
+        if any(labels is None for labels in found.values()):
+            test, train = kind_of(found["test"]), kind_of(found["train"])
+            raise DataError(
+                f"{self.name}: labels of test images are {test}, those of train images {train}; give both splits "
+                "labels of one kind, or none"
+            )
+        names = self._array(_LABEL_NAMES)
+        named = None if names is None else [printable(str(name)) for name in names.ravel().tolist()]
+        return numbered({split: labels for split, labels in found.items() if labels is not None}, named, self.name)
+
+    def _labels(self, split: SplitName) -> NDArray[Any] | None:
+        """Raw labels; None without labels."""
+        found = self._array(_NAMES[split][1])
         try:
-            return class_labels(found, count)
+            return None if found is None else raw_labels(found, len(self._images(split)))
         except DataError as error:
             raise DataError(f"{self.name}: {error}") from None
-
-    def _numbers(self, split: SplitName, names: tuple[str, ...]) -> NDArray[np.int64]:
-        """Labels int64 [N]; all 0 if no split has labels."""
-        labels, of_train = self._labels(split), self._labels("train")
-        if (kind := _kind_of(labels)) != (of_train_kind := _kind_of(of_train)):
-            raise DataError(
-                f"{self.name}: labels of {split} images are {kind}, those of train images {of_train_kind}; give both "
-                "splits labels of one kind, or none"
-            )
-        if labels is None:
-            return np.zeros(len(self._images(split)), np.int64)
-        if labels.dtype.kind != "U":
-            return labels
-        if strange := sorted(set(labels.tolist()) - set(names)):
-            raise DataError(f"{self.name}: test images have the class {strange[0]!r}, which train does not have")
-        return np.searchsorted(np.array(names), labels).astype(np.int64)
 
     @cached_property
     def _names(self) -> list[str]:
@@ -180,7 +182,3 @@ class ArrayFile:
         except (ValueError, EOFError, KeyError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             reason = " ".join(str(error).split())[:120]
             raise DataError(f"{self.name}: no arrays of numbers can be read from it: {reason}; save it again") from None
-
-
-def _kind_of(labels: NDArray[Any] | None) -> str:
-    return "missing" if labels is None else "texts" if labels.dtype.kind == "U" else "integers"

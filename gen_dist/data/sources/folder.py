@@ -15,6 +15,7 @@ import numpy as np
 from gen_dist.data.decoding import ImageFile, UnreadableImage, count_pages, read_header
 from gen_dist.data.deep_files import Keeping, common_dtype
 from gen_dist.data.identity import content_sample, stamp
+from gen_dist.data.labelling import MISSING
 from gen_dist.data.naming import names_test, names_train, printable, some, spelled_twice
 from gen_dist.data.sources.source import Block, Request, SplitName, register
 from gen_dist.data.walking import EXTENSIONS, Found, has_image, scan, walk
@@ -31,7 +32,8 @@ class _Image(NamedTuple):
     path: str
     shown: str
     """Path within the folder, as errors and the fingerprint have it."""
-    class_name: str
+    class_name: str | None
+    """None if its label is missing."""
     stamp: list[int]
     """See `gen_dist.data.identity.stamp`."""
 
@@ -48,7 +50,8 @@ class Folder:
     """Images below a directory.
 
     `train` beside `test` or `val` are the splits; else part of the images is held out. Classes are the sub-directories
-    of a split, in sorted order; a directory with images and no sub-directories is one class.
+    of a split, in sorted order; a directory with images and no sub-directories is one class. Images beside them have no
+    label, if that is allowed.
     """
 
     path: Path
@@ -56,10 +59,13 @@ class Folder:
     """True if a size is configured, so that it does not matter whether the images are alike."""
     pages_are_images: bool = False
     """True if each page of a file is an image."""
+    labels_may_miss: bool = False
+    """True if images beside the directories of classes are images without a label."""
     _remarks: list[str] = field(init=False)
     _found: Found = field(init=False)
     """Entries beside the images of the splits."""
     _splits: dict[SplitName, list[_Image]] = field(init=False)
+    _split_directories: tuple[str, str | None] = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.path.exists():
@@ -115,7 +121,8 @@ class Folder:
 
     def class_names(self) -> tuple[str, ...]:
         """Sub-directories with images, sorted."""
-        return tuple(sorted({file.class_name for file in self._splits["train"]}))
+        names = {file.class_name for file in self._splits["train"]} - {None}
+        return tuple(sorted(filter(None, names))) or (_ONE_CLASS,)
 
     def image_count(self) -> int:
         """Image files in both splits, or their pages, unreadable ones included."""
@@ -127,7 +134,8 @@ class Folder:
 
     def blocks(self) -> Iterator[Block]:
         """Files in sorted order of their paths."""
-        numbers = {name: number for number, name in enumerate(self.class_names())}
+        numbers: dict[str | None, int] = {name: number for number, name in enumerate(self.class_names())}
+        numbers[None] = MISSING
         for split, files in self._splits.items():
             for first in range(0, len(files), _BLOCK_IMAGES):
                 part = files[first : first + _BLOCK_IMAGES]
@@ -164,9 +172,12 @@ class Folder:
     def _scan(self) -> dict[SplitName, list[_Image]]:
         self._remarks, self._found = [], Found()
         layout = self._layout()
+        self._split_directories = (layout.train, layout.test)
         splits: dict[SplitName, list[_Image]] = {"train": self._images(self.path / layout.train)}
         if layout.test is not None:
             splits["test"] = self._images(self.path / layout.test)
+        if self.labels_may_miss and not all(self._is_beside(file) for files in splits.values() for file in files):
+            splits = {split: list(map(self._without_label, files)) for split, files in splits.items()}
         self._check_classes(splits, layout.test)
         return splits
 
@@ -244,10 +255,12 @@ class Folder:
                 in_classes.extend(images)
             elif entry.is_image:
                 direct.append(self._image(entry.path, entry.status, _ONE_CLASS))
+        if direct and in_classes and self.labels_may_miss:
+            return [*direct, *in_classes]
         if direct and in_classes:
             raise DataError(
                 f"{self.name}: {printable(str(directory))} has {len(direct)} images beside its class directories, such "
-                f"as {direct[0].shown}; move them into a class directory or away"
+                f"as {direct[0].shown}; move them into a class directory or away, or use --missing-labels unknown"
             )
         if not direct and not in_classes:
             found = "".join(f"; {remark}" for remark in self._found.remarks())
@@ -255,6 +268,13 @@ class Folder:
                 f"{self.name}: no images in {printable(str(directory))}; looked for {' '.join(EXTENSIONS)}{found}"
             )
         return direct or in_classes
+
+    def _without_label(self, file: _Image) -> _Image:
+        """An image as it is, or without a label if it lies beside the directories of classes."""
+        return file._replace(class_name=None) if self._is_beside(file) else file
+
+    def _is_beside(self, file: _Image) -> bool:
+        return os.path.dirname(file.shown) in ("", *self._split_directories)
 
     def _image(self, path: str, status: os.stat_result, class_name: str) -> _Image:
         return _Image(path, self._shown(path), class_name, stamp(status))
@@ -264,8 +284,8 @@ class Folder:
         return printable(path[len(os.path.join(self.path, "")) :])
 
     def _check_classes(self, splits: dict[SplitName, list[_Image]], test: str | None) -> None:
-        known = {file.class_name for file in splits["train"]}
-        everywhere = {file.class_name for files in splits.values() for file in files}
+        known = {file.class_name for file in splits["train"]} | {None}
+        everywhere = {file.class_name for files in splits.values() for file in files if file.class_name is not None}
         if twice := spelled_twice(everywhere):
             first, second = (name.encode("unicode_escape").decode("ascii") for name in twice)
             raise DataError(
@@ -284,7 +304,9 @@ def _preference(name: str) -> tuple[int, str]:
 
 
 def _open(request: Request) -> Folder:
-    return Folder(request.path, request.packing.size is not None, request.packing.pages == "images")
+    packing = request.packing
+    may_miss = packing.missing_labels == "unknown"
+    return Folder(request.path, packing.size is not None, packing.pages == "images", may_miss)
 
 
 register("folder", _open, takes_path=True)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.data.given import Given, names_of_classes
+from gen_dist.config.labels import LabelScheme
+from gen_dist.data.given import Given, names_of_labels
+from gen_dist.data.labelling import numbered
 from gen_dist.data.sources.array_files import SUFFIXES, ArrayFile
 from gen_dist.data.sources.source import Block, Request, Source, SplitName, register
 from gen_dist.errors import DataError
@@ -26,6 +29,8 @@ class ArraySource:
     key: str
     """Digest of the train split, then that of the test split, if there is one, after a hyphen."""
     given: Mapping[SplitName, Given] | None = None
+    packed: LabelScheme | None = None
+    """Meaning of labels that are as they were packed."""
 
     @property
     def name(self) -> str:
@@ -65,9 +70,21 @@ class ArraySource:
 
     def class_names(self) -> tuple[str, ...]:
         """See Source."""
+        return self.label_scheme().class_names
+
+    def label_scheme(self) -> LabelScheme:
+        """See `HasLabels`."""
+        return self._numbered[1]
+
+    @cached_property
+    def _numbered(self) -> tuple[dict[SplitName, NDArray[Any]], LabelScheme]:
+        """Labels by split, and their meaning."""
         self.fetch()
         assert self.given is not None
-        return names_of_classes(list(self.given.values()))
+        if self.packed is not None:
+            return {split: part.labels for split, part in self.given.items()}, self.packed
+        names = names_of_labels(list(self.given.values()))
+        return numbered({split: part.labels for split, part in self.given.items()}, names, "data")
 
     def image_count(self) -> int | None:
         """Images in all splits."""
@@ -84,7 +101,7 @@ class ArraySource:
                 images = part.images[rows]
                 if isinstance(images, np.ndarray):
                     images = np.ascontiguousarray(images)
-                yield Block(split, images, part.labels[rows], names)
+                yield Block(split, images, self._numbered[0][split][rows], names)
 
 
 def given_source(train: Given, test: Given | None) -> ArraySource:
@@ -97,13 +114,13 @@ def given_source(train: Given, test: Given | None) -> ArraySource:
 
 def packed_source(
     source: ArraySource,
-    splits: Mapping[SplitName, tuple[NDArray[Any], NDArray[np.int64]]],
-    class_names: tuple[str, ...],
+    splits: Mapping[SplitName, tuple[NDArray[Any], NDArray[Any]]],
+    labels: LabelScheme,
 ) -> ArraySource:
     """The source with its images and labels as they were packed, both splits of them."""
-    given = {split: Given(images, labels, class_names) for split, (images, labels) in splits.items()}
+    given = {split: Given(images, of_images, labels.names) for split, (images, of_images) in splits.items()}
     # Two digests: what was held out when they were packed is not held out again.
-    return ArraySource(source.key if source.has_test_split else f"{source.key}-{source.key}", given)
+    return ArraySource(source.key if source.has_test_split else f"{source.key}-{source.key}", given, labels)
 
 
 def _open(request: Request) -> Source:

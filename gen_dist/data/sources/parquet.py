@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gen_dist.config.labels import NO_LABELS, LabelScheme
 from gen_dist.data.decoding import UnreadableImage, read_header
 from gen_dist.data.deep_files import Keeping, common_dtype
 from gen_dist.data.identity import content_sample, stamp
+from gen_dist.data.labelling import joined_columns, numbered, raw_labels
 from gen_dist.data.naming import printable
 from gen_dist.data.parquet_files import Splits, find_files
-from gen_dist.data.parquet_reading import holds_bytes, image_rows, is_integer, opened, read_column
+from gen_dist.data.parquet_reading import holds_bytes, holds_labels, image_rows, is_list, is_text, opened, read_column
 from gen_dist.data.sources.source import SPLITS, Block, Request, SplitName, register
 from gen_dist.errors import DataError
 from gen_dist.files import retrying
@@ -38,9 +40,10 @@ class _Part:
     path: Path
     rows: int
     image_column: str
-    label_column: str | None
+    label_columns: tuple[str, ...]
     label_names: tuple[str, ...] | None
-    """From the Hugging Face metadata. None if they are not there."""
+    """Names of one column's classes, from the Hugging Face metadata; names of several columns. None if there are none.
+    """
 
 
 @dataclass
@@ -52,6 +55,8 @@ class Parquet:
     """
 
     path: Path
+    label_columns: tuple[str, ...] = ()
+    """Columns of labels; if none is named, the first of `label`, `labels` and `fine_label` that is there."""
     default_size: int | None = None
     _splits: Splits = field(init=False)
     _remarks: list[str] = field(init=False)
@@ -101,22 +106,12 @@ class Parquet:
         """Nothing to do."""
 
     def class_names(self) -> tuple[str, ...]:
-        """Names in the Hugging Face metadata, else the numbers up to the highest label; `all` without labels."""
-        first = self._parts["train"][0]
-        images = self.image_count()
-        if not images:
-            raise DataError(f"{self.name}: it has no images: no rows in {first.path.name}")
-        if first.label_column is None:
-            return ("all",)
-        if first.label_names is not None:
-            return first.label_names
-        highest = max(int(labels.max(initial=0)) for split in self._splits for labels in self._labels[split])
-        if highest >= images:
-            raise DataError(
-                f"{self.name}: label {highest} is out of range: it would make more classes than there are "
-                f"images ({images})"
-            )
-        return tuple(str(label) for label in range(highest + 1))
+        """Names in the Hugging Face metadata, else texts, or numbers up to the highest label; `all` without classes."""
+        return self.label_scheme().class_names
+
+    def label_scheme(self) -> LabelScheme:
+        """See `HasLabels`."""
+        return self._numbered[1]
 
     def image_count(self) -> int:
         """Rows in both splits."""
@@ -129,31 +124,52 @@ class Parquet:
             DataError: a file is damaged.
         """
         for split, parts in self._parts.items():
-            for part, labels in zip(parts, self._labels[split], strict=True):
+            labels, first_of_part = self._numbered[0][split], 0
+            for part in parts:
                 first = 0
                 for images in image_rows(self.name, part.path, part.image_column):
                     names = [f"{printable(part.path.name)} row {first + i}" for i in range(len(images))]
-                    yield Block(split, images, labels[first : first + len(images)], names)
+                    of_images = labels[first_of_part + first : first_of_part + first + len(images)]
+                    yield Block(split, images, of_images, names)
                     first += len(images)
+                first_of_part += part.rows
 
     @cached_property
     def _parts(self) -> dict[SplitName, list[_Part]]:
-        parts = {split: [_inspect(self.name, path) for path in self._splits[split]] for split in self._in_order()}
+        parts = {
+            split: [_inspect(self.name, path, self.label_columns) for path in self._splits[split]]
+            for split in self._in_order()
+        }
         first = parts["train"][0]
         for part in (part for split_parts in parts.values() for part in split_parts):
-            if (part.label_column, part.label_names) != (first.label_column, first.label_names):
+            if (part.label_columns, part.label_names) != (first.label_columns, first.label_names):
                 raise DataError(f"{self.name}: {part.path.name} has other labels or class names than {first.path.name}")
         return parts
 
     @cached_property
-    def _labels(self) -> dict[SplitName, list[NDArray[np.int64]]]:
-        return {split: [_read_labels(self.name, part) for part in self._parts[split]] for split in self._in_order()}
+    def _numbered(self) -> tuple[dict[SplitName, NDArray[Any]], LabelScheme]:
+        """Labels by split, all 0 if there are none, and their meaning."""
+        first, images = self._parts["train"][0], self.image_count()
+        if not images:
+            raise DataError(f"{self.name}: it has no images: no rows in {first.path.name}")
+        if not first.label_columns:
+            rows = {split: sum(part.rows for part in self._parts[split]) for split in self._in_order()}
+            return {split: np.zeros(count, np.int64) for split, count in rows.items()}, NO_LABELS
+        found = {split: _read_labels(self.name, self._parts[split]) for split in self._in_order()}
+        for split, labels in found.items():
+            one_column = labels.dtype.kind == "i" and labels.ndim == 1
+            if one_column and first.label_names is None and (highest := int(labels.max(initial=0))) >= images:
+                raise DataError(
+                    f"{self.name}: label {highest} is out of range: it would make more classes than there are "
+                    f"images ({images}), in {split}"
+                )
+        return numbered(found, first.label_names, self.name)
 
     def _in_order(self) -> list[SplitName]:
         return [split for split in SPLITS if split in self._splits]
 
 
-def _inspect(name: str, path: Path) -> _Part:
+def _inspect(name: str, path: Path, asked: tuple[str, ...]) -> _Part:
     """Read the schema and the number of rows."""
     with opened(name, path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
@@ -164,16 +180,24 @@ def _inspect(name: str, path: Path) -> _Part:
     column_type = printable(str(schema.field(image_column).type))[:100]
     if rows and not holds_bytes(schema.field(image_column).type):
         raise DataError(f"{name}: column {image_column} of {path.name} is {column_type}, not bytes of images")
-    label_column = next((column for column in _LABEL_COLUMNS if column in schema.names), None)
-    if label_column is not None and rows and not is_integer(schema.field(label_column).type):
-        label_type = printable(str(schema.field(label_column).type))[:100]
-        raise DataError(f"{name}: column {label_column} of {path.name} is {label_type}, not integers")
-    return _Part(path, rows, image_column, label_column, _label_names(schema, label_column))
+    labels = asked or tuple(column for column in _LABEL_COLUMNS if column in schema.names)[:1]
+    if lacking := [column for column in labels if column not in schema.names]:
+        columns = printable(", ".join(schema.names))[:200]
+        raise DataError(f"{name}: {path.name} has no column {lacking[0]} of --label-columns, only {columns}")
+    for column in labels if rows else ():
+        if not holds_labels(schema.field(column).type):
+            label_type = printable(str(schema.field(column).type))[:100]
+            raise DataError(
+                f"{name}: column {column} of {path.name} is {label_type}, not integers, texts, booleans, "
+                "floating point or lists of them; name others with --label-columns"
+            )
+    names = _label_names(schema, labels[0]) if len(labels) == 1 else labels or None
+    return _Part(path, rows, image_column, labels, names)
 
 
-def _label_names(schema: pyarrow.Schema, label_column: str | None) -> tuple[str, ...] | None:
+def _label_names(schema: pyarrow.Schema, label_column: str) -> tuple[str, ...] | None:
     encoded = (schema.metadata or {}).get(b"huggingface")
-    if encoded is None or label_column is None:
+    if encoded is None or is_text(schema.field(label_column).type):
         return None
     # Written by any version of the datasets library: content that cannot be parsed counts as missing.
     try:
@@ -184,22 +208,40 @@ def _label_names(schema: pyarrow.Schema, label_column: str | None) -> tuple[str,
     return tuple(printable(str(label)) for label in names) if isinstance(names, list) and names else None
 
 
-def _read_labels(name: str, part: _Part) -> NDArray[np.int64]:
-    """Labels int64 [rows]; all 0 without a label column."""
-    if part.label_column is None or not part.rows:
-        return np.zeros(part.rows, np.int64)
-    column = read_column(name, part.path, part.label_column)
-    if column.null_count:
-        raise DataError(f"{name}: {column.null_count} of {part.rows} labels in {part.path.name} are missing")
-    labels: NDArray[np.int64] = column.to_numpy().astype(np.int64)
-    return labels
+def _read_labels(name: str, parts: Sequence[_Part]) -> NDArray[Any]:
+    """Raw labels of all rows of a split."""
+    columns = [[_of_rows(name, part, column) for part in parts if part.rows] for column in parts[0].label_columns]
+    try:
+        whole = [np.concatenate(of_parts) if of_parts else np.empty(0, np.int64) for of_parts in columns]
+        return whole[0] if len(whole) == 1 else joined_columns(whole, sum(part.rows for part in parts))
+    except (DataError, ValueError) as error:
+        raise DataError(f"{name}: {error}") from None
+
+
+def _of_rows(name: str, part: _Part, column: str) -> NDArray[Any]:
+    """Raw labels of one column of a file; a row of a list has as many as any other."""
+    found = read_column(name, part.path, column)
+    try:
+        if found.null_count or is_list(found.type) or is_text(found.type):
+            rows = found.to_pylist()
+            widths = {len(row) for row in rows if isinstance(row, list)}
+            if len(widths) > 1:
+                raise DataError(f"lists of {min(widths)} to {max(widths)} labels; each image needs as many")
+            for width in widths:
+                rows = [[None] * width if row is None else row for row in rows]
+            values = np.array(rows, dtype=object)
+        else:
+            values = found.to_numpy()
+        return raw_labels(values, part.rows)
+    except DataError as error:
+        raise DataError(f"{name}: column {column} of {part.path.name}: {error}") from None
 
 
 def _open(request: Request) -> Parquet:
     if request.packing.pages == "images":
         name = printable(str(request.path))
         raise DataError(f"parquet:{name}: a row is one image, and --pages images is for folder:PATH; leave it out")
-    return Parquet(request.path)
+    return Parquet(request.path, request.packing.label_columns)
 
 
 register("parquet", _open, takes_path=True)

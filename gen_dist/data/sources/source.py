@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import numpy as np
 from numpy.typing import NDArray
 
 from gen_dist.config import DataConfig
+from gen_dist.config.labels import LabelScheme
 from gen_dist.data.decoding import Encoded
 from gen_dist.plugins.tables import Table
 
@@ -30,8 +30,8 @@ class Block:
     """The split; `train` for sources without a test split."""
     images: NDArray[Any] | Sequence[Encoded]
     """[n, C, H, W] of a dtype in `gen_dist.data.values.DTYPES`, or n encoded images."""
-    labels: NDArray[np.int64]
-    """int64 [n]."""
+    labels: NDArray[Any]
+    """int64 [n] of classes; or int64 or float32 [n, A] of a source that `HasLabels`. -1 or NaN is a missing label."""
     names: Sequence[str] | str
     """Name of each image in error messages; a single text is followed by the image's position in the block."""
 
@@ -84,6 +84,14 @@ class KeepsDepth(Protocol):
 
     def deep_dtype(self) -> str | None:
         """Type of the values of all images, if it has more than 8 bits and all readable images have it."""
+
+
+@runtime_checkable
+class HasLabels(Protocol):
+    """A source whose labels may be other than classes. `class_names` of others says what there is to know."""
+
+    def label_scheme(self) -> LabelScheme:
+        """Meaning of the labels; which of them are missing, and their moments, are found out by packing."""
 
 
 ATTRIBUTES = tuple(name for name in vars(Source) if not name.startswith("_"))

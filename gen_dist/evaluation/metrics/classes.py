@@ -29,7 +29,7 @@ def accuracy(context: Context) -> float | None:
 
     def compute() -> float | None:
         classes = context.real.classes
-        if classes is None:
+        if classes is None or context.dataset.labels.kind != "classes":
             return None
         labels = torch.from_numpy(context.dataset.test.labels).to(classes.device)
         return float((classes == labels).double().mean())

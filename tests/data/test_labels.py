@@ -1,0 +1,199 @@
+"""Labels of every source: classes, attributes and numbers, and images without them."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen_dist.config import DataConfig
+from gen_dist.config.labels import LabelScheme, scheme_of_json
+from gen_dist.data import Dataset, open_dataset, pack_given, survey_source
+from gen_dist.errors import DataError, UserError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 5, 4), np.uint8)
+AGES = np.linspace(20, 49, 30).astype(np.float32)
+NAMES = np.array(["cat", "dog", "ant"])[np.arange(30) % 3]
+
+
+def packed(path: Path, content: dict[str, Any], **options: Any) -> Dataset:
+    np.savez(path / "a.npz", x=IMAGES, **content)
+    packing = DataConfig(cache_dir=str(path / "cache"), **options)
+    return open_dataset(f"array:{path / 'a.npz'}", "", packing, lambda _line: None)
+
+
+def by_image(dataset: Dataset) -> list[Any]:
+    """Labels in the order of `IMAGES`."""
+    splits = (dataset.train, dataset.test)
+    found = {image.tobytes(): label for of in splits for image, label in zip(of.images, of.labels, strict=True)}
+    return [found[image[None].tobytes()] for image in IMAGES]
+
+
+def test_missing_classes_are_the_last_class(tmp_path):
+    dataset = packed(tmp_path, {"labels": np.where(np.arange(30) < 4, "", NAMES)}, missing_labels="unknown")
+    assert dataset.class_names == ("ant", "cat", "dog", "unknown")
+    assert [dataset.class_names[label] for label in by_image(dataset)] == ["unknown"] * 4 + NAMES[4:].tolist()
+    assert (dataset.labels.classes, dataset.labels.known_classes) == (4, 3)
+
+
+def test_images_without_a_label_are_refused_unless_allowed(tmp_path):
+    with pytest.raises(DataError, match=r"image 2 has no label.*--missing-labels unknown"):
+        packed(tmp_path, {"labels": np.where(np.arange(30) == 2, -1, np.arange(30) % 3)})
+
+
+def test_attributes_keep_names_and_missing_values(tmp_path):
+    labels = np.stack([np.arange(30) % 2, np.arange(30) % 5], axis=1)
+    labels[3, 1] = -1
+    dataset = packed(tmp_path, {"labels": labels, "label_names": ["hat", "pose"]}, missing_labels="unknown")
+    assert dataset.labels.kind == "attributes" and dataset.class_names == ("all",)
+    assert dataset.labels.names == ("hat", "pose")
+    assert dataset.labels.values == (("0", "1"), ("0", "1", "2", "3", "4", "unknown"))
+    labels[3, 1] = 5
+    assert np.array_equal(by_image(dataset), labels)
+
+
+def test_numbers_have_the_mean_of_training_images(tmp_path):
+    ages = np.where(np.arange(30) == 7, np.nan, AGES)
+    dataset = packed(tmp_path, {"labels": ages}, missing_labels="unknown")
+    known = dataset.train.labels[~np.isnan(dataset.train.labels)].astype(np.float64)
+    assert dataset.labels.mean == pytest.approx((known.mean(),))
+    assert dataset.labels.deviation == pytest.approx((known.std(),))
+    assert dataset.labels.unknown == (True,)
+    assert np.array_equal(np.array(by_image(dataset))[:, 0], ages.astype(np.float32), equal_nan=True)
+
+
+@pytest.mark.parametrize("labels", [AGES, NAMES, np.stack([NAMES, NAMES[::-1]], 1), np.eye(30, 4, dtype=bool)])
+def test_every_kind_of_label_packs_to_one_digest(tmp_path, labels):
+    digests = set()
+    for cache in ("one", "two"):
+        np.savez(tmp_path / "a.npz", x=IMAGES, labels=labels)
+        packing = DataConfig(cache_dir=str(tmp_path / cache))
+        digests.add(open_dataset(f"array:{tmp_path / 'a.npz'}", "", packing, print).digest)
+    np.savez(tmp_path / "a.npz", x=IMAGES, labels=labels[::-1])
+    digests.add(open_dataset(f"array:{tmp_path / 'a.npz'}", "", packing, print).digest)
+    assert len(digests) == 2
+
+
+def test_a_scheme_survives_json():
+    schemes = [
+        LabelScheme("numbers", ("a",), unknown=(True,), mean=(1.5,), deviation=(2.0,), examples=((float("nan"),),)),
+        LabelScheme("attributes", ("a", "b"), (("x", "y"), ("z",)), (False, False), examples=((1.0, 0.0),)),
+        LabelScheme("classes", ("a", "unknown"), unknown=(True,)),
+    ]
+    for scheme in schemes:
+        text = json.dumps(scheme.as_json(), allow_nan=False)
+        assert repr(scheme_of_json(json.loads(text), ())) == repr(scheme)
+
+
+@pytest.mark.parametrize("damage", [{"kind": "x"}, {"names": []}, {"examples": [[7.0, 0.0]]}, {"unknown": [True]}])
+def test_a_damaged_scheme_is_one_line(damage):
+    scheme = LabelScheme("attributes", ("a", "b"), (("x", "y"), ("z",)), (False, False), examples=((1.0, 0.0),))
+    with pytest.raises(ValueError, match="no meaning of labels"):
+        scheme_of_json(scheme.as_json() | damage, ())
+
+
+def test_words_of_a_user_become_labels():
+    attributes = LabelScheme("attributes", ("hat", "pose"), (("no", "yes"), ("0", "1", "unknown")), (False, True))
+    assert attributes.row_of("yes,unknown") == (1.0, 2.0)
+    assert attributes.caption((1.0, 2.0)) == "hat yes, pose unknown"
+    numbers = LabelScheme("numbers", ("age",), unknown=(True,), mean=(0.0,), deviation=(1.0,))
+    assert numbers.row_of("31.5") == (31.5,) and math.isnan(numbers.row_of("unknown")[0])
+    # A class whose name is a number is meant by its name.
+    assert LabelScheme("classes", ("3", "1")).row_of("3") == (0.0,)
+    assert LabelScheme("classes", ("cat", "dog")).row_of("1") == (1.0,)
+    for scheme, word in ((attributes, "yes"), (attributes, "maybe,0"), (numbers, "old"), (numbers, "inf")):
+        with pytest.raises(UserError, match="label"):
+            scheme.row_of(word)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "first"),
+    [
+        ({"age": AGES, "pose": np.arange(30) % 3}, "numbers", [20.0, 0.0]),
+        ({"kind": NAMES.tolist(), "hat": [True] * 30}, "attributes", [1, 0]),
+        (NAMES.tolist(), "classes", 1),
+        ([None, *NAMES[1:].tolist()], "classes", 3),
+        (np.stack([AGES, AGES], 1), "numbers", [20.0, 20.0]),
+    ],
+)
+def test_labels_given_from_python_are_read(tmp_path, labels, kind, first):
+    packing = DataConfig(cache_dir=str(tmp_path), missing_labels="unknown")
+    dataset = open_dataset(pack_given((IMAGES, labels), packing=packing, announce=print), "", packing, print)
+    assert dataset.labels.kind == kind
+    assert by_image(dataset)[0].tolist() == first
+    if isinstance(labels, dict):
+        assert dataset.labels.names == tuple(labels)
+    else:
+        items = list(zip(IMAGES, labels, strict=True))
+        again = open_dataset(pack_given(items, packing=packing, announce=print), "", packing, print)
+        assert again.digest == dataset.digest
+
+
+def test_images_beside_class_directories_have_no_label(tmp_path):
+    for place, image in enumerate(IMAGES):
+        directory = tmp_path / "images" / ("" if place < 6 else NAMES[place])
+        directory.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(directory / f"{place:02}.png")
+    with pytest.raises(DataError, match=r"6 images beside its class directories.*--missing-labels unknown"):
+        open_dataset(f"folder:{tmp_path / 'images'}", "", DataConfig(cache_dir=str(tmp_path)), print)
+    packing = DataConfig(cache_dir=str(tmp_path), missing_labels="unknown")
+    dataset = open_dataset(f"folder:{tmp_path / 'images'}", "", packing, print)
+    assert [dataset.class_names[label] for label in by_image(dataset)] == ["unknown"] * 6 + NAMES[6:].tolist()
+    survey = survey_source(f"folder:{tmp_path / 'images'}", "", packing)
+    assert survey.class_names == dataset.class_names
+    assert any("6 images have no label" in line for line in survey.lines())
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "third"),
+    [
+        (("age",), "numbers", [22.0]),
+        (("age", "pose"), "numbers", [22.0, 2.0]),
+        (("kind", "pose"), "attributes", [0, 2]),
+        (("flags",), "attributes", [0, 1]),
+        (("kind",), "classes", 0),
+        (("gap",), "classes", 2),
+    ],
+)
+def test_columns_of_a_parquet_file_are_labels(tmp_path, columns, kind, third):
+    pyarrow, parquet = map(pytest.importorskip, ("pyarrow", "pyarrow.parquet"))
+
+    def png(image: Any) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        return file.getvalue()
+
+    table = {
+        "image": [{"bytes": png(image)} for image in IMAGES],
+        "age": AGES,
+        "pose": np.arange(30) % 3,
+        "kind": NAMES,
+        "flags": [[place % 2, 1] for place in range(30)],
+        "gap": [None if place == 3 else place % 3 for place in range(30)],
+    }
+    parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    packing = DataConfig(cache_dir=str(tmp_path), label_columns=columns, missing_labels="unknown")
+    dataset = open_dataset(f"parquet:{tmp_path / 'a.parquet'}", "", packing, print)
+    assert dataset.labels.kind == kind
+    assert by_image(dataset)[2].tolist() == third
+    if columns == ("gap",):
+        assert dataset.class_names[by_image(dataset)[3]] == "unknown"
+    survey = survey_source(f"parquet:{tmp_path / 'a.parquet'}", "", packing)
+    assert survey.bytes == sum(of.images.nbytes + of.labels.nbytes for of in (dataset.train, dataset.test))
+    if len(columns) > 1:
+        assert any(line.strip().startswith(("labels", "pose")) for line in survey.lines())
+
+
+def test_a_column_that_is_not_there_is_one_line(tmp_path):
+    pyarrow, parquet = map(pytest.importorskip, ("pyarrow", "pyarrow.parquet"))
+
+    parquet.write_table(pyarrow.table({"image": [b"x"], "age": [1.0]}), tmp_path / "a.parquet")
+    packing = DataConfig(cache_dir=str(tmp_path), label_columns=("years",))
+    with pytest.raises(DataError, match="no column years of --label-columns, only image, age"):
+        open_dataset(f"parquet:{tmp_path / 'a.parquet'}", "", packing, print)
