@@ -13,10 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.config import DataConfig
 from gen_dist.config.labels import UNKNOWN, LabelScheme, classes_named
 from gen_dist.data.naming import printable, some
-from gen_dist.data.sources.source import Block, HasLabels, Source
 from gen_dist.data.subsets import evenly_spaced
 from gen_dist.data.values import format_number
 from gen_dist.errors import DataError
@@ -145,39 +143,6 @@ def numbered(
     highest = np.max([labels.max(axis=0, initial=0) for labels in parts.values()], axis=0)
     values = tuple(tuple(map(str, range(max(2, int(most) + 1)))) for most in highest)
     return dict(parts), LabelScheme("attributes", given, values, nothing)
-
-
-def scheme_of_source(source: Source, class_names: tuple[str, ...]) -> LabelScheme:
-    """Meaning of a source's labels: what it says, or its classes."""
-    return source.label_scheme() if isinstance(source, HasLabels) else classes_named(class_names)
-
-
-def check_labels(source: Source, block: Block, scheme: LabelScheme, packing: DataConfig) -> None:
-    """Raise DataError if a label of a block is none of the scheme, or is missing and may not be."""
-    labels = block.labels
-    if labels.shape[1:] != scheme.shape or str(labels.dtype) != scheme.dtype:
-        raise DataError(
-            f"{source.name}: labels of {block.name(0)} are {labels.dtype} {list(labels.shape)}; "
-            f"{scheme.dtype} {[len(labels), *scheme.shape]} is needed"
-        )
-    columns = labels.reshape(len(labels), math.prod(scheme.shape))
-    missing = np.isnan(columns) if scheme.kind == "numbers" else columns == MISSING
-    if missing.any() and packing.missing_labels == "refuse":
-        first = int(np.flatnonzero(missing.any(axis=1))[0])
-        raise DataError(
-            f"{source.name}: {block.name(first)} has no label; give it one, leave that image out, or use "
-            "--missing-labels unknown"
-        )
-    if scheme.kind == "numbers":
-        return
-    counts = [len(of) for of in scheme.values] or [scheme.classes]
-    wrong = ~missing & ((columns < 0) | (columns >= np.array(counts)))
-    if wrong.any():
-        place, column = (int(found) for found in np.argwhere(wrong)[0])
-        raise DataError(
-            f"{source.name}: label {columns[place, column]} of {block.name(place)} is out of range "
-            f"0..{counts[column] - 1}"
-        )
 
 
 def completed(

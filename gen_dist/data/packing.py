@@ -23,17 +23,19 @@ from gen_dist.data.decoding import Decoded, UnreadableImage, decode_image, image
 from gen_dist.data.deep_files import Keeping
 from gen_dist.data.fitting import Fitting, fitting_of, line_on_changes
 from gen_dist.data.image_names import names_file, write_names
-from gen_dist.data.labelling import check_labels, completed, lines_on_labels, scheme_of_source
+from gen_dist.data.labelling import completed, lines_on_labels
 from gen_dist.data.losses import lines_on_losses
 from gen_dist.data.naming import remarks_on_classes
 from gen_dist.data.refusals import (
     OneShape,
     blocks_of,
     check_counts,
+    check_labels,
     class_names_of,
     held_out_count,
     leave_out,
     needs_fitting,
+    scheme_of_source,
 )
 from gen_dist.data.sources.source import SPLITS, Block, KeepsDepth, Source, SplitName
 from gen_dist.data.subsets import held_out_order

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gen_dist.config import DataConfig
-from gen_dist.data.sources.source import SPLITS, Block, Source, SplitName
+from gen_dist.config.labels import LabelScheme, classes_named
+from gen_dist.data.labelling import MISSING
+from gen_dist.data.sources.source import SPLITS, Block, HasLabels, Source, SplitName
 from gen_dist.data.tally import Tally
 from gen_dist.data.values import DTYPES
 from gen_dist.errors import DataError
@@ -70,6 +73,39 @@ def needs_fitting(source: Source, packing: DataConfig, images: NDArray[Any]) -> 
     height, width = images.shape[2:]
     other_size = packing.fit != "none" and packing.size not in (None, (width, height))
     return packing.channels not in (None, images.shape[1]) or other_size
+
+
+def scheme_of_source(source: Source, class_names: tuple[str, ...]) -> LabelScheme:
+    """Meaning of a source's labels: what it says, or its classes."""
+    return source.label_scheme() if isinstance(source, HasLabels) else classes_named(class_names)
+
+
+def check_labels(source: Source, block: Block, scheme: LabelScheme, packing: DataConfig) -> None:
+    """Raise DataError if a label of a block is none of the scheme, or is missing and may not be."""
+    labels = block.labels
+    if labels.shape[1:] != scheme.shape or str(labels.dtype) != scheme.dtype:
+        raise DataError(
+            f"{source.name}: labels of {block.name(0)} are {labels.dtype} {list(labels.shape)}; "
+            f"{scheme.dtype} {[len(labels), *scheme.shape]} is needed"
+        )
+    columns = labels.reshape(len(labels), math.prod(scheme.shape))
+    missing = np.isnan(columns) if scheme.kind == "numbers" else columns == MISSING
+    if missing.any() and packing.missing_labels == "refuse":
+        first = int(np.flatnonzero(missing.any(axis=1))[0])
+        raise DataError(
+            f"{source.name}: {block.name(first)} has no label; give it one, leave that image out, or use "
+            "--missing-labels unknown"
+        )
+    if scheme.kind == "numbers":
+        return
+    counts = [len(of) for of in scheme.values] or [scheme.classes]
+    wrong = ~missing & ((columns < 0) | (columns >= np.array(counts)))
+    if wrong.any():
+        place, column = (int(found) for found in np.argwhere(wrong)[0])
+        raise DataError(
+            f"{source.name}: label {columns[place, column]} of {block.name(place)} is out of range "
+            f"0..{counts[column] - 1}"
+        )
 
 
 class OneShape:

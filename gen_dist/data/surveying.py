@@ -23,14 +23,7 @@ from gen_dist.config import DataConfig
 from gen_dist.config.labels import UNKNOWN
 from gen_dist.data.decoding import Encoded, Header, UnreadableImage, image_warnings_as_intended, read_header
 from gen_dist.data.fitting import Fitting
-from gen_dist.data.labelling import (
-    MISSING,
-    check_labels,
-    completed,
-    lines_on_labels,
-    scheme_of_source,
-    summary_of_labels,
-)
+from gen_dist.data.labelling import MISSING, completed, lines_on_labels, summary_of_labels
 from gen_dist.data.losses import INTENSITY_KINDS, lines_on_losses
 from gen_dist.data.naming import remarks_on_classes
 from gen_dist.data.packing import (
@@ -47,10 +40,12 @@ from gen_dist.data.refusals import (
     OneShape,
     blocks_of,
     check_counts,
+    check_labels,
     class_names_of,
     held_out_count,
     leave_out,
     needs_fitting,
+    scheme_of_source,
 )
 from gen_dist.data.sources.source import SPLITS, Block, Source, SplitName
 from gen_dist.data.subsets import evenly_spaced, held_out_order

@@ -103,7 +103,8 @@ def test_a_loaded_model_is_the_trained_one(objective: str, runs: Path) -> None:
     decoded = model.decode(mean)
     assert decoded.shape == (7, *SHAPE)
     assert decoded.dtype == torch.float32
-    assert model.reconstruct(images).dtype == torch.uint8
+    labels = model.labels_in_turn(len(images)) if model.conditional else None
+    assert model.reconstruct(images, labels).dtype == torch.uint8
     assert not model.objective.training
 
 
