@@ -54,3 +54,7 @@ class Stream(IntEnum):
     """Ends of walks through the prior, and positions on them at which smoothness is measured."""
     CODES = 21
     """Vectors of a batch that take the place of dead codes; its row is the code."""
+    SHARDS = 22
+    """Order of shards; its step is the epoch."""
+    SHARD_WINDOWS = 23
+    """Order of images within a group of shards; see `gen_dist.data.shard_order`."""

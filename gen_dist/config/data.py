@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from gen_dist.config.addresses import refuse_secrets
 from gen_dist.config.checked import Checked, at_least
 from gen_dist.errors import ConfigError
 
@@ -56,8 +57,13 @@ class DataConfig(Checked):
     """Treatment of images without a label: refuse them, or learn what stands for `unknown` ones."""
     test_fraction: float = 0.1
     """Share of the images held out for testing if the source has no test split."""
+    test_shards: str | None = None
+    """Shards of the test split, for `shards:PATTERN`, as a pattern. None holds out `test_fraction`, at most 10,000."""
+    cache_gib: float = 16.0
+    """Local disk for parts of remote shards, in GiB; the oldest parts go first."""
     unreadable_images: Literal["skip", "error"] = "skip"
-    """Treatment of unreadable images: skip them with a warning, or stop with an error."""
+    """Treatment of unreadable images: skip them with a warning, or stop with an error. In shards, the next image takes
+    the place of a skipped one."""
     synthetic_images: int = 4096
     """Number of training images that `synthetic` makes."""
     resident_budget_mib: int = 2048
@@ -81,6 +87,10 @@ class DataConfig(Checked):
             raise ConfigError(f"channels {self.channels} with pages channels: a page is a channel; leave out channels")
         at_least("synthetic_images", self.synthetic_images, 1)
         at_least("resident_budget_mib", self.resident_budget_mib, 0)
+        if not 0 < self.cache_gib < math.inf:
+            raise ConfigError(f"cache_gib {self.cache_gib} is not a positive number")
+        if self.test_shards is not None:
+            refuse_secrets("test_shards", self.test_shards)
         if not 0 < self.test_fraction < 1:
             raise ConfigError(f"test_fraction {self.test_fraction} is not between 0 and 1")
 

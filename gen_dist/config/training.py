@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args
 
 from tyro.conf import Fixed, Suppress, arg
 
+from gen_dist.config.addresses import refuse_secrets
 from gen_dist.config.checked import Checked, at_least
 from gen_dist.config.data import DataConfig
 from gen_dist.config.networks import MlpConfig, NetworkConfig, RoleName, Roles, networks
@@ -137,6 +138,7 @@ class TrainConfig(Checked):
         self.objective.refuse_steps(self.steps)
         if not self.data:
             raise ConfigError("data is empty; name a source such as mnist5k")
+        refuse_secrets("data", self.data)
         self._refuse_bad_start()
         recorded = {plugin.name for plugin in self.plugins}
         added = [one for one in plugins_of(vars(self).values()) if one.name not in recorded]

@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gen_dist.data.cache import Split
+from gen_dist.data.on_demand import ImagesOnDemand
 from gen_dist.data.prefetching import Place, Prefetcher
+from gen_dist.data.shard_order import ShardOrder
 from gen_dist.data.subsets import keyed_permutation
 from gen_dist.errors import DataError
 from gen_dist.randomness import Stream
+
+# Images that are fetched ahead of training: some seconds of most networks, and a part of a window of shards.
+_IMAGES_EXPECTED = 2048
 
 
 class TrainBatches:
@@ -68,7 +73,11 @@ class TrainBatches:
         self._label_dtype = torch.from_numpy(split.labels[:0]).dtype
         # 8-bit images go to the model as they are.
         self._for_model = _as_they_are if split.scale.is_plain else split.scale.for_model
-        if split.images.nbytes + split.labels.nbytes <= resident_budget_bytes:
+        self._order = None if split.counts is None else ShardOrder(split.counts, seed)
+        self._expected: Place | None = None
+        if split.on_demand:
+            self._prefetcher = Prefetcher(self.gather, self.following)
+        elif split.images.nbytes + split.labels.nbytes <= resident_budget_bytes:
             # On the CPU `copy` reads the map into memory once, so that no page fault stalls a step.
             self._images = torch.from_numpy(split.images).to(self._device, copy=True)
             self._gatherable = self._images.view(torch.int16) if split.scale.dtype == "uint16" else self._images
@@ -101,8 +110,14 @@ class TrainBatches:
 
     def close(self) -> None:
         """Stop the thread. Harmless when there is none or it has stopped."""
-        if self._prefetcher is not None:
-            self._prefetcher.close()
+        if self._prefetcher is None:
+            return
+        images = self._split.on_demand
+        if images:  # their server may be gone, and the thread wait for it
+            images.interrupt(True)
+        self._prefetcher.close()
+        if images:
+            images.interrupt(False)
 
     def following(self, place: Place) -> Place:
         """The micro-batch after this one in training."""
@@ -122,6 +137,11 @@ class TrainBatches:
             labels = torch.empty(
                 (len(indices), *self._split.labels.shape[1:]), dtype=self._label_dtype, pin_memory=self._pinned
             )
+        if self._split.on_demand:
+            self._expect(self._split.on_demand, place)
+            indices = self._split.on_demand.gather(indices, images.numpy())
+            np.take(self._split.labels, indices, axis=0, out=labels.numpy(), mode="clip")
+            return images, labels
         # NumPy gathers in this thread alone and without the GIL; torch would start a second set of OpenMP threads
         # beside the training's. `clip` (no index is out of range) is the mode that writes to `out` without a copy.
         np.take(self._split.images, indices, axis=0, out=images.numpy(), mode="clip")
@@ -147,7 +167,22 @@ class TrainBatches:
     def _indices(self, place: Place) -> NDArray[np.int64]:
         step, index = place
         first_row, rows = self._micro_batches[index]
+        if self._order is not None:
+            return self._order.images(step * self._global_batch_size + first_row, rows)
         return image_indices(self._count, self._seed, step, self._global_batch_size, first_row, rows)
+
+    def _expect(self, images: ImagesOnDemand, place: Place) -> None:
+        """Have images of the next micro-batches fetched, each once unless training jumps."""
+        rows = self._micro_batches[place[1]][1]
+        ahead, end = self._expected, place
+        for _ in range(max(1, _IMAGES_EXPECTED // max(rows, 1))):
+            end = self.following(end)
+        if ahead is None or not place < ahead <= end:
+            ahead = place
+        while ahead < end:
+            images.expect(self._indices(ahead))
+            ahead = self.following(ahead)
+        self._expected = ahead
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)

@@ -7,29 +7,41 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from filelock import FileLock, Timeout
 
 from gen_dist.data.packing import cache_errors
-from gen_dist.data.sources.source import Source
 from gen_dist.files import NO_LOCKS
 
 _BUILDING = re.compile(r"\.(?P<slug>.+)-building-[^-]*")
 _LONGEST_SLUG = 60
 
 
-def file_slug(source: Source) -> str:
+class Named(Protocol):
+    """A source, by its names."""
+
+    @property
+    def name(self) -> str:
+        """The source as the user wrote it."""
+
+    @property
+    def slug(self) -> str:
+        """Start of the names of its files."""
+
+
+def file_slug(source: Named) -> str:
     """A source's slug as the start of a file name: short, and without characters that mean something elsewhere."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", source.slug)[:_LONGEST_SLUG]
 
 
-def building_prefix(source: Source) -> str:
+def building_prefix(source: Named) -> str:
     """Start of the names of directories in which a source is packed."""
     return f".{file_slug(source)}-building-"
 
 
 @contextlib.contextmanager
-def only_builder(cache: Path, source: Source, announce: Callable[[str], None]) -> Iterator[None]:
+def only_builder(cache: Path, source: Named, announce: Callable[[str], None]) -> Iterator[None]:
     """Context manager that holds the lock of this source's builders. The system frees it if a builder dies.
 
     Where the file system has no locks, several processes may build at once, and the first to finish is used.

@@ -24,6 +24,7 @@ from gen_dist.config import DataConfig
 from gen_dist.config.labels import LabelScheme, classes_named, scheme_of_json
 from gen_dist.data.building import building_prefix, file_slug, only_builder
 from gen_dist.data.image_names import ImageNames, names_file
+from gen_dist.data.on_demand import ImagesOnDemand
 from gen_dist.data.packing import cache_errors, images_file, labels_file, pack, source_keeping
 from gen_dist.data.ranges import Measured, measured_scale
 from gen_dist.data.sources.source import SPLITS, KeepsDepth, Source, SplitName
@@ -49,7 +50,7 @@ class Split:
     """Name in error messages: `train split of mnist5k`."""
     images: NDArray[Any]
     """[N, C, H, W] of the scale's dtype, memory-mapped. Read-only by convention: a write stays private to the process.
-    """
+    Those of `on_demand` are no array, but have its shape, its type and its ways to take rows."""
     labels: NDArray[Any]
     """int64 [N], indices into the class names of the data set, all 0 for a source without labels; or int64 [N, A] of
     attributes, float32 [N, A] of numbers. The scheme of the data set says which."""
@@ -57,6 +58,22 @@ class Split:
     """Name of each image, such as its path in a folder. None for sources without, and for caches of older versions."""
     scale: ValueScale = PLAIN
     """Range of the values, which models see as 0..1."""
+    counts: NDArray[np.int64] | None = None
+    """Images of each shard, int64 [shards], of a split whose order is that of `gen_dist.data.shard_order`. None for
+    others."""
+    some: Split | None = None
+    """Some of the images, packed; see `sample`."""
+
+    @property
+    def on_demand(self) -> ImagesOnDemand | None:
+        """Images that are decoded when they are asked for; None if they are packed."""
+        images: Any = self.images
+        return images if isinstance(images, ImagesOnDemand) else None
+
+    @property
+    def sample(self) -> Split:
+        """The split itself if all of it is at hand, else some of its images: for statistics of the whole."""
+        return self.some or self
 
     def for_model(self, rows: slice | NDArray[np.int64]) -> Tensor:
         """Some images as objectives take them, on the CPU: uint8 [n, C, H, W], or float32 in 0..255 for other values

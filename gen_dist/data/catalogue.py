@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from gen_dist.config import DataConfig
+from gen_dist.config.addresses import shown
 from gen_dist.config.data import Layout
 from gen_dist.data import sources
 from gen_dist.data.cache import Dataset, Split, cache_directory, expand_home, open_packed, packed_directory
 from gen_dist.data.given import images_given
 from gen_dist.data.naming import printable
+from gen_dist.data.shards.opening import open_shards
 from gen_dist.data.sources.source import ATTRIBUTES, Request, Source, SourceKind, SplitName, registered
 from gen_dist.data.survey import Survey
 from gen_dist.data.surveying import survey
 from gen_dist.errors import DataError
 from gen_dist.files import reason_of
 from gen_dist.plugins.loading import find_parts
+
+_SHARDS = "shards:"
+"""Start of the name of a set that is not packed whole."""
 
 
 def open_dataset(
@@ -27,7 +32,8 @@ def open_dataset(
     """Open the images of a source, packing them first unless a packed cache exists.
 
     Args:
-        source: name of a source, such as mnist5k, or `NAME:PATH`, such as folder:holiday/; see `source_kinds`.
+        source: name of a source, such as mnist5k, `NAME:PATH`, such as folder:holiday/, or `shards:PATTERN`; see
+            `source_kinds`.
         root: directory with torchvision's data sets; downloads go there.
         packing: how the images are packed, and where the cache is.
         announce: takes a line before work that takes long, and about images that are left out.
@@ -37,6 +43,8 @@ def open_dataset(
             one line.
     """
     with _one_line_errors(source):
+        if source.startswith(_SHARDS):
+            return open_shards(source.removeprefix(_SHARDS), packing, announce)
         return open_packed(_find_source(source, expand_home(root), packing), packing, announce)
 
 
@@ -54,6 +62,10 @@ def survey_source(source: str, root: str | Path, packing: DataConfig) -> Survey:
     """
     from gen_dist.data.sources.in_memory import ArraySource, packed_source
 
+    if source.startswith(_SHARDS):
+        raise DataError(
+            f"{printable(shown(source))}: shards are not packed; training indexes them and says what it finds"
+        )
     with _one_line_errors(source):
         found = _find_source(source, expand_home(root), packing)
         packed_in = packed_directory(found, packing)
@@ -135,4 +147,4 @@ def _find_source(source: str, root: Path, packing: DataConfig) -> Source:
 
 def _written(kinds: Mapping[str, SourceKind]) -> list[str]:
     """Sources as `--data` takes them."""
-    return [f"{name}:PATH" if kind.takes_path else name for name, kind in kinds.items()]
+    return [*(f"{name}:PATH" if kind.takes_path else name for name, kind in kinds.items()), f"{_SHARDS}PATTERN"]

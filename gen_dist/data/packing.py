@@ -136,7 +136,7 @@ def pack(source: Source, packing: DataConfig, directory: Path, shown_directory: 
     return Packed(packer.scheme, packer.left_out.count, str(packer.left_out), remarks)
 
 
-class _ArrayFile:
+class ArrayFile:
     """A .npy file of images [N, C, H, W] that grows. Plain writes, because a full disk kills a process that
     writes through a memory map."""
 
@@ -149,6 +149,7 @@ class _ArrayFile:
         self._dtype = np.dtype(np.uint8)
 
     def append(self, images: NDArray[Any]) -> None:
+        """Write images [n, C, H, W] behind those of before."""
         if not self._shape:
             self._shape, self._dtype = images.shape[1:], images.dtype
             self._write_header()
@@ -176,6 +177,7 @@ class _ArrayFile:
         self.count, self._shape = len(rows), (channels, *self._shape[1:])
 
     def finish(self) -> None:
+        """Write the number of images, and all to the disk."""
         self._file.seek(0)
         self._write_header()
         # NumPy pads headers so that the number of rows can grow without moving the data.
@@ -184,6 +186,7 @@ class _ArrayFile:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file, finished or not."""
         # After a failed write, close tries to flush again and fails again; the first error is the one to show.
         with contextlib.suppress(OSError):
             self._file.close()
@@ -263,7 +266,7 @@ class _Packer:
         self._labels: dict[SplitName, list[NDArray[Any]]] = {split: [] for split in SPLITS}
         self._names: dict[SplitName, list[str]] = {split: [] for split in SPLITS}
         with cache_errors(shown_directory):
-            self._files = {split: _ArrayFile(directory / images_file(split)) for split in SPLITS}
+            self._files = {split: ArrayFile(directory / images_file(split)) for split in SPLITS}
 
     def close(self) -> None:
         for file in self._files.values():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gen_dist.data.naming import printable
 from gen_dist.errors import DataError
@@ -136,6 +137,20 @@ def is_list(column_type: pyarrow.DataType) -> bool:
 
     kinds = pyarrow.types
     return bool(kinds.is_list(column_type) or kinds.is_large_list(column_type) or kinds.is_fixed_size_list(column_type))
+
+
+def label_names(schema: pyarrow.Schema, label_column: str) -> tuple[str, ...] | None:
+    """Class names in the Hugging Face metadata of a file. None if they are not there."""
+    encoded = (schema.metadata or {}).get(b"huggingface")
+    if encoded is None or is_text(schema.field(label_column).type):
+        return None
+    # Written by any version of the datasets library: content that cannot be parsed counts as missing.
+    try:
+        feature: Any = json.loads(encoded)["info"]["features"][label_column]
+        names = feature["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return tuple(printable(str(label)) for label in names) if isinstance(names, list) and names else None
 
 
 def _rows_at_once(name: str, path: Path, metadata: pyarrow.parquet.FileMetaData) -> int:

@@ -110,7 +110,7 @@ class SampleChecks:
     @functools.cached_property
     def _reference(self) -> tuple[Tensor, Tensor]:
         """Points [N, P] and labels [N] of training images, on the model's device."""
-        train = self._dataset.train
+        train = self._dataset.train.sample
         places = _spread_over(train, REFERENCE_IMAGES)
         assert self._classes is not None
         places = places[train.labels[places] < self._classes]

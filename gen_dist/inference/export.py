@@ -207,7 +207,7 @@ def _prepared_for_diffusers(
     diffusers_format.class_of(model.config)  # before the data are opened
     digest = checkpoint.facts["data_digest"]
     dataset = open_run_data(run, model.config, announce, digest=digest, data=data, data_root=data_root)
-    scale = diffusers_format.latent_scale(model, dataset.train, announce)
+    scale = diffusers_format.latent_scale(model, dataset.train.sample, announce)
     return _Prepared(diffusers_format.parts_of(model, scale), lambda: diffusers_format.files_of(model, scale))
 
 

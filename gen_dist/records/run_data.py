@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ def _where_it_trained(run_path: Path, config: TrainConfig) -> TrainConfig:
         return config
     name, colon, place = config.data.partition(":")
     changes = {}
-    if colon and (Path(directory) / place).exists():
+    # A pattern of shards has the start of a name before its first special character.
+    start = (Path(directory) / re.split(r"[*?{\[]", place)[0]).parent if name == "shards" else Path(directory) / place
+    if colon and "://" not in place and start.exists():
         changes["data"] = f"{name}:{Path(directory) / place}"
     if (Path(directory) / config.data_root).is_dir():
         changes["data_root"] = str(Path(directory) / config.data_root)

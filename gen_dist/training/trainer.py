@@ -80,7 +80,7 @@ class Trainer:
             synchronize(objective, self._sums)
         self._sums.refuse_network(objective)
         objective.sum_over_processes, objective.sum_over_batch = self._sums.total, self._sums.over
-        objective.start_at(_mean_image(dataset.train))
+        objective.start_at(_mean_image(dataset.train.sample))
         if config.from_train == "decoder":
             objective.fix_latents()
         objective = objective.to(self.processes.device)

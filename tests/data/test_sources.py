@@ -306,7 +306,7 @@ def test_decoded_images_in_memory_are_bounded_by_bytes(
 def test_few_bytes_are_moved_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "_MOST_BYTES_MOVED", 2**17)
     images = np.arange(200, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 3, 64, 64), np.uint8)
-    file = packing._ArrayFile(tmp_path / "images.npy")
+    file = packing.ArrayFile(tmp_path / "images.npy")
     file.append(images)
     tracemalloc.start()
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +20,22 @@ from gen_dist.data.identity import content_sample, stamp
 from gen_dist.data.labelling import joined_columns, numbered, raw_labels
 from gen_dist.data.naming import printable
 from gen_dist.data.parquet_files import Splits, find_files
-from gen_dist.data.parquet_reading import holds_bytes, holds_labels, image_rows, is_list, is_text, opened, read_column
+from gen_dist.data.parquet_reading import (
+    holds_bytes,
+    holds_labels,
+    image_rows,
+    is_list,
+    is_text,
+    label_names,
+    opened,
+    read_column,
+)
 from gen_dist.data.sources.source import SPLITS, Block, Request, SplitName, register
 from gen_dist.errors import DataError
 from gen_dist.files import retrying
 
 if TYPE_CHECKING:
-    import pyarrow
+    pass
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -191,21 +199,8 @@ def _inspect(name: str, path: Path, asked: tuple[str, ...]) -> _Part:
                 f"{name}: column {column} of {path.name} is {label_type}, not integers, texts, booleans, "
                 "floating point or lists of them; name others with --label-columns"
             )
-    names = _label_names(schema, labels[0]) if len(labels) == 1 else labels or None
+    names = label_names(schema, labels[0]) if len(labels) == 1 else labels or None
     return _Part(path, rows, image_column, labels, names)
-
-
-def _label_names(schema: pyarrow.Schema, label_column: str) -> tuple[str, ...] | None:
-    encoded = (schema.metadata or {}).get(b"huggingface")
-    if encoded is None or is_text(schema.field(label_column).type):
-        return None
-    # Written by any version of the datasets library: content that cannot be parsed counts as missing.
-    try:
-        feature: Any = json.loads(encoded)["info"]["features"][label_column]
-        names = feature["names"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return tuple(printable(str(label)) for label in names) if isinstance(names, list) and names else None
 
 
 def _read_labels(name: str, parts: Sequence[_Part]) -> NDArray[Any]:

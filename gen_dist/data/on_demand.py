@@ -1,0 +1,161 @@
+"""Images that are kept encoded, and decoded when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gen_dist.data.decoding import UnreadableImage, decode_image
+from gen_dist.data.deep_files import Keeping
+from gen_dist.data.fitting import Fitting
+from gen_dist.data.packing import THREADS
+from gen_dist.errors import DataError
+
+_LEAST_PER_TASK = 4
+_REDUCED = Keeping()
+
+
+class EncodedImages(Protocol):
+    """Encoded images by their rows, for several threads at once."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> bytes:
+        """Encoded image of a row.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+
+    def name(self, row: int) -> str:
+        """Name of an image in error messages."""
+
+    def instead_of(self, row: int, reason: str) -> Iterator[int]:
+        """Rows whose images may stand for a damaged one, a function of the row.
+
+        Raises:
+            DataError: damaged images are an error.
+        """
+
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Begin to fetch images that will be read soon."""
+
+    def interrupt(self, ended: bool) -> None:
+        """Let threads that wait for images end with an error, or wait again."""
+
+
+class ImagesOnDemand:
+    """Images [N, C, H, W], indexed like an array: by a number, a slice or an array of rows. Each result is a copy."""
+
+    def __init__(
+        self,
+        encoded: EncodedImages,
+        fitting: Fitting | None,
+        shape: Sequence[int],
+        dtype: str = "uint8",
+        keeping: Keeping = _REDUCED,
+        *,
+        reduces_colour: bool = False,
+    ) -> None:
+        """
+        Args:
+            encoded: the images.
+            fitting: size that they are brought to. None refuses those of another size than that of `shape`.
+            shape: (C, H, W) of all images.
+            dtype: type of their values.
+            keeping: parts of them that decoding keeps.
+            reduces_colour: True to make gray of coloured images if `shape` has one channel; they are refused otherwise.
+        """
+        self.shape: tuple[int, ...] = (len(encoded), *shape)
+        self.dtype = np.dtype(dtype)
+        self._encoded = encoded
+        self._fitting = fitting
+        self._keeping = keeping
+        self._reduces_colour = reduces_colour
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images when they are decoded."""
+        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+
+    def __getitem__(self, rows: int | slice | NDArray[np.int64]) -> NDArray[Any]:
+        """Images [C, H, W] or [n, C, H, W].
+
+        Raises:
+            DataError: they cannot be read or decoded.
+        """
+        places = np.arange(len(self))[rows] if not isinstance(rows, slice) else np.arange(*rows.indices(len(self)))
+        out = np.empty((places.size, *self.shape[1:]), self.dtype)
+        self.gather(places.reshape(-1), out)
+        return out if places.ndim else out[0]
+
+    def gather(self, rows: NDArray[np.int64], out: NDArray[Any]) -> NDArray[np.int64]:
+        """Decode images by several threads.
+
+        Args:
+            rows: int64 [n].
+            out: [n, C, H, W] of the images' dtype, written to.
+
+        Returns:
+            int64 [n], the rows whose images these are: others where an image is damaged.
+
+        Raises:
+            DataError: images cannot be read or decoded.
+        """
+        taken = rows.astype(np.int64)
+
+        def decode(first: int) -> None:
+            for place in range(first, min(first + size, len(rows))):
+                taken[place] = self._decode(int(rows[place]), out[place])
+
+        size = max(_LEAST_PER_TASK, -(-len(rows) // (2 * THREADS)))
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gen_dist-decode")
+        list(self._pool.map(decode, range(0, len(rows), size)))
+        return taken
+
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Begin to fetch images that will be asked for soon."""
+        self._encoded.expect(rows)
+
+    def interrupt(self, ended: bool) -> None:
+        """Let threads that wait for images end with an error, or wait again."""
+        self._encoded.interrupt(ended)
+
+    def _decode(self, row: int, out: NDArray[Any]) -> int:
+        """Write the image of a row, or else that of the first readable row that may stand for it; return which."""
+        try:
+            self._decode_one(row, out)
+            return row
+        except UnreadableImage as error:
+            for other in self._encoded.instead_of(row, str(error)):
+                try:
+                    self._decode_one(other, out)
+                    return other
+                except UnreadableImage:
+                    continue
+        raise DataError(f"{self._encoded.name(row)} is damaged, and so are all that may stand for it")
+
+    def _decode_one(self, row: int, out: NDArray[Any]) -> None:
+        channels, height, width = self.shape[1:]
+        wanted = channels if channels in (1, 3) else None
+        found = decode_image(self._encoded.read(row), self._fitting, wanted, self._keeping)
+        if found.pixels.shape != out.shape or found.pixels.dtype != self.dtype:
+            shape = f"{found.pixels.shape[2]}x{found.pixels.shape[1]}"
+            raise DataError(
+                f"{self._encoded.name(row)} is {shape}, and others are {width}x{height}; say which size all get with "
+                "--image-size"
+            )
+        if channels == 1 and not (found.gray or self._reduces_colour):
+            raise DataError(
+                f"{self._encoded.name(row)} has colours, and the images looked at first are gray; say --channels 1 or 3"
+            )
+        out[...] = found.pixels

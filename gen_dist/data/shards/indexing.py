@@ -1,0 +1,98 @@
+"""Contents of all shards, each read once and remembered: an index that was interrupted goes on with the next shard."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gen_dist.data.naming import printable
+from gen_dist.data.packing import SECONDS_BEFORE_PROGRESS, cache_errors
+from gen_dist.data.shards.contents import BLOCK_BYTES, Contents, contents_of
+from gen_dist.data.shards.fetching import Facts, Fetcher
+from gen_dist.data.shards.places import kind_of
+from gen_dist.data.shards.reading import READERS
+from gen_dist.data.shards.tar_contents import tar_contents
+from gen_dist.errors import DataError
+from gen_dist.files import read_sealed, write_sealed
+
+
+class ShardContents:
+    """Contents of shards by their places. One of them is in memory at a time, besides those that threads work at."""
+
+    def __init__(self, name: str, directory: Path, fetcher: Fetcher) -> None:
+        """
+        Args:
+            name: the source in error messages.
+            directory: where contents are remembered.
+            fetcher: reader of the shards.
+        """
+        self._name = name
+        self._directory = directory
+        self._fetcher = fetcher
+
+    def make(self, places: list[str]) -> None:
+        """Read the shards whose contents are not there, or that have changed since.
+
+        Raises:
+            DataError: one cannot be read or is damaged.
+        """
+        with cache_errors(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+        bar = tqdm(
+            total=len(places),
+            desc=f"indexing {self._name}",
+            unit=" shards",
+            delay=SECONDS_BEFORE_PROGRESS,
+            disable=None,
+        )
+        pool = ThreadPoolExecutor(READERS)
+        try:
+            for _ in pool.map(self._make_one, places):
+                bar.update()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)  # an error must not wait for shards that are still queued
+            bar.close()
+
+    def __call__(self, place: str) -> Contents:
+        """Contents of a shard after `make`."""
+        found = self._remembered(place)
+        if found is None:
+            raise DataError(f"{self._name}: the index of {printable(place)} has gone from {self._directory}; try again")
+        return found
+
+    def _make_one(self, place: str) -> None:
+        facts = self._fetcher.facts(place)
+        known = self._remembered(place)
+        if known is not None and known.facts == facts:
+            return
+        if kind_of(self._name, place) == "tar":
+            found = tar_contents(self._name, place.rpartition("/")[2], self._blocks(place, facts))
+        else:
+            from gen_dist.data.shards.parquet_contents import parquet_contents
+
+            found = parquet_contents(self._name, place, facts, self._fetcher)
+        if self._fetcher.facts(place) != facts:
+            raise DataError(f"{self._name}: {printable(place)} has changed while it was read; try again")
+        found.facts = facts
+        with cache_errors(self._directory):
+            write_sealed(self._path(place), found.to_bytes())
+
+    def _blocks(self, place: str, facts: Facts) -> Iterator[bytes]:
+        for first in range(0, facts.size, BLOCK_BYTES):
+            yield self._fetcher.read(place, first, min(first + BLOCK_BYTES, facts.size))
+
+    def _remembered(self, place: str) -> Contents | None:
+        content = read_sealed(self._path(place))
+        if content is None:
+            return None
+        try:
+            return contents_of(content)
+        except (ValueError, KeyError, OSError):  # of another version
+            return None
+
+    def _path(self, place: str) -> Path:
+        return self._directory / f"{hashlib.sha256(place.encode(errors='surrogateescape')).hexdigest()[:32]}.shard"

@@ -1,0 +1,219 @@
+"""`shards:PATTERN`: a set of images in many files, which is indexed once and then read by ranges."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gen_dist.config import DataConfig
+from gen_dist.config.addresses import refuse_secrets, shown
+from gen_dist.data.building import building_prefix, file_slug, only_builder
+from gen_dist.data.cache import Dataset, Split, cache_directory
+from gen_dist.data.fitting import Fitting
+from gen_dist.data.naming import printable
+from gen_dist.data.on_demand import ImagesOnDemand
+from gen_dist.data.packing import cache_errors, images_file, labels_file
+from gen_dist.data.shards.block_cache import BlockCache
+from gen_dist.data.shards.building import COLUMNS, IndexBuilder, damage_of
+from gen_dist.data.shards.fetching import Facts, Fetcher
+from gen_dist.data.shards.indexing import ShardContents
+from gen_dist.data.shards.packed_parts import PackedParts
+from gen_dist.data.shards.places import kind_of, shards_of
+from gen_dist.data.shards.reading import Blocks, Shard, ShardImages
+from gen_dist.errors import DataError
+from gen_dist.files import reason_of, sync
+
+# Raise it when the content of an index changes.
+_FORMAT = 1
+# Indexes up to this size are compared with their digests at every opening.
+_ALWAYS_VERIFIED_BYTES = 2**28
+_GIB = 2**30
+
+
+class _Set(NamedTuple):
+    """A set of shards."""
+
+    name: str
+    slug: str
+    places: list[str]
+    test_places: list[str]
+
+
+def open_shards(pattern: str, packing: DataConfig, announce: Callable[[str], None]) -> Dataset:
+    """Open a set of shards; index them first unless that was done. One process of a host indexes, others wait.
+
+    Args:
+        pattern: path or URL of tar files in the WebDataset layout or of parquet files, with `{000..199}` or `*`.
+        packing: size and channels of the images, test split and cache.
+        announce: takes lines for the user.
+
+    Raises:
+        DataError: the set cannot be used as configured, a shard is missing, damaged or has changed; one line.
+    """
+    name = printable(f"shards:{shown(pattern)}")
+    _refuse(name, pattern, packing)
+    fetcher = Fetcher(name, announce)
+    places = shards_of(name, pattern, fetcher.glob)
+    tested = packing.test_shards
+    test_places = shards_of(f"test_shards {shown(tested)}", tested, fetcher.glob) if tested else []
+    if twice := set(places) & set(test_places):
+        raise DataError(f"{name}: {printable(shown(min(twice)))} is in the test split too; name it once")
+    shards = _Set(name, f"shards-{places[0].rpartition('/')[2].partition('.')[0] or 'set'}", places, test_places)
+    cache = cache_directory(packing)
+    directory = cache / f"{file_slug(shards)}-{_key(shards, packing)}"
+    reason = "" if (directory / "meta.json").exists() else "missing"
+    with contextlib.suppress(_Damaged, FileNotFoundError):
+        return _open(directory, name, packing, fetcher, announce)
+    with only_builder(cache, shards, announce):
+        if (directory / "meta.json").exists():
+            try:
+                return _open(directory, name, packing, fetcher, announce)
+            except (_Damaged, FileNotFoundError) as error:
+                reason = str(error)
+        if directory.exists():
+            announce(f"the index in {directory} is damaged ({reason}); indexing {name} again")
+            with cache_errors(cache):
+                shutil.rmtree(directory)
+        started = time.monotonic()
+        _build(shards, packing, directory, fetcher)
+        dataset = _open(directory, name, packing, fetcher, announce)
+    announce(
+        f"indexed {name} in {time.monotonic() - started:.1f} s: {len(dataset.train.labels):,} train and "
+        f"{len(dataset.test.labels):,} test images in {len(places):,} shards; index in {directory}"
+    )
+    return dataset
+
+
+class _Damaged(Exception):
+    """An index that differs from what was written; the text is the difference."""
+
+
+def _refuse(name: str, pattern: str, packing: DataConfig) -> None:
+    refuse_secrets("data", pattern)
+    if not pattern:
+        raise DataError("shards: needs a pattern, as in shards:data/{000..199}.tar")
+    for option, value in (("value_range", packing.value_range), ("pages", packing.pages)):
+        if value is not None:
+            raise DataError(f"{name}: --{option.replace('_', '-')} {value} is not for shards; leave it out")
+
+
+def _key(shards: _Set, packing: DataConfig) -> str:
+    """Key of everything that determines the index but the content of the shards, which is compared when it is read."""
+    options = [packing.image_size, packing.fit, packing.channels, packing.dtype, packing.unreadable_images]
+    content = json.dumps([_FORMAT, *shards[2:], options, None if shards.test_places else packing.test_fraction])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _build(shards: _Set, packing: DataConfig, directory: Path, fetcher: Fetcher) -> None:
+    """Build the index under a temporary name and rename it."""
+    cache = directory.parent
+    contents = ShardContents(shards.name, cache / "shard-contents", fetcher)
+    contents.make([*shards.places, *shards.test_places])
+
+    def read(place: str, first: int, last: int) -> bytes:
+        if kind_of(shards.name, place) == "tar":
+            return fetcher.read(place, first, last)
+        from gen_dist.data.shards.parquet_contents import bytes_at
+
+        return bytes_at(shards.name, place, contents(place), first, last, fetcher)
+
+    with cache_errors(cache):
+        temporary = Path(tempfile.mkdtemp(prefix=building_prefix(shards), dir=cache))
+    try:
+        parts = PackedParts(shards.name, packing, read)
+        builder = IndexBuilder(shards.name, packing, shards.places, shards.test_places, contents, parts)
+        with cache_errors(cache):
+            meta = builder.build(temporary)
+            (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+            sync(temporary / "meta.json")
+            temporary.chmod(0o755)  # mkdtemp makes it private; a cache may be shared
+            os.replace(temporary, directory)
+            sync(cache)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _open(
+    directory: Path, name: str, packing: DataConfig, fetcher: Fetcher, announce: Callable[[str], None]
+) -> Dataset:
+    """Map an index.
+
+    Raises:
+        _Damaged: it differs from what was written.
+        FileNotFoundError: a file of it is missing.
+        DataError: it cannot be read just now.
+    """
+    try:
+        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        if damage := damage_of(directory, meta, _ALWAYS_VERIFIED_BYTES):
+            raise _Damaged(damage)
+        dataset = _dataset(directory, meta, name, packing, fetcher, announce)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"cannot read the index in {directory}: {reason_of(error)}; repair that and try again"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise _Damaged(f"{type(error).__name__}: {error}") from None
+    for remark in meta["remarks"]:
+        announce(f"{name}: {remark}")
+    return dataset
+
+
+def _dataset(
+    directory: Path,
+    meta: dict[str, Any],
+    name: str,
+    packing: DataConfig,
+    fetcher: Fetcher,
+    announce: Callable[[str], None],
+) -> Dataset:
+    def mapped(file: str) -> NDArray[Any]:
+        # Copy-on-write: torch.from_numpy warns about arrays that cannot be written.
+        found: NDArray[Any] = np.load(directory / file, mmap_mode="c", allow_pickle=False)
+        return found
+
+    columns = {column: mapped(f"{column}.npy") for column in (*COLUMNS, "block_crcs")}
+    shards = [Shard(place, Facts(size, tag), sha256, end) for place, size, tag, sha256, end in meta["shards"]]
+    cache = BlockCache(cache_directory(packing) / "shard-blocks", int(packing.cache_gib * _GIB), announce)
+    first_rows, first_blocks = (np.array(meta[key], np.int64) for key in ("first_rows", "blocks"))
+
+    def fetch_block(shard: Shard, block: int, start: int, stop: int) -> bytes:
+        if kind_of(name, shard.place) == "tar":
+            return fetcher.read(shard.place, start, stop)
+        from gen_dist.data.shards.parquet_contents import row_group
+
+        return row_group(name, shard.place, shard.facts, fetcher, block)
+
+    blocks = Blocks(shards, columns["block_starts"], columns["block_crcs"], first_blocks, fetcher, cache, fetch_block)
+    encoded = ShardImages(
+        blocks,
+        columns["offsets"],
+        columns["sizes"],
+        first_rows,
+        skips=packing.unreadable_images == "skip",
+        announce=announce,
+    )
+    fitting = None if meta["fitting"] is None else Fitting(*meta["fitting"])
+    images: Any = ImagesOnDemand(encoded, fitting, meta["image_shape"], reduces_colour=packing.channels == 1)
+    packed = {
+        split: (mapped(images_file(split)), mapped(labels_file(split)))  # type: ignore[arg-type]
+        for split in ("sample", "test")
+    }
+    some = Split(f"sample of {name}", *packed["sample"])
+    train = Split(f"train split of {name}", images, columns["labels"], counts=np.diff(first_rows), some=some)
+    test = Split(f"test split of {name}", *packed["test"])
+    return Dataset(train, test, tuple(meta["class_names"]), meta["digest"])

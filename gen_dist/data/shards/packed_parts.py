@@ -1,0 +1,212 @@
+"""Images of shards that are packed as those of other sources: the test split, and a sample of the training split."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from gen_dist.config import DataConfig
+from gen_dist.config.addresses import shown
+from gen_dist.data.decoding import (
+    Decoded,
+    Header,
+    UnreadableImage,
+    decode_image,
+    image_warnings_as_intended,
+    read_header,
+)
+from gen_dist.data.deep_files import Keeping
+from gen_dist.data.fitting import Fitting, fitting_of, line_on_changes
+from gen_dist.data.losses import lines_on_losses
+from gen_dist.data.naming import printable
+from gen_dist.data.packing import SECONDS_BEFORE_PROGRESS, ArrayFile, images_file, labels_file
+from gen_dist.data.shards.contents import BLOCK_BYTES
+from gen_dist.data.shards.reading import READERS
+from gen_dist.data.tally import Tally
+from gen_dist.errors import DataError
+
+T = TypeVar("T")
+
+_LOOKED_AT = 256
+_WAITING = 2 * READERS
+# Bytes between two images that cost less than another request.
+_LARGEST_GAP = 2**16
+_REDUCED = Keeping(pages="first")
+
+
+class Picked(NamedTuple):
+    """One image of a shard."""
+
+    place: str
+    offset: int
+    size: int
+    label: int
+
+    @property
+    def name(self) -> str:
+        """Shard and place in it."""
+        return f"image at byte {self.offset:,} of {printable(shown(self.place))}"
+
+
+@dataclass
+class Look:
+    """Shape of the images of a set, by a look at some."""
+
+    shape: tuple[int, int, int]
+    """(C, H, W)."""
+    fitting: Fitting | None
+    remarks: list[str]
+
+
+class PackedParts:
+    """Packer of some images of shards."""
+
+    def __init__(self, name: str, packing: DataConfig, read: Callable[[str, int, int], bytes]) -> None:
+        """
+        Args:
+            name: the source in error messages.
+            packing: size and channels of the images.
+            read: function that gives the bytes of a shard from an offset to another; called in several threads.
+        """
+        self._name = name
+        self._packing = packing
+        self._read = read
+
+    def look(self, sample: list[Picked]) -> Look:
+        """Choose the shape of all images.
+
+        Raises:
+            DataError: they differ in size, have more than 8 bits, or most are unreadable.
+        """
+        some = sample[:: -(-len(sample) // _LOOKED_AT)]
+        headers: list[Header] = []
+        changes: collections.Counter[str] = collections.Counter()
+        damaged = Tally()
+        fitting = fitting_of(self._packing, None)
+        for one, found in self._each(some, self._header):
+            if isinstance(found, str):
+                damaged.add(one.name, found)
+            else:
+                headers.append(found)
+                changes.update(fitting.changes((found.width, found.height)) if fitting else [])
+        if damaged.count > len(headers):
+            raise DataError(
+                f"{self._name}: {damaged.count} of {len(some)} images looked at are unreadable ({damaged.first}); that "
+                "is more than half, so this is hardly the right data"
+            )
+        deep = sorted({header.dtype for header in headers} - {"uint8"})
+        if deep and self._packing.dtype == "source":
+            raise DataError(
+                f"{self._name}: shards are 8-bit, and these images are {deep[0]}; reduce them: --dtype uint8"
+            )
+        sizes = sorted({(header.width, header.height) for header in headers})
+        if fitting is None and len(sizes) > 1:
+            shown_sizes = " and ".join(f"{width}x{height}" for width, height in sizes[:2])
+            raise DataError(f"{self._name}: images are of {shown_sizes}; say which size all get with --image-size")
+        width, height = fitting[:2] if fitting else sizes[0]
+        channels = self._packing.channels or (1 if all(header.gray for header in headers) else 3)
+        lines = [f"of {len(headers):,} images looked at, {line}" for line in line_on_changes(changes)]
+        return Look((channels, height, width), fitting, lines)
+
+    def pack(self, directory: Path, split: str, picked: list[Picked], look: Look) -> None:
+        """Write images and labels as files of a split. Unreadable images are left out, as configured.
+
+        Raises:
+            DataError: an image is of another size, or none is readable.
+        """
+        left_out, losses = Tally(), Tally()
+        labels = []
+        file = ArrayFile(directory / images_file(split))  # type: ignore[arg-type]
+        bar = tqdm(
+            total=len(picked),
+            desc=f"packing {split} images",
+            unit=" images",
+            delay=SECONDS_BEFORE_PROGRESS,
+            disable=None,
+        )
+        with bar, image_warnings_as_intended():
+            try:
+                for one, found in self._each(picked, lambda one, content: self._decoded(one, content, look)):
+                    bar.update()
+                    if isinstance(found, str):
+                        left_out.add(one.name, found)
+                        continue
+                    for kind, detail in found.losses.items():
+                        losses.add(one.name, detail, kind)
+                    file.append(found.pixels[None])
+                    labels.append(one.label)
+                if not labels:
+                    raise DataError(f"{self._name}: no image of the {split} split is readable ({left_out.first})")
+                file.finish()
+            finally:
+                file.close()
+        np.save(directory / labels_file(split), np.array(labels, np.int64))  # type: ignore[arg-type]
+        if left_out.count:
+            if self._packing.unreadable_images == "error":
+                raise DataError(
+                    f"{self._name}: {left_out.count} images are unreadable: {left_out}; repair or remove them, or use "
+                    "--unreadable-images skip"
+                )
+            look.remarks.append(f"left out {left_out.count} unreadable images of the {split} split: {left_out}")
+        look.remarks += [f"{split} split: {line}" for line in lines_on_losses(losses)]
+
+    def _header(self, one: Picked, content: bytes) -> Header | str:
+        try:
+            return read_header(content, Keeping(deep=True, pages="first"))
+        except UnreadableImage as error:
+            return str(error)
+
+    def _decoded(self, one: Picked, content: bytes, look: Look) -> Decoded | str:
+        try:
+            found = decode_image(content, look.fitting, look.shape[0], _REDUCED)
+        except UnreadableImage as error:
+            return str(error)
+        if found.pixels.shape != look.shape:
+            width, height = found.size
+            raise DataError(f"{one.name} is {width}x{height}, unlike others; say which size all get with --image-size")
+        if look.shape[0] == 1 and not found.gray and self._packing.channels is None:
+            raise DataError(f"{one.name} has colours, and the images looked at first are gray; say --channels 1 or 3")
+        return found
+
+    def _each(self, picked: list[Picked], work: Callable[[Picked, bytes], T]) -> Iterator[tuple[Picked, T]]:
+        """Results of `work` on encoded images in order, of several threads; few wait in memory."""
+
+        def of_run(run: list[Picked]) -> list[tuple[Picked, T]]:
+            first = run[0].offset
+            content = self._read(run[0].place, first, run[-1].offset + run[-1].size)
+            return [(one, work(one, content[one.offset - first : one.offset - first + one.size])) for one in run]
+
+        waiting: collections.deque[Future[list[tuple[Picked, T]]]] = collections.deque()
+        pool = ThreadPoolExecutor(READERS)
+        try:
+            for run in _runs(picked):
+                waiting.append(pool.submit(of_run, run))
+                if len(waiting) > _WAITING:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _runs(picked: list[Picked]) -> Iterator[list[Picked]]:
+    """Neighbours in a shard, which one request reads."""
+    run: list[Picked] = []
+    for one in picked:
+        if run and (
+            one.place != run[0].place
+            or one.offset - run[-1].offset - run[-1].size > _LARGEST_GAP
+            or one.offset + one.size - run[0].offset > BLOCK_BYTES
+        ):
+            yield run
+            run = []
+        run.append(one)
+    if run:
+        yield run

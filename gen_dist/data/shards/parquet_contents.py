@@ -1,0 +1,210 @@
+"""Images and labels of a parquet shard in the Hugging Face layout. A block is the images of a row group, end to end."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gen_dist.data.naming import printable
+from gen_dist.data.parquet_reading import holds_bytes, is_text, label_names
+from gen_dist.data.shards.contents import MISSING, Contents
+from gen_dist.data.shards.fetching import Facts, Fetcher
+from gen_dist.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+# Arrow reads footers and columns in pieces; one request for a few of them is quicker.
+_READ_AHEAD_BYTES = 2**16
+_MOST_ROW_GROUP_BYTES = 2**29
+
+
+def parquet_contents(name: str, place: str, facts: Facts, fetcher: Fetcher) -> Contents:
+    """Find the images of a parquet file.
+
+    Args:
+        name: the source in error messages.
+        place: path or URL of the file.
+        facts: its state.
+        fetcher: its reader.
+
+    Raises:
+        DataError: it is damaged, has no images, or labels are missing.
+    """
+
+    def read(file: pyarrow.parquet.ParquetFile) -> Contents:
+        schema = file.schema_arrow
+        column = next((one for one in LABEL_COLUMNS if one in schema.names), None)
+        names = (label_names(schema, column) or ()) if column else ()
+        sizes: list[int] = []
+        labels: list[str] = []
+        starts: list[int] = []
+        crcs: list[int] = []
+        sha256 = hashlib.sha256()
+        end = 0
+        for group in range(file.num_row_groups):
+            images = _images(name, place, file, group)
+            content = b"".join(images)
+            sizes += map(len, images)
+            labels += _labels(name, place, file, group, column, names)
+            starts.append(end)
+            crcs.append(zlib.crc32(content))
+            sha256.update(content)
+            end += len(content)
+        ends = np.cumsum(np.array(sizes, np.uint64)).astype(np.uint64)
+        sizes_array = np.array(sizes, np.uint32)
+        return Contents(
+            offsets=ends - sizes_array,
+            sizes=sizes_array,
+            labels=np.array(labels, dtype=np.str_),
+            block_starts=np.array(starts, np.int64),
+            block_crcs=np.array(crcs, np.uint32),
+            sha256=sha256.hexdigest(),
+            end=end,
+            class_names=names,
+        )
+
+    return _opened(name, place, facts, fetcher, read)
+
+
+def row_group(name: str, place: str, facts: Facts, fetcher: Fetcher, group: int) -> bytes:
+    """Images of a row group, end to end.
+
+    Raises:
+        DataError: the file cannot be read or is damaged.
+    """
+    return _opened(name, place, facts, fetcher, lambda file: b"".join(_images(name, place, file, group)))
+
+
+def bytes_at(name: str, place: str, contents: Contents, first: int, last: int, fetcher: Fetcher) -> bytes:
+    """Bytes of the images of a file, end to end, from one offset to another.
+
+    Raises:
+        DataError: the file cannot be read or is damaged.
+    """
+    groups = range(
+        int(np.searchsorted(contents.block_starts, first, "right")) - 1,
+        int(np.searchsorted(contents.block_starts, last, "left")),
+    )
+    content = b"".join(row_group(name, place, contents.facts, fetcher, group) for group in groups)
+    start = int(contents.block_starts[groups[0]])
+    return content[first - start : last - start]
+
+
+def _images(name: str, place: str, file: pyarrow.parquet.ParquetFile, group: int) -> list[bytes]:
+    import pyarrow.compute
+
+    schema = file.schema_arrow
+    column = next((one for one in IMAGE_COLUMNS if one in schema.names), None)
+    if column is None or not holds_bytes(schema.field(column).type):
+        columns = printable(", ".join(f"{one.name} ({one.type})" for one in schema))[:200]
+        raise DataError(f"{name}: {_short(place)} has no column image or img with bytes of images, only {columns}")
+    grown = file.metadata.row_group(group).total_byte_size
+    if grown > _MOST_ROW_GROUP_BYTES:
+        raise DataError(
+            f"{name}: a row group of {_short(place)} has {grown:,} bytes, and one is read whole; write shards with at "
+            f"most {_MOST_ROW_GROUP_BYTES:,} in each"
+        )
+    nested = pyarrow.types.is_struct(schema.field(column).type)
+    images = file.read_row_group(group, [f"{column}.bytes" if nested else column], use_threads=False)[column]
+    if nested:
+        images = pyarrow.compute.struct_field(images, "bytes")
+    return [encoded or b"" for encoded in images.to_pylist()]
+
+
+def _labels(
+    name: str,
+    place: str,
+    file: pyarrow.parquet.ParquetFile,
+    group: int,
+    column: str | None,
+    names: tuple[str, ...],
+) -> list[str]:
+    import pyarrow
+
+    if column is None:
+        return [MISSING] * file.metadata.row_group(group).num_rows
+    found = file.read_row_group(group, [column], use_threads=False)[column]
+    if found.null_count:
+        raise DataError(f"{name}: {found.null_count} labels in {_short(place)} are missing")
+    labels = found.to_pylist()
+    kind = file.schema_arrow.field(column).type
+    if is_text(kind):
+        return [str(label) for label in labels]
+    if not pyarrow.types.is_integer(kind):
+        raise DataError(f"{name}: column {column} of {_short(place)} is {kind}, and labels of shards are classes")
+    if names and labels and not 0 <= min(labels) <= max(labels) < len(names):
+        raise DataError(f"{name}: labels in {_short(place)} are {min(labels)}..{max(labels)}, of {len(names)} classes")
+    return [names[label] if names else str(label) for label in labels]
+
+
+def _opened(
+    name: str, place: str, facts: Facts, fetcher: Fetcher, use: Callable[[pyarrow.parquet.ParquetFile], Any]
+) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f"{name} needs pyarrow; pip install pyarrow") from None
+    try:
+        # Open buffers would hold a whole row group twice.
+        with pyarrow.parquet.ParquetFile(_RangeFile(place, facts.size, fetcher), pre_buffer=False) as file:
+            return use(file)
+    except DataError:
+        raise
+    except (OSError, ValueError, RuntimeError, pyarrow.ArrowException) as error:
+        reason = printable(" ".join(str(error).split()))[:200]
+        raise DataError(f"{name}: {_short(place)} is not a whole parquet file ({reason})") from None
+
+
+def _short(place: str) -> str:
+    return printable(place.rpartition("/")[2])
+
+
+class _RangeFile(io.RawIOBase):
+    """A file that is read by ranges."""
+
+    def __init__(self, place: str, size: int, fetcher: Fetcher) -> None:
+        self._place = place
+        self._size = size
+        self._fetcher = fetcher
+        self._offset = 0
+        self._held = b""
+        self._held_from = 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Offset of the next byte."""
+        return self._offset
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to an offset."""
+        self._offset = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._offset, io.SEEK_END: self._size}[whence]
+        return self._offset
+
+    def read(self, size: int = -1) -> bytes:
+        """Bytes from here on, fewer at the end."""
+        last = self._size if size < 0 else min(self._offset + size, self._size)
+        first = min(self._offset, last)
+        if not self._held_from <= first <= last <= self._held_from + len(self._held):
+            end = min(max(last, first + _READ_AHEAD_BYTES), self._size)
+            self._held_from = max(0, end - _READ_AHEAD_BYTES) if end == self._size else first
+            self._held_from = min(self._held_from, first)
+            self._held = self._fetcher.read(self._place, self._held_from, end) if end > self._held_from else b""
+        self._offset = last
+        return self._held[first - self._held_from : last - self._held_from]

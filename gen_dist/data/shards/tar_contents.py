@@ -1,0 +1,197 @@
+"""Images and labels of a tar file in the WebDataset layout, found in one pass over its blocks.
+
+Files of one sample stand one after another and differ in what follows the first dot of their names: `0017.jpg`,
+`0017.cls`, `0017.json`. Format of the headers: POSIX.1-2001, "ustar Interchange Format", and GNU's long names.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import zlib
+from array import array
+from collections.abc import Iterator
+
+import numpy as np
+
+from gen_dist.data.naming import printable
+from gen_dist.data.shards.contents import BLOCK_BYTES, MISSING, Contents
+from gen_dist.data.walking import EXTENSIONS
+from gen_dist.errors import DataError
+
+_RECORD = 512
+_MOST_LABEL_BYTES = 2**20
+_LABEL_KEYS = ("label", "cls", "class")
+_LONG_NAMES = b"LKxg"
+_FILES = (b"0", b"\0", b"7")
+
+
+def tar_contents(name: str, shard: str, blocks: Iterator[bytes]) -> Contents:
+    """Find the images of a tar file.
+
+    Args:
+        name: the source in error messages.
+        shard: name of the file in error messages.
+        blocks: its bytes, `BLOCK_BYTES` at a time.
+
+    Raises:
+        DataError: it is damaged, cut off, no tar file or compressed, or a sample has two images.
+    """
+    return _Pass(name, shard, blocks).contents()
+
+
+class _Pass:
+    def __init__(self, name: str, shard: str, blocks: Iterator[bytes]) -> None:
+        self._name = name
+        self._shard = shard
+        self._blocks = blocks
+        self._held = b""
+        self._held_from = 0
+        """Offset of the first byte that is held."""
+        self._crcs = array("I")
+        self._bytes_taken = 0
+        self._sha256 = hashlib.sha256()
+        self._offsets, self._sizes = array("Q"), array("I")
+        self._labels: list[str] = []
+        self._left_out: collections.Counter[str] = collections.Counter()
+        self._key = ""
+        self._image: tuple[int, int] | None = None
+        self._label: tuple[int, str] | None = None
+        """Rank of the kind of the label, and its text: `.cls` goes before `.json`."""
+
+    def contents(self) -> Contents:
+        place, long_name = 0, ""
+        while header := self._bytes(place, _RECORD):
+            if header.count(0) == _RECORD:
+                break
+            size, kind = self._size_and_kind(header, place)
+            start, place = place + _RECORD, place + _RECORD + -(-size // _RECORD) * _RECORD
+            if kind in _LONG_NAMES:
+                long_name = _long_name(kind, self._whole(start, size)) or long_name
+                continue
+            if kind in _FILES:
+                self._add(long_name or _short_name(header), start, size)
+            long_name = ""
+        self._finish_sample()
+        for block in self._blocks:  # behind the end: a digest of the file is of all of it
+            self._take(block)
+        return Contents(
+            np.frombuffer(self._offsets, np.uint64) if self._offsets else np.empty(0, np.uint64),
+            np.frombuffer(self._sizes, np.uint32) if self._sizes else np.empty(0, np.uint32),
+            np.array(self._labels, dtype=np.str_),
+            np.arange(len(self._crcs), dtype=np.int64) * BLOCK_BYTES,
+            np.array(self._crcs, np.uint32),
+            self._sha256.hexdigest(),
+            self._bytes_taken,
+            left_out=dict(self._left_out),
+        )
+
+    def _size_and_kind(self, header: bytes, place: int) -> tuple[int, bytes]:
+        try:
+            wanted = int(header[148:156].split(b"\0")[0] or b"0", 8)
+            if len(header) == _RECORD and sum(header) - sum(header[148:156]) + 8 * 32 == wanted:
+                field = header[124:136]
+                size = int.from_bytes(field[1:], "big") if field[0] & 0x80 else int(field.rstrip(b"\0 ") or b"0", 8)
+                return size, header[156:157]
+        except ValueError:
+            pass
+        if not place:
+            compressed = header[:2] == b"\x1f\x8b"
+            raise self._damaged("it is compressed; unpack it with gunzip" if compressed else "it is no tar file")
+        raise self._damaged(f"it is damaged or cut off at byte {place:,}")
+
+    def _add(self, path: str, start: int, size: int) -> None:
+        directory, _, base = path.rpartition("/")
+        if base.startswith("."):
+            return
+        stem, _, ending = base.partition(".")
+        key, ending = f"{directory}/{stem}", ending.lower()
+        if key != self._key:
+            self._finish_sample()
+            self._key = key
+        if f".{ending}" in EXTENSIONS:
+            if self._image:
+                raise self._damaged(f"sample {printable(key.lstrip('/'))} has two images; keep one of them")
+            self._whole(start + size, 0)  # an image that is cut off is not one
+            self._image = start, size
+        elif ending == "cls":
+            self._label = 0, self._whole(start, size).decode("utf-8", "replace").strip()
+        elif ending == "json" and (label := _label_in(self._whole(start, size))) is not None:
+            self._label = min(self._label or (1, label), (1, label))
+        elif ending != "json":
+            self._left_out[printable(f".{ending}")[:40]] += 1
+
+    def _finish_sample(self) -> None:
+        if self._image:
+            self._offsets.append(self._image[0])
+            self._sizes.append(self._image[1])
+            self._labels.append(self._label[1] if self._label else MISSING)
+        elif self._key:
+            self._left_out["samples without an image"] += 1
+        self._image, self._label = None, None
+
+    def _whole(self, start: int, size: int) -> bytes:
+        """Bytes of a small file.
+
+        Raises:
+            DataError: the tar file ends before, or they are too many.
+        """
+        if size > _MOST_LABEL_BYTES:
+            raise self._damaged(f"a label at byte {start:,} has {size:,} bytes")
+        content = self._bytes(start, size)
+        if len(content) < size or (self._held_from + len(self._held) < start):
+            raise self._damaged("it is cut off")
+        return content
+
+    def _bytes(self, start: int, size: int) -> bytes:
+        """Bytes from an offset on, fewer at the end. Offsets never become smaller."""
+        while self._held_from + len(self._held) < start + size:
+            block = next(self._blocks, b"")
+            if not block:
+                break
+            self._take(block)
+            kept = max(0, start - self._held_from)
+            self._held_from += min(kept, len(self._held))
+            self._held = self._held[kept:] + block
+        first = start - self._held_from
+        return self._held[first : first + size]
+
+    def _take(self, block: bytes) -> None:
+        self._crcs.append(zlib.crc32(block))
+        self._sha256.update(block)
+        self._bytes_taken += len(block)
+
+    def _damaged(self, reason: str) -> DataError:
+        return DataError(f"{self._name}: {printable(self._shard)}: {reason}")
+
+
+def _short_name(header: bytes) -> str:
+    name = header[:100].split(b"\0")[0].decode("utf-8", "surrogateescape")
+    prefix = header[345:500].split(b"\0")[0] if header[257:263] == b"ustar\0" else b""
+    return f"{prefix.decode('utf-8', 'surrogateescape')}/{name}" if prefix else name
+
+
+def _long_name(kind: bytes, content: bytes) -> str:
+    """Name that an entry of the kind gives to the next file; empty if it gives none."""
+    if kind == b"L":
+        return content.rstrip(b"\0").decode("utf-8", "surrogateescape")
+    if kind != b"x":
+        return ""
+    for line in content.split(b"\n"):  # LENGTH KEY=VALUE
+        _, _, pair = line.partition(b" ")
+        if pair.startswith(b"path="):
+            return pair[5:].decode("utf-8", "surrogateescape")
+    return ""
+
+
+def _label_in(content: bytes) -> str | None:
+    """Label in the JSON of a sample; None if it has none."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    label = next((found[key] for key in _LABEL_KEYS if isinstance(found.get(key), int | str)), None)
+    return None if label is None else str(label)

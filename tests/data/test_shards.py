@@ -1,0 +1,426 @@
+"""`shards:PATTERN`: images of many files in their order, whatever their server, their disk and other processes do."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from gen_dist.config import DataConfig, TrainConfig
+from gen_dist.data import Dataset, Split, TrainBatches, open_dataset
+from gen_dist.data.shards import fetching
+from gen_dist.data.shards.block_cache import BlockCache
+from gen_dist.errors import ConfigError, DataError
+from tests.support.shards import ShardServer, encoded, samples, served, tar_of, wait_for, write_shards
+
+SHARDS, IMAGES = 3, 20
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ShardServer]:
+    """Shards 000.tar to 002.tar behind a server."""
+    write_shards(tmp_path / "shards", SHARDS, IMAGES)
+    with served(tmp_path / "shards") as server:
+        yield server
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def opened(tmp_path: Path, lines: list[str]) -> Callable[..., Dataset]:
+    def open_it(pattern: str, cache: str = "cache", **options: Any) -> Dataset:
+        packing = DataConfig(cache_dir=str(tmp_path / cache), **{"test_fraction": 0.1, **options})
+        return open_dataset(f"shards:{pattern}", "unused", packing, lines.append)
+
+    return open_it
+
+
+def batches(split: Split, rows: tuple[tuple[int, int], ...] = ((0, 12),)) -> TrainBatches:
+    return TrainBatches(
+        split,
+        seed=5,
+        global_batch_size=12,
+        micro_batches=rows,
+        device=torch.device("cpu"),
+        resident_budget_bytes=2**30,
+    )
+
+
+def some_batches(split: Split, first: int = 0, last: int = 9) -> NDArray[np.uint8]:
+    """Images and labels of some steps, [steps, rows, pixels and label]."""
+    gathered = batches(split)
+    found = [gathered.micro_batch(step, 0) for step in range(first, last)]
+    gathered.close()
+    return np.stack([torch.cat([images.flatten(1), labels[:, None].byte()], 1).numpy() for images, labels in found])
+
+
+def truth(number: int, classes: int = 3) -> tuple[bytes, int]:
+    return np.asarray(Image.open(io.BytesIO(encoded(number)))).tobytes(), number % classes
+
+
+def test_an_epoch_of_two_ranks_has_each_image_with_its_label(
+    server: ShardServer, opened: Callable[..., Dataset]
+) -> None:
+    dataset = opened(f"{server.url}/{{000..002}}.tar")
+    count = len(dataset.train.labels)
+    ranks = [batches(dataset.train, rows) for rows in (((0, 3), (3, 3)), ((6, 6),))]
+    seen: list[tuple[bytes, int]] = []
+    for step in range(-(-count // 12)):
+        for rank, parts in zip(ranks, (2, 1), strict=True):
+            for part in range(parts):
+                images, labels = rank.micro_batch(step, part)
+                seen += zip([image.numpy().tobytes() for image in images], labels.tolist(), strict=True)
+    for rank in ranks:
+        rank.close()
+    tested = [image.tobytes() for image in dataset.test.images]
+    expected = [truth(number) for number in range(SHARDS * IMAGES)]
+    assert sorted(seen[:count]) == sorted(one for one in expected if one[0] not in tested)
+    assert sorted(zip(tested, dataset.test.labels.tolist(), strict=True)) == sorted(
+        one for one in expected if one[0] in tested
+    )
+    assert len(tested) == 6
+
+
+def test_local_remote_and_indexed_twice_are_one_set(
+    server: ShardServer, tmp_path: Path, opened: Callable[..., Dataset]
+) -> None:
+    local = opened(f"{tmp_path}/shards/*.tar")
+    remote = opened(f"{server.url}/{{000..002}}.tar", cache="another")
+    again = opened(f"{server.url}/{{000..002}}.tar", cache="third")
+    assert local.digest == remote.digest == again.digest
+    assert np.array_equal(some_batches(local.train), some_batches(remote.train))
+    assert np.array_equal(some_batches(local.train)[4:], some_batches(local.train, 4))
+    assert np.array_equal(local.test.images, remote.test.images)
+    for rows in (3, slice(1, 30, 7), np.array([5, 5, 0])):
+        assert np.array_equal(local.train.images[rows], remote.train.images[rows])
+    assert local.train.images[-1].shape == (1, 8, 8)
+    assert opened(f"{tmp_path}/shards/{{000,001}}.tar").digest != local.digest
+
+
+def test_requests_that_fail_are_tried_again_and_told(
+    server: ShardServer, opened: Callable[..., Dataset], lines: list[str]
+) -> None:
+    wanted = some_batches(opened(f"{server.url}/{{000..002}}.tar").train)
+    server.fails = lambda number: 503 if number % 2 else 0
+    assert np.array_equal(some_batches(opened(f"{server.url}/{{000..002}}.tar", cache="another").train), wanted)
+    assert any("failed a request (HTTP 503); tried again" in line for line in lines)
+
+
+def test_training_waits_for_a_server_that_is_gone(
+    server: ShardServer, opened: Callable[..., Dataset], lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "_TOLD_AFTER_SECONDS", 0.2)
+    url = f"{server.url}/{{000..002}}.tar"
+    wanted = some_batches(opened(url).train)
+    train = opened(url, cache="another").train
+    server.stop()
+    found: list[NDArray[np.uint8]] = []
+    thread = threading.Thread(target=lambda: found.append(some_batches(train)))
+    thread.start()
+    wait_for(lambda: any("waiting for http://127.0.0.1" in line for line in lines))
+    server.start()
+    thread.join(60)
+    assert np.array_equal(found[0], wanted)
+    assert any("answers again after" in line for line in lines)
+
+
+def test_a_server_that_stays_away_is_one_line(
+    server: ShardServer, opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = opened(f"{server.url}/{{000..002}}.tar").train
+    server.stop()
+    monkeypatch.setattr(fetching.Fetcher, "_tell_failure", lambda *_: None)
+    monkeypatch.setattr(fetching, "_FIRST_PAUSE", 0.01)
+    fetcher = train.images._encoded._blocks._fetcher  # type: ignore[attr-defined]
+    monkeypatch.setattr(fetcher, "_patience_seconds", 0.05)
+    with pytest.raises(DataError, match=r"server has failed for .* run the same command again"):
+        some_batches(train)
+
+
+@pytest.mark.parametrize("change", ["tag", "size", "content"])
+def test_a_shard_that_changed_is_refused_by_name(
+    change: str, server: ShardServer, tmp_path: Path, opened: Callable[..., Dataset]
+) -> None:
+    train = opened(f"{server.url}/{{000..002}}.tar").train
+    path = tmp_path / "shards" / "001.tar"
+    if change == "tag":
+        server.etag = '"2"'
+    elif change == "size":
+        path.write_bytes(path.read_bytes() + bytes(512))
+    else:
+        path.write_bytes(path.read_bytes()[::-1])
+    where = "" if change == "tag" else "/001"
+    with pytest.raises(DataError, match=rf"{where}.*\.tar has changed since it was indexed .* put the old one back"):
+        some_batches(train)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_the_next_image_takes_the_place_of_a_damaged_one(
+    local: bool, tmp_path: Path, opened: Callable[..., Dataset], lines: list[str]
+) -> None:
+    directory = tmp_path / "shards"
+    directory.mkdir()
+    (directory / "a.tar").write_bytes(tar_of(samples(0, IMAGES, classes=50)))
+    whole = opened(f"{directory}/a.tar", test_fraction=0.01, cache="whole")
+    tested = whole.test.labels.tolist()
+    damaged = [number for number in (4, 5, IMAGES - 1) if number not in tested]
+    files = samples(0, IMAGES, classes=50)
+    for number in damaged:
+        files[f"{number:06}.png"] = files[f"{number:06}.png"][:40]
+    (directory / "a.tar").write_bytes(tar_of(files))
+    following = {number: next(n for n in [*range(number, IMAGES), *range(IMAGES)] if n not in (*damaged, *tested))
+                 for number in range(IMAGES)}  # fmt: skip
+    with served(directory) as server:
+        place = f"{directory}/a.tar" if local else f"{server.url}/a.tar"
+        train = opened(place, test_fraction=0.01).train
+        labels = np.concatenate([batches(train).micro_batch(step, 0)[1] for step in range(4)])
+        assert train.labels.tolist() == [number for number in range(IMAGES) if number not in tested]
+        order = batches(train)._order
+        assert order is not None
+        rows = order.images(0, 48)
+        assert labels.tolist() == [following[int(train.labels[row])] for row in rows]
+        assert any("is unreadable" in line and "next of the shard" in line for line in lines)
+
+
+def test_blocks_stay_within_the_budget_and_the_oldest_go(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path / "blocks", 1000, print)
+    for number in range(50):
+        key = f"{number:08x}-0"
+        cache.write(key, bytes([number]) * 90)
+        held = sum(path.stat().st_size for path in (tmp_path / "blocks").glob("*/*"))
+        assert 90 <= held <= 1000
+        assert cache.read(key, 10, 20) == bytes([number]) * 10
+    assert not cache.has(f"{3:08x}-0")
+
+
+def test_training_is_the_same_without_room_for_blocks(server: ShardServer, opened: Callable[..., Dataset]) -> None:
+    url = f"{server.url}/{{000..002}}.tar"
+    wanted = some_batches(opened(url).train)
+    assert np.array_equal(some_batches(opened(url, cache="another", cache_gib=1e-6).train), wanted)
+
+
+def test_a_damaged_block_is_fetched_again(server: ShardServer, tmp_path: Path, opened: Callable[..., Dataset]) -> None:
+    url = f"{server.url}/{{000..002}}.tar"
+    wanted = some_batches(opened(url).train)
+    blocks = sorted((tmp_path / "cache" / "shard-blocks").glob("*/*"))
+    assert len(blocks) == SHARDS
+    blocks[0].write_bytes(bytes(blocks[0].stat().st_size))
+    blocks[1].write_bytes(blocks[1].read_bytes()[:100])
+    assert np.array_equal(some_batches(opened(url).train), wanted)
+
+
+def test_a_disk_that_refuses_blocks_is_told_and_training_goes_on(
+    server: ShardServer, opened: Callable[..., Dataset], lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{server.url}/{{000..002}}.tar"
+    wanted = some_batches(opened(url).train)
+    train = opened(url, cache="another").train
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gen_dist.data.shards.block_cache.os.replace", full)
+    assert np.array_equal(some_batches(train), wanted)
+    assert sum("cannot keep parts of shards" in line and "No space left" in line for line in lines) == 1
+
+
+def test_two_openings_fetch_a_block_once(server: ShardServer, opened: Callable[..., Dataset]) -> None:
+    url = f"{server.url}/{{000..002}}.tar"
+    splits = [opened(url).train for _ in range(2)]
+    server.asked.clear()
+    threads = [threading.Thread(target=some_batches, args=(split,)) for split in splits]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gets = [one for one in server.asked if one.startswith("GET")]
+    assert len(gets) == len(set(gets)) == SHARDS
+
+
+def test_an_index_that_was_interrupted_goes_on_with_the_next_shard(
+    server: ShardServer, opened: Callable[..., Dataset]
+) -> None:
+    server.fails = lambda _: 418 if server.asked[-1].startswith("GET 002") else 0
+    with pytest.raises(DataError, match="HTTP 418"):
+        opened(f"{server.url}/{{000..002}}.tar")
+    server.fails = lambda _: 0
+    server.asked.clear()
+    opened(f"{server.url}/{{000..002}}.tar")
+    whole = [one for one in server.asked if "bytes=0-" in one]
+    assert whole and all("002" in one for one in whole)
+
+
+def test_a_damaged_index_is_written_again(tmp_path: Path, opened: Callable[..., Dataset], lines: list[str]) -> None:
+    pattern = write_shards(tmp_path / "shards", 2, 10)
+    digest = opened(pattern).digest
+    (index,) = (tmp_path / "cache").glob("shards-*/labels.npy")
+    for damage in (lambda: index.write_bytes(index.read_bytes()[:-1] + b"\7"), index.unlink):
+        damage()
+        assert opened(pattern).digest == digest
+    assert sum("is damaged" in line and "indexing" in line for line in lines) == 2
+
+
+def test_layouts_of_tar_files_give_one_set(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
+    long = "a" * 80 + "/" + "b" * 80 + "/"
+    files = {f"{long}{name}": content for name, content in samples(0, 10).items()}
+    digests = set()
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        path = tmp_path / f"{form}.tar"
+        path.write_bytes(tar_of(files, form))
+        dataset = opened(str(path), test_fraction=0.2)
+        labelled = [*zip(map(np.ndarray.tobytes, [*dataset.train.images[:], *dataset.test.images]),
+                         [*dataset.train.labels.tolist(), *dataset.test.labels.tolist()], strict=True)]  # fmt: skip
+        digests.add(tuple(sorted(labelled)))
+    assert digests == {tuple(sorted(truth(number) for number in range(10)))}
+
+
+def test_labels_are_texts_numbers_or_json(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
+    def with_labels(name: str, ending: str, labels: list[Any]) -> Dataset:
+        files = {f"{i}.{end}": content for i, label in enumerate(labels)
+                 for end, content in (("png", encoded(i)), (ending, label))}  # fmt: skip
+        (tmp_path / name).write_bytes(tar_of(files))
+        return opened(str(tmp_path / name))
+
+    texts = with_labels("a.tar", "cls", [b"dog", b"cat\n", b"dog", b"cat"])
+    assert texts.class_names == ("cat", "dog")
+    numbers = with_labels("b.tar", "json", [json.dumps({"label": n}).encode() for n in (0, 2, 2, 1)])
+    assert numbers.class_names == ("0", "1", "2")
+    none = with_labels("c.tar", "txt", [b"a dog", b"a cat", b"two", b"three"])
+    assert none.class_names == ("all",)
+    both = [*numbers.train.labels.tolist(), *numbers.test.labels.tolist()]
+    assert sorted(both) == [0, 1, 2, 2]
+
+
+def test_test_shards_are_the_test_split(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
+    write_shards(tmp_path / "s", 3, 10)
+    dataset = opened(f"{tmp_path}/s/00[01].tar", test_shards=f"{tmp_path}/s/002.tar")
+    assert len(dataset.train.labels) == 20
+    assert [image.tobytes() for image in dataset.test.images] == [truth(number)[0] for number in range(20, 30)]
+
+
+def test_parquet_shards_are_the_set_that_tar_shards_are(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    directory = tmp_path / "parquet"
+    directory.mkdir()
+    for shard in range(2):
+        numbers = range(shard * 30, shard * 30 + 30)
+        table = pyarrow.table(
+            {"image": [{"bytes": encoded(n), "path": ""} for n in numbers], "label": [n % 3 for n in numbers]}
+        )
+        pyarrow.parquet.write_table(table, directory / f"{shard:03}.parquet", row_group_size=8)
+    tar = opened(write_shards(tmp_path / "tar", 2, 30))
+    with served(directory) as server:
+        for place in (str(directory), server.url):
+            found = opened(f"{place}/{{000..001}}.parquet")
+            assert np.array_equal(some_batches(found.train), some_batches(tar.train))
+            assert np.array_equal(found.test.images, tar.test.images)
+            assert found.class_names == tar.class_names
+
+
+def bad(
+    files: dict[str, bytes], pattern: str = "*.tar", **options: Any
+) -> tuple[dict[str, bytes], str, dict[str, Any]]:
+    return files, pattern, options
+
+
+GOOD = tar_of(samples(0, 6))
+WIDE = tar_of({"a.png": encoded(1), "b.png": encoded(2, side=9), "c.png": encoded(3)})
+DEEP = io.BytesIO()
+Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(DEEP, "PNG")
+BAD = {
+    "no file is named .*none.*tar": bad({}, "none*.tar"),
+    r"cannot read .*x\.tar: No such file": bad({}, "x.tar"),
+    r"is no \.tar or \.parquet file; unpack it with gunzip": bad({"a.tar.gz": b""}, "a.tar.gz"),
+    r"is no \.tar or \.parquet file; name": bad({"a.zip": b""}, "a.zip"),
+    "shards are of parquet and tar": bad({"a.tar": GOOD, "a.parquet": GOOD}, "a.*"),
+    r"\{9\.\.0\} counts from 9 to 0": bad({}, "{9..0}.tar"),
+    "names .* twice": bad({"a.tar": GOOD}, "{a,a}.tar"),
+    "it is no tar file": bad({"a.tar": b"<html>" * 200}),
+    "it is compressed; unpack it": bad({"a.tar": b"\x1f\x8b" + bytes(600)}),
+    "a.tar: it is cut off": bad({"a.tar": GOOD[:570]}),
+    r"a.tar: it is damaged or cut off at byte 1,024": bad({"a.tar": GOOD[:1100]}),
+    "fewer than two images with a name": bad({"a.tar": tar_of({"a.txt": b"1"})}),
+    "sample a has two images": bad({"a.tar": tar_of({"a.png": encoded(1), "a.jpg": encoded(1)})}),
+    "some images have labels and some have none": bad(
+        {"a.tar": tar_of({"a.png": encoded(1), "a.cls": b"1", "b.png": encoded(2)})}
+    ),
+    "label 700 is out of range": bad({"a.tar": tar_of({**samples(0, 6), "000002.cls": b"700"})}),
+    "images are of 8x8 and 9x9; say which size": bad({"a.tar": WIDE}),
+    "shards are 8-bit, and these images are uint16": bad(
+        {"a.tar": tar_of({f"{i}.png": DEEP.getvalue() for i in "abc"})}
+    ),
+    "images looked at are unreadable": bad({"a.tar": tar_of({f"{i}.png": b"x" * 99 for i in range(6)})}),
+    "value-range data is not for shards": bad({"a.tar": GOOD}, value_range="data"),
+    "pages first is not for shards": bad({"a.tar": GOOD}, pages="first"),
+    "is in the test split too": bad({"a.tar": GOOD}, test_shards="*.tar"),
+    "is not a whole parquet file": bad({"a.parquet": b"PAR1" + bytes(99)}, "a.parquet"),
+    "is unreadable|images are unreadable": bad(
+        {"a.tar": tar_of({**samples(0, 6), "000002.png": encoded(2)[:50]})}, unreadable_images="error"
+    ),
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_shards_give_one_line(line: str, tmp_path: Path, opened: Callable[..., Dataset]) -> None:
+    files, pattern, options = BAD[line]
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    if "test_shards" in options:
+        options = {**options, "test_shards": f"{tmp_path}/{options['test_shards']}"}
+    with pytest.raises(DataError, match=line) as raised:
+        some_batches(opened(f"{tmp_path}/{pattern}", **options).train, 0, 1)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("status", "line"), [(403, "no credentials of a reader"), (404, "there is no such file")])
+def test_refusals_of_a_server_are_one_line(
+    status: int, line: str, server: ShardServer, opened: Callable[..., Dataset]
+) -> None:
+    server.fails = lambda _: status
+    with pytest.raises(DataError, match=line):
+        opened(f"{server.url}/{{000..002}}.tar")
+
+
+def test_a_server_without_ranges_is_refused(server: ShardServer, opened: Callable[..., Dataset]) -> None:
+    size = 2**20 + 512  # more than a block
+    server._read = lambda name, first, last: bytes(last - first)
+    server._size = lambda name: size
+    server.ranges = False
+    with pytest.raises(DataError, match="sends whole files and no ranges"):
+        opened(f"{server.url}/000.tar")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://me:word@host/a.tar",
+        "https://host/a.tar?X-Amz-Signature=word",
+        "s3://key:word@bucket/{0..9}.tar",
+        "https://host/a.tar?sig=word&b=1",
+    ],
+)
+def test_secrets_in_addresses_are_refused_and_not_shown(address: str, tmp_path: Path) -> None:
+    for make in (
+        lambda: TrainConfig(data=f"shards:{address}"),
+        lambda: DataConfig(test_shards=address),
+        lambda: open_dataset(f"shards:{address}", ".", DataConfig(cache_dir=str(tmp_path))),
+    ):
+        with pytest.raises(ConfigError, match="has a password or signature in it") as raised:
+            make()
+        assert "word" not in str(raised.value).replace("password", "")
+    assert not list(tmp_path.iterdir())
