@@ -76,6 +76,7 @@ class TrainBatches:
         self._order = None if split.counts is None else ShardOrder(split.counts, seed)
         self._expected: Place | None = None
         if split.on_demand:
+            split.on_demand.interrupt(False)
             self._prefetcher = Prefetcher(self.gather, self.following)
         elif split.images.nbytes + split.labels.nbytes <= resident_budget_bytes:
             # On the CPU `copy` reads the map into memory once, so that no page fault stalls a step.
@@ -112,12 +113,9 @@ class TrainBatches:
         """Stop the thread. Harmless when there is none or it has stopped."""
         if self._prefetcher is None:
             return
-        images = self._split.on_demand
-        if images:  # their server may be gone, and the thread wait for it
-            images.interrupt(True)
+        if self._split.on_demand:  # their server may be gone, and the thread wait for it
+            self._split.on_demand.interrupt(True)
         self._prefetcher.close()
-        if images:
-            images.interrupt(False)
 
     def following(self, place: Place) -> Place:
         """The micro-batch after this one in training."""

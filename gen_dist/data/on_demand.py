@@ -45,7 +45,7 @@ class EncodedImages(Protocol):
         """Begin to fetch images that will be read soon."""
 
     def interrupt(self, ended: bool) -> None:
-        """Let threads that wait for images end with an error, or wait again."""
+        """End the waiting of threads for images with an error, or let them wait again."""
 
 
 class ImagesOnDemand:
@@ -127,7 +127,7 @@ class ImagesOnDemand:
         self._encoded.expect(rows)
 
     def interrupt(self, ended: bool) -> None:
-        """Let threads that wait for images end with an error, or wait again."""
+        """End the waiting of threads for images with an error, or let them wait again."""
         self._encoded.interrupt(ended)
 
     def _decode(self, row: int, out: NDArray[Any]) -> int:

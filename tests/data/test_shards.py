@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -16,11 +17,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+import gen_dist
 from gen_dist.config import DataConfig, TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches, open_dataset
 from gen_dist.data.shards import fetching
 from gen_dist.data.shards.block_cache import BlockCache
 from gen_dist.errors import ConfigError, DataError
+from gen_dist.records.checkpoint import load_newest
+from tests.support.runs import small_config
 from tests.support.shards import ShardServer, encoded, samples, served, tar_of, wait_for, write_shards
 
 SHARDS, IMAGES = 3, 20
@@ -424,3 +428,34 @@ def test_secrets_in_addresses_are_refused_and_not_shown(address: str, tmp_path: 
             make()
         assert "word" not in str(raised.value).replace("password", "")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_resumed_run_on_shards_is_the_undisturbed_one(server: ShardServer, tmp_path: Path) -> None:
+    config = small_config(
+        "vae",
+        data=f"shards:{server.url}/{{000..002}}.tar",
+        packing=DataConfig(cache_dir=str(tmp_path / "cache")),
+        steps=8,
+        evaluate_every=8,
+        sample_every=8,
+        checkpoint_every=4,
+        keep_checkpoints=2,
+        run_dir=str(tmp_path / "run"),
+    )
+
+    def trained() -> dict[str, torch.Tensor]:
+        threads = set(threading.enumerate())
+        gen_dist.train(config, say=lambda _: None)
+        ours = [thread for thread in set(threading.enumerate()) - threads if thread.name == "gen_dist-fetch"]
+        wait_for(lambda: not any(thread.is_alive() for thread in ours))
+        found = load_newest(tmp_path / "run", print)
+        assert found and found[0].step == 8
+        return {f"{group} {name}": one for group, all_of in found[0].tensors.items() for name, one in all_of.items()}
+
+    whole = trained()
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    shutil.rmtree(newest)
+    resumed = trained()
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -57,7 +57,7 @@ def write_shards(directory: Path, shards: int = 4, images: int = 25, **options: 
 class ShardServer:
     """A server of files by ranges, which counts requests."""
 
-    def __init__(self, read: Callable[[str, int, int], bytes], size: Callable[[str], int]) -> None:
+    def __init__(self, read: Callable[[str, int, int], bytes], size: Callable[[str], int], port: int = 0) -> None:
         self.fails: Callable[[int], int] = lambda number: 0
         """HTTP status with which the request of a number fails; 0 serves it."""
         self.etag = '"1"'
@@ -66,18 +66,18 @@ class ShardServer:
         self.asked: list[str] = []
         self._read = read
         self._size = size
-        self._port = 0
+        self.port = port
         self._server: ThreadingHTTPServer | None = None
         self.start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), self._handler())
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), self._handler())
         self._server.daemon_threads = True
-        self._port = self._server.server_port
+        self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:

@@ -14,6 +14,7 @@ from filelock import FileLock
 from gen_dist.files import reason_of
 
 _STRIPES = 64
+_POLL_SECONDS = 0.005
 _LEFT_OVER_SECONDS = 3600.0
 _FREED_SHARE = 16
 """Of the budget, one part in so many is freed at once, so that few writers list the directory."""
@@ -120,7 +121,7 @@ class BlockCache:
         lock = FileLock(self._directory / f".{name}.lock", is_singleton=False)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+            lock.acquire(poll_interval=_POLL_SECONDS)
         except (OSError, NotImplementedError):
             pass  # without locks a block may be fetched twice, and the budget be exceeded by a few
         try:

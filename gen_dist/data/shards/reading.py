@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -74,7 +75,8 @@ class Blocks:
         # Blocks whose content on the disk this process has compared with its digest.
         self._known: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._checked: dict[int, float] = {}
-        self._pool: ThreadPoolExecutor | None = None
+        self._wanted: queue.SimpleQueue[tuple[Future[bytes], int, int] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """Bytes of a shard.
@@ -104,13 +106,33 @@ class Blocks:
                 if (shard, block) in self._coming:
                     continue
                 self._coming[shard, block] = coming = Future[bytes]()
-                if self._pool is None:
-                    self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="gen_dist-fetch")
-            self._pool.submit(self._fulfil, coming, shard, block)
+                while len(self._threads) < READERS:
+                    # Daemons: the end of a program does not wait for what nobody will read.
+                    self._threads.append(threading.Thread(target=self._fetch_ahead, name="gen_dist-fetch", daemon=True))
+                    self._threads[-1].start()
+            self._wanted.put((coming, shard, block))
 
     def interrupt(self, ended: bool) -> None:
         """End the waiting of threads for servers, or let them wait again."""
-        (self._fetcher.interrupted.set if ended else self._fetcher.interrupted.clear)()
+        if not ended:
+            self._fetcher.interrupted.clear()
+            return
+        self._fetcher.interrupted.set()
+        with self._lock:
+            threads, self._threads = self._threads, []
+        ends = len(threads)
+        with suppress(queue.Empty):
+            while True:
+                one = self._wanted.get_nowait()
+                if one is None:  # meant for a thread of before
+                    ends += 1
+                    continue
+                coming, shard, block = one
+                coming.cancel()
+                with self._lock:
+                    self._coming.pop((shard, block), None)
+        for _ in range(ends):
+            self._wanted.put(None)
 
     def check_changed(self, shard: int) -> None:
         """Raise DataError if a shard is not as it was indexed, by its size and tag."""
@@ -160,7 +182,16 @@ class Blocks:
         assert coming is not None
         if mine:
             self._fulfil(coming, shard, block)
-        return coming.result()
+        try:
+            return coming.result()
+        except CancelledError:
+            raise DataError(f"{self._fetcher.name}: training ends") from None
+
+    def _fetch_ahead(self) -> None:
+        while one := self._wanted.get():
+            coming, shard, block = one
+            if coming.set_running_or_notify_cancel():
+                self._fulfil(coming, shard, block)
 
     def _fulfil(self, coming: Future[bytes], shard: int, block: int) -> None:
         try:
