@@ -58,3 +58,5 @@ class Stream(IntEnum):
     """Order of shards; its step is the epoch."""
     SHARD_WINDOWS = 23
     """Order of images within a group of shards; see `gen_dist.data.shard_order`."""
+    IMAGE_CHANGES = 24
+    """Random changes of training images (`augment`)."""

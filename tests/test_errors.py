@@ -176,6 +176,14 @@ CASES: dict[str, Case] = {
         lambda p: _without_labels(p, "cgan-mnist"),
         "conditioning concat needs labelled images",
     ),
+    "an augmentation that there is not": (lambda p: ["vae-mnist", "--augment", "mirror"], "is none of flip, rotate90"),
+    "an augmentation without its number": (lambda p: ["vae-mnist", "--augment", "shift"], "shift:PIXELS as shift:2"),
+    "an augmentation twice": (lambda p: ["vae-mnist", "--augment", "crop:0.9", "crop:0.8"], "crop twice"),
+    "a turn of images that are not square": (
+        lambda p: ["vae-mnist", "--data", "synthetic", "--image-size", "32x28", "--augment", "rotate90"],
+        "these are 32x28: leave it out, or give a square --image-size",
+    ),
+    "a shift out of the image": (lambda p: ["vae-mnist", "--augment", "shift:28"], "use at most shift:14"),
     "a conditional VAE of images without labels": (
         lambda p: _without_labels(p, "vae-mnist", "--conditioning", "concat"),
         "conditioning concat needs labelled images",

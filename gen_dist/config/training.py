@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args
 from tyro.conf import Fixed, Suppress, arg
 
 from gen_dist.config.addresses import refuse_secrets
+from gen_dist.config.augmentation import image_changes
 from gen_dist.config.checked import Checked, at_least
 from gen_dist.config.data import DataConfig
 from gen_dist.config.networks import MlpConfig, NetworkConfig, RoleName, Roles, networks
@@ -56,6 +57,10 @@ class TrainConfig(Checked):
     """Images to learn: mnist5k, mnist, fashion_mnist, kmnist, cifar10, svhn, folder:PATH, parquet:PATH, synthetic."""
     data_root: str = "data"
     """Directory of the torchvision data sets (MNIST/raw and the like) and of downloads."""
+    augment: tuple[str, ...] = ()
+    """Random changes of training images, anew at each use: `flip` (left and right), `shift:2` (by up to 2 pixels),
+    `crop:0.8` (a part of at least 0.8 of the sides, resized), `rotate90` (by multiples of 90 degrees). The model learns
+    to make such images."""
     steps: int = 2000
     """Optimizer steps of the whole run."""
     global_batch_size: int = 128
@@ -134,6 +139,7 @@ class TrainConfig(Checked):
             if getattr(self, role) is not None and role not in self.objective.roles:
                 its = " and ".join(self.objective.roles)
                 raise ConfigError(f"objective {self.objective.kind} has no {role}; its networks are {its}")
+        image_changes(self.augment)
         self._refuse_bad_shards()
         self.objective.refuse_steps(self.steps)
         if not self.data:

@@ -9,6 +9,8 @@ images. On grey the discriminator can detect the augmentation and score the rest
 
 Noise (Soenderby et al. 2017; Arjovsky & Bottou 2017) hides features that separate all real images from all generated
 ones trivially, such as a background of exactly one value.
+
+Neither changes the images that a model learns to make; `gen_dist.data.augmenting` does.
 """
 
 import math
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gen_dist.config import Augmentation
+from gen_dist.data.augmenting import integers
 from gen_dist.kernels import Key, normal
 
 DRAWS = 7
@@ -66,11 +69,6 @@ def uniform(key: Key, rows: int, width: int) -> Tensor:
     return 0.5 + 0.5 * torch.erf(normal(key, rows, width) * math.sqrt(0.5))
 
 
-def _integers(uniforms: Tensor, count: int) -> Tensor:
-    """Map uniforms [B] to integers 0 .. count - 1, int64 [B]."""
-    return (uniforms * count).to(torch.int64).clamp(max=count - 1)
-
-
 def _change_colours(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
     """Change brightness by -1/2..1/2, saturation by a factor 0..2 and contrast by 1/2..3/2, in one pass.
 
@@ -103,7 +101,7 @@ def _translate(images: Tensor, down: Tensor, right: Tensor) -> tuple[Tensor, Ten
 def _shifted(uniforms: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Source index of each place along a side, cyclic, and True where it did not wrap around: [B, side] each."""
     furthest = int(side * TRANSLATION + 0.5)
-    shift = _integers(uniforms, 2 * furthest + 1) - furthest
+    shift = integers(uniforms, 2 * furthest + 1) - furthest
     source = torch.arange(side, device=uniforms.device) - shift[:, None]
     return source % side, (source >= 0) & (source < side)
 
@@ -120,6 +118,6 @@ def _cut(uniforms: Tensor, side: int) -> Tensor:
     """True at the places along a side that are in the cut: bool [B, side]."""
     length = int(side * CUTOUT + 0.5)
     # The middle of a cut of even length lies between two pixels: side + 1 such places, ends included.
-    first = _integers(uniforms, side + 1 - length % 2) - length // 2
+    first = integers(uniforms, side + 1 - length % 2) - length // 2
     places = torch.arange(side, device=uniforms.device) - first[:, None]
     return (places >= 0) & (places < length)

@@ -12,14 +12,18 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gen_dist.config import TrainConfig
+from gen_dist.config.augmentation import image_changes
 from gen_dist.data import Dataset, Split, TrainBatches
+from gen_dist.data.augmenting import DRAWS, augmented, refuse_bad_changes
 from gen_dist.errors import CheckpointError, MachineError, is_out_of_memory
 from gen_dist.objectives import Batch, Objective, build_objective
+from gen_dist.objectives.augmentation import uniform
 from gen_dist.objectives.phase import refuse_bad_phases
 from gen_dist.parallel.choice import choose_sums
 from gen_dist.parallel.collectives import copy_from_main
 from gen_dist.parallel.processes import Processes
 from gen_dist.parallel.sync_batch_norm import synchronize
+from gen_dist.randomness import Stream
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.training.cuda_graphs import RecordedSteps, choose_recording
 from gen_dist.training.log_averages import choose_log_averages
@@ -49,6 +53,7 @@ class Trainer:
         self.config = config
         self.dataset = dataset
         self.processes = processes
+        refuse_bad_changes(image_changes(config.augment), dataset.image_shape)
         self.dtype = resolve_precision(config.precision, processes.device)
         self._sums = choose_sums(config, processes)
         self._rows = rows_of_rank(config, processes)
@@ -162,10 +167,17 @@ class Trainer:
 
     def _micro_batches(self, step: int) -> list[Batch]:
         self._schedule.write(step)
-        return [
+        batches = [
             Batch(*self._batches.micro_batch(step, index), self._schedule.rng, first_row)
             for index, (first_row, _) in enumerate(self._rows.micro_batches)
         ]
+        if self.config.augment:
+            batches = [batch._replace(images=self._augmented(batch)) for batch in batches]
+        return batches
+
+    def _augmented(self, batch: Batch) -> Tensor:
+        draws = uniform(batch.key(Stream.IMAGE_CHANGES), len(batch.images), DRAWS)
+        return augmented(batch.images, image_changes(self.config.augment), self.dataset.scale, draws)
 
     def _step(self, micro_batches: list[Batch], due: Due, lap: Lap | None) -> dict[str, Tensor]:
         if self._recorded and lap is None:
