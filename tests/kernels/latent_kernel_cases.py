@@ -3,8 +3,9 @@
 It needs TRITON_INTERPRET=1 before Triton is imported, so its name keeps pytest from collecting it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,8 +191,13 @@ def test_kernel_keys_beyond_32_bits_count_as_the_twins(seed: int, step: int, fir
     assert len(words.unique()) == words.numel()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("latents", [1, 3, 5, 7, 20, 33, 64, 1000, 1030])
+def _first(values: Sequence[Any], count: int) -> list[Any]:
+    """Parameters of which `make test` runs the first ones."""
+    return [pytest.param(value, marks=[pytest.mark.slow] * (place >= count)) for place, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("dtype", _first(DTYPES, 2), ids=str)
+@pytest.mark.parametrize("latents", _first([1, 7, 33, 1030, 3, 5, 20, 64, 1000], 4))
 def test_latent_kernels_equal_their_twins_at_every_width(latents: int, dtype: torch.dtype) -> None:
     for rows in (0, 1, 3, 130) if latents < 64 and dtype == torch.float32 else (1, 3):
         parameters = draw(rows, 2 * latents, seed=1, dtype=dtype, memory_format=torch.contiguous_format)
@@ -200,7 +206,11 @@ def test_latent_kernels_equal_their_twins_at_every_width(latents: int, dtype: to
 
 @pytest.mark.parametrize(
     ("dtype", "options"),
-    [*((torch.float32, options) for options in OPTIONS), (torch.bfloat16, "2 samples"), (torch.float16, "prior")],
+    [
+        *((torch.float32, options) for options in OPTIONS),
+        (torch.bfloat16, "2 samples"),
+        pytest.param(torch.float16, "prior", marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -291,7 +301,7 @@ def test_latent_kernel_shards_equal_the_whole(width: int) -> None:
         assert torch.equal(torch.cat([first, second]), output)
 
 
-@pytest.mark.parametrize("columns", [64, 256, 1024])
+@pytest.mark.parametrize("columns", _first([64, 1024, 256], 2))
 def test_latents_do_not_depend_on_the_tile(columns: int) -> None:
     parameters = draw(3, 400, seed=1, dtype=torch.float32, memory_format=torch.contiguous_format)
     outputs = []
