@@ -119,7 +119,7 @@ def _without_shared_memory() -> dict[str, Any]:
 
 def main() -> None:
     results: dict[str, object] = {}
-    out, names = Path(sys.argv[1]), sys.argv[2:]
+    out, names = Path(sys.argv[1]), [word for word in sys.argv[2:] if word != "--compiled"]
     for name in names:
         trainer, logs, reduced = _reduced_by_steps(config_of_ranks(name))
         results[name] = {
@@ -152,9 +152,10 @@ def main() -> None:
         "parameter_spread": parameter_spread(players),
         "reduced": reduced_in_steps,
     }
-    compiled = two_players(accumulation=2, compile=True)
-    steps = [compiled.run_step(step) for step in range(STEPS)]
-    results["compiled players"] = {"logs": compiled.average_logs(steps), "state": state_norms(compiled)}
+    if "--compiled" in sys.argv:
+        compiled = two_players(accumulation=2, compile=True)
+        steps = [compiled.run_step(step) for step in range(STEPS)]
+        results["compiled players"] = {"logs": compiled.average_logs(steps), "state": state_norms(compiled)}
     processes = players.processes
     if processes.is_main:
         results["world_size"] = processes.world_size

@@ -69,7 +69,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def other_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return _results(tmp_path_factory, sorted(LEFT_OUT))
+    return _results(tmp_path_factory, [*sorted(LEFT_OUT), "--compiled"])
 
 
 @pytest.fixture
@@ -210,8 +210,9 @@ def test_two_phases_on_two_ranks_equal_one_rank(two_ranks: dict[str, Any]) -> No
     assert abs(result["parameter_spread"]) < 1e-9
 
 
-def test_compiled_turns_on_two_ranks_equal_eager_ones_on_one(two_ranks: dict[str, Any]) -> None:
-    alone, result = two_players(), two_ranks["compiled players"]
+@pytest.mark.slow
+def test_compiled_turns_on_two_ranks_equal_eager_ones_on_one(other_two_ranks: dict[str, Any]) -> None:
+    alone, result = two_players(), other_two_ranks["compiled players"]
     _assert_same_losses(result["logs"], all_logs(alone))
     assert result["state"] == pytest.approx(state_norms(alone), rel=1e-5)
 
