@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gen_dist.data.cache import Split
+from gen_dist.data.dataset import Split
 from gen_dist.data.on_demand import ImagesOnDemand
 from gen_dist.data.prefetching import Place, Prefetcher
 from gen_dist.data.shard_order import ShardOrder

@@ -10,25 +10,22 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from gen_dist.config import DataConfig
-from gen_dist.config.labels import LabelScheme, classes_named, scheme_of_json
+from gen_dist.config.labels import scheme_of_json
 from gen_dist.data.building import building_prefix, file_slug, only_builder
+from gen_dist.data.dataset import Dataset, Split
+from gen_dist.data.encoded_reading import encoded_images
 from gen_dist.data.image_names import ImageNames, names_file
-from gen_dist.data.on_demand import ImagesOnDemand
-from gen_dist.data.packing import cache_errors, images_file, labels_file, pack, source_keeping
+from gen_dist.data.packing import cache_errors, images_file, labels_file, offsets_file, pack, source_keeping
 from gen_dist.data.ranges import Measured, measured_scale
 from gen_dist.data.sources.source import SPLITS, KeepsDepth, Source, SplitName
-from gen_dist.data.values import PLAIN, ValueScale, scale_of_json
+from gen_dist.data.values import ValueScale, scale_of_json
 from gen_dist.errors import DataError
 from gen_dist.files import reason_of, retrying, sync, write_atomically
 
@@ -36,80 +33,10 @@ from gen_dist.files import reason_of, retrying, sync, write_atomically
 _FORMAT = 2
 _FILES = tuple(name(split) for split in SPLITS for name in (images_file, labels_file))
 """Files that every cache has, and that its digest is of."""
-_NAMES_FILES = tuple(map(names_file, SPLITS))
-"""Files of sources that name their images. Caches of older versions lack them."""
+_MORE_FILES = tuple(name(split) for name in (names_file, offsets_file) for split in SPLITS)
+"""Files of sources that name their images, and of encoded ones. Caches of older versions lack the names."""
 # Files up to this size are hashed at every opening, larger ones only if their stamps have changed.
 _ALWAYS_VERIFIED_BYTES = 2**30
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images of one split, in the source's order; those held out of a train split in keyed order."""
-
-    name: str
-    """Name in error messages: `train split of mnist5k`."""
-    images: NDArray[Any]
-    """[N, C, H, W] of the scale's dtype, memory-mapped. Read-only by convention: a write stays private to the process.
-    Those of `on_demand` are no array, but have its shape, its type and its ways to take rows."""
-    labels: NDArray[Any]
-    """int64 [N], indices into the class names of the data set, all 0 for a source without labels; or int64 [N, A] of
-    attributes, float32 [N, A] of numbers. The scheme of the data set says which."""
-    names: Sequence[str] | None = None
-    """Name of each image, such as its path in a folder. None for sources without, and for caches of older versions."""
-    scale: ValueScale = PLAIN
-    """Range of the values, which models see as 0..1."""
-    counts: NDArray[np.int64] | None = None
-    """Images of each shard, int64 [shards], of a split whose order is that of `gen_dist.data.shard_order`. None for
-    others."""
-    some: Split | None = None
-    """Some of the images, packed; see `sample`."""
-
-    @property
-    def on_demand(self) -> ImagesOnDemand | None:
-        """Images that are decoded when they are asked for; None if they are packed."""
-        images: Any = self.images
-        return images if isinstance(images, ImagesOnDemand) else None
-
-    @property
-    def sample(self) -> Split:
-        """The split itself if all of it is at hand, else some of its images: for statistics of the whole."""
-        return self.some or self
-
-    def for_model(self, rows: slice | NDArray[np.int64]) -> Tensor:
-        """Some images as objectives take them, on the CPU: uint8 [n, C, H, W], or float32 in 0..255 for other values
-        than 8-bit ones."""
-        return self.scale.for_model(torch.from_numpy(self.images[rows]))
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A packed source: both splits have one image shape and one set of classes."""
-
-    train: Split
-    test: Split
-    class_names: tuple[str, ...]
-    """Names of the labels 0, 1, ...; one name for a source without classes."""
-    digest: str
-    """SHA-256 of images, labels, class names and range of the values: equal digests are equal data, whatever the path
-    or machine."""
-    scheme: LabelScheme | None = None
-    """Meaning of the labels. None: they are the classes of `class_names`, which no image lacks."""
-
-    @property
-    def labels(self) -> LabelScheme:
-        """Meaning of the labels of both splits."""
-        return self.scheme or classes_named(self.class_names)
-
-    @property
-    def scale(self) -> ValueScale:
-        """Range of the values of both splits."""
-        return self.train.scale
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
 
 
 class _DamagedCache(Exception):
@@ -226,6 +153,8 @@ def _options(source: Source, packing: DataConfig, deep: bool) -> dict[str, Any]:
         options["fit"] = packing.fit
     if deep:
         options["dtype"] = packing.dtype
+    if packing.storage != "raw":
+        options["storage"] = packing.storage
     for name in ("value_range", "range_per_channel", "pages", "label_columns"):  # as above, for older caches
         if value := getattr(packing, name):
             options[name] = value
@@ -243,11 +172,11 @@ def _build(source: Source, packing: DataConfig, directory: Path) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=building_prefix(source), dir=cache))
     try:
         packed = pack(source, packing, temporary, shown_directory=cache)
-        measured = _measured(temporary, source, packing)
+        measured = _measured(temporary, source, packing, packed.decoding)
         if _find(source, packing, cache) != directory:
             raise DataError(f"{source.name}: its files changed while they were packed; try again")
         with cache_errors(cache):
-            files = [*_FILES, *(name for name in _NAMES_FILES if (temporary / name).exists())]
+            files = [*_FILES, *(name for name in _MORE_FILES if (temporary / name).exists())]
             meta: dict[str, Any] = {
                 "format": _FORMAT,
                 "source": source.name,
@@ -262,6 +191,8 @@ def _build(source: Source, packing: DataConfig, directory: Path) -> None:
                 meta["values"] = measured.scale.as_json()
             if not packed.labels.is_plain:
                 meta["labels"] = packed.labels.as_json()
+            if packed.decoding:
+                meta["decoding"] = packed.decoding
             meta["digest"] = _digest(meta)
             meta["digest_of_this_file"] = _digest_of_all(meta)
             _write_synced(temporary / "meta.json", meta)
@@ -281,9 +212,9 @@ def _build(source: Source, packing: DataConfig, directory: Path) -> None:
         raise
 
 
-def _measured(directory: Path, source: Source, packing: DataConfig) -> Measured:
+def _measured(directory: Path, source: Source, packing: DataConfig, decoding: dict[str, Any] | None) -> Measured:
     """Range of the values of both splits."""
-    train, test = (np.load(directory / images_file(split), mmap_mode="r", allow_pickle=False) for split in SPLITS)
+    train, test = (_images(directory, split, "r", decoding) for split in SPLITS)
     return measured_scale(source.name, train, test, packing)
 
 
@@ -321,7 +252,7 @@ def _read(directory: Path, source_name: str) -> tuple[dict[str, Any], Split, Spl
             raise _DamagedCache("meta.json has another digest")
         _verify(directory, meta["files"])
         scale = scale_of_json(meta.get("values"))
-        train, test = (_map(directory, split, source_name, meta["files"], scale) for split in SPLITS)
+        train, test = (_map(directory, split, source_name, meta, scale) for split in SPLITS)
         return meta, train, test
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _DamagedCache(f"{type(error).__name__}: {error}") from None
@@ -334,20 +265,29 @@ def _unreadable(path: Path, error: OSError) -> DataError:
     )
 
 
-def _map(directory: Path, split: SplitName, source_name: str, files: Collection[str], scale: ValueScale) -> Split:
+def _map(directory: Path, split: SplitName, source_name: str, meta: dict[str, Any], scale: ValueScale) -> Split:
     # Copy-on-write maps: torch.from_numpy warns about arrays that cannot be written.
-    images, labels, *names = (
+    labels, *names = (
         np.load(directory / name, mmap_mode="c", allow_pickle=False)
-        for name in (images_file(split), labels_file(split), names_file(split))
-        if name in files
+        for name in (labels_file(split), names_file(split))
+        if name in meta["files"]
     )
+    images = _images(directory, split, "c", meta.get("decoding"))
     of_images = ImageNames(names[0]) if names else None
     return Split(f"{split} split of {source_name}", images, labels, of_images, scale)
 
 
+def _images(directory: Path, split: SplitName, mode: Literal["c", "r"], decoding: dict[str, Any] | None) -> Any:
+    path = directory / images_file(split)
+    content = np.load(path, mmap_mode=mode, allow_pickle=False)
+    if decoding is None:
+        return content
+    return encoded_images(path, content, np.load(directory / offsets_file(split), mmap_mode=mode), decoding)
+
+
 def _verify(directory: Path, files: dict[str, Any]) -> None:
     """Compare the files with their digests; large ones only if size, time or inode have changed."""
-    names = [*_FILES, *(name for name in _NAMES_FILES if name in files)]
+    names = [*_FILES, *(name for name in _MORE_FILES if name in files)]
     for name in names:
         if (size := (directory / name).stat().st_size) != files[name]["bytes"]:
             raise _DamagedCache(f"{name} has {size} bytes, not {files[name]['bytes']}")
@@ -384,7 +324,7 @@ def _stamp(path: Path) -> list[int]:
 
 def _digest(meta: dict[str, Any]) -> str:
     content = [[meta["files"][name]["sha256"] for name in _FILES], list(meta["class_names"])]
-    content += [meta[name] for name in ("values", "labels") if name in meta]
+    content += [meta[name] for name in ("values", "labels", "decoding") if name in meta]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -11,7 +11,8 @@ from gen_dist.config import DataConfig
 from gen_dist.config.addresses import shown
 from gen_dist.config.data import Layout
 from gen_dist.data import sources
-from gen_dist.data.cache import Dataset, Split, cache_directory, expand_home, open_packed, packed_directory
+from gen_dist.data.cache import cache_directory, expand_home, open_packed, packed_directory
+from gen_dist.data.dataset import Dataset, Split
 from gen_dist.data.given import images_given
 from gen_dist.data.naming import printable
 from gen_dist.data.shards.opening import open_shards

@@ -163,6 +163,14 @@ def count_pages(file: ImageFile) -> int:
         raise _unreadable(error) from error
 
 
+def encoded_bytes(encoded: Encoded) -> bytes:
+    """Bytes of an encoded image, or of an image file; see `read_image`."""
+    if isinstance(encoded, ImageFile):
+        return read_image(encoded)
+    assert isinstance(encoded, bytes)
+    return encoded
+
+
 def read_image(file: ImageFile) -> bytes:
     """Bytes of an image file.
 

@@ -82,6 +82,11 @@ class ImagesOnDemand:
         return self.shape[0]
 
     @property
+    def size(self) -> int:
+        """Values of all images."""
+        return self.nbytes // self.dtype.itemsize
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all images when they are decoded."""
         return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize

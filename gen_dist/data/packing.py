@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +19,20 @@ from tqdm import tqdm
 
 from gen_dist.config import DataConfig
 from gen_dist.config.labels import LabelScheme
-from gen_dist.data.decoding import Decoded, UnreadableImage, decode_image, image_warnings_as_intended
+from gen_dist.data.decoding import Decoded, UnreadableImage, decode_image, encoded_bytes, image_warnings_as_intended
 from gen_dist.data.deep_files import Keeping
 from gen_dist.data.fitting import Fitting, fitting_of, line_on_changes
 from gen_dist.data.image_names import names_file, write_names
 from gen_dist.data.labelling import completed, lines_on_labels
 from gen_dist.data.losses import lines_on_losses
 from gen_dist.data.naming import remarks_on_classes
+from gen_dist.data.packed_files import ArrayFile, EncodedFile
 from gen_dist.data.refusals import (
     OneShape,
     blocks_of,
     check_counts,
     check_labels,
+    check_storage,
     class_names_of,
     held_out_count,
     leave_out,
@@ -49,9 +51,6 @@ MOST_BYTES_DECODED = 2**30
 THREADS = min(os.cpu_count() or 1, 32)
 # Encoded images that wait for the pool; blocks of usual images are a few MB.
 _MOST_BYTES_WAITING = 2**26
-# Images moved at once when some are taken out of a packed file: rows, fewer of large images.
-_ROWS_PER_MOVE = 1024
-_MOST_BYTES_MOVED = 2**26
 # The bar is for sources that take long; shorter ones leave no trace of it.
 SECONDS_BEFORE_PROGRESS = 1.0
 
@@ -69,11 +68,18 @@ class Packed:
     remarks: list[str]
     """Lines about class names that may not be meant, about images that were resized, and about images that lost
     something, such as their further pages."""
+    decoding: dict[str, Any] | None = None
+    """How encoded images are decoded, for JSON; None if they are packed as values."""
 
 
 def images_file(split: SplitName) -> str:
     """Name of the file with the images of a split."""
     return f"{split}_images.npy"
+
+
+def offsets_file(split: SplitName) -> str:
+    """Name of the file with the offsets of the encoded images of a split."""
+    return f"{split}_offsets.npy"
 
 
 def labels_file(split: SplitName) -> str:
@@ -133,68 +139,7 @@ def pack(source: Source, packing: DataConfig, directory: Path, shown_directory: 
         *line_on_changes(packer.changes),
         *lines_on_losses(packer.losses),
     ]
-    return Packed(packer.scheme, packer.left_out.count, str(packer.left_out), remarks)
-
-
-class ArrayFile:
-    """A .npy file of images [N, C, H, W] that grows. Plain writes, because a full disk kills a process that
-    writes through a memory map."""
-
-    def __init__(self, path: Path) -> None:
-        self.count = 0
-        self._path = path
-        self._file = path.open("w+b")
-        self._start = 0
-        self._shape: tuple[int, ...] = ()
-        self._dtype = np.dtype(np.uint8)
-
-    def append(self, images: NDArray[Any]) -> None:
-        """Write images [n, C, H, W] behind those of before."""
-        if not self._shape:
-            self._shape, self._dtype = images.shape[1:], images.dtype
-            self._write_header()
-            self._start = self._file.tell()
-        self._file.write(np.ascontiguousarray(images).data)
-        self.count += len(images)
-
-    def some_rows(self, rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
-        """Rows written so far, [n, C, H, W]: copies of a few of the given ones at a time, in their order."""
-        self._file.flush()
-        images = np.memmap(self._path, self._dtype, "r", offset=self._start, shape=(self.count, *self._shape))
-        at_once = max(1, min(_ROWS_PER_MOVE, _MOST_BYTES_MOVED // (math.prod(self._shape) * self._dtype.itemsize)))
-        for first in range(0, len(rows), at_once):
-            yield images[rows[first : first + at_once]]
-
-    def keep(self, rows: NDArray[np.int64], channels: int) -> None:
-        """Keep only the given rows (ascending) and the first channels, in place.
-
-        No row moves towards the end, so a block that has been read can be overwritten.
-        """
-        self._file.seek(self._start)
-        for some in self.some_rows(rows):
-            self._file.write(np.ascontiguousarray(some[:, :channels]).data)
-        self._file.truncate()
-        self.count, self._shape = len(rows), (channels, *self._shape[1:])
-
-    def finish(self) -> None:
-        """Write the number of images, and all to the disk."""
-        self._file.seek(0)
-        self._write_header()
-        # NumPy pads headers so that the number of rows can grow without moving the data.
-        assert self._file.tell() == self._start
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file, finished or not."""
-        # After a failed write, close tries to flush again and fails again; the first error is the one to show.
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    def _write_header(self) -> None:
-        shape = (self.count, *self._shape)
-        header: dict[str, Any] = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
+    return Packed(packer.scheme, packer.left_out.count, str(packer.left_out), remarks, packer.decoding)
 
 
 Result = Decoded | str
@@ -262,11 +207,18 @@ class _Packer:
         self._directory = directory
         self._shown_directory = shown_directory
         self._shape = OneShape(source, packing)
+        self._is_encoded = packing.storage == "encoded"
+        self.decoding: dict[str, Any] | None = None
+        """How packed bytes become images, for JSON; None if they are values."""
         self._all_gray = True
         self._labels: dict[SplitName, list[NDArray[Any]]] = {split: [] for split in SPLITS}
         self._names: dict[SplitName, list[str]] = {split: [] for split in SPLITS}
         with cache_errors(shown_directory):
-            self._files = {split: ArrayFile(directory / images_file(split)) for split in SPLITS}
+            self._files = {split: self._new_file(split) for split in SPLITS}
+
+    def _new_file(self, split: SplitName) -> ArrayFile | EncodedFile:
+        path = self._directory / images_file(split)
+        return EncodedFile(path, self._directory / offsets_file(split)) if self._is_encoded else ArrayFile(path)
 
     def close(self) -> None:
         for file in self._files.values():
@@ -278,6 +230,7 @@ class _Packer:
         fitting = source_fitting(self._source, self._packing)
         for block in blocks_of(self._source):
             check_labels(self._source, block, self.scheme, self._packing)
+            check_storage(self._source, self._packing, block)
             if isinstance(block.images, np.ndarray) and not needs_fitting(self._source, self._packing, block.images):
                 while window:
                     progress(self._append_decoded(fitting, *window.popleft()))
@@ -301,7 +254,7 @@ class _Packer:
     def finish(self) -> None:
         """Hold out the test split where there is none, drop equal channels, and write what remains to the disk."""
         check_counts(self._source, {split: file.count for split, file in self._files.items()}, self.left_out)
-        train, test = self._files["train"], self._files["test"]
+        train, test = cast(Any, self._files["train"]), cast(Any, self._files["test"])
         train_labels, test_labels = (
             np.concatenate([*self._labels[split], np.empty((0, *self.scheme.shape), self.scheme.dtype)])
             for split in SPLITS
@@ -330,6 +283,7 @@ class _Packer:
                 train.keep(train_rows, channels)
             if channels < stored:
                 test.keep(np.arange(test.count), channels)
+            self._describe_decoding(channels)
             contents = ((train_labels, train_names), (test_labels, test_names))
             for split, (labels, names) in zip(SPLITS, contents, strict=True):
                 self._files[split].finish()
@@ -339,6 +293,18 @@ class _Packer:
                     np.lib.format.write_array(file, labels, version=(1, 0), allow_pickle=False)
                     file.flush()
                     os.fsync(file.fileno())
+
+    def _describe_decoding(self, channels: int) -> None:
+        if not self._is_encoded:
+            return
+        assert self._shape.shape is not None
+        self.decoding = {
+            "shape": [channels, *self._shape.shape[1:]],
+            "dtype": self._shape.dtype,
+            "fitting": source_fitting(self._source, self._packing),
+            "keeping": source_keeping(self._source, self._packing),
+            "reduces_colour": self._packing.channels == 1,
+        }
 
     def _at_once(self, fitting: Fitting | None) -> tuple[int, int]:
         """Images that a task decodes, and tasks that wait: one image at first if their size is not known, and few if
@@ -365,16 +331,20 @@ class _Packer:
             readable.append(image.pixels)
             positions.append(position)
         if readable:
-            self._append(block, np.stack(readable), positions)
+            encoded = [encoded_bytes(block.images[position]) for position in positions] if self._is_encoded else None
+            self._append(block, np.stack(readable), positions, encoded)
         return len(images)
 
-    def _append(self, block: Block, images: NDArray[Any], positions: Sequence[int]) -> None:
-        """Append the images of a block at these positions."""
+    def _append(
+        self, block: Block, images: NDArray[Any], positions: Sequence[int], encoded: list[bytes] | None = None
+    ) -> None:
+        """Append the images of a block at these positions, as their encoded bytes if they are given."""
         name = block.name(positions[0] if positions else 0)
         self._shape.check(images.shape[1:], name)
         self._shape.check_dtype(str(images.dtype), name)
         with cache_errors(self._shown_directory):
-            self._files[block.split].append(images)
+            file: Any = self._files[block.split]
+            file.append(images if encoded is None else encoded)
         self._labels[block.split].append(block.labels[positions])
         if not isinstance(block.names, str):
             self._names[block.split] += [block.names[position] for position in positions]

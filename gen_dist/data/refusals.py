@@ -117,7 +117,9 @@ class OneShape:
         self._first_name = ""
         self.shape: tuple[int, ...] | None = None
         """(C, H, W) of the first image; None without one."""
-        self._dtype, self._first_of_dtype = "", ""
+        self._first_of_dtype = ""
+        self.dtype = ""
+        """Type of the values of the first image."""
 
     def check(self, shape: tuple[int, ...], name: str) -> None:
         """Raise DataError if the shape (C, H, W) of an image is not that of the first, or not the configured one."""
@@ -136,11 +138,11 @@ class OneShape:
 
     def check_dtype(self, dtype: str, name: str) -> None:
         """Raise DataError if the values of an image are of another type than those of the first."""
-        if not self._dtype:
-            self._dtype, self._first_of_dtype = dtype, name
-        elif dtype != self._dtype:
+        if not self.dtype:
+            self.dtype, self._first_of_dtype = dtype, name
+        elif dtype != self.dtype:
             raise DataError(
-                f"{self._source.name}: images differ in type: {self._first_of_dtype} is {self._dtype}, {name} is "
+                f"{self._source.name}: images differ in type: {self._first_of_dtype} is {self.dtype}, {name} is "
                 f"{dtype}; convert them to one"
             )
 
@@ -148,6 +150,12 @@ class OneShape:
         if self._packing.fit != "none":
             return "--image-size"
         return "--fit crop, pad or stretch" + (" with --image-size" if self._packing.size is None else "")
+
+
+def check_storage(source: Source, packing: DataConfig, block: Block) -> None:
+    """Raise DataError if the images of a block are to be packed as they are encoded, and are values."""
+    if packing.storage == "encoded" and isinstance(block.images, np.ndarray):
+        raise DataError(f"{source.name} is of arrays, not of encoded images; leave out --storage encoded")
 
 
 def leave_out(source: Source, packing: DataConfig, left_out: Tally, name: str, reason: str) -> None:

@@ -64,6 +64,8 @@ class Survey:
     """Type of their values."""
     values: tuple[float, float] | None = None
     """Least and greatest value of the images that were looked at. None for 8-bit images."""
+    encoded_bytes: int = 0
+    """Size of the images that would be packed as they are encoded. 0 if their values would be."""
     seconds: float = 0.0
     """Estimate of the time of packing, without that of the disk."""
     threads: int = 1
@@ -84,6 +86,8 @@ class Survey:
         """Size of the packed images and labels."""
         if self.shape is None:
             return 0
+        if self.encoded_bytes:
+            return self.encoded_bytes + self.images * (8 + self.bytes_of_a_label)  # and an offset
         return self.images * (int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize + self.bytes_of_a_label)
 
     def lines(self) -> list[str]:
@@ -103,9 +107,8 @@ class Survey:
             return lines
         channels, height, width = self.shape
         lines.append("packing makes of them")
-        lines += _listed(
-            "images", [f"{self.dtype} [{channels}, {height}, {width}] each, {_size(self.bytes)} in {self.cache}"]
-        )
+        size = f"{'as encoded, ' if self.encoded_bytes else ''}{_size(self.bytes)} in {self.cache}"
+        lines += _listed("images", [f"{self.dtype} [{channels}, {height}, {width}] each, {size}"])
         if self.values:
             low, high = map(format_number, self.values)
             lines += _listed("values", [f"{low}..{high} in the {len(self.sheet):,} images of the contact sheet"])

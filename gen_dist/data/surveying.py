@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from gen_dist.config import DataConfig
 from gen_dist.config.labels import UNKNOWN
-from gen_dist.data.decoding import Encoded, Header, UnreadableImage, image_warnings_as_intended, read_header
+from gen_dist.data.decoding import Encoded, Header, ImageFile, UnreadableImage, image_warnings_as_intended, read_header
 from gen_dist.data.fitting import Fitting
 from gen_dist.data.labelling import MISSING, completed, lines_on_labels, summary_of_labels
 from gen_dist.data.losses import INTENSITY_KINDS, lines_on_losses
@@ -41,6 +41,7 @@ from gen_dist.data.refusals import (
     blocks_of,
     check_counts,
     check_labels,
+    check_storage,
     class_names_of,
     held_out_count,
     leave_out,
@@ -168,6 +169,7 @@ class _Surveyor:
         with bar:
             for block in self._timed(blocks_of(self._source)):
                 check_labels(self._source, block, self._scheme, self._packing)
+                check_storage(self._source, self._packing, block)
                 fits = isinstance(block.images, np.ndarray) and not needs_fitting(
                     self._source, self._packing, block.images
                 )
@@ -258,6 +260,9 @@ class _Surveyor:
         found.sizes[header.width, header.height] += 1
         found.kinds[header.kind] += 1
         found.to_decode += not fits
+        if self._packing.storage == "encoded":
+            encoded = block.images[position]
+            found.encoded_bytes += encoded.size if isinstance(encoded, ImageFile) else len(encoded)
         self._grays += header.gray
         fitting, channels = (None, None) if fits else (self._fitting, self._packing.channels)
         # Decoded images that are gray stay so if all are.

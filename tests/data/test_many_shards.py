@@ -63,7 +63,9 @@ def ranks(*words: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
-        started.communicate()
+        started.wait()
+        assert started.stderr is not None
+        started.stderr.close()
 
 
 def trained(*words: str) -> str:

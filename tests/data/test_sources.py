@@ -22,6 +22,7 @@ from PIL import Image
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, open_dataset, packing
 from gen_dist.data.decoding import decode_image
+from gen_dist.data.packed_files import ArrayFile
 from tests.support.digits import write_idx
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -306,7 +307,7 @@ def test_decoded_images_in_memory_are_bounded_by_bytes(
 def test_few_bytes_are_moved_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "_MOST_BYTES_MOVED", 2**17)
     images = np.arange(200, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 3, 64, 64), np.uint8)
-    file = packing.ArrayFile(tmp_path / "images.npy")
+    file = ArrayFile(tmp_path / "images.npy")
     file.append(images)
     tracemalloc.start()
     try:

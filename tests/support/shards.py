@@ -54,6 +54,11 @@ def write_shards(directory: Path, shards: int = 4, images: int = 25, **options: 
     return f"{directory}/{{000..{shards - 1:03}}}.tar"
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """Nothing: a client that was killed has cut its connection."""
+
+
 class ShardServer:
     """A server of files by ranges, which counts requests."""
 
@@ -75,7 +80,7 @@ class ShardServer:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), self._handler())
+        self._server = _Server(("127.0.0.1", self.port), self._handler())
         self._server.daemon_threads = True
         self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()

@@ -14,8 +14,7 @@ import gen_dist
 from gen_dist.commands import sample
 from gen_dist.config import GanConfig, MlpConfig, R3ganConfig, VaeConfig
 from gen_dist.config.labels import LabelScheme
-from gen_dist.data import Split
-from gen_dist.data.cache import Dataset
+from gen_dist.data import Dataset, Split
 from gen_dist.errors import UserError
 from gen_dist.inference.export import export
 from gen_dist.inference.model import label_tensor

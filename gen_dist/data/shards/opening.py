@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from gen_dist.config import DataConfig
 from gen_dist.config.addresses import refuse_secrets, shown
 from gen_dist.data.building import building_prefix, file_slug, only_builder
-from gen_dist.data.cache import Dataset, Split, cache_directory
+from gen_dist.data.cache import cache_directory
+from gen_dist.data.dataset import Dataset, Split
 from gen_dist.data.fitting import Fitting
 from gen_dist.data.naming import printable
 from gen_dist.data.on_demand import ImagesOnDemand

@@ -26,7 +26,8 @@ from gen_dist.data.deep_files import Keeping
 from gen_dist.data.fitting import Fitting, fitting_of, line_on_changes
 from gen_dist.data.losses import lines_on_losses
 from gen_dist.data.naming import printable
-from gen_dist.data.packing import SECONDS_BEFORE_PROGRESS, ArrayFile, images_file, labels_file
+from gen_dist.data.packed_files import ArrayFile
+from gen_dist.data.packing import SECONDS_BEFORE_PROGRESS, images_file, labels_file
 from gen_dist.data.shards.contents import BLOCK_BYTES
 from gen_dist.data.shards.reading import READERS
 from gen_dist.data.tally import Tally
