@@ -41,6 +41,7 @@ _COLOURS = {"P": "palette", "PA": "palette", "RGBA": "RGB", "RGBa": "RGB", "RGBX
 _DEPTHS = {"1": "1-bit", "I": "32-bit", "F": "float"}
 _ORIENTATION = 0x0112  # EXIF 2.32, tag Orientation
 _ON_THEIR_SIDE = range(5, 9)
+_TURNED = range(2, 9)
 _MAX_FILE_BYTES = 2**28
 # A progressive JPEG has about ten scans. Each costs a pass over all pixels but only a few bytes.
 _MAX_JPEG_SCANS = 200
@@ -288,7 +289,7 @@ def _described(opened: Image.Image, keeping: Keeping) -> Header:
     if not converted and mode not in ("L", "RGB") and dtype == "uint8":
         converted = "become 8-bit gray" if gray else "become RGB"
     losses = frame_and_channel_losses(opened, raw_mode) if keeping.pages in (None, "first") else {}
-    kind, turned = " ".join(filter(None, words)), orientation in range(2, 9)
+    kind, turned = " ".join(filter(None, words)), orientation in _TURNED
     channels = 1 if gray else 3
     if keeping.pages == "channels" and (pages := page_count(opened)) > 1:
         kind, channels, gray = f"{kind} of {pages} pages", pages, False
@@ -355,7 +356,9 @@ def _decode_opened(
     if large:
         image = large_eight_bit(opened, gray)
     else:
-        image = eight_bit_opaque(ImageOps.exif_transpose(opened), gray, float_scale(opened))
+        lies = opened.getexif().get(_ORIENTATION, 1) in _TURNED  # images that stand upright would be copied
+        upright = ImageOps.exif_transpose(opened) if lies else opened
+        image = eight_bit_opaque(upright, gray, float_scale(opened))
     losses = intensity_losses(opened, image, raw_mode) | frame_and_channel_losses(opened, raw_mode)
     losses |= {"depth": dtype} if dtype != "uint8" else {}
     if keeping.pages == "images":

@@ -26,7 +26,8 @@ def image_as_pixels(image: Image.Image) -> NDArray[np.uint8]:
 
 def as_pixels(image: Image.Image, channels: int | None) -> NDArray[np.uint8]:
     """Pixels [C, H, W] of an image of mode L or RGB."""
-    image = image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)  # which copies in any case
     pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, -1)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import sys
+import time
 from pathlib import Path
 
 from torch import Tensor
@@ -20,6 +21,9 @@ from gen_dist.config import DataConfig
 from gen_dist.data import TrainBatches
 from tests.support.runs import small_config
 
+# Steps of a small set are quicker than what the test does to them.
+PAUSE_SECONDS = 0.1
+
 
 def main(run_dir: str, cache: str, steps: str, batch: str, data: str) -> None:
     """Train."""
@@ -28,6 +32,7 @@ def main(run_dir: str, cache: str, steps: str, batch: str, data: str) -> None:
 
     def logged(batches: TrainBatches, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
         found = gather(batches, place)
+        time.sleep(PAUSE_SECONDS)
         log.write(json.dumps([place[0], batches._indices(place).tolist()]) + "\n")
         log.flush()
         return found

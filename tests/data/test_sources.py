@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gen_dist.config import DataConfig
-from gen_dist.data import Dataset, open_dataset, packing
+from gen_dist.data import Dataset, open_dataset, packed_files, packing
 from gen_dist.data.decoding import decode_image
 from gen_dist.data.packed_files import ArrayFile
 from tests.support.digits import write_idx
@@ -293,8 +293,8 @@ def test_decoded_images_in_memory_are_bounded_by_bytes(
         count(1)
         return decode_image(*given)
 
-    def append_and_free(packer: Any, block: Any, images: Any, positions: Any) -> None:
-        append(packer, block, images, positions)
+    def append_and_free(packer: Any, block: Any, images: Any, *more: Any) -> None:
+        append(packer, block, images, *more)
         count(-len(images))
 
     monkeypatch.setattr(packing, "decode_image", decode)
@@ -305,7 +305,7 @@ def test_decoded_images_in_memory_are_bounded_by_bytes(
 
 
 def test_few_bytes_are_moved_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_MOST_BYTES_MOVED", 2**17)
+    monkeypatch.setattr(packed_files, "_MOST_BYTES_MOVED", 2**17)
     images = np.arange(200, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 3, 64, 64), np.uint8)
     file = ArrayFile(tmp_path / "images.npy")
     file.append(images)
