@@ -73,6 +73,9 @@ class TrainConfig(Checked):
     shards: int | None = None
     """Cut each batch into so many parts, a power of two, and add them in one order: 1, 2, 4 ... processes then train to
     the same bits. A process computes its parts one after another."""
+    split_state: bool = False
+    """Each of several processes keeps the optimizer's state and the moving average for its part of the weights alone:
+    less memory, the same run, and checkpoints that any number of processes reads."""
     learning_rate: float = 1e-3
     """Highest learning rate of the schedule; with `rate_per_image`, for each image of the batch."""
     seed: int = 0
@@ -141,6 +144,11 @@ class TrainConfig(Checked):
                 raise ConfigError(f"objective {self.objective.kind} has no {role}; its networks are {its}")
         image_changes(self.augment)
         self._refuse_bad_shards()
+        if self.split_state and self.auto_accumulation:
+            raise ConfigError(
+                "auto_accumulation with split_state: the trial is of one process, which has the state of all weights; "
+                "leave out --auto-accumulation"
+            )
         self.objective.refuse_steps(self.steps)
         if not self.data:
             raise ConfigError("data is empty; name a source such as mnist5k")

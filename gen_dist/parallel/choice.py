@@ -13,6 +13,7 @@ from gen_dist.parallel.part_gradients import PartReduction
 from gen_dist.parallel.part_sums import PartSums
 from gen_dist.parallel.processes import Processes
 from gen_dist.parallel.shared_weights import share_weights
+from gen_dist.parallel.split_gradients import SplitPartReduction, SplitReduction
 
 _BUCKETS = 4
 _SMALLEST_BUCKET, _LARGEST_BUCKET = 2**20, 25 * 2**20  # bytes
@@ -32,7 +33,7 @@ def choose_sums(config: TrainConfig, processes: Processes) -> BatchSums:
 
 
 def choose_reduction(
-    parameters: Sequence[nn.Parameter], processes: Processes, sums: BatchSums, *, shareable: bool
+    parameters: Sequence[nn.Parameter], processes: Processes, sums: BatchSums, *, shareable: bool, split: bool
 ) -> Reduction:
     """Choose the reduction of a phase's gradients. A collective call.
 
@@ -41,16 +42,21 @@ def choose_reduction(
         processes: the processes that train together.
         sums: sums over the batch.
         shareable: False if the parameters may not be moved to shared memory.
+        split: each process updates a part of the weights, and has the optimizer's state for it alone.
     """
+    split &= processes.world_size > 1
     if isinstance(sums, PartSums):
-        return PartReduction(parameters, sums)
+        return SplitPartReduction(parameters, sums) if split else PartReduction(parameters, sums)
     if processes.world_size == 1:
         return Reduction(parameters)
     shared = share_weights(parameters) if shareable and processes.device.type == "cpu" else None
     if shared:
         return SharedReduction(parameters, shared)
     overlapping = processes.device.type == "cuda"
-    return FlatReduction(parameters, full_bucket_bytes(parameters) if overlapping else None)
+    bucket_bytes = full_bucket_bytes(parameters) if overlapping else None
+    if split:
+        return SplitReduction(parameters, bucket_bytes, scatters=processes.device.type == "cuda")
+    return FlatReduction(parameters, bucket_bytes)
 
 
 def full_bucket_bytes(parameters: Sequence[nn.Parameter]) -> int:

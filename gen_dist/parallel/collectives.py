@@ -46,6 +46,16 @@ def rows_of_all(rows: Tensor, processes: Processes) -> Tensor:
     return torch.cat([part[:number] for part, number in zip(parts, numbers, strict=True)])
 
 
+def gathered(flat: Tensor) -> Tensor:
+    """Gather equal numbers of values from all processes, in the order of their ranks: [n] -> [world_size * n]."""
+    group = dist.group.WORLD
+    assert group is not None
+    operators = torch.ops._c10d_functional
+    sent = operators.all_gather_into_tensor(flat.contiguous(), group.size(), group.group_name)
+    result: Tensor = operators.wait_tensor(sent)
+    return result
+
+
 def differentiable_sum(values: Tensor) -> Tensor:
     """Sum values elementwise over all processes, with gradients for the values of every process.
 

@@ -48,6 +48,8 @@ class Reduction:
     def full_state(self, states: Mapping[Tensor, Mapping[str, Tensor | None]]) -> list[tuple[int, str, Tensor]]:
         """Collect optimizer state of all parameters as (index of the parameter, name, value). A collective call.
 
+        Other processes than the main one may get none of it.
+
         Args:
             states: state that this process's optimizer has for `updated`.
         """
@@ -88,7 +90,7 @@ class FlatReduction(Reduction):
         group = dist.group.WORLD
         assert group is not None
         self._group_name = group.group_name
-        self._buckets = [Bucket(one) for one in in_buckets(self.parameters[::-1], bucket_bytes)]
+        self._buckets = [self._make_bucket(one) for one in in_buckets(self.parameters[::-1], bucket_bytes)]
         self._bucket_of = {parameter: bucket for bucket in self._buckets for parameter in bucket.parameters}
         self._sent = 0
         self._sends_early = False
@@ -112,8 +114,10 @@ class FlatReduction(Reduction):
         while self._sent < len(self._buckets):
             self._send_next()
         self._sent = 0
-        sums = [torch.ops._c10d_functional.wait_tensor(bucket.flat) for bucket in self._buckets]
-        torch._foreach_mul_(sums, 1.0 / dist.get_world_size())
+        self._take_sums()
+
+    def _make_bucket(self, parameters: Sequence[nn.Parameter]) -> Bucket:
+        return Bucket(parameters)
 
     def _computed(self, parameter: Tensor) -> None:
         """Hook of backward: the gradient of a parameter is complete. Send the buckets whose turn it is."""
@@ -125,8 +129,16 @@ class FlatReduction(Reduction):
     def _send_next(self) -> None:
         bucket = self._buckets[self._sent]
         bucket.fill()
-        torch.ops._c10d_functional.all_reduce_(bucket.flat, "sum", self._group_name)
+        self._send(bucket)
         self._sent += 1
+
+    def _send(self, bucket: Bucket) -> None:
+        torch.ops._c10d_functional.all_reduce_(bucket.gradients, "sum", self._group_name)
+
+    def _take_sums(self) -> None:
+        """Wait for the sums of all buckets, and make them means."""
+        sums = [torch.ops._c10d_functional.wait_tensor(bucket.gradients) for bucket in self._buckets]
+        torch._foreach_mul_(sums, 1.0 / dist.get_world_size())
 
 
 class Bucket:
@@ -135,8 +147,9 @@ class Bucket:
     def __init__(self, parameters: Sequence[nn.Parameter], more: int = 0) -> None:
         """`more` is the number of values behind the gradients."""
         self.parameters = list(parameters)
-        first = parameters[0]
-        self.flat = torch.zeros(flat_floats(parameters) + more, dtype=first.dtype, device=first.device)
+        first, count = parameters[0], flat_floats(parameters)
+        self.flat = torch.zeros(count + more, dtype=first.dtype, device=first.device)
+        self.gradients = self.flat[:count]
         self.views = views_of(self.flat, parameters)
         """Places of the parameters' gradients in `flat`, in their shapes."""
         self.awaited = 0

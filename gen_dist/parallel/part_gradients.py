@@ -23,9 +23,10 @@ class PartReduction(Reduction):
         self.sums = sums
         """Sums over the batch."""
         self._groups = in_buckets(self.parameters, None)
-        self._subtrees: list[_Subtree] = []
+        self._paddings = [0] * len(self._groups)
+        self._subtrees: list[Subtree] = []
         """Complete subtrees; later ones are smaller."""
-        self._free: list[_Subtree] = []
+        self._free: list[Subtree] = []
 
     def add_part(self, gradients: Sequence[Tensor | None]) -> None:
         """Add the gradients of the next part. None is that of a parameter without part in the loss."""
@@ -34,7 +35,7 @@ class PartReduction(Reduction):
         if subtrees and subtrees[-1].parts == 1:
             subtrees[-1].add_gradients(found)
         else:
-            subtrees.append(self._free.pop() if self._free else _Subtree(self._groups))
+            subtrees.append(self._free.pop() if self._free else Subtree(self._groups, self._paddings))
             subtrees[-1].start(found)
         while len(subtrees) > 1 and subtrees[-2].parts == subtrees[-1].parts:
             self._free.append(subtrees.pop())
@@ -44,19 +45,22 @@ class PartReduction(Reduction):
         """See Reduction."""
         (whole,) = self._subtrees
         whole.mark_used()
-        for bucket in whole.buckets:
-            torch.mul(self.sums.over_processes(bucket.flat), 1.0 / self.sums.parts, out=bucket.flat)
+        for number, bucket in enumerate(whole.buckets):
+            self._average_bucket(number, bucket)
         whole.give()
         self._free.append(whole)
         self._subtrees.clear()
 
+    def _average_bucket(self, _number: int, bucket: Bucket) -> None:
+        torch.mul(self.sums.over_processes(bucket.flat), 1.0 / self.sums.parts, out=bucket.flat)
 
-class _Subtree:
+
+class Subtree:
     """Sum of the gradients of consecutive parts."""
 
-    def __init__(self, groups: Sequence[Sequence[nn.Parameter]]) -> None:
-        """Make memory for parameters, which are grouped by dtype."""
-        self.buckets = [Bucket(group, more=len(group)) for group in groups]
+    def __init__(self, groups: Sequence[Sequence[nn.Parameter]], paddings: Sequence[int]) -> None:
+        """Make memory for parameters, which are grouped by dtype, with so many values behind each group."""
+        self.buckets = [Bucket(one, more=padding + len(one)) for one, padding in zip(groups, paddings, strict=True)]
         self.parts = 0
         self._view_of = {
             parameter: view
@@ -81,7 +85,7 @@ class _Subtree:
         if gradients:
             torch._foreach_add_([self._view_of[parameter] for parameter in gradients], list(gradients.values()))
 
-    def add(self, following: _Subtree) -> None:
+    def add(self, following: Subtree) -> None:
         """Add the subtree of the parts that follow."""
         self.parts += following.parts
         self._used |= following._used

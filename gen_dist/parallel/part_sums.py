@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gen_dist.errors import ConfigError
 from gen_dist.parallel.batch_sums import BatchSums
+from gen_dist.parallel.collectives import gathered
 from gen_dist.parallel.processes import Processes
 from gen_dist.parallel.sync_batch_norm import SyncBatchNorm
 
@@ -117,11 +118,19 @@ class PartSums(BatchSums):
             return own
         flat = own.reshape(-1)
         if flat.numel() <= _SENT_WHOLE:
-            return tree_sum(_gathered(flat).view(world_size, -1).unbind()).view(own.shape)
+            return tree_sum(gathered(flat).view(world_size, -1).unbind()).view(own.shape)
         size = -(-flat.numel() // world_size)
         padded = torch.nn.functional.pad(flat, (0, size * world_size - flat.numel()))
-        chunk = tree_sum(_exchanged(padded).view(world_size, size).unbind())
-        return _gathered(chunk)[: flat.numel()].view(own.shape)
+        return gathered(self.chunk_over_processes(padded))[: flat.numel()].view(own.shape)
+
+    def chunk_over_processes(self, own: Tensor) -> Tensor:
+        """Sum this process's chunk of the subtrees of all processes. A collective call.
+
+        Args:
+            own: this process's subtree, flat, of as many equal chunks as there are processes.
+        """
+        world_size = self.parts // len(self.own_parts)
+        return tree_sum(_exchanged(own).view(world_size, -1).unbind())
 
 
 def tree_sum(values: Sequence[Tensor]) -> Tensor:
@@ -129,16 +138,6 @@ def tree_sum(values: Sequence[Tensor]) -> Tensor:
     while len(values) > 1:
         values = [first + second for first, second in zip(values[::2], values[1::2], strict=True)]
     return values[0]
-
-
-def _gathered(flat: Tensor) -> Tensor:
-    """Gather equal numbers of values from all processes, in the order of their ranks."""
-    group = dist.group.WORLD
-    assert group is not None
-    operators = torch.ops._c10d_functional
-    gathered = operators.all_gather_into_tensor(flat.contiguous(), group.size(), group.group_name)
-    result: Tensor = operators.wait_tensor(gathered)
-    return result
 
 
 def _exchanged(flat: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def share_weights(parameters: Sequence[nn.Parameter]) -> SharedWeights | None:
 
     A collective call.
     """
-    if not all(parameter.dtype == torch.float32 and _is_dense(parameter) for parameter in parameters):
+    if not all(parameter.dtype == torch.float32 and is_dense(parameter) for parameter in parameters):
         return None
     world_size = dist.get_world_size()
     memory = share_memory(LINE_FLOATS * world_size + (1 + world_size) * flat_floats(parameters))
@@ -191,17 +191,17 @@ def _process_namespace() -> int:
     return 0
 
 
-def flat_floats(parameters: Sequence[nn.Parameter]) -> int:
+def flat_floats(parameters: Sequence[Tensor]) -> int:
     """Total number of values of the parameters, each padded to whole cache lines."""
     return sum(-(-parameter.numel() // LINE_FLOATS) * LINE_FLOATS for parameter in parameters)
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
     """True if the numbers are contiguous in memory, in the usual order or with channels last."""
     return tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
 
 
-def views_of(flat: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+def views_of(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """Views of `flat` [at least `flat_floats(parameters)`] in the shapes of the parameters.
 
     They have the layouts of dense parameters; those of others are contiguous.
@@ -209,7 +209,7 @@ def views_of(flat: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     views: list[Tensor] = []
     start = flat.storage_offset()
     for parameter in parameters:
-        strides = parameter.stride() if _is_dense(parameter) else torch.empty(parameter.shape, device="meta").stride()
+        strides = parameter.stride() if is_dense(parameter) else torch.empty(parameter.shape, device="meta").stride()
         views.append(flat.as_strided(parameter.shape, strides, start))
         start += flat_floats([parameter])
     return views

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from gen_dist.objectives import Objective
+from gen_dist.parallel.gradients import in_buckets
+from gen_dist.parallel.own_part import Chunks
+from gen_dist.parallel.processes import Processes
 
 
 class MovingAverage:
@@ -41,3 +46,64 @@ class MovingAverage:
                 torch._foreach_add_(self._moved, differences)
             else:
                 torch._foreach_lerp_(self._moved, self._followed, newest_weight)
+
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        """Context manager in which the averaged objective has all its weights. A collective call."""
+        return contextlib.nullcontext()
+
+
+class SplitAverage(MovingAverage):
+    """An average of which each process keeps, and moves, its part of the weights alone, with the bits of a whole one.
+
+    Outside of `whole` the averaged objective has empty weights. Statistics of batch normalization are small, and whole
+    in every process.
+    """
+
+    def __init__(self, newest: Objective, processes: Processes) -> None:
+        super().__init__(newest)
+        weights = list(self.objective.networks.parameters())
+        place = {parameter: index for index, parameter in enumerate(weights)}
+        self._groups = in_buckets(weights, None)
+        self._chunks = [Chunks(group, processes.rank, processes.world_size) for group in self._groups]
+        self._newest = [[self._followed[place[parameter]] for parameter in group] for group in self._groups]
+        self._pieces = [
+            [piece.clone() for piece in chunks.of(group)]
+            for chunks, group in zip(self._chunks, self._groups, strict=True)
+        ]
+        self._statistics = self._followed[len(weights) :]
+        self._moved = [piece for pieces in self._pieces for piece in pieces] + self._moved[len(weights) :]
+        self._whole = 0
+        """Number of contexts of `whole` that are open."""
+        self._release()
+
+    def move(self, newest_weight: float | Tensor) -> None:
+        """See MovingAverage. The newest weights may have moved to other memory, so their pieces are taken anew."""
+        newest = [chunks.of(group) for chunks, group in zip(self._chunks, self._newest, strict=True)]
+        self._followed = [piece for pieces in newest for piece in pieces] + self._statistics
+        if self._moved:
+            super().move(newest_weight)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """See MovingAverage. Values that the weights get within it are kept."""
+        self._whole += 1
+        try:
+            if self._whole == 1:
+                self._gather()
+            yield
+        finally:
+            self._whole -= 1
+            if not self._whole:
+                for group, chunks, pieces in zip(self._groups, self._chunks, self._pieces, strict=True):
+                    for piece, value in zip(pieces, chunks.of(group), strict=True):
+                        piece.copy_(value)
+                self._release()
+
+    def _gather(self) -> None:
+        for group, chunks, pieces in zip(self._groups, self._chunks, self._pieces, strict=True):
+            for parameter, view in zip(group, chunks.gathered(pieces), strict=True):
+                parameter.data = view
+
+    def _release(self) -> None:
+        for parameter in self.objective.networks.parameters():
+            parameter.data = parameter.data.new_empty(0)

@@ -170,7 +170,7 @@ class _Run:
                 self._loop()
 
         # End.
-        with recorder.writing():
+        with recorder.writing(), self.trainer.whole_average():
             ending = recorder.finish(self.step, self._training_seconds())
         metrics, pictures, collapses = from_main(ending, processes)
         finished = self.step == self.config.steps
@@ -238,7 +238,9 @@ class _Run:
         if broken := self.logs.collect(self.step):
             raise self._divergence(broken)
 
-        with recorder.pause():
+        draws = evaluates or self._is_due(config.sample_every)
+        average = trainer.whole_average() if draws or saves else contextlib.nullcontext()
+        with recorder.pause(), average:
             # Metrics.
             metrics: dict[str, float | list[float]] = {}
             if self._is_due(config.log_every):

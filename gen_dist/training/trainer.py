@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from typing import Any
@@ -15,7 +16,7 @@ from gen_dist.config import TrainConfig
 from gen_dist.config.augmentation import image_changes
 from gen_dist.data import Dataset, Split, TrainBatches
 from gen_dist.data.augmenting import DRAWS, augmented, refuse_bad_changes
-from gen_dist.errors import CheckpointError, MachineError, is_out_of_memory
+from gen_dist.errors import CheckpointError, ConfigError, MachineError, is_out_of_memory
 from gen_dist.objectives import Batch, Objective, build_objective
 from gen_dist.objectives.augmentation import uniform
 from gen_dist.objectives.phase import refuse_bad_phases
@@ -28,7 +29,7 @@ from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.training.cuda_graphs import RecordedSteps, choose_recording
 from gen_dist.training.log_averages import choose_log_averages
 from gen_dist.training.memory_advice import memory_advice
-from gen_dist.training.moving_average import MovingAverage
+from gen_dist.training.moving_average import MovingAverage, SplitAverage
 from gen_dist.training.precision import resolve_precision
 from gen_dist.training.rows import rows_of_rank
 from gen_dist.training.schedule import Schedule
@@ -59,7 +60,7 @@ class Trainer:
         self._rows = rows_of_rank(config, processes)
         self._average_logs = choose_log_averages(processes, self._rows, self._sums)
         self.objective = self._build_objective()
-        self._average = MovingAverage(self.objective) if config.optimization.ema_decay is not None else None
+        self._average = self._make_average()
         self._turns = self._make_turns()
         self._phase = ""
         """Name of the phase whose turn was the last."""
@@ -93,9 +94,21 @@ class Trainer:
         copy_from_main([*objective.parameters(), *objective.buffers()], self.processes)
         return objective
 
+    def _make_average(self) -> MovingAverage | None:
+        config, processes = self.config, self.processes
+        if config.optimization.ema_decay is None:
+            return None
+        splits = config.split_state and processes.world_size > 1
+        return SplitAverage(self.objective, processes) if splits else MovingAverage(self.objective)
+
     def _make_turns(self) -> dict[str, Turn]:
         config, weights, phases = self.config, self._rows.batch_weights, self.objective.phases()
         refuse_bad_phases(phases, self.objective)
+        if config.split_state and self.processes.world_size > 1 and self.dtype == torch.float16:
+            raise ConfigError(
+                "split_state in fp16: each process would see the overflows of its own part alone; use --precision bf16 "
+                "or float32"
+            )
         trained = [
             p for phase in phases.values() for name in phase.trains for p in self.objective.networks[name].parameters()
         ]
@@ -110,13 +123,18 @@ class Trainer:
 
     @property
     def averaged(self) -> Objective | None:
-        """The objective with averaged weights; None if no average is kept."""
+        """The objective with averaged weights; None if no average is kept. See `whole_average`."""
         return self._average.objective if self._average else None
 
     @property
     def best_objective(self) -> Objective:
         """The objective to use: with averaged weights if an average is kept."""
         return self.objective if self.averaged is None else self.averaged
+
+    def whole_average(self) -> contextlib.AbstractContextManager[None]:
+        """Context manager in which `averaged` has all its weights: with `split_state` a process has some. A collective
+        call."""
+        return self._average.whole() if self._average else contextlib.nullcontext()
 
     def run_step(self, step: int, lap: Lap | None = None) -> dict[str, Tensor]:
         """Take one optimizer step of every phase that is due, and return the logs, still on the device.
@@ -232,22 +250,26 @@ class Trainer:
     def evaluate(self, split: Split, decoded_per_batch: int = 1000) -> dict[str, float]:
         """Compute mean metrics of the best objective over a split; see `testing`. A collective call."""
         measure = functools.partial(mean_metrics, decoded_per_batch=decoded_per_batch)
-        return measure(self.best_objective, split, self.processes, self._sums, seed=self.config.seed, dtype=self.dtype)
+        best, seed = self.best_objective, self.config.seed
+        with self.whole_average():
+            return measure(best, split, self.processes, self._sums, seed=seed, dtype=self.dtype)
 
     def broken_networks(self) -> list[str]:
-        """List the networks with a weight, or averaged weight, that is NaN or infinite. Waits for the device."""
-        return [
-            name
-            for name, network in self.objective.networks.items()
-            for tensors in ([*network.parameters(), *self.best_objective.networks[name].parameters()],)
-            if not all(bool(tensor.isfinite().all()) for tensor in tensors)
-        ]
+        """List the networks with a weight, or averaged weight, that is NaN or infinite. A collective call."""
+        with self.whole_average():
+            return [
+                name
+                for name, network in self.objective.networks.items()
+                for tensors in ([*network.parameters(), *self.best_objective.networks[name].parameters()],)
+                if not all(bool(tensor.isfinite().all()) for tensor in tensors)
+            ]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Collect all tensors of the run's state, by group, as `load` takes them. A collective call."""
         groups = {"networks": dict(self.objective.networks.state_dict())}
         if self.averaged is not None:
-            groups["averaged"] = dict(self.averaged.networks.state_dict())
+            with self.whole_average():
+                groups["averaged"] = dict(self.averaged.networks.state_dict())
         return groups | {f"optimizer-{name}": turn.optimizer_tensors() for name, turn in self._turns.items()}
 
     def loss_scales(self) -> dict[str, dict[str, Any]]:
@@ -268,7 +290,8 @@ class Trainer:
         try:
             self.objective.networks.load_state_dict(dict(checkpoint.tensors["networks"]))
             if self.averaged is not None:
-                self.averaged.networks.load_state_dict(dict(checkpoint.tensors["averaged"]))
+                with self.whole_average():
+                    self.averaged.networks.load_state_dict(dict(checkpoint.tensors["averaged"]))
             if self._recorded:
                 self._recorded.forget()
             for name, turn in self._turns.items():
@@ -283,7 +306,8 @@ class Trainer:
         Raises:
             ConfigError: they cannot be read, or are of other networks.
         """
-        take_starting_weights(filter(None, (self.objective, self.averaged)), self.config)
+        with self.whole_average():
+            take_starting_weights(filter(None, (self.objective, self.averaged)), self.config)
 
     def close(self) -> None:
         """Stop the thread that gathers batches."""

@@ -75,7 +75,7 @@ class Turn:
         self._frozen = [p for p in networks.parameters() if p.requires_grad and id(p) not in ours]
         phase.train()
         self._spectrally_normalized = spectrally_normalized(phase)
-        self._reduction = choose_reduction(parameters, processes, sums, shareable=shareable)
+        self._reduction = choose_reduction(parameters, processes, sums, shareable=shareable, split=config.split_state)
         updated = self._reduction.updated
         half = dtype == torch.float16
         self._update = ScaledUpdate(updated, config, processes.device) if half else Update(updated, config)
@@ -168,11 +168,14 @@ class Turn:
 
     def discard_gradients(self) -> None:
         """Discard the gradients of a turn that has failed."""
-        for parameter in self._reduction.parameters:
+        for parameter in (*self._reduction.parameters, *self._reduction.updated):
             parameter.grad = None
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Collect the optimizer's state as `parameter name:state name` -> tensor. A collective call."""
+        """Collect the optimizer's state as `parameter name:state name` -> tensor. A collective call.
+
+        Other processes than the main one may get none of it.
+        """
         state = self._reduction.full_state(self._update.optimizer.state)
         return {f"{self._names[index]}:{name}": value for index, name, value in state}
 
