@@ -113,6 +113,7 @@ def test_a_run_with_split_state_writes_what_one_without_writes(quick: list[dict[
     assert figures[0] == figures[1]
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_from_split_state(quick: list[dict[str, Any]], directory: Path, tmp_path: Path) -> None:
     """Its checkpoints name no number of processes."""
     states = []
