@@ -54,6 +54,7 @@ def sample(
     columns: int = 8,
     labels: tuple[str, ...] = (),
     seed: int = 0,
+    truncation: float = 1.0,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> None:
     """Draw new images from a trained model into one picture.
@@ -67,6 +68,8 @@ def sample(
             a value of each with commas between, as yes,no or 31.5,2; `unknown` for a missing one. All classes, or
             labels as training images have them, if none is given.
         seed: Key of the latents. The same seed gives the same images.
+        truncation: Distance of styles from their mean, as a fraction (network stylegan2): less gives better images that
+            are more alike.
         device: Where to compute.
     """
     from gen_dist.files import reason_of
@@ -80,7 +83,7 @@ def sample(
     # A model that is not conditional refuses any label.
     rows = [model.labels.row_of(label) if model.conditional else model.labels.in_turn(1)[0] for label in labels]
     asked = label_tensor(model.labels, [rows[place % len(rows)] for place in range(count)]) if rows else None
-    images = model.sample(count, asked, seed)
+    images = model.sample(count, asked, seed, truncation=truncation)
     try:
         save_grid(out, model.scale.eight_bit(images.cpu().numpy()), columns, bar=model.scale.shown_values)
     except OSError as error:
@@ -243,6 +246,7 @@ def export(
     format: Literal["safetensors", "onnx", "torch-export", "diffusers"],
     out: Path | None = None,
     parts: tuple[Literal["decoder", "encoder"], ...] = (),
+    truncation: float = 1.0,
     data: str | None = None,
     data_root: str | None = None,
 ) -> None:
@@ -254,12 +258,13 @@ def export(
             directory that AutoencoderKL or VQModel of diffusers loads, with the scale of latents (diffusers).
         out: Directory to write. If not given, export-FORMAT in the run directory.
         parts: Parts to write. All that the model has if none is named.
+        truncation: Distance of styles from their mean in an exported program, as a fraction (network stylegan2).
         data: For diffusers, the training data under their present place, if they have moved since the run.
         data_root: For diffusers, the directory with the torchvision data sets, if it has moved since the run.
     """
     from gen_dist.inference.export import export as write_export
 
-    print(write_export(run, format, out, parts, tell, data=data, data_root=data_root))
+    print(write_export(run, format, out, parts, tell, truncation=truncation, data=data, data_root=data_root))
 
 
 def encode(

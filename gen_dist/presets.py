@@ -16,6 +16,7 @@ from gen_dist.config import (
     PatchganConfig,
     R3ganConfig,
     ResnetConfig,
+    Stylegan2Config,
     TrainConfig,
     VaeConfig,
     VaeGanConfig,
@@ -259,6 +260,19 @@ add_preset(
         optimization=OptimizerConfig(betas=(0.0, 0.99), ema_decay=0.999),
     ),
     "the same without normalization, on residual blocks of grouped convolutions",
+)
+add_preset(
+    "stylegan2-cifar10",
+    # As the authors' configuration for CIFAR-10 (Karras et al. 2020a, table 8): two mapping layers, rate, R1 at every
+    # 16th step; with an eighth of its channels.
+    replace(
+        _CIFAR10_GAN,
+        learning_rate=2.5e-3,
+        network=Stylegan2Config(latent_dim=128, style_dim=128, mapping_layers=2, channel_base=4096, channel_max=256),
+        objective=GanConfig(penalty_weight=0.01, penalty_every=16),
+        optimization=OptimizerConfig(betas=(0.0, 0.99), ema_decay=0.999),
+    ),
+    "mapping network, modulated convolutions and noise inputs, with R1 penalties",
 )
 add_preset(
     "vae-gan-mnist",

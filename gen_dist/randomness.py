@@ -60,3 +60,9 @@ class Stream(IntEnum):
     """Order of images within a group of shards; see `gen_dist.data.shard_order`."""
     IMAGE_CHANGES = 24
     """Random changes of training images (`augment`)."""
+    DISCRIMINATOR_LAYER_NOISE = 25
+    """Noise inputs of the generator's layers, for DISCRIMINATOR_LATENTS."""
+    GENERATOR_LAYER_NOISE = 26
+    """Noise inputs of the generator's layers, for GENERATOR_LATENTS."""
+    MEAN_STYLE = 27
+    """Latents of the mean style, towards which samples are truncated."""

@@ -21,6 +21,7 @@ from gen_dist.config.networks import (
     ResnetConfig,
     RoleName,
     Roles,
+    Stylegan2Config,
     networks,
 )
 from gen_dist.config.objectives import (
@@ -85,6 +86,7 @@ __all__ = [
     "ResnetConfig",
     "RoleName",
     "Roles",
+    "Stylegan2Config",
     "TrainConfig",
     "VaeConfig",
     "VaeGanConfig",

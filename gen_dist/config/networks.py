@@ -33,6 +33,8 @@ class NetworkConfig(Checked):
     """Class from images to outputs, as `module:Class`; see `gen_dist.networks.base.Encoder`."""
     decoder: ClassVar[str]
     """Class from latents to images, as `module:Class`; see `gen_dist.networks.base.Decoder`."""
+    unbounded_images: ClassVar[bool] = False
+    """True if generated images are the generator's last layer as it is, without the tanh of other GANs."""
     latent_dim: int = 20
     """Number of latents; of their channels, if each has a place in the image."""
 
@@ -237,6 +239,49 @@ class ResnetConfig(NetworkConfig):
         return {"sngan": "gen_dist.networks.sngan:SnganDecoder", "r3gan": "gen_dist.networks.r3gan:R3ganDecoder"}[
             self.block
         ]
+
+
+@networks.register
+@dataclass(frozen=True)
+class Stylegan2Config(NetworkConfig):
+    """Generator of modulated convolutions and residual discriminator of StyleGAN2 (Karras et al. 2020).
+
+    The defaults are configuration F of the paper.
+    """
+
+    encoder: ClassVar[str] = "gen_dist.networks.stylegan2_discriminator:Stylegan2Encoder"
+    decoder: ClassVar[str] = "gen_dist.networks.stylegan2:Stylegan2Decoder"
+    unbounded_images: ClassVar[bool] = True
+    kind: Suppress[Literal["stylegan2"]] = "stylegan2"
+    latent_dim: int = 512
+    """Number of latents."""
+    style_dim: int = 512
+    """Width of the mapping network, and numbers in a style."""
+    mapping_layers: int = 8
+    """Fully connected layers from normalized latents to the style."""
+    mapping_rate: float = 0.01
+    """Learning rate of the mapping network, as a fraction of that of the other layers."""
+    channel_base: int = 32768
+    """A map of side S has channel_base / S channels."""
+    channel_max: int = 512
+    """Largest number of channels of a map."""
+    noise: Literal["keyed", "fixed"] = "keyed"
+    """Noise inputs of the generator in training: `keyed` draws them for each image, `fixed` has one map for all.
+    Samples of a trained model have the fixed maps, so that latents alone decide an image."""
+    minibatch_group: int = 4
+    """Images in a row of the global batch whose standard deviation is one more map of the discriminator. 1 has no such
+    map. It has to divide the images of every micro-batch."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("style_dim", "mapping_layers", "channel_base", "channel_max", "minibatch_group"):
+            at_least(name, getattr(self, name), 1)
+        if not (math.isfinite(self.mapping_rate) and self.mapping_rate > 0):
+            raise ConfigError(f"mapping_rate {self.mapping_rate} is not a positive number")
+
+    def channels(self, side: int) -> int:
+        """Channels of a map with this shorter side."""
+        return max(1, min(self.channel_max, self.channel_base // side))
 
 
 @networks.register

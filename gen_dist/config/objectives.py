@@ -233,15 +233,21 @@ class GanConfig(AdversarialConfig):
     2017)."""
     generator_every: int = 1
     """Period of the generator's updates in steps; the discriminator is updated at every step."""
+    penalty_weight: float = 0.0
+    """gamma: the squared gradients of scores at real images (R1: Mescheder et al. 2018) have weight gamma / 2."""
+    penalty_every: int = 1
+    """Period of the penalty in steps; its weight is multiplied by the period (Karras et al. 2020)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("generator_every", self.generator_every, 1)
+        at_least("penalty_every", self.penalty_every, 1)
+        finite_and_at_least("penalty_weight", self.penalty_weight, 0.0)
 
     @property
     def periods(self) -> tuple[int, ...]:
         """See ObjectiveConfig."""
-        return (self.generator_every,)
+        return self.generator_every, self.penalty_every
 
 
 @objectives.register

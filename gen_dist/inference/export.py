@@ -37,6 +37,7 @@ from gen_dist.inference import diffusers_format
 from gen_dist.inference.exported import CARD, CONFIG, LIBRARY, PLAIN_CARD, PLUGINS, SUFFIXES, Format, PartName
 from gen_dist.inference.model import GenerativeModel, model_of, read_checkpoint
 from gen_dist.inference.model_card import Part, Port, card
+from gen_dist.inference.truncation import take_mean_style, truncated
 from gen_dist.objectives import Objective
 from gen_dist.plugins.loading import contents_of
 from gen_dist.records.checkpoint import Checkpoint, is_checkpoint
@@ -115,6 +116,7 @@ def export(
     parts: Sequence[PartName] = (),
     announce: Callable[[str], None] = print,
     *,
+    truncation: float = 1.0,
     data: str | None = None,
     data_root: str | None = None,
 ) -> Path:
@@ -129,6 +131,8 @@ def export(
         out: directory to write. None is `export-FORM` in the run directory.
         parts: what to export. An empty sequence exports everything that the model has.
         announce: takes a line for each part, because its conversion takes seconds.
+        truncation: distance of styles from their mean in a program, as a fraction; see `GenerativeModel.sample`, which
+            takes it for plain weights.
         data: where the training data are now, if they have moved since the run; for `diffusers`.
         data_root: directory with torchvision's data sets, if it has moved since the run; for `diffusers`.
 
@@ -137,12 +141,17 @@ def export(
             the directory holds other files or cannot be written to.
         DataError: `diffusers` needs the training data, which are missing or damaged.
         CheckpointError: there is no run or checkpoint at the path, or it is damaged.
-        UserError: a package for this format is missing.
+        UserError: a package for this format is missing, or the truncation is not in 0..1, or the model has no styles.
     """
     if form not in get_args(Format):
         raise ConfigError(f"format {form!r} is not one of {', '.join(get_args(Format))}")
     if unknown := [part for part in parts if part not in get_args(PartName)]:
         raise ConfigError(f"part {unknown[0]!r} is not one of {', '.join(get_args(PartName))}")
+    if truncation != 1.0 and form not in ("onnx", "torch-export"):
+        raise ConfigError(
+            f"format {form} holds weights, to which no truncation belongs; leave it out, and give it to "
+            "gen_dist.load(...).sample, or use --format onnx or torch-export"
+        )
     if form == "onnx":
         _find_onnx()
     checkpoint, config = read_checkpoint(run, announce)
@@ -150,10 +159,12 @@ def export(
     out = Path(os.path.abspath(out or home / f"export-{form}"))
     _refuse_other_files(out)
     model = model_of(checkpoint, config)
+    take_mean_style(model.objective, model.labels_in_turn)
     if form == "diffusers":
         prepared = _prepared_for_diffusers(model, checkpoint, run, parts, announce, data, data_root)
     else:
-        prepared = _prepared_parts(model, checkpoint, form, parts, announce)
+        with truncated(model.objective, truncation, model.labels_in_turn):  # parts are copies, which keep it
+            prepared = _prepared_parts(model, checkpoint, form, parts, announce, truncation)
     try:
         with whole_directory(out) as directory:
             files = prepared.contents()
@@ -175,11 +186,12 @@ def _prepared_parts(
     form: Format,
     parts: Sequence[PartName],
     announce: Callable[[str], None],
+    truncation: float,
 ) -> _Prepared:
     """A file for each part, and the config."""
     if "encoder" in parts and not model.objective.encodes:
         raise ConfigError(f"a model of preset {model.config.preset} has no encoder; use --parts decoder")
-    wanted = _parts_of(model, form, parts)
+    wanted = _parts_of(model, form, parts, truncation)
 
     def contents() -> dict[str, bytes]:
         # The path of the run is private. A run trained with this config goes to the default directory.
@@ -242,7 +254,7 @@ def _write_plugins(directory: Path, contents: Mapping[str, bytes]) -> None:
         sync(directory / name)
 
 
-def _parts_of(model: GenerativeModel, form: Format, wanted: Sequence[PartName]) -> list[_Exported]:
+def _parts_of(model: GenerativeModel, form: Format, wanted: Sequence[PartName], truncation: float) -> list[_Exported]:
     objective, shape, latents = model.objective, model.image_shape, model.objective.latent_shape
     scale, units = model.scale, not model.scale.is_plain and form != "safetensors"
     told = f"values of the data as float32: {scale}" if units else "in 0..1"
@@ -254,6 +266,8 @@ def _parts_of(model: GenerativeModel, form: Format, wanted: Sequence[PartName]) 
         _Affine(*ends) if units else nn.Identity() for ends in ((of_model, of_data), (of_data, of_model))
     )
     drawn = "of the prior: standard normal" if objective.generates else "as the encoder gives them"
+    if truncation != 1.0:
+        drawn += f"; their styles are truncated to {truncation:g} of the distance from the mean style"
     inputs = [Port("latents", "float32", latents, drawn)]
     if objective.conditional:
         inputs.append(Port("labels", model.labels.dtype, model.labels.shape, model.labels.meaning))

@@ -17,6 +17,7 @@ from gen_dist.config.labels import LabelScheme, classes_named, scheme_of_json
 from gen_dist.data.values import PLAIN, ValueScale, scale_of_json
 from gen_dist.errors import CheckpointError, DamagedError, UserError
 from gen_dist.inference.exported import is_export, read_export, refuse_export
+from gen_dist.inference.truncation import truncated
 from gen_dist.kernels import Key, normal
 from gen_dist.objectives import Objective, build_objective
 from gen_dist.objectives.evaluating import SMALL_PASS, rows_per_pass
@@ -102,7 +103,7 @@ class GenerativeModel:
         """True if images are decoded from latents and labels."""
         return self.objective.conditional
 
-    def sample(self, count: int, labels: Tensor | None = None, seed: int = 0) -> Tensor:
+    def sample(self, count: int, labels: Tensor | None = None, seed: int = 0, *, truncation: float = 1.0) -> Tensor:
         """Draw new images [count, C, H, W] from the prior, of the data's dtype. The same seed gives the same images.
 
         Args:
@@ -111,10 +112,13 @@ class GenerativeModel:
                 attributes or float32 [count, A] of numbers, see `labels` of the model. None takes all classes in turn,
                 or labels as training images have them.
             seed: key of the latents.
+            truncation: distance of styles from their mean, as a fraction: less gives images of higher quality that are
+                more alike. Only generators with styles have it.
 
         Raises:
             UserError: the model has no prior, count is not positive, the seed is out of range, the labels are not the
-                model's, or the model is not conditional and labels are given.
+                model's, the model is not conditional and labels are given, the truncation is not in 0..1, or the model
+                has no styles.
         """
         if not self.objective.generates:
             raise UserError(
@@ -123,7 +127,8 @@ class GenerativeModel:
             )
         if count < 1:
             raise UserError(f"count {count} is less than 1")
-        return self.images(self.prior_latents(count, seed), labels)
+        with truncated(self.objective, truncation, self.labels_in_turn):
+            return self.images(self.prior_latents(count, seed), labels)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Posterior of images [N, C, H, W] of the data's dtype and units: mean float32 [N, *latent_shape] and

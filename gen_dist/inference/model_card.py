@@ -13,6 +13,7 @@ from gen_dist.errors import CheckpointError
 from gen_dist.inference.hub_metadata import Measured, metadata
 from gen_dist.inference.markdown import code, text
 from gen_dist.inference.model import GenerativeModel
+from gen_dist.inference.truncation import truncating_decoder
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.environment import ENVIRONMENT_SHAPE
 from gen_dist.records.reading import OBJECT, Kind, read_object
@@ -83,6 +84,7 @@ def card(
         "labels": None if model.labels.kind == "classes" else text(model.labels.meaning),
         "training": f"{checkpoint.facts['training_seconds']:.1f} s",
         "weights": weights,
+        "styles": _styles(model, form),
         "command": _command(_read(RunPaths(run).environment, ENVIRONMENT_SHAPE, announce)),
         "again": f"`gen-dist train --config {'gen_dist.json' if form == 'diffusers' else 'config.json'}`",
     }
@@ -110,6 +112,17 @@ def card(
         ),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _styles(model: GenerativeModel, form: str) -> str | None:
+    """Where the mean style is, of models whose samples can be truncated."""
+    if truncating_decoder(model.objective) is None:
+        return None
+    if form == "safetensors":
+        return (
+            "their mean is `decoder.mean_style`; `gen_dist.load(DIRECTORY).sample(64, truncation=0.7)` is nearer to it"
+        )
+    return "`gen-dist export --truncation 0.7` writes a program whose images are nearer to the mean style"
 
 
 def _lines_of(part: Part) -> str:

@@ -34,6 +34,10 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents float32 [B, inputs] -> [B, C, H, W]. It also serves as a generator."""
 
+    noise_count: int = 0
+    """Numbers of noise for each image that training draws anew: `forward` takes them as float32 [B, noise_count] after
+    the latents, and otherwise decodes with fixed noise."""
+
     @property
     def last_convolution(self) -> nn.Conv2d | None:
         """The convolution that makes the images from `features`; None of decoders that end otherwise."""

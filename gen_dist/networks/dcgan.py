@@ -10,37 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from gen_dist.config import DcganConfig
-from gen_dist.errors import ConfigError
 from gen_dist.kernels import DoublingConvolution, HalvingConvolution, Linear
 from gen_dist.networks.base import Decoder, Encoder, channels_last, norm_layer, set_bias
+from gen_dist.networks.halving import halved_to_few_pixels
 from gen_dist.networks.spectral_norm import spectrally_normalize
-
-
-def _halvings(side: int) -> int:
-    """Number of halvings of the shorter side down to 4 to 7 pixels, at least one."""
-    return max(1, side.bit_length() - 3)
-
-
-def _nearest_sizes(height: int, width: int) -> list[str]:
-    """The nearest sizes that can be halved without a remainder, as `--image-size` takes them."""
-    shorter = min(height, width)
-    step = 2 ** _halvings(shorter)
-    lower = [max(8, side // step * step) for side in (width, height)]
-    step = 2 ** _halvings(-(-shorter // step) * step)  # rounded up to a power of two, it is halved once more
-    upper = [max(8, -(-side // step) * step) for side in (width, height)]
-    return list(dict.fromkeys(str(w) if w == h else f"{w}x{h}" for w, h in (lower, upper)))
 
 
 def _levels(config: DcganConfig, image_shape: tuple[int, int, int]) -> tuple[list[int], tuple[int, int]]:
     """Channels after each halving of the images, and the height and width after the last."""
-    _, height, width = image_shape
-    halvings = _halvings(min(height, width))
-    if min(height, width) < 8 or height % 2**halvings or width % 2**halvings:
-        raise ConfigError(
-            f"a dcgan network halves both sides of an image until 4 to 7 pixels of the shorter are left, which "
-            f"{height} x {width} do not allow; use --image-size {' or '.join(_nearest_sizes(height, width))}"
-        )
-    return [config.feature_maps * 2**i for i in range(halvings)], (height >> halvings, width >> halvings)
+    halvings, smallest = halved_to_few_pixels("dcgan", image_shape)
+    return [config.feature_maps * 2**i for i in range(halvings)], smallest
 
 
 def _draw_weights(network: nn.Module) -> None:

@@ -26,11 +26,16 @@ class Generator(nn.Module):
         width = self.label_vectors.width if self.label_vectors else 0
         self.decoder = build_decoder(network, image_shape, network.latent_shape(image_shape)[0] + width)
 
-    def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+    @property
+    def noise_count(self) -> int:
+        """Numbers of noise for each image; see `Decoder.noise_count`."""
+        return getattr(self.decoder, "noise_count", 0)  # a plug-in's decoder may be any module
+
+    def forward(self, latents: Tensor, labels: Tensor | None, noise: Tensor | None = None) -> Tensor:
         if self.label_vectors:
             assert labels is not None
             latents = with_labels(latents, self.label_vectors(labels))
-        return self.decoder(latents)
+        return self.decoder(latents) if noise is None else self.decoder(latents, noise)
 
 
 class Discriminator(nn.Module):

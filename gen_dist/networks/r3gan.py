@@ -5,16 +5,15 @@ Encoder and decoder have one weight for each pixel and channel of the smallest m
 """
 
 import math
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gen_dist.config import Norm, ResnetConfig
 from gen_dist.config.networks import smallest_sides
 from gen_dist.kernels import Linear
 from gen_dist.networks.base import Decoder, Encoder, channels_last, draw_weight, norm_layer, set_bias
+from gen_dist.networks.halving import Binomial
 from gen_dist.networks.spectral_norm import spectrally_normalize
 
 _GROUP_WIDTH = 16
@@ -63,7 +62,7 @@ def _trunk(config: ResnetConfig, channels: int, sides: tuple[int, int]) -> nn.Se
     for level, width in enumerate(widths):
         layers += _blocks(config, width, config.discriminator_norm, config.spectral_norm)
         if level + 1 < len(widths):
-            layers.append(_Bilinear("halve"))
+            layers.append(Binomial("halve"))
             if widths[level + 1] != width:
                 layers.append(_pointwise(width, widths[level + 1]))
     last = nn.Conv2d(widths[-1], widths[-1], kernel_size=sides, groups=widths[-1], bias=False)
@@ -79,7 +78,7 @@ def _generator(config: ResnetConfig, channels: int) -> nn.Sequential:
         if level + 1 < len(config.feature_maps):
             if before != width:
                 layers.append(_pointwise(before, width))
-            layers.append(_Bilinear("double"))
+            layers.append(Binomial("double"))
         layers += _blocks(config, width, config.generator_norm)
         before = width
     return nn.Sequential(*layers, _pointwise(before, channels, bias=True))
@@ -142,23 +141,3 @@ class _ModulatedBasis(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         return self.basis * self.linear(latents)[:, :, None, None]
-
-
-class _Bilinear(nn.Module):
-    """Bilinear resampling of feature maps to half or twice the side: weights 1 3 3 1 along each side, zero padding.
-
-    It is a depthwise convolution, since torch's interpolation sums gradients in arbitrary order on GPUs.
-    """
-
-    kernel: Tensor
-
-    def __init__(self, resampling: Literal["halve", "double"]) -> None:
-        super().__init__()
-        self.convolve = F.conv2d if resampling == "halve" else F.conv_transpose2d
-        weights = torch.tensor([1.0, 3.0, 3.0, 1.0]) / (8.0 if resampling == "halve" else 4.0)
-        self.register_buffer("kernel", torch.outer(weights, weights)[None, None], persistent=False)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        channels = maps.shape[1]
-        kernel = self.kernel.to(maps.dtype).expand(channels, -1, -1, -1)
-        return self.convolve(maps, kernel, stride=2, padding=1, groups=channels)

@@ -50,6 +50,11 @@ GENERATOR_STREAMS = Streams(
     (Stream.GENERATOR_REAL_AUGMENTATION, Stream.GENERATOR_REAL_NOISE),
     (Stream.GENERATOR_FAKE_AUGMENTATION, Stream.GENERATOR_FAKE_NOISE),
 )
+_LAYER_NOISE = {
+    Stream.DISCRIMINATOR_LATENTS: Stream.DISCRIMINATOR_LAYER_NOISE,
+    Stream.GENERATOR_LATENTS: Stream.GENERATOR_LAYER_NOISE,
+}
+"""Streams of the noise inputs of layers, by those of the latents."""
 GENERATED = "generated"
 """Name of the carried images of the generator's turn, float32 [B, C, H, W]."""
 
@@ -66,7 +71,8 @@ class Adversarial(Objective):
         *,
         bounded: bool = True,
     ) -> None:
-        """Build both networks. A `bounded` generator ends with tanh, others with their last layer.
+        """Build both networks. A `bounded` generator ends with tanh, others with their last layer, as do networks with
+        `unbounded_images`.
 
         Raises:
             ConfigError: a conditional objective has images without classes, or the network does not fit the images.
@@ -78,7 +84,7 @@ class Adversarial(Objective):
         if self.conditional:
             refuse_unlabelled(labels, config.conditioning)
         self.latent_shape = roles.latent_shape("generator", image_shape)
-        self.bounded = bounded
+        self.bounded = bounded and not roles.generator.unbounded_images
         self._seen = config
         self.networks = nn.ModuleDict(
             {
@@ -87,9 +93,12 @@ class Adversarial(Objective):
             }
         )
 
-    def decode(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Decode latents [B, *latent_shape] to images float32 [B, C, H, W]; pictures show the range -1..1."""
-        generated = self.networks["generator"](latents, labels).float()
+    def decode(self, latents: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """Decode latents [B, *latent_shape] to images float32 [B, C, H, W]; pictures show the range -1..1.
+
+        `noise`, float32 [B, noise_count], is that of a generator with noise inputs. None is its fixed noise.
+        """
+        generated = self.networks["generator"](latents, labels, noise).float()
         return generated.tanh() if self.bounded else generated
 
     def pixels(self, decoded: Tensor) -> Tensor:
@@ -97,8 +106,13 @@ class Adversarial(Objective):
 
     def generate(self, batch: Batch, stream: Stream) -> Tensor:
         """Generate one new image per image of the batch, with its label."""
-        latents = normal(batch.key(stream), len(batch.images), math.prod(self.latent_shape))
-        return self.decode(latents.view(-1, *self.latent_shape), batch.labels)
+        rows, generator = len(batch.images), self.networks["generator"]
+        assert isinstance(generator, Generator)
+        latents = normal(batch.key(stream), rows, math.prod(self.latent_shape)).view(-1, *self.latent_shape)
+        if not generator.noise_count:
+            return self.decode(latents, batch.labels)
+        noise = normal(batch.key(_LAYER_NOISE[stream]), rows, generator.noise_count)
+        return self.decode(latents, batch.labels, noise)
 
     @property
     def changes_images(self) -> bool:

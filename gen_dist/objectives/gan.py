@@ -7,14 +7,16 @@ from torch import Tensor
 from gen_dist.config import GanConfig, GanLoss, Roles
 from gen_dist.config.labels import LabelScheme
 from gen_dist.objectives.adversarial import (
+    DISCRIMINATOR_STREAMS,
     GENERATED,
     GENERATOR_STREAMS,
     Adversarial,
     DiscriminatorPhase,
     GeneratorPhase,
     accuracy_logs,
+    slopes_and_scores,
 )
-from gen_dist.objectives.losses import fake_loss, generator_loss, real_loss
+from gen_dist.objectives.losses import fake_loss, generator_loss, real_loss, zero_centred_penalty
 from gen_dist.objectives.phase import Batch, Phase, TurnResult
 
 
@@ -28,6 +30,8 @@ class Gan(Adversarial):
         self, config: GanConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int | LabelScheme
     ) -> None:
         super().__init__(config, roles, image_shape, classes)
+        if config.penalty_weight:
+            self.refuse_unpenalizable()
 
     def phases(self) -> dict[str, Phase]:
         return {
@@ -52,13 +56,35 @@ class GanGeneratorPhase(GeneratorPhase):
 
 
 class GanDiscriminatorPhase(DiscriminatorPhase):
-    """Minimize the loss of real and of generated images' scores (Goodfellow et al. 2014, eq. 1)."""
+    """Minimize the loss of real and of generated images' scores (Goodfellow et al. 2014, eq. 1), plus gamma / 2 times
+    R1, if gamma is not 0 (Mescheder et al. 2018, eq. 9). The slopes are taken at the images before augmentation.
+    """
 
     objective: Gan
 
+    def __init__(self, objective: Gan) -> None:
+        super().__init__(objective)
+        self.penalty_every = objective.config.penalty_every
+
     def forward(self, batch: Batch) -> TurnResult:
+        if self.objective.config.penalty_weight and batch.penalized:
+            return self._penalized(batch)
         real, fake = self.as_seen(*self.real_and_fake(batch), batch)
         return self.result(*self.objective.scores_of_both(real, fake, batch.labels))
+
+    def _penalized(self, batch: Batch) -> TurnResult:
+        objective, config = self.objective, self.objective.config
+        real, fake = self.real_and_fake(batch)
+
+        def scores_of(images: Tensor) -> Tensor:
+            return objective.scores(objective.as_seen(images, batch, DISCRIMINATOR_STREAMS.real), batch.labels)
+
+        slopes, real_scores = slopes_and_scores(scores_of, real)
+        seen = objective.as_seen(fake, batch, DISCRIMINATOR_STREAMS.fake)
+        loss, logs, _ = self.result(real_scores, objective.scores(seen, batch.labels))
+        r1 = zero_centred_penalty(slopes).mean()
+        loss = loss + 0.5 * config.penalty_weight * config.penalty_every * r1
+        return TurnResult(loss, {**logs, "loss": loss.detach(), "r1": r1.detach()})
 
     def result(self, real_scores: Tensor, fake_scores: Tensor) -> TurnResult:
         """Loss and logs for scores of real and generated images, [B] each."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
+from gen_dist.objectives import Objective
 from gen_dist.parallel.processes import Processes
 
 
@@ -21,6 +22,25 @@ class Rows:
     processes are then those of the mean over all images. With shards, the same times the number of shards."""
     rank_weight: float
     """Weight of this process's mean in the mean over all images, times world_size: 1.0 if all have equal rows."""
+
+
+def refuse_split_groups(config: TrainConfig, processes: Processes, objective: Objective) -> None:
+    """Raise ConfigError if micro-batches would split rows that a layer takes together, as `rows_together` says.
+
+    Every process comes to the same result.
+    """
+    layers = [layer for layer in objective.modules() if getattr(layer, "rows_together", 1) > 1]
+    size, parts = config.global_batch_size, config.shards or processes.world_size * config.accumulation
+    for layer in layers:
+        together: int = layer.rows_together  # type: ignore[assignment]
+        if any(size * part // parts % together for part in range(1, parts + 1)):
+            step = parts * together
+            fitting = " or ".join(str(one) for one in (size // step * step, -(-size // step) * step) if one)
+            raise ConfigError(
+                f"{type(layer).__name__} takes {together} images of a batch together, which global_batch_size {size} "
+                f"in {parts} micro-batch{'es' * (parts > 1)} would split; use --global-batch-size {fitting}, or "
+                "another --minibatch-group"
+            )
 
 
 def rows_of_rank(config: TrainConfig, processes: Processes) -> Rows:

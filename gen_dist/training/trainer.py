@@ -31,7 +31,7 @@ from gen_dist.training.log_averages import choose_log_averages
 from gen_dist.training.memory_advice import memory_advice
 from gen_dist.training.moving_average import MovingAverage, SplitAverage
 from gen_dist.training.precision import resolve_precision
-from gen_dist.training.rows import rows_of_rank
+from gen_dist.training.rows import refuse_split_groups, rows_of_rank
 from gen_dist.training.schedule import Schedule
 from gen_dist.training.starting_weights import take_starting_weights
 from gen_dist.training.testing import mean_metrics
@@ -82,6 +82,7 @@ class Trainer:
             torch.manual_seed(config.seed)
             objective = build_objective(config, dataset.image_shape, dataset.labels, dataset.scale)
         objective.refuse_batch(config.global_batch_size)
+        refuse_split_groups(config, self.processes, objective)
         if config.sync_batch_norm:
             synchronize(objective, self._sums)
         self._sums.refuse_network(objective)

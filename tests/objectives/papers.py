@@ -28,6 +28,7 @@ from gen_dist.kernels import Key
 from gen_dist.kernels.noise import host_normal
 from gen_dist.networks.players import Discriminator, Generator
 from gen_dist.networks.r3gan import R3ganDecoder
+from gen_dist.networks.stylegan2 import Stylegan2Decoder
 from gen_dist.objectives import Batch
 from gen_dist.objectives.adversarial import Adversarial
 from gen_dist.objectives.augmentation import add_noise, augment
@@ -61,8 +62,10 @@ class Reference:
         self._seed, self._step = batch.rng.tolist()
         self._batch = batch
         self._latent_dim = objective.latent_shape[0]
-        # The generator of Huang et al. 2024 ends with a linear layer, all others with tanh.
-        self._bounded = not isinstance(objective.networks["generator"].decoder, R3ganDecoder) or config.kind != "r3gan"
+        # The generators of Huang et al. 2024 and Karras et al. 2020 end with a linear layer, all others with tanh.
+        decoder = objective.networks["generator"].decoder
+        of_r3gan = isinstance(decoder, R3ganDecoder) and config.kind == "r3gan"
+        self._bounded = not (of_r3gan or isinstance(decoder, Stylegan2Decoder))
         self._training_images = batch.images.double() / 127.5 - 1
 
     def parameters(self, networks: tuple[str, ...]) -> dict[str, nn.Parameter]:
@@ -84,17 +87,20 @@ class Reference:
         changed = augment(images, self._config.augmentation, Key(rng, stream, first_row))
         return add_noise(changed, self._config.instance_noise, Key(rng, NOISE_BESIDE[stream], first_row))
 
-    def _decode(self, latents: Tensor) -> Tensor:
+    def _decode(self, latents: Tensor, noise: Stream | None = None) -> Tensor:
         generator = self.networks["generator"]
         assert isinstance(generator, Generator)
         if getattr(self._config, "conditioning", "none") != "none":
             latents = torch.cat([latents, nn.functional.one_hot(self._labels, 10)], dim=1)
-        decoded: Tensor = generator.decoder(latents)
+        noisy = noise is not None and isinstance(generator.decoder, Stylegan2Decoder)
+        noises = [self._normals(noise, generator.noise_count)] if noise is not None and noisy else []
+        decoded: Tensor = generator.decoder(latents, *noises)
         return decoded.tanh() if self._bounded else decoded
 
     def generated(self, latents: Stream) -> Tensor:
         """Images from latents of the prior, [B, ...]."""
-        return self._decode(self._normals(latents, self._latent_dim))
+        noise = Stream[latents.name.replace("LATENTS", "LAYER_NOISE")]
+        return self._decode(self._normals(latents, self._latent_dim), noise)
 
     def reconstructions(self) -> Tensor:
         """Images from latents that an earlier turn carried, [B, ...]."""
@@ -142,6 +148,9 @@ class Reference:
         if isinstance(self._config, GanConfig):
             on_real, on_fake, _ = LOSSES[self._config.loss]
             loss = on_real(real_scores).mean() + on_fake(fake_scores).mean()
+            if penalized and self._config.penalty_weight:  # Mescheder et al. 2018, eq. 9
+                logs["r1"] = (self._slopes(self._training_images, Stream.REAL_AUGMENTATION) ** 2).mean()
+                loss = loss + self._config.penalty_weight / 2 * self._config.penalty_every * logs["r1"]
             return loss, logs | _accuracies(real_scores, fake_scores, 0.5 * (self._config.loss == "least_squares"))
         if isinstance(self._config, VaeGanConfig):
             reconstructions = self._batch.carried["reconstructions"].double()

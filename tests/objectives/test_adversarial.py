@@ -60,7 +60,7 @@ FIRST_ROW = 6  # not 0, so that a draw without it differs
 ROWS = 15
 every_objective = each_of(ADVERSARIAL)
 CONDITIONAL = [name for name in ADVERSARIAL if getattr(OBJECTIVES[name][0], "conditioning", "none") != "none"]
-PENALIZED = [name for name in ADVERSARIAL if isinstance(OBJECTIVES[name][0], WganGpConfig | R3ganConfig)]
+PENALIZED = [name for name in ADVERSARIAL if getattr(OBJECTIVES[name][0], "penalty_weight", 0.0)]
 
 PHASES: dict[str, dict[str, tuple[str, ...]]] = {
     "gan": {"generator": ("generator",), "discriminator": ("discriminator",)},

@@ -26,6 +26,7 @@ from gen_dist.config import (
     OptimizerConfig,
     R3ganConfig,
     ResnetConfig,
+    Stylegan2Config,
     TrainConfig,
     VaeConfig,
     VaeGanConfig,
@@ -46,6 +47,7 @@ SMALL_DCGAN = DcganConfig(feature_maps=4, latent_dim=5)
 UNMIXED_DCGAN = DcganConfig(feature_maps=4, latent_dim=5, generator_norm="group", discriminator_norm="none")
 SMALL_SNGAN = ResnetConfig(feature_maps=(4, 6, 6), latent_dim=5, generator_norm="group", spectral_norm=True)
 SMALL_R3GAN = ResnetConfig(block="r3gan", feature_maps=(4, 8), latent_dim=5)
+SMALL_STYLEGAN2 = Stylegan2Config(latent_dim=5, style_dim=6, mapping_layers=2, channel_base=56, channel_max=4)
 SMALL_LATENTS = AutoencoderKlConfig(feature_maps=(4, 8, 8), latent_dim=2, blocks=1, groups=2, middle_attention=False)
 ALL_AUGMENTATIONS: tuple[Augmentation, ...] = ("colour", "translation", "cutout")
 
@@ -71,7 +73,13 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
     "iwae, path gradient": (VaeConfig(importance_samples=3, gradient="path"), SMALL_MLP),
     "gan": (GanConfig(), SMALL_MLP),
     "gan, least squares, augmented": (
-        GanConfig(loss="least_squares", augmentation=ALL_AUGMENTATIONS, instance_noise=0.3),
+        GanConfig(
+            loss="least_squares",
+            augmentation=ALL_AUGMENTATIONS,
+            instance_noise=0.3,
+            penalty_weight=0.5,
+            penalty_every=2,
+        ),
         SMALL_MLP,
     ),
     "conditional gan": (GanConfig(conditioning="concat"), SMALL_MLP),
@@ -79,6 +87,10 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
     "conditional dcgan": (GanConfig(conditioning="concat", generator_every=2), SMALL_DCGAN),
     "sngan": (GanConfig(loss="hinge", generator_every=2), SMALL_SNGAN),
     "sngan, projection": (GanConfig(conditioning="projection"), SMALL_SNGAN),
+    "stylegan2, lazy, projection": (
+        GanConfig(conditioning="projection", penalty_weight=1.0, penalty_every=2),
+        SMALL_STYLEGAN2,
+    ),
     "wgan-gp": (WganGpConfig(generator_every=2), UNMIXED_DCGAN),
     "wgan-gp, lazy": (WganGpConfig(generator_every=3, penalty_every=2), SMALL_MLP),
     "r3gan": (R3ganConfig(), SMALL_R3GAN),
@@ -113,7 +125,7 @@ amplifies the difference."""
 ADVERSARIAL = tuple(name for name, (config, _) in OBJECTIVES.items() if "gan" in config.kind)
 WITH_DISCRIMINATOR = (*ADVERSARIAL, *(name for name in OBJECTIVES if name.endswith("adversary")))
 LEFT_OUT = (
-    frozenset({"conditional dcgan", "sngan", "sngan, projection", "wgan-gp", "r3gan"})
+    frozenset({"conditional dcgan", "sngan", "sngan, projection", "stylegan2, lazy, projection", "wgan-gp", "r3gan"})
     | {"autoencoder, squared error", "vae, fixed Gaussian scale", "iwae"}
     | {name for name in OBJECTIVES if name.startswith("latent autoencoder,")}
 )
