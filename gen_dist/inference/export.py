@@ -254,7 +254,9 @@ def _write_plugins(directory: Path, contents: Mapping[str, bytes]) -> None:
         sync(directory / name)
 
 
-def _parts_of(model: GenerativeModel, form: Format, wanted: Sequence[PartName], truncation: float) -> list[_Exported]:
+def _parts_of(
+    model: GenerativeModel, form: Format, wanted: Sequence[PartName], truncation: float = 1.0
+) -> list[_Exported]:
     objective, shape, latents = model.objective, model.image_shape, model.objective.latent_shape
     scale, units = model.scale, not model.scale.is_plain and form != "safetensors"
     told = f"values of the data as float32: {scale}" if units else "in 0..1"

@@ -36,7 +36,7 @@ class Gan(Adversarial):
     def phases(self) -> dict[str, Phase]:
         return {
             "generator": GanGeneratorPhase(self, self.config.loss, self.config.generator_every),
-            "discriminator": GanDiscriminatorPhase(self),
+            "discriminator": GanDiscriminatorPhase(self, self.config.penalty_weight, self.config.penalty_every),
         }
 
 
@@ -62,18 +62,19 @@ class GanDiscriminatorPhase(DiscriminatorPhase):
 
     objective: Gan
 
-    def __init__(self, objective: Gan) -> None:
+    def __init__(self, objective: Adversarial, penalty_weight: float = 0.0, penalty_every: int = 1) -> None:
         super().__init__(objective)
-        self.penalty_every = objective.config.penalty_every
+        self.penalty_weight = penalty_weight
+        self.penalty_every = penalty_every
 
     def forward(self, batch: Batch) -> TurnResult:
-        if self.objective.config.penalty_weight and batch.penalized:
+        if self.penalty_weight and batch.penalized:
             return self._penalized(batch)
         real, fake = self.as_seen(*self.real_and_fake(batch), batch)
         return self.result(*self.objective.scores_of_both(real, fake, batch.labels))
 
     def _penalized(self, batch: Batch) -> TurnResult:
-        objective, config = self.objective, self.objective.config
+        objective = self.objective
         real, fake = self.real_and_fake(batch)
 
         def scores_of(images: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ class GanDiscriminatorPhase(DiscriminatorPhase):
         seen = objective.as_seen(fake, batch, DISCRIMINATOR_STREAMS.fake)
         loss, logs, _ = self.result(real_scores, objective.scores(seen, batch.labels))
         r1 = zero_centred_penalty(slopes).mean()
-        loss = loss + 0.5 * config.penalty_weight * config.penalty_every * r1
+        loss = loss + 0.5 * self.penalty_weight * self.penalty_every * r1
         return TurnResult(loss, {**logs, "loss": loss.detach(), "r1": r1.detach()})
 
     def result(self, real_scores: Tensor, fake_scores: Tensor) -> TurnResult:

@@ -144,7 +144,8 @@ def unlike_at_first(network: nn.Module) -> None:
 def compare_with_the_equations(config: Stylegan2Config, shape: tuple[int, int, int], rows: int) -> None:
     torch.manual_seed(0)
     generator, discriminator = build_decoder(config, shape), build_encoder(config, shape, 1)
-    unlike_at_first(generator), unlike_at_first(discriminator)
+    unlike_at_first(generator)
+    unlike_at_first(discriminator)
     latents, noise = torch.randn(rows, config.latent_dim), torch.randn(rows, generator.noise_count)
     with torch.no_grad():
         images = generator(latents, noise)
