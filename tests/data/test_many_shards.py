@@ -104,7 +104,7 @@ def peak_mib(run: Path) -> float:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize(("shards", "images", "batch", "away"), [(20, 1_000, 200, 6), (200, 10_000, 5_000, 30)])
+@pytest.mark.parametrize(("shards", "images", "batch", "away"), [(20, 1_000, 200, 12), (200, 10_000, 5_000, 30)])
 def test_an_epoch_is_whole_and_the_same_whatever_dies(
     shards: int, images: int, batch: int, away: int, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from gen_dist.files import reason_of
 
 _STRIPES = 64
 _POLL_SECONDS = 0.005
+_MOST_SECONDS_WAITED = 3.0
 _LEFT_OVER_SECONDS = 3600.0
 _FREED_SHARE = 16
 """Of the budget, one part in so many is freed at once, so that few writers list the directory."""
@@ -81,7 +82,7 @@ class BlockCache:
 
     @contextlib.contextmanager
     def only_fetcher(self, key: str) -> Iterator[None]:
-        """Context manager that one process of the host is in for a block, so that it is fetched once."""
+        """Context manager that one process of the host is in for a block, for some seconds: it is fetched once."""
         with self._locked(f"fetch-{hash_of(key) % _STRIPES}"):
             yield
 
@@ -121,9 +122,10 @@ class BlockCache:
         lock = FileLock(self._directory / f".{name}.lock", is_singleton=False)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            lock.acquire(poll_interval=_POLL_SECONDS)
+            # A process whose server is gone holds the lock for minutes; the others then ask, and tell, themselves.
+            lock.acquire(timeout=_MOST_SECONDS_WAITED, poll_interval=_POLL_SECONDS)
         except (OSError, NotImplementedError):
-            pass  # without locks a block may be fetched twice, and the budget be exceeded by a few
+            pass  # without the lock a block may be fetched twice, and the budget be exceeded by a few
         try:
             yield
         finally:
