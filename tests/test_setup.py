@@ -50,7 +50,7 @@ def test_public_names_come_from_their_modules(tmp_path: Path) -> None:
     assert result.stderr.splitlines()[-1] == "AttributeError: module 'gen_dist' has no attribute 'absent'"
 
 
-@pytest.mark.parametrize("name", ["kernels/__init__.py", "kernels.py"])
+@pytest.mark.parametrize("name", ["kernels/__init__.py", pytest.param("kernels.py", marks=pytest.mark.slow)])
 def test_a_foreign_kernels_package_is_never_imported(name: str, tmp_path: Path) -> None:
     foreign = tmp_path / name
     foreign.parent.mkdir(exist_ok=True)

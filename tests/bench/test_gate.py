@@ -312,6 +312,7 @@ def assert_nothing_is_left(clone: Path, temporary: Path) -> None:
     assert list(temporary.glob("gen_dist-gate-*")) == []
 
 
+@pytest.mark.slow
 def test_other_outputs_than_the_base_commits_fail(clone: Path, tmp_path: Path) -> None:
     process = start_gate(clone, tmp_path / "tmp", "compare", "--base", "old", "--only", "keyed-noise", *LITTLE)
     output, errors = process.communicate(timeout=240)

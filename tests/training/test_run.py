@@ -254,7 +254,7 @@ def _signalled(command: list[str], number: signal.Signals, directory: Path) -> s
     return output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_resumes(
     number: signal.Signals, uninterrupted: Path, tmp_path: Path
 ) -> None:

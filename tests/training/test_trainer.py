@@ -26,7 +26,7 @@ from tests.support.runs import (
 )
 from tests.support.two_players import two_players
 
-QUICK_TO_COMPILE = {"beta-vae with warm-up", "iwae"}
+QUICK_TO_COMPILE = {"beta-vae with warm-up"}
 
 
 def _checkpoint_of(trainer: Trainer, step: int) -> Checkpoint:
