@@ -217,12 +217,29 @@ class ResnetConfig(NetworkConfig):
     """Normalization in the discriminator or encoder."""
     spectral_norm: bool = False
     """Divide each weight of the discriminator or encoder by its largest singular value (Miyato et al. 2018)."""
+    conditional_norm: bool = False
+    """Let the scale and shift of the generator's batch normalization depend on the class, which then enters the
+    generator there alone (Miyato & Koyama 2018). Only with block sngan, and without classes it changes nothing."""
+    attention_factor: int | None = None
+    """Self-attention of both networks at this fraction of the image's side: 2 is half (Zhang et al. 2019). Only with
+    block sngan."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("blocks", self.blocks, 1)
+        if self.block != "sngan" and (self.conditional_norm or self.attention_factor is not None):
+            name = "conditional_norm" if self.conditional_norm else "attention_factor"
+            raise ConfigError(f"{name} goes with block sngan, not {self.block}; leave it out, or use --block sngan")
+        if self.conditional_norm and self.generator_norm != "batch":
+            raise ConfigError(
+                f"conditional_norm goes with generator_norm batch, not {self.generator_norm}; use --generator-norm "
+                "batch"
+            )
         if len(self.feature_maps) < 2:
             raise ConfigError(f"feature_maps {self.feature_maps} names fewer than two resolutions")
+        factors = [2**level for level in range(1, len(self.feature_maps))]
+        if self.attention_factor not in (None, *factors):
+            raise ConfigError(f"attention_factor {self.attention_factor} is not one of {', '.join(map(str, factors))}")
         for count in self.feature_maps:
             at_least("feature_maps", count, 1)
 

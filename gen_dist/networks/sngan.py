@@ -4,6 +4,8 @@ Normalization and ReLU come before each convolution, maps are resampled inside t
 its last map over pixels.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Literal
 
@@ -13,6 +15,8 @@ from gen_dist.config import Norm, ResnetConfig
 from gen_dist.config.networks import smallest_sides
 from gen_dist.kernels import Linear
 from gen_dist.networks.base import Decoder, Encoder, channels_last, norm_layer, set_bias
+from gen_dist.networks.conditional_norm import ConditionalBatchNorm
+from gen_dist.networks.self_attention import SelfAttention
 from gen_dist.networks.spectral_norm import spectrally_normalize
 
 Resampling = Literal["halve", "double", "none"]
@@ -40,14 +44,19 @@ class SnganDecoder(Decoder):
 
     def __init__(self, config: ResnetConfig, image_shape: tuple[int, int, int], inputs: int) -> None:
         super().__init__()
-        self.start = _Projection(inputs, (config.feature_maps[-1], *smallest_sides(config.feature_maps, image_shape)))
-        self.trunk = _generator(config, image_shape[0])
+        smallest = smallest_sides(config.feature_maps, image_shape)
+        labels = max(inputs - config.latent_dim, 0) if config.conditional_norm else 0
+        self.latent_dim = inputs - labels
+        self.start = _Projection(self.latent_dim, (config.feature_maps[-1], *smallest))
+        self.trunk = _generator(config, image_shape[0], labels)
 
     def start_at(self, image: Tensor) -> None:
         set_bias(self.trunk[-1], image.mean(dim=(1, 2)))
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.trunk(channels_last(self.start(latents)))
+        """Images of latents, which label vectors follow."""
+        start = channels_last(self.start(latents[:, : self.latent_dim]))
+        return self.trunk(start, latents[:, self.latent_dim :])
 
 
 def _trunk(config: ResnetConfig, channels: int) -> nn.Sequential:
@@ -65,10 +74,12 @@ def _trunk(config: ResnetConfig, channels: int) -> nn.Sequential:
             resampling: Resampling = "halve" if halves else "none"
             layers.append(_Block(inputs, width, outputs, norm, resampling, first=not layers))
             inputs = outputs
+        if config.attention_factor == 2 ** (level + 1):
+            layers.append(SelfAttention(inputs))
     return nn.Sequential(*layers, norm_layer(norm, inputs), nn.ReLU(), _SumOverPixels())
 
 
-def _generator(config: ResnetConfig, channels: int) -> nn.Sequential:
+def _generator(config: ResnetConfig, channels: int, labels: int) -> _Layers:
     """Build the layers from the smallest map to images.
 
     The first block of each resolution except the smallest doubles the sides.
@@ -79,12 +90,28 @@ def _generator(config: ResnetConfig, channels: int) -> nn.Sequential:
     for level, width in reversed(list(enumerate(config.feature_maps))):
         smallest = level + 1 == len(config.feature_maps)
         if not smallest:
-            layers.append(_Block(inputs, width, width, norm, "double"))
-        layers += [_Block(width, width, width, norm, "none") for _ in range(config.blocks - 1)]
+            layers.append(_Block(inputs, width, width, norm, "double", labels=labels))
+        layers += [_Block(width, width, width, norm, "none", labels=labels) for _ in range(config.blocks - 1)]
+        if config.attention_factor == 2**level:
+            layers.append(SelfAttention(width))
         inputs = width
     output = nn.Conv2d(inputs, channels, kernel_size=3, padding=1)
     _draw_weight(output, gain=1.0)
-    return nn.Sequential(*layers, norm_layer(norm, inputs), nn.ReLU(), output)
+    return _Layers(*layers, _norm(norm, inputs, labels), nn.ReLU(), output)
+
+
+def _norm(norm: Norm, channels: int, labels: int) -> nn.Module:
+    """Normalization of feature maps; conditional with label vectors of `labels` numbers, 0 if it is not."""
+    return ConditionalBatchNorm(channels, labels) if labels else norm_layer(norm, channels)
+
+
+class _Layers(nn.Sequential):
+    """Layers of which some take label vectors [B, labels] beside feature maps."""
+
+    def forward(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
+        for layer in self:
+            maps = layer(maps, labels) if isinstance(layer, (_Block, ConditionalBatchNorm)) else layer(maps)
+        return maps
 
 
 def _draw_weight(layer: nn.Linear | nn.Conv2d, gain: float) -> None:
@@ -101,7 +128,15 @@ class _Block(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, hidden: int, outputs: int, norm: Norm, resampling: Resampling, first: bool = False
+        self,
+        inputs: int,
+        hidden: int,
+        outputs: int,
+        norm: Norm,
+        resampling: Resampling,
+        *,
+        first: bool = False,
+        labels: int = 0,
     ) -> None:
         super().__init__()
         resample: nn.Module = nn.AvgPool2d(2) if resampling == "halve" else nn.Upsample(scale_factor=2)
@@ -111,7 +146,7 @@ class _Block(nn.Module):
         )
         for convolution in convolutions:
             _draw_weight(convolution, gain=math.sqrt(2))
-        residual: list[nn.Module] = [convolutions[0], norm_layer(norm, hidden), nn.ReLU(), convolutions[1]]
+        residual: list[nn.Module] = [convolutions[0], _norm(norm, hidden, labels), nn.ReLU(), convolutions[1]]
         shortcut: list[nn.Module] = []
         if resampling != "none" or inputs != outputs:
             shortcut = [nn.Conv2d(inputs, outputs, kernel_size=1)]
@@ -121,12 +156,12 @@ class _Block(nn.Module):
         elif resampling == "double":
             residual, shortcut = [resample, *residual], [*shortcut, resample]
         if not first:  # the first block gets images, not activations
-            residual = [norm_layer(norm, inputs), nn.ReLU(), *residual]  # not in place: the shortcut reads its input
-        self.residual = nn.Sequential(*residual)
+            residual = [_norm(norm, inputs, labels), nn.ReLU(), *residual]  # not in place: the shortcut reads its input
+        self.residual = _Layers(*residual)
         self.shortcut = nn.Sequential(*shortcut)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        return self.shortcut(maps) + self.residual(maps)
+    def forward(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.shortcut(maps) + self.residual(maps, labels)
 
 
 class _Projection(nn.Module):

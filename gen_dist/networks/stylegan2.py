@@ -179,7 +179,8 @@ class _Layer(nn.Module):
     def forward(self, maps: Tensor, styles: Tensor, noise: Tensor) -> Tensor:
         """Maps [B, inputs, H, W], styles [B, style_dim] and noise [B or 1, 1, H', W'] -> [B, outputs, H', W']."""
         maps = self.convolution(maps, styles)
-        return scaled_leaky_relu(maps + (noise * self.noise_strength).to(maps.dtype) + self.bias[:, None, None])
+        noise = (noise * self.noise_strength).to(maps.dtype)
+        return scaled_leaky_relu(maps + noise + self.bias[:, None, None].to(maps.dtype))
 
 
 class _ToImage(nn.Module):

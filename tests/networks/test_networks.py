@@ -28,6 +28,7 @@ from gen_dist.config import (
 from gen_dist.errors import ConfigError
 from gen_dist.kernels import group_norm_silu
 from gen_dist.networks import Decoder, Encoder, build_decoder, build_encoder
+from gen_dist.networks.self_attention import SelfAttention
 from tests.support.fused_norm import normalize_as_on_gpus
 
 # A new network has one line here, such as `"mine": networks["mine"](latent_dim=5)`.
@@ -41,6 +42,10 @@ SMALL: dict[str, NetworkConfig] = {
     "sngan": ResnetConfig(feature_maps=(4, 6, 8), latent_dim=5),
     "sngan, two blocks and norms": ResnetConfig(
         feature_maps=(4, 6, 6), blocks=2, latent_dim=5, generator_norm="batch", discriminator_norm="group"
+    ),
+    "sngan, attention": ResnetConfig(feature_maps=(4, 6, 8), latent_dim=5, attention_factor=2, spectral_norm=True),
+    "sngan, conditional norm": ResnetConfig(
+        feature_maps=(4, 6, 8), latent_dim=5, generator_norm="batch", conditional_norm=True
     ),
     "sngan, spectral norm": ResnetConfig(feature_maps=(4, 6, 8), latent_dim=5, spectral_norm=True),
     "stylegan2": Stylegan2Config(latent_dim=5, style_dim=6, mapping_layers=2, channel_base=64, channel_max=6),
@@ -63,6 +68,16 @@ def make(
 ) -> tuple[Encoder, Decoder]:
     torch.manual_seed(seed)
     return build_encoder(config, shape, outputs), build_decoder(config, shape, inputs)
+
+
+def let_gradients_through(network: nn.Module) -> None:
+    """The last convolutions of r3gan blocks and the factor of attention start at zero, which blocks gradients of the
+    layers before them."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and not bool(module.weight.any()):
+            nn.init.normal_(module.weight, std=0.1)
+        elif isinstance(module, SelfAttention):
+            nn.init.constant_(module.factor, 0.5)
 
 
 def some_images(shape: tuple[int, int, int] = SHAPE, count: int = 4, seed: int = 1) -> Tensor:
@@ -98,10 +113,8 @@ def test_outputs_are_the_head_of_the_features(name: str) -> None:
 @pytest.mark.parametrize("shape", [SHAPE, (1, 16, 16)], ids=str)
 def test_gradients_reach_every_parameter_in_its_memory_order(name: str, shape: tuple[int, int, int]) -> None:
     encoder, decoder = make(SMALL[name], shape)
-    for module in (*encoder.modules(), *decoder.modules()):
-        # The last convolutions of r3gan blocks start at zero, which blocks gradients of the layers before them.
-        if isinstance(module, nn.Conv2d) and not bool(module.weight.any()):
-            nn.init.normal_(module.weight, std=0.1)
+    let_gradients_through(encoder)
+    let_gradients_through(decoder)
     (encoder(some_images(shape)).square().sum() + decoder(torch.randn(4, 5)).square().sum()).backward()
     for parameter in (*encoder.parameters(), *decoder.parameters()):
         assert parameter.grad is not None
@@ -131,9 +144,7 @@ def test_without_batch_norm_images_are_independent(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "dcgan"])  # it has batch normalization
 def test_penalties_of_gradients_have_gradients_themselves(name: str) -> None:
     encoder, _ = make(SMALL[name], outputs=1)
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv2d) and not bool(module.weight.any()):
-            nn.init.normal_(module.weight, std=0.1)
+    let_gradients_through(encoder)
     gradients = []
     for dtype in (torch.float32, torch.float64):
         network, twin = (copy.deepcopy(encoder).to(dtype) for _ in range(2))
@@ -150,9 +161,7 @@ def test_penalties_of_gradients_have_gradients_themselves(name: str) -> None:
 def run_twice_differentiated(name: str) -> list[Tensor]:
     """Outputs of encoder and decoder, gradients of their squares, and gradients of a penalty on slopes."""
     encoder, decoder = (network.double() for network in make(SMALL[name], outputs=1))
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv2d) and not bool(module.weight.any()):
-            nn.init.normal_(module.weight, std=0.1)
+    let_gradients_through(encoder)
     images, latents = some_images().double(), torch.linspace(-1, 1, 20, dtype=torch.float64).view(4, 5)
     outputs = [encoder(images), decoder(latents)]
     weights = [*encoder.parameters(), *decoder.parameters()]

@@ -17,7 +17,7 @@ from gen_dist.errors import ConfigError
 from gen_dist.networks import build_decoder, build_encoder
 from gen_dist.networks.stylegan2_discriminator import MinibatchDeviation
 from gen_dist.testing import check_network
-from tests.support.runs import make_trainer, small_config
+from tests.support.runs import close_losses, make_trainer, run_steps, small_config
 
 Array = NDArray[np.float64]
 SMALL = Stylegan2Config(latent_dim=5, style_dim=7, mapping_layers=2, channel_base=64, channel_max=8)
@@ -224,6 +224,16 @@ def test_deviation_is_that_of_rows_together() -> None:
     expected = maps[4:].std(dim=0, correction=0).mean()
     torch.testing.assert_close(whole[4:, 3], expected.float().expand(4, 2, 2).double())
     assert float(layer.eval()(maps)[:, 3].max()) == pytest.approx(1e-4)  # of a group of one image
+
+
+@pytest.mark.parametrize("changes", [{"accumulation": 3}, {"shards": 2}], ids=str)
+def test_groups_do_not_depend_on_micro_batches(changes: dict[str, object]) -> None:
+    network = dataclasses.replace(SMALL, channel_base=56, channel_max=4)
+    whole, split = (
+        run_steps(make_trainer(dataclasses.replace(small_config("gan", **more), network=network)), 0, 3)
+        for more in ({}, changes)
+    )
+    assert split == close_losses(whole)
 
 
 @pytest.mark.parametrize(

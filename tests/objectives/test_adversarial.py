@@ -153,6 +153,13 @@ def test_losses_of_patches_are_means_over_all_patches(name: str, phase: str) -> 
         _assert_a_phase_equals_the_paper(trainer, phase, penalized=True, tolerance=1e-3)
 
 
+def test_a_lazy_r1_penalty_of_a_gan_equals_the_paper() -> None:
+    changed = GanConfig(penalty_weight=0.5, penalty_every=2, augmentation=ALL_AUGMENTATIONS, instance_noise=0.3)
+    trainer = _trainer("gan", objective=changed)
+    for penalized in (True, False):
+        _assert_a_phase_equals_the_paper(trainer, "discriminator", penalized=penalized)
+
+
 def _assert_a_phase_equals_the_paper(trainer: Trainer, phase: str, penalized: bool, tolerance: float = 1e-4) -> None:
     model, config = _adversarial(trainer), trainer.config.objective
     model.carries_graphs = False  # no turn freezes the discriminator

@@ -46,8 +46,18 @@ SMALL_CONV = ConvConfig(feature_maps=(4, 8), hidden_size=16, latent_dim=5)
 SMALL_DCGAN = DcganConfig(feature_maps=4, latent_dim=5)
 UNMIXED_DCGAN = DcganConfig(feature_maps=4, latent_dim=5, generator_norm="group", discriminator_norm="none")
 SMALL_SNGAN = ResnetConfig(feature_maps=(4, 6, 6), latent_dim=5, generator_norm="group", spectral_norm=True)
+SMALL_SAGAN = ResnetConfig(
+    feature_maps=(4, 6, 6),
+    latent_dim=5,
+    generator_norm="batch",
+    spectral_norm=True,
+    conditional_norm=True,
+    attention_factor=2,
+)
 SMALL_R3GAN = ResnetConfig(block="r3gan", feature_maps=(4, 8), latent_dim=5)
-SMALL_STYLEGAN2 = Stylegan2Config(latent_dim=5, style_dim=6, mapping_layers=2, channel_base=56, channel_max=4)
+SMALL_STYLEGAN2 = Stylegan2Config(
+    latent_dim=5, style_dim=6, mapping_layers=2, channel_base=56, channel_max=4, minibatch_group=1
+)
 SMALL_LATENTS = AutoencoderKlConfig(feature_maps=(4, 8, 8), latent_dim=2, blocks=1, groups=2, middle_attention=False)
 ALL_AUGMENTATIONS: tuple[Augmentation, ...] = ("colour", "translation", "cutout")
 
@@ -73,13 +83,7 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
     "iwae, path gradient": (VaeConfig(importance_samples=3, gradient="path"), SMALL_MLP),
     "gan": (GanConfig(), SMALL_MLP),
     "gan, least squares, augmented": (
-        GanConfig(
-            loss="least_squares",
-            augmentation=ALL_AUGMENTATIONS,
-            instance_noise=0.3,
-            penalty_weight=0.5,
-            penalty_every=2,
-        ),
+        GanConfig(loss="least_squares", augmentation=ALL_AUGMENTATIONS, instance_noise=0.3),
         SMALL_MLP,
     ),
     "conditional gan": (GanConfig(conditioning="concat"), SMALL_MLP),
@@ -87,6 +91,7 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
     "conditional dcgan": (GanConfig(conditioning="concat", generator_every=2), SMALL_DCGAN),
     "sngan": (GanConfig(loss="hinge", generator_every=2), SMALL_SNGAN),
     "sngan, projection": (GanConfig(conditioning="projection"), SMALL_SNGAN),
+    "sngan, conditional norm, attention": (GanConfig(loss="hinge", conditioning="projection"), SMALL_SAGAN),
     "stylegan2, lazy, projection": (
         GanConfig(conditioning="projection", penalty_weight=1.0, penalty_every=2),
         SMALL_STYLEGAN2,
@@ -114,7 +119,7 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
     ),
     "latent autoencoder, fsq": (LatentAutoencoderConfig(bottleneck="fsq", fsq_levels=(5, 4)), SMALL_LATENTS),
 }
-WITH_BATCH_STATISTICS = frozenset({"dcgan", "conditional dcgan", "vae-gan"})
+WITH_BATCH_STATISTICS = frozenset({"dcgan", "conditional dcgan", "vae-gan", "sngan, conditional norm, attention"})
 TOUCHY = WITH_BATCH_STATISTICS | {
     *("sngan", "sngan, projection"),
     *("latent autoencoder, vq, adaptive adversary", "latent autoencoder, codebook by gradient"),
@@ -125,7 +130,17 @@ amplifies the difference."""
 ADVERSARIAL = tuple(name for name, (config, _) in OBJECTIVES.items() if "gan" in config.kind)
 WITH_DISCRIMINATOR = (*ADVERSARIAL, *(name for name in OBJECTIVES if name.endswith("adversary")))
 LEFT_OUT = (
-    frozenset({"conditional dcgan", "sngan", "sngan, projection", "stylegan2, lazy, projection", "wgan-gp", "r3gan"})
+    frozenset(
+        {
+            "conditional dcgan",
+            "sngan",
+            "sngan, projection",
+            "sngan, conditional norm, attention",
+            "stylegan2, lazy, projection",
+            "wgan-gp",
+            "r3gan",
+        }
+    )
     | {"autoencoder, squared error", "vae, fixed Gaussian scale", "iwae"}
     | {name for name in OBJECTIVES if name.startswith("latent autoencoder,")}
 )

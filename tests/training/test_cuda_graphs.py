@@ -75,6 +75,12 @@ def test_kinds_of_steps_have_recordings_of_their_own() -> None:
     assert _assert_the_same(config, steps=24).recorded == 4  # with the generator or without, penalized or not
 
 
+@pytest.mark.slow
+def test_noise_of_layers_is_drawn_anew_in_recordings() -> None:
+    config = small_config("stylegan2, lazy, projection", steps=STEPS)
+    assert _assert_the_same(config, steps=10).recorded == 2  # penalized or not
+
+
 def test_fused_group_normalization_is_recorded_with_its_penalties(monkeypatch: pytest.MonkeyPatch) -> None:
     called = normalize_as_on_gpus(monkeypatch)
     network = DcganConfig(feature_maps=4, latent_dim=5, generator_norm="group", discriminator_norm="group")
