@@ -56,6 +56,7 @@ def sample(
     seed: int = 0,
     truncation: float = 1.0,
     device: Literal["cpu", "cuda"] = "cpu",
+    checkpoint: Literal["newest", "best"] = "newest",
 ) -> None:
     """Draw new images from a trained model into one picture.
 
@@ -71,6 +72,7 @@ def sample(
         truncation: Distance of styles from their mean, as a fraction (network stylegan2): less gives better images that
             are more alike.
         device: Where to compute.
+        checkpoint: Checkpoint of a run directory; `best` is that of --keep-best.
     """
     from gen_dist.files import reason_of
     from gen_dist.inference.model import label_tensor, load
@@ -79,7 +81,7 @@ def sample(
     format_of(out)  # before anything that takes seconds
     if columns < 1:
         raise ConfigError(f"columns {columns} is less than 1")
-    model = load(run, device=device, announce=tell)
+    model = load(run, device=device, announce=tell, checkpoint=checkpoint)
     # A model that is not conditional refuses any label.
     rows = [model.labels.row_of(label) if model.conditional else model.labels.in_turn(1)[0] for label in labels]
     asked = label_tensor(model.labels, [rows[place % len(rows)] for place in range(count)]) if rows else None
@@ -104,11 +106,12 @@ def evaluate(
     inception_weights: Path | None = None,
     vgg_weights: Path | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
+    checkpoint: Literal["newest", "best"] = "newest",
 ) -> None:
     """Measure a trained model against the test split and write evaluation.json in its run directory.
 
     Args:
-        run: Run directory. Its newest whole checkpoint is evaluated.
+        run: Run directory.
         metrics: Metrics, such as fid kid nll. All that the model has if none is named.
         samples: Number of images to draw, and of walks through the latent space.
         nll_samples: Importance samples per image.
@@ -120,6 +123,7 @@ def evaluate(
         inception_weights: File with the weights of InceptionV3. Downloaded if not given.
         vgg_weights: File with torchvision's weights of VGG16, for LPIPS as the perceptual distance.
         device: Where to compute.
+        checkpoint: Checkpoint to evaluate; `best` is that of --keep-best. evaluation.json has the figures of one.
     """
     from gen_dist.evaluation import evaluator as evaluation
     from gen_dist.evaluation.record import EvaluationError
@@ -137,6 +141,7 @@ def evaluate(
             features=features,
             inception_weights=inception_weights,
             vgg_weights=vgg_weights,
+            checkpoint=checkpoint,
             announce=tell,
         )
     except EvaluationError as error:
@@ -249,6 +254,7 @@ def export(
     truncation: float = 1.0,
     data: str | None = None,
     data_root: str | None = None,
+    checkpoint: Literal["newest", "best"] = "newest",
 ) -> None:
     """Write the decoder or generator of a trained model, and its encoder, for other programs to use.
 
@@ -261,10 +267,12 @@ def export(
         truncation: Distance of styles from their mean in an exported program, as a fraction (network stylegan2).
         data: For diffusers, the training data under their present place, if they have moved since the run.
         data_root: For diffusers, the directory with the torchvision data sets, if it has moved since the run.
+        checkpoint: Checkpoint of a run directory; `best` is that of --keep-best.
     """
     from gen_dist.inference.export import export as write_export
 
-    print(write_export(run, format, out, parts, tell, truncation=truncation, data=data, data_root=data_root))
+    where = partial(write_export, data=data, data_root=data_root, checkpoint=checkpoint)
+    print(where(run, format, out, parts, tell, truncation=truncation))
 
 
 def encode(

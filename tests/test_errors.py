@@ -176,6 +176,14 @@ CASES: dict[str, Case] = {
         lambda p: _without_labels(p, "cgan-mnist"),
         "conditioning concat needs labelled images",
     ),
+    "a probability of values whose range is not whole": (
+        lambda p: ["vae-mnist", "--likelihood", "discretized-logistic", "--value-range", "0.5:200"],
+        "whose ends are none: give whole numbers to --value-range",
+    ),
+    "a best checkpoint by what is not recorded": (
+        lambda p: ["vae-mnist", "--keep-best", "fid"],
+        "keep_best 'fid' is not recorded while training; use one of test/negative_elbo, ",
+    ),
     "an augmentation that there is not": (lambda p: ["vae-mnist", "--augment", "mirror"], "is none of flip, rotate90"),
     "an augmentation without its number": (lambda p: ["vae-mnist", "--augment", "shift"], "shift:PIXELS as shift:2"),
     "an augmentation twice": (lambda p: ["vae-mnist", "--augment", "crop:0.9", "crop:0.8"], "crop twice"),

@@ -20,6 +20,7 @@ from gen_dist.config.networks import MlpConfig, NetworkConfig, RoleName, Roles, 
 from gen_dist.config.objectives import ObjectiveConfig, VaeConfig, objectives
 from gen_dist.config.optimization import OptimizerConfig
 from gen_dist.config.options import plain_value, with_changes
+from gen_dist.config.recorded import recorded_metric
 from gen_dist.errors import ConfigError, UnknownNameError, shortened
 from gen_dist.plugins.faults import place_of
 from gen_dist.plugins.loading import Plugin, contents_of, load_contents, load_recorded, plugins_of
@@ -108,6 +109,9 @@ class TrainConfig(Checked):
     """Steps between checkpoints; one is also written at the end and on SIGTERM, SIGINT or SIGHUP."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints to keep."""
+    keep_best: str | None = None
+    """Keep the best checkpoint too, by a metric of the evaluations while training, such as negative_elbo or
+    diversity_ratio; one is then saved at every evaluation that is better than all before."""
     sample_every: int = 500
     """Steps between pictures of samples and reconstructions."""
     evaluate_every: int = 500
@@ -143,6 +147,8 @@ class TrainConfig(Checked):
                 its = " and ".join(self.objective.roles)
                 raise ConfigError(f"objective {self.objective.kind} has no {role}; its networks are {its}")
         image_changes(self.augment)
+        if self.keep_best is not None:
+            object.__setattr__(self, "keep_best", recorded_metric(self.keep_best, self.objective))
         self._refuse_bad_shards()
         if self.split_state and self.auto_accumulation:
             raise ConfigError(

@@ -16,7 +16,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile as OpenedFile
 
 from gen_dist.data.channels import fitted_values
-from gen_dist.data.deep_files import Keeping, check_pages, deep_values, dtype_of, page_count, pages_of, raw_mode_of
+from gen_dist.data.deep_files import (
+    Keeping,
+    check_pages,
+    deep_values,
+    dtype_of,
+    page_count,
+    pages_of,
+    ppm_maximum,
+    raw_mode_of,
+)
 from gen_dist.data.eight_bits import (
     GRAY_MODES,
     LARGE_PIXELS,
@@ -276,24 +285,31 @@ def _header_of(file: BinaryIO, keeping: Keeping, page: int = 0, name: str = "") 
 def _described(opened: Image.Image, keeping: Keeping) -> Header:
     raw_mode, mode = raw_mode_of(opened), opened.mode
     dtype = dtype_of(opened) if keeping.deep else "uint8"
-    deep = (mode[0] in "IF" or "16" in raw_mode) and dtype == "uint8"
+    deep = (mode[0] in "IF" or "16" in raw_mode or ppm_maximum(opened) > 255) and dtype == "uint8"
     gray, transparent = mode in GRAY_MODES, opened.has_transparency_data
     # The method of PNG files would decode the pixels, to look for EXIF behind them.
     exif = Image.Image.getexif(opened) if opened.format == "PNG" else opened.getexif()
     orientation = exif.get(_ORIENTATION, 1)
     width, height = opened.size[::-1] if orientation in _ON_THEIR_SIDE else opened.size
-    words = [opened.format or "", "16-bit" if "16" in raw_mode or mode.startswith("I;16") else _DEPTHS.get(mode, "")]
+    is_16_bit = "16" in raw_mode or mode.startswith("I;16") or bool(_lost_bits(opened))
+    words = [opened.format or "", "16-bit" if is_16_bit else _DEPTHS.get(mode, "")]
     words += [_COLOURS.get(mode, "gray" if gray else mode)]
     words += ["with transparency"] if transparent else []
     converted = "become 8-bit" if deep else "are laid on white" if transparent else ""
     if not converted and mode not in ("L", "RGB") and dtype == "uint8":
         converted = "become 8-bit gray" if gray else "become RGB"
     losses = frame_and_channel_losses(opened, raw_mode) if keeping.pages in (None, "first") else {}
+    losses |= _lost_bits(opened)
     kind, turned = " ".join(filter(None, words)), orientation in _TURNED
     channels = 1 if gray else 3
     if keeping.pages == "channels" and (pages := page_count(opened)) > 1:
         kind, channels, gray = f"{kind} of {pages} pages", pages, False
     return Header(kind, width, height, gray, converted, turned, losses, channels, dtype)
+
+
+def _lost_bits(opened: Image.Image) -> dict[str, str]:
+    """Loss of a PPM file with colours of 16 bits, before it is loaded: PIL reads their upper 8."""
+    return {"ppm": f"0..{ppm_maximum(opened)}"} if opened.mode == "RGB" and ppm_maximum(opened) > 255 else {}
 
 
 def _is_on_its_side(opened: Image.Image) -> bool:
@@ -345,6 +361,7 @@ def _decode_opened(
         raise ValueError(f"a JPEG of more than {_MAX_JPEG_SCANS} scans")
     gray = opened.mode in GRAY_MODES
     raw_mode = raw_mode_of(opened)
+    lost_bits = _lost_bits(opened)
     stored = opened.size
     if fitting is not None and opened.format in ("JPEG", "MPO"):
         # Decode at a half, quarter or eighth of the size where that is enough, as the image lies in the file.
@@ -360,7 +377,7 @@ def _decode_opened(
         upright = ImageOps.exif_transpose(opened) if lies else opened
         image = eight_bit_opaque(upright, gray, float_scale(opened))
     losses = intensity_losses(opened, image, raw_mode) | frame_and_channel_losses(opened, raw_mode)
-    losses |= {"depth": dtype} if dtype != "uint8" else {}
+    losses |= lost_bits | ({"depth": dtype} if dtype != "uint8" else {})
     if keeping.pages == "images":
         losses.pop("frames", None)
     if large:

@@ -61,6 +61,14 @@ def raw_mode_of(opened: Image.Image) -> str:
     return str(args[0] if isinstance(args, tuple) else args)
 
 
+def ppm_maximum(opened: Image.Image) -> int:
+    """Greatest value that a PPM or PGM file says it has, if that is not the greatest of its mode; else 0."""
+    tiles: Any = getattr(opened, "tile", None)
+    if opened.format != "PPM" or not tiles or not isinstance(tiles[0].args, tuple) or len(tiles[0].args) != 2:
+        return 0
+    return int(tiles[0].args[1])
+
+
 def deep_values(opened: OpenedFile, content: bytes) -> NDArray[Any]:
     """Values [C, H, W] of the page of an opened file, upright, with C 1 or 3, of the dtype of `dtype_of`.
 
@@ -78,7 +86,10 @@ def deep_values(opened: OpenedFile, content: bytes) -> NDArray[Any]:
         return _coloured(opened, content)
     if opened.tile and opened.tile[0].codec_name == "libtiff" and (native := _NATIVE.get(raw_mode_of(opened))):
         _unpack_as(opened, native)
+    maximum = ppm_maximum(opened)
     values = np.asarray(ImageOps.exif_transpose(opened)).astype(dtype)[None]
+    if 0 < maximum < _WHITE:  # PIL has scaled them to 0..65535; rounding brings back each of the fewer levels
+        values = np.rint(values * (maximum / _WHITE)).astype(dtype)
     if dtype == "float32" and not np.isfinite(values).all():
         raise ValueError("float pixels that are not finite")
     return values

@@ -12,6 +12,7 @@ from gen_dist.data.tally import Tally, shown_names
 
 KINDS = {
     "depth": "have more than 8 bits and are reduced to 8, by --dtype uint8 or because images are of several types",
+    "ppm": "are 16-bit colour PPM, of which the upper 8 bits are read; convert them to PNG or TIFF",
     "frames": "have several pages or frames and only the first is used; save each as a file if they are wanted, "
     "or use --pages",
     "channels": "have channels beyond colour and transparency, which are dropped",

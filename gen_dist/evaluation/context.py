@@ -112,7 +112,9 @@ class Context:
     def real(self) -> Images:
         """The images of the test split. Their features and classes are kept in the cache."""
         count = len(self.dataset.test.images)
-        images = self.dataset.test.for_model(slice(None)).to(self.processes.device)
+        # Some rows at a time: values other than 8-bit ones are scaled in float64.
+        rows = (slice(first, first + ROWS_PER_BLOCK) for first in range(0, count, ROWS_PER_BLOCK))
+        images = torch.cat([self.dataset.test.for_model(some).to(self.processes.device) for some in rows])
         if self.network is None:
             return Images(images, images.new_empty((count, 0), dtype=torch.float32), None)
 

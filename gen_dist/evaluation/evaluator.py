@@ -21,7 +21,7 @@ from gen_dist.evaluation.metrics import measured_metrics
 from gen_dist.evaluation.metrics.classes import accuracy
 from gen_dist.evaluation.plan import MetricPlan, Setting, check_options, refused_by_digits, sides
 from gen_dist.evaluation.record import Evaluation, UnmeasuredError, UnwrittenError, add_evaluation, read_evaluation
-from gen_dist.inference.model import GenerativeModel, model_of, read_same_checkpoint
+from gen_dist.inference.model import GenerativeModel, WhichCheckpoint, model_of, read_same_checkpoint
 from gen_dist.networks import efficientnet_lite
 from gen_dist.networks.perceptual import PERCEPTUAL_CHANNELS, PerceptualDistance, perceptual_distance
 from gen_dist.objectives.evaluating import evaluating
@@ -54,9 +54,10 @@ def evaluate(
     features: FeatureName | None = None,
     inception_weights: Path | None = None,
     vgg_weights: Path | None = None,
+    checkpoint: WhichCheckpoint = "newest",
     announce: Callable[[str], None] = print,
 ) -> Evaluation:
-    """Evaluate the newest whole checkpoint of a run and write evaluation.json beside it. Call it in every process.
+    """Evaluate a whole checkpoint of a run, and write evaluation.json in the run directory. Call it in every process.
 
     Existing figures of the same checkpoint and data are kept, also those that another evaluation writes meanwhile.
     Figures that rest on features are kept only if the feature network is the same.
@@ -74,6 +75,7 @@ def evaluate(
         inception_weights: file of InceptionV3's weights; None downloads them if they are missing.
         vgg_weights: torchvision's file of VGG16's weights: perceptual distances are then LPIPS. None measures them in
             features of EfficientNet-Lite0.
+        checkpoint: the newest one, or the best that the run keeps. evaluation.json has figures of one checkpoint.
         announce: takes a line before work that takes long, in the main process.
 
     Raises:
@@ -93,10 +95,10 @@ def evaluate(
     options = {"metrics": asked, "samples": samples, "nll_samples": nll_samples, "nll_images": nll_images}
     agree({name: repr(value) for name, value in options.items()}, processes)
     say = announce if processes.is_main else _silent
-    checkpoint, config = read_same_checkpoint(run, say, processes)
-    digest = checkpoint.facts["data_digest"]
+    read, config = read_same_checkpoint(run, say, processes, checkpoint)
+    digest = read.facts["data_digest"]
     dataset = open_run_data(run, config, say, digest=digest, data=data, data_root=data_root)
-    model = model_of(checkpoint, config, processes.device)
+    model = model_of(read, config, processes.device)
     setting = _setting(model, dataset, processes, asked, features, inception_weights, vgg_weights)
     plan = MetricPlan(setting, asked, samples, nll_samples, nll_images)
     context = Context(
@@ -106,7 +108,7 @@ def evaluate(
     )
     in_main(lambda: read_evaluation(run), processes)  # a damaged one is refused before anything that takes minutes
     with evaluating(model.objective):
-        evaluation = _measure(run, checkpoint.step, plan, context, say)
+        evaluation = _measure(run, read.step, plan, context, say)
     if processes.is_main:
         _send_to_wandb(run, config, evaluation, say)
     return evaluation

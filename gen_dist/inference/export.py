@@ -35,7 +35,7 @@ from gen_dist.errors import ConfigError, UserError
 from gen_dist.files import sync, whole_directory
 from gen_dist.inference import diffusers_format
 from gen_dist.inference.exported import CARD, CONFIG, LIBRARY, PLAIN_CARD, PLUGINS, SUFFIXES, Format, PartName
-from gen_dist.inference.model import GenerativeModel, model_of, read_checkpoint
+from gen_dist.inference.model import GenerativeModel, WhichCheckpoint, model_of, read_checkpoint
 from gen_dist.inference.model_card import Part, Port, card
 from gen_dist.inference.truncation import take_mean_style, truncated
 from gen_dist.objectives import Objective
@@ -119,8 +119,9 @@ def export(
     truncation: float = 1.0,
     data: str | None = None,
     data_root: str | None = None,
+    checkpoint: WhichCheckpoint = "newest",
 ) -> Path:
-    """Write the networks of the newest checkpoint of a run, or of one checkpoint; returns the directory of the export.
+    """Write the networks of a checkpoint of a run, or of one checkpoint directory; returns the directory of the export.
 
     The weights are their moving average if the run kept one. A previous export in the same directory is replaced.
 
@@ -135,6 +136,7 @@ def export(
             takes it for plain weights.
         data: where the training data are now, if they have moved since the run; for `diffusers`.
         data_root: directory with torchvision's data sets, if it has moved since the run; for `diffusers`.
+        checkpoint: that of a run directory: the newest whole one, or the best that the run keeps.
 
     Raises:
         ConfigError: the format or a part is unknown, the model does not have a part or has no class in diffusers, or
@@ -154,21 +156,21 @@ def export(
         )
     if form == "onnx":
         _find_onnx()
-    checkpoint, config = read_checkpoint(run, announce)
+    read, config = read_checkpoint(run, announce, checkpoint)
     home = run.resolve().parent.parent if is_checkpoint(run) else run.resolve()  # RUN/checkpoints/step_00001500
     out = Path(os.path.abspath(out or home / f"export-{form}"))
     _refuse_other_files(out)
-    model = model_of(checkpoint, config)
+    model = model_of(read, config)
     take_mean_style(model.objective, model.labels_in_turn)
     if form == "diffusers":
-        prepared = _prepared_for_diffusers(model, checkpoint, run, parts, announce, data, data_root)
+        prepared = _prepared_for_diffusers(model, read, run, parts, announce, data, data_root)
     else:
         with truncated(model.objective, truncation, model.labels_in_turn):  # parts are copies, which keep it
-            prepared = _prepared_parts(model, checkpoint, form, parts, announce, truncation)
+            prepared = _prepared_parts(model, read, form, parts, announce, truncation)
     try:
         with whole_directory(out) as directory:
             files = prepared.contents()
-            text = card(model, checkpoint, home, form, prepared.parts, files, announce)
+            text = card(model, read, home, form, prepared.parts, files, announce)
             plain = text.split("\n---\n", 1)[-1].lstrip()  # without the Hub's metadata
             cards = {CARD: text, PLAIN_CARD: plain}
             files |= {name: card_text.encode(errors="backslashreplace") for name, card_text in cards.items()}

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,13 @@ from gen_dist.parallel.processes import Processes
 from gen_dist.plugins.surroundings import watched_if_loaded
 from gen_dist.randomness import Stream
 from gen_dist.records import checkpoint as checkpoints
+from gen_dist.records.best import best_checkpoint
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.run_mark import refuse_lost_checkpoints
 from gen_dist.records.run_paths import RunPaths
 
 Result = TypeVar("Result")
+WhichCheckpoint = Literal["newest", "best"]
 
 IMAGES_PER_CHUNK = 1000
 """Maximum number of images in one forward pass; large ones are fewer, see `rows_per_pass`."""
@@ -246,8 +248,16 @@ class GenerativeModel:
         return self._rows_per_pass[name]
 
 
-def load(path: str | Path, device: str = "cpu", announce: Callable[[str], None] = print) -> GenerativeModel:
-    """Load the model of a run directory (its newest whole checkpoint), of one checkpoint directory, or of an export.
+def load(
+    path: str | Path,
+    device: str = "cpu",
+    announce: Callable[[str], None] = print,
+    *,
+    checkpoint: WhichCheckpoint = "newest",
+) -> GenerativeModel:
+    """Load the model of a run directory, of one checkpoint directory, or of an export.
+
+    `checkpoint` is that of a run directory: the newest whole one, or the best that the run keeps (`keep_best`).
 
     The weights are their moving average if the run kept one. An export in safetensors gives the model with the parts
     that were exported; using another one raises UserError.
@@ -260,17 +270,21 @@ def load(path: str | Path, device: str = "cpu", announce: Callable[[str], None] 
         raise UserError("device cuda was asked for, but torch sees no GPU here; use cpu")
     if is_export(Path(path)):
         return _model_of_export(Path(path), device)
-    return model_of(*read_checkpoint(Path(path), announce), device)
+    return model_of(*read_checkpoint(Path(path), announce, checkpoint), device)
 
 
-def read_checkpoint(path: Path, announce: Callable[[str], None]) -> tuple[Checkpoint, TrainConfig]:
-    """Read one checkpoint directory, or the newest whole checkpoint of a run directory, and the config of its run.
+def read_checkpoint(
+    path: Path, announce: Callable[[str], None], which: WhichCheckpoint = "newest"
+) -> tuple[Checkpoint, TrainConfig]:
+    """Read one checkpoint directory, or the newest whole or the best one of a run directory, and the config of its run.
 
     Raises:
         CheckpointError: there is no run or checkpoint at the path, or it is damaged.
     """
     if checkpoints.is_checkpoint(path):
         return checkpoints.load(path)
+    if which == "best":
+        return checkpoints.load(best_checkpoint(path, announce))
     found = checkpoints.load_newest(path, announce)
     if found is None:
         refuse_lost_checkpoints(path)
@@ -281,14 +295,14 @@ def read_checkpoint(path: Path, announce: Callable[[str], None]) -> tuple[Checkp
 
 
 def read_same_checkpoint(
-    path: Path, announce: Callable[[str], None], processes: Processes
+    path: Path, announce: Callable[[str], None], processes: Processes, which: WhichCheckpoint = "newest"
 ) -> tuple[Checkpoint, TrainConfig]:
     """Read the main process's checkpoint in every process. A run that trains meanwhile may have written a newer one.
 
     Raises:
         CheckpointError: as `read_checkpoint`.
     """
-    found = read_checkpoint(path, announce)
+    found = read_checkpoint(path, announce, which)
     step = from_main(found[0].step, processes)
     return found if found[0].step == step else checkpoints.load(RunPaths(path).checkpoint(step))
 

@@ -95,6 +95,13 @@ class Vae(EncoderDecoder):
                 "values; use gaussian or laplace"
             )
 
+        ends = (*values.low, *values.high)
+        if self.config.likelihood == "discretized-logistic" and any(end != round(end) for end in ends):
+            raise ConfigError(
+                f"likelihood discretized-logistic is a probability of whole numbers, and the range of the values is "
+                f"{values}, whose ends are none: give whole numbers to --value-range, or use gaussian or laplace"
+            )
+
     def nll_and_kl(self, targets: Tensor, batch: Batch, stream: Stream) -> tuple[Tensor, Tensor]:
         """Both terms of the negative ELBO with one latent sample: nats per image, [B] each."""
         parameters = self.networks["encoder"](targets)

@@ -46,6 +46,7 @@ from gen_dist.files import named_in_utf8, open_regular, retrying, sync, unreadab
 from gen_dist.records.metrics_file import METRICS
 from gen_dist.records.reading import (
     COUNT,
+    NUMBER,
     OBJECT,
     SECONDS,
     TEXT,
@@ -109,6 +110,7 @@ _STATE_SHAPE = {
     **{"world_size": COUNT, "training_seconds": SECONDS, "loss_scales": OBJECT, "unlogged": list_of(OBJECT)},
     "values": SCALE,
     "labels": LABELS,
+    "best": either(object_with(metric=TEXT, step=COUNT, value=NUMBER), None),
     METRICS: either(object_with(bytes=COUNT, sha256=TEXT), None),
 }
 
@@ -169,9 +171,25 @@ def save(run_path: Path, checkpoint: Checkpoint, config: TrainConfig, keep: int)
 
 
 def keep_newest(run_path: Path, step: int, keep: int) -> None:
-    """Remove all but the `keep` newest of the checkpoints up to a step. A kill may have come before this."""
-    for path in [path for path in checkpoint_paths(run_path) if step_of(path) <= step][keep:]:
-        discard_checkpoint(path)
+    """Remove all but the `keep` newest of the checkpoints up to a step, and the best of them, which the newest names.
+
+    A kill may have come before this.
+    """
+    found = [path for path in checkpoint_paths(run_path) if step_of(path) <= step]
+    if len(found) > keep and (best := _best_step(found[0])) is not None:
+        for path in found[keep:]:
+            if step_of(path) != best:
+                discard_checkpoint(path)
+
+
+def _best_step(path: Path) -> int | None:
+    """Step of the best checkpoint that a checkpoint names; 0 if it names none. None if its file cannot be read: then
+    nobody knows which one has to stay."""
+    try:
+        found = json.loads((path / STATE).read_text(encoding="utf-8")).get("best")
+        return int(found["step"]) if found else 0
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def checkpoint_paths(run_path: Path) -> list[Path]:

@@ -41,7 +41,7 @@ _BEGUN = "begun"
 
 _FREE_FIELDS = {
     *("preset", "data_root", "packing", "run_dir", "accumulation", "precision", "compile", "cuda_graphs", "device"),
-    *("auto_accumulation", "split_state", "plugins", "accept_changed_plugins", "start_digest"),
+    *("auto_accumulation", "split_state", "keep_best", "plugins", "accept_changed_plugins", "start_digest"),
     *("checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_every", "wandb", "track"),
 }
 """Config fields that may change when a run is resumed. They do not decide what a step computes, except for rounding

@@ -23,7 +23,9 @@ from gen_dist.records.run_mark import refuse_lost_checkpoints
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.summary import SUMMARY_SHAPE
 
-_TELLS_NO_TWO_RUNS_APART = frozenset({"seed", "run_dir", "data_root", "wandb", "track", "keep_checkpoints"})
+_TELLS_NO_TWO_RUNS_APART = frozenset(
+    {"seed", "run_dir", "data_root", "wandb", "track", "keep_checkpoints", "keep_best"}
+)
 
 
 @dataclass(frozen=True)

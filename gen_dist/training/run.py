@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gen_dist.parallel.processes import Processes, settings_kept, start_processe
 from gen_dist.plugins.surroundings import Watch
 from gen_dist.presets import get_preset
 from gen_dist.records import checkpoint as checkpoints
+from gen_dist.records.best import Best, best_of_facts, better
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.metrics_file import metrics_damage
 from gen_dist.records.run_data import with_packing_of_run
@@ -143,6 +144,8 @@ class _Run:
         self.stop = stop
         self.logs = StepLogs(trainer)
         self.step = 0
+        self.best: Best | None = None
+        """The best evaluation up to `step`, if the config keeps its checkpoint."""
         self.seconds_before = 0.0
         """Training time of the previous starts of this run."""
 
@@ -205,6 +208,7 @@ class _Run:
             self.announce(f"warning: {damage}")
         self.trainer.load(checkpoint)
         self.logs.resume(checkpoint.facts["unlogged"])
+        self.best = best_of_facts(config, checkpoint.facts)
         self.step, self.seconds_before = step, checkpoint.facts["training_seconds"]
         if step < config.steps:
             world_size = self.trainer.processes.world_size
@@ -261,9 +265,22 @@ class _Run:
                     recorder.pictures(self.step)
 
             # Checkpoint.
+            if evaluates and self._is_best(metrics):
+                saves = True
             saved = self._save() if saves else None
             if self.supervisor and (evaluates or saves):
                 self.supervisor.recorded(self.step, metrics, saved)
+
+    def _is_best(self, metrics: Mapping[str, Any]) -> bool:
+        """Compare an evaluation with the best before it. A collective call: the main process has all metrics."""
+        metric, before = self.config.keep_best, self.best
+        if metric is None:
+            return False
+        value = from_main(metrics.get(metric), self.trainer.processes)
+        if value is None:
+            self.announce(f"warning: evaluations have no {metric}, which --keep-best asks for: no checkpoint is best")
+        self.best = better(before, metric, self.step, value)
+        return self.best is not before
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -280,6 +297,7 @@ class _Run:
             "class_names": trainer.dataset.class_names,
             **({} if trainer.dataset.scale.is_plain else {"values": trainer.dataset.scale.as_json()}),
             **({} if trainer.dataset.labels.is_plain else {"labels": trainer.dataset.labels.as_json()}),
+            **({} if self.best is None else {"best": self.best._asdict()}),
             "world_size": trainer.processes.world_size,
             "training_seconds": self._training_seconds(),
             "loss_scales": trainer.loss_scales(),

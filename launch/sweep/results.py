@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gen_dist.config import TrainConfig
+from gen_dist.config.recorded import MORE_IS_BETTER, SAMPLE_CHECKS
 from gen_dist.errors import CheckpointError, ConfigError, DamagedError
 from gen_dist.files import write_atomically
 from gen_dist.launch.sweep.space import Searched, Value, as_typed
@@ -25,8 +26,6 @@ from gen_dist.records.run_paths import RunPaths
 Mode = Literal["min", "max"]
 Status = Literal["waiting", "running", "interrupted", "finished", "stopped", "failed"]
 
-_MORE_IS_BETTER = ("diversity", "diversity_ratio", "classes_found", "sure_ratio", "label_accuracy")
-_CHECKS = (*_MORE_IS_BETTER, "class_variation")
 _NOT_FINITE = 1e30
 _STATE_FILE = "sweep.json"
 
@@ -67,7 +66,7 @@ def choose_metric(config: TrainConfig, name: str | None, mode: Mode | None) -> M
     """
     objective = config.objective
     tested = [f"test/{one}" for one in objective.test_metrics]
-    checks = [] if "samples" in objective.lacks else [f"samples/{one}" for one in _CHECKS]
+    checks = [] if "samples" in objective.lacks else [f"samples/{one}" for one in SAMPLE_CHECKS]
     if name is None:
         if not tested:
             raise ConfigError(
@@ -79,7 +78,7 @@ def choose_metric(config: TrainConfig, name: str | None, mode: Mode | None) -> M
         near = difflib.get_close_matches(name, [*tested, *checks], n=2)
         perhaps = f"perhaps you meant {' or '.join(near)}" if near else f"there are {', '.join([*tested, *checks])}"
         raise ConfigError(f"--metric {name} is none that an evaluation of {objective.kind} gives; {perhaps}")
-    usual: Mode = "max" if name.rpartition("/")[2] in _MORE_IS_BETTER else "min"
+    usual: Mode = "max" if name.rpartition("/")[2] in MORE_IS_BETTER else "min"
     return Metric(name, mode or usual)
 
 

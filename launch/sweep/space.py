@@ -45,7 +45,16 @@ _FIXED = {
         "it changes how, not what is computed; set it for all trials",
     ),
     **dict.fromkeys(
-        ("checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_every", "wandb", "track"),
+        (
+            "checkpoint_every",
+            "keep_checkpoints",
+            "keep_best",
+            "sample_every",
+            "evaluate_every",
+            "log_every",
+            "wandb",
+            "track",
+        ),
         "it changes what is recorded, not what is learned; set it for all trials",
     ),
 }

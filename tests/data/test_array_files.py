@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from gen_dist.config import DataConfig
 from gen_dist.data import open_dataset, survey_source
+from gen_dist.data.sources.array_files import ArrayFile
 from gen_dist.errors import DataError
 
 VALUES = np.random.default_rng(0).integers(0, 65_536, (30, 4, 6, 5), np.uint16)
@@ -128,3 +130,18 @@ def test_an_opening_of_packed_images_reads_no_array(tmp_path, monkeypatch):
     second = open_dataset(f"array:{tmp_path / 'a.npz'}", "", DataConfig(cache_dir=str(tmp_path)), lines.append)
     assert second.digest == first.digest
     assert any("not used: labels_test, rest" in line for line in lines)
+
+
+def test_a_file_that_is_cut_off_while_it_is_packed_is_one_line(tmp_path, monkeypatch):
+    """A page of a map that is behind the end of its file would end the process by SIGBUS."""
+    np.save(tmp_path / "a.npy", np.zeros((3000, 1, 32, 32), np.uint8))
+    read = ArrayFile._read
+
+    def cut(source, found, rows):
+        os.truncate(tmp_path / "a.npy", 2_000_000)
+        return read(source, found, rows)
+
+    monkeypatch.setattr(ArrayFile, "_read", cut)
+    with pytest.raises(DataError, match="cut off while it was packed; nothing is packed"):
+        opened(tmp_path / "a.npy", tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*/meta.json"))

@@ -76,8 +76,8 @@ def tiff(values: NDArray[Any], order: str = "<", deflated: bool = False, orienta
     return head + data + b"\0" * (len(data) % 2) + directory + struct.pack(order + "I", 0) + tables
 
 
-def pgm(values: NDArray[np.uint16]) -> bytes:
-    return b"P5 %d %d 65535\n" % values.shape[::-1] + values.astype(">u2").tobytes()
+def pgm(values: NDArray[np.uint16], maximum: int = 65_535) -> bytes:
+    return b"P5 %d %d %d\n" % (*values.shape[::-1], maximum) + values.astype(">u2").tobytes()
 
 
 SIGNED, FLOATS = GRAY.astype(np.int32).__sub__(32_768).astype(np.int16), (GRAY / 977 - 20).astype(np.float32)
@@ -86,6 +86,8 @@ FILES: dict[str, tuple[bytes, NDArray[Any]]] = {
     "PNG RGB": (png(RGB), RGB),
     "PNG RGBA": (png(RGBA), RGB),
     "PGM": (pgm(GRAY), GRAY),
+    "PGM of 12 bits": (pgm(GRAY // 16, 4095), GRAY // 16),
+    "PGM of 1,000 levels": (pgm(GRAY // 66, 1000), GRAY // 66),
     **{
         f"TIFF {name} {order}{' deflated' if deflated else ''}": (tiff(stored, order, deflated), values)
         for name, stored, values in (
@@ -117,6 +119,14 @@ def test_a_decoded_file_has_every_bit_of_its_values(name):
     reduced = decode_image(content, None, None)
     assert reduced.pixels.dtype == np.uint8
     assert reduced.losses["depth"] == str(values.dtype)
+
+
+def test_colours_of_16_bits_in_a_ppm_file_are_told_to_be_lost():
+    content = b"P6 %d %d 65535\n" % RGB.shape[1::-1] + RGB.astype(">u2").tobytes()
+    decoded, header = decode_image(content, None, None, DEEP), read_header(content, DEEP)
+    assert (decoded.pixels.dtype, header.dtype, header.converted) == (np.uint8, "uint8", "become 8-bit")
+    assert decoded.losses["ppm"] == header.losses["ppm"] == "0..65535"
+    assert np.abs(decoded.pixels - as_channels(RGB / 257)).max() <= 1
 
 
 def test_half_transparent_16_bit_images_lie_on_white():

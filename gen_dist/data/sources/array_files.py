@@ -101,16 +101,38 @@ class ArrayFile:
     def blocks(self) -> Iterator[Block]:
         """Some images at a time: a file that is mapped is not read whole."""
         for split in self._splits():
-            images, labels = self._images(split), self._numbered[0][split]
-            for first in range(0, len(images), _BLOCK):
+            found, labels = self._found(split), self._numbered[0][split]
+            for first in range(0, len(found), _BLOCK):
                 rows = slice(first, first + _BLOCK)
-                texts = [f"{_PLACES[split]} {place}" for place in range(first, min(first + _BLOCK, len(images)))]
-                yield Block(split, np.ascontiguousarray(images[rows]), labels[rows], texts)
+                images = array_images(self._read(found, rows), self.layout, f"{self.name}: {_NAMES[split][0]}")
+                texts = [f"{_PLACES[split]} {place}" for place in range(first, first + len(images))]
+                yield Block(split, np.ascontiguousarray(images), labels[rows], texts)
 
     def _splits(self) -> list[SplitName]:
         return ["train", "test"] if self.has_test_split else ["train"]
 
     def _images(self, split: SplitName) -> NDArray[Any]:
+        """Images [N, C, H, W] of a split; a file that is mapped is not read."""
+        return array_images(self._found(split), self.layout, f"{self.name}: {_NAMES[split][0]}")
+
+    def _read(self, found: NDArray[Any], rows: slice) -> NDArray[Any]:
+        """Some rows. Those of a file are read, not mapped: one that is cut off meanwhile would end the process.
+
+        Raises:
+            DataError: the file has changed.
+        """
+        if not isinstance(found, np.memmap):
+            return found[rows]
+        wanted = found[rows]
+        with self.path.open("rb") as file:
+            file.seek(found.offset + rows.start * found.strides[0])
+            values = np.fromfile(file, found.dtype, wanted.size)
+        if values.size != wanted.size:
+            raise DataError(f"{self.name} was cut off while it was packed; nothing is packed: save it again")
+        return values.reshape(wanted.shape)
+
+    def _found(self, split: SplitName) -> NDArray[Any]:
+        """Array of a split's images, as the file has it."""
         name = _NAMES[split][0]
         found = self._array(name)
         if found is None:
@@ -118,7 +140,7 @@ class ArrayFile:
                 f"{self.name} has the arrays {', '.join(map(printable, self._names)) or 'none'}, but no {name}; "
                 "write numpy.savez(FILE, x=images, labels=labels)"
             )
-        return array_images(found, self.layout, f"{self.name}: {name}")
+        return found
 
     @cached_property
     def _numbered(self) -> tuple[dict[SplitName, NDArray[Any]], LabelScheme]:
@@ -173,6 +195,8 @@ class ArrayFile:
         """
         try:
             found = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            if isinstance(found, np.memmap) and not (found.flags.c_contiguous and found.dtype.isnative):
+                found = np.load(self.path, allow_pickle=False)  # its rows are not read one after another
             if isinstance(found, np.ndarray):
                 yield {_NAMES["train"][0]: found}
             else:

@@ -1,0 +1,135 @@
+"""--keep-best: the checkpoint of the best evaluation stays beside the newest ones, through kills and resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import gen_dist
+from gen_dist.commands import sample
+from gen_dist.config import TrainConfig
+from gen_dist.errors import CheckpointError
+from gen_dist.evaluation.evaluator import evaluate
+from gen_dist.inference.export import export
+from gen_dist.records.best import Best, better
+from gen_dist.records.checkpoint import checkpoint_paths, keep_newest, load, step_of
+from gen_dist.training.run import _Run
+from tests.support.runs import small_config
+
+METRIC = "test/kl"
+
+
+def quiet(_line: str) -> None:
+    pass
+
+
+def config_of(path: Path, **changes: Any) -> TrainConfig:
+    """A run whose first evaluation has the least KL divergence: training raises it."""
+    every: dict[str, Any] = {"checkpoint_every": 10, "evaluate_every": 5, "sample_every": 40}
+    return small_config("vae", **{"steps": 40, "run_dir": str(path), "keep_best": "kl", **every, **changes})
+
+
+def values_of(run: Path) -> dict[int, float]:
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {one["step"]: one[METRIC] for one in records if METRIC in one}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return gen_dist.train(config_of(tmp_path_factory.mktemp("best") / "run"), say=quiet).run_path
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for checkpoint in checkpoint_paths(run)
+        for path in checkpoint.glob("*.safetensors")
+    }
+
+
+def test_the_best_stays_beside_the_newest_two(whole: Path) -> None:
+    values = values_of(whole)
+    best = min(values, key=lambda step: values[step])
+    assert best < 30, "the test needs a run that becomes worse"
+    assert [step_of(path) for path in checkpoint_paths(whole)] == [40, 30, best]
+    for path in checkpoint_paths(whole):
+        assert load(path)[0].facts["best"] == {"metric": METRIC, "step": best, "value": values[best]}
+
+
+def test_every_command_takes_the_best_checkpoint(whole: Path, tmp_path: Path) -> None:
+    *_, best = checkpoint_paths(whole)
+    expected = gen_dist.load(best).sample(4)
+    assert torch.equal(gen_dist.load(whole, checkpoint="best").sample(4), expected)
+    assert not torch.equal(gen_dist.load(whole).sample(4), expected)
+    export(whole, "safetensors", tmp_path / "export", announce=quiet, checkpoint="best")
+    assert torch.equal(gen_dist.load(tmp_path / "export").sample(4), expected)
+    sample(whole, count=4, out=tmp_path / "best.png", checkpoint="best")
+    sample(best, count=4, out=tmp_path / "same.png")
+    assert (tmp_path / "best.png").read_bytes() == (tmp_path / "same.png").read_bytes()
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    found = evaluate(run, ["sharpness"], announce=quiet, checkpoint="best")
+    assert found.checkpoint_step == step_of(best)
+
+
+@pytest.mark.parametrize("killed_at", [5, 10, 20, 35])
+def test_a_killed_run_has_the_checkpoints_of_one_that_was_not(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    class Killed(Exception):
+        pass
+
+    save = _Run._save
+
+    def dying(run: _Run) -> Path | None:
+        found = save(run)
+        if run.step == killed_at:
+            raise Killed
+        return found
+
+    config = config_of(tmp_path / "run")
+    monkeypatch.setattr(_Run, "_save", dying)
+    with contextlib.suppress(Killed):
+        gen_dist.train(config, say=quiet)
+    monkeypatch.undo()
+    gen_dist.train(config, say=quiet)
+    assert files_of(tmp_path / "run") == files_of(whole)
+
+
+def test_a_run_that_ended_keeps_its_best_when_started_again(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    before = checkpoint_paths(run)
+    gen_dist.train(config_of(run), say=quiet)
+    assert checkpoint_paths(run) == before
+    # Nothing is removed if nobody can tell which one is the best.
+    (before[0] / "state.json").write_text("{")
+    keep_newest(run, 40, 1)
+    assert checkpoint_paths(run) == before
+
+
+def test_more_or_less_is_better_and_the_first_of_equals() -> None:
+    best = better(None, METRIC, 5, 2.0)
+    assert best == Best(METRIC, 5, 2.0)
+    assert better(best, METRIC, 10, 2.0) is best
+    assert better(best, METRIC, 10, float("nan")) is best and better(best, METRIC, 10, None) is best
+    assert better(best, METRIC, 10, 1.5) == Best(METRIC, 10, 1.5)
+    more = Best("samples/diversity_ratio", 5, 0.5)
+    assert better(more, more.metric, 10, 0.6) == Best(more.metric, 10, 0.6)
+    assert better(more, more.metric, 10, 0.4) is more
+    assert better(None, METRIC, 5, float("inf")) is None
+
+
+def test_a_metric_that_evaluations_lack_is_told_and_keeps_none(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "run", steps=5, keep_best="samples/label_accuracy")
+    lines: list[str] = []
+    outcome = gen_dist.train(config, say=lines.append)
+    assert any("evaluations have no samples/label_accuracy" in line for line in lines)
+    with pytest.raises(CheckpointError, match="trained without --keep-best"):
+        gen_dist.load(outcome.run_path, checkpoint="best")
