@@ -115,5 +115,5 @@ def test_a_source_gives_one_run_however_it_is_read(source: tuple[str, str], tmp_
     assert sorted(seen[:epoch]) == sorted(seen[epoch : 2 * epoch]) == list(range(epoch))  # once an epoch
     resumed = batches_of(dataset, [(0, BATCH)], resident=False)
     assert torch.equal(resumed.micro_batch(steps - 1, 0)[0], images)
-    for one in (whole, mapped, resumed, *ranks):
-        one.close()
+    for batches in (whole, mapped, resumed, *ranks):
+        batches.close()
