@@ -41,7 +41,7 @@ _FIXED = {
     **dict.fromkeys(("start_from", "start_digest"), "all trials start from the same weights"),
     "steps": "early stopping needs the same number of steps in all trials",
     **dict.fromkeys(
-        ("accumulation", "auto_accumulation", "compile", "cuda_graphs", "device", "precision"),
+        ("accumulation", "auto_accumulation", "compile", "cuda_graphs", "device", "precision", "split_state"),
         "it changes how, not what is computed; set it for all trials",
     ),
     **dict.fromkeys(

@@ -25,7 +25,16 @@ from gen_dist.records.checkpoint import checkpoint_paths, load
 from gen_dist.records.metrics_file import read_metrics
 from tests.conftest import REPOSITORY
 from tests.support.children import end_with_parent
-from tests.support.runs import OBJECTIVES, close_losses, losses_of, make_trainer, run_steps, small_config, write_config
+from tests.support.runs import (
+    OBJECTIVES,
+    assert_same_bits,
+    close_losses,
+    losses_of,
+    make_trainer,
+    run_steps,
+    small_config,
+    write_config,
+)
 from tests.support.warm_python import warm_python
 
 RAY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "OMP_NUM_THREADS": "1"}
@@ -127,6 +136,26 @@ with connect(None, 2, 2):
     for objective in OBJECTIVES:
         trainer = make_trainer(config_of_ranks(objective))
         assert losses_of(found["logs"][objective]) == close_losses(run_steps(trainer, 0, 50)), objective
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_shards_have_equal_bits_on_two_and_four_workers(environment: dict[str, str], tmp_path: Path) -> None:
+    config = small_config("vae-gan", steps=60, shards=8, sync_batch_norm=True, checkpoint_every=60, sample_every=60)
+    words = ["--config", write_config(tmp_path / "config.json", config), "--run-dir"]
+    one = [*warm_python(), *_launch("train.py", *words, tmp_path / "one")[1:]]
+    done = _run(one, environment | {"GEN_DIST_THREADS": "1"})  # as many threads as a worker has
+    assert done.returncode == 0, done.stderr
+    wanted, _ = load(checkpoint_paths(tmp_path / "one")[0])
+    for workers in (2, 4):
+        words_of_ray = [*words, str(workers), "--workers", workers, "--storage", tmp_path]
+        done = _run(_launch("ray_train.py", *words_of_ray), environment, timeout=400)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found, _ = load(checkpoint_paths(tmp_path / str(workers))[0])
+        assert found.facts["world_size"] == workers
+        for group in wanted.tensors:
+            assert_same_bits(dict(wanted.tensors[group]), dict(found.tensors[group]))
+        assert _losses(tmp_path / str(workers)) == _losses(tmp_path / "one")
 
 
 def _worker_ids(driver: subprocess.Popen[bytes]) -> list[int]:
