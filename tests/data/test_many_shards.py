@@ -116,6 +116,7 @@ def test_an_epoch_is_whole_and_the_same_whatever_dies(
         words = str(tmp_path / "cache"), str(steps), str(batch)
         error = trained(str(tmp_path / "undisturbed"), *words, data)
         assert "HTTP 503" in error
+        print(next(line for line in error.splitlines() if line.startswith("indexed")), flush=True)
         held = sum(path.stat().st_size for path in (tmp_path / "cache" / "shard-blocks").glob("*/*"))
         assert held <= 2**29
 
@@ -124,6 +125,7 @@ def test_an_epoch_is_whole_and_the_same_whatever_dies(
             wait_for(lambda: steps_done(disturbed) > steps // 3, 1200)
         killed_at = steps_done(disturbed)
         assert killed_at < steps
+        print(f"killed after step {killed_at} of {steps}", flush=True)
         with ranks(str(disturbed), *words, data) as run:
             wait_for(lambda: steps_done(disturbed) > max(killed_at, steps // 2), 1200)
             server.kill()
