@@ -77,6 +77,7 @@ def test_models_without_styles_are_not_truncated() -> None:
         model_of("gan").sample(1, truncation=0.7)
 
 
+@pytest.mark.slow
 def test_an_export_has_the_mean_style(tmp_path: Path) -> None:
     config = small_config("stylegan2, lazy, projection", steps=2, global_batch_size=8, run_dir=str(tmp_path / "run"))
     train(config, say=lambda _line: None)
