@@ -48,20 +48,23 @@ def negative_log_likelihoods(objective: Vae, batch: Batch, samples: int) -> Tens
         noise = normal(Key(batch.rng, Stream.TEST_IMPORTANCE, batch.first_row + row), 1, samples * mean.numel())
         # One image after another: all that is decoded at once has one target.
         weights = [
-            _log_weights(objective, target, mean, logvar, chunk)
+            _log_weights(objective, target, batch.labels[row], mean, logvar, chunk)
             for chunk in noise.view(samples, *mean.shape).split(at_once)
         ]
         bounds.append(importance_weighted_bound(torch.cat(weights)[None]))
     return -torch.cat(bounds)
 
 
-def _log_weights(objective: Vae, target: Tensor, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+def _log_weights(objective: Vae, target: Tensor, label: Tensor, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
     """log p(x, z_k) - log q(z_k given x) of the latents that noise [K, *latent_shape] draws: float64 [K].
+
+    A conditional VAE has log p(x, z_k given its label).
 
     log p(z) - log q(z) is (|noise|^2 - |z|^2 + sum of logvar) / 2.
     """
     latents = torch.addcmul(mean, noise, torch.exp(0.5 * logvar))
-    decoded = objective.networks["decoder"](latents)
+    labels = label.expand(len(latents), *label.shape) if objective.conditional else None
+    decoded = objective.decoded(latents, labels)
     if objective.likelihood == "bernoulli":
         log_likelihood = log_likelihoods_of_binary_image(decoded, target)
     else:

@@ -16,12 +16,16 @@ from gen_dist.config import GanConfig, MlpConfig, R3ganConfig, VaeConfig
 from gen_dist.config.labels import LabelScheme
 from gen_dist.data import Dataset, Split
 from gen_dist.errors import UserError
+from gen_dist.evaluation.evaluator import evaluate
+from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
 from gen_dist.inference.export import export
 from gen_dist.inference.model import label_tensor
 from gen_dist.networks.label_inputs import LabelVectors, label_table
+from gen_dist.objectives import Batch
 from gen_dist.objectives.base import takes_any_labels
 from gen_dist.objectives.gan import Gan
 from gen_dist.objectives.shared_scores import SharedScoresGan
+from gen_dist.objectives.vae import Vae
 from gen_dist.parallel.processes import start_processes
 from gen_dist.training.trainer import Trainer
 from tests.support.runs import SMALL_MLP, assert_same_bits, small_config
@@ -77,6 +81,18 @@ def test_samples_are_of_the_label_that_is_asked_for(tmp_path: Path, kind: str) -
         model.reconstruct(torch.from_numpy(IMAGES[:3, None]))
     with pytest.raises(UserError, match="labels are float32"):
         model.sample(2, torch.zeros(2, 3))
+
+    # The likelihood is that of images given their labels: those of the other half make it worse.
+    figures = evaluate(outcome.run_path, ["nll", "reconstruction_error"], nll_samples=20, announce=lambda _line: None)
+    assert figures.metrics.keys() == {"nll_k20", "reconstruction_error"}
+    images, objective = torch.from_numpy(IMAGES[SIDE == 0][:8, None]), model.objective
+    assert isinstance(objective, Vae)
+    right_label, wrong_label = (label_tensor(model.labels, [model.labels.row_of(word)] * 8) for word in KINDS[kind][1:])
+    true, false = (
+        negative_log_likelihoods(objective, Batch(images, labels, torch.tensor([0, 0]), 0), 50).mean()
+        for labels in (right_label, wrong_label)
+    )
+    assert true + 5 < false
 
     # Words of the command line, an export, and what it loads as.
     sample(outcome.run_path, count=4, labels=(KINDS[kind][2],), out=tmp_path / "drawn.png")

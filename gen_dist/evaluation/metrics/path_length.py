@@ -32,7 +32,7 @@ def measure(context: Context) -> dict[str, Value]:
         parts = torch.special.ndtr(draws[:, -1:].double()).numpy()  # uniform in 0..1
         walks = on_great_circles(starts, ends, np.concatenate([parts, parts + WALK_STEP], axis=1))
         labels = context.labels(first, last)
-        twice = None if labels is None else labels.repeat_interleave(2)
+        twice = None if labels is None else labels.repeat_interleave(2, dim=0)
         intensities = model.objective.pixels(model.decode(torch.from_numpy(walks).view(-1, *shape), twice))
         here, there = of_intensities(intensities).double().unflatten(0, (-1, 2)).unbind(dim=1)
         return ((here - there).square().sum(dim=1) / WALK_STEP**2,)
