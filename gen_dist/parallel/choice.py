@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from gen_dist.config import TrainConfig
+from gen_dist.errors import ConfigError
 from gen_dist.parallel.batch_sums import BatchSums, OwnSums
 from gen_dist.parallel.gradients import FlatReduction, Reduction, SharedReduction
 from gen_dist.parallel.part_gradients import PartReduction
@@ -33,7 +35,13 @@ def choose_sums(config: TrainConfig, processes: Processes) -> BatchSums:
 
 
 def choose_reduction(
-    parameters: Sequence[nn.Parameter], processes: Processes, sums: BatchSums, *, shareable: bool, split: bool
+    parameters: Sequence[nn.Parameter],
+    processes: Processes,
+    sums: BatchSums,
+    dtype: torch.dtype,
+    *,
+    shareable: bool,
+    split: bool,
 ) -> Reduction:
     """Choose the reduction of a phase's gradients. A collective call.
 
@@ -41,10 +49,19 @@ def choose_reduction(
         parameters: parameters that the phase trains, equal in all processes.
         processes: the processes that train together.
         sums: sums over the batch.
+        dtype: of the networks' arithmetic.
         shareable: False if the parameters may not be moved to shared memory.
         split: each process updates a part of the weights, and has the optimizer's state for it alone.
+
+    Raises:
+        ConfigError: `split` in fp16.
     """
     split &= processes.world_size > 1
+    if split and dtype == torch.float16:
+        raise ConfigError(
+            "split_state in fp16: each process would see the overflows of its own part alone; use --precision bf16 or "
+            "float32"
+        )
     if isinstance(sums, PartSums):
         return SplitPartReduction(parameters, sums) if split else PartReduction(parameters, sums)
     if processes.world_size == 1:

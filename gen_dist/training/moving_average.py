@@ -9,10 +9,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from gen_dist.config import TrainConfig
 from gen_dist.objectives import Objective
 from gen_dist.parallel.gradients import in_buckets
 from gen_dist.parallel.own_part import Chunks
 from gen_dist.parallel.processes import Processes
+
+
+def choose_average(newest: Objective, config: TrainConfig, processes: Processes) -> MovingAverage | None:
+    """Begin the average that a config asks for; None if it asks for none."""
+    if config.optimization.ema_decay is None:
+        return None
+    splits = config.split_state and processes.world_size > 1
+    return SplitAverage(newest, processes) if splits else MovingAverage(newest)
 
 
 class MovingAverage:

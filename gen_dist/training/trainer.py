@@ -13,23 +13,20 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gen_dist.config import TrainConfig
-from gen_dist.config.augmentation import image_changes
 from gen_dist.data import Dataset, Split, TrainBatches
-from gen_dist.data.augmenting import DRAWS, augmented, refuse_bad_changes
-from gen_dist.errors import CheckpointError, ConfigError, MachineError, is_out_of_memory
+from gen_dist.errors import CheckpointError, MachineError, is_out_of_memory
 from gen_dist.objectives import Batch, Objective, build_objective
-from gen_dist.objectives.augmentation import uniform
 from gen_dist.objectives.phase import refuse_bad_phases
 from gen_dist.parallel.choice import choose_sums
 from gen_dist.parallel.collectives import copy_from_main
 from gen_dist.parallel.processes import Processes
 from gen_dist.parallel.sync_batch_norm import synchronize
-from gen_dist.randomness import Stream
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.training.cuda_graphs import RecordedSteps, choose_recording
+from gen_dist.training.image_changes import choose_changes
 from gen_dist.training.log_averages import choose_log_averages
 from gen_dist.training.memory_advice import memory_advice
-from gen_dist.training.moving_average import MovingAverage, SplitAverage
+from gen_dist.training.moving_average import choose_average
 from gen_dist.training.precision import resolve_precision
 from gen_dist.training.rows import refuse_split_groups, rows_of_rank
 from gen_dist.training.schedule import Schedule
@@ -54,13 +51,13 @@ class Trainer:
         self.config = config
         self.dataset = dataset
         self.processes = processes
-        refuse_bad_changes(image_changes(config.augment), dataset.image_shape)
+        self._change_images = choose_changes(config, dataset)
         self.dtype = resolve_precision(config.precision, processes.device)
         self._sums = choose_sums(config, processes)
         self._rows = rows_of_rank(config, processes)
         self._average_logs = choose_log_averages(processes, self._rows, self._sums)
         self.objective = self._build_objective()
-        self._average = self._make_average()
+        self._average = choose_average(self.objective, config, processes)
         self._turns = self._make_turns()
         self._phase = ""
         """Name of the phase whose turn was the last."""
@@ -95,21 +92,9 @@ class Trainer:
         copy_from_main([*objective.parameters(), *objective.buffers()], self.processes)
         return objective
 
-    def _make_average(self) -> MovingAverage | None:
-        config, processes = self.config, self.processes
-        if config.optimization.ema_decay is None:
-            return None
-        splits = config.split_state and processes.world_size > 1
-        return SplitAverage(self.objective, processes) if splits else MovingAverage(self.objective)
-
     def _make_turns(self) -> dict[str, Turn]:
         config, weights, phases = self.config, self._rows.batch_weights, self.objective.phases()
         refuse_bad_phases(phases, self.objective)
-        if config.split_state and self.processes.world_size > 1 and self.dtype == torch.float16:
-            raise ConfigError(
-                "split_state in fp16: each process would see the overflows of its own part alone; use --precision bf16 "
-                "or float32"
-            )
         trained = [
             p for phase in phases.values() for name in phase.trains for p in self.objective.networks[name].parameters()
         ]
@@ -133,8 +118,7 @@ class Trainer:
         return self.objective if self.averaged is None else self.averaged
 
     def whole_average(self) -> contextlib.AbstractContextManager[None]:
-        """Context manager in which `averaged` has all its weights: with `split_state` a process has some. A collective
-        call."""
+        """Context manager in which `averaged` has all its weights. A collective call."""
         return self._average.whole() if self._average else contextlib.nullcontext()
 
     def run_step(self, step: int, lap: Lap | None = None) -> dict[str, Tensor]:
@@ -162,11 +146,7 @@ class Trainer:
         raise advice
 
     def try_step(self, step: int) -> None:
-        """Take a step as `run_step` does, without advice if memory is short.
-
-        Raises:
-            RuntimeError: out of memory.
-        """
+        """Take a step as `run_step` does, but let torch's RuntimeError pass if memory is short."""
         self._step(self._micro_batches(step), self.due_at(step), None)
 
     def due_at(self, step: int) -> Due:
@@ -190,13 +170,7 @@ class Trainer:
             Batch(*self._batches.micro_batch(step, index), self._schedule.rng, first_row)
             for index, (first_row, _) in enumerate(self._rows.micro_batches)
         ]
-        if self.config.augment:
-            batches = [batch._replace(images=self._augmented(batch)) for batch in batches]
-        return batches
-
-    def _augmented(self, batch: Batch) -> Tensor:
-        draws = uniform(batch.key(Stream.IMAGE_CHANGES), len(batch.images), DRAWS)
-        return augmented(batch.images, image_changes(self.config.augment), self.dataset.scale, draws)
+        return [*map(self._change_images, batches)] if self._change_images else batches
 
     def _step(self, micro_batches: list[Batch], due: Due, lap: Lap | None) -> dict[str, Tensor]:
         if self._recorded and lap is None:
@@ -257,13 +231,10 @@ class Trainer:
 
     def broken_networks(self) -> list[str]:
         """List the networks with a weight, or averaged weight, that is NaN or infinite. A collective call."""
+        both = self.objective.networks, self.best_objective.networks
         with self.whole_average():
-            return [
-                name
-                for name, network in self.objective.networks.items()
-                for tensors in ([*network.parameters(), *self.best_objective.networks[name].parameters()],)
-                if not all(bool(tensor.isfinite().all()) for tensor in tensors)
-            ]
+            weights = {name: [p for networks in both for p in networks[name].parameters()] for name in both[0]}
+            return [name for name, of in weights.items() if not all(bool(weight.isfinite().all()) for weight in of)]
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Collect all tensors of the run's state, by group, as `load` takes them. A collective call."""

@@ -75,7 +75,9 @@ class Turn:
         self._frozen = [p for p in networks.parameters() if p.requires_grad and id(p) not in ours]
         phase.train()
         self._spectrally_normalized = spectrally_normalized(phase)
-        self._reduction = choose_reduction(parameters, processes, sums, shareable=shareable, split=config.split_state)
+        self._reduction = choose_reduction(
+            parameters, processes, sums, dtype, shareable=shareable, split=config.split_state
+        )
         updated = self._reduction.updated
         half = dtype == torch.float16
         self._update = ScaledUpdate(updated, config, processes.device) if half else Update(updated, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import runpy
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from gen_dist.training.run import _Run
 from gen_dist.training.trainer import Trainer
 from tests.conftest import REPOSITORY
 
 MOST_FILES = 18
+MOST_LINES = 250
 
 
 def test_a_step_takes_few_files_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +54,14 @@ def test_a_step_takes_few_files_to_read(tmp_path: Path, monkeypatch: pytest.Monk
     assert "launch/train.py" in files
     assert "gen_dist/training/optimizers.py" in files
     assert len(files) <= MOST_FILES, "\n".join(files)
+
+
+@pytest.mark.parametrize("part", [Trainer, _Run], ids=["trainer", "loop"])
+def test_the_trainer_and_the_loop_are_short_and_know_no_mode_of_parallelism(part: type) -> None:
+    code = inspect.getsource(part)
+    assert len(code.splitlines()) <= MOST_LINES
+    modes = ("shards", "split_state", "gloo", "nccl", "ddp", "Reduction")
+    assert not [word for word in modes if word in code]
 
 
 def _ours(names: set[str]) -> set[str]:
