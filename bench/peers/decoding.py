@@ -116,7 +116,7 @@ def _batches(split: Split) -> Iterator[int]:
 
 def _gen_dist(directory: Path, workers: int) -> Iterator[int]:
     setattr(on_demand, "THREADS", workers)  # noqa: B010  mypy: a name that the module imports
-    packing = DataConfig(cache_dir=str(directory / "cache"), storage="encoded", test_fraction=0.01)
+    packing = DataConfig(cache_dir=str(directory / "cache"), packed_as="encoded", test_fraction=0.01)
     yield from _batches(open_dataset(f"folder:{directory / 'images'}", ".", packing).train)
 
 

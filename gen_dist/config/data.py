@@ -57,7 +57,7 @@ class DataConfig(Checked):
     """Treatment of images without a label: refuse them, or learn what stands for `unknown` ones."""
     test_fraction: float = 0.1
     """Share of the images held out for testing if the source has no test split."""
-    storage: Literal["raw", "encoded"] = "raw"
+    packed_as: Literal["raw", "encoded"] = "raw"
     """Form of packed images: values that training gathers as they are, or the bytes of their files, about a tenth as
     many, which threads decode ahead of training."""
     test_shards: str | None = None
@@ -88,8 +88,10 @@ class DataConfig(Checked):
         self._refuse_bad_range()
         if self.pages == "channels" and self.channels is not None:
             raise ConfigError(f"channels {self.channels} with pages channels: a page is a channel; leave out channels")
-        if self.storage == "encoded" and self.pages == "images":
-            raise ConfigError("storage encoded with pages images: a file would be packed once a page; use storage raw")
+        if self.packed_as == "encoded" and self.pages == "images":
+            raise ConfigError(
+                "packed_as encoded with pages images: a file would be packed once a page; use packed_as raw"
+            )
         at_least("synthetic_images", self.synthetic_images, 1)
         at_least("resident_budget_mib", self.resident_budget_mib, 0)
         if not 0 < self.cache_gib < math.inf:

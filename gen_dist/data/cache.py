@@ -153,8 +153,8 @@ def _options(source: Source, packing: DataConfig, deep: bool) -> dict[str, Any]:
         options["fit"] = packing.fit
     if deep:
         options["dtype"] = packing.dtype
-    if packing.storage != "raw":
-        options["storage"] = packing.storage
+    if packing.packed_as != "raw":
+        options["packed_as"] = packing.packed_as
     for name in ("value_range", "range_per_channel", "pages", "label_columns"):  # as above, for older caches
         if value := getattr(packing, name):
             options[name] = value

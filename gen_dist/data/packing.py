@@ -207,7 +207,7 @@ class _Packer:
         self._directory = directory
         self._shown_directory = shown_directory
         self._shape = OneShape(source, packing)
-        self._is_encoded = packing.storage == "encoded"
+        self._is_encoded = packing.packed_as == "encoded"
         self.decoding: dict[str, Any] | None = None
         """How packed bytes become images, for JSON; None if they are values."""
         self._all_gray = True

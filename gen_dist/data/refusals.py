@@ -154,8 +154,8 @@ class OneShape:
 
 def check_storage(source: Source, packing: DataConfig, block: Block) -> None:
     """Raise DataError if the images of a block are to be packed as they are encoded, and are values."""
-    if packing.storage == "encoded" and isinstance(block.images, np.ndarray):
-        raise DataError(f"{source.name} is of arrays, not of encoded images; leave out --storage encoded")
+    if packing.packed_as == "encoded" and isinstance(block.images, np.ndarray):
+        raise DataError(f"{source.name} is of arrays, not of encoded images; leave out --packed-as encoded")
 
 
 def leave_out(source: Source, packing: DataConfig, left_out: Tally, name: str, reason: str) -> None:

@@ -260,7 +260,7 @@ class _Surveyor:
         found.sizes[header.width, header.height] += 1
         found.kinds[header.kind] += 1
         found.to_decode += not fits
-        if self._packing.storage == "encoded":
+        if self._packing.packed_as == "encoded":
             encoded = block.images[position]
             found.encoded_bytes += encoded.size if isinstance(encoded, ImageFile) else len(encoded)
         self._grays += header.gray

@@ -1,4 +1,4 @@
-"""`--storage encoded`: the bytes of image files, packed as they are, are the same data as their values."""
+"""`--packed-as encoded`: the bytes of image files, packed as they are, are the same data as their values."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def folder(path: Path, kinds: tuple[str, ...] = ("PNG",), mode: str = "RGB", cou
 @pytest.fixture
 def opened(tmp_path: Path) -> Callable[..., Dataset]:
     def open_it(source: str, storage: str = "encoded", cache: str = "cache", **options: Any) -> Dataset:
-        packing = DataConfig(cache_dir=str(tmp_path / cache), storage=storage, **options)  # type: ignore[arg-type]
+        packing = DataConfig(cache_dir=str(tmp_path / cache), packed_as=storage, **options)  # type: ignore[arg-type]
         return open_dataset(source, "unused", packing, lambda _: None)
 
     return open_it
@@ -115,7 +115,7 @@ def test_bytes_of_a_file_are_packed_as_they_are(tmp_path: Path, opened: Callable
 
 def test_a_survey_says_the_size_of_encoded_images(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
     source = folder(tmp_path / "images", ("JPEG",))
-    packing = DataConfig(cache_dir=str(tmp_path / "cache"), storage="encoded")
+    packing = DataConfig(cache_dir=str(tmp_path / "cache"), packed_as="encoded")
     found = survey_source(source, ".", packing)
     opened(source)
     columns = ("images", "labels", "offsets")
@@ -137,10 +137,10 @@ def test_a_damaged_encoded_cache_is_packed_again(tmp_path: Path, opened: Callabl
 
 
 def test_what_cannot_be_packed_encoded_is_one_line(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
-    with pytest.raises(DataError, match="synthetic is of arrays, not of encoded images; leave out --storage encoded"):
+    with pytest.raises(DataError, match="synthetic is of arrays, not of encoded images; leave out --packed-as encoded"):
         opened("synthetic", synthetic_images=10, image_size=8)
-    with pytest.raises(ConfigError, match="storage encoded with pages images"):
-        DataConfig(storage="encoded", pages="images")
+    with pytest.raises(ConfigError, match="packed_as encoded with pages images"):
+        DataConfig(packed_as="encoded", pages="images")
     (tmp_path / "images").mkdir()
     stream = io.BytesIO()
     picture(0).save(stream, "PNG")
