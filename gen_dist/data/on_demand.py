@@ -121,7 +121,7 @@ class ImagesOnDemand:
             for place in range(first, min(first + size, len(rows))):
                 taken[place] = self._decode(int(rows[place]), out[place])
 
-        size = max(_LEAST_PER_TASK, -(-len(rows) // (2 * THREADS)))
+        size = max(_LEAST_PER_TASK, -(-len(rows) // (8 * THREADS)))  # few: the last task keeps one thread busy
         if self._pool is None:
             self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gen_dist-decode")
         list(self._pool.map(decode, range(0, len(rows), size)))
