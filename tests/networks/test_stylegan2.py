@@ -172,8 +172,8 @@ def test_both_networks_are_their_equations_at_256_pixels() -> None:
 
 @pytest.mark.parametrize(
     ("side", "generator", "discriminator"),
-    # 1024: print_layers() of the authors' code for configuration F, as in lucidrains/stylegan2-pytorch, issue 81. 256:
-    # the sum of that table's layers up to 256 pixels, and the layer from images to 128 maps.
+    # The discriminator at 1024 pixels: the total in logs of the authors' code, configuration F. The others are sums over
+    # the layers of the paper, of which parts of such logs show the same counts.
     [(256, 30_034_338, 28_864_129), (1024, 30_370_060, 29_012_513)],
 )
 def test_parameters_are_as_many_as_published(side: int, generator: int, discriminator: int) -> None:
