@@ -125,7 +125,7 @@ def numbered(
             found = {split: _numbers_of_texts(labels, train, split, source) for split, labels in parts.items()}
             return found, classes_named(_texts_of(train) or ["all"])
         classes = max(int(labels.max(initial=MISSING)) for labels in parts.values()) + 1
-        return dict(parts), classes_named(names or (list(map(str, range(classes))) if classes > 1 else ["all"]))
+        return dict(parts), classes_named(names or list(map(str, range(classes))) or ["all"])
     given = tuple(map(str, names)) if names is not None else tuple(f"label_{i}" for i in range(train.shape[1]))
     if len(given) != train.shape[1] or len(set(given)) != len(given):
         raise DataError(f"{source}: {len(given)} names for {train.shape[1]} labels of an image; give each its own name")

@@ -59,7 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _run_of(runs: Path, objective: str, **changes: Any) -> Path:
     """A run of a few steps on real digits, trained at its first use."""
     name = "-".join([str(list(OBJECTIVES).index(objective)), *map(str, changes.values())])
-    path = runs / name.replace("/", "_")
+    path = runs / hashlib.sha256(name.encode()).hexdigest()[:16]
     if not path.exists():
         config = small_config(objective, steps=4, data="mnist5k", run_dir=str(path))
         train(replace(config, **changes), say=_silent)

@@ -172,8 +172,8 @@ def test_both_networks_are_their_equations_at_256_pixels() -> None:
 
 @pytest.mark.parametrize(
     ("side", "generator", "discriminator"),
-    # The discriminator at 1024 pixels: the total in logs of the authors' code, configuration F. The others are sums over
-    # the layers of the paper, of which parts of such logs show the same counts.
+    # The discriminator at 1024 pixels: the total in logs of the authors' code, configuration F. The others are sums of
+    # the paper's layers, of which parts of such logs show the same counts.
     [(256, 30_034_338, 28_864_129), (1024, 30_370_060, 29_012_513)],
 )
 def test_parameters_are_as_many_as_published(side: int, generator: int, discriminator: int) -> None:

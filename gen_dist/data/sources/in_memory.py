@@ -84,6 +84,8 @@ class ArraySource:
         if self.packed is not None:
             return {split: part.labels for split, part in self.given.items()}, self.packed
         names = names_of_labels(list(self.given.values()))
+        if names is None and all(_are_zero(part.labels) for part in self.given.values()):
+            names = ("all",)  # arrays without labels have the label 0
         return numbered({split: part.labels for split, part in self.given.items()}, names, "data")
 
     def image_count(self) -> int | None:
@@ -136,3 +138,7 @@ def _open(request: Request) -> Source:
 
 
 register("array", _open, takes_path=True)
+
+
+def _are_zero(labels: NDArray[Any]) -> bool:
+    return labels.ndim == 1 and labels.dtype.kind == "i" and not labels.max(initial=0)
