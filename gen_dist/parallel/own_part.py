@@ -73,8 +73,7 @@ class OwnPart:
         """`groups` are the parameters of each bucket, of one dtype."""
         self._is_main = rank == 0
         self._groups: list[list[Tensor]] = [list(group) for group in groups]
-        for parameter in (one for group in self._groups for one in group if not is_dense(one)):
-            parameter.data = parameter.data.contiguous()
+        make_dense(one for group in self._groups for one in group)
         self.chunks = [Chunks(group, rank, world_size) for group in self._groups]
         self._pieces = [
             [nn.Parameter(piece) for piece in chunks.of(group)]
@@ -152,6 +151,13 @@ class OwnPart:
                     value = _in_memory_order(laid_out)[place.start : place.stop].clone()
                 mine.setdefault(number, {})[name] = value
         return mine
+
+
+def make_dense(parameters: Iterable[Tensor]) -> None:
+    """Lay out parameters anew whose values are not in one row of memory in an order that `Chunks` knows."""
+    for parameter in parameters:
+        if not is_dense(parameter):
+            parameter.data = parameter.data.contiguous()
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:

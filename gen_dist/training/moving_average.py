@@ -12,7 +12,7 @@ from torch import Tensor
 from gen_dist.config import TrainConfig
 from gen_dist.objectives import Objective
 from gen_dist.parallel.gradients import in_buckets
-from gen_dist.parallel.own_part import Chunks
+from gen_dist.parallel.own_part import Chunks, make_dense
 from gen_dist.parallel.processes import Processes
 
 
@@ -49,6 +49,8 @@ class MovingAverage:
         with torch.no_grad():
             if self._copied:
                 torch._foreach_copy_(self._copied, self._copied_from)
+            if not self._moved:  # a process may have no part of a small network
+                return
             if isinstance(newest_weight, Tensor):
                 differences = list(torch._foreach_sub(self._followed, self._moved))
                 torch._foreach_mul_(differences, newest_weight)
@@ -71,6 +73,7 @@ class SplitAverage(MovingAverage):
     def __init__(self, newest: Objective, processes: Processes) -> None:
         super().__init__(newest)
         weights = list(self.objective.networks.parameters())
+        make_dense([*weights, *newest.networks.parameters()])  # both alike: a copy keeps strides
         place = {parameter: index for index, parameter in enumerate(weights)}
         self._groups = in_buckets(weights, None)
         self._chunks = [Chunks(group, processes.rank, processes.world_size) for group in self._groups]
@@ -89,16 +92,15 @@ class SplitAverage(MovingAverage):
         """See MovingAverage. The newest weights may have moved to other memory, so their pieces are taken anew."""
         newest = [chunks.of(group) for chunks, group in zip(self._chunks, self._newest, strict=True)]
         self._followed = [piece for pieces in newest for piece in pieces] + self._statistics
-        if self._moved:
-            super().move(newest_weight)
+        super().move(newest_weight)
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
         """See MovingAverage. Values that the weights get within it are kept."""
+        if not self._whole:
+            self._gather()  # not within `try`: there is nothing to keep if a process is lost meanwhile
         self._whole += 1
         try:
-            if self._whole == 1:
-                self._gather()
             yield
         finally:
             self._whole -= 1

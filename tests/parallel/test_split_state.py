@@ -16,11 +16,13 @@ import torch
 from torch import nn
 
 from gen_dist.errors import ConfigError
-from gen_dist.parallel.own_part import Chunks
+from gen_dist.parallel.own_part import Chunks, make_dense
+from gen_dist.parallel.processes import Processes
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.metrics_file import read_metrics
 from gen_dist.records.reading import read_config
+from gen_dist.training.moving_average import MovingAverage, SplitAverage
 from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
 from tests.support.runs import OBJECTIVES, assert_same_bits, small_config
@@ -145,6 +147,60 @@ def test_chunks_tile_all_tensors() -> None:
             assert all(piece.start % 16 == 0 for piece in pieces)
         found = [value for one in of_ranks for value in one.of([nn.Parameter(tensor) for tensor in tensors])]
         assert sum(one.numel() for one in found) == sum(tensor.numel() for tensor in tensors)
+
+
+class _Small(nn.Module):
+    """Networks of an objective: a transposed weight, one with gaps, and a buffer that averages copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = nn.Linear(7, 3)
+        network.transposed = nn.Parameter(torch.randn(40, 30).t())
+        network.sparse = nn.Parameter(torch.randn(40, 30)[:, ::2])
+        network.register_buffer("codes", torch.zeros(2))
+        self.networks = nn.ModuleDict({"one": network})
+
+
+def _averages(newest: Any) -> tuple[MovingAverage, list[SplitAverage]]:
+    """A whole average, and those of two processes, after a move."""
+    whole = MovingAverage(newest)
+    splits = [SplitAverage(newest, Processes(rank, rank, 2, torch.device("cpu"))) for rank in range(2)]
+    with torch.no_grad():
+        for value in (*newest.networks.parameters(), *newest.networks.buffers()):
+            value.add_(torch.arange(value.numel()).view(value.shape))
+    for average in (whole, *splits):
+        average.move(0.5)
+    return whole, splits
+
+
+def test_split_averages_are_right_in_any_layout() -> None:
+    whole, splits = _averages(_Small())
+    weights = list(whole.objective.networks.parameters())
+    make_dense(weights)
+    for split in splits:
+        (chunks,), (pieces,) = split._chunks, split._pieces
+        assert all(map(torch.equal, pieces, chunks.of(weights)))
+
+
+def test_a_process_without_weights_copies_buffers() -> None:
+    newest = _Small()
+    network = newest.networks["one"]
+    for name in [name for name, _ in network.named_parameters()]:
+        delattr(network, name)
+    network.factor = nn.Parameter(torch.ones(1))
+    _, splits = _averages(newest)
+    assert not splits[1]._pieces[0]
+    assert splits[1].objective.networks.get_buffer("one.codes").tolist() == [0.0, 1.0]
+
+
+def test_a_process_that_is_lost_while_averages_gather_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(_flat: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("[gloo] Connection closed by peer")
+
+    _, (split, _) = _averages(_Small())
+    monkeypatch.setattr("gen_dist.parallel.own_part.gathered", lost)
+    with pytest.raises(RuntimeError, match="Connection closed by peer"), split.whole():
+        pass
 
 
 def test_half_precision_and_trials_with_split_state_are_refused(quick: list[dict[str, Any]]) -> None:
