@@ -263,8 +263,8 @@ add_preset(
 )
 add_preset(
     "stylegan2-cifar10",
-    # As the authors' configuration for CIFAR-10 (Karras et al. 2020a, table 8): two mapping layers, rate, R1 at every
-    # 16th step; with an eighth of its channels.
+    # As the authors' configuration for CIFAR-10 (`cifar` in the code of Karras et al. 2020a): two mapping layers, rate,
+    # R1 at every 16th step; with a quarter to a half of its 512 channels.
     replace(
         _CIFAR10_GAN,
         learning_rate=2.5e-3,

@@ -16,7 +16,11 @@ from gen_dist.networks.stylegan2 import EqualizedLinear, scaled_leaky_relu
 
 
 class Stylegan2Encoder(Encoder):
-    """Images [B, C, H, W] -> [B, outputs]."""
+    """Images [B, C, H, W] -> [B, outputs].
+
+    Only a single output, the score of a discriminator, depends on other images of the batch: latents of an encoder are
+    those of one image.
+    """
 
     def __init__(self, config: Stylegan2Config, image_shape: tuple[int, int, int], outputs: int) -> None:
         super().__init__()
@@ -26,7 +30,8 @@ class Stylegan2Encoder(Encoder):
         self.feature_count = last
         self.from_image = _Convolution(image_shape[0], channels[0], kernel=1)
         self.blocks = nn.Sequential(*(_Block(before, after) for before, after in itertools.pairwise(channels)))
-        self.deviation = MinibatchDeviation(config.minibatch_group) if config.minibatch_group > 1 else None
+        scores = outputs == 1 and config.minibatch_group > 1
+        self.deviation = MinibatchDeviation(config.minibatch_group) if scores else None
         self.convolution = _Convolution(last + (self.deviation is not None), last, kernel=3)
         self.dense = EqualizedLinear(last * math.prod(sides), last)
         self.head = EqualizedLinear(last, outputs)

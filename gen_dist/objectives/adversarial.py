@@ -98,7 +98,8 @@ class Adversarial(Objective):
 
         `noise`, float32 [B, noise_count], is that of a generator with noise inputs. None is its fixed noise.
         """
-        generated = self.networks["generator"](latents, labels, noise).float()
+        generator = self.networks["generator"]
+        generated = (generator(latents, labels) if noise is None else generator(latents, labels, noise)).float()
         return generated.tanh() if self.bounded else generated
 
     def pixels(self, decoded: Tensor) -> Tensor:
@@ -106,12 +107,12 @@ class Adversarial(Objective):
 
     def generate(self, batch: Batch, stream: Stream) -> Tensor:
         """Generate one new image per image of the batch, with its label."""
-        rows, generator = len(batch.images), self.networks["generator"]
-        assert isinstance(generator, Generator)
+        rows = len(batch.images)
+        noise_count = getattr(self.networks["generator"], "noise_count", 0)  # a plug-in's generator may be any module
         latents = normal(batch.key(stream), rows, math.prod(self.latent_shape)).view(-1, *self.latent_shape)
-        if not generator.noise_count:
+        if not noise_count:
             return self.decode(latents, batch.labels)
-        noise = normal(batch.key(_LAYER_NOISE[stream]), rows, generator.noise_count)
+        noise = normal(batch.key(_LAYER_NOISE[stream]), rows, noise_count)
         return self.decode(latents, batch.labels, noise)
 
     @property

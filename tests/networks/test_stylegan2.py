@@ -236,6 +236,16 @@ def test_groups_do_not_depend_on_micro_batches(changes: dict[str, object]) -> No
     assert split == close_losses(whole)
 
 
+def test_latents_of_an_encoder_are_those_of_one_image() -> None:
+    """As in evaluation, which sees each by itself."""
+    images = torch.randn(8, 3, 16, 16)
+    for outputs, alone in ((4, True), (1, False)):
+        network = build_encoder(SMALL, (3, 16, 16), outputs)
+        with torch.no_grad():
+            found, expected = network.train()(images), network.eval()(images)
+        assert torch.equal(found, expected) == alone
+
+
 @pytest.mark.parametrize(
     ("changes", "way_out"),
     [

@@ -126,6 +126,20 @@ def test_loss_logs_and_gradients_of_a_phase_equal_the_paper(objective: str, phas
     _assert_a_phase_equals_the_paper(_trainer(objective), phase, penalized)
 
 
+class _AnyGenerator(nn.Module):
+    """A generator from outside, without noise inputs."""
+
+    def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        return latents[:, :1, None, None].expand(-1, 1, 28, 28)
+
+
+def test_a_generator_may_be_any_module() -> None:
+    trainer = make_trainer(small_config("gan"))
+    objective = _adversarial(trainer)
+    objective.networks["generator"] = _AnyGenerator()
+    assert objective.generate(_batch(trainer), Stream.GENERATOR_LATENTS).shape == (ROWS, 1, 28, 28)
+
+
 PATCHES: dict[str, ObjectiveConfig] = {
     "non-saturating": GanConfig(),
     "least squares, concat": GanConfig(loss="least_squares", conditioning="concat"),
