@@ -17,6 +17,8 @@ from gen_dist.errors import ConfigError, UserError
 LabelKind = Literal["classes", "attributes", "numbers"]
 UNKNOWN = "unknown"
 _MISSING_WORDS = (UNKNOWN, "nan")
+_LARGEST = 3.4e38
+"""Magnitude of numbers, which are float32."""
 
 Row = tuple[float, ...]
 """Label of one image: one number, or A of them. Those of classes and attributes are whole."""
@@ -87,6 +89,15 @@ class LabelScheme:
         missing = "; NaN is unknown" if any(self.unknown) else ""
         return f"{', '.join(self.names)}, in the data's units{missing}"
 
+    def takes(self, other: LabelScheme) -> bool:
+        """True if labels of another scheme, such as that of other data, mean the same in this one."""
+        if self.kind != other.kind or (self.kind != "classes" and self.names != other.names):
+            return False
+        if self.kind == "numbers":
+            return all(mine or not theirs for mine, theirs in zip(self.unknown, other.unknown, strict=True))
+        tables = zip(self.values or (self.names,), other.values or (other.names,), strict=True)
+        return all(mine[: len(theirs)] == theirs for mine, theirs in tables)
+
     def in_turn(self, count: int) -> list[Row]:
         """Labels of `count` images: all classes in turn, or labels as training images have them."""
         rows = [(float(label),) for label in range(self.classes)] if self.kind == "classes" else self.examples
@@ -130,7 +141,7 @@ class LabelScheme:
         """Raise UserError if a row is not a label of this scheme."""
         if self.kind == "numbers":
             for value, name, missing in zip(row, self.names, self.unknown, strict=True):
-                if not (math.isfinite(value) or (missing and math.isnan(value))):
+                if not (abs(value) <= _LARGEST or (missing and math.isnan(value))):
                     raise UserError(f"label {name} {value} is not a number that the model can take")
             return
         tables = [self.names] if self.kind == "classes" else self.values
@@ -158,8 +169,8 @@ class LabelScheme:
             value = float(word)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
-            raise UserError(f"label {name} {word!r} is not a number")
+        if not abs(value) <= _LARGEST:
+            raise UserError(f"label {name} {word!r} is not a number that the model can take")
         return value
 
 
@@ -223,7 +234,7 @@ def _place(text: str, names: Sequence[str], what: str) -> int:
     """Number of a name. Numbers stand for themselves unless they are names, as those of digits."""
     if text in names:
         return names.index(text)
-    if text.lstrip("-").isdigit() and 0 <= int(text) < len(names):
+    if text.isdecimal() and len(text) < 10 and int(text) < len(names):
         return int(text)
     few = ", ".join([*names[:10], "..."] if len(names) > 10 else names)
-    raise UserError(f"label {text!r} is no {what}; there are {few}, or 0 to {len(names) - 1}")
+    raise UserError(f"label {text[:60]!r} is no {what}; there are {few}, or 0 to {len(names) - 1}")

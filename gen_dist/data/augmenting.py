@@ -34,9 +34,10 @@ def refuse_bad_changes(changes: ImageChanges, image_shape: tuple[int, int, int])
             "square --image-size"
         )
     if changes.shift >= min(height, width):
+        most = min(height, width) // 2
         raise ConfigError(
-            f"augment shift:{changes.shift} moves images of {width}x{height} out of themselves; use at most "
-            f"shift:{max(1, min(height, width) // 2)}"
+            f"augment shift:{changes.shift} moves images of {width}x{height} out of themselves; "
+            + (f"use at most shift:{most}" if most else "leave it out")
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gen_dist.config import DataConfig
-from gen_dist.config.labels import scheme_of_json
+from gen_dist.config.labels import LabelScheme, scheme_of_json
 from gen_dist.data.building import building_prefix, file_slug, only_builder
 from gen_dist.data.dataset import Dataset, Split
 from gen_dist.data.encoded_reading import encoded_images
@@ -227,7 +227,7 @@ def _open(directory: Path, source: Source, packing: DataConfig, announce: Callab
         FileNotFoundError: the cache or one of its files is missing.
     """
     try:
-        meta, train, test = retrying(lambda: _read(directory, source.name))
+        meta, labels, train, test = retrying(lambda: _read(directory, source.name))
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -241,19 +241,19 @@ def _open(directory: Path, source: Source, packing: DataConfig, announce: Callab
         announce(f"{source.name}: left out {meta['left_out']} unreadable images: {meta['left_out_text']}")
     for remark in [*source.remarks(), *meta["remarks"]]:
         announce(f"{source.name}: {remark}")
-    labels = scheme_of_json(meta["labels"], ()) if "labels" in meta else None
     return Dataset(train, test, tuple(meta["class_names"]), meta["digest"], labels)
 
 
-def _read(directory: Path, source_name: str) -> tuple[dict[str, Any], Split, Split]:
+def _read(directory: Path, source_name: str) -> tuple[dict[str, Any], LabelScheme | None, Split, Split]:
     try:
         meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
         if meta["digest"] != _digest(meta) or meta["digest_of_this_file"] != _digest_of_all(meta):
             raise _DamagedCache("meta.json has another digest")
         _verify(directory, meta["files"])
         scale = scale_of_json(meta.get("values"))
+        labels = scheme_of_json(meta["labels"], ()) if "labels" in meta else None
         train, test = (_map(directory, split, source_name, meta, scale) for split in SPLITS)
-        return meta, train, test
+        return meta, labels, train, test
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _DamagedCache(f"{type(error).__name__}: {error}") from None
 

@@ -34,6 +34,8 @@ class Given:
     """Raw labels, see `gen_dist.data.labelling.raw_labels`; int64 [N], all 0, without labels."""
     class_names: tuple[str, ...] | None
     """Names of the classes, attributes or numbers; None if the data have none."""
+    are_labelled: bool = True
+    """False if the images have no labels."""
 
     def digest(self) -> str:
         """SHA-256 of shapes, values, labels and class names: 32 hexadecimal digits of it."""
@@ -55,8 +57,11 @@ def names_of_labels(parts: Sequence[Given]) -> tuple[str, ...] | None:
     """Names of classes, attributes or numbers in all splits. None where the data have none.
 
     Raises:
-        DataError: the splits have different names.
+        DataError: the splits have different names, or one has labels and the other none.
     """
+    if len({part.are_labelled for part in parts}) > 1:
+        train, test = ("have labels" if part.are_labelled else "have none" for part in parts)
+        raise DataError(f"train data {train} and test data {test}; give both labels, or none")
     named = {part.class_names for part in parts if part.class_names is not None}
     if len(named) > 1:
         first, second = sorted(named)[:2]
@@ -95,7 +100,7 @@ def images_given(data: Any, layout: Layout | None = None) -> Given:
         return Given(images, raw_labels(_as_numpy(data[1], "data, its labels,"), len(images)), None)
     if _is_array(data):
         images = array_images(_as_numpy(data, "data"), layout, "data")
-        return Given(images, np.zeros(len(images), np.int64), None)
+        return Given(images, np.zeros(len(images), np.int64), None, are_labelled=False)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes | dict):
         return _of_items(_items_of(data), _names_of(data), layout)
     raise DataError(
@@ -184,8 +189,9 @@ def _of_items(items: Iterator[Any], names: tuple[str, ...] | None, layout: Layou
     if not images:
         raise DataError("data has no images")
     alike = len({(image.shape, image.dtype) for image in images}) == 1  # `stack` would convert some
-    of_all = _of_list(labels) if labels else np.zeros(len(images), np.int64)
-    return Given(np.stack(images) if alike else images, of_all, names if labels else None)
+    are_labelled = any(label is not None for label in labels)  # images are (image, None) where there are no labels
+    of_all = _of_list(labels) if are_labelled else np.zeros(len(images), np.int64)
+    return Given(np.stack(images) if alike else images, of_all, names if are_labelled else None, are_labelled)
 
 
 def _image(image: Any, place: int, layout: Layout | None) -> NDArray[Any]:

@@ -53,9 +53,10 @@ def raw_labels(found: Any, count: int) -> NDArray[Any]:
     if labels.ndim == 2 and labels.shape[1] > _MOST_LABELS:
         raise DataError(f"{what}: at most {_MOST_LABELS:,} labels an image can be learned")
     if labels.dtype.kind == "f":
-        numbers = labels.reshape(count, -1).astype(np.float32)
+        with np.errstate(over="ignore"):
+            numbers = labels.reshape(count, -1).astype(np.float32)
         if np.isinf(numbers).any():
-            raise DataError(f"{what}, and some are infinite; NaN stands for a missing number")
+            raise DataError(f"{what}, and some are infinite in float32; NaN stands for a missing number")
         return numbers
     if labels.dtype.kind == "b":
         return labels.reshape(count, -1).astype(np.int64)
@@ -64,8 +65,8 @@ def raw_labels(found: Any, count: int) -> NDArray[Any]:
     most = MOST_CLASSES if labels.ndim == 1 else _MOST_VALUES
     if labels.min() < MISSING or labels.max() >= most:
         raise DataError(
-            f"the labels go from {labels.min()} to {labels.max()}; 0 to the number of classes - 1 is needed, and -1 "
-            "for a missing one"
+            f"the labels go from {labels.min()} to {labels.max()}; 0 to the number of classes - 1 is needed, below "
+            f"{most:,}, and -1 for a missing one; give numbers that are no classes as floating point"
         )
     return labels.astype(np.int64)
 
@@ -78,11 +79,14 @@ def joined_columns(columns: Sequence[NDArray[Any]], count: int) -> NDArray[Any]:
     """
     flat = [column.reshape(count, -1) for column in columns]
     kinds = {column.dtype.kind for column in flat}
-    if not flat or ("U" in kinds and "f" in kinds):
+    if not flat:
+        raise DataError("there are no columns of labels; give one or more, or leave labels out")
+    if "U" in kinds and "f" in kinds:
         raise DataError("the columns of labels are texts and numbers; give texts and integers, or numbers alone")
     if "U" in kinds:
-        texts = [column if column.dtype.kind == "U" else column.astype(str) for column in flat]
-        return np.concatenate([np.where(column == str(MISSING), "", column) for column in texts], axis=1)
+        return np.concatenate(
+            [one if one.dtype.kind == "U" else np.where(one == MISSING, "", one.astype(str)) for one in flat], axis=1
+        )
     if "f" in kinds:
         wide = [np.where(one == MISSING, np.nan, one) if one.dtype.kind == "i" else one for one in flat]
         return np.concatenate(wide, axis=1).astype(np.float32)
@@ -122,8 +126,9 @@ def numbered(
             )
     if train.ndim == 1:
         if train.dtype.kind == "U":
-            found = {split: _numbers_of_texts(labels, train, split, source) for split, labels in parts.items()}
-            return found, classes_named(_texts_of(train) or ["all"])
+            texts = _in_order_of(names, _texts_of(train, MOST_CLASSES, source), source)
+            found = {split: _numbers_of_texts(labels, texts, split, source) for split, labels in parts.items()}
+            return found, classes_named(list(map(printable, texts)) or ["all"])
         classes = max(int(labels.max(initial=MISSING)) for labels in parts.values()) + 1
         return dict(parts), classes_named(names or list(map(str, range(classes))) or ["all"])
     given = tuple(map(str, names)) if names is not None else tuple(f"label_{i}" for i in range(train.shape[1]))
@@ -133,11 +138,12 @@ def numbered(
     if train.dtype.kind == "f":
         return dict(parts), LabelScheme("numbers", given, unknown=nothing)
     if train.dtype.kind == "U":
+        texts_of_each = [_texts_of(train[:, i], _MOST_VALUES, source) for i in range(len(given))]
         columns = {
-            split: [_numbers_of_texts(labels[:, i], train[:, i], split, source) for i in range(len(given))]
+            split: [_numbers_of_texts(labels[:, i], texts, split, source) for i, texts in enumerate(texts_of_each)]
             for split, labels in parts.items()
         }
-        values = tuple(tuple(_texts_of(train[:, i]) or ["all"]) for i in range(len(given)))
+        values = tuple(tuple(map(printable, texts)) or ("all",) for texts in texts_of_each)
         numbers = {split: np.stack(of_split, axis=1) for split, of_split in columns.items()}
         return numbers, LabelScheme("attributes", given, values, nothing)
     highest = np.max([labels.max(axis=0, initial=0) for labels in parts.values()], axis=0)
@@ -184,7 +190,7 @@ def completed(
 
 
 def lines_on_labels(scheme: LabelScheme, train: NDArray[Any], test: NDArray[Any]) -> list[str]:
-    """Lines about labels that are missing, and about values that no training image has.
+    """Lines about labels that are missing.
 
     Args:
         scheme: meaning of the labels, completed.
@@ -196,7 +202,10 @@ def lines_on_labels(scheme: LabelScheme, train: NDArray[Any], test: NDArray[Any]
         if missing:
             count = int(sum(_lacking(scheme, labels, place).sum() for labels in (train, test)))
             images = "1 image has" if count == 1 else f"{count:,} images have"
-            lines.append(f"{images} no {name}: what stands for it is learned, and `{UNKNOWN}` asks for it")
+            if _lacking(scheme, train, place).any():
+                lines.append(f"{images} no {name}: what stands for it is learned, and `{UNKNOWN}` asks for it")
+            else:
+                lines.append(f"{images} no {name}, all of them test images: what stands for it is not learned")
     return lines
 
 
@@ -219,28 +228,59 @@ def summary_of_labels(scheme: LabelScheme, labels: NDArray[Any]) -> list[str]:
 
 
 def _of_objects(found: NDArray[Any]) -> NDArray[Any]:
-    """Labels of Python as an array of one kind; None becomes what stands for a missing one."""
+    """Labels of Python as an array of one kind; None becomes what stands for a missing one.
+
+    Booleans have the form of attributes, as those of an array. If all are None, they are classes.
+    """
     known = [one for one in found.ravel().tolist() if one is not None]
     texts = bool(known) and all(isinstance(one, str) for one in known)
-    whole = bool(known) and all(isinstance(one, int) for one in known)
+    whole = all(isinstance(one, int) for one in known)
     if not texts and not all(isinstance(one, int | float) for one in known):
         return found
     gone: Any = "" if texts else MISSING if whole else math.nan
     flat = [gone if one is None else one for one in found.ravel().tolist()]
-    return np.array(flat, str if texts else np.int64 if whole else np.float64).reshape(found.shape)
+    labels = np.array(flat, str if texts else np.int64 if whole else np.float64).reshape(found.shape)
+    return labels[:, None] if labels.ndim == 1 and known and all(isinstance(one, bool) for one in known) else labels
 
 
-def _texts_of(labels: NDArray[Any]) -> list[str]:
-    """Distinct texts of raw labels, sorted, without the empty one."""
-    return [printable(text) for text in np.unique(labels).tolist() if text]
+def _texts_of(labels: NDArray[Any], most: int, source: str) -> list[str]:
+    """Distinct texts of raw labels, sorted, without the empty one.
+
+    Raises:
+        DataError: they are more than `most`.
+    """
+    texts: list[str] = [text for text in np.unique(labels).tolist() if text]
+    if len(texts) > most:
+        raise DataError(
+            f"{source}: the labels have {len(texts):,} different texts, such as {printable(texts[0])[:40]!r}; at most "
+            f"{most:,} can be learned: name other labels, or leave them out"
+        )
+    return texts
 
 
-def _numbers_of_texts(labels: NDArray[Any], train: NDArray[Any], split: str, source: str) -> NDArray[np.int64]:
-    known = np.array([text for text in np.unique(train).tolist() if text], dtype=labels.dtype)
-    if strange := sorted(set(np.unique(labels).tolist()) - set(known.tolist()) - {""}):
+def _in_order_of(names: Sequence[str] | None, texts: list[str], source: str) -> list[str]:
+    """Texts in the order of the names that the source gives its classes, and names without images; else as they are.
+
+    Raises:
+        DataError: a text is none of the names.
+    """
+    if names is None:
+        return texts
+    if strange := sorted(set(texts) - set(names)):
+        raise DataError(
+            f"{source}: the label {printable(strange[0])!r} is none of the {len(names)} names of classes; name it too, "
+            "or leave out the names"
+        )
+    return list(names)
+
+
+def _numbers_of_texts(labels: NDArray[Any], texts: Sequence[str], split: str, source: str) -> NDArray[np.int64]:
+    """Places of labels among some texts; MISSING for the empty one."""
+    numbers = {"": MISSING} | {text: number for number, text in enumerate(texts)}
+    distinct, places = np.unique(labels, return_inverse=True)
+    if strange := [text for text in distinct.tolist() if text not in numbers]:
         raise DataError(f"{source}: {split} images have the class {strange[0]!r}, which train does not have")
-    places = np.searchsorted(known, labels) if len(known) else np.zeros(len(labels), np.int64)
-    return np.where(labels == "", MISSING, places).astype(np.int64)
+    return np.array([numbers[text] for text in distinct.tolist()], np.int64)[places.reshape(labels.shape)]
 
 
 def _moments(train: NDArray[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:

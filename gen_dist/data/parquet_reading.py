@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from gen_dist.data.labelling import MISSING
 from gen_dist.data.naming import printable
 from gen_dist.errors import DataError
 from gen_dist.files import retrying
@@ -129,6 +133,17 @@ def is_text(column_type: pyarrow.DataType) -> bool:
     kinds = pyarrow.types
     of = column_type.value_type if kinds.is_dictionary(column_type) else column_type
     return bool(kinds.is_string(of) or kinds.is_large_string(of))
+
+
+def no_labels(column_type: pyarrow.DataType, rows: int) -> NDArray[Any]:
+    """Raw labels of rows that all lack theirs, in a column of this type; see `gen_dist.data.labelling.raw_labels`."""
+    import pyarrow
+
+    if is_text(column_type):
+        return np.full(rows, "")
+    if pyarrow.types.is_floating(column_type):
+        return np.full((rows, 1), np.nan, np.float32)
+    return np.full((rows, 1) if pyarrow.types.is_boolean(column_type) else rows, MISSING)
 
 
 def is_list(column_type: pyarrow.DataType) -> bool:

@@ -137,7 +137,7 @@ class _Surveyor:
         remarks = [*source.remarks(), *remarks_on_classes(names)]
         self._scheme = scheme_of_source(source, names)
         of_label = np.dtype(self._scheme.dtype).itemsize * math.prod(self._scheme.shape)
-        names = (*names, UNKNOWN) if packing.missing_labels == UNKNOWN and len(names) > 1 else names
+        names = (*names, UNKNOWN) if packing.missing_labels == UNKNOWN and self._scheme.kind == "classes" else names
         self._found = Survey(source.name, names, remarks, cache, packed_in, threads=THREADS, bytes_of_a_label=of_label)
         self._found.holds_out = not source.has_test_split
         self._source = source

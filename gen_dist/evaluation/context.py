@@ -132,7 +132,7 @@ class Context:
         return Batch(images.to(device), labels.to(device), self.rng, first)
 
     def labels(self, first: int, last: int) -> Tensor | None:
-        """Labels int64 for samples of a conditional model: test labels in keyed order. None for other models."""
+        """Labels for samples of a conditional model: test labels in keyed order. None for other models."""
         if not self.model.conditional:
             return None
         labels = self.dataset.test.labels

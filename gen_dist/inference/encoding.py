@@ -21,7 +21,7 @@ from tqdm import tqdm
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, Split
 from gen_dist.data.sources.source import SPLITS, SplitName
-from gen_dist.errors import ConfigError, DataError, UserError
+from gen_dist.errors import ConfigError, DataError, UserError, shortened
 from gen_dist.files import file_lock, write_atomically
 from gen_dist.inference.latent_card import latent_card
 from gen_dist.inference.latent_files import FileFormat, joined
@@ -122,6 +122,11 @@ def _open_data(
     if dataset.image_shape != model.image_shape:
         shapes = [" x ".join(map(str, shape)) for shape in (dataset.image_shape, model.image_shape)]
         raise DataError(f"images of {data or config.data} are {shapes[0]}; the model of {run} takes {shapes[1]}")
+    if model.conditional and not model.labels.takes(dataset.labels):
+        raise DataError(
+            f"labels of {data or config.data} are not those of the model of {run}, which decodes images by their "
+            f"label: {shortened(dataset.labels.meaning)}, not {shortened(model.labels.meaning)}; encode data with these"
+        )
     if (found := dataset.scale.dtype) != model.scale.dtype:
         raise DataError(
             f"images of {data or config.data} have {found} values; the model of {run} takes {model.scale}: convert them"
@@ -149,7 +154,7 @@ def _latent_set(
     data: str | None,
 ) -> LatentSet:
     named = all(getattr(dataset, split).names is not None for split in splits)
-    columns = columns_of(model, named)
+    columns = columns_of(model, dataset.labels, named)
     rows = {split: len(getattr(dataset, split).labels) for split in splits}
     of_a_row = sum(column.size for column in columns)
     numbers = sum(rows.values()) * of_a_row

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gen_dist.config.labels import LabelScheme
 from gen_dist.data import Split
 from gen_dist.errors import UserError
 from gen_dist.inference.latent_files import TEXT, Column, Rows
@@ -27,12 +28,12 @@ _MOST_BYTES = 2**26
 _MOST_BYTES_OF_ALL = 2**30
 
 
-def columns_of(model: GenerativeModel, named: bool) -> list[Column]:
-    """Columns of the latents of a model; `named` if the images have names."""
+def columns_of(model: GenerativeModel, labels: LabelScheme, named: bool) -> list[Column]:
+    """Columns of the latents of a model; `labels` are those of the images, `named` if the images have names."""
     shape = model.objective.latent_shape
     found = [
         Column("row", "int64", (), "place of the image in its split, from 0 on"),
-        Column("label", model.labels.dtype, model.labels.shape, _meaning_of_label(model)),
+        Column("label", labels.dtype, labels.shape, _meaning_of(labels)),
     ]
     if named:
         found.append(Column("name", TEXT, (), "its file in the source, or its row there"))
@@ -53,10 +54,8 @@ def columns_of(model: GenerativeModel, named: bool) -> list[Column]:
     return [*found, Column("squared_error", "float32", (), meaning)]
 
 
-def _meaning_of_label(model: GenerativeModel) -> str:
-    if model.labels.kind == "classes":
-        return "number of its class; 0 without classes"
-    return model.labels.meaning
+def _meaning_of(labels: LabelScheme) -> str:
+    return "number of its class; 0 without classes" if labels.kind == "classes" else labels.meaning
 
 
 class RowsAtOnce(NamedTuple):
@@ -97,8 +96,7 @@ def encoded_rows(model: GenerativeModel, split: Split, first: int, last: int) ->
         )
     pixels = model.objective.pixels(model.decode(mean, labels if model.conditional else None))
     seen = model.scale.for_model(images.to(model.device))
-    of_rows = split.labels[first:last].astype(model.labels.dtype)
-    found: dict[str, Any] = {"row": np.arange(first, last), "label": of_rows}
+    found: dict[str, Any] = {"row": np.arange(first, last), "label": np.array(split.labels[first:last])}
     if model.objective.codebook_size:
         with torch.no_grad():
             codes = model.objective.codes(seen).view(-1, *model.objective.latent_shape[1:] or (1,))

@@ -55,17 +55,17 @@ def with_labels(latents: Tensor, vectors: Tensor) -> Tensor:
     return torch.cat([latents, vectors.to(latents.dtype)], dim=1)
 
 
-def label_table(labels: LabelScheme, outputs: int, deviation: float = 1.0) -> nn.Module:
+def label_table(labels: LabelScheme, outputs: int, deviation: float | None = None) -> nn.Module:
     """Learned vectors [B, outputs] of labels: a table of classes, or for other labels a sum over their values.
 
-    Weights start as normal numbers. With several labels their sum has the given standard deviation, about.
+    Weights start as normal numbers; None is a standard deviation of 1. With several labels their sum has it, about.
     """
     if labels.kind == "classes":
         table = nn.Embedding(labels.classes, outputs)
-        if deviation != 1.0:
+        if deviation is not None:  # drawn a second time, whatever the deviation
             nn.init.normal_(table.weight, std=deviation)
         return table
-    return _LabelSums(labels, outputs, deviation / len(labels.names) ** 0.5)
+    return _LabelSums(labels, outputs, (1.0 if deviation is None else deviation) / len(labels.names) ** 0.5)
 
 
 class _LabelSums(nn.Module):

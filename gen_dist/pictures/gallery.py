@@ -59,8 +59,9 @@ class Gallery:
         draw: dict[str, Callable[[Path], None]] = {}
         if has_curves(records):
             draw["curves"] = partial(save_curves, records=records, objective=self._model.objective.config)
-        if any(charts.has_class_shares(record, class_names) for record in records):
-            draw["class_shares"] = partial(charts.save_class_shares, records=records, class_names=class_names)
+        found = class_names[: self._dataset.labels.known_classes]  # no sample is found to be of an unknown one
+        if any(charts.has_class_shares(record, found) for record in records):
+            draw["class_shares"] = partial(charts.save_class_shares, records=records, class_names=found)
         if any(charts.has_scores(record) for record in records):
             draw["scores"] = partial(charts.save_scores, records=records)
         if self._model.objective.generates:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from gen_dist.config.augmentation import ImageChanges, image_changes
-from gen_dist.data.augmenting import DRAWS, augmented
+from gen_dist.data.augmenting import DRAWS, augmented, refuse_bad_changes
 from gen_dist.data.values import PLAIN, ValueScale
+from gen_dist.errors import ConfigError
 from gen_dist.kernels import Key
 from gen_dist.objectives.augmentation import uniform
 from gen_dist.parallel.processes import start_processes
@@ -69,6 +70,12 @@ def test_cropped_values_are_those_that_data_can_have():
     found = changed(ImageChanges(crop=0.5), images, scale=DEEP)
     assert not torch.equal(found, images)
     assert torch.equal(DEEP.rounded(found / 255.0), found)
+
+
+@pytest.mark.parametrize(("shape", "way_out"), [((1, 6, 9), "use at most shift:3"), ((1, 1, 9), "leave it out")])
+def test_the_way_out_of_a_refused_shift_is_a_way_out(shape, way_out):
+    with pytest.raises(ConfigError, match=way_out):
+        refuse_bad_changes(ImageChanges(shift=7), shape)
 
 
 @pytest.mark.parametrize("images", [IMAGES, IMAGES.float() / 3])

@@ -153,7 +153,7 @@ TRUNCATED = png(3, side=64)[:60]
 LABELLED: dict[str, list[Any]] = {"image": BYTES, "label": [0, 1, 0, 1, 0, 1]}
 
 BAD_DATA: dict[str, tuple[Callable[[Path], tuple[str, dict[str, Any]]], str]] = {
-    "unknown source": (named("imagenet"), "unknown data source 'imagenet'; use one of mnist5k, synthetic, folder:PATH"),
+    "unknown source": (named("imagenet"), "unknown data source 'imagenet'; use one of "),
     "unknown kind with path": (named("zip:{}/a.zip"), "unknown data source"),
     "folder without path": (named("folder:"), "folder: needs a path"),
     "parquet without path": (named("parquet:"), "parquet: needs a path"),

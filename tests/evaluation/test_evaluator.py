@@ -10,6 +10,7 @@ import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import gen_dist
 from gen_dist import commands
 from gen_dist.cli import run_command, run_subcommand
 from gen_dist.config import DataConfig, VaeConfig
+from gen_dist.config.labels import LabelScheme
 from gen_dist.data import Dataset, Split, image_indices, open_dataset
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.evaluation import plan as evaluation_plan
@@ -30,6 +32,7 @@ from gen_dist.evaluation.features import feature_network, inception
 from gen_dist.evaluation.features.digits import CARD_FILE, WEIGHTS_FILE
 from gen_dist.evaluation.guide import base_name
 from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
+from gen_dist.evaluation.metrics import classes as class_metrics
 from gen_dist.evaluation.metrics import measured_metrics, path_length
 from gen_dist.evaluation.record import Evaluation, read_evaluation
 from gen_dist.inference.model import GenerativeModel
@@ -199,6 +202,14 @@ def test_the_frechet_distance_of_a_run_is_torch_fidelitys(runs: Path) -> None:
     assert classes is not None
     assert found.metrics["label_accuracy_1k"] == pytest.approx(float((classes == labels).double().mean()), abs=2e-3)
     assert sum(found.metrics["class_shares_1k"]) == pytest.approx(1)  # type: ignore[arg-type]
+
+
+def test_an_unknown_class_is_none_to_find() -> None:
+    scheme = LabelScheme("classes", ("a", "b", "unknown"), unknown=(True,))
+    context: Any = SimpleNamespace(dataset=SimpleNamespace(labels=scheme))
+    share = class_metrics.share_right(context, torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 1, 2]))
+    assert share == pytest.approx(2 / 3)
+    assert class_metrics.share_right(context, torch.tensor([0]), torch.tensor([2])) == 0.0
 
 
 def test_samples_of_another_count_begin_with_the_same_ones(runs: Path) -> None:

@@ -116,7 +116,8 @@ def test_every_image_has_the_models_latents_once(objective: str, runs: Callable[
             wide = logvar.double()
             kl_nats = 0.5 * (mean.double() ** 2 + wide.exp() - 1 - wide).flatten(1).sum(1)
             np.testing.assert_allclose(found["kl_nats"], kl_nats, rtol=1e-4, atol=1e-5)
-        pixels = model.objective.pixels(model.decode(torch.from_numpy(latents))).double()
+        labels = torch.from_numpy(split.labels[:]) if model.conditional else None
+        pixels = model.objective.pixels(model.decode(torch.from_numpy(latents), labels)).double()
         error = (pixels - images.double() / 255).square().flatten(1).sum(1)
         np.testing.assert_allclose(found["squared_error"], error, rtol=1e-5)
 
@@ -316,6 +317,17 @@ def test_names_of_files_come_with_the_latents(
         dataset = open_dataset(source, ".", DataConfig(image_size=28, channels=1), _silent)
         assert list(found["names"]) == list(dataset.train.names or ())
         assert len(found["mean"]) == len(found["names"]) == 11
+
+
+def test_latents_have_the_labels_of_the_data_that_are_encoded(runs: Callable[[str], Path], tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0)
+    labels = numbers.normal(size=(20, 2)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", x=numbers.integers(0, 256, (20, 28, 28), np.uint8), labels=labels)
+    for file_format in ("npz", "parquet"):
+        out = _encode(runs("vae"), tmp_path / file_format, data=f"array:{tmp_path / 'a.npz'}", file_format=file_format)
+        found = np.load(out / "train.npz") if file_format == "npz" else _table(out, "train")
+        of_rows = np.array(found["label"].tolist())
+        assert of_rows.shape == (18, 2) and set(map(tuple, of_rows)) < set(map(tuple, labels.astype(float)))
 
 
 def test_a_model_of_8_bit_images_encodes_deeper_files(runs: Callable[[str], Path], tmp_path: Path) -> None:

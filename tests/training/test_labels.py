@@ -15,9 +15,10 @@ from gen_dist.commands import sample
 from gen_dist.config import GanConfig, MlpConfig, R3ganConfig, VaeConfig
 from gen_dist.config.labels import LabelScheme
 from gen_dist.data import Dataset, Split
-from gen_dist.errors import UserError
+from gen_dist.errors import DataError, UserError
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
+from gen_dist.inference.encoding import encode
 from gen_dist.inference.export import export
 from gen_dist.inference.model import label_tensor
 from gen_dist.networks.label_inputs import LabelVectors, label_table
@@ -27,6 +28,7 @@ from gen_dist.objectives.gan import Gan
 from gen_dist.objectives.shared_scores import SharedScoresGan
 from gen_dist.objectives.vae import Vae
 from gen_dist.parallel.processes import start_processes
+from gen_dist.records.run_paths import RunPaths
 from gen_dist.training.trainer import Trainer
 from tests.support.runs import SMALL_MLP, assert_same_bits, small_config
 
@@ -93,6 +95,17 @@ def test_samples_are_of_the_label_that_is_asked_for(tmp_path: Path, kind: str) -
         for labels in (right_label, wrong_label)
     )
     assert true + 5 < false
+
+    # Shares are of the classes that a sample can be found to be of: not of the unknown one.
+    assert RunPaths(outcome.run_path).final_pictures["class_shares"].exists() == (kind == "classes")
+
+    # Latents have the labels of their images; those of other data have to mean the same.
+    run, say = outcome.run_path, lambda _line: None
+    latents = np.load(encode(run, tmp_path / "latents", file_format="npz", announce=say) / "train.npz")
+    assert latents["label"].dtype == model.labels.dtype and latents["label"].shape[1:] == model.labels.shape
+    np.savez(tmp_path / "other.npz", x=IMAGES, labels=np.array(["right", "wrong"])[SIDE])
+    with pytest.raises(DataError, match=r"labels of array:.*other.npz are not those of the model"):
+        encode(run, tmp_path / "others", data=f"array:{tmp_path / 'other.npz'}", announce=say)
 
     # Words of the command line, an export, and what it loads as.
     sample(outcome.run_path, count=4, labels=(KINDS[kind][2],), out=tmp_path / "drawn.png")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from gen_dist.config.labels import NO_LABELS, LabelScheme
 from gen_dist.data.decoding import UnreadableImage, read_header
 from gen_dist.data.deep_files import Keeping, common_dtype
 from gen_dist.data.identity import content_sample, stamp
-from gen_dist.data.labelling import joined_columns, numbered, raw_labels
+from gen_dist.data.labelling import joined_columns, kind_of, numbered, raw_labels
 from gen_dist.data.naming import printable
 from gen_dist.data.parquet_files import Splits, find_files
 from gen_dist.data.parquet_reading import (
@@ -27,15 +27,13 @@ from gen_dist.data.parquet_reading import (
     is_list,
     is_text,
     label_names,
+    no_labels,
     opened,
     read_column,
 )
 from gen_dist.data.sources.source import SPLITS, Block, Request, SplitName, register
 from gen_dist.errors import DataError
 from gen_dist.files import retrying
-
-if TYPE_CHECKING:
-    pass
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -171,7 +169,8 @@ class Parquet:
                     f"{self.name}: label {highest} is out of range: it would make more classes than there are "
                     f"images ({images}), in {split}"
                 )
-        return numbered(found, first.label_names, self.name)
+        of_one = first.label_columns if len(first.label_columns) == 1 and found["train"].shape[1:] == (1,) else None
+        return numbered(found, first.label_names or of_one, self.name)
 
     def _in_order(self) -> list[SplitName]:
         return [split for split in SPLITS if split in self._splits]
@@ -205,7 +204,15 @@ def _inspect(name: str, path: Path, asked: tuple[str, ...]) -> _Part:
 
 def _read_labels(name: str, parts: Sequence[_Part]) -> NDArray[Any]:
     """Raw labels of all rows of a split."""
+    parts = [part for part in parts if part.rows] or parts[:1]
     columns = [[_of_rows(name, part, column) for part in parts if part.rows] for column in parts[0].label_columns]
+    for column, of_parts in zip(parts[0].label_columns, columns, strict=True):
+        for part, labels in zip(parts, of_parts, strict=False):
+            if (kind := kind_of(labels)) != (of_first := kind_of(of_parts[0])):
+                raise DataError(
+                    f"{name}: labels {column} of {part.path.name} are {kind}, those of {parts[0].path.name} "
+                    f"{of_first}; write them alike"
+                )
     try:
         whole = [np.concatenate(of_parts) if of_parts else np.empty(0, np.int64) for of_parts in columns]
         return whole[0] if len(whole) == 1 else joined_columns(whole, sum(part.rows for part in parts))
@@ -217,6 +224,8 @@ def _of_rows(name: str, part: _Part, column: str) -> NDArray[Any]:
     """Raw labels of one column of a file; a row of a list has as many as any other."""
     found = read_column(name, part.path, column)
     try:
+        if found.null_count == part.rows and not is_list(found.type):
+            return no_labels(found.type, part.rows)
         if found.null_count or is_list(found.type) or is_text(found.type):
             rows = found.to_pylist()
             widths = {len(row) for row in rows if isinstance(row, list)}

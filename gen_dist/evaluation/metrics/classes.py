@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gen_dist.evaluation.context import Context
 from gen_dist.evaluation.metric import Better, Metric, UnavailableError, Value, register
@@ -32,9 +33,15 @@ def accuracy(context: Context) -> float | None:
         if classes is None or context.dataset.labels.kind != "classes":
             return None
         labels = torch.from_numpy(context.dataset.test.labels).to(classes.device)
-        return float((classes == labels).double().mean())
+        return share_right(context, classes, labels)
 
     return context.once("accuracy of the digit network", compute)
+
+
+def share_right(context: Context, found: Tensor, labels: Tensor) -> float:
+    """Share of the images whose class is found, of those with a known one: `unknown` is none to find."""
+    known = labels < context.dataset.labels.known_classes
+    return float((found == labels)[known].double().mean()) if bool(known.any()) else 0.0
 
 
 def _shares(context: Context) -> Shares:
@@ -67,7 +74,7 @@ def _label_accuracy(context: Context) -> dict[str, Value]:
     _shares(context)
     labels, classes = context.labels(0, context.samples), context.sampled.classes
     assert labels is not None and classes is not None
-    return {"label_accuracy": float((classes.cpu() == labels).double().mean())}
+    return {"label_accuracy": share_right(context, classes.cpu(), labels)}
 
 
 def _register(
