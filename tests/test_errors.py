@@ -167,7 +167,7 @@ CASES: dict[str, Case] = {
     "no such augmentation": (lambda p: ["gan-mnist", "--augmentation", "blur"], "colour"),
     "no such loss": (lambda p: ["gan-mnist", "--loss", "wasserstein"], "least_squares"),
     "no such conditioning": (lambda p: ["gan-mnist", "--conditioning", "labels"], "projection"),
-    "a penalty of an objective that has none": (lambda p: ["gan-mnist", "--penalty-weight", 1], "--penalty-weight"),
+    "a penalty of an objective that has none": (lambda p: ["vae-mnist", "--penalty-weight", 1], "--penalty-weight"),
     "a penalty through batch normalization": (
         lambda p: ["wgan-gp-mnist", "--data", "synthetic", "--discriminator-norm", "batch"],
         "use --discriminator-norm group or none",

@@ -106,7 +106,7 @@ def test_choices_are_values_of_the_fields_type(word: str, preset: str, choices: 
     ids=" ".join,
 )
 def test_a_space_that_cannot_be_is_one_line(words: list[str], mentioned: str) -> None:
-    with pytest.raises(ConfigError, match=r"^[^\n]{1,600}$") as raised:
+    with pytest.raises(ConfigError, match=r"^[^\n]{1,800}$") as raised:
         parse_space(words, VAE)
     assert mentioned in str(raised.value)
 
