@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -280,7 +280,10 @@ def read_checkpoint(
 
     Raises:
         CheckpointError: there is no run or checkpoint at the path, or it is damaged.
+        UserError: `which` is another word.
     """
+    if which not in get_args(WhichCheckpoint):
+        raise UserError(f"checkpoint {which!r} is not one of {', '.join(get_args(WhichCheckpoint))}")
     if checkpoints.is_checkpoint(path):
         return checkpoints.load(path)
     if which == "best":

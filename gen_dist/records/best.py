@@ -52,6 +52,7 @@ def best_checkpoint(run: Path, announce: Callable[[str], None]) -> Path:
         raise CheckpointError(f"{run} has no checkpoint yet; train one with gen-dist train PRESET --run-dir {run}")
     if not facts.get("best"):
         raise CheckpointError(
-            f"{run} keeps no best checkpoint: it was trained without --keep-best; leave out --checkpoint best"
+            f"{run} has no best checkpoint: it was trained without --keep-best, or its evaluations lack that metric; "
+            "leave out --checkpoint best"
         )
     return RunPaths(run).checkpoint(facts["best"]["step"])

@@ -14,7 +14,7 @@ import torch
 import gen_dist
 from gen_dist.commands import sample
 from gen_dist.config import TrainConfig
-from gen_dist.errors import CheckpointError
+from gen_dist.errors import CheckpointError, UserError
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.inference.export import export
 from gen_dist.records.best import Best, better
@@ -131,5 +131,7 @@ def test_a_metric_that_evaluations_lack_is_told_and_keeps_none(tmp_path: Path) -
     lines: list[str] = []
     outcome = gen_dist.train(config, say=lines.append)
     assert any("evaluations have no samples/label_accuracy" in line for line in lines)
-    with pytest.raises(CheckpointError, match="trained without --keep-best"):
+    with pytest.raises(UserError, match="checkpoint 'last' is not one of newest, best"):
+        gen_dist.load(outcome.run_path, checkpoint="last")  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="trained without --keep-best, or its evaluations lack that metric"):
         gen_dist.load(outcome.run_path, checkpoint="best")
