@@ -263,12 +263,14 @@ def load(
     that were exported; using another one raises UserError.
 
     Raises:
-        CheckpointError: there is no run, checkpoint or such an export at the path, or it is damaged.
+        CheckpointError: there is no run, checkpoint or such an export at the path, or it is damaged, or the best one is
+            asked for where there is one alone.
         UserError: `device` is cuda and there is no GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda was asked for, but torch sees no GPU here; use cpu")
     if is_export(Path(path)):
+        _refuse_best(Path(path), checkpoint)
         return _model_of_export(Path(path), device)
     return model_of(*read_checkpoint(Path(path), announce, checkpoint), device)
 
@@ -285,6 +287,7 @@ def read_checkpoint(
     if which not in get_args(WhichCheckpoint):
         raise UserError(f"checkpoint {which!r} is not one of {', '.join(get_args(WhichCheckpoint))}")
     if checkpoints.is_checkpoint(path):
+        _refuse_best(path, which)
         return checkpoints.load(path)
     if which == "best":
         return checkpoints.load(best_checkpoint(path, announce))
@@ -295,6 +298,12 @@ def read_checkpoint(
         what = "has no checkpoint yet" if RunPaths(path).config.exists() else "is not a run or checkpoint directory"
         raise CheckpointError(f"{path} {what}; train one with gen-dist train PRESET --run-dir {path}")
     return found
+
+
+def _refuse_best(path: Path, which: WhichCheckpoint) -> None:
+    """Raise CheckpointError if the best checkpoint is asked for where there is a single one."""
+    if which == "best":
+        raise CheckpointError(f"{path} holds one checkpoint: leave out --checkpoint best, or name the run's directory")
 
 
 def read_same_checkpoint(

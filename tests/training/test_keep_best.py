@@ -71,6 +71,9 @@ def test_every_command_takes_the_best_checkpoint(whole: Path, tmp_path: Path) ->
     assert torch.equal(gen_dist.load(tmp_path / "export").sample(4), expected)
     sample(whole, count=4, out=tmp_path / "best.png", checkpoint="best")
     sample(best, count=4, out=tmp_path / "same.png")
+    for one in (best, tmp_path / "export"):
+        with pytest.raises(CheckpointError, match="holds one checkpoint: leave out --checkpoint best"):
+            gen_dist.load(one, checkpoint="best")
     assert (tmp_path / "best.png").read_bytes() == (tmp_path / "same.png").read_bytes()
     run = tmp_path / "run"
     shutil.copytree(whole, run)
