@@ -49,6 +49,16 @@ class Split:
         """The split itself if all of it is at hand, else some of its images: for statistics of the whole."""
         return self.some or self
 
+    def some_rows(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:
+        """Rows first .. last - 1, int64 [n], with their images and labels. A damaged image gives way to another, whose
+        row and label are given."""
+        rows = np.arange(first, last)
+        if self.on_demand is None:
+            return rows, self.images[first:last], self.labels[first:last]
+        images = np.empty((len(rows), *self.images.shape[1:]), self.images.dtype)
+        rows = self.on_demand.gather(rows, images)
+        return rows, images, self.labels[rows]
+
     def for_model(self, rows: slice | NDArray[np.int64]) -> Tensor:
         """Some images as objectives take them, on the CPU: uint8 [n, C, H, W], or float32 in 0..255 for other values
         than 8-bit ones."""

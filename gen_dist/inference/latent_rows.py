@@ -87,7 +87,8 @@ def encoded_rows(model: GenerativeModel, split: Split, first: int, last: int) ->
     Raises:
         UserError: latents are not finite.
     """
-    images, labels = (torch.from_numpy(array[first:last]) for array in (split.images, split.labels))
+    rows, *arrays = split.some_rows(first, last)
+    images, labels = map(torch.from_numpy, arrays)
     mean, logvar = model.encode(images)
     if not bool(torch.isfinite(mean).all()) or (logvar is not None and not bool(torch.isfinite(logvar).all())):
         raise UserError(
@@ -96,7 +97,7 @@ def encoded_rows(model: GenerativeModel, split: Split, first: int, last: int) ->
         )
     pixels = model.objective.pixels(model.decode(mean, labels if model.conditional else None))
     seen = model.scale.for_model(images.to(model.device))
-    found: dict[str, Any] = {"row": np.arange(first, last), "label": np.array(split.labels[first:last])}
+    found: dict[str, Any] = {"row": rows, "label": np.array(arrays[1])}
     if model.objective.codebook_size:
         with torch.no_grad():
             codes = model.objective.codes(seen).view(-1, *model.objective.latent_shape[1:] or (1,))
