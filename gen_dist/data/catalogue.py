@@ -130,6 +130,8 @@ def source_kinds() -> Mapping[str, SourceKind]:
 
 
 def _find_source(source: str, root: Path, packing: DataConfig) -> Source:
+    if packing.test_shards is not None:
+        raise DataError(f"{printable(source)}: --test-shards {shown(packing.test_shards)} is for shards; leave it out")
     name, colon, path = source.partition(":")
     kind = source_kinds().get(name)
     if kind is None or (colon and not kind.takes_path):

@@ -107,11 +107,14 @@ def _open_data(
     """Images of the run or of another source, in the model's shape."""
     config = model.config
     _, height, width = model.image_shape
-    if data not in (None, config.data):
+    if data is not None and data != config.data:
         packing = config.packing
         of_images: Mapping[int, Literal[1, 3]] = {} if packing.pages == "channels" else {1: 1, 3: 3}
+        if data.startswith("shards:"):  # whose labels and pages need no options
+            packing = replace(packing, label_columns=(), missing_labels="refuse", layout=None, pages=None)
         packing = replace(
             packing,
+            test_shards=None,
             image_size=f"{width}x{height}",
             fit="crop" if packing.fit == "none" else packing.fit,
             channels=of_images.get(model.image_shape[0]),

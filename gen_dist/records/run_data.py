@@ -92,11 +92,18 @@ def _where_it_trained(run_path: Path, config: TrainConfig) -> TrainConfig:
     if not directory or os.path.realpath(directory) == os.getcwd():
         return config
     name, colon, place = config.data.partition(":")
-    changes = {}
-    # A pattern of shards has the start of a name before its first special character.
-    start = (Path(directory) / re.split(r"[*?{\[]", place)[0]).parent if name == "shards" else Path(directory) / place
+    changes: dict[str, Any] = {}
+    start = _start_of_shards(directory, place) if name == "shards" else Path(directory) / place
     if colon and "://" not in place and start.exists():
         changes["data"] = f"{name}:{Path(directory) / place}"
+    tested = config.packing.test_shards
+    if tested and "://" not in tested and _start_of_shards(directory, tested).exists():
+        changes["packing"] = dataclasses.replace(config.packing, test_shards=str(Path(directory) / tested))
     if (Path(directory) / config.data_root).is_dir():
         changes["data_root"] = str(Path(directory) / config.data_root)
-    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(config, **changes)
+
+
+def _start_of_shards(directory: str, pattern: str) -> Path:
+    """Directory of a pattern, which has the start of a name before its first special character."""
+    return (Path(directory) / re.split(r"[*?{\[]", pattern)[0]).parent
