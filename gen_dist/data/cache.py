@@ -194,7 +194,7 @@ def _build(source: Source, packing: DataConfig, directory: Path) -> None:
             if packed.decoding:
                 meta["decoding"] = packed.decoding
             meta["digest"] = _digest(meta)
-            meta["digest_of_this_file"] = _digest_of_all(meta)
+            meta["digest_of_this_file"] = digest_of_meta(meta)
             _write_synced(temporary / "meta.json", meta)
             _write_synced(temporary / "seen.json", {name: _stamp(temporary / name) for name in files})
             sync(temporary)
@@ -247,7 +247,7 @@ def _open(directory: Path, source: Source, packing: DataConfig, announce: Callab
 def _read(directory: Path, source_name: str) -> tuple[dict[str, Any], LabelScheme | None, Split, Split]:
     try:
         meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
-        if meta["digest"] != _digest(meta) or meta["digest_of_this_file"] != _digest_of_all(meta):
+        if meta["digest"] != _digest(meta) or meta["digest_of_this_file"] != digest_of_meta(meta):
             raise _DamagedCache("meta.json has another digest")
         _verify(directory, meta["files"])
         scale = scale_of_json(meta.get("values"))
@@ -328,7 +328,8 @@ def _digest(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _digest_of_all(meta: dict[str, Any]) -> str:
+def digest_of_meta(meta: dict[str, Any]) -> str:
+    """SHA-256 of what describes a cache, which stands in it as `digest_of_this_file`."""
     others = {name: value for name, value in meta.items() if name != "digest_of_this_file"}
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 

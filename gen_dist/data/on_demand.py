@@ -96,8 +96,13 @@ class ImagesOnDemand:
 
         Raises:
             DataError: they cannot be read or decoded.
+            IndexError: there are no such rows.
         """
-        places = np.arange(len(self))[rows] if not isinstance(rows, slice) else np.arange(*rows.indices(len(self)))
+        count = len(self)  # of which no table is made: there may be a billion
+        places = np.arange(*rows.indices(count)) if isinstance(rows, slice) else np.asarray(rows)
+        places = np.flatnonzero(places) if places.dtype == bool else np.where(places < 0, places + count, places)
+        if places.size and not 0 <= places.min() <= places.max() < count:
+            raise IndexError(f"rows {places.min()} to {places.max()} of {count:,} images")
         out = np.empty((places.size, *self.shape[1:]), self.dtype)
         self.gather(places.reshape(-1), out)
         return out if places.ndim else out[0]
@@ -124,7 +129,11 @@ class ImagesOnDemand:
         size = max(_LEAST_PER_TASK, -(-len(rows) // (8 * THREADS)))  # few: the last task keeps one thread busy
         if self._pool is None:
             self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gen_dist-decode")
-        list(self._pool.map(decode, range(0, len(rows), size)))
+        try:
+            list(self._pool.map(decode, range(0, len(rows), size)))
+        except BaseException:
+            self.interrupt(True)  # others may wait for a server, and the end of the program for them
+            raise
         return taken
 
     def expect(self, rows: NDArray[np.int64]) -> None:

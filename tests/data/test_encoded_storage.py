@@ -97,6 +97,17 @@ def test_ranks_and_jumps_take_the_rows_of_the_whole(tmp_path: Path, opened: Call
         each.close()
 
 
+def test_images_are_indexed_as_an_array_is(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
+    images = opened(folder(tmp_path / "images")).train.images
+    values = images[:]
+    masked = np.arange(len(values)) % 3 == 0
+    for rows in (0, -1, slice(2, 20, 5), slice(None, None, -4), np.array([5, -1, 5]), np.array([], np.int64), masked):
+        assert np.array_equal(images[rows], values[rows])
+    for outside in (len(values), -len(values) - 1, np.array([0, 99])):
+        with pytest.raises(IndexError):
+            images[outside]
+
+
 def test_packed_twice_is_one_digest_and_small(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
     source = folder(tmp_path / "images", ("JPEG",), side=64)
     first, second, raw = opened(source), opened(source, cache="another"), opened(source, "raw", cache="raw")

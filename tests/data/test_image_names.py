@@ -48,7 +48,7 @@ def test_a_cache_without_names_opens_with_the_same_digest(tmp_path: Path) -> Non
     for name in ("train_names.npy", "test_names.npy"):  # as version 0.1.0 wrote it
         (directory / name).unlink()
         del meta["files"][name]
-    meta["digest_of_this_file"] = packed._digest_of_all(meta)
+    meta["digest_of_this_file"] = packed.digest_of_meta(meta)
     (directory / "meta.json").write_text(json.dumps(meta))
     lines: list[str] = []
     without = _open(tmp_path, lines)

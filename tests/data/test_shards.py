@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +23,12 @@ from PIL import Image
 import gen_dist
 from gen_dist.config import DataConfig, TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches, open_dataset
-from gen_dist.data.shards import fetching
-from gen_dist.data.shards.block_cache import BlockCache
+from gen_dist.data.shards import fetching, packed_parts, parquet_contents
+from gen_dist.data.shards.block_cache import BlockCache, stripe_of
 from gen_dist.errors import ConfigError, DataError
 from gen_dist.records.checkpoint import load_newest
+from gen_dist.records.reading import write_object
+from gen_dist.records.run_data import _where_it_trained
 from tests.support.runs import small_config
 from tests.support.shards import ShardServer, encoded, samples, served, tar_of, wait_for, write_shards
 
@@ -65,14 +70,19 @@ def batches(split: Split, rows: tuple[tuple[int, int], ...] = ((0, 12),)) -> Tra
 
 def some_batches(split: Split, first: int = 0, last: int = 9) -> NDArray[np.uint8]:
     """Images and labels of some steps, [steps, rows, pixels and label]."""
-    gathered = batches(split)
-    found = [gathered.micro_batch(step, 0) for step in range(first, last)]
-    gathered.close()
+    with contextlib.closing(batches(split)) as gathered:
+        found = [gathered.micro_batch(step, 0) for step in range(first, last)]
     return np.stack([torch.cat([images.flatten(1), labels[:, None].byte()], 1).numpy() for images, labels in found])
 
 
 def truth(number: int, classes: int = 3) -> tuple[bytes, int]:
     return np.asarray(Image.open(io.BytesIO(encoded(number)))).tobytes(), number % classes
+
+
+def with_status(error: OSError, status: int) -> OSError:
+    """An error as Hugging Face's package raises it."""
+    setattr(error, "response", SimpleNamespace(status_code=status))  # noqa: B010  OSError has no such attribute
+    return error
 
 
 def test_an_epoch_of_two_ranks_has_each_image_with_its_label(
@@ -277,6 +287,96 @@ def test_a_damaged_index_is_written_again(tmp_path: Path, opened: Callable[..., 
     assert sum("is damaged" in line and "indexing" in line for line in lines) == 2
 
 
+def test_a_damaged_description_of_an_index_is_found(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
+    pattern = write_shards(tmp_path / "shards", 2, 10)
+    digest = opened(pattern).digest
+    (meta,) = (tmp_path / "cache").glob("shards-*/meta.json")
+    changed = json.loads(meta.read_text())
+    changed["first_rows"][1] += 1
+    meta.write_text(json.dumps(changed))
+    dataset = opened(pattern)
+    assert dataset.digest == digest
+    assert dataset.train.counts is not None and dataset.train.counts.sum() == len(dataset.train.labels)
+    assert json.loads(meta.read_text())["first_rows"] != changed["first_rows"]
+
+
+def test_blocks_of_one_shard_are_fetched_at_the_same_time() -> None:
+    assert len({stripe_of(f"{'0123abcd' * 4}-{block}") for block in range(16)}) > 10
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError("no"), ""),
+        (with_status(OSError("no"), 503), ""),
+        (with_status(OSError("no"), 401), "HTTP 401: no credentials"),
+        (with_status(OSError("no"), 404), "no such file"),
+        (type("InvalidURLClientError", (OSError,), {})(), "InvalidURLClientError, which is not tried again"),
+        (type("ClientConnectorCertificateError", (OSError,), {})(), "CertificateError, which is not tried again"),
+    ],
+    ids=str,
+)
+def test_failures_that_will_not_pass_are_not_tried_again(error: Exception, line: str) -> None:
+    fetcher = fetching.Fetcher("shards", print)
+    if not line:
+        assert fetcher._passing("https://host/a.tar", error)
+        return
+    with pytest.raises(DataError, match=line):
+        fetcher._passing("https://host/a.tar", error)
+
+
+def test_an_error_of_an_index_waits_for_no_server(
+    server: ShardServer, opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "_FIRST_PAUSE", 60.0)
+    waits = threading.Event()
+    monkeypatch.setattr(fetching.Fetcher, "_tell_failure", lambda *_: waits.set())
+
+    def fail(_: int) -> int:
+        if "000" not in server.asked[-1]:
+            return 503
+        return 418 if waits.wait(10) else 0
+
+    server.fails = fail
+    started = time.monotonic()
+    with pytest.raises(DataError, match="HTTP 418"):
+        opened(f"{server.url}/{{000..002}}.tar")
+    assert time.monotonic() - started < 20
+
+
+def test_an_error_ends_the_waiting_for_other_images(
+    server: ShardServer, opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images: Any = opened(f"{server.url}/{{000..002}}.tar").train.images
+    fetcher, waits = images._encoded._blocks._fetcher, threading.Event()
+
+    def facts(place: str) -> None:
+        if "001" in place:
+            waits.wait(30)
+            raise DataError("001 is gone")
+        waits.set()
+        fetcher.interrupted.wait(60)
+        raise DataError("000 was interrupted")
+
+    monkeypatch.setattr(fetcher, "facts", facts)
+    started = time.monotonic()
+    with pytest.raises(DataError, match="001 is gone"):
+        images[np.array([30] * 4 + [0] * 4)]
+    images._pool.shutdown()
+    assert time.monotonic() - started < 30
+
+
+def test_an_image_that_stands_for_another_has_its_own_label(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
+    files = samples(0, IMAGES, classes=50)
+    files["000003.png"] = files["000003.png"][:40]
+    (tmp_path / "a.tar").write_bytes(tar_of(files))
+    train = opened(str(tmp_path / "a.tar"), test_fraction=0.01).train
+    rows, images, labels = train.some_rows(0, len(train.labels))
+    for row, image, label in zip(rows.tolist(), images, labels.tolist(), strict=True):
+        assert (image.tobytes(), label) == truth(label, classes=50)
+        assert train.labels[row] == label
+
+
 def test_layouts_of_tar_files_give_one_set(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
     long = "a" * 80 + "/" + "b" * 80 + "/"
     files = {f"{long}{name}": content for name, content in samples(0, 10).items()}
@@ -315,10 +415,37 @@ def test_test_shards_are_the_test_split(tmp_path: Path, opened: Callable[..., Da
     assert [image.tobytes() for image in dataset.test.images] == [truth(number)[0] for number in range(20, 30)]
 
 
-def test_parquet_shards_are_the_set_that_tar_shards_are(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
+def test_test_shards_of_another_source_are_refused(tmp_path: Path) -> None:
+    packing = DataConfig(cache_dir=str(tmp_path), test_shards="a.tar")
+    with pytest.raises(DataError, match=r"mnist5k: --test-shards a\.tar is for shards; leave it out"):
+        open_dataset("mnist5k", ".", packing)
+
+
+def test_relative_test_shards_count_from_where_the_run_started(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "home" / "set").mkdir(parents=True)
+    write_object(tmp_path / "run" / "environment.json", {"directory": str(tmp_path / "home")})
+    for data in ("shards:set/train-*.tar", "shards:https://host/{0..9}.tar"):
+        config = small_config("vae", data=data, packing=DataConfig(test_shards="set/test-*.tar"))
+        found = _where_it_trained(tmp_path / "run", config)
+        assert found.packing.test_shards == f"{tmp_path}/home/set/test-*.tar"
+
+
+def test_parquet_shards_are_the_set_that_tar_shards_are(
+    tmp_path: Path, opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import pyarrow
     import pyarrow.parquet
 
+    row_group = parquet_contents.row_group
+    read_groups: list[int] = []
+
+    def counted(*of: Any) -> bytes:
+        read_groups.append(of[-1])
+        return row_group(*of)
+
+    monkeypatch.setattr(parquet_contents, "row_group", counted)
+    monkeypatch.setattr(packed_parts, "_LARGEST_GAP", -1)  # each image is read by itself, as larger ones are
     directory = tmp_path / "parquet"
     directory.mkdir()
     for shard in range(2):
@@ -331,7 +458,9 @@ def test_parquet_shards_are_the_set_that_tar_shards_are(tmp_path: Path, opened: 
     with served(directory) as server:
         for place in (str(directory), server.url):
             found = opened(f"{place}/{{000..001}}.parquet")
+            assert len(read_groups) < 40  # eight for a look at the sample, for the sample and for the test split
             assert np.array_equal(some_batches(found.train), some_batches(tar.train))
+            read_groups.clear()
             assert np.array_equal(found.test.images, tar.test.images)
             assert found.class_names == tar.class_names
 
@@ -340,6 +469,15 @@ def bad(
     files: dict[str, bytes], pattern: str = "*.tar", **options: Any
 ) -> tuple[dict[str, bytes], str, dict[str, Any]]:
     return files, pattern, options
+
+
+def tar_head(name: str, size: int) -> bytes:
+    """A tar file that ends behind the header of a file of this size."""
+    header = bytearray(tar_of({name: b""})[:512])
+    header[124:136] = f"{size:011o}\0".encode() if size < 8**11 else b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    return bytes(header)
 
 
 GOOD = tar_of(samples(0, 6))
@@ -354,7 +492,7 @@ BAD = {
     "shards are of parquet and tar": bad({"a.tar": GOOD, "a.parquet": GOOD}, "a.*"),
     r"\{9\.\.0\} counts from 9 to 0": bad({}, "{9..0}.tar"),
     "names .* twice": bad({"a.tar": GOOD}, "{a,a}.tar"),
-    "it is no tar file": bad({"a.tar": b"<html>" * 200}),
+    "a.tar: it is no tar file": bad({"a.tar": b"<html>" * 200}),
     "it is compressed; unpack it": bad({"a.tar": b"\x1f\x8b" + bytes(600)}),
     "a.tar: it is cut off": bad({"a.tar": GOOD[:570]}),
     r"a.tar: it is damaged or cut off at byte 1,024": bad({"a.tar": GOOD[:1100]}),
@@ -369,7 +507,14 @@ BAD = {
         {"a.tar": tar_of({f"{i}.png": DEEP.getvalue() for i in "abc"})}
     ),
     "images looked at are unreadable": bad({"a.tar": tar_of({f"{i}.png": b"x" * 99 for i in range(6)})}),
+    "label -1 is out of range": bad({"a.tar": tar_of({**samples(0, 6), "000002.cls": b"-1"})}),
+    "label at byte .* has 201 characters": bad({"a.tar": tar_of({**samples(0, 6), "000002.cls": b"a" * 201})}),
+    "have labels and some have none": bad({"a.tar": tar_of({**samples(0, 6), "000002.cls": b" "})}),
+    "an image at byte 512 has 4,294,967,296 bytes": bad({"a.tar": tar_head("a.png", 2**32)}),
+    "it is no tar file": bad({"a.tar": tar_head("a.png", -1)}),
     "value-range data is not for shards": bad({"a.tar": GOOD}, value_range="data"),
+    "missing-labels unknown is not for shards": bad({"a.tar": GOOD}, missing_labels="unknown"),
+    "label-columns a b is not for shards": bad({"a.tar": GOOD}, label_columns=("a", "b")),
     "pages first is not for shards": bad({"a.tar": GOOD}, pages="first"),
     "is in the test split too": bad({"a.tar": GOOD}, test_shards="*.tar"),
     "is not a whole parquet file": bad({"a.parquet": b"PAR1" + bytes(99)}, "a.parquet"),
@@ -406,7 +551,8 @@ def test_a_server_without_ranges_is_refused(server: ShardServer, opened: Callabl
     server._size = lambda name: size
     server.ranges = False
     with pytest.raises(DataError, match="sends whole files and no ranges"):
-        opened(f"{server.url}/000.tar")
+        opened(f"{server.url}/{{000..002}}.tar")
+    assert sum(one.startswith("GET") for one in server.asked) == 1
 
 
 @pytest.mark.parametrize(

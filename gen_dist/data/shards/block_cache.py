@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -83,7 +84,7 @@ class BlockCache:
     @contextlib.contextmanager
     def only_fetcher(self, key: str) -> Iterator[None]:
         """Context manager that one process of the host is in for a block, for some seconds: it is fetched once."""
-        with self._locked(f"fetch-{hash_of(key) % _STRIPES}"):
+        with self._locked(f"fetch-{stripe_of(key)}"):
             yield
 
     def _make_room(self, size: int) -> None:
@@ -135,6 +136,7 @@ class BlockCache:
         return self._directory / key[:2] / key
 
 
-def hash_of(key: str) -> int:
-    """Number of a key that starts with hexadecimal digits, the same in all processes."""
-    return int(key[:8], 16)
+def stripe_of(key: str) -> int:
+    """Number of the lock of a block, the same in all processes. Blocks of one shard have many, so that they are fetched
+    at the same time."""
+    return zlib.crc32(key.encode()) % _STRIPES

@@ -66,6 +66,8 @@ class Contents:
 
 MISSING = "\0none"
 """Label of an image without one."""
+MOST_LABEL_CHARACTERS = 200
+"""Longest label. Those of a shard are an array, each of whose rows has the length of the longest."""
 
 
 def contents_of(content: bytes) -> Contents:

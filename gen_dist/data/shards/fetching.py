@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -17,12 +19,16 @@ from gen_dist.files import read_at, reason_of
 
 T = TypeVar("T")
 
+READERS = 16
+"""Threads that read at once."""
 # A server may restart, or a connection be down for some minutes.
 PATIENCE_SECONDS = 900.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _TOLD_AFTER_SECONDS = 2.0
 _TIMEOUT_SECONDS = 60
 _PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
+_LASTING_KINDS = ("InvalidURL", "Certificate")
+"""Parts of the names of connection errors that do not pass."""
 _TAGS = ("ETag", "etag", "e_tag", "md5Hash", "Content-MD5", "generation", "LastModified", "last_modified", "mtime")
 """Facts of file systems that change with the content, the surest first."""
 
@@ -55,6 +61,18 @@ class Fetcher:
         self._systems: dict[str, Any] = {}
         self._tried_again = 0
         self._down_since: float | None = None
+
+    @contextlib.contextmanager
+    def threads(self) -> Iterator[ThreadPoolExecutor]:
+        """Context manager with a pool of threads that read. An error, or Ctrl-C, ends their waiting for servers."""
+        pool = ThreadPoolExecutor(READERS)
+        try:
+            yield pool
+        except BaseException:
+            self.interrupted.set()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)  # what is still queued is not waited for
 
     def facts(self, place: str) -> Facts:
         """Size and tag of a file.
@@ -98,6 +116,20 @@ class Fetcher:
             return content
 
         return self._asking(place, ask)
+
+    def refuse_whole_files(self, place: str) -> None:
+        """Raise DataError if a web server sends a whole file where a part is asked for: `read` would hold all of it."""
+        if not place.startswith(("http://", "https://")):
+            return
+
+        def ask() -> None:
+            system = self._system(place)
+            from fsspec.asyn import sync
+
+            if sync(system.loop, _sends_whole_file, system, place, timeout=_TIMEOUT_SECONDS):
+                raise self._refused(place, "its server sends whole files and no ranges; use one that does")
+
+        self._asking(place, ask)
 
     def glob(self, pattern: str) -> list[str]:
         """Files of a pattern with `*`, as `read` takes them.
@@ -167,7 +199,10 @@ class Fetcher:
         Raises:
             DataError: it will not.
         """
-        status = getattr(error, "status", None) or getattr(error, "code", None)
+        response = getattr(error, "response", None)  # of Hugging Face's errors
+        status = (
+            getattr(error, "status", None) or getattr(error, "code", None) or getattr(response, "status_code", None)
+        )
         kind = type(error).__name__
         # Texts of libraries may have the URL with its signature in them.
         reason = f"HTTP {status}" if isinstance(status, int) else kind
@@ -177,6 +212,8 @@ class Fetcher:
             raise self._refused(place, "there is no such file") from None
         if isinstance(error, ImportError):
             raise self._refused(place, printable(" ".join(str(error).split()))[:200]) from None
+        if any(word in kind for word in _LASTING_KINDS):
+            raise self._refused(place, f"{kind}, which is not tried again")
         passing = isinstance(error, OSError | EOFError | asyncio.TimeoutError) or "aiohttp" in type(error).__module__
         if status in _PASSING_STATUS or (status is None and passing) or "Timeout" in kind or "Connection" in kind:
             return reason
@@ -190,10 +227,10 @@ class Fetcher:
             if starts:
                 self._down_since = time.monotonic() - waited
         if starts:
-            self._announce(f"{self.name}: waiting for {_server(place)}, which does not answer ({reason})")
+            self._announce(f"{self.name}: waiting for {server_of(place)}, which does not answer ({reason})")
         elif str(count).strip("0") == "1":  # the first, and then fewer and fewer
             requests = "a request" if count == 1 else f"{count:,} requests so far"
-            self._announce(f"{self.name}: {_server(place)} failed {requests} ({reason}); tried again")
+            self._announce(f"{self.name}: {server_of(place)} failed {requests} ({reason}); tried again")
 
     def _tell_answer(self, place: str) -> None:
         if self._down_since is None:
@@ -201,7 +238,7 @@ class Fetcher:
         with self._lock:
             since, self._down_since = self._down_since, None
         if since is not None:
-            self._announce(f"{self.name}: {_server(place)} answers again after {time.monotonic() - since:,.0f} s")
+            self._announce(f"{self.name}: {server_of(place)} answers again after {time.monotonic() - since:,.0f} s")
 
     def _refused(self, place: str, reason: str) -> DataError:
         return DataError(f"{self.name}: cannot read {printable(shown(place))}: {reason}")
@@ -212,10 +249,20 @@ def is_url(place: str) -> bool:
     return "://" in place
 
 
-def _server(place: str) -> str:
+def server_of(place: str) -> str:
+    """Protocol and host of a URL, without a login."""
     parts = urlsplit(place)
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}"
+
+
+async def _sends_whole_file(system: Any, place: str) -> bool:
+    """True if the answer to a request for one byte is longer. Its content is not read."""
+    session = await system.set_session()
+    options = dict(system.kwargs)
+    headers = {**options.pop("headers", {}), "Range": "bytes=1-1"}
+    async with session.get(system.encode_url(place), headers=headers, **options) as answer:
+        return answer.status == 200 and answer.content_length not in (0, 1)
 
 
 def _timeout(system: Any) -> dict[str, float]:

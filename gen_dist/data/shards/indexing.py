@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,9 +11,8 @@ from tqdm import tqdm
 from gen_dist.data.naming import printable
 from gen_dist.data.packing import SECONDS_BEFORE_PROGRESS, cache_errors
 from gen_dist.data.shards.contents import BLOCK_BYTES, Contents, contents_of
-from gen_dist.data.shards.fetching import Facts, Fetcher
+from gen_dist.data.shards.fetching import Facts, Fetcher, is_url, server_of
 from gen_dist.data.shards.places import kind_of
-from gen_dist.data.shards.reading import READERS
 from gen_dist.data.shards.tar_contents import tar_contents
 from gen_dist.errors import DataError
 from gen_dist.files import read_sealed, write_sealed
@@ -42,6 +40,8 @@ class ShardContents:
         """
         with cache_errors(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
+        for place in {server_of(place): place for place in places if is_url(place)}.values():
+            self._fetcher.refuse_whole_files(place)
         bar = tqdm(
             total=len(places),
             desc=f"indexing {self._name}",
@@ -49,13 +49,9 @@ class ShardContents:
             delay=SECONDS_BEFORE_PROGRESS,
             disable=None,
         )
-        pool = ThreadPoolExecutor(READERS)
-        try:
+        with bar, self._fetcher.threads() as pool:
             for _ in pool.map(self._make_one, places):
                 bar.update()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # an error must not wait for shards that are still queued
-            bar.close()
 
     def __call__(self, place: str) -> Contents:
         """Contents of a shard after `make`."""

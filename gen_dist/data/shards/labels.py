@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,7 @@ from gen_dist.data.shards.contents import MISSING, Contents
 from gen_dist.errors import DataError
 
 _MOST_CLASSES = 1_000_000
+_INTEGER = re.compile("-?[0-9]+")
 
 
 class Labels:
@@ -54,16 +57,20 @@ class Labels:
             )
         if self._named:
             names = self._named
-        elif all(text.isdecimal() and text.isascii() for text in self._texts):
-            highest = max(map(int, self._texts))
+        elif all(map(_INTEGER.fullmatch, self._texts)):
+            self._numbers = {text: int(text) for text in self._texts}
+            highest, lowest = max(self._numbers.values()), min(self._numbers.values())
+            if lowest < 0:
+                raise DataError(
+                    f"{self._name}: label {lowest} is out of range: classes have numbers from 0 on; leave images "
+                    "without a label out"
+                )
             if highest >= self._images:
                 raise DataError(
                     f"{self._name}: label {highest} is out of range: it would make more classes than there are images "
                     f"({self._images:,})"
                 )
-            names = tuple(map(str, range(highest + 1)))
-            self._numbers = {text: int(text) for text in self._texts}
-            return names
+            return tuple(map(str, range(highest + 1)))
         else:
             names = tuple(sorted(self._texts))
         self._numbers = {text: number for number, text in enumerate(names)}

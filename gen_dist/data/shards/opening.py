@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from gen_dist.config import DataConfig
 from gen_dist.config.addresses import refuse_secrets, shown
 from gen_dist.data.building import building_prefix, file_slug, only_builder
-from gen_dist.data.cache import cache_directory
+from gen_dist.data.cache import cache_directory, digest_of_meta
 from gen_dist.data.dataset import Dataset, Split
 from gen_dist.data.fitting import Fitting
 from gen_dist.data.naming import printable
@@ -27,7 +28,7 @@ from gen_dist.data.on_demand import ImagesOnDemand
 from gen_dist.data.packing import cache_errors, images_file, labels_file
 from gen_dist.data.shards.block_cache import BlockCache
 from gen_dist.data.shards.building import COLUMNS, IndexBuilder, damage_of
-from gen_dist.data.shards.fetching import Facts, Fetcher
+from gen_dist.data.shards.fetching import READERS, Facts, Fetcher
 from gen_dist.data.shards.indexing import ShardContents
 from gen_dist.data.shards.packed_parts import PackedParts
 from gen_dist.data.shards.places import kind_of, shards_of
@@ -40,6 +41,7 @@ _FORMAT = 1
 # Indexes up to this size are compared with their digests at every opening.
 _ALWAYS_VERIFIED_BYTES = 2**28
 _GIB = 2**30
+_DEFAULTS = DataConfig()
 
 
 class _Set(NamedTuple):
@@ -104,9 +106,10 @@ def _refuse(name: str, pattern: str, packing: DataConfig) -> None:
     refuse_secrets("data", pattern)
     if not pattern:
         raise DataError("shards: needs a pattern, as in shards:data/{000..199}.tar")
-    for option, value in (("value_range", packing.value_range), ("pages", packing.pages)):
-        if value is not None:
-            raise DataError(f"{name}: --{option.replace('_', '-')} {value} is not for shards; leave it out")
+    for option in ("value_range", "pages", "range_per_channel", "layout", "label_columns", "missing_labels"):
+        if (value := getattr(packing, option)) != getattr(_DEFAULTS, option):
+            given = " ".join(value) if isinstance(value, tuple) else value
+            raise DataError(f"{name}: --{option.replace('_', '-')} {given} is not for shards; leave it out")
 
 
 def _key(shards: _Set, packing: DataConfig) -> str:
@@ -122,20 +125,23 @@ def _build(shards: _Set, packing: DataConfig, directory: Path, fetcher: Fetcher)
     contents = ShardContents(shards.name, cache / "shard-contents", fetcher)
     contents.make([*shards.places, *shards.test_places])
 
+    from gen_dist.data.shards.parquet_contents import RowGroupReader
+
+    groups, remembered = RowGroupReader(shards.name, fetcher), functools.lru_cache(maxsize=READERS)(contents)
+
     def read(place: str, first: int, last: int) -> bytes:
         if kind_of(shards.name, place) == "tar":
             return fetcher.read(place, first, last)
-        from gen_dist.data.shards.parquet_contents import bytes_at
-
-        return bytes_at(shards.name, place, contents(place), first, last, fetcher)
+        return groups.read(place, remembered(place), first, last)
 
     with cache_errors(cache):
         temporary = Path(tempfile.mkdtemp(prefix=building_prefix(shards), dir=cache))
     try:
-        parts = PackedParts(shards.name, packing, read)
+        parts = PackedParts(shards.name, packing, fetcher, read)
         builder = IndexBuilder(shards.name, packing, shards.places, shards.test_places, contents, parts)
         with cache_errors(cache):
             meta = builder.build(temporary)
+            meta["digest_of_this_file"] = digest_of_meta(meta)
             (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
             sync(temporary / "meta.json")
             temporary.chmod(0o755)  # mkdtemp makes it private; a cache may be shared
@@ -158,6 +164,8 @@ def _open(
     """
     try:
         meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        if meta["digest_of_this_file"] != digest_of_meta(meta):
+            raise _Damaged("meta.json has another digest")
         if damage := damage_of(directory, meta, _ALWAYS_VERIFIED_BYTES):
             raise _Damaged(damage)
         dataset = _dataset(directory, meta, name, packing, fetcher, announce)

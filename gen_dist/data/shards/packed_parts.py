@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -29,7 +29,7 @@ from gen_dist.data.naming import printable
 from gen_dist.data.packed_files import ArrayFile
 from gen_dist.data.packing import SECONDS_BEFORE_PROGRESS, images_file, labels_file
 from gen_dist.data.shards.contents import BLOCK_BYTES
-from gen_dist.data.shards.reading import READERS
+from gen_dist.data.shards.fetching import READERS, Fetcher
 from gen_dist.data.tally import Tally
 from gen_dist.errors import DataError
 
@@ -69,15 +69,19 @@ class Look:
 class PackedParts:
     """Packer of some images of shards."""
 
-    def __init__(self, name: str, packing: DataConfig, read: Callable[[str, int, int], bytes]) -> None:
+    def __init__(
+        self, name: str, packing: DataConfig, fetcher: Fetcher, read: Callable[[str, int, int], bytes]
+    ) -> None:
         """
         Args:
             name: the source in error messages.
             packing: size and channels of the images.
+            fetcher: owner of the threads.
             read: function that gives the bytes of a shard from an offset to another; called in several threads.
         """
         self._name = name
         self._packing = packing
+        self._fetcher = fetcher
         self._read = read
 
     def look(self, sample: list[Picked]) -> Look:
@@ -185,16 +189,13 @@ class PackedParts:
             return [(one, work(one, content[one.offset - first : one.offset - first + one.size])) for one in run]
 
         waiting: collections.deque[Future[list[tuple[Picked, T]]]] = collections.deque()
-        pool = ThreadPoolExecutor(READERS)
-        try:
+        with self._fetcher.threads() as pool:
             for run in _runs(picked):
                 waiting.append(pool.submit(of_run, run))
                 if len(waiting) > _WAITING:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _runs(picked: list[Picked]) -> Iterator[list[Picked]]:

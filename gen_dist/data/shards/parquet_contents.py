@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import threading
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gen_dist.data.naming import printable
 from gen_dist.data.parquet_reading import holds_bytes, is_text, label_names
-from gen_dist.data.shards.contents import MISSING, Contents
+from gen_dist.data.shards.contents import MISSING, MOST_LABEL_CHARACTERS, Contents
 from gen_dist.data.shards.fetching import Facts, Fetcher
 from gen_dist.errors import DataError
 
@@ -25,6 +29,10 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 # Arrow reads footers and columns in pieces; one request for a few of them is quicker.
 _READ_AHEAD_BYTES = 2**16
 _MOST_ROW_GROUP_BYTES = 2**29
+# Many threads read, and each holds a row group as Arrow has it, as images and joined.
+_LARGE_ROW_GROUP_BYTES = 2**26
+_ONE_LARGE = threading.Lock()
+_ROW_GROUPS_KEPT = 4
 
 
 def parquet_contents(name: str, place: str, facts: Facts, fetcher: Fetcher) -> Contents:
@@ -51,9 +59,11 @@ def parquet_contents(name: str, place: str, facts: Facts, fetcher: Fetcher) -> C
         sha256 = hashlib.sha256()
         end = 0
         for group in range(file.num_row_groups):
-            images = _images(name, place, file, group)
-            content = b"".join(images)
-            sizes += map(len, images)
+            with _alone_if_large(file, group):
+                images = _images(name, place, file, group)
+                content = b"".join(images)
+                sizes += map(len, images)
+                del images
             labels += _labels(name, place, file, group, column, names)
             starts.append(end)
             crcs.append(zlib.crc32(content))
@@ -81,22 +91,61 @@ def row_group(name: str, place: str, facts: Facts, fetcher: Fetcher, group: int)
     Raises:
         DataError: the file cannot be read or is damaged.
     """
-    return _opened(name, place, facts, fetcher, lambda file: b"".join(_images(name, place, file, group)))
+
+    def read(file: pyarrow.parquet.ParquetFile) -> bytes:
+        with _alone_if_large(file, group):
+            return b"".join(_images(name, place, file, group))
+
+    return _opened(name, place, facts, fetcher, read)
 
 
-def bytes_at(name: str, place: str, contents: Contents, first: int, last: int, fetcher: Fetcher) -> bytes:
-    """Bytes of the images of a file, end to end, from one offset to another.
+class RowGroupReader:
+    """Reader of some images of parquet shards, for several threads. It keeps the last row groups, since images that lie
+    apart in one are asked for one after another."""
 
-    Raises:
-        DataError: the file cannot be read or is damaged.
-    """
-    groups = range(
-        int(np.searchsorted(contents.block_starts, first, "right")) - 1,
-        int(np.searchsorted(contents.block_starts, last, "left")),
-    )
-    content = b"".join(row_group(name, place, contents.facts, fetcher, group) for group in groups)
-    start = int(contents.block_starts[groups[0]])
-    return content[first - start : last - start]
+    def __init__(self, name: str, fetcher: Fetcher) -> None:
+        """
+        Args:
+            name: the source in error messages.
+            fetcher: reader of files.
+        """
+        self._name = name
+        self._fetcher = fetcher
+        self._lock = threading.Lock()
+        self._held: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
+
+    def read(self, place: str, contents: Contents, first: int, last: int) -> bytes:
+        """Bytes of the images of a file, end to end, from one offset to another.
+
+        Raises:
+            DataError: the file cannot be read or is damaged.
+        """
+        groups = range(
+            int(np.searchsorted(contents.block_starts, first, "right")) - 1,
+            int(np.searchsorted(contents.block_starts, last, "left")),
+        )
+        content = b"".join(self._row_group(place, contents.facts, group) for group in groups)
+        start = int(contents.block_starts[groups[0]])
+        return content[first - start : last - start]
+
+    def _row_group(self, place: str, facts: Facts, group: int) -> bytes:
+        with self._lock:
+            mine = (place, group) not in self._held
+            held = self._held.setdefault((place, group), Future())
+            while len(self._held) > _ROW_GROUPS_KEPT:
+                self._held.popitem(last=False)
+        if mine:
+            try:
+                held.set_result(row_group(self._name, place, facts, self._fetcher, group))
+            except BaseException as error:
+                held.set_exception(error)
+        return held.result()
+
+
+def _alone_if_large(file: pyarrow.parquet.ParquetFile, group: int) -> contextlib.AbstractContextManager[Any]:
+    """Context manager in which a row group that is large is the only one of them in memory."""
+    large = file.metadata.row_group(group).total_byte_size > _LARGE_ROW_GROUP_BYTES
+    return _ONE_LARGE if large else contextlib.nullcontext()
 
 
 def _images(name: str, place: str, file: pyarrow.parquet.ParquetFile, group: int) -> list[bytes]:
@@ -138,7 +187,12 @@ def _labels(
     labels = found.to_pylist()
     kind = file.schema_arrow.field(column).type
     if is_text(kind):
-        return [str(label) for label in labels]
+        if (longest := max(map(len, labels), default=0)) > MOST_LABEL_CHARACTERS:
+            raise DataError(
+                f"{name}: a label of {_short(place)} has {longest:,} characters, more than {MOST_LABEL_CHARACTERS}; a "
+                "label is the name or number of a class"
+            )
+        return [label or MISSING for label in labels]
     if not pyarrow.types.is_integer(kind):
         raise DataError(f"{name}: column {column} of {_short(place)} is {kind}, and labels of shards are classes")
     if names and labels and not 0 <= min(labels) <= max(labels) < len(names):

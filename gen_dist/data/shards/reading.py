@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from gen_dist.config.addresses import shown
 from gen_dist.data.naming import printable
 from gen_dist.data.shards.block_cache import BlockCache
-from gen_dist.data.shards.fetching import Facts, Fetcher, is_url
+from gen_dist.data.shards.fetching import READERS, Facts, Fetcher, is_url
 from gen_dist.errors import DataError
 
-READERS = 16
 _MOST_KNOWN_BLOCKS = 100_000
 _SECONDS_BETWEEN_CHECKS = 600.0
 _MOST_SUBSTITUTES = 100

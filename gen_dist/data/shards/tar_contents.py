@@ -16,12 +16,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from gen_dist.data.naming import printable
-from gen_dist.data.shards.contents import BLOCK_BYTES, MISSING, Contents
+from gen_dist.data.shards.contents import BLOCK_BYTES, MISSING, MOST_LABEL_CHARACTERS, Contents
 from gen_dist.data.walking import EXTENSIONS
 from gen_dist.errors import DataError
 
 _RECORD = 512
 _MOST_LABEL_BYTES = 2**20
+_MOST_IMAGE_BYTES = 2**28
 _LABEL_KEYS = ("label", "cls", "class")
 _LONG_NAMES = b"LKxg"
 _FILES = (b"0", b"\0", b"7")
@@ -93,7 +94,8 @@ class _Pass:
             if len(header) == _RECORD and sum(header) - sum(header[148:156]) + 8 * 32 == wanted:
                 field = header[124:136]
                 size = int.from_bytes(field[1:], "big") if field[0] & 0x80 else int(field.rstrip(b"\0 ") or b"0", 8)
-                return size, header[156:157]
+                if size >= 0:
+                    return size, header[156:157]
         except ValueError:
             pass
         if not place:
@@ -113,14 +115,25 @@ class _Pass:
         if f".{ending}" in EXTENSIONS:
             if self._image:
                 raise self._damaged(f"sample {printable(key.lstrip('/'))} has two images; keep one of them")
+            if size > _MOST_IMAGE_BYTES:
+                raise self._damaged(f"an image at byte {start:,} has {size:,} bytes; at most {_MOST_IMAGE_BYTES:,} fit")
             self._whole(start + size, 0)  # an image that is cut off is not one
             self._image = start, size
         elif ending == "cls":
-            self._label = 0, self._whole(start, size).decode("utf-8", "replace").strip()
-        elif ending == "json" and (label := _label_in(self._whole(start, size))) is not None:
-            self._label = min(self._label or (1, label), (1, label))
-        elif ending != "json":
+            self._take_label(0, self._whole(start, size).decode("utf-8", "replace").strip(), start)
+        elif ending == "json":
+            self._take_label(1, _label_in(self._whole(start, size)), start)
+        else:
             self._left_out[printable(f".{ending}")[:40]] += 1
+
+    def _take_label(self, rank: int, label: str, start: int) -> None:
+        if len(label) > MOST_LABEL_CHARACTERS:
+            raise self._damaged(
+                f"the label at byte {start:,} has {len(label):,} characters, more than {MOST_LABEL_CHARACTERS}; "
+                "a label is the name or number of a class"
+            )
+        if label:
+            self._label = min(self._label or (rank, label), (rank, label))
 
     def _finish_sample(self) -> None:
         if self._image:
@@ -185,13 +198,12 @@ def _long_name(kind: bytes, content: bytes) -> str:
     return ""
 
 
-def _label_in(content: bytes) -> str | None:
-    """Label in the JSON of a sample; None if it has none."""
+def _label_in(content: bytes) -> str:
+    """Label in the JSON of a sample; empty if it has none."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
-        return None
+        return ""
     if not isinstance(found, dict):
-        return None
-    label = next((found[key] for key in _LABEL_KEYS if isinstance(found.get(key), int | str)), None)
-    return None if label is None else str(label)
+        return ""
+    return str(next((found[key] for key in _LABEL_KEYS if isinstance(found.get(key), int | str)), "")).strip()
