@@ -206,7 +206,7 @@ def lines_on_labels(scheme: LabelScheme, train: NDArray[Any], test: NDArray[Any]
                 lines.append(f"{images} no {name}: what stands for it is learned, and `{UNKNOWN}` asks for it")
             else:
                 lines.append(f"{images} no {name}, all of them test images: what stands for it is not learned")
-    return lines
+    return _few(lines)
 
 
 def summary_of_labels(scheme: LabelScheme, labels: NDArray[Any]) -> list[str]:
@@ -223,8 +223,12 @@ def summary_of_labels(scheme: LabelScheme, labels: NDArray[Any]) -> list[str]:
             ends = f"{format_number(float(known.min()))}..{format_number(float(known.max()))}" if len(known) else "none"
             gone = len(labels) - len(known)
             lines.append(f"{name}: {ends}" + (f", {gone:,} missing" if gone else ""))
+    return _few(lines)
+
+
+def _few(lines: list[str]) -> list[str]:
     more = len(lines) - _SHOWN
-    return [*lines[:_SHOWN], f"and {more:,} more"] if more > 0 else lines
+    return [*lines[:_SHOWN], f"and {more:,} more labels alike"] if more > 0 else lines
 
 
 def _of_objects(found: NDArray[Any]) -> NDArray[Any]:

@@ -5,7 +5,7 @@ from typing import Any
 from gen_dist.config import TrainConfig
 from gen_dist.config.labels import LabelScheme, scheme_of
 from gen_dist.data.values import PLAIN, ValueScale
-from gen_dist.errors import ConfigError
+from gen_dist.errors import ConfigError, shortened
 from gen_dist.objectives.base import Objective, takes_any_labels
 from gen_dist.objectives.phase import Batch, Phase, TurnResult
 from gen_dist.plugins.registry import load
@@ -38,7 +38,7 @@ def build_objective(
     if made.conditional and not takes_any and labels.kind != "classes":
         raise ConfigError(
             f"objective {config.objective.kind} takes classes alone, and the labels of these images are {labels.kind}: "
-            f"{', '.join(labels.names)}; leave out its conditioning, or use another objective"
+            f"{shortened(', '.join(labels.names))}; leave out its conditioning, or use another objective"
         )
     made.take_values(values)
     return made

@@ -189,6 +189,14 @@ def test_a_label_missing_in_test_images_alone_is_told(tmp_path):
     )
 
 
+def test_lines_about_missing_labels_are_few(tmp_path):
+    lines: list[str] = []
+    np.savez(tmp_path / "a.npz", x=IMAGES, labels=np.where(np.arange(30)[:, None] == 3, -1, np.ones((30, 50), int)))
+    packing = DataConfig(cache_dir=str(tmp_path), missing_labels="unknown")
+    open_dataset(f"array:{tmp_path / 'a.npz'}", "", packing, lines.append)
+    assert 20 < len(lines) < 25 and any("and 30 more labels alike" in line for line in lines)
+
+
 def test_images_of_one_class_or_none_have_a_contact_sheet(tmp_path):
     np.savez(tmp_path / "a.npz", x=IMAGES, labels=np.where(np.arange(30) < 4, -1, 0))
     packing = DataConfig(cache_dir=str(tmp_path), missing_labels="unknown")
