@@ -204,6 +204,10 @@ CASES: dict[str, Case] = {
         lambda p: [*_parquet(p, pa.table({"image": [b"x"]})), "--label-columns", "age"],
         "no column age of --label-columns",
     ),
+    "columns of labels for a source without columns": (
+        lambda p: ["vae-mnist", "--data", "synthetic", "--label-columns", "age"],
+        "synthetic: --label-columns age is for parquet:PATH; leave it out",
+    ),
     "a projection of classes that there are not": (
         lambda p: _without_labels(p, "gan-mnist", "--conditioning", "projection"),
         "--conditioning none",

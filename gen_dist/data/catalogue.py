@@ -136,6 +136,9 @@ def _find_source(source: str, root: Path, packing: DataConfig) -> Source:
     kind = source_kinds().get(name)
     if kind is None or (colon and not kind.takes_path):
         raise DataError(f"unknown data source {source!r}; use one of {', '.join(_written(source_kinds()))}")
+    if packing.label_columns and name != "parquet" and kind.open.__module__.startswith(sources.__name__):
+        columns = " ".join(map(printable, packing.label_columns))
+        raise DataError(f"{printable(source)}: --label-columns {columns} is for parquet:PATH; leave it out")
     if kind.takes_path and not path:
         raise DataError(f"{name}: needs a path, as in {name}:/path/to/images")
     found = kind.open(Request(expand_home(path) if path else Path(), root, packing))

@@ -112,6 +112,8 @@ def _open_data(
         of_images: Mapping[int, Literal[1, 3]] = {} if packing.pages == "channels" else {1: 1, 3: 3}
         if data.startswith("shards:"):  # whose labels and pages need no options
             packing = replace(packing, label_columns=(), missing_labels="refuse", layout=None, pages=None)
+        if not (model.conditional and data.startswith("parquet:")):  # labels of other data need not be there
+            packing = replace(packing, label_columns=())
         packing = replace(
             packing,
             test_shards=None,
