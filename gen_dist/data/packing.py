@@ -345,7 +345,7 @@ class _Packer:
         with cache_errors(self._shown_directory):
             file: Any = self._files[block.split]
             file.append(images if encoded is None else encoded)
-        self._labels[block.split].append(block.labels[positions])
+        self._labels[block.split].append(block.labels[positions].astype(self.scheme.dtype, copy=False))
         if not isinstance(block.names, str):
             self._names[block.split] += [block.names[position] for position in positions]
 

@@ -83,7 +83,8 @@ def scheme_of_source(source: Source, class_names: tuple[str, ...]) -> LabelSchem
 def check_labels(source: Source, block: Block, scheme: LabelScheme, packing: DataConfig) -> None:
     """Raise DataError if a label of a block is none of the scheme, or is missing and may not be."""
     labels = block.labels
-    if labels.shape[1:] != scheme.shape or str(labels.dtype) != scheme.dtype:
+    kinds = "f" if scheme.kind == "numbers" else "iu"  # of any width: a source of a plug-in may have narrow ones
+    if labels.shape[1:] != scheme.shape or labels.dtype.kind not in kinds:
         raise DataError(
             f"{source.name}: labels of {block.name(0)} are {labels.dtype} {list(labels.shape)}; "
             f"{scheme.dtype} {[len(labels), *scheme.shape]} is needed"
