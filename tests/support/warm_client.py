@@ -39,6 +39,8 @@ def read_message(client: socket.socket) -> tuple[Program, list[int]]:
 
 def main(address: str, words: list[str]) -> None:
     """Let the server run a program with this process's streams; forward signals to it, and end with its exit status."""
+    forwarded = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    signal.pthread_sigmask(signal.SIG_BLOCK, forwarded)  # one that comes before the program is known waits for it
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
         content = marshal.dumps((words, os.getcwd(), dict(os.environ)))
@@ -46,8 +48,9 @@ def main(address: str, words: list[str]) -> None:
         server.sendmsg([len(content).to_bytes(8, "little")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
         server.sendall(content)
         process = int.from_bytes(server.recv(8), "little")
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in forwarded:
             signal.signal(number, lambda number, _frame: os.kill(process, number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, forwarded)
         answer = server.recv(8)
     if not answer:
         sys.exit("the process that starts others has ended")
