@@ -294,10 +294,19 @@ class TrainConfig(Checked):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled with the single files of its plug-ins, so that processes on other hosts can read it."""
-        return _unpickled, (self.to_json(), contents_of(self.plugins))
+        return read_sent, self.to_send()
+
+    def to_send(self) -> tuple[str, dict[str, bytes]]:
+        """The config and the single files of its plug-ins, as `read_sent` takes them in another process."""
+        return self.to_json(), contents_of(self.plugins)
 
 
-def _unpickled(text: str, plugins: dict[str, bytes]) -> TrainConfig:
+def read_sent(text: str, plugins: dict[str, bytes]) -> TrainConfig:
+    """Read what `to_send` gave.
+
+    Raises:
+        PluginError: this process cannot find a module among its plug-ins.
+    """
     load_contents(plugins)
     return TrainConfig.from_json(text, "the config")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import ray
 import ray.train
-from ray import cloudpickle
 from ray.train import UserCallback
 
 from gen_dist.config import TrainConfig
+from gen_dist.config.training import read_sent
 from gen_dist.errors import PluginError
 
 
@@ -70,10 +70,10 @@ class Mailbox:
         text, self._text = self._text, ""
         return News(text, self._refusal, self._failures, self._running)
 
-    def why_unread(self, packed: bytes) -> str | None:
-        """Return why a process of Ray cannot read this pickled config; None if it can."""
+    def why_unread(self, config: str, plugins: dict[str, bytes]) -> str | None:
+        """Return why a process of Ray cannot read a config as it is sent; None if it can."""
         try:
-            cloudpickle.loads(packed)
+            read_sent(config, plugins)
         except PluginError as error:
             return str(error)
         return None
@@ -95,7 +95,7 @@ def mailbox_here(kind: type[Mailbox], config: TrainConfig) -> Any:
     """
     node = ray.get_runtime_context().get_node_id()
     mailbox: Any = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": node})(kind).remote()
-    if config.plugins and (reason := ray.get(mailbox.why_unread.remote(cloudpickle.dumps(config)))):
+    if config.plugins and (reason := ray.get(mailbox.why_unread.remote(*config.to_send()))):
         raise PluginError(f"{reason} (said by a process of Ray: install the module on all hosts of the cluster)")
     return mailbox
 
