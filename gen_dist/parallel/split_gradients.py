@@ -9,13 +9,37 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gen_dist.parallel.collectives import gathered
-from gen_dist.parallel.gradients import Bucket, FlatReduction, State
+from gen_dist.parallel.gradients import Bucket, FlatReduction, Reduction, State
 from gen_dist.parallel.own_part import Chunks, OwnPart
 from gen_dist.parallel.part_gradients import PartReduction
 from gen_dist.parallel.part_sums import PartSums
 
 
-class SplitReduction(FlatReduction):
+class _OfOwnPart(Reduction):
+    """Reduction of a process that updates one part of the weights."""
+
+    _part: OwnPart
+    _index_of: dict[Tensor, int]
+
+    def _take_part(self, groups: Sequence[Sequence[nn.Parameter]]) -> None:
+        self._part = OwnPart(groups, dist.get_rank(), dist.get_world_size())
+        self._index_of = {parameter: index for index, parameter in enumerate(self.parameters)}
+        self.updated = self._part.updated
+
+    def publish(self) -> None:
+        """See Reduction."""
+        self._part.publish()
+
+    def full_state(self, states: Mapping[Tensor, Mapping[str, Tensor | None]]) -> list[tuple[int, str, Tensor]]:
+        """See Reduction."""
+        return self._part.full_state(states, self._index_of)
+
+    def own_state(self, states: dict[int, State]) -> dict[int, State]:
+        """See Reduction."""
+        return self._part.own_state(states, self._index_of)
+
+
+class SplitReduction(_OfOwnPart, FlatReduction):
     """Gradients in flat buckets, each of which is summed for the process that updates its part."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], bucket_bytes: int | None, *, scatters: bool) -> None:
@@ -30,9 +54,7 @@ class SplitReduction(FlatReduction):
         self._scatters = scatters
         self._own_sums: list[Tensor] = []
         super().__init__(parameters, bucket_bytes)
-        self._part = OwnPart([bucket.parameters for bucket in self._buckets], dist.get_rank(), dist.get_world_size())
-        self._index_of: dict[Tensor, int] = {parameter: index for index, parameter in enumerate(self.parameters)}
-        self.updated = self._part.updated
+        self._take_part([bucket.parameters for bucket in self._buckets])
 
     def norm(self) -> Tensor:
         """See Reduction. Gradients that only their own process has are gathered for it."""
@@ -40,18 +62,6 @@ class SplitReduction(FlatReduction):
             for bucket, chunks in zip(self._buckets, self._part.chunks, strict=True):
                 _gather(bucket, chunks)
         return super().norm()
-
-    def publish(self) -> None:
-        """See Reduction."""
-        self._part.publish()
-
-    def full_state(self, states: Mapping[Tensor, Mapping[str, Tensor | None]]) -> list[tuple[int, str, Tensor]]:
-        """See Reduction."""
-        return self._part.full_state(states, self._index_of)
-
-    def own_state(self, states: dict[int, State]) -> dict[int, State]:
-        """See Reduction."""
-        return self._part.own_state(states, self._index_of)
 
     def _make_bucket(self, parameters: Sequence[nn.Parameter]) -> Bucket:
         return Bucket(parameters, more=Chunks(parameters, dist.get_rank(), dist.get_world_size()).padding)
@@ -74,15 +84,13 @@ class SplitReduction(FlatReduction):
         self._part.take_gradients()
 
 
-class SplitPartReduction(PartReduction):
+class SplitPartReduction(_OfOwnPart, PartReduction):
     """Gradients of the parts of a batch, summed by the tree, each chunk for the process that updates its part."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], sums: PartSums) -> None:
         super().__init__(parameters, sums)
-        self._part = OwnPart(self._groups, dist.get_rank(), dist.get_world_size())
+        self._take_part(self._groups)
         self._paddings = [chunks.padding for chunks in self._part.chunks]
-        self._index_of: dict[Tensor, int] = {parameter: index for index, parameter in enumerate(self.parameters)}
-        self.updated = self._part.updated
 
     def average(self) -> None:
         """See Reduction."""
@@ -94,18 +102,6 @@ class SplitPartReduction(PartReduction):
         for bucket, chunks in zip(self._free[-1].buckets, self._part.chunks, strict=True):
             _gather(bucket, chunks)
         return super().norm()
-
-    def publish(self) -> None:
-        """See Reduction."""
-        self._part.publish()
-
-    def full_state(self, states: Mapping[Tensor, Mapping[str, Tensor | None]]) -> list[tuple[int, str, Tensor]]:
-        """See Reduction."""
-        return self._part.full_state(states, self._index_of)
-
-    def own_state(self, states: dict[int, State]) -> dict[int, State]:
-        """See Reduction."""
-        return self._part.own_state(states, self._index_of)
 
     def _average_bucket(self, number: int, bucket: Bucket) -> None:
         marks = bucket.flat[-len(bucket.parameters) :]
