@@ -34,7 +34,7 @@ class NetworkError(Exception):
 
 @dataclass(frozen=True)
 class Link:
-    """What each host's cable allows."""
+    """Limits of each host's cable."""
 
     bytes_per_second: float
     latency_seconds: float

@@ -89,14 +89,14 @@ class Vae(EncoderDecoder):
     def take_values(self, values: ValueScale) -> None:
         self.dtype_of_data = values.dtype
         self.step = values.steps()
-        if self.config.likelihood == "discretized-logistic" and not values.is_whole:
+        if self.config.likelihood != "discretized-logistic":
+            return
+        if not values.is_whole:
             raise ConfigError(
                 f"likelihood discretized-logistic is a probability of whole numbers, and the data have {values.dtype} "
                 "values; use gaussian or laplace"
             )
-
-        ends = (*values.low, *values.high)
-        if self.config.likelihood == "discretized-logistic" and any(end != round(end) for end in ends):
+        if any(end != round(end) for end in (*values.low, *values.high)):
             raise ConfigError(
                 f"likelihood discretized-logistic is a probability of whole numbers, and the range of the values is "
                 f"{values}, whose ends are none: give whole numbers to --value-range, or use gaussian or laplace"

@@ -73,7 +73,7 @@ def scattering(scatters: bool) -> Iterator[None]:
 
 
 def compare(case: str) -> dict[str, Any]:
-    """What differs between runs with and without split state, and how many values of state this process has."""
+    """Differences between runs with and without split state, and how many values of state this process has."""
     config = config_of(case)
     shared = contextlib.nullcontext() if case.endswith("shared memory") else without_shared_weights()
     with shared, scattering(case.endswith("scattered")):
@@ -120,7 +120,7 @@ def _values_of_state(trainer: Trainer) -> list[int]:
 
 
 def _resumed(config: TrainConfig, split: Trainer, case: str) -> list[str]:
-    """What differs after more steps, by a run that went on and by new trainers that took its state."""
+    """Differences after more steps, by a run that went on and by new trainers that took its state."""
     copied = {group: {name: one.clone() for name, one in named.items()} for group, named in split.tensors().items()}
     tensors = from_main(copied, split.processes)  # of the main process alone, as in a checkpoint
     facts = {"data_digest": split.dataset.digest, "loss_scales": split.loss_scales()}

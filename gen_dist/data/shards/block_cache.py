@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.005
 _MOST_SECONDS_WAITED = 3.0
 _LEFT_OVER_SECONDS = 3600.0
 _FREED_SHARE = 16
-"""Of the budget, one part in so many is freed at once, so that few writers list the directory."""
+"""Divisor of the budget: such a part of it is freed at once, so that few writers list the directory."""
 
 
 class BlockCache:

@@ -33,7 +33,7 @@ class Contents:
     block_crcs: NDArray[np.uint32]
     """CRC-32 of each block."""
     sha256: str
-    """Of all blocks."""
+    """Digest of all blocks."""
     end: int
     """Offset behind the last block."""
     class_names: tuple[str, ...] = ()

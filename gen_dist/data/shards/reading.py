@@ -33,7 +33,7 @@ class Shard:
     place: str
     facts: Facts
     sha256: str
-    """Of its blocks, by which they are found in the cache."""
+    """Digest of its blocks, by which they are found in the cache."""
     end: int
     """Offset behind its last block."""
 
