@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset
 from gen_dist.errors import MachineError
+from gen_dist.objectives import Objective, build_objective
 from gen_dist.parallel.collectives import in_main, rows_of_all
 from gen_dist.parallel.processes import Processes
 from gen_dist.plugins.surroundings import watched
@@ -22,6 +24,7 @@ from gen_dist.records.reading import read_config, read_object
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.training.cuda_graphs import WARM_UP_STEPS
 from gen_dist.training.memory_advice import free_frames, lacks_memory
+from gen_dist.training.rows import refuse_batch, rows_of_rank, rows_together, uncut_accumulations
 from gen_dist.training.trainer import Trainer
 
 Announce = Callable[[str], None]
@@ -35,20 +38,24 @@ def with_accumulation_that_fits(
     A config without `auto_accumulation` stays as it is. A collective call.
 
     Raises:
-        MachineError: not even one image at a time fits.
+        ConfigError: the batch cannot be cut as the config says.
+        MachineError: not even the smallest micro-batches fit.
     """
     if not config.auto_accumulation:
         return config
-    most = config.global_batch_size // processes.world_size  # then a micro-batch is one image
+    numbers = _possible(config, dataset, processes)
     recorded = in_main(lambda: None if fresh else _recorded(path, processes), processes)
     if recorded is not None:
-        return dataclasses.replace(config, accumulation=min(max(recorded, config.accumulation), most))
-    own = least_that_fits(config.accumulation, most, lambda number: _fits(number, config, dataset, processes))
+        at_least = max(recorded, config.accumulation)
+        return dataclasses.replace(config, accumulation=next((n for n in numbers if n >= at_least), numbers[-1]))
+    own = least_that_fits(numbers, lambda number: _fits(number, config, dataset, processes))
     found = rows_of_all(torch.tensor([own or 0], device=processes.device), processes)
     if not found.all():
         ranks = ", ".join(str(rank) for rank, one in enumerate(found.tolist()) if not one)
+        split = "--split-state in place of --auto-accumulation, or " if processes.world_size > 1 else ""
         raise MachineError(
-            f"auto_accumulation: no accumulation up to {most} fits in the memory of rank {ranks}; use a smaller network"
+            f"auto_accumulation: no accumulation up to {numbers[-1]} fits in the memory of rank {ranks}; use {split}a "
+            "smaller network"
         )
     number = int(found.max())
     rows = -(-config.global_batch_size // (processes.world_size * number))
@@ -56,20 +63,33 @@ def with_accumulation_that_fits(
     return dataclasses.replace(config, accumulation=number)
 
 
-def least_that_fits(first: int, most: int, fits: Callable[[int], bool]) -> int | None:
-    """Least number in `first` .. `most` for which `fits` is true, which stays true above it; None if there is none."""
-    too_few, enough = first - 1, first
-    while enough < most and not fits(enough):
-        too_few, enough = enough, min(2 * enough, most)
-    if enough >= most and not fits(most):
+def _possible(config: TrainConfig, dataset: Dataset, processes: Processes) -> Sequence[int]:
+    """Numbers of micro-batches, from the config's on, that leave together the images that a layer takes together.
+
+    Raises:
+        ConfigError: that of the config does not, or the batch is too small for it.
+    """
+    rows_of_rank(config, processes)
+    with torch.random.fork_rng(devices=[]), watched():
+        objective = build_objective(config, dataset.image_shape, dataset.labels, dataset.scale)
+    refuse_batch(objective, config, processes)
+    return uncut_accumulations(config, processes, rows_together(objective))
+
+
+def least_that_fits(numbers: Sequence[int], fits: Callable[[int], bool]) -> int | None:
+    """Least of ascending numbers for which `fits` is true, which stays true above it; None if there is none."""
+    too_few, enough, last = -1, 0, len(numbers) - 1
+    while enough < last and not fits(numbers[enough]):
+        too_few, enough = enough, bisect.bisect_left(numbers, 2 * numbers[enough], hi=last)
+    if enough == last and not fits(numbers[last]):
         return None
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
-        if fits(middle):
+        if fits(numbers[middle]):
             enough = middle
         else:
             too_few = middle
-    return enough
+    return numbers[enough]
 
 
 def _recorded(path: Path, processes: Processes) -> int | None:
@@ -114,7 +134,7 @@ def _try_steps(config: TrainConfig, dataset: Dataset, alone: Processes, *, reduc
 
     `reduces` says that the run will have a buffer for gradients on their way to other processes.
     """
-    with contextlib.closing(Trainer(config, dataset, alone)) as trainer:
+    with contextlib.closing(_Trial(config, dataset, alone)) as trainer:
         weights = sum(one.nbytes for one in trainer.objective.parameters()) if reduces else 0
         buffer = torch.empty(weights, dtype=torch.uint8, device=alone.device)
         for step in trainer.kinds_of_steps():
@@ -123,6 +143,13 @@ def _try_steps(config: TrainConfig, dataset: Dataset, alone: Processes, *, reduc
         if alone.device.type == "cuda":
             torch.cuda.synchronize(alone.device)
         del buffer
+
+
+class _Trial(Trainer):
+    """Trainer of one process's images, whose batch counts as part of the whole one."""
+
+    def _refuse_batch(self, objective: Objective) -> None:
+        """See Trainer. `_possible` has done this for the whole batch."""
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ import gc
 import resource
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import psutil
 import torch
@@ -14,69 +15,99 @@ import torch
 from gen_dist.config import TrainConfig
 from gen_dist.errors import MachineError, is_out_of_memory, shortened
 from gen_dist.parallel.processes import Processes
+from gen_dist.training.rows import uncut_accumulations
 
 _GIB = 2**30
 
 
+@dataclass(frozen=True)
+class StepFacts:
+    """Facts about a step that ran out of memory."""
+
+    phase: str
+    """Name of the phase whose turn it was."""
+    rows: int
+    """Images of a micro-batch."""
+    rows_together: int
+    """Number of images in a row that no micro-batch may split."""
+    has_batch_statistics: bool
+    """True if a network normalizes by the statistics of a micro-batch."""
+    splits_more: bool
+    """True if `--split-state` would leave each process less to keep."""
+
+
 def memory_advice(
-    error: RuntimeError,
-    phase: str,
-    rows: int,
-    config: TrainConfig,
-    processes: Processes,
-    fits: Callable[[int], bool],
-    *,
-    has_batch_statistics: bool,
+    error: RuntimeError, facts: StepFacts, config: TrainConfig, processes: Processes, fits: Callable[[int], bool]
 ) -> MachineError:
-    """Say which phase ran out of memory with how many images, its peak, and the accumulation that fits.
+    """Say which phase ran out of memory with how many images, its peak, and what makes it fit.
 
     Args:
         error: the failure of the step, whose tensors are freed.
-        phase: name of the phase.
-        rows: images of a micro-batch.
+        facts: of the step.
         config: config of the run.
         processes: the processes that train together.
         fits: function that tries the step in micro-batches of so many images; True if memory is enough.
-        has_batch_statistics: True if a network normalizes by the statistics of a micro-batch.
     """
     first_line = shortened(str(error).strip().splitlines()[0])
     peak = _peak(processes.device)
-    what = f"out of memory in phase {phase} with {rows} images at once, at {peak} ({first_line})"
+    what = f"out of memory in phase {facts.phase} with {facts.rows} images at once, at {peak} ({first_line})"
+    split = _split_state(facts, config, processes)
     if config.shards:
-        return MachineError(f"{what}; use a smaller network, or more --shards, which is another run in its last digits")
+        ways = [*split, "a smaller network", "more --shards, which is another run in its last digits"]
+        return MachineError(f"{what}; use {_either(ways)}")
     free_frames(error)
-    times, reason = _times_that_fit(rows, processes, fits)
-    if times is None:
-        return MachineError(f"{what}; {reason}: use a smaller network")
-    most = config.global_batch_size // processes.world_size  # then a micro-batch is one image
+    number, reason = _accumulation_that_fits(facts, config, processes, fits)
+    if number is None:
+        return MachineError(f"{what}; {reason}: use {_either([*split, 'a smaller network'])}")
     sure = ", which fits" if processes.world_size == 1 else " or more"
     run = "the same run up to rounding"
-    if has_batch_statistics:
+    if facts.has_batch_statistics:
         run = "another run: batch normalization takes the statistics of a micro-batch"
-    advised = f"--accumulation {min(config.accumulation * times, most)}{sure} ({run})"
-    return MachineError(f"{what}; use {advised}, --auto-accumulation to find it at the start, or a smaller network")
+    ways = [f"--accumulation {number}{sure} ({run})", *split]
+    if not config.split_state:  # a trial is of one process, which has the state of all weights
+        ways.append("--auto-accumulation to find it at the start")
+    return MachineError(f"{what}; use {_either([*ways, 'a smaller network'])}")
 
 
-def _times_that_fit(rows: int, processes: Processes, fits: Callable[[int], bool]) -> tuple[int | None, str]:
-    """Least number out of 2, 4, 8 ... `rows` into which a micro-batch has to be cut; None and the reason without one.
+def _split_state(facts: StepFacts, config: TrainConfig, processes: Processes) -> list[str]:
+    """The option that splits state over the processes, and what it does, if it helps."""
+    if not facts.splits_more:
+        return []
+    state = "optimizer's state" + (" and the moving average" if config.optimization.ema_decay is not None else "")
+    return [f"--split-state (the same run; each process keeps 1/{processes.world_size} of the {state})"]
+
+
+def _either(ways: Sequence[str]) -> str:
+    return ", ".join(ways[:-1]) + f"{',' * (len(ways) > 2)} or {ways[-1]}" if len(ways) > 1 else ways[0]
+
+
+def _accumulation_that_fits(
+    facts: StepFacts, config: TrainConfig, processes: Processes, fits: Callable[[int], bool]
+) -> tuple[int | None, str]:
+    """Least accumulation that cuts micro-batches in about 2, 4, 8 ... and fits; None and the reason without one.
 
     An error of another kind in a trial ends the trials and is part of the reason: the lack of memory is the news.
     """
-    if processes.world_size > 1 and rows > 1:  # the other processes do not try with this one
-        return 2, ""
+    size, world_size, together = config.global_batch_size, processes.world_size, facts.rows_together
+    numbers = uncut_accumulations(config, processes, together)[1:]
+    if world_size > 1 and numbers:  # the other processes do not try with this one
+        return next((one for one in numbers if one >= 2 * config.accumulation), numbers[-1]), ""
     times = 1
-    while times < rows:
-        times = min(2 * times, rows)
-        images = -(-rows // times)
+    while numbers:
+        times *= 2
+        number = next((one for one in numbers if one >= times * config.accumulation), numbers[-1])
+        numbers = [one for one in numbers if one > number]
+        images = -(-size // (world_size * number))
         try:
             if fits(images):
-                return times, ""
+                return number, ""
         except Exception as error:
             if not lacks_memory(error):
                 first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 return None, f"{images} images at once are not enough for the step ({shortened(first_line)})"
             free_frames(error)
-    return None, "not even one image fits"
+    least = "one image fits" if together == 1 else f"the {together} images fit that a layer takes together"
+    return None, f"not even {least}"
 
 
 def lacks_memory(error: Exception) -> bool:

@@ -165,6 +165,11 @@ class Update:
     def __init__(self, parameters: Sequence[nn.Parameter], config: TrainConfig) -> None:
         self.optimizer = build_optimizer(list(parameters), config.optimization, config.learning_rate)
 
+    @property
+    def has_state(self) -> bool:
+        """True if the optimizer keeps numbers for each weight: all but SGD without momentum do."""
+        return bool(self.optimizer.defaults.get("momentum", True))
+
     def scale(self, loss: Tensor) -> Tensor:
         """Scale the loss for its backward pass."""
         return loss

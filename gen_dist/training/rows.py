@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
+
+from torch import nn
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
@@ -24,16 +27,15 @@ class Rows:
     """Weight of this process's mean in the mean over all images, times world_size: 1.0 if all have equal rows."""
 
 
-def refuse_split_groups(config: TrainConfig, processes: Processes, objective: Objective) -> None:
-    """Raise ConfigError if micro-batches would split rows that a layer takes together, as `rows_together` says.
+def refuse_batch(objective: Objective, config: TrainConfig, processes: Processes) -> None:
+    """Raise ConfigError if the batch is too small, or its micro-batches would split rows that a layer takes together.
 
     Every process comes to the same result.
     """
-    layers = [layer for layer in objective.modules() if getattr(layer, "rows_together", 1) > 1]
+    objective.refuse_batch(config.global_batch_size)
     size, parts = config.global_batch_size, config.shards or processes.world_size * config.accumulation
-    for layer in layers:
-        together: int = layer.rows_together  # type: ignore[assignment]
-        if any(size * part // parts % together for part in range(1, parts + 1)):
+    for layer, together in _grouping_layers(objective):
+        if _splits_groups(size, parts, together):
             step = parts * together
             fitting = " or ".join(str(one) for one in (size // step * step, -(-size // step) * step) if one)
             raise ConfigError(
@@ -41,6 +43,32 @@ def refuse_split_groups(config: TrainConfig, processes: Processes, objective: Ob
                 f"in {parts} micro-batch{'es' * (parts > 1)} would split; use --global-batch-size {fitting}, or "
                 "another --minibatch-group"
             )
+
+
+def rows_together(objective: Objective) -> int:
+    """Number of images in a row that no micro-batch may split: 1 without a layer that takes some together."""
+    return math.lcm(*(together for _, together in _grouping_layers(objective)))
+
+
+def uncut_accumulations(config: TrainConfig, processes: Processes, together: int) -> list[int]:
+    """Accumulations, from the config's to that with micro-batches of one image, which split no groups of `together`."""
+    size, world_size = config.global_batch_size, processes.world_size
+    numbers = range(config.accumulation, size // world_size + 1)
+    return [number for number in numbers if not _splits_groups(size, world_size * number, together)]
+
+
+def _splits_groups(size: int, parts: int, together: int) -> bool:
+    """True if `size` images in `parts` micro-batches have one that splits groups of `together` images.
+
+    Micro-batches differ by one image at most, so groups stay whole only where all have equally many of them.
+    """
+    return together > 1 and size % (parts * together) != 0
+
+
+def _grouping_layers(objective: Objective) -> list[tuple[nn.Module, int]]:
+    """Layers that take several images together, and how many."""
+    found = [(layer, getattr(layer, "rows_together", 1)) for layer in objective.modules()]
+    return [(layer, together) for layer, together in found if together > 1]
 
 
 def rows_of_rank(config: TrainConfig, processes: Processes) -> Rows:

@@ -25,10 +25,10 @@ from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.training.cuda_graphs import RecordedSteps, choose_recording
 from gen_dist.training.image_changes import choose_changes
 from gen_dist.training.log_averages import choose_log_averages
-from gen_dist.training.memory_advice import memory_advice
+from gen_dist.training.memory_advice import StepFacts, memory_advice
 from gen_dist.training.moving_average import choose_average
 from gen_dist.training.precision import resolve_precision
-from gen_dist.training.rows import refuse_split_groups, rows_of_rank
+from gen_dist.training.rows import refuse_batch, rows_of_rank, rows_together
 from gen_dist.training.schedule import Schedule
 from gen_dist.training.starting_weights import take_starting_weights
 from gen_dist.training.testing import mean_metrics
@@ -78,8 +78,7 @@ class Trainer:
             # Drawn on the CPU, so that the same weights start on every device and rank.
             torch.manual_seed(config.seed)
             objective = build_objective(config, dataset.image_shape, dataset.labels, dataset.scale)
-        objective.refuse_batch(config.global_batch_size)
-        refuse_split_groups(config, self.processes, objective)
+        self._refuse_batch(objective)
         if config.sync_batch_norm:
             synchronize(objective, self._sums)
         self._sums.refuse_network(objective)
@@ -91,6 +90,10 @@ class Trainer:
         # On a processor of another kind, draws of one seed differ in their last digits.
         copy_from_main([*objective.parameters(), *objective.buffers()], self.processes)
         return objective
+
+    def _refuse_batch(self, objective: Objective) -> None:
+        """Raise ConfigError if no batch of this size and in these micro-batches can be trained on."""
+        refuse_batch(objective, self.config, self.processes)
 
     def _make_turns(self) -> dict[str, Turn]:
         config, weights, phases = self.config, self._rows.batch_weights, self.objective.phases()
@@ -214,9 +217,21 @@ class Trainer:
             self._take_turns([some, some], due)
             return True
 
-        mixing = any(isinstance(layer, _BatchNorm) for layer in self.objective.modules())
-        rows, config, processes = len(whole.images), self.config, self.processes
-        return memory_advice(error, self._phase, rows, config, processes, fits, has_batch_statistics=mixing)
+        facts = StepFacts(
+            phase=self._phase,
+            rows=len(whole.images),
+            rows_together=rows_together(self.objective),
+            has_batch_statistics=any(isinstance(layer, _BatchNorm) for layer in self.objective.modules()),
+            splits_more=self._splits_more(),
+        )
+        return memory_advice(error, facts, self.config, self.processes, fits)
+
+    def _splits_more(self) -> bool:
+        """True if `--split-state` would leave each process less to keep than it has."""
+        config = self.config
+        if config.split_state or self.processes.world_size == 1 or self.dtype == torch.float16:
+            return False
+        return self._average is not None or any(turn.keeps_whole_state for turn in self._turns.values())
 
     def average_logs(self, logs: list[dict[str, Tensor]]) -> list[dict[str, float | list[float]]]:
         """Average the logs of some steps over all processes, as numbers; see `log_averages`. A collective call."""

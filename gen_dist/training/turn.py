@@ -173,6 +173,13 @@ class Turn:
         for parameter in (*self._reduction.parameters, *self._reduction.updated):
             parameter.grad = None
 
+    @property
+    def keeps_whole_state(self) -> bool:
+        """True if this process keeps the optimizer's state, if it has any, for all weights of the phase."""
+        count = sum(parameter.numel() for parameter in self._reduction.parameters)
+        kept = sum(parameter.numel() for parameter in self._reduction.updated)
+        return self._update.has_state and kept >= count
+
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Collect the optimizer's state as `parameter name:state name` -> tensor. A collective call.
 

@@ -9,6 +9,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gen_dist.config import MlpConfig, OptimizerConfig, TrainConfig
-from gen_dist.errors import ConfigError
+from gen_dist.errors import ConfigError, MachineError
 from gen_dist.parallel.collectives import from_main
 from gen_dist.parallel.processes import end_process, start_processes
 from gen_dist.parallel.split_gradients import SplitReduction
@@ -174,11 +175,39 @@ def refusal() -> str:
     return "none"
 
 
+def advice() -> dict[str, str]:
+    """Advice for a step that lacks memory."""
+    plain, adam = OptimizerConfig(optimizer="sgd", betas=(0.0, 0.9)), OptimizerConfig()
+    options: dict[str, dict[str, Any]] = {
+        "state": {"optimization": adam},
+        "nothing": {"optimization": plain},
+        "average": {"optimization": replace(plain, ema_decay=0.9)},
+        "split": {"split_state": True},
+    }
+    config = small_config("vae")
+    with without_shared_weights():
+        trainers = {name: make_trainer(config.with_options(**changes)) for name, changes in options.items()}
+    trainers["shared state"] = make_trainer(config.with_options(optimization=adam))
+    trainers["shared state, average"] = make_trainer(config)
+    return {name: _advice_of(trainer) for name, trainer in trainers.items()}
+
+
+def _advice_of(trainer: Trainer) -> str:
+    lacking = mock.patch.object(trainer, "_take_turns", side_effect=torch.OutOfMemoryError("CUDA out of memory"))
+    try:
+        with lacking:
+            trainer.run_step(0)
+    except MachineError as error:
+        return str(error)
+    return "none"
+
+
 def main(out: Path, cases: list[str]) -> None:
     start_processes(TrainConfig(device="cpu"))
     results: dict[str, Any] = {case: compare(case) for case in cases}
     results["recorded"] = {name: recorded(name) for name in ("gan",)}
     results["refusal"] = refusal()
+    results["advice"] = advice()
     whole_runs(out)
     of_all: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(of_all, results)

@@ -209,6 +209,13 @@ def test_half_precision_and_trials_with_split_state_are_refused(quick: list[dict
         small_config("vae", split_state=True, auto_accumulation=True)
 
 
+def test_split_state_is_advised_where_it_leaves_less_to_keep(quick: list[dict[str, Any]]) -> None:
+    for found in quick:
+        assert all("out of memory" in advice for advice in found["advice"].values())
+        advised = {name for name, advice in found["advice"].items() if "keeps 1/2 of the optimizer's" in advice}
+        assert advised == {"state", "average", "shared state, average"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_every_objective_has_equal_bits_with_split_state(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from gen_dist.training import auto_accumulation
 from gen_dist.training.auto_accumulation import least_that_fits, with_accumulation_that_fits
 from gen_dist.training.run import train
 from tests.support.limited_memory import LimitedMemory
-from tests.support.runs import losses_of, make_trainer, run_steps, small_config, small_dataset
+from tests.support.runs import SMALL_STYLEGAN2, losses_of, make_trainer, run_steps, small_config, small_dataset
 
 ALONE = Processes(0, 0, 1, torch.device("cpu"))
 IMAGES = 256
@@ -55,9 +56,40 @@ def test_the_search_finds_the_least(first: int, least: int) -> None:
         tried.append(number)
         return number >= least
 
-    assert least_that_fits(first, 24, fits) == least
+    assert least_that_fits(range(first, 25), fits) == least
     assert len(tried) == len(set(tried))
-    assert least_that_fits(first, 24, lambda _number: False) is None
+    assert least_that_fits(range(first, 25), lambda _number: False) is None
+
+
+@pytest.mark.parametrize(("wanted", "found", "tried"), [(2, 2, [1, 2]), (3, 3, [1, 2, 6, 3]), (4, 6, [1, 2, 6, 3])])
+def test_cuts_through_groups_are_not_tried(wanted: int, found: int, tried: list[int], tmp_path: Path) -> None:
+    """24 images in groups of 4 may be cut in 1, 2, 3 or 6. A refused cut was taken for one that lacks memory."""
+    network = dataclasses.replace(SMALL_STYLEGAN2, minibatch_group=4)
+    config = dataclasses.replace(small_config("gan", global_batch_size=24, auto_accumulation=True), network=network)
+    numbers: list[int] = []
+
+    def fits(number: int, *_: object) -> bool:
+        numbers.append(number)
+        return number >= wanted
+
+    with mock.patch.object(auto_accumulation, "_fits", fits):
+        assert _found(config, tmp_path).accumulation == found
+    assert numbers == tried
+    with mock.patch.object(auto_accumulation, "_fits", lambda *_: False), pytest.raises(MachineError, match="up to 6 "):
+        _found(config, tmp_path)
+    with pytest.raises(ConfigError, match="takes 4 images of a batch together"):
+        _found(dataclasses.replace(config, accumulation=4), tmp_path)
+
+
+def test_a_trial_takes_its_images_for_a_part_of_the_batch() -> None:
+    """A codebook that the whole batch can fill may be larger than what one of two processes has of the batch."""
+    name = "latent autoencoder, codebook by gradient"
+    config = small_config(name, global_batch_size=2)
+    places = math.prod(make_trainer(config).objective.latent_shape[1:])
+    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, codebook_size=2 * places))
+    ranks = Processes(0, 0, 2, torch.device("cpu"))
+    assert auto_accumulation._possible(config, small_dataset(config), ranks) == [1]
+    assert auto_accumulation._fits(1, config, small_dataset(config), ranks)
 
 
 def test_a_run_is_that_of_the_found_accumulation_and_resumes_with_it(tmp_path: Path) -> None:

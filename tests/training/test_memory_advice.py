@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 
+from gen_dist.config import OptimizerConfig
 from gen_dist.errors import MachineError
 from gen_dist.objectives import Batch
 from gen_dist.parallel.processes import Processes
-from gen_dist.training.memory_advice import memory_advice
+from gen_dist.training.memory_advice import StepFacts, memory_advice
 from tests.support.limited_memory import LimitedMemory
 from tests.support.runs import make_trainer, run_steps, small_config
 
+AVERAGED = OptimizerConfig(ema_decay=0.9)
 ONE = Processes(0, 0, 1, torch.device("cpu"))
 IMAGES = 256
 STEPS = 6
@@ -102,14 +105,52 @@ def test_all_sizes_down_to_one_image_are_tried(rows: int, least: int, tried: lis
         sizes.append(size)
         return size <= least
 
-    config = small_config("vae", global_batch_size=rows)
-    advice = memory_advice(
-        torch.OutOfMemoryError("CUDA out of memory"), "vae", rows, config, ONE, fits, has_batch_statistics=False
-    )
+    advice = _advice(rows, fits)
     assert sizes == tried
     advised = re.search(r"--accumulation (\d+), which fits", str(advice))
     assert (int(advised[1]) if advised else None) == (-(-rows // least) if tried else None)
     assert ("not even one image" in str(advice)) == (not tried)
+
+
+@pytest.mark.parametrize(
+    ("processes", "advised"), [(1, "--accumulation 6, which fits"), (2, "--accumulation 3 or more")]
+)
+def test_advised_micro_batches_keep_groups_together(processes: int, advised: str) -> None:
+    """Of 24 images in groups of 4: 12 and 4 images at once, but not 6 or 3."""
+    sizes: list[int] = []
+    ranks = dataclasses.replace(ONE, world_size=processes)
+    advice = _advice(24, lambda size: sizes.append(size) or size <= 5, ranks, rows_together=4)
+    assert advised in advice
+    assert sizes == ([12, 4] if processes == 1 else [])
+    assert "not even the 4 images fit that a layer takes together" in _advice(24, lambda _: False, rows_together=4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"shards": 8}, {"global_batch_size": 4}])
+def test_split_state_is_advised_where_it_helps(changes: dict[str, Any]) -> None:
+    option = "--split-state (the same run; each process keeps 1/4 of the optimizer's state and the moving average)"
+    ranks = dataclasses.replace(ONE, world_size=4)
+    assert option in _advice(24, lambda _: False, ranks, splits_more=True, **changes)
+    assert "--split-state" not in _advice(24, lambda _: False, ranks, **changes)
+
+
+def test_advice_for_split_state_can_be_followed() -> None:
+    """A run with both options is refused."""
+    ranks = dataclasses.replace(ONE, world_size=4)
+    assert "--auto-accumulation" in _advice(24, lambda _: False, ranks)
+    assert "--auto-accumulation" not in _advice(24, lambda _: False, ranks, split_state=True)
+
+
+def _advice(
+    rows: int,
+    fits: Callable[[int], bool],
+    processes: Processes = ONE,
+    rows_together: int = 1,
+    splits_more: bool = False,
+    **changes: Any,
+) -> str:
+    config = small_config("vae", **{"global_batch_size": rows, "optimization": AVERAGED} | changes)
+    facts = StepFacts("vae", rows, rows_together, has_batch_statistics=False, splits_more=splits_more)
+    return str(memory_advice(torch.OutOfMemoryError("CUDA out of memory"), facts, config, processes, fits))
 
 
 @pytest.mark.parametrize(("objective", "promised"), [("gan", "same"), ("dcgan", "another")])
