@@ -7,7 +7,7 @@ The ring sends 2 (W - 1) messages of n / W bytes one after another, and no all-r
 Yuan 2009). That is the step where gradients are sent after backward, as between CPUs. Where buckets are sent during it,
 as between GPUs, each waits for its gradients and for the bucket before it, and only what outlasts backward counts. That
 sending takes nothing from computing is an assumption: on CPUs its threads need the same cores. Workers are assumed to
-be equally fast: waiting for the slowest is not included.
+be equally fast, unless the compute is that of the slowest (`seconds_of_slowest`).
 """
 
 import math
@@ -103,6 +103,15 @@ def all_reduce_seconds(count: int, workers: int, network: Network) -> float:
     """Seconds of a ring all-reduce of `count` bytes (Patarasuk & Yuan 2009)."""
     messages = 2 * (workers - 1)
     return messages * (network.latency_seconds + count / workers / network.bytes_per_second)
+
+
+def seconds_of_slowest(stretches: Sequence[Sequence[float]]) -> float:
+    """Seconds of workers that wait for each other after each stretch of their work.
+
+    Args:
+        stretches: seconds of each stretch for every worker, all as many.
+    """
+    return sum(max(of_all) for of_all in zip(*stretches, strict=True))
 
 
 def communication_seconds(reductions: Sequence[Reduction], workers: int, network: Network) -> float:

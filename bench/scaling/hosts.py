@@ -3,7 +3,8 @@
 It needs root on Linux. Hosts are network namespaces of this machine, joined by links of one rate and latency. Each has
 one process, on one core that it may share with others, and no memory in common. In turns they do blocks of steps
 
-- at once: each trains a model of its own, which gives the model its local step;
+- at once: each trains a model of its own, which gives the model its local step. Between the places where a joint step
+  sends gradients the slowest host counts, and gradients are copied into the memory from which they would be sent;
 - joined: all train one model, and send gradients after backward, as processes on CPUs do;
 - overlapped: the same with buckets that are sent during backward, as processes with GPUs do.
 
@@ -30,7 +31,14 @@ from bench.measuring.conditions import conditions
 from bench.measuring.network_hosts import Link, NetworkError, linked_hosts
 from bench.measuring.out_file import check_out, print_and_write
 from bench.measuring.spread import spread
-from bench.scaling.cost_model import Bucket, Network, all_reduce_seconds, exposed_seconds, fit_network
+from bench.scaling.cost_model import (
+    Bucket,
+    Network,
+    all_reduce_seconds,
+    exposed_seconds,
+    fit_network,
+    seconds_of_slowest,
+)
 from bench.scaling.processes import Handle, Mode, Place, by_all, joined_processes
 from gen_dist.cli import run_command
 from gen_dist.errors import MachineError
@@ -42,7 +50,9 @@ ROWS: dict[str, tuple[int, ...]] = {
 }
 """Images per host and step, by preset."""
 LINKS = {"fast": Link(1e9 / 8, 2e-4), "slow": Link(1e8 / 8, 2e-3)}
-REDUCED_FLOATS = (1, 2**14, 2**16, 2**18, 2**19)
+REDUCED_FLOATS = (2**15, 2**17, 2**18, 2**19, 2**20)
+"""Sizes as gradients have them. A few numbers are sent by one host after the other, which tells nothing of hosts that
+all send at once."""
 REDUCTIONS = 8
 MODES: tuple[Mode, ...] = ("at once", "joined", "overlapped")
 
@@ -123,7 +133,11 @@ def measure(
         for preset, by_rows in times.items():
             for of, by_mode in by_rows.items():
                 for mode in modes:
-                    by_mode[mode].append(max(by_all(members, "block", preset, of, mode, True, steps)))
+                    if mode == "at once":
+                        stretches = by_all(members, "stretches", preset, of, steps)
+                        by_mode[mode].append(seconds_of_slowest(stretches) / steps)
+                    else:
+                        by_mode[mode].append(max(by_all(members, "block", preset, of, mode, True, steps)))
         for floats, seconds in reduced.items():
             seconds.append(max(by_all(members, "reduce", floats, REDUCTIONS)))
     return times, reduced

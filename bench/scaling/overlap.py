@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bench.scaling.cost_model import Bucket
 from gen_dist.objectives.phase import Phase
+from gen_dist.parallel import gradients
 from gen_dist.parallel.choice import full_bucket_bytes
 from gen_dist.parallel.gradients import FlatReduction, in_buckets
 from gen_dist.training.trainer import Trainer
@@ -27,6 +28,24 @@ def buckets_as_on_gpus() -> Iterator[None]:
 
     def choose(parameters: list[nn.Parameter], *_: object, **__: object) -> FlatReduction:
         return FlatReduction(parameters, full_bucket_bytes(parameters))
+
+    with mock.patch("gen_dist.training.turn.choose_reduction", choose):
+        yield
+
+
+class _BucketsThatStay(FlatReduction):
+    """Gradients that are copied into a bucket as if to be sent, and are then averaged over one process."""
+
+    def _send(self, bucket: gradients.Bucket) -> None:
+        """See FlatReduction."""
+
+
+@contextlib.contextmanager
+def buckets_that_stay() -> Iterator[None]:
+    """Context in which trainers of a single process do all that those of several do to average, but for sending."""
+
+    def choose(parameters: list[nn.Parameter], *_: object, **__: object) -> FlatReduction:
+        return _BucketsThatStay(parameters, None)
 
     with mock.patch("gen_dist.training.turn.choose_reduction", choose):
         yield

@@ -17,7 +17,7 @@ import torch
 
 from bench.measuring.network_hosts import Host
 from bench.scaling.cost_model import Bucket
-from bench.scaling.overlap import bucket_leads, buckets_as_on_gpus, trained_by
+from bench.scaling.overlap import bucket_leads, buckets_as_on_gpus, buckets_that_stay, trained_by
 from gen_dist.data import open_dataset
 from gen_dist.parallel.collectives import sum_over_processes
 from gen_dist.parallel.processes import Processes, end_process, start_processes
@@ -69,7 +69,8 @@ class Member:
             options: changes of the presets.
             cache: directory of packed data.
             rows_of_presets: images of a process in a step, by preset.
-            overlapped: make one of all processes that sends buckets during backward, too, as on GPUs.
+            overlapped: make one of all processes that sends buckets during backward, too, as on GPUs. The one of this
+                process alone then has buckets as well.
         """
         for preset, rows_of_process in rows_of_presets.items():
             for rows in rows_of_process:
@@ -79,7 +80,8 @@ class Member:
                 processes = start_processes(config)
                 dataset = open_dataset(config.data, config.data_root, config.packing)
                 by_itself = Processes(0, 0, 1, processes.device)
-                self._trainers[preset, rows, "alone"] = Trainer(config, dataset, by_itself)
+                with buckets_that_stay() if overlapped else contextlib.nullcontext():
+                    self._trainers[preset, rows, "alone"] = Trainer(config, dataset, by_itself)
                 config = replace(config, global_batch_size=processes.world_size * rows, seed=config.seed + 1)
                 self._trainers[preset, rows, "joined"] = joined = Trainer(config, dataset, processes)
                 self._reductions[preset] = reductions_of(joined)
@@ -108,6 +110,23 @@ class Member:
         seconds = time.perf_counter() - start
         assert all(bool(value.isfinite().all()) for log in logs for value in log.values())
         return seconds / steps
+
+    def stretches(self, preset: str, rows: int, steps: int) -> list[float]:
+        """Seconds of a block by itself, cut where steps of all processes would average gradients."""
+        trainer = self._trainers[preset, rows, "alone"]
+        first = self._next_step[id(trainer)]
+        self._next_step[id(trainer)] = first + BLOCK_STEPS + 1
+        sum_over_processes(torch.zeros(1))  # all begin at the same time
+        ends = [time.perf_counter()]
+
+        def lap(part: str) -> None:
+            if part.endswith(("/backward", "/gradients")):
+                ends.append(time.perf_counter())
+
+        for step in range(first, first + steps):
+            trainer.run_step(step, lap)
+        ends.append(time.perf_counter())
+        return np.diff(ends).tolist()
 
     def leads(self, preset: str, rows: int) -> dict[str, list[Bucket]]:
         """Buckets of each phase with the seconds of backward that follow them. All processes do this together."""

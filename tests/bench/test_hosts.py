@@ -10,9 +10,10 @@ import pytest
 
 from bench.measuring.network_hosts import Host, Link, NetworkError, linked_hosts
 from bench.scaling.clusters import ENOUGH, Profile, forecast, least_rows
-from bench.scaling.cost_model import Bucket, Cluster, Network
+from bench.scaling.cost_model import Bucket, Cluster, Network, seconds_of_slowest
 from bench.scaling.hosts import forecast as forecast_of_hosts
 from bench.scaling.overlap import bucket_leads
+from bench.scaling.processes import Member
 from gen_dist.config import MlpConfig
 from tests.support.runs import make_trainer, small_config
 
@@ -78,6 +79,23 @@ def test_a_step_over_hosts_is_local_and_what_is_sent_after_it() -> None:
     assert row["joined"]["forecast"] == pytest.approx(0.2 + 0.1 + 0.5 * 0.2)
     assert row["overlapped"]["forecast"] == pytest.approx(0.2 + 0.05 + 0.5 * 0.2)
     assert row["joined"]["error"] == pytest.approx(0.4 / 0.5 - 1)
+
+
+def test_between_reductions_the_slowest_host_counts() -> None:
+    assert seconds_of_slowest([[1.0, 2.0, 3.0], [2.0, 1.0, 4.0]]) == 2.0 + 2.0 + 4.0
+
+
+def test_stretches_of_a_block_end_where_gradients_are_averaged() -> None:
+    member = Member()
+    trainer = make_trainer(small_config("gan"))
+    member._trainers["gan", 8, "alone"] = trainer
+    member._next_step[id(trainer)] = 0
+    start = time.perf_counter()
+    stretches = member.stretches("gan", 8, 3)
+    assert 0 < sum(stretches) <= time.perf_counter() - start
+    assert len(stretches) == 3 * len(trainer.objective.phases()) + 1
+    assert trainer.objective.networks
+    trainer.close()
 
 
 def test_leads_of_buckets_shrink_towards_the_end_of_backward() -> None:
