@@ -21,7 +21,15 @@ from gen_dist.training import auto_accumulation
 from gen_dist.training.auto_accumulation import least_that_fits, with_accumulation_that_fits
 from gen_dist.training.run import train
 from tests.support.limited_memory import LimitedMemory
-from tests.support.runs import SMALL_STYLEGAN2, losses_of, make_trainer, run_steps, small_config, small_dataset
+from tests.support.runs import (
+    SMALL_STYLEGAN2,
+    SMALL_VQ,
+    losses_of,
+    make_trainer,
+    run_steps,
+    small_config,
+    small_dataset,
+)
 
 ALONE = Processes(0, 0, 1, torch.device("cpu"))
 IMAGES = 256
@@ -83,10 +91,9 @@ def test_cuts_through_groups_are_not_tried(wanted: int, found: int, tried: list[
 
 def test_a_trial_takes_its_images_for_a_part_of_the_batch() -> None:
     """A codebook that the whole batch can fill may be larger than what one of two processes has of the batch."""
-    name = "latent autoencoder, codebook by gradient"
-    config = small_config(name, global_batch_size=2)
+    config = small_config("latent autoencoder, codebook by gradient", global_batch_size=2)
     places = math.prod(make_trainer(config).objective.latent_shape[1:])
-    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, codebook_size=2 * places))
+    config = dataclasses.replace(config, objective=dataclasses.replace(SMALL_VQ, codebook_size=2 * places))
     ranks = Processes(0, 0, 2, torch.device("cpu"))
     assert auto_accumulation._possible(config, small_dataset(config), ranks) == [1]
     assert auto_accumulation._fits(1, config, small_dataset(config), ranks)

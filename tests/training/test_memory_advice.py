@@ -119,7 +119,12 @@ def test_advised_micro_batches_keep_groups_together(processes: int, advised: str
     """Of 24 images in groups of 4: 12 and 4 images at once, but not 6 or 3."""
     sizes: list[int] = []
     ranks = dataclasses.replace(ONE, world_size=processes)
-    advice = _advice(24, lambda size: sizes.append(size) or size <= 5, ranks, rows_together=4)
+
+    def fits(size: int) -> bool:
+        sizes.append(size)
+        return size <= 5
+
+    advice = _advice(24, fits, ranks, rows_together=4)
     assert advised in advice
     assert sizes == ([12, 4] if processes == 1 else [])
     assert "not even the 4 images fit that a layer takes together" in _advice(24, lambda _: False, rows_together=4)
