@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gen_dist.config import TrainConfig
-    from gen_dist.inference.model import load
+    from gen_dist.inference.loading import load
     from gen_dist.presets import get_preset as preset
     from gen_dist.training.run import train
 
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "TrainConfig": ("gen_dist.config", "TrainConfig"),
-    "load": ("gen_dist.inference.model", "load"),
+    "load": ("gen_dist.inference.loading", "load"),
     "preset": ("gen_dist.presets", "get_preset"),
     "train": ("gen_dist.training.run", "train"),
 }

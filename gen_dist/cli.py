@@ -313,7 +313,7 @@ def run_subcommand(functions: Sequence[Callable[..., None]], words: Sequence[str
     if not words:
         words = ["--help"]
     refuse_empty_words(words)
-    commands = {function.__name__: _deferred(function) for function in functions}
+    commands = {function.__name__.replace("_", "-"): _deferred(function) for function in functions}
     # The call is made after parsing, because output during parsing counts as a parsing error.
     _with_short_errors(lambda: tyro.extras.subcommand_cli_from_dict(commands, args=words, prog=prog))()
 

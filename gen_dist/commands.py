@@ -7,13 +7,19 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from gen_dist.cli import preset_lines, run_command, run_subcommand, without_plugins
 from gen_dist.config import DataConfig
 from gen_dist.errors import ConfigError, UserError
+from gen_dist.model_commands import encode as encode
+from gen_dist.model_commands import export as export
+from gen_dist.model_commands import fit_prior as fit_prior
+from gen_dist.model_commands import invert as invert
+from gen_dist.model_commands import sample as sample
+from gen_dist.model_commands import walk as walk
 from gen_dist.plugins.loading import load as load_plugin
 from gen_dist.startup import tell
 
@@ -46,55 +52,8 @@ def train() -> None:
     command.main(sys.argv[2:], "gen-dist train")
 
 
-def sample(
-    run: tyro.conf.Positional[Path],
-    /,
-    count: int = 64,
-    out: Path = Path("samples.png"),
-    columns: int = 8,
-    labels: tuple[str, ...] = (),
-    seed: int = 0,
-    truncation: float = 1.0,
-    device: Literal["cpu", "cuda"] = "cpu",
-    checkpoint: Literal["newest", "best"] = "newest",
-) -> None:
-    """Draw new images from a trained model into one picture.
-
-    Args:
-        run: Run directory, or one checkpoint in it.
-        count: Number of images.
-        out: File to write: .png, .jpg or .webp.
-        columns: Images a row.
-        labels: Labels that a conditional model draws in turn: names or numbers of classes; for attributes and numbers
-            a value of each with commas between, as yes,no or 31.5,2; `unknown` for a missing one. All classes, or
-            labels as training images have them, if none is given.
-        seed: Key of the latents. The same seed gives the same images.
-        truncation: Distance of styles from their mean, as a fraction (network stylegan2): less gives better images that
-            are more alike.
-        device: Where to compute.
-        checkpoint: Checkpoint of a run directory; `best` is that of --keep-best.
-    """
-    from gen_dist.files import reason_of
-    from gen_dist.inference.model import label_tensor, load
-    from gen_dist.pictures.grids import format_of, save_grid
-
-    format_of(out)  # before anything that takes seconds
-    if columns < 1:
-        raise ConfigError(f"columns {columns} is less than 1")
-    model = load(run, device=device, announce=tell, checkpoint=checkpoint)
-    # A model that is not conditional refuses any label.
-    rows = [model.labels.row_of(label) if model.conditional else model.labels.in_turn(1)[0] for label in labels]
-    asked = label_tensor(model.labels, [rows[place % len(rows)] for place in range(count)]) if rows else None
-    images = model.sample(count, asked, seed, truncation=truncation)
-    try:
-        save_grid(out, model.scale.eight_bit(images.cpu().numpy()), columns, bar=model.scale.shown_values)
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {reason_of(error)}") from None
-    print(out)
-
-
 def evaluate(
-    run: tyro.conf.Positional[Path],
+    run: tyro.conf.Positional[Path | None] = None,
     /,
     metrics: tuple[str, ...] = (),
     samples: int = 10_000,
@@ -103,12 +62,18 @@ def evaluate(
     data: str | None = None,
     data_root: str | None = None,
     features: Literal["digits", "efficientnet-lite0", "inception"] | None = None,
+    reference: str = "test",
+    prior: Literal["normal", "fitted"] = "normal",
+    images: str | None = None,
+    out: Path | None = None,
     inception_weights: Path | None = None,
     vgg_weights: Path | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     checkpoint: Literal["newest", "best"] = "newest",
 ) -> None:
     """Measure a trained model against the test split and write evaluation.json in its run directory.
+
+    Or measure images that no run of ours made, with --images and --reference.
 
     Args:
         run: Run directory.
@@ -120,6 +85,12 @@ def evaluate(
         data: The data under their present place, such as folder:/new/place, if they have moved since the run.
         data_root: Directory with the torchvision data sets, if it has moved since the run.
         features: Network whose features are compared. For 28 x 28 grey images it is digits if not given.
+        reference: Images that FID, KID, precision, recall, density and coverage compare samples with: the test or train
+            split of the run's data, or a source such as folder:holiday/ or cifar10. Up to 50,000 of them are used.
+        prior: Distribution of the samples' latents: standard normal, or the one that gen-dist fit-prior fitted.
+        images: Instead of a run's samples, images of a folder or any other source, such as parquet:PATH. Those of
+            --reference decide their size and channels; it has to be a source, too.
+        out: With --images, a JSON file for the figures.
         inception_weights: File with the weights of InceptionV3. Downloaded if not given.
         vgg_weights: File with torchvision's weights of VGG16, for LPIPS as the perceptual distance.
         device: Where to compute.
@@ -128,6 +99,24 @@ def evaluate(
     from gen_dist.evaluation import evaluator as evaluation
     from gen_dist.evaluation.record import EvaluationError
 
+    if images is not None:
+        if run is not None:
+            raise ConfigError(f"evaluate measures {run} or --images {images}; leave one out")
+        return _evaluate_images(
+            images,
+            reference,
+            metrics or None,
+            samples=samples,
+            data_root=data_root or "data",
+            device=device,
+            features=features,
+            inception_weights=inception_weights,
+            out=out,
+        )
+    if run is None:
+        raise ConfigError("evaluate needs a run, as in gen-dist evaluate runs/vae-mnist, or --images and --reference")
+    if out is not None:
+        raise ConfigError("out is of --images; the figures of a run are in its evaluation.json")
     try:
         found = evaluation.evaluate(
             run,
@@ -139,6 +128,8 @@ def evaluate(
             data_root=data_root,
             device=device,
             features=features,
+            reference=reference,
+            prior=prior,
             inception_weights=inception_weights,
             vgg_weights=vgg_weights,
             checkpoint=checkpoint,
@@ -245,68 +236,6 @@ def report(
     print(path)
 
 
-def export(
-    run: tyro.conf.Positional[Path],
-    /,
-    format: Literal["safetensors", "onnx", "torch-export", "diffusers"],
-    out: Path | None = None,
-    parts: tuple[Literal["decoder", "encoder"], ...] = (),
-    truncation: float = 1.0,
-    data: str | None = None,
-    data_root: str | None = None,
-    checkpoint: Literal["newest", "best"] = "newest",
-) -> None:
-    """Write the decoder or generator of a trained model, and its encoder, for other programs to use.
-
-    Args:
-        run: Run directory, or one checkpoint in it.
-        format: Plain weights (safetensors), whole programs for any number of images (onnx, torch-export), or a
-            directory that AutoencoderKL or VQModel of diffusers loads, with the scale of latents (diffusers).
-        out: Directory to write. If not given, export-FORMAT in the run directory.
-        parts: Parts to write. All that the model has if none is named.
-        truncation: Distance of styles from their mean in an exported program, as a fraction (network stylegan2).
-        data: For diffusers, the training data under their present place, if they have moved since the run.
-        data_root: For diffusers, the directory with the torchvision data sets, if it has moved since the run.
-        checkpoint: Checkpoint of a run directory; `best` is that of --keep-best.
-    """
-    from gen_dist.inference.export import export as write_export
-
-    where = partial(write_export, data=data, data_root=data_root, checkpoint=checkpoint)
-    print(where(run, format, out, parts, tell, truncation=truncation))
-
-
-def encode(
-    run: tyro.conf.Positional[Path],
-    /,
-    out: Path,
-    data: str | None = None,
-    data_root: str | None = None,
-    split: Literal["train", "test"] | None = None,
-    format: Literal["parquet", "safetensors", "npz", "csv"] = "parquet",
-    shard_size: int = 2000,
-    device: Literal["cpu", "cuda"] = "cpu",
-) -> None:
-    """Write the latents of all images of a data set, each with its reconstruction error and KL. Started again, it
-    goes on.
-
-    Args:
-        run: Run directory, or one checkpoint in it.
-        out: Directory to write.
-        data: Source of the images, such as folder:holiday/. The run's own data if not given.
-        data_root: Directory with the torchvision data sets, if it is not the run's.
-        split: Split to encode. Both if not given.
-        format: Shards (parquet, safetensors), or one file a split for small sets (npz, csv).
-        shard_size: Images of a shard.
-        device: Where to compute.
-    """
-    from gen_dist.inference import encoding
-
-    options = {"data": data, "data_root": data_root, "split": split, "device": device, "shard_size": shard_size}
-    path = encoding.encode(run, out, file_format=format, announce=tell, **options)  # type: ignore[arg-type]
-    if os.environ.get("RANK", "0") == "0":
-        print(path)
-
-
 def data(
     source: tyro.conf.Positional[str],
     /,
@@ -379,6 +308,20 @@ def replay(
     print(f"step {step}  " + "  ".join(f"{name} {value:.6f}" for name, value in scalars.items()))
 
 
+def _evaluate_images(*sources: Any, **options: Any) -> None:
+    from gen_dist.evaluation.image_sets import evaluate_images, lines_of
+    from gen_dist.evaluation.record import EvaluationError
+
+    try:
+        found = evaluate_images(*sources, announce=tell, **options)
+    except EvaluationError as error:
+        if error.evaluation is not None and os.environ.get("RANK", "0") == "0":
+            print(*lines_of(error.evaluation), sep="\n", flush=True)
+        raise
+    if os.environ.get("RANK", "0") == "0":
+        print(*lines_of(found), sep="\n", flush=True)
+
+
 def _print_figures(found: Evaluation | None) -> None:
     if found is not None and os.environ.get("RANK", "0") == "0":
         print(*found.lines(), sep="\n", flush=True)
@@ -433,7 +376,7 @@ def check(
 
 FUNCTIONS: list[Callable[..., None]] = [
     *(train, sample, evaluate, compare, report),
-    *(export, encode, data, presets, replay, launchers, check),
+    *(export, encode, fit_prior, walk, invert, data, presets, replay, launchers, check),
 ]
 
 if __name__ == "__main__":

@@ -66,3 +66,9 @@ class Stream(IntEnum):
     """Noise inputs of the generator's layers, for GENERATOR_LATENTS."""
     MEAN_STYLE = 27
     """Latents of the mean style, towards which samples are truncated."""
+    BOOTSTRAP = 28
+    """Images of the sets that are drawn for confidence intervals; its step is the set."""
+    FITTED_PRIOR = 29
+    """Latents drawn from a fitted prior."""
+    FITTED_LATENTS = 30
+    """Noise that reparameterizes posteriors of training images, to which a prior is fitted."""

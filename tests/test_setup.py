@@ -40,8 +40,8 @@ def test_import_is_light(module: str, tmp_path: Path) -> None:
 
 def test_public_names_come_from_their_modules(tmp_path: Path) -> None:
     code = (
-        "import gen_dist, gen_dist.inference.model, gen_dist.training.run\n"
-        "assert gen_dist.load is gen_dist.inference.model.load and gen_dist.train is gen_dist.training.run.train\n"
+        "import gen_dist, gen_dist.inference.loading, gen_dist.training.run\n"
+        "assert gen_dist.load is gen_dist.inference.loading.load and gen_dist.train is gen_dist.training.run.train\n"
         "assert dir(gen_dist) == ['TrainConfig', '__version__', 'load', 'preset', 'train']\n"
         "assert isinstance(gen_dist.preset('vae-mnist'), gen_dist.TrainConfig)\n"
         "gen_dist.absent"

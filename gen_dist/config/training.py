@@ -116,6 +116,13 @@ class TrainConfig(Checked):
     """Steps between pictures of samples and reconstructions."""
     evaluate_every: int = 500
     """Steps between evaluations on the test split; another is made at the end."""
+    evaluate_metrics: tuple[str, ...] = ()
+    """Metrics of gen-dist evaluate, such as fid kid, to measure at each of these evaluations, too; a line says how long
+    that takes. --keep-best may name one of them."""
+    evaluate_samples: int = 1000
+    """Samples that `evaluate_metrics` are measured on. The number is part of their names: fid_1k."""
+    evaluate_features: Literal["digits", "efficientnet-lite0", "inception"] | None = None
+    """Network whose features `evaluate_metrics` compare. None is digits for 28 x 28 grey images, else none."""
     log_every: int = 50
     """Steps between lines in metrics.jsonl; each line has means over the steps since the previous one."""
     wandb: WandbMode | None = None
@@ -136,6 +143,7 @@ class TrainConfig(Checked):
         super().__post_init__()
         for name in ("steps", "global_batch_size", "accumulation", "keep_checkpoints"):
             at_least(name, getattr(self, name), 1)
+        at_least("evaluate_samples", self.evaluate_samples, 10)
         for name in ("checkpoint_every", "sample_every", "evaluate_every", "log_every"):
             at_least(name, getattr(self, name), 1)
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
@@ -148,7 +156,9 @@ class TrainConfig(Checked):
                 raise ConfigError(f"objective {self.objective.kind} has no {role}; its networks are {its}")
         image_changes(self.augment)
         if self.keep_best is not None:
-            object.__setattr__(self, "keep_best", recorded_metric(self.keep_best, self.objective))
+            object.__setattr__(
+                self, "keep_best", recorded_metric(self.keep_best, self.objective, self.evaluate_metrics)
+            )
         self._refuse_bad_shards()
         if self.split_state and self.auto_accumulation:
             raise ConfigError(

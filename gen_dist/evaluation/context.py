@@ -9,33 +9,31 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 from tqdm import tqdm
 
 from gen_dist.data import Dataset, cache_directory, image_indices
+from gen_dist.data.subsets import evenly_spaced
 from gen_dist.evaluation.features import FeatureNetwork
-from gen_dist.files import read_sealed, write_sealed
-from gen_dist.inference.model import GenerativeModel
+from gen_dist.evaluation.kept import KeptTensors
+from gen_dist.evaluation.reference import ReferenceImages
+from gen_dist.inference.model import GenerativeModel, PriorName
 from gen_dist.networks.perceptual import PerceptualDistance
 from gen_dist.objectives import Batch
 from gen_dist.objectives.evaluating import rows_per_pass
-from gen_dist.parallel.collectives import from_main, in_main, rows_of_all, sum_over_processes
+from gen_dist.parallel.collectives import from_main, rows_of_all, sum_over_processes
 from gen_dist.parallel.processes import Processes
 
 ROWS_PER_BLOCK = 250
-_REFERENCE_FORMAT = 3
+TRAINING_IMAGES = 50_000
+"""Training images that are looked at, spread over the split: it may be larger than memory."""
 
 T = TypeVar("T")
 
@@ -49,6 +47,15 @@ class Images(NamedTuple):
     """float32 [N, F]; F is 0 without a feature network."""
     classes: Tensor | None
     """int64 [N], predicted by the network; None if it has no classifier."""
+
+
+class TrainingImages(NamedTuple):
+    """Some of the training images, or all of them."""
+
+    rows: NDArray[Any]
+    """Places in `dataset.train.sample`, int64 [N]."""
+    features: Tensor
+    """float32 [N, F]. Every process has all rows."""
 
 
 class Context:
@@ -69,6 +76,9 @@ class Context:
         *,
         reconstruction_network: FeatureNetwork | None = None,
         perceptual: PerceptualDistance | None = None,
+        reference: ReferenceImages | None = None,
+        with_intervals: bool = True,
+        prior: PriorName = "normal",
     ) -> None:
         """See `gen_dist.evaluation.evaluator.evaluate`.
 
@@ -83,6 +93,9 @@ class Context:
             reconstruction_network: network whose features of reconstructions are compared: `network`, or
                 EfficientNet-Lite0 for images that `network` is not there for.
             perceptual: distance of images from their reconstructions.
+            reference: images that samples are compared with; None is the test split.
+            with_intervals: compute confidence intervals, too.
+            prior: distribution that the samples' latents are drawn from.
         """
         self.model = model
         self.objective = model.objective
@@ -91,14 +104,20 @@ class Context:
         self.network = network
         self.reconstruction_network = reconstruction_network or network
         self.perceptual = perceptual
+        self.with_intervals = with_intervals
+        self.prior: PriorName = prior
         self.samples = samples
         self.nll_samples = nll_samples
         self.nll_rows = nll_rows
         self.rng = torch.tensor([model.config.seed, 0], dtype=torch.int64, device=processes.device)
         self.seconds: dict[str, float] = {}
+        self.intervals: dict[str, tuple[float, float]] = {}
+        """95 % confidence intervals of figures, by the metric's name; metrics add theirs."""
+        self.warnings: dict[str, str] = {}
+        """What a figure says of the model, by the metric's name, for the console, the report and the card."""
         self._once: dict[str, Any] = {}
-        self._reference: dict[str, Tensor] | None = None
-        self._reference_is_new = False
+        self._kept: dict[str, KeptTensors] = {}
+        self.compared = reference
 
     # ------------------------------------------------------------------------------------------------------ images
 
@@ -125,6 +144,39 @@ class Context:
         found = self.references("features", compute)
         return Images(images, found["features"], found.get("classes"))
 
+    @functools.cached_property
+    def compared_features(self) -> Tensor:
+        """Features of the images that samples are compared with, float32 [N, F]. Every process has all rows."""
+        compared, network = self.compared, self.network
+        if compared is None:
+            return self.real.features
+        assert network is not None
+
+        def compute(first: int, last: int) -> tuple[Tensor]:
+            return (network.of_images(compared.images(first, last).to(self.processes.device))[0],)
+
+        count = compared.count
+        return self.compared_reference("features", lambda: self.rows(count, "reference images", compute)[0])
+
+    @functools.cached_property
+    def training_rows(self) -> NDArray[Any]:
+        """Places in `dataset.train.sample` of the training images that are looked at, int64 [N]."""
+        count = len(self.dataset.train.sample.labels)
+        return evenly_spaced(min(count, TRAINING_IMAGES), count)
+
+    @functools.cached_property
+    def training(self) -> TrainingImages:
+        """Features of up to `TRAINING_IMAGES` training images, spread over the split. They are kept in the cache."""
+        train, network, rows = self.dataset.train.sample, self.network, self.training_rows
+        assert network is not None
+
+        def compute(first: int, last: int) -> tuple[Tensor]:
+            return (network.of_images(train.for_model(rows[first:last]).to(self.processes.device))[0],)
+
+        name = f"features of {len(rows)}"
+        found = self.references(name, lambda: {name: self.rows(len(rows), "training images", compute)[0]}, "train")
+        return TrainingImages(rows, found[name])
+
     def test_batch(self, first: int, last: int) -> Batch:
         """A range of rows of the test split. Noise is keyed by the place in the split."""
         test, device = self.dataset.test, self.processes.device
@@ -139,7 +191,7 @@ class Context:
         return torch.from_numpy(labels[image_indices(len(labels), 0, 0, 1, first, last - first)])
 
     def _samples(self, first: int, last: int) -> Tensor:
-        latents = self.model.prior_latents(last - first, first_row=first)
+        latents = self.model.latents(last - first, first_row=first, prior=self.prior)
         return self.model.scaled_images(latents, self.labels(first, last))
 
     def _seen(
@@ -196,6 +248,10 @@ class Context:
         found: T = self._once[name]
         return found
 
+    def __contains__(self, name: str) -> bool:
+        """True if `once` has a result of this name."""
+        return name in self._once
+
     def replace(self, name: str, result: object) -> None:
         """Make `once` return this result, for checks of metrics on images that are known."""
         self._once[name] = result
@@ -204,30 +260,42 @@ class Context:
         """A tensor of the test split, from the cache or computed."""
         return self.references(name, lambda: {name: compute()})[name]
 
-    def references(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Tensors of the test split by name. `compute` is called if the cache lacks `name`."""
-        if self._reference is None:
-            kept = in_main(lambda: _read_tensors(self._reference_file), self.processes) or {}
-            self._reference = {key: tensor.to(self.processes.device) for key, tensor in kept.items()}
-        if name not in self._reference:
+    def references(self, name: str, compute: Callable[[], dict[str, Tensor]], of: str = "test") -> dict[str, Tensor]:
+        """Tensors of a split by name. `compute` is called if the cache lacks `name`."""
+        return self._kept_tensors(self.dataset.digest, of, name, compute)
+
+    def compared_reference(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """A tensor of the images that samples are compared with, from the cache or computed."""
+        if self.compared is None:
+            return self.reference(name, compute)
+        return self._kept_tensors(self.compared.digest, self.compared.which, name, lambda: {name: compute()})[name]
+
+    def _kept_tensors(
+        self, digest: str, which: str, name: str, compute: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        place = f"{digest} {which}"
+        if place not in self._kept:
+            network = None if self.network is None else self.network.digest
+            cache = cache_directory(self.model.config.packing)
+            self._kept[place] = KeptTensors(cache, digest, which, network, self.processes)
+
+        def timed() -> dict[str, Tensor]:
             with self.stage("reference"):
-                self._reference |= compute()
-            self._reference_is_new = True
-        return self._reference
+                return compute()
+
+        return self._kept[place].get(name, timed)
 
     def keep_reference(self) -> None:
-        """Write new tensors of the test split to the cache, unless it is read-only."""
-        if self._reference_is_new and self._reference and self.processes.is_main:
-            tensors = {name: tensor.cpu().contiguous() for name, tensor in self._reference.items()}
-            with contextlib.suppress(OSError):
-                write_sealed(self._reference_file, save_tensors(tensors))
-        self._reference_is_new = False
+        """Write new tensors of the data to the cache, unless it is read-only."""
+        for kept in self._kept.values():
+            kept.keep()
 
-    @property
-    def _reference_file(self) -> Path:
-        network = None if self.network is None else self.network.digest
-        key = hashlib.sha256(json.dumps([_REFERENCE_FORMAT, self.dataset.digest, "test", network]).encode())
-        return cache_directory(self.model.config.packing) / f"reference-{key.hexdigest()[:16]}.tensors"
+    def forget_model(self) -> None:
+        """Drop what rests on the model's weights, and the images of the test split, before they are measured again."""
+        self._once.clear()
+        self.warnings.clear()
+        for name in ("sampled", "real"):
+            self.__dict__.pop(name, None)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -238,9 +306,3 @@ class Context:
         elapsed = time.perf_counter() - started
         nested = sum(self.seconds.values()) - before
         self.seconds[name] = round(self.seconds.get(name, 0.0) + elapsed - nested, 3)
-
-
-def _read_tensors(file: Path) -> dict[str, Tensor] | None:
-    """None without the file, and for a damaged one: its tensors are computed again."""
-    content = read_sealed(file)
-    return None if content is None else load_tensors(content)

@@ -11,14 +11,18 @@ from gen_dist.evaluation.features import FeatureName
 from gen_dist.evaluation.metric import Metric
 from gen_dist.evaluation.metrics import all_metrics
 
-_COUNT = re.compile(r"(?:_k(?P<latents>\d+))?(?:_(?P<images>\d+)(?P<thousands>k?))?$")
+_COUNT = re.compile(
+    r"(?:_k(?P<latents>\d+))?(?:_(?P<images>\d+)(?P<thousands>k?)(?:_(?P<reference>train|ref-[0-9a-f]{8}))?)?$"
+)
+FITTED = "_fitted"
+"""End of the names of figures of samples from a fitted prior."""
 _NETWORKS = {*get_args(FeatureName), *get_args(PerceptualFeatures)}
 
 
 def base_name(name: str) -> str:
-    """A metric's name without its network and counts: `fid` of `fid_10k`, `nll` of `nll_k5000`, `rfid` of
-    `rfid_digits_1k`."""
-    uncounted = _COUNT.sub("", name)
+    """A metric's name without its network, counts and reference: `fid` of `fid_50k_train`, `nll` of `nll_k5000`,
+    `rfid` of `rfid_digits_1k`."""
+    uncounted = _COUNT.sub("", name.removesuffix(FITTED))
     return uncounted.removesuffix(f"_{_network_of(uncounted)}")
 
 
@@ -26,7 +30,9 @@ def _network_of(uncounted: str) -> str:
     """Network that a metric's name without counts ends with; empty if there is none."""
     base, _, network = uncounted.rpartition("_")
     known = all_metrics().get(base) if network in _NETWORKS else None
-    return network if known is not None and known.named_after else ""
+    if known is None or not known.named_after or (known.named_after == "other features" and network == "digits"):
+        return ""
+    return network
 
 
 def is_of_run(name: str) -> bool:
@@ -43,10 +49,10 @@ def is_of_pixels(name: str) -> bool:
 
 def metric_of(name: str) -> Metric:
     """Guide to one metric, with its counts in its label. A metric that is not in the table has its name as label."""
-    base = base_name(name)
+    base, is_fitted, name = base_name(name), name.endswith(FITTED), name.removesuffix(FITTED)
     known = all_metrics().get(base) or Metric(base, base.replace("_", " "), "run", None, "")
     count, network = _COUNT.search(name), _network_of(_COUNT.sub("", name))
-    latents, images, thousands = count.groups() if count else (None, None, None)
+    latents, images, thousands, reference = count.groups() if count else (None, None, None, None)
     parts = [known.label, *([network] if network else [])]
     if latents:
         parts.append(f"{int(latents):,} importance samples")
@@ -56,6 +62,9 @@ def metric_of(name: str) -> Metric:
         parts.append(f"{size:,} {'images' if of_images else 'samples'}")
     elif latents:
         parts.append("all test images")
+    if reference:
+        parts.append("against training images" if reference == "train" else f"against {reference}")
+    parts += ["fitted prior"] if is_fitted else []
     return replace(known, label=", ".join(parts))
 
 

@@ -42,8 +42,11 @@ class Metric:
     counts: Literal["samples", "importance samples", "test images", "chosen test images"] | None = None
     """Numbers that are part of the figure, and so of its full name: `fid_10k`, `nll_k5000_1k`, `rfid_digits_1k`. The
     chosen test images are those that `nll` is measured on."""
-    named_after: Literal["features", "perceptual features"] | None = None
-    """Network whose name is part of the figure's full name."""
+    named_after: Literal["features", "other features", "perceptual features"] | None = None
+    """Network whose name is part of the figure's full name; of `other features`, if it is not the digit network."""
+    of_reference: bool = False
+    """True if samples are compared with the images of `--reference`. Those are part of the full name, as in
+    `fid_50k_train`, unless they are the test split."""
     measure: Callable[[Any], Mapping[str, Value]] | None = None
     """Function of a `gen_dist.evaluation.context.Context` to values by name: that of the metric, and perhaps, as
     `NAME_data`, that of the data. None for figures of the run, which are not measured."""

@@ -13,7 +13,8 @@ from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.evaluation.features import FeatureNetwork
 from gen_dist.evaluation.metric import Metric
 from gen_dist.evaluation.metrics import measured_metrics
-from gen_dist.inference.model import GenerativeModel
+from gen_dist.evaluation.reference import ReferenceImages
+from gen_dist.inference.model import GenerativeModel, PriorName
 from gen_dist.networks import efficientnet_lite
 from gen_dist.networks.perceptual import PERCEPTUAL_CHANNELS, PerceptualDistance
 from gen_dist.objectives.vae import Vae
@@ -32,9 +33,15 @@ class Setting:
     reconstruction_network: FeatureNetwork | None = None
     """Network whose features of reconstructions are compared; see `gen_dist.evaluation.context.Context`."""
     perceptual: PerceptualDistance | None = None
+    reference: ReferenceImages | None = None
+    """Images that samples are compared with; None is the test split."""
+    prior: PriorName = "normal"
+    """Distribution of the samples' latents."""
 
     def lacks(self, capability: Capability) -> str | None:
-        """Reason why the objective lacks a capability; None if it has it."""
+        """Reason why the model lacks a capability; None if it has it. A fitted prior gives samples to any decoder."""
+        if capability == "samples" and self.prior == "fitted":
+            return None
         return self.model.config.objective.lacks.get(capability)
 
 
@@ -48,7 +55,10 @@ def refused_by_digits(dataset: Dataset) -> str:
     """Reason why there are no features of images that are not digits, with the way out if there is one."""
     if dataset.image_shape[0] not in PERCEPTUAL_CHANNELS:
         return f"images are {sides(dataset)}, and features are of 1 or 3 channels"
-    return f"images are {sides(dataset)}, the digit network takes 1 x 28 x 28; use --features inception"
+    return (
+        f"images are {sides(dataset)}, the digit network takes 1 x 28 x 28; use --features inception or "
+        "efficientnet-lite0"
+    )
 
 
 def _features_of_reconstructions(setting: Setting) -> str | None:
@@ -75,9 +85,25 @@ def _test_images(setting: Setting) -> str | None:
     return f"the test split has {count} images, fewer than {LEAST_SAMPLES}" if count < LEAST_SAMPLES else None
 
 
+def _reference_images(setting: Setting) -> str | None:
+    if setting.reference is None:
+        return _test_images(setting)
+    count = setting.reference.count
+    return f"the reference has {count} images, fewer than {LEAST_SAMPLES}" if count < LEAST_SAMPLES else None
+
+
+def _training_images(setting: Setting) -> str | None:
+    count = len(setting.dataset.train.sample.labels)
+    return f"the training split has {count} images, fewer than {LEAST_SAMPLES}" if count < LEAST_SAMPLES else None
+
+
 def _intensities(setting: Setting) -> str | None:
     if setting.network is not None and setting.network.of_intensities is None:
         return "InceptionV3 takes 8-bit images, in which a small step along a walk changes nothing"
+    if getattr(setting.model, "objective", None) is None:  # given images
+        return "there are images alone, and no latents to walk between"
+    if setting.prior == "fitted":
+        return "great circles are walks through a normal prior; leave out --prior fitted"
     return None
 
 
@@ -109,6 +135,8 @@ REQUIREMENTS: dict[str, Callable[[Setting], str | None]] = {
     "features of intensities": _intensities,
     "digits": _digits,
     "test images": _test_images,
+    "reference images": _reference_images,
+    "training images": _training_images,
     "labels": lambda setting: None if setting.model.conditional else "the model is not conditional on classes",
 }
 """Requirements by name: a function that returns the reason why one is not met, as a clause, or None."""
@@ -133,8 +161,12 @@ class MetricPlan:
         self.nll_samples = nll_samples
         self.test_images = len(setting.dataset.test.images)
         compared, perceptual = setting.reconstruction_network, setting.perceptual
+        own = setting.network.name if setting.network else None
+        self._reference = setting.reference.name if setting.reference else None
+        self._is_fitted = setting.prior == "fitted"
         self._networks = {
             "features": compared.name if compared else None,
+            "other features": None if own == "digits" else own,
             "perceptual features": perceptual.name if perceptual else None,
             None: None,
         }
@@ -150,10 +182,16 @@ class MetricPlan:
         """Reasons why metrics that are asked for are not available, by full name."""
 
     def full_name(self, metric: Metric) -> str:
-        """A metric's name with its network and counts: `rfid_digits_1k`.
+        """A metric's name with its network, counts and reference: `rfid_digits_1k`, `fid_50k_train`.
 
-        `nll_k5000` is of all test images, `nll_k5000_1k` of 1,000 of them.
+        `nll_k5000` is of all test images, `nll_k5000_1k` of 1,000 of them. Figures of the digit network, and those
+        against the test split, do not name it. `fid_10k_fitted` is of samples from a fitted prior.
         """
+        name = self._counted_name(metric)
+        name = f"{name}_{self._reference}" if self._reference and metric.of_reference else name
+        return f"{name}_fitted" if self._is_fitted and "samples" in metric.needs else name
+
+    def _counted_name(self, metric: Metric) -> str:
         network = self._networks[metric.named_after]
         name = f"{metric.name}_{network}" if network else metric.name
         match metric.counts:
@@ -174,13 +212,18 @@ class MetricPlan:
         return [metric for metric in self.asked if self.full_name(metric) not in self.unavailable]
 
 
-def check_options(run: Path, asked: Iterable[str], samples: int, nll_samples: int, nll_images: int | None) -> None:
-    """Raise UserError if options are invalid."""
+def check_names(asked: Iterable[str], samples: int) -> None:
+    """Raise ConfigError if a metric is unknown, or if so few samples are asked for that they say nothing."""
     known = measured_metrics()
     if unknown := [name for name in asked if name not in known]:
         raise ConfigError(f"unknown metrics {', '.join(unknown)}; there are {', '.join(known)}")
     if samples < LEAST_SAMPLES:
         raise ConfigError(f"samples {samples} is less than {LEAST_SAMPLES}")
+
+
+def check_options(run: Path, asked: Iterable[str], samples: int, nll_samples: int, nll_images: int | None) -> None:
+    """Raise UserError if options are invalid."""
+    check_names(asked, samples)
     for name, value in (("nll_samples", nll_samples), ("nll_images", nll_images)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value} is less than 1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gen_dist.errors import CheckpointError, DamagedError, OtherVersionError, UserError
 from gen_dist.evaluation.guide import base_name
@@ -30,6 +30,8 @@ from gen_dist.records.run_paths import RunPaths
 
 FORMAT = 1
 
+T = TypeVar("T")
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -52,6 +54,12 @@ class Evaluation:
     seconds: dict[str, float]
     """Time of each stage."""
     environment: dict[str, Any]
+    intervals: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    """95 % confidence interval of metrics, [low, high]. Older evaluations have none, nor warnings."""
+    warnings: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What a metric says of the model, as a clause, by the metric."""
+    references: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Images other than the test split that samples are compared with, by their name in metrics."""
 
     def added_to(self, before: Evaluation | None) -> Evaluation:
         """Merge with the figures of `before`, if it is of the same checkpoint and data.
@@ -72,7 +80,14 @@ class Evaluation:
             metrics=metrics,
             unavailable={k: v for k, v in (before.unavailable | self.unavailable).items() if k not in metrics},
             seconds=before.seconds | self.seconds,
+            intervals=before._kept(before.intervals, self) | self.intervals,
+            warnings=before._kept(before.warnings, self) | self.warnings,
+            references=before.references | self.references,
         )
+
+    def _kept(self, of_metrics: dict[str, T], after: Evaluation) -> dict[str, T]:
+        """Entries of these metrics that another evaluation has not measured again."""
+        return {name: one for name, one in of_metrics.items() if name in self.metrics and name not in after.metrics}
 
     def _without_features(self) -> Evaluation:
         """Copy without the figures that rest on features; likelihoods, which take minutes, stay."""
@@ -82,6 +97,8 @@ class Evaluation:
             features=None,
             metrics={name: value for name, value in self.metrics.items() if base_name(name) not in resting},
             unavailable={name: why for name, why in self.unavailable.items() if base_name(name) not in resting},
+            intervals={name: one for name, one in self.intervals.items() if base_name(name) not in resting},
+            warnings={name: one for name, one in self.warnings.items() if base_name(name) not in resting},
         )
 
     def fields(self) -> dict[str, Any]:
@@ -91,12 +108,18 @@ class Evaluation:
     def lines(self) -> list[str]:
         """Table for the terminal, unavailable metrics last."""
         width = max(map(len, (*self.metrics, *self.unavailable)), default=0)
-        values = {name: _readable(value) for name, value in self.metrics.items()}
+        values = {name: _readable(value) + self._spread(name) for name, value in self.metrics.items()}
         return [
             f"{self.preset} at step {self.checkpoint_step}, against the {self.split} split of {self.data}",
             *(f"  {name:{width}}  {value}" for name, value in values.items()),
+            *(f"  {name:{width}}  are {images}" for name, images in self.references.items()),
             *(f"  {name:{width}}  none: {reason}" for name, reason in self.unavailable.items()),
+            *(f"warning: {name}: {line}" for name, line in self.warnings.items()),
         ]
+
+    def _spread(self, name: str) -> str:
+        interval = self.intervals.get(name)
+        return f"  ({' to '.join(map(readable_figure, interval))})" if interval else ""
 
 
 _FIGURE = either(NUMBER, list_of(NUMBER))
@@ -109,6 +132,9 @@ _SHAPE = {
     "unavailable": values_of(TEXT),
     "seconds": values_of(NUMBER),
     "environment": OBJECT,
+    "intervals": either(values_of(list_of(NUMBER)), None),
+    "warnings": either(values_of(TEXT), None),
+    "references": either(values_of(TEXT), None),
 }
 _NAMES = {"format", *_SHAPE}
 
@@ -129,7 +155,7 @@ def read_evaluation(run: Path) -> Evaluation | None:
     del content["format"]
     try:
         check_fields(content, _SHAPE)
-        return Evaluation(**content)
+        return Evaluation(**{name: value for name, value in content.items() if value is not None or name == "features"})
     except (ValueError, TypeError) as error:
         raise DamagedError(f"{file} is damaged: {error}; remove it") from None
 

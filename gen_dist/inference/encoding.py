@@ -27,7 +27,8 @@ from gen_dist.inference.latent_card import latent_card
 from gen_dist.inference.latent_files import FileFormat, joined
 from gen_dist.inference.latent_rows import RowsAtOnce, columns_of, encoded_rows, rows_at_once, statistics_of, sums_of
 from gen_dist.inference.latent_set import CARD, LOCK, LatentSet, Shard, written_to
-from gen_dist.inference.model import GenerativeModel, model_of, read_same_checkpoint
+from gen_dist.inference.loading import model_of, read_same_checkpoint
+from gen_dist.inference.model import GenerativeModel
 from gen_dist.parallel.collectives import agree, errors_shared, from_main, in_main
 from gen_dist.parallel.processes import Processes, settings_kept, start_processes
 from gen_dist.records.checkpoint import Checkpoint, is_checkpoint

@@ -31,17 +31,20 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gen_dist.errors import ConfigError, UserError
+from gen_dist.errors import CheckpointError, ConfigError, UserError
 from gen_dist.files import sync, whole_directory
 from gen_dist.inference import diffusers_format
-from gen_dist.inference.exported import CARD, CONFIG, LIBRARY, PLAIN_CARD, PLUGINS, SUFFIXES, Format, PartName
-from gen_dist.inference.model import GenerativeModel, WhichCheckpoint, model_of, read_checkpoint
+from gen_dist.inference.exported import CARD, CONFIG, LIBRARY, PLAIN_CARD, PLUGINS, PRIOR, SUFFIXES, Format, PartName
+from gen_dist.inference.fitted_prior import FittedPrior, prior_bytes, read_fitted_prior, weights_digest
+from gen_dist.inference.loading import WhichCheckpoint, model_of, read_checkpoint
+from gen_dist.inference.model import GenerativeModel
 from gen_dist.inference.model_card import Part, Port, card
 from gen_dist.inference.truncation import take_mean_style, truncated
 from gen_dist.objectives import Objective
 from gen_dist.plugins.loading import contents_of
 from gen_dist.records.checkpoint import Checkpoint, is_checkpoint
 from gen_dist.records.run_data import open_run_data
+from gen_dist.records.run_paths import RunPaths
 
 
 class _Decode(nn.Module):
@@ -161,6 +164,7 @@ def export(
     out = Path(os.path.abspath(out or home / f"export-{form}"))
     _refuse_other_files(out)
     model = model_of(read, config)
+    prior = _fitted_prior(model, home, announce)
     take_mean_style(model.objective, model.labels_in_turn)
     if form == "diffusers":
         prepared = _prepared_for_diffusers(model, read, run, parts, announce, data, data_root)
@@ -170,7 +174,9 @@ def export(
     try:
         with whole_directory(out) as directory:
             files = prepared.contents()
-            text = card(model, read, home, form, prepared.parts, files, announce)
+            if prior:
+                files[PRIOR] = prior_bytes(prior)
+            text = card(model, read, home, form, prepared.parts, files, announce, prior)
             plain = text.split("\n---\n", 1)[-1].lstrip()  # without the Hub's metadata
             cards = {CARD: text, PLAIN_CARD: plain}
             files |= {name: card_text.encode(errors="backslashreplace") for name, card_text in cards.items()}
@@ -180,6 +186,19 @@ def export(
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from None
     return out
+
+
+def _fitted_prior(model: GenerativeModel, home: Path, announce: Callable[[str], None]) -> FittedPrior | None:
+    """Prior that was fitted to these weights, if there is one."""
+    file = RunPaths(home).fitted_prior
+    if not file.exists():
+        return None
+    try:
+        digest = weights_digest(model.objective.networks.state_dict())
+        return read_fitted_prior(file, digest, f"gen-dist fit-prior {home}")
+    except CheckpointError as error:
+        announce(f"the export has no fitted prior: {error}")
+        return None
 
 
 def _prepared_parts(
@@ -232,6 +251,7 @@ def _refuse_other_files(out: Path) -> None:
         PLAIN_CARD,
         CONFIG,
         PLUGINS,
+        PRIOR,
         *diffusers_format.FILES,
         *(f"{part}.{suffix}" for part in get_args(PartName) for suffix in SUFFIXES.values()),
     }

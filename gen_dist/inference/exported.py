@@ -26,6 +26,8 @@ PartName = Literal["decoder", "encoder"]
 SUFFIXES: dict[Format, str] = {"safetensors": "safetensors", "onnx": "onnx", "torch-export": "pt2"}
 """Ends of the names of formats that have a file for each part."""
 CARD, CONFIG, PLUGINS = "README.md", "config.json", "plugins"
+PRIOR = "fitted_prior.safetensors"
+"""Prior of a model to which one was fitted."""
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 PLAIN_CARD = "card.md"
 """Card without the Hub's metadata, the only one in exports of older versions."""
@@ -86,7 +88,8 @@ def read_export(path: Path) -> Exported:
         config = read_config(path / CONFIG)
     except FileNotFoundError:
         raise CheckpointError(f"{path} has no {CONFIG}, which every export has; export the run again") from None
-    _compare_digests(path, [path / CONFIG, *files])
+    prior = [path / PRIOR] if (path / PRIOR).exists() else []
+    _compare_digests(path, [path / CONFIG, *files, *prior])
     found = [_read(file) for file in files]
     facts = found[0][1]
     weights = {facts["network"]: tensors for tensors, facts in found}

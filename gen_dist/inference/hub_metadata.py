@@ -36,6 +36,8 @@ class Measured(NamedTuple):
     values: Mapping[str, float]
     names: Mapping[str, str]
     """Titles of some of them, by metric."""
+    warnings: Mapping[str, str]
+    """What metrics say of the model, as clauses, by metric."""
 
 
 def metadata(model: GenerativeModel, form: str, has_decoder: bool, measured: Measured | None) -> str:

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch import Tensor
 
 from gen_dist.config import TrainConfig
-from gen_dist.config.labels import LabelScheme, classes_named, scheme_of_json
-from gen_dist.data.values import PLAIN, ValueScale, scale_of_json
-from gen_dist.errors import CheckpointError, DamagedError, UserError
-from gen_dist.inference.exported import is_export, read_export, refuse_export
+from gen_dist.config.labels import LabelScheme, classes_named
+from gen_dist.data.values import PLAIN, ValueScale
+from gen_dist.errors import UserError
+from gen_dist.inference.fitted_prior import FittedPrior
 from gen_dist.inference.truncation import truncated
 from gen_dist.kernels import Key, normal
-from gen_dist.objectives import Objective, build_objective
+from gen_dist.objectives import Objective
 from gen_dist.objectives.evaluating import SMALL_PASS, rows_per_pass
-from gen_dist.parallel.collectives import from_main
-from gen_dist.parallel.processes import Processes
 from gen_dist.plugins.surroundings import watched_if_loaded
 from gen_dist.randomness import Stream
-from gen_dist.records import checkpoint as checkpoints
-from gen_dist.records.best import best_checkpoint
-from gen_dist.records.checkpoint import Checkpoint
-from gen_dist.records.run_mark import refuse_lost_checkpoints
-from gen_dist.records.run_paths import RunPaths
 
 Result = TypeVar("Result")
-WhichCheckpoint = Literal["newest", "best"]
+PriorName = Literal["normal", "fitted"]
 
 IMAGES_PER_CHUNK = 1000
 """Maximum number of images in one forward pass; large ones are fewer, see `rows_per_pass`."""
@@ -66,6 +56,9 @@ class GenerativeModel:
         self.scale = scale
         """Values of the training images, and the range of them that networks see as 0..1."""
         self._rows_per_pass: dict[str, int] = {}
+        self.find_fitted_prior: Callable[[], FittedPrior] | None = None
+        """Reads the prior that `gen-dist fit-prior` fitted to these weights; None for models that are not loaded."""
+        self._fitted_prior: FittedPrior | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -93,19 +86,59 @@ class GenerativeModel:
         Raises:
             UserError: the seed is not in 0 .. 2^63 - 1.
         """
-        if not 0 <= seed < 2**63:
-            raise UserError(f"seed {seed} is not in 0 .. 2^63 - 1")
+        _check_seed(seed)
         # Drawn on the CPU, because other devices draw other numbers. Cloned, so that the caller may write to it.
         shape = self.objective.latent_shape
         latents = normal(Key(torch.tensor([seed, 0]), Stream.PRIOR, first_row), count, math.prod(shape)).clone()
         return latents.view(count, *shape).to(self.device)
+
+    def latents(self, count: int, seed: int = 0, first_row: int = 0, prior: PriorName = "normal") -> Tensor:
+        """Draw latents float32 [count, *latent_shape] from the standard normal prior or a fitted one; see
+        `prior_latents`.
+
+        Raises:
+            UserError: no prior was fitted to these weights, or the seed is out of range.
+        """
+        if prior not in get_args(PriorName):
+            raise UserError(f"prior {prior!r} is not one of {', '.join(get_args(PriorName))}")
+        if prior == "normal":
+            return self.prior_latents(count, seed, first_row)
+        _check_seed(seed)
+        drawn = self.fitted_prior.sample(count, seed, first_row)
+        return drawn.view(count, *self.objective.latent_shape).to(self.device)
+
+    @property
+    def fitted_prior(self) -> FittedPrior:
+        """The prior that was fitted to these weights.
+
+        Raises:
+            UserError: there is none, or it is damaged or of other weights.
+        """
+        if self._fitted_prior is None:
+            if self.find_fitted_prior is None:
+                raise UserError("no prior is fitted to this model; load a run after gen-dist fit-prior RUN")
+            self._fitted_prior = self.find_fitted_prior()
+        if len(self._fitted_prior.centre) != math.prod(self.objective.latent_shape):
+            raise UserError(
+                f"the fitted prior is of {len(self._fitted_prior.centre)} latents, and the model has "
+                f"{math.prod(self.objective.latent_shape)}; fit it again with gen-dist fit-prior"
+            )
+        return self._fitted_prior
 
     @property
     def conditional(self) -> bool:
         """True if images are decoded from latents and labels."""
         return self.objective.conditional
 
-    def sample(self, count: int, labels: Tensor | None = None, seed: int = 0, *, truncation: float = 1.0) -> Tensor:
+    def sample(
+        self,
+        count: int,
+        labels: Tensor | None = None,
+        seed: int = 0,
+        *,
+        truncation: float = 1.0,
+        prior: PriorName = "normal",
+    ) -> Tensor:
         """Draw new images [count, C, H, W] from the prior, of the data's dtype. The same seed gives the same images.
 
         Args:
@@ -116,21 +149,24 @@ class GenerativeModel:
             seed: key of the latents.
             truncation: distance of styles from their mean, as a fraction: less gives images of higher quality that are
                 more alike. Only generators with styles have it.
+            prior: distribution of the latents: standard normal, or the mixture that `gen-dist fit-prior` fitted, which
+                models without a prior can have, too.
 
         Raises:
             UserError: the model has no prior, count is not positive, the seed is out of range, the labels are not the
-                model's, the model is not conditional and labels are given, the truncation is not in 0..1, or the model
-                has no styles.
+                model's, the model is not conditional and labels are given, the truncation is not in 0..1, the model
+                has no styles, or no prior is fitted to its weights.
         """
-        if not self.objective.generates:
+        if prior == "normal" and not self.objective.generates:
             raise UserError(
                 f"a model of preset {self.config.preset} reconstructs but cannot generate: it has no prior over its "
-                "latents; use a VAE preset such as vae-mnist"
+                "latents; use a VAE preset such as vae-mnist, or fit a prior with gen-dist fit-prior and use --prior "
+                "fitted"
             )
         if count < 1:
             raise UserError(f"count {count} is less than 1")
         with truncated(self.objective, truncation, self.labels_in_turn):
-            return self.images(self.prior_latents(count, seed), labels)
+            return self.images(self.latents(count, seed, prior=prior), labels)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Posterior of images [N, C, H, W] of the data's dtype and units: mean float32 [N, *latent_shape] and
@@ -248,138 +284,6 @@ class GenerativeModel:
         return self._rows_per_pass[name]
 
 
-def load(
-    path: str | Path,
-    device: str = "cpu",
-    announce: Callable[[str], None] = print,
-    *,
-    checkpoint: WhichCheckpoint = "newest",
-) -> GenerativeModel:
-    """Load the model of a run directory, of one checkpoint directory, or of an export.
-
-    `checkpoint` is that of a run directory: the newest whole one, or the best that the run keeps (`keep_best`).
-
-    The weights are their moving average if the run kept one. An export in safetensors gives the model with the parts
-    that were exported; using another one raises UserError.
-
-    Raises:
-        CheckpointError: there is no run, checkpoint or such an export at the path, or it is damaged, or the best one is
-            asked for where there is one alone.
-        UserError: `device` is cuda and there is no GPU.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda was asked for, but torch sees no GPU here; use cpu")
-    if is_export(Path(path)):
-        _refuse_best(Path(path), checkpoint)
-        return _model_of_export(Path(path), device)
-    return model_of(*read_checkpoint(Path(path), announce, checkpoint), device)
-
-
-def read_checkpoint(
-    path: Path, announce: Callable[[str], None], which: WhichCheckpoint = "newest"
-) -> tuple[Checkpoint, TrainConfig]:
-    """Read one checkpoint directory, or the newest whole or the best one of a run directory, and the config of its run.
-
-    Raises:
-        CheckpointError: there is no run or checkpoint at the path, or it is damaged.
-        UserError: `which` is another word.
-    """
-    if which not in get_args(WhichCheckpoint):
-        raise UserError(f"checkpoint {which!r} is not one of {', '.join(get_args(WhichCheckpoint))}")
-    if checkpoints.is_checkpoint(path):
-        _refuse_best(path, which)
-        return checkpoints.load(path)
-    if which == "best":
-        return checkpoints.load(best_checkpoint(path, announce))
-    found = checkpoints.load_newest(path, announce)
-    if found is None:
-        refuse_lost_checkpoints(path)
-        refuse_export(path)
-        what = "has no checkpoint yet" if RunPaths(path).config.exists() else "is not a run or checkpoint directory"
-        raise CheckpointError(f"{path} {what}; train one with gen-dist train PRESET --run-dir {path}")
-    return found
-
-
-def _refuse_best(path: Path, which: WhichCheckpoint) -> None:
-    """Raise CheckpointError if the best checkpoint is asked for where there is a single one."""
-    if which == "best":
-        raise CheckpointError(f"{path} holds one checkpoint: leave out --checkpoint best, or name the run's directory")
-
-
-def read_same_checkpoint(
-    path: Path, announce: Callable[[str], None], processes: Processes, which: WhichCheckpoint = "newest"
-) -> tuple[Checkpoint, TrainConfig]:
-    """Read the main process's checkpoint in every process. A run that trains meanwhile may have written a newer one.
-
-    Raises:
-        CheckpointError: as `read_checkpoint`.
-    """
-    found = read_checkpoint(path, announce, which)
-    step = from_main(found[0].step, processes)
-    return found if found[0].step == step else checkpoints.load(RunPaths(path).checkpoint(step))
-
-
-def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.device = "cpu") -> GenerativeModel:
-    """The model of a checkpoint. Its weights are their moving average if the run kept one."""
-    channels, height, width = checkpoint.facts["image_shape"]
-    labels = scheme_of_json(checkpoint.facts.get("labels"), checkpoint.facts["class_names"])
-    scale = scale_of_json(checkpoint.facts.get("values"))
-    try:
-        weights = checkpoint.tensors.get("averaged") or checkpoint.tensors["networks"]
-        with _at_most(2 * sum(tensor.numel() for tensor in weights.values())):  # layers may replace a few
-            objective = build_objective(config, (channels, height, width), labels, scale)
-        objective.networks.load_state_dict(dict(weights))
-    except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise DamagedError(
-            f"the checkpoint of step {checkpoint.step} is of other networks than its config: {reason}"
-        ) from None
-    shape = channels, height, width
-    return GenerativeModel(objective.to(device).eval(), config, shape, labels, scale)
-
-
-class _NotExported(nn.Module):
-    """Stands for a network that an export does not hold."""
-
-    def __init__(self, name: str, path: Path) -> None:
-        super().__init__()
-        self._message = f"the export {path} does not hold the {name} of the model; load the run, or export all parts"
-
-    def forward(self, *_inputs: Tensor) -> Tensor:
-        """Raise UserError."""
-        raise UserError(self._message)
-
-
-def _model_of_export(path: Path, device: str | torch.device) -> GenerativeModel:
-    found = read_export(path)
-    try:
-        with _at_most(2 * found.parameters):  # as above
-            objective = build_objective(found.config, found.image_shape, found.labels, found.scale)
-        for name in set(objective.networks) - set(found.weights):
-            objective.networks[name] = _NotExported(name, path)
-        for name, weights in found.weights.items():
-            objective.networks[name].load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise DamagedError(f"the weights in {path} are of other networks than its config: {reason}") from None
-    objective = objective.to(device).eval()
-    return GenerativeModel(objective, found.config, found.image_shape, found.labels, found.scale)
-
-
-@contextlib.contextmanager
-def _at_most(elements: int) -> Iterator[None]:
-    """Context manager in which new networks may have this many parameters together; RuntimeError beyond, before the
-    memory of the one too many is touched."""
-    total = 0
-
-    def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal total
-        total += 0 if parameter is None else parameter.numel()
-        if total > elements:
-            raise RuntimeError(f"that has more than {elements:,} parameters")
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed {seed} is not in 0 .. 2^63 - 1")

@@ -10,13 +10,15 @@ from typing import Any, NamedTuple, get_args
 
 from gen_dist.config import RoleName
 from gen_dist.errors import CheckpointError
+from gen_dist.inference.exported import PRIOR
+from gen_dist.inference.fitted_prior import FittedPrior
 from gen_dist.inference.hub_metadata import Measured, metadata
 from gen_dist.inference.markdown import code, text
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.inference.truncation import truncating_decoder
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.environment import ENVIRONMENT_SHAPE
-from gen_dist.records.reading import OBJECT, Kind, read_object
+from gen_dist.records.reading import OBJECT, Kind, either, read_object
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.records.summary import SUMMARY_SHAPE
 
@@ -54,6 +56,7 @@ def card(
     parts: Sequence[Part],
     files: Mapping[str, bytes],
     announce: Callable[[str], None],
+    prior: FittedPrior | None = None,
 ) -> str:
     """The card as Markdown.
 
@@ -65,6 +68,7 @@ def card(
         parts: exported networks.
         files: content of each file beside the card, by its name.
         announce: takes a line about each file of the run that cannot be read.
+        prior: prior that was fitted to these weights.
     """
     config, step = model.config, checkpoint.step
     kinds = f"objective {text(config.objective.kind)}, network {text(config.network.kind)}"
@@ -85,6 +89,7 @@ def card(
         "training": f"{checkpoint.facts['training_seconds']:.1f} s",
         "weights": weights,
         "styles": _styles(model, form),
+        "prior": None if prior is None else _prior(prior, form),
         "command": _command(_read(RunPaths(run).environment, ENVIRONMENT_SHAPE, announce)),
         "again": f"`gen-dist train --config {'gen_dist.json' if form == 'diffusers' else 'config.json'}`",
     }
@@ -123,6 +128,17 @@ def _styles(model: GenerativeModel, form: str) -> str | None:
             "their mean is `decoder.mean_style`; `gen_dist.load(DIRECTORY).sample(64, truncation=0.7)` is nearer to it"
         )
     return "`gen-dist export --truncation 0.7` writes a program whose images are nearer to the mean style"
+
+
+def _prior(prior: FittedPrior, form: str) -> str:
+    """Where the fitted prior is, and how to draw from it."""
+    use = '`gen_dist.load(DIRECTORY).sample(64, prior="fitted")` draws from it'
+    if form != "safetensors":
+        use = (
+            "latents are `centre + c @ directions`; of a component k drawn by `weights`, the first c are `means[k] + "
+            "factors[k] @ noise`, and the others `deviations * noise`"
+        )
+    return f"{prior.told}, in {code(PRIOR)}: {use}"
 
 
 def _lines_of(part: Part) -> str:
@@ -254,19 +270,22 @@ def _command(environment: Mapping[str, Any]) -> str | None:
 
 def _measured(run: Path, step: int, announce: Callable[[str], None]) -> Measured | None:
     """Metrics of exactly this step: from an evaluation, or else from the end of the run."""
-    evaluation = _read(RunPaths(run).evaluation, {"metrics": OBJECT}, announce)
+    evaluation = _read(RunPaths(run).evaluation, {"metrics": OBJECT, "warnings": either(OBJECT, None)}, announce)
     summary = _read(RunPaths(run).summary, SUMMARY_SHAPE, announce)
     names: dict[str, str] = {}
+    warnings: dict[str, str] = {}
     if evaluation.get("checkpoint_step") == step:
         split = str(evaluation.get("split", "test"))
         source, found = f"evaluation of the {split} split", evaluation.get("metrics", {})
+        warnings = {str(name): str(line) for name, line in (evaluation.get("warnings") or {}).items()}
     elif summary.get("steps") == step:
         split, source = "test", "the end of the run"
         found, names = summary.get("final") or {}, summary.get("names") or {}
-        found = {name: value for name, value in found.items() if name.startswith(("test/", "samples/"))}
+        found = {name: value for name, value in found.items() if name.startswith(("test/", "samples/", "evaluation/"))}
     else:
         return None
-    return Measured(source, split, {name: one for name, one in found.items() if isinstance(one, int | float)}, names)
+    values = {name: one for name, one in found.items() if isinstance(one, int | float)}
+    return Measured(source, split, values, names, warnings)
 
 
 def _metrics(measured: Measured | None) -> str:
@@ -274,7 +293,8 @@ def _metrics(measured: Measured | None) -> str:
         return "No metrics are recorded for this step."
     titles = {name: f"{name} ({title})" for name, title in measured.names.items()}
     rows = [(text(titles.get(name, name)), f"{value:.6g}") for name, value in measured.values.items()]
-    return f"From {text(measured.source)}.\n\n{_table(('metric', 'value'), rows)}"
+    told = "".join(f"{text(name)}: {text(line)}.\n\n" for name, line in measured.warnings.items())
+    return f"From {text(measured.source)}.\n\n{told}{_table(('metric', 'value'), rows)}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

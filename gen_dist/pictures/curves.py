@@ -139,7 +139,7 @@ def _place(key: str) -> tuple[str, str]:
     """Panel and line of a name in metrics.jsonl: `train/nll` is line `train`, `train/generator/loss` is `generator`."""
     *scopes, name = key.split("/")
     split = scopes.pop(0) if scopes and scopes[0] in ("train", "test") else ""
-    line = "" if scopes == ["samples"] else " ".join(scopes)
+    line = "" if scopes in (["samples"], ["evaluation"]) else " ".join(scopes)
     if name in ("accuracy_real", "accuracy_fake"):  # only a discriminator has them
         name, _, line = name.partition("_")
     if not line:

@@ -56,11 +56,20 @@ def save_grid(
         ConfigError: the file's name is of a format that is not written, or that has no pictures of this size.
         ValueError: the array is not a batch of images, or the number of captions is not that of the rows.
     """
+    canvas = grid(images, columns)
+    _check_captions(captions, -(-len(images) // min(columns, len(images))))
+    _save_canvas(path, canvas, captions=captions, bar=bar)
+
+
+def grid(images: Images, columns: int) -> Images:
+    """The images of `save_grid` as one of [height, width, C], without a margin.
+
+    Raises:
+        ValueError: the array is not a batch of images.
+    """
     _check_images(images)
     columns = min(columns, len(images))
-    _check_captions(captions, -(-len(images) // columns))
-    canvas = mosaic(images, [2] * columns, 2, _scale(columns * images.shape[3]))
-    _save_canvas(path, canvas, captions=captions, bar=bar)
+    return mosaic(images, [2] * columns, 2, _scale(columns * images.shape[3]))
 
 
 def save_reconstructions(
@@ -78,14 +87,21 @@ def save_reconstructions(
     Raises:
         ValueError: an array is not a batch of images, or the shapes differ.
     """
-    _check_images(originals)
-    _check_images(reconstructions)
-    if originals.shape != reconstructions.shape:
-        raise ValueError(f"originals {originals.shape} and reconstructions {reconstructions.shape} differ in shape")
-    pairs = min(pairs_per_row, len(originals))
-    both = np.stack([originals, reconstructions], axis=1).reshape(-1, *originals.shape[1:])
-    canvas = mosaic(both, PAIR_GAPS * pairs, PAIR_ROW_GAP, _scale(2 * pairs * originals.shape[3]))
-    _save_canvas(path, canvas, title=PAIRS_TITLE, bar=bar)
+    save_pairs(path, originals, reconstructions, PAIRS_TITLE, pairs_per_row, bar)
+
+
+def save_pairs(
+    path: Path, left: Images, right: Images, title: str, pairs_per_row: int = 8, bar: Bar | None = None
+) -> None:
+    """Draw pairs of images in rows under a title; see `save_reconstructions`."""
+    _check_images(left)
+    _check_images(right)
+    if left.shape != right.shape:
+        raise ValueError(f"images {left.shape} and {right.shape} of pairs differ in shape")
+    pairs = min(pairs_per_row, len(left))
+    both = np.stack([left, right], axis=1).reshape(-1, *left.shape[1:])
+    canvas = mosaic(both, PAIR_GAPS * pairs, PAIR_ROW_GAP, _scale(2 * pairs * left.shape[3]))
+    _save_canvas(path, canvas, title=title, bar=bar)
 
 
 def split_pairs(

@@ -7,7 +7,7 @@ it, name it; so a run that is resumed knows it, and removal of old checkpoints l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,12 +32,14 @@ def best_of_facts(config: TrainConfig, facts: Mapping[str, Any]) -> Best | None:
     return Best(**found) if found and found["metric"] == config.keep_best else None
 
 
-def better(best: Best | None, metric: str, step: int, value: float | None) -> Best | None:
+def better(
+    best: Best | None, metric: str, step: int, value: float | None, more_is_better: Collection[str] = MORE_IS_BETTER
+) -> Best | None:
     """The best evaluation after one more. A value that is missing or not finite is never the best, and of equal ones
     the first is."""
     if value is None or not math.isfinite(value):
         return best
-    sign = -1.0 if metric.rpartition("/")[2] in MORE_IS_BETTER else 1.0
+    sign = -1.0 if metric.rpartition("/")[2] in more_is_better else 1.0
     return best if best and sign * best.value <= sign * value else Best(metric, step, value)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from gen_dist.config import ObjectiveConfig
+from gen_dist.config.recorded import MEASURED
 from gen_dist.records.readable import readable_number, readable_share
 
 BAR_REFRESH_SECONDS = 0.1
@@ -161,6 +162,15 @@ def brief_use(values: Mapping[str, float]) -> list[str]:
     if (memory := values.get("peak_memory_mib")) is not None:
         shown.append(f"peak {memory / 1024:.2f} GiB")
     return shown
+
+
+def brief_measured(values: Mapping[str, float | Sequence[float]]) -> list[str]:
+    """Format the metrics of `evaluate_metrics` among `values` that are single numbers: `fid_1k 12.3`."""
+    return [
+        f"{name.removeprefix(MEASURED)} {readable_number(value)}"
+        for name, value in values.items()
+        if name.startswith(MEASURED) and not name.endswith("_data") and isinstance(value, int | float)
+    ]
 
 
 def brief_checks(values: Mapping[str, float | Sequence[float]]) -> list[str]:

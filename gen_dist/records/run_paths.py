@@ -41,6 +41,9 @@ class RunPaths:
         }
         # Written by `gen-dist evaluate` and `gen-dist report`.
         self.evaluation = root / "evaluation.json"
+        self.fitted_prior = root / "fitted_prior.safetensors"
+        """Written by `gen-dist fit-prior`, for the weights of one checkpoint."""
+        self.nearest_pairs = root / "nearest_training_images.png"
         self.report = root / "report.html"
 
     def checkpoint(self, step: int) -> Path:

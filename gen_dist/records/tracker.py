@@ -12,7 +12,7 @@ from typing import Any, Self, TextIO
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
 from gen_dist.records.collapse import CollapseWatch
-from gen_dist.records.display import Display, brief_checks, brief_losses, brief_use
+from gen_dist.records.display import Display, brief_checks, brief_losses, brief_measured, brief_use
 from gen_dist.records.metrics_file import MetricsFile, metrics_of_run
 from gen_dist.records.readable import readable_time
 from gen_dist.records.run_paths import RunPaths
@@ -167,13 +167,13 @@ class Tracker:
 
     def _show(self, step: int, values: Mapping[str, float | Sequence[float]]) -> None:
         losses, tests = (brief_losses(values, split, self._objective) for split in ("train/", "test/"))
-        checks = brief_checks(values)
+        checks, measured = brief_checks(values), brief_measured(values)
         self._checks = checks or self._checks
         if losses or "images_per_second" in values:
             self._losses = losses
             self._display.progress(step, self._progress(step))
-        if tests or checks:
-            shown = [*(["test", *tests] if tests else []), *(["samples", *checks] if checks else [])]
+        if tests or checks or measured:
+            shown = [*(["test", *tests] if tests else []), *(["samples", *checks] if checks else []), *measured]
             self._display.line("  ".join([f"step {step}/{self._steps}", *shown]))
 
     def _progress(self, step: int) -> list[str]:

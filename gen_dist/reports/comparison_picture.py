@@ -16,7 +16,8 @@ from gen_dist.data.subsets import evenly_spaced
 from gen_dist.errors import UserError
 from gen_dist.evaluation.guide import metric_of
 from gen_dist.inference import latent_walks
-from gen_dist.inference.model import GenerativeModel, load
+from gen_dist.inference.loading import load
+from gen_dist.inference.model import GenerativeModel
 from gen_dist.pictures import grids
 from gen_dist.pictures.figures import figure_of, save_figure
 from gen_dist.records.run_data import open_run_data

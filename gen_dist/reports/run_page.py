@@ -87,6 +87,8 @@ class RunPage:
     singles: Sequence[Single]
     series: Mapping[str, Sequence[Frame]]
     """`samples`, `reconstructions`: pictures over the steps."""
+    nearest: Frame | None
+    """Samples beside their nearest training images; None without an evaluation of `memorization`."""
     pairs: Pairs | None
     """Originals, reconstructions and their difference at the newest step; None without an encoder."""
     plates: Sequence[Frame]
@@ -119,7 +121,10 @@ def run_page(run: RunRecord, times: StepTimes | None, place: int, page_pictures:
     found = scalars(run)
     shown = in_order([name for name in found if not name.endswith("_data") and not is_of_run(name)])
     metrics = [
-        Fact(metric_of(name).label, value_text(name, [found[name]], group), _explanation(name, run)) for name in shown
+        Fact(
+            metric_of(name).label, value_text(name, [found[name]], group) + _spread(name, run), _explanation(name, run)
+        )
+        for name in shown
     ]
     missing = [
         Fact(metric_of(name).label, reason)
@@ -141,6 +146,7 @@ def run_page(run: RunRecord, times: StepTimes | None, place: int, page_pictures:
         panels=panels,
         singles=singles,
         series={kind: frames for kind in SERIES if (frames := _frames(run.pictures_by_step(kind), page_pictures))},
+        nearest=_nearest(run, page_pictures),
         pairs=newest_pairs(run, page_pictures),
         plates=[
             Frame(text.format(manifold=_manifold(run)), *thumbnails([file], page_pictures))
@@ -159,6 +165,13 @@ def run_page(run: RunRecord, times: StepTimes | None, place: int, page_pictures:
         environment=_environment(run),
         commands=_commands(run),
     )
+
+
+def _nearest(run: RunRecord, page_pictures: int) -> Frame | None:
+    file = run.nearest_pairs
+    if file is None:
+        return None
+    return Frame("Samples nearest to a training image", *thumbnails([file], page_pictures))
 
 
 def _manifold(run: RunRecord) -> str:
@@ -181,6 +194,8 @@ def _warnings(run: RunRecord) -> list[str]:
     short = short_training(run)
     told = [f"This run is {short}: its figures are not what it can do."] if short else []
     told += [f"{run.damage}."] if run.damage else []
+    found = run.evaluation.warnings if run.evaluation else {}
+    told += [f"{metric_of(name).label[:1].upper()}{metric_of(name).label[1:]}: {line}." for name, line in found.items()]
     return [*told, *(f"{collapse.text[:1].upper()}{collapse.text[1:]}." for collapse in run.collapses)]
 
 
@@ -221,6 +236,12 @@ def value_text(name: str, values: Sequence[float], group: Group) -> str:
     return f"{text} (data {readable_result(reference)})" if reference else text
 
 
+def _spread(name: str, run: RunRecord) -> str:
+    """Confidence interval of a metric, in brackets, if it has one."""
+    interval = run.evaluation.intervals.get(name) if run.evaluation else None
+    return f", {readable_result(interval[0])} to {readable_result(interval[1])}" if interval else ""
+
+
 def _explanation(name: str, run: RunRecord) -> str:
     metric = metric_of(name)
     pixels = run.evaluation.pixels.get(name) if run.evaluation else None
@@ -243,7 +264,7 @@ def _frames(pictures: Mapping[int, Path], page_pictures: int) -> list[Frame]:
 
 def pictures_of(run: RunRecord) -> int:
     """Number of pictures that the page shows of a run."""
-    return sum(len(_shown_steps(run.pictures_by_step(kind))) for kind in SERIES) + len(_PLATES) + PAIR_PICTURES
+    return sum(len(_shown_steps(run.pictures_by_step(kind))) for kind in SERIES) + len(_PLATES) + PAIR_PICTURES + 1
 
 
 def _parts(times: StepTimes | None) -> list[Part]:

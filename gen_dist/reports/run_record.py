@@ -11,6 +11,7 @@ from typing import Any
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError
+from gen_dist.evaluation.guide import base_name
 from gen_dist.evaluation.record import Evaluation, read_evaluation
 from gen_dist.inference.exported import refuse_export
 from gen_dist.presets import presets
@@ -86,6 +87,15 @@ class RunRecord:
         """One of the pictures that a finished run has, such as `interpolations`; None where it is missing."""
         path = RunPaths(self.path).final_pictures[name]
         return path if path.exists() else None
+
+    @property
+    def nearest_pairs(self) -> Path | None:
+        """Picture of the samples nearest to training images, of the evaluated checkpoint; None where it is missing."""
+        path = RunPaths(self.path).nearest_pairs
+        measured = self.evaluation is not None and any(
+            base_name(name) == "memorization" for name in self.evaluation.metrics
+        )
+        return path if measured and path.exists() else None
 
     def pictures_by_step(self, kind: str) -> dict[int, Path]:
         """`samples` or `reconstructions` by the step they were made at, in order."""

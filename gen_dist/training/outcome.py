@@ -8,7 +8,7 @@ from typing import Any
 
 from gen_dist.config import ObjectiveConfig
 from gen_dist.errors import UserError
-from gen_dist.records.display import brief_checks, short_name
+from gen_dist.records.display import brief_checks, brief_measured, short_name
 
 
 class DivergenceError(UserError):
@@ -49,6 +49,7 @@ class Outcome:
             values = ["test", *values]
         if checks := brief_checks(self.metrics):
             values += ["samples", *checks]
+        values += brief_measured({name: value for name, value in self.metrics.items() if value is not None})
         width = max(map(len, self.pictures), default=0)
         return [
             f"finished at step {self.step}: {'  '.join(values)}",

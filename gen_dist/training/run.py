@@ -13,6 +13,7 @@ import torch
 
 from gen_dist.config import TrainConfig
 from gen_dist.config.data import Layout
+from gen_dist.config.recorded import MORE_IS_BETTER
 from gen_dist.data import Dataset, open_dataset, pack_given
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.parallel.collectives import StopVote, agree, from_main
@@ -28,6 +29,7 @@ from gen_dist.records.run_data import with_packing_of_run
 from gen_dist.records.run_directory import hold
 from gen_dist.startup import tell
 from gen_dist.training.auto_accumulation import with_accumulation_that_fits
+from gen_dist.training.measured import MeasuredMetrics
 from gen_dist.training.opening import opening_lines
 from gen_dist.training.outcome import DivergenceError, Outcome
 from gen_dist.training.precision import resolve_precision
@@ -143,6 +145,7 @@ class _Run:
         self.supervisor = supervisor
         self.stop = stop
         self.logs = StepLogs(trainer)
+        self.measured = MeasuredMetrics(trainer, announce) if self.config.evaluate_metrics else None
         self.step = 0
         self.best: Best | None = None
         """The best evaluation up to `step`, if the config keeps its checkpoint."""
@@ -254,6 +257,8 @@ class _Run:
                 tested = trainer.evaluate(trainer.dataset.test)
                 metrics |= {f"test/{name}": value for name, value in tested.items()}
                 self.watch.settle()
+                if self.measured:
+                    metrics |= self.measured.measure()
 
             # Samples, the line of metrics.jsonl, pictures.
             with recorder.writing():
@@ -276,10 +281,12 @@ class _Run:
         metric, before = self.config.keep_best, self.best
         if metric is None:
             return False
-        value = from_main(metrics.get(metric), self.trainer.processes)
+        key = self.measured.key_of(metric) if self.measured else metric
+        value = from_main(metrics.get(key), self.trainer.processes)
         if value is None:
             self.announce(f"warning: evaluations have no {metric}, which --keep-best asks for: no checkpoint is best")
-        self.best = better(before, metric, self.step, value)
+        more = {*MORE_IS_BETTER, *(self.measured.more_is_better if self.measured else ())}
+        self.best = better(before, metric, self.step, value, more)
         return self.best is not before
 
     def _is_due(self, every: int) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.inference import diffusers_format
-from gen_dist.inference.model import read_checkpoint
+from gen_dist.inference.loading import read_checkpoint
 from gen_dist.objectives import Objective
 from gen_dist.parallel.collectives import errors_shared, from_main
 from gen_dist.parallel.processes import Processes

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gen_dist.config import TrainConfig
-from gen_dist.config.recorded import MORE_IS_BETTER, SAMPLE_CHECKS
+from gen_dist.config.recorded import MEASURED, MORE_IS_BETTER, SAMPLE_CHECKS
 from gen_dist.errors import CheckpointError, ConfigError, DamagedError
 from gen_dist.files import write_atomically
 from gen_dist.launch.sweep.space import Searched, Value, as_typed
@@ -74,12 +74,25 @@ def choose_metric(config: TrainConfig, name: str | None, mode: Mode | None) -> M
                 f"there are {', '.join(checks)}"
             )
         name = tested[0]
+    if name.startswith(MEASURED) and config.evaluate_metrics:
+        return _measured_metric(config, name, mode)
     if name not in (*tested, *checks):
         near = difflib.get_close_matches(name, [*tested, *checks], n=2)
         perhaps = f"perhaps you meant {' or '.join(near)}" if near else f"there are {', '.join([*tested, *checks])}"
         raise ConfigError(f"--metric {name} is none that an evaluation of {objective.kind} gives; {perhaps}")
     usual: Mode = "max" if name.rpartition("/")[2] in MORE_IS_BETTER else "min"
     return Metric(name, mode or usual)
+
+
+def _measured_metric(config: TrainConfig, name: str, mode: Mode | None) -> Metric:
+    """One of the `evaluate_metrics` of a config, by its name in metrics.jsonl: `evaluation/fid_1k`."""
+    from gen_dist.evaluation.guide import base_name, metric_of
+
+    full = name.removeprefix(MEASURED)
+    if full not in config.evaluate_metrics and base_name(full) not in config.evaluate_metrics:
+        asked = " ".join(config.evaluate_metrics)
+        raise ConfigError(f"--metric {name} is none of --evaluate-metrics {asked}; name it there, too")
+    return Metric(name, mode or ("max" if metric_of(full).better == "more" else "min"))
 
 
 @dataclass

@@ -31,7 +31,7 @@ from gen_dist.inference.encoding import encode
 from gen_dist.inference.latent_files import TEXT, Column, as_csv
 from gen_dist.inference.latent_rows import deviation_of, statistics_of, sums_of
 from gen_dist.inference.latent_set import LatentSet
-from gen_dist.inference.model import model_of
+from gen_dist.inference.loading import model_of
 from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
 from tests.support.children import end_with_parent

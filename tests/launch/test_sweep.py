@@ -233,6 +233,14 @@ def test_the_checks_that_may_be_chosen_are_those_of_samples() -> None:
         choose_metric(VAE, "train/loss", None)
 
 
+def test_trials_are_ranked_by_a_measured_metric_too() -> None:
+    config = small_config("gan", evaluate_metrics=("fid", "precision"))
+    assert choose_metric(config, "evaluation/fid_1k", None).mode == "min"
+    assert choose_metric(config, "evaluation/precision_1k", None).mode == "max"
+    with pytest.raises(ConfigError, match="evaluation/kid_1k is none of --evaluate-metrics fid precision"):
+        choose_metric(config, "evaluation/kid_1k", None)
+
+
 def test_a_nan_metric_ranks_last_and_a_missing_one_is_named() -> None:
     metric = Metric("samples/diversity", "max")
     assert metric.value_in({"train/loss": 1.0}) is None

@@ -15,7 +15,7 @@ import torch
 from gen_dist.config import TrainConfig
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.inference.export import export
-from gen_dist.inference.model import load
+from gen_dist.inference.loading import load
 from gen_dist.plugins import loading
 from gen_dist.plugins.tables import FILES
 from gen_dist.records import checkpoint as checkpoints

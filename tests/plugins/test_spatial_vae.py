@@ -22,7 +22,8 @@ from gen_dist.inference.encoding import encode
 from gen_dist.inference.export import export
 from gen_dist.inference.latent_files import FileFormat
 from gen_dist.inference.latent_walks import MOST_DIRECTIONS, great_circles, principal_directions
-from gen_dist.inference.model import GenerativeModel, load
+from gen_dist.inference.loading import load
+from gen_dist.inference.model import GenerativeModel
 from gen_dist.kernels import reparameterize_kl
 from gen_dist.objectives import Batch, vae
 from gen_dist.randomness import Stream

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gen_dist.errors import UserError
-from gen_dist.inference.model import load
+from gen_dist.inference.loading import load
 from gen_dist.plugins.loading import load as load_plugin
 from gen_dist.presets import get_preset
 from gen_dist.records.run_directory import wandb_id_of

@@ -20,7 +20,7 @@ from gen_dist.evaluation.record import UnwrittenError, add_evaluation, read_eval
 from gen_dist.files import file_lock
 from gen_dist.inference import model as inference_model
 from gen_dist.inference.export import export
-from gen_dist.inference.model import load
+from gen_dist.inference.loading import load
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import Checkpoint, checkpoint_paths, load_newest, newest, save
 from gen_dist.reports import write_report

@@ -22,7 +22,7 @@ from gen_dist.config import OptimizerConfig
 from gen_dist.errors import DamagedError, OtherVersionError, UnreadableError, UserError
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.evaluation.record import read_evaluation
-from gen_dist.inference.model import load
+from gen_dist.inference.loading import load
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import checkpoint_paths, load_newest
 from gen_dist.records.environment import ENVIRONMENT_SHAPE

@@ -15,7 +15,7 @@ import torch
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, ConfigError, UserError
 from gen_dist.files import file_lock
-from gen_dist.inference.model import load
+from gen_dist.inference.loading import load
 from gen_dist.parallel.processes import Processes
 from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.removal import remove_left_overs, remove_run

@@ -209,7 +209,7 @@ def _launched(launcher: list[str], rest: list[str], script: str, arguments: list
 
 
 def _subcommand(name: str, rest: list[str]) -> Command:
-    function = getattr(commands, name)
+    function = getattr(commands, name.replace("-", "_"))
     words = ["gen-dist", name, *rest]
     if name == "evaluate":
         words += _SMALL_EVALUATION

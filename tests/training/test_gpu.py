@@ -13,7 +13,7 @@ from torch import nn
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
-from gen_dist.inference.model import load
+from gen_dist.inference.loading import load
 from gen_dist.objectives import Batch, TurnResult
 from gen_dist.objectives.vae import MaximizeElbo
 from gen_dist.parallel.gradients import FlatReduction

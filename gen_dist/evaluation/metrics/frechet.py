@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gen_dist.evaluation import bootstrap
 from gen_dist.evaluation.context import Context
 from gen_dist.evaluation.metric import Metric, Value, register
+from gen_dist.parallel.collectives import rows_of_all
 
 
 class Moments(NamedTuple):
@@ -25,6 +27,14 @@ def moments(features: Tensor) -> Moments:
     wide = features.double()
     mean = wide.mean(dim=0)
     centred = wide - mean
+    return Moments(mean, centred.T @ centred / (len(wide) - 1))
+
+
+def drawn_moments(features: Tensor, counts: Tensor) -> Moments:
+    """Moments of features [N, F] of which each is there `counts` [N] times, N together."""
+    wide = features.double()
+    mean = counts @ wide / len(wide)
+    centred = (wide - mean) * counts.sqrt()[:, None]
     return Moments(mean, centred.T @ centred / (len(wide) - 1))
 
 
@@ -46,8 +56,26 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 
 
 def measure(context: Context) -> dict[str, Value]:
-    """FID of the samples' and the test images' features."""
-    return {"fid": frechet_distance(moments(context.real.features), moments(context.sampled.features))}
+    """FID of the features of the samples and of the images that they are compared with."""
+    real, fake = context.compared_features, context.sampled.features
+    found = frechet_distance(moments(real), moments(fake))
+    if context.with_intervals:
+        context.intervals["fid"] = bootstrap.interval(found, _drawn_distances(context, real, fake), least=0.0)
+    return {"fid": found}
+
+
+def _drawn_distances(context: Context, real: Tensor, fake: Tensor) -> Tensor:
+    """Distances of drawn sets, float64 [sets]. Each process computes its share of them."""
+    sets = bootstrap.REPLICATES if real.shape[1] <= bootstrap.WIDE else bootstrap.REPLICATES_OF_WIDE_FEATURES
+    first, last = context.share(sets)
+    found = []
+    for one in range(first, last):
+        drawn = [
+            drawn_moments(features, bootstrap.drawn_counts(len(features), one, one + 1, which)[0].to(features.device))
+            for which, features in enumerate((real, fake))
+        ]
+        found.append(frechet_distance(*drawn))
+    return rows_of_all(torch.tensor(found, dtype=torch.float64, device=real.device), context.processes)
 
 
 register(
@@ -57,8 +85,10 @@ register(
         group="features",
         better="less",
         meaning="Fréchet distance of the features of samples and of real images.",
-        needs=("samples", "features", "test images"),
+        needs=("samples", "features", "reference images"),
         counts="samples",
+        named_after="other features",
+        of_reference=True,
         measure=measure,
         rests_on_features=True,
     )

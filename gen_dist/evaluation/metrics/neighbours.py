@@ -77,15 +77,15 @@ def _squared_distances(rows: Tensor, points: Tensor) -> Tensor:
 
 
 def four_metrics(context: Context) -> dict[str, float]:
-    """Precision, recall, density and coverage of the samples and the test images, computed once for all four."""
+    """Precision, recall, density and coverage of the samples and of the images that they are compared with."""
 
     def compute() -> dict[str, float]:
-        real, fakes = context.real.features, context.sampled.features
+        real, fakes = context.compared_features, context.sampled.features
 
         def radii_of_all(points: Tensor) -> Tensor:
             return rows_of_all(neighbour_radii(points, *context.share(len(points))), context.processes)
 
-        real_radii = context.reference(f"radii of neighbour {NEIGHBOURS}", lambda: radii_of_all(real))
+        real_radii = context.compared_reference(f"radii of neighbour {NEIGHBOURS}", lambda: radii_of_all(real))
         mine = slice(*context.share(len(real)))
         counts = ball_counts(real[mine], real_radii[mine], fakes, radii_of_all(fakes))
         return BallCounts(*(context.summed(count) for count in counts)).metrics(len(real))
@@ -104,8 +104,10 @@ def _register(name: str, meaning: str) -> None:
             group="features",
             better="more",
             meaning=meaning,
-            needs=("samples", "features", "test images"),
+            needs=("samples", "features", "reference images"),
             counts="samples",
+            named_after="other features",
+            of_reference=True,
             measure=measure,
             stage="neighbours",
             rests_on_features=True,
