@@ -159,6 +159,10 @@ class Commands:
                 found[name] = _digest(path.read_bytes())
         return found
 
+    def exact(self) -> dict[str, str]:
+        """Mode of every directory, and mode and digest of every file: all that a command finds below the root."""
+        return {path.relative_to(self.root).as_posix(): _exact_digest(path) for path in sorted(self.root.rglob("*"))}
+
     def printed(self, ended: Ended) -> str:
         """Standard output of a command without what differs between equal ones."""
         return _SECONDS.sub("", ended.out)
@@ -202,6 +206,13 @@ def figures_of(evaluation: Path) -> dict[str, Any]:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _exact_digest(path: Path) -> str:
+    if path.is_symlink():
+        return f"link to {path.readlink()}"
+    mode = f"{path.stat().st_mode:o}"
+    return mode if path.is_dir() else f"{mode} {_digest(path.read_bytes())}"
 
 
 def _is_whole(step: Path) -> bool:

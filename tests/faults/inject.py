@@ -33,6 +33,9 @@ FAULTS = (
 
 PRINTED = "standard output"
 
+Seconds = dict[tuple[object, ...], list[str]]
+"""Problems with second starts of one scenario, by command and files."""
+
 
 def faults_of(commands: Commands, scenario: str, named: str, most: int) -> Iterator[Fault]:
     """Faults at up to `most` calls of a kind, spread evenly over those of the undisturbed command."""
@@ -61,7 +64,9 @@ def result_of(commands: Commands, ended: Ended, prints: bool) -> dict[str, str]:
     return commands.contents() | ({PRINTED: commands.printed(ended)} if prints else {})
 
 
-def problems_of(commands: Commands, scenario: str, fault: Fault, expected: dict[str, str]) -> tuple[Ended, list[str]]:
+def problems_of(
+    commands: Commands, scenario: str, fault: Fault, expected: dict[str, str], seconds: Seconds
+) -> tuple[Ended, list[str]]:
     """Run a command with a fault, and again without; returns its first end and the problems with it."""
     words, state, prints = commands.scenarios[scenario]
     commands.restore(state)
@@ -82,12 +87,22 @@ def problems_of(commands: Commands, scenario: str, fault: Fault, expected: dict[
         problems.append(f"it prints {found[PRINTED]}")
     if ended.code == 0 and not problems and found == expected:
         return ended, []  # the fault did not matter, and the second start is that of an undisturbed command
-    again = commands.run([word for word in words if word != "--fresh"] if ended.code == 0 else words)
-    if again.code != 0:
-        problems.append(f"started again, it ends with exit code {again.code}: {again.err[-300:]}")
-    else:
-        problems += differences(expected, result_of(commands, again, prints))
-    return ended, problems
+    again = [word for word in words if word != "--fresh"] if ended.code == 0 else words
+    return ended, problems + problems_of_second(commands, again, prints, expected, seconds)
+
+
+def problems_of_second(
+    commands: Commands, words: Sequence[str], prints: bool, expected: dict[str, str], seconds: Seconds
+) -> list[str]:
+    """Problems with a second start, which is made once from files that are the same to the byte."""
+    start = (*words, *commands.exact().items())
+    if start not in seconds:
+        again = commands.run(words)
+        if again.code != 0:
+            seconds[start] = [f"started again, it ends with exit code {again.code}: {again.err[-300:]}"]
+        else:
+            seconds[start] = differences(expected, result_of(commands, again, prints))
+    return seconds[start]
 
 
 def problems_of_end(ended: Ended) -> list[str]:
@@ -120,10 +135,10 @@ def main(work: str, scenarios: str, most: str, *named: str) -> None:
     commands = Commands(Path(work))
     for scenario in scenarios.split(","):
         commands.prepare(commands.scenarios[scenario].state)
-        expected = undisturbed(commands, scenario)
+        expected, seconds = undisturbed(commands, scenario), {}
         for one in named or FAULTS:
             for fault in faults_of(commands, scenario, one, int(most)):
-                ended, problems = problems_of(commands, scenario, fault, expected)
+                ended, problems = problems_of(commands, scenario, fault, expected, seconds)
                 print_json(_row(scenario, one, fault, ended, problems, commands))
 
 
