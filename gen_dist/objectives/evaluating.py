@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gen_dist.objectives.base import Objective
+from gen_dist.objectives.operations import OperationWatch
 
 MOST_BYTES = 2**28
 """Bytes of the largest tensor of a pass without gradients. A pass holds about four such tensors at once."""
@@ -51,7 +51,7 @@ def largest_tensor(compute: Callable[[], object]) -> int:
     return found.bytes
 
 
-class _LargestTensor(TorchDispatchMode):
+class _LargestTensor(OperationWatch):
     """Bytes of the largest tensor that any operation returns."""
 
     def __init__(self) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gen_dist.objectives import Batch, Objective
+from gen_dist.objectives.operations import OperationWatch
 from gen_dist.objectives.phase import Phase, result_of
 from gen_dist.parallel.batch_sums import OwnSums
 from gen_dist.parallel.sync_batch_norm import SyncBatchNorm
@@ -141,7 +141,7 @@ def _without(parameters: Any, left_out: Sequence[nn.Parameter]) -> list[nn.Param
     return [one for one in parameters if one.requires_grad and id(one) not in ours]
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(OperationWatch):
     """Counter of the operations that torch.utils.flop_counter knows, and of oneDNN's product.
 
     torch's own FlopCounterMode also follows modules, by hooks that `autograd.grad` does not allow everywhere.
