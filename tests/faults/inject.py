@@ -135,7 +135,8 @@ def main(work: str, scenarios: str, most: str, *named: str) -> None:
     commands = Commands(Path(work))
     for scenario in scenarios.split(","):
         commands.prepare(commands.scenarios[scenario].state)
-        expected, seconds = undisturbed(commands, scenario), {}
+        expected = undisturbed(commands, scenario)
+        seconds: Seconds = {}
         for one in named or FAULTS:
             for fault in faults_of(commands, scenario, one, int(most)):
                 ended, problems = problems_of(commands, scenario, fault, expected, seconds)
