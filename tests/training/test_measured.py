@@ -51,6 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return path, lines
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_evaluator(run: tuple[Path, list[str]]) -> None:
     path, _ = run
     found = measured(path)
@@ -62,11 +63,13 @@ def test_figures_are_those_of_the_evaluator(run: tuple[Path, list[str]]) -> None
     assert found[2]["evaluation/fid_80"] != found[8]["evaluation/fid_80"]
 
 
+@pytest.mark.slow
 def test_their_time_is_told_once(run: tuple[Path, list[str]]) -> None:
     told = [line for line in run[1] if line.startswith("measuring fid kid precision class_shares took ")]
     assert len(told) == 1 and told[0].endswith("and will at each evaluation (--evaluate-every)")
 
 
+@pytest.mark.slow
 def test_the_best_by_a_measured_metric_is_kept(run: tuple[Path, list[str]]) -> None:
     values = {step: figures["evaluation/fid_80"] for step, figures in measured(run[0]).items()}
     best = min(values, key=lambda step: values[step])
@@ -84,6 +87,7 @@ def test_more_precision_is_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert load(checkpoint_paths(tmp_path / "run")[0])[0].facts["best"]["step"] == 4
 
 
+@pytest.mark.slow
 def test_a_resumed_run_measures_the_same(
     run: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +108,7 @@ def test_a_resumed_run_measures_the_same(
     assert facts[0] == facts[1]
 
 
+@pytest.mark.slow
 def test_measuring_changes_no_weight(run: tuple[Path, list[str]], tmp_path: Path) -> None:
     plain = config_of(tmp_path / "run", evaluate_metrics=(), keep_best=None)
     gen_dist.train(plain, say=quiet)
@@ -112,6 +117,7 @@ def test_measuring_changes_no_weight(run: tuple[Path, list[str]], tmp_path: Path
     assert all(bool((one == second[group][name]).all()) for group in first for name, one in first[group].items())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_told_before_the_start(tmp_path: Path) -> None:
     for changes, message in (
         ({"evaluate_metrics": ("fud",), "keep_best": None}, "unknown metrics fud"),
@@ -151,6 +157,7 @@ def test_two_ranks_measure_what_one_does(run: tuple[Path, list[str]], tmp_path: 
             assert two[step][name] == pytest.approx(value, rel=1e-3, abs=1e-3), (step, name)
 
 
+@pytest.mark.slow
 def test_copies_are_told_while_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = open_dataset("mnist5k", "data", DataConfig(), quiet).train.images
     monkeypatch.setattr(Context, "_samples", lambda _self, first, last: torch.from_numpy(images[first:last]))
@@ -160,6 +167,7 @@ def test_copies_are_told_while_training(tmp_path: Path, monkeypatch: pytest.Monk
     assert [line for line in lines if line.startswith("warning: memorization: it copies training images: 100.0%")]
 
 
+@pytest.mark.slow
 def test_metrics_of_reconstructions_are_measured_too(tmp_path: Path) -> None:
     names = tuple(name for name in measured_metrics() if name in ("psnr", "active_units", "fid"))
     gen_dist.train(config_of(tmp_path / "run", "vae", evaluate_metrics=names, steps=2), say=quiet)
