@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gen_dist.data.dataset import Split
-from gen_dist.data.on_demand import ImagesOnDemand
-from gen_dist.data.prefetching import Place, Prefetcher
+from gen_dist.data.on_demand import DecodingImages, ImagesOnDemand
+from gen_dist.data.prefetching import Gathered, Gathering, Place, Prefetcher
 from gen_dist.data.shard_order import ShardOrder
 from gen_dist.data.subsets import keyed_permutation
 from gen_dist.errors import DataError
@@ -68,6 +70,7 @@ class TrainBatches:
         self._device = torch.device("cuda", torch.cuda.current_device()) if bare_cuda else device
         self._split = split
         self._prefetcher: Prefetcher | None = None
+        self._fetched: dict[Place, tuple[Tensor, Tensor]] = {}
         self._orders: dict[int, Tensor] = {}
         self._dtype = split.scale.torch_dtype
         self._label_dtype = torch.from_numpy(split.labels[:0]).dtype
@@ -77,14 +80,14 @@ class TrainBatches:
         self._expected: Place | None = None
         if split.on_demand:
             split.on_demand.interrupt(False)
-            self._prefetcher = Prefetcher(self.gather, self.following)
+            self._prefetcher = Prefetcher(self._begin, self.following)
         elif split.images.nbytes + split.labels.nbytes <= resident_budget_bytes:
             # On the CPU `copy` reads the map into memory once, so that no page fault stalls a step.
             self._images = torch.from_numpy(split.images).to(self._device, copy=True)
             self._gatherable = self._images.view(torch.int16) if split.scale.dtype == "uint16" else self._images
             self._labels = torch.from_numpy(split.labels).to(self._device, copy=True)
         else:
-            self._prefetcher = Prefetcher(self.gather, self.following)
+            self._prefetcher = Prefetcher(self._begin, self.following)
 
     @property
     def resident(self) -> bool:
@@ -101,13 +104,32 @@ class TrainBatches:
             Exception: the error of gathering this micro-batch, such as OSError.
         """
         if self._prefetcher is not None:
-            images, labels = self._prefetcher.take((step, index))
+            found = self._fetched.pop((step, index), None)
+            images, labels = self._prefetcher.take((step, index)) if found is None else found
             return self._for_model(self._to_device(images)), self._to_device(labels)
         place = step, index
         indices = self._indices_on_device(place) if self._pinned else torch.from_numpy(self._indices(place))
         # Devices gather few types: unsigned numbers of 16 bits take the way of signed ones.
         gathered = self._gatherable.index_select(0, indices).view(self._images.dtype)
         return self._for_model(gathered), self._labels.index_select(0, indices)
+
+    @property
+    def waits_for_servers(self) -> bool:
+        """True if images may have to come from other machines."""
+        return self._split.on_demand is not None and self._split.on_demand.waits_for_servers
+
+    def fetch(self, step: int, stop: threading.Event) -> None:
+        """Wait until the micro-batches of a step of `on_demand` images are there, or the event is set.
+
+        Raises:
+            Exception: the error of gathering one.
+        """
+        assert self._prefetcher is not None
+        for index in range(len(self._micro_batches)):
+            batch = self._prefetcher.take_unless(stop, (step, index))
+            if batch is None:
+                return
+            self._fetched[step, index] = batch
 
     def close(self) -> None:
         """Stop the thread. Harmless when there is none or it has stopped."""
@@ -125,25 +147,31 @@ class TrainBatches:
     def gather(self, place: Place) -> tuple[Tensor, Tensor]:
         """Values and labels of one micro-batch from the map, pinned for asynchronous copies to CUDA."""
         indices = self._indices(place)
-        # Without the context, pinned memory makes every rank's thread open device 0.
-        with torch.cuda.device(self._device) if self._pinned else contextlib.nullcontext():
-            images = torch.empty(
-                (len(indices), *self._split.images.shape[1:]),
-                dtype=self._dtype,
-                pin_memory=self._pinned,
-            )
-            labels = torch.empty(
-                (len(indices), *self._split.labels.shape[1:]), dtype=self._label_dtype, pin_memory=self._pinned
-            )
-        if self._split.on_demand:
-            self._expect(self._split.on_demand, place)
-            indices = self._split.on_demand.gather(indices, images.numpy())
-            np.take(self._split.labels, indices, axis=0, out=labels.numpy(), mode="clip")
-            return images, labels
+        images, labels = self._empty(len(indices))
         # NumPy gathers in this thread alone and without the GIL; torch would start a second set of OpenMP threads
         # beside the training's. `clip` (no index is out of range) is the mode that writes to `out` without a copy.
         np.take(self._split.images, indices, axis=0, out=images.numpy(), mode="clip")
         np.take(self._split.labels, indices, axis=0, out=labels.numpy(), mode="clip")
+        return images, labels
+
+    def _begin(self, place: Place) -> Gathering:
+        """Begin to decode a micro-batch, or gather it from the map."""
+        on_demand = self._split.on_demand
+        if on_demand is None:
+            return Gathered(*self.gather(place))
+        self._expect(on_demand, place)
+        indices = self._indices(place)
+        images, labels = self._empty(len(indices))
+        return _Decoding(on_demand.begin(indices, images.numpy()), images, labels, self._split.labels)
+
+    def _empty(self, count: int) -> tuple[Tensor, Tensor]:
+        """Memory for a micro-batch."""
+        # Without the context, pinned memory makes every rank's thread open device 0.
+        with torch.cuda.device(self._device) if self._pinned else contextlib.nullcontext():
+            images = torch.empty((count, *self._split.images.shape[1:]), dtype=self._dtype, pin_memory=self._pinned)
+            labels = torch.empty(
+                (count, *self._split.labels.shape[1:]), dtype=self._label_dtype, pin_memory=self._pinned
+            )
         return images, labels
 
     def _indices_on_device(self, place: Place) -> Tensor:
@@ -184,6 +212,28 @@ class TrainBatches:
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
+
+
+class _Decoding(NamedTuple):
+    """A micro-batch that threads are decoding."""
+
+    images_decoded: DecodingImages
+    images: Tensor
+    labels: Tensor
+    all_labels: NDArray[Any]
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Images and labels; those of the images that stand for damaged ones."""
+        np.take(self.all_labels, self.images_decoded.result(), axis=0, out=self.labels.numpy(), mode="clip")
+        return self.images, self.labels
+
+    def wait(self, seconds: float) -> bool:
+        """Return True once they are there, or an image failed; False after this time."""
+        return self.images_decoded.wait(seconds)
+
+    def cancel(self) -> None:
+        """Decode no more of them."""
+        self.images_decoded.cancel()
 
 
 def _as_they_are(images: Tensor) -> Tensor:

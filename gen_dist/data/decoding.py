@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import threading
 import warnings
@@ -41,8 +42,8 @@ from gen_dist.errors import DataError
 from gen_dist.files import open_regular, read_regular, retrying
 
 _FORMATS = (
-    *("AVIF", "BMP", "DDS", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "TGA", "TIFF"),
-    "WEBP",
+    *("JPEG", "PNG", "WEBP"),  # looked for in this order
+    *("AVIF", "BMP", "DDS", "GIF", "ICO", "JPEG2000", "MPO", "PCX", "PPM", "QOI", "TGA", "TIFF"),
 )
 """PIL has formats that run other programs on the content: an EPS file, whatever its name, is given to Ghostscript."""
 _COLOURS = {"P": "palette", "PA": "palette", "RGBA": "RGB", "RGBa": "RGB", "RGBX": "RGB"}
@@ -342,6 +343,7 @@ def _turn_to(opened: Image.Image, page: int, keeping: Keeping, name: str) -> Non
         check_pages(opened)
 
 
+@functools.cache
 def _registered_formats() -> list[str]:
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]  # some builds of PIL lack AVIF
@@ -357,8 +359,8 @@ def _decode_opened(
         values = deep_values(opened, content)
         losses = frame_and_channel_losses(opened, raw_mode_of(opened)) if keeping.pages != "images" else {}
         return Decoded(fitted_values(values, fitting, channels or 3), len(values) == 1, losses, values.shape[:0:-1])
-    if opened.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > _MAX_JPEG_SCANS:
-        raise ValueError(f"a JPEG of more than {_MAX_JPEG_SCANS} scans")
+    if opened.format in ("JPEG", "MPO"):
+        _refuse_scans(opened, content)
     gray = opened.mode in GRAY_MODES
     raw_mode = raw_mode_of(opened)
     lost_bits = _lost_bits(opened)
@@ -384,6 +386,20 @@ def _decode_opened(
         opened.close()  # frees its pixels before those of the turned image are allocated
         ImageOps.exif_transpose(image, in_place=True)
     return Decoded(as_pixels(fitted(image, fitting), channels), gray, losses, size)
+
+
+def _refuse_scans(opened: Any, content: bytes) -> None:
+    """Raise ValueError for a JPEG, just opened, of very many scans.
+
+    A first scan with all components is the only one unless the file is progressive (ITU-T T.81, B.2.3): its header ends
+    where PIL has read to, and no search is needed.
+    """
+    end, components = opened.fp.tell(), opened.layers
+    header = content[end - 8 - 2 * components : end]
+    if header[:2] == b"\xff\xda" and header[4:5] == bytes([components]) and not opened.info.get("progressive"):
+        return
+    if content.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise ValueError(f"a JPEG of more than {_MAX_JPEG_SCANS} scans")
 
 
 def _pages_as_channels(opened: OpenedFile, content: bytes, fitting: Fitting | None, keeping: Keeping) -> Decoded:

@@ -28,8 +28,13 @@ def as_pixels(image: Image.Image, channels: int | None) -> NDArray[np.uint8]:
     """Pixels [C, H, W] of an image of mode L or RGB."""
     mode = "L" if channels == 1 else "RGB"
     image = image if image.mode == mode else image.convert(mode)  # which copies in any case
-    pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, -1)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    if mode == "L":
+        return np.asarray(image, np.uint8)[None]
+    pixels = np.empty((3, image.height, image.width), np.uint8)
+    for plane, band in zip(pixels, mode, strict=True):
+        # PIL gives single bands as fast as pixels; to take pixels apart afterwards costs twice that.
+        plane.reshape(-1)[:] = np.frombuffer(image.tobytes("raw", band), np.uint8)
+    return pixels
 
 
 def large_eight_bit(opened: Image.Image, gray: bool) -> Image.Image:
@@ -57,7 +62,8 @@ def eight_bit_opaque(image: Image.Image, gray: bool, float_scale: float) -> Imag
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, PAPER)
         image = Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("L" if gray else "RGB")
+    mode = "L" if gray else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # which copies in any case
 
 
 def float_scale(image: Image.Image) -> float:

@@ -18,6 +18,8 @@ from gen_dist.errors import DataError
 class PackedBytes:
     """Encoded images of a split; see `gen_dist.data.on_demand.EncodedImages`."""
 
+    waits_for_servers = False
+
     def __init__(self, path: Path, content: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
         """
         Args:
@@ -26,8 +28,9 @@ class PackedBytes:
             offsets: offset of each, and the number of bytes, int64 [N + 1].
         """
         self._path = path
-        self._content = content
-        self._offsets = offsets
+        # Parts of a memory map are maps again, which takes longer than their bytes.
+        self._content = content.view(np.ndarray)
+        self._offsets = offsets.view(np.ndarray)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1

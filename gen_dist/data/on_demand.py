@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,10 @@ _REDUCED = Keeping()
 
 class EncodedImages(Protocol):
     """Encoded images by their rows, for several threads at once."""
+
+    @property
+    def waits_for_servers(self) -> bool:
+        """True if images may have to come from other machines."""
 
     def __len__(self) -> int: ...
 
@@ -46,6 +50,46 @@ class EncodedImages(Protocol):
 
     def interrupt(self, ended: bool) -> None:
         """End the waiting of threads for images with an error, or let them wait again."""
+
+
+class DecodingImages:
+    """Images that threads are decoding."""
+
+    def __init__(self, tasks: list[Future[None]], taken: NDArray[np.int64], interrupt: Callable[[bool], None]) -> None:
+        """
+        Args:
+            tasks: work of the threads.
+            taken: rows whose images these are, once all tasks are done.
+            interrupt: ends the waiting of threads for images.
+        """
+        self._tasks = tasks
+        self._taken = taken
+        self._interrupt = interrupt
+
+    def result(self) -> NDArray[np.int64]:
+        """Wait for the images, and return the rows whose images they are.
+
+        Raises:
+            DataError: images cannot be read or decoded.
+        """
+        try:
+            for task in self._tasks:
+                task.result()
+        except BaseException:
+            self.cancel()
+            self._interrupt(True)  # others may wait for a server, and the end of the program for them
+            raise
+        return self._taken
+
+    def wait(self, seconds: float) -> bool:
+        """Return True once all tasks are done or one failed, False after this time."""
+        done, waiting = wait(self._tasks, seconds, FIRST_EXCEPTION)
+        return not waiting or any(task.exception() for task in done)
+
+    def cancel(self) -> None:
+        """Begin no more tasks."""
+        for task in self._tasks:
+            task.cancel()
 
 
 class ImagesOnDemand:
@@ -120,6 +164,14 @@ class ImagesOnDemand:
         Raises:
             DataError: images cannot be read or decoded.
         """
+        return self.begin(rows, out).result()
+
+    def begin(self, rows: NDArray[np.int64], out: NDArray[Any]) -> DecodingImages:
+        """Begin to decode images by several threads, which first do what was begun before.
+
+        Args:
+            rows, out: as for `gather`.
+        """
         taken = rows.astype(np.int64)
 
         def decode(first: int) -> None:
@@ -129,16 +181,17 @@ class ImagesOnDemand:
         size = max(_LEAST_PER_TASK, -(-len(rows) // (8 * THREADS)))  # few: the last task keeps one thread busy
         if self._pool is None:
             self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gen_dist-decode")
-        try:
-            list(self._pool.map(decode, range(0, len(rows), size)))
-        except BaseException:
-            self.interrupt(True)  # others may wait for a server, and the end of the program for them
-            raise
-        return taken
+        tasks = [self._pool.submit(decode, first) for first in range(0, len(rows), size)]
+        return DecodingImages(tasks, taken, self.interrupt)
 
     def expect(self, rows: NDArray[np.int64]) -> None:
         """Begin to fetch images that will be asked for soon."""
         self._encoded.expect(rows)
+
+    @property
+    def waits_for_servers(self) -> bool:
+        """True if images may have to come from other machines."""
+        return self._encoded.waits_for_servers
 
     def interrupt(self, ended: bool) -> None:
         """End the waiting of threads for images with an error, or let them wait again."""

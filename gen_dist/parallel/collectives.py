@@ -175,6 +175,15 @@ class StopVote:
         self._pending = (work, votes)
         return outcome
 
+    def agreed_at_once(self, wants_to_stop: bool) -> bool:
+        """Return True if any process wants to stop now, before its next step. Waits for all of them."""
+        if self._group is None:
+            return wants_to_stop
+        self._count()
+        votes = torch.tensor([float(wants_to_stop)])
+        dist.all_reduce(votes, group=self._group)
+        return bool(votes.item())
+
     def close(self) -> None:
         """Receive the last votes, so that no process ends while another still sends."""
         self._count()

@@ -147,6 +147,8 @@ class _Run:
         self.logs = StepLogs(trainer)
         self.measured = MeasuredMetrics(trainer, announce) if self.config.evaluate_metrics else None
         self.step = 0
+        self.saved_step = 0
+        """Step of the newest checkpoint, 0 without one."""
         self.best: Best | None = None
         """The best evaluation up to `step`, if the config keeps its checkpoint."""
         self.seconds_before = 0.0
@@ -213,6 +215,7 @@ class _Run:
         self.logs.resume(checkpoint.facts["unlogged"])
         self.best = best_of_facts(config, checkpoint.facts)
         self.step, self.seconds_before = step, checkpoint.facts["training_seconds"]
+        self.saved_step = step
         if step < config.steps:
             world_size = self.trainer.processes.world_size
             by = "" if world_size == checkpoint.facts["world_size"] else f", now with {world_size} processes"
@@ -226,6 +229,8 @@ class _Run:
         stopping = False
         self.watch = Watch()
         while self.step < config.steps and not stopping:
+            if self.trainer.waits_for_servers and self._stops_before_step(vote):
+                break
             self.logs.add(self.trainer.run_step(self.step))
             self.step += 1
             self.recorder.advance(self.step)
@@ -233,6 +238,24 @@ class _Run:
             if stopping or any(self._is_due(every) for every in intervals):
                 self._record(stopping)
         vote.close()
+
+    def _stops_before_step(self, vote: StopVote) -> bool:
+        """Wait for the images of the next step. If a signal comes before they do, in any process, save instead.
+
+        A collective call: a server that is gone may keep one process waiting for minutes, and the others with it.
+        """
+        self.trainer.fetch(self.step, self.stop)
+        if not vote.agreed_at_once(self.stop.is_set()):
+            return False
+        if self.step > self.saved_step:
+            self.watch.settle()
+            if broken := self.logs.collect(self.step):
+                raise self._divergence(broken)
+            with self.recorder.pause(), self.trainer.whole_average():
+                saved = self._save()
+                if self.supervisor:
+                    self.supervisor.recorded(self.step, {}, saved)
+        return True
 
     def _record(self, stopping: bool) -> None:
         """Write the records that are due. The checkpoint is last, so a resumed run lacks no record before it."""
@@ -312,7 +335,9 @@ class _Run:
         }
         checkpoint = Checkpoint(self.step, trainer.tensors(), facts)
         with self.recorder.writing():
-            return self.recorder.checkpoint(checkpoint)
+            saved = self.recorder.checkpoint(checkpoint)
+        self.saved_step = self.step
+        return saved
 
     def _training_seconds(self) -> float:
         return self.seconds_before + self.recorder.training_seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,15 @@ class Trainer:
             for step in range(start, min(start + period, self.config.steps)):
                 first.setdefault(tuple(self.due_at(step).items()), step)
         return list(first.values())
+
+    @property
+    def waits_for_servers(self) -> bool:
+        """True if a step may have to wait for images from other machines."""
+        return self._batches.waits_for_servers
+
+    def fetch(self, step: int, stop: threading.Event) -> None:
+        """Wait until the images of a step are here, for `run_step`, or the event is set."""
+        self._batches.fetch(step, stop)
 
     def _micro_batches(self, step: int) -> list[Batch]:
         self._schedule.write(step)

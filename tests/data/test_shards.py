@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import shutil
@@ -29,6 +30,7 @@ from gen_dist.errors import ConfigError, DataError
 from gen_dist.records.checkpoint import load_newest
 from gen_dist.records.reading import write_object
 from gen_dist.records.run_data import _where_it_trained
+from gen_dist.training.supervisor import Supervisor
 from tests.support.runs import small_config
 from tests.support.shards import ShardServer, encoded, samples, served, tar_of, wait_for, write_shards
 
@@ -574,6 +576,42 @@ def test_secrets_in_addresses_are_refused_and_not_shown(address: str, tmp_path: 
             make()
         assert "word" not in str(raised.value).replace("password", "")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_stops_between_steps_while_its_server_is_gone(server: ShardServer, tmp_path: Path) -> None:
+    config = small_config(
+        "vae",
+        data=f"shards:{server.url}/{{000..002}}.tar",
+        packing=DataConfig(cache_dir=str(tmp_path / "cache"), cache_gib=1e-9),  # nothing is kept: each batch is fetched
+        steps=10_000,
+        evaluate_every=10_000,
+        sample_every=10_000,
+        checkpoint_every=10_000,
+        run_dir=str(tmp_path / "run"),
+    )
+    stop, gone = threading.Event(), threading.Event()
+
+    def on_log(step: int, _metrics: object) -> None:
+        if step == 3:
+            server.fails = lambda _: 503
+            gone.set()
+
+    def end() -> None:
+        assert gone.wait(30)
+        time.sleep(1)  # the batches that were on their way have come
+        stop.set()
+
+    ender = threading.Thread(target=end)
+    ender.start()
+    supervisor = Supervisor("launch", stop, lambda _step, _metrics, _saved: None)
+    outcome = gen_dist.train(config, on_log=on_log, say=lambda _: None, supervisor=supervisor)
+    ender.join()
+    found = load_newest(tmp_path / "run", print)
+    assert 3 <= outcome.step < 100 and not outcome.finished
+    assert found and found[0].step == outcome.step
+    server.fails = lambda _: 0
+    resumed = gen_dist.train(dataclasses.replace(config, steps=outcome.step + 2), say=lambda _: None)
+    assert resumed.finished
 
 
 @pytest.mark.slow

@@ -272,6 +272,7 @@ class ShardImages:
         self._announce = announce
         self._lock = threading.Lock()
         self._damaged: set[int] = set()
+        self.waits_for_servers = any(is_url(shard.place) for shard in blocks.shards)
 
     def __len__(self) -> int:
         return len(self._sizes)
