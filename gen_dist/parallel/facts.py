@@ -33,7 +33,8 @@ _WAYS_OUT = {
     "data": "give all hosts the same data",
     "job": "another job uses this port: choose another with --main_process_port, --master-port or MASTER_PORT",
 }
-_VERSIONS = ("torch", "numpy", "code of gen_dist", "gen_dist", "python")
+_VERSIONS = ("torch", "numpy", "code of gen_dist", "gen_dist", "python", "pillow", "image decoders")
+_DECODERS = ("libjpeg_turbo", "webp", "avif", "jpg_2000", "libtiff")
 
 
 def facts_of_start(config: TrainConfig, launched: int, on_cpu: bool, threads: int) -> dict[str, str]:
@@ -51,7 +52,21 @@ def facts_of_start(config: TrainConfig, launched: int, on_cpu: bool, threads: in
         "python": platform.python_version(),
         "gen_dist": gen_dist.__version__,
         "code of gen_dist": _digest_of_code(),
+        **_facts_of_decoding(config),
     }
+
+
+def _facts_of_decoding(config: TrainConfig) -> dict[str, str]:
+    """Versions that decide on the values of lossy images, of a run that decodes them while it trains.
+
+    Packed values are compared by their digest instead: another version has decoded them once, for all.
+    """
+    if config.packing.packed_as != "encoded" and not config.data.startswith("shards:"):
+        return {}
+    from PIL import __version__, features
+
+    decoders = ", ".join(f"{name} {features.version(name)}" for name in _DECODERS if features.check(name))
+    return {"pillow": __version__, "image decoders": decoders}
 
 
 def launched_precision() -> str:

@@ -23,6 +23,9 @@ from tests.support.runs import small_config
 CONFIG = small_config("vae", run_dir="/runs/a", data="folder:/data/a")
 
 
+ENCODED = replace(CONFIG, packing=replace(CONFIG.packing, packed_as="encoded"))
+
+
 @pytest.fixture(autouse=True)
 def _plain_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_HET_JOB_ID", "ACCELERATE_MIXED_PRECISION"):
@@ -51,6 +54,15 @@ def _outcomes(facts: Mapping[int, Mapping[str, str]], launched: int, seconds: fl
     for thread in threads:
         thread.join()
     return found
+
+
+def test_versions_of_decoders_are_compared_where_training_decodes() -> None:
+    decoding = _facts(ENCODED)
+    assert decoding["pillow"] and "libjpeg_turbo" in decoding["image decoders"]
+    assert _facts(replace(CONFIG, data="shards:/data/{0..1}.tar")).keys() >= {"pillow", "image decoders"}
+    assert not _facts().keys() & {"pillow", "image decoders"}
+    told = disagreement({0: decoding, 1: decoding | {"pillow": "9.0", "image decoders": "libjpeg_turbo 2.1"}})
+    assert told and "but 9.0 on rank 1" in told and told.endswith("; install one version on all hosts")
 
 
 @pytest.mark.parametrize(
