@@ -72,6 +72,11 @@ def submit(words: list[str]) -> None:
         files[_CONFIG] = config.to_json().encode()
     for plugin in [*contents, *(word for word in plugins if Path(word).name not in contents)]:
         words += ["--plugin", plugin]
+    if unsent := sorted(name for name in os.environ if name.startswith("FSSPEC_")):
+        tell(
+            f"warning: {', '.join(unsent)} is not sent with a job, whose environment the cluster shows; set it where "
+            "the cluster's hosts start Ray"
+        )
     with _client(address) as client, temporary_directory("job") as directory:
         job = _submitted(
             client,

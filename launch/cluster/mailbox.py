@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ class Mailbox:
     """
 
     def __init__(self) -> None:
+        self._settings: dict[str, str] = {}
         self._text = ""
         self._refusal: str | None = None
         self._failures = 0
@@ -78,6 +80,14 @@ class Mailbox:
             return str(error)
         return None
 
+    def keep_settings(self, settings: dict[str, str]) -> None:
+        """Keep the command's settings of file systems for the workers; see `settings_of_file_systems`."""
+        self._settings = settings
+
+    def settings(self) -> dict[str, str]:
+        """Settings of file systems that the command has."""
+        return self._settings
+
     def ask_to_stop(self) -> None:
         """Ask the run to save and stop."""
         self._wants_stop = True
@@ -97,7 +107,27 @@ def mailbox_here(kind: type[Mailbox], config: TrainConfig) -> Any:
     mailbox: Any = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": node})(kind).remote()
     if config.plugins and (reason := ray.get(mailbox.why_unread.remote(*config.to_send()))):
         raise PluginError(f"{reason} (said by a process of Ray: install the module on all hosts of the cluster)")
+    if settings := settings_of_file_systems():
+        ray.get(mailbox.keep_settings.remote(settings))
     return mailbox
+
+
+def settings_of_file_systems() -> dict[str, str]:
+    """Variables of fsspec in this process's environment, such as FSSPEC_HTTPS, which may hold credentials.
+
+    Ray records a process's environment in logs and shows it on its dashboard. A message to an actor is in neither.
+    """
+    return {name: value for name, value in os.environ.items() if name.startswith("FSSPEC_")}
+
+
+def take_settings(settings: Mapping[str, str]) -> None:
+    """Give this process those of the command's settings of file systems that it lacks."""
+    missing = {name: value for name, value in settings.items() if name not in os.environ}
+    if missing:
+        import fsspec.config
+
+        os.environ |= missing
+        fsspec.config.set_conf_env(fsspec.config.conf)  # it has read the environment when it was imported
 
 
 class RemoteScreen(io.StringIO):

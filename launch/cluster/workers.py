@@ -21,7 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, TakenOverError, UserError
 from gen_dist.files import temporary_directory
-from gen_dist.launch.cluster.mailbox import RemoteScreen
+from gen_dist.launch.cluster.mailbox import RemoteScreen, take_settings
 from gen_dist.launch.cluster.options import WorkerOptions
 from gen_dist.plugins.faults import PluginFault, told
 
@@ -123,6 +123,7 @@ def work(settings: dict[Any, Any]) -> list[str]:
     is_main = context.get_world_rank() == 0
     enter_directory(task.working_directory)
     os.environ["GEN_DIST_THREADS"] = str(task.options.cpus_per_worker)
+    take_settings(ray.get(task.mailbox.settings.remote()))
     if task.terminal_columns:
         os.environ["COLUMNS"] = str(task.terminal_columns)
     if is_main:
