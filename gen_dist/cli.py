@@ -303,6 +303,17 @@ def call_parsed(function: Callable[..., None], words: Sequence[str], prog: str) 
     _with_short_errors(lambda: tyro.cli(_deferred(function), args=words, prog=prog))()
 
 
+def parse_options(kind: type[T], words: Sequence[str], prog: str) -> T:
+    """Options of a command without subcommands, parsed into a dataclass.
+
+    Raises:
+        ConfigError: an unknown option, or an invalid value.
+        SystemExit: after printing help.
+    """
+    refuse_empty_words(words)
+    return _with_short_errors(lambda: tyro.cli(kind, args=list(words) or ["--help"], prog=prog))
+
+
 def run_subcommand(functions: Sequence[Callable[..., None]], words: Sequence[str], prog: str) -> None:
     """Run the function that the first word names, with arguments parsed from the other words.
 

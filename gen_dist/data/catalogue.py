@@ -49,6 +49,16 @@ def open_dataset(
         return open_packed(_find_source(source, expand_home(root), packing), packing, announce)
 
 
+def source_named(source: str, packing: DataConfig) -> Source:
+    """A source that is packed, by its name.
+
+    Raises:
+        DataError: it is unknown, missing, damaged or cannot be read just now; one line.
+    """
+    with _one_line_errors(source):
+        return _find_source(source, Path(), packing)
+
+
 def survey_source(source: str, root: str | Path, packing: DataConfig) -> Survey:
     """Find out what packing would make of the images of a source. Nothing is written.
 

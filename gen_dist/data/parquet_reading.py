@@ -67,8 +67,15 @@ def opened(name: str, path: Path) -> Iterator[pyarrow.parquet.ParquetFile]:
         raise DataError(f"{name}: {shown} is not a whole parquet file ({reason[:200]})") from None
 
 
-def image_rows(name: str, path: Path, column: str) -> Iterator[list[bytes]]:
+def image_rows(name: str, path: Path, column: str, first: int = 0, count: int | None = None) -> Iterator[list[bytes]]:
     """Bytes of the images of a column, some rows at a time; empty for missing ones.
+
+    Args:
+        name: the source in error messages.
+        path: the file.
+        column: the column.
+        first: row to begin with. Row groups before it are not read.
+        count: number of rows; None is all that follow.
 
     Raises:
         DataError, OSError: see `opened`.
@@ -81,7 +88,12 @@ def image_rows(name: str, path: Path, column: str) -> Iterator[list[bytes]]:
         rows = _rows_at_once(name, path, file.metadata)
         block: list[bytes] = []
         size = 0
-        for batch in file.iter_batches(rows, columns=[f"{column}.bytes" if nested else column], use_threads=False):
+        groups, skipped = _groups_of(file.metadata, first, count)
+        left = file.metadata.num_rows if count is None else count
+        columns = [f"{column}.bytes" if nested else column]
+        for batch in file.iter_batches(rows, groups, columns, use_threads=False):
+            batch, skipped = batch.slice(skipped, left), max(0, skipped - len(batch))
+            left -= len(batch)
             images = batch.column(column)
             if nested:
                 images = pyarrow.compute.struct_field(images, "bytes")
@@ -93,6 +105,15 @@ def image_rows(name: str, path: Path, column: str) -> Iterator[list[bytes]]:
                 size += len(block[-1])
         if block:
             yield block
+
+
+def _groups_of(metadata: pyarrow.parquet.FileMetaData, first: int, count: int | None) -> tuple[list[int], int]:
+    """Row groups with the rows from `first` on, and the rows of the first of them that come before."""
+    ends = np.cumsum([metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)], dtype=int)
+    begins = int(np.searchsorted(ends, first, "right"))
+    stops = len(ends) if count is None else int(np.searchsorted(ends, first + count, "left")) + 1
+    before = int(ends[begins - 1]) if begins else 0
+    return list(range(begins, min(stops, len(ends)))), first - before
 
 
 def read_column(name: str, path: Path, column: str) -> pyarrow.ChunkedArray:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gen_dist import commands
-from gen_dist.cli import NoOptions, parse_train, run_command
+from gen_dist.cli import NoOptions, parse_options, parse_train, run_command
 from gen_dist.config import DcganConfig
 from gen_dist.launch.cluster.options import RayOptions
+from gen_dist.launch.packing.options import PackOptions
 from gen_dist.launch.sweep.plan import SweepOptions
 from gen_dist.presets import presets
 from tests.conftest import REPOSITORY
@@ -236,6 +237,8 @@ def _script(script: str, rest: list[str]) -> Command:
                 _parse(rest, SweepOptions())
             case "ray_job.py", ["submit", *more]:
                 _parse(more, RayOptions())
+            case "ray_pack.py", _:
+                parse_options(PackOptions, rest, "command")
             case _:
                 source = (REPOSITORY / script).read_text()
                 options = {word.split("=")[0] for word in rest if word.startswith("--")}

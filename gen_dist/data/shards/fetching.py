@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from gen_dist.config.addresses import shown
 from gen_dist.data.naming import printable
 from gen_dist.errors import DataError
-from gen_dist.files import read_at, reason_of
+from gen_dist.files import read_at, reason_of, write_atomically
 
 T = TypeVar("T")
 
@@ -45,14 +46,23 @@ class Facts(NamedTuple):
 class Fetcher:
     """Reader of files at paths and at URLs of any file system that fsspec knows. Threads share it."""
 
-    def __init__(self, name: str, announce: Callable[[str], None], patience_seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        name: str,
+        announce: Callable[[str], None],
+        patience_seconds: float = PATIENCE_SECONDS,
+        *,
+        verb: str = "read",
+    ) -> None:
         """
         Args:
             name: the source in error messages.
             announce: takes lines about servers that fail and that answer again.
             patience_seconds: time that a server may fail for.
+            verb: word of error messages for what could not be done.
         """
         self.name = name
+        self._verb = verb
         self._announce = announce
         self._patience_seconds = patience_seconds
         self.interrupted = threading.Event()
@@ -117,6 +127,31 @@ class Fetcher:
 
         return self._asking(place, ask)
 
+    def write(self, place: str, content: bytes) -> None:
+        """Write a file, whole or not at all where its file system can.
+
+        Raises:
+            DataError: as `facts`, or the disk is full or the file system read-only.
+        """
+        if not is_url(place):
+
+            def write_here() -> None:
+                os.makedirs(os.path.dirname(place), exist_ok=True)
+                write_atomically(Path(place), content)
+
+            self._local(place, write_here)
+            return
+
+        def ask() -> None:
+            system = self._system(place)
+            try:
+                system.makedirs(system._parent(place), exist_ok=True)
+                system.pipe_file(place, content, **_timeout(system))
+            except (NotImplementedError, TypeError):  # of file systems that only read
+                raise self._refused(place, "its file system is read-only") from None
+
+        self._asking(place, ask)
+
     def refuse_whole_files(self, place: str) -> None:
         """Raise DataError if a web server sends a whole file where a part is asked for: `read` would hold all of it."""
         if not place.startswith(("http://", "https://")):
@@ -130,6 +165,16 @@ class Fetcher:
                 raise self._refused(place, "its server sends whole files and no ranges; use one that does")
 
         self._asking(place, ask)
+
+    def exists(self, place: str) -> bool:
+        """True if there is a file.
+
+        Raises:
+            DataError: as `facts`.
+        """
+        if not is_url(place):
+            return os.path.exists(place)
+        return self._asking(place, lambda: bool(self._system(place).exists(place)))
 
     def glob(self, pattern: str) -> list[str]:
         """Files of a pattern with `*`, as `read` takes them.
@@ -241,7 +286,7 @@ class Fetcher:
             self._announce(f"{self.name}: {server_of(place)} answers again after {time.monotonic() - since:,.0f} s")
 
     def _refused(self, place: str, reason: str) -> DataError:
-        return DataError(f"{self.name}: cannot read {printable(shown(place))}: {reason}")
+        return DataError(f"{self.name}: cannot {self._verb} {printable(shown(place))}: {reason}")
 
 
 def is_url(place: str) -> bool:

@@ -28,23 +28,25 @@ _LONG_NAMES = b"LKxg"
 _FILES = (b"0", b"\0", b"7")
 
 
-def tar_contents(name: str, shard: str, blocks: Iterator[bytes]) -> Contents:
+def tar_contents(name: str, shard: str, blocks: Iterator[bytes], names: list[str] | None = None) -> Contents:
     """Find the images of a tar file.
 
     Args:
         name: the source in error messages.
         shard: name of the file in error messages.
         blocks: its bytes, `BLOCK_BYTES` at a time.
+        names: takes the name of each image in the file, in their order, if it is given.
 
     Raises:
         DataError: it is damaged, cut off, no tar file or compressed, or a sample has two images.
     """
-    return _Pass(name, shard, blocks).contents()
+    return _Pass(name, shard, blocks, names).contents()
 
 
 class _Pass:
-    def __init__(self, name: str, shard: str, blocks: Iterator[bytes]) -> None:
+    def __init__(self, name: str, shard: str, blocks: Iterator[bytes], names: list[str] | None) -> None:
         self._name = name
+        self._names = names
         self._shard = shard
         self._blocks = blocks
         self._held = b""
@@ -58,6 +60,7 @@ class _Pass:
         self._left_out: collections.Counter[str] = collections.Counter()
         self._key = ""
         self._image: tuple[int, int] | None = None
+        self._image_name = ""
         self._label: tuple[int, str] | None = None
         """Rank of the kind of the label, and its text: `.cls` goes before `.json`."""
 
@@ -118,7 +121,7 @@ class _Pass:
             if size > _MOST_IMAGE_BYTES:
                 raise self._damaged(f"an image at byte {start:,} has {size:,} bytes; at most {_MOST_IMAGE_BYTES:,} fit")
             self._whole(start + size, 0)  # an image that is cut off is not one
-            self._image = start, size
+            self._image, self._image_name = (start, size), path
         elif ending == "cls":
             self._take_label(0, self._whole(start, size).decode("utf-8", "replace").strip(), start)
         elif ending == "json":
@@ -140,6 +143,8 @@ class _Pass:
             self._offsets.append(self._image[0])
             self._sizes.append(self._image[1])
             self._labels.append(self._label[1] if self._label else MISSING)
+            if self._names is not None:
+                self._names.append(printable(self._image_name))
         elif self._key:
             self._left_out["samples without an image"] += 1
         self._image, self._label = None, None

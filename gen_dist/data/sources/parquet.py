@@ -140,6 +140,13 @@ class Parquet:
                     first += len(images)
                 first_of_part += part.rows
 
+    def rows(self, split: SplitName) -> Iterator[tuple[Path, str, NDArray[Any]]]:
+        """Files of a split in order: path, column of the images, and labels of all rows as `blocks` gives them."""
+        first = 0
+        for part in self._parts.get(split, ()):
+            yield part.path, part.image_column, self._numbered[0][split][first : first + part.rows]
+            first += part.rows
+
     @cached_property
     def _parts(self) -> dict[SplitName, list[_Part]]:
         parts = {

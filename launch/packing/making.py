@@ -1,0 +1,194 @@
+"""One shard, made of its part of a source: every byte is a function of the source and the options."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gen_dist.data.decoding import (
+    Decoded,
+    Encoded,
+    ImageFile,
+    UnreadableImage,
+    decode_image,
+    image_warnings_as_intended,
+)
+from gen_dist.data.deep_files import Keeping
+from gen_dist.data.fitting import Fitting, fitting_of
+from gen_dist.data.naming import printable
+from gen_dist.data.parquet_reading import image_rows
+from gen_dist.data.shards.contents import BLOCK_BYTES, MISSING
+from gen_dist.data.shards.fetching import Facts, Fetcher
+from gen_dist.data.shards.places import kind_of
+from gen_dist.data.shards.tar_contents import tar_contents
+from gen_dist.data.shards.writing import Sample, parquet_shard, tar_shard
+from gen_dist.errors import DataError
+from gen_dist.files import reason_of
+from gen_dist.launch.packing.options import ShardOptions
+from gen_dist.launch.packing.plan import ShardTask
+
+_NAMES_KEPT = 3
+DAMAGED, SMALL = "unreadable", "too small"
+
+
+@dataclass
+class Report:
+    """Facts about a shard that was made."""
+
+    name: str
+    images: int = 0
+    bytes: int = 0
+    sha256: str = ""
+    left_out: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
+    """Number of images that were left out, and the first names, by the reason."""
+    changes: dict[str, int] = field(default_factory=dict)
+    """Number of images by what their resizing does to them; see `Fitting.changes`."""
+    losses: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Number of images by what they lose, with the values of the first; see `gen_dist.data.losses`."""
+
+    def add(self, found: Decoded, fitting: Fitting | None) -> None:
+        """Count what is done to an image."""
+        self.images += 1
+        for change in fitting.changes(found.size) if fitting else ():
+            self.changes[change] = self.changes.get(change, 0) + 1
+        for kind, detail in found.losses.items():
+            count, first = self.losses.get(kind, (0, detail))
+            self.losses[kind] = count + 1, first
+
+    def leave_out(self, why: str, name: str) -> None:
+        """Count an image."""
+        count, names = self.left_out.get(why, (0, []))
+        self.left_out[why] = count + 1, [*names, name][:_NAMES_KEPT]
+
+
+def make_shard(
+    source: str, task: ShardTask, class_names: Sequence[str] | None, options: ShardOptions, fetcher: Fetcher
+) -> tuple[bytes, Report]:
+    """Make a shard.
+
+    Args:
+        source: name of the source in error messages.
+        task: its part of the source.
+        class_names: names of the classes in their order; None without labels, and for a source of shards.
+        options: what is done to the images.
+        fetcher: reader of shards.
+
+    Returns:
+        Bytes of the shard, and facts about it.
+
+    Raises:
+        DataError: the source cannot be read, has changed, or has an image that is refused; one line.
+    """
+    report = Report(task.file_name(options.container))
+    packing = options.packing()
+    fitting = fitting_of(packing, None)
+    keeping = Keeping(deep=True, pages=packing.pages or "first")
+    if packing.dtype == "uint8":
+        keeping = keeping._replace(deep=False)
+    samples: list[Sample] = []
+    with image_warnings_as_intended():
+        for number, (encoded, label, name) in enumerate(_inputs(source, task, fetcher), start=task.first):
+            try:
+                found = decode_image(encoded, fitting, options.channels, keeping)
+            except UnreadableImage as error:
+                if options.unreadable_images == "error":
+                    way_out = "repair or remove it, or use --unreadable-images skip"
+                    raise DataError(f"{source}: {name} is unreadable ({error}); {way_out}") from None
+                report.leave_out(DAMAGED, name)
+                continue
+            except OSError as error:
+                reason = reason_of(error)
+                raise DataError(f"{source}: cannot read {name}: {reason}; repair that and try again") from None
+            if min(found.size) < options.least_side:
+                report.leave_out(SMALL, name)
+                continue
+            report.add(found, fitting)
+            image = _encoded(f"{source}: {name}", found, options)
+            samples.append(Sample(_key(task, number), image, _ENDINGS[options.image_format], label, name))
+    if options.container == "tar":
+        content = tar_shard(samples)
+    else:
+        content = parquet_shard(samples, () if task.kind == "shard" else class_names)
+    report.bytes, report.sha256 = len(content), hashlib.sha256(content).hexdigest()
+    return content, report
+
+
+_ENDINGS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+
+
+def _key(task: ShardTask, number: int) -> str:
+    """Name of an image, which no other of the set has."""
+    return f"{task.number:05}-{number:06}" if task.kind == "shard" else f"{number:010}"
+
+
+def _inputs(source: str, task: ShardTask, fetcher: Fetcher) -> Iterator[tuple[Encoded, str | None, str]]:
+    """Encoded images of a task, with the label and the name of each."""
+    if task.kind == "shard":
+        yield from _images_of_shard(source, Facts(*task.inputs[1:]), task.inputs[0], fetcher)
+        return
+    images: Iterator[Encoded]
+    if task.kind == "files":
+        images = (ImageFile(*one) for one in task.inputs)
+    else:
+        images = (
+            image
+            for path, column, first, count in task.inputs
+            for block in image_rows(source, Path(path), column, first, count)
+            for image in block
+        )
+    yield from zip(images, task.labels, task.names, strict=True)
+
+
+def _images_of_shard(
+    source: str, facts: Facts, place: str, fetcher: Fetcher
+) -> Iterator[tuple[Encoded, str | None, str]]:
+    if fetcher.facts(place) != facts:
+        raise DataError(f"{source}: {printable(place)} has changed since the packing began; give an empty --out")
+    names: list[str] = []
+    if kind_of(source, place) == "tar":
+        blocks = [
+            fetcher.read(place, first, min(first + BLOCK_BYTES, facts.size))
+            for first in range(0, facts.size, BLOCK_BYTES)
+        ]
+        contents = tar_contents(source, place.rpartition("/")[2], iter(blocks), names)
+        whole = b"".join(blocks)
+    else:
+        from gen_dist.data.shards.parquet_contents import parquet_contents, row_group
+
+        contents = parquet_contents(source, place, facts, fetcher)
+        groups = range(len(contents.block_starts))
+        whole = b"".join(row_group(source, place, facts, fetcher, group) for group in groups)
+        names = [f"{printable(place.rpartition('/')[2])} row {row}" for row in range(len(contents.sizes))]
+    columns = contents.offsets.tolist(), contents.sizes.tolist(), contents.labels.tolist(), names
+    for offset, size, label, name in zip(*columns, strict=True):
+        yield whole[offset : offset + size], None if label == MISSING else label, name
+
+
+def _encoded(name: str, found: Decoded, options: ShardOptions) -> bytes:
+    """Image of decoded pixels, in the format of the options.
+
+    Raises:
+        DataError: it has more than 8 bits.
+    """
+    if found.pixels.dtype != np.uint8:
+        raise DataError(f"{name} is {found.pixels.dtype}, and shards hold 8-bit images; reduce them: --dtype uint8")
+    gray = options.channels != 3 and (found.gray or len(found.pixels) == 1)
+    image = Image.fromarray(found.pixels[0] if gray else np.ascontiguousarray(found.pixels.transpose(1, 2, 0)))
+    stream = io.BytesIO()
+    image.save(stream, options.image_format, **_settings(options))
+    return stream.getvalue()
+
+
+def _settings(options: ShardOptions) -> dict[str, Any]:
+    if options.image_format == "png":
+        return {}
+    if options.image_format == "jpeg":
+        return {"quality": options.quality}
+    return {"lossless": True} if options.quality == 100 else {"quality": options.quality, "method": 4}

@@ -1,0 +1,165 @@
+"""Plan of a packing into shards: which images of a source each shard has, whoever makes it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gen_dist.config import DataConfig
+from gen_dist.config.addresses import refuse_secrets, shown
+from gen_dist.data.catalogue import source_named
+from gen_dist.data.decoding import ImageFile
+from gen_dist.data.naming import printable
+from gen_dist.data.refusals import scheme_of_source
+from gen_dist.data.shards.fetching import Fetcher
+from gen_dist.data.shards.places import kind_of, shards_of
+from gen_dist.data.sources.folder import Folder
+from gen_dist.data.sources.parquet import Parquet
+from gen_dist.data.sources.source import SPLITS, SplitName
+from gen_dist.errors import DataError
+
+_SHARDS = "shards:"
+_FORMAT = 1
+IMAGES_PER_SHARD = 4096
+
+InputKind = Literal["files", "rows", "shard"]
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard that is to be made. It travels to other hosts, so it has plain values only."""
+
+    split: SplitName
+    number: int
+    """Number of the shard in its split."""
+    kind: InputKind
+    inputs: list[Any]
+    """By kind: `files` as [path, bytes, time, page] each; `rows` of parquet files as [path, column, first, count] each;
+    or a `shard` as [place, bytes, tag]."""
+    first: int = 0
+    """Number of its first image in the split; images of a shard are counted from 0."""
+    labels: tuple[str | None, ...] = ()
+    """Class name of each image; empty for a shard, which has them itself."""
+    names: tuple[str, ...] = ()
+    """Name of each image; empty for a shard."""
+
+    def file_name(self, kind: str) -> str:
+        """Name of the shard that is made."""
+        return f"{self.split}-{self.number:05}.{kind}"
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """All shards of a packing."""
+
+    source: str
+    """The source as lines name it."""
+    tasks: list[ShardTask]
+    class_names: tuple[str, ...] | None
+    """Names of the classes in their order. None: there are no labels, or only the shards of the source know them."""
+    remarks: list[str]
+    """Lines about the source."""
+
+    def key(self, options: Sequence[Any]) -> str:
+        """Key of the source's images as far as file systems tell, and of the options."""
+        digest = hashlib.sha256(json.dumps([_FORMAT, self.class_names, list(options)]).encode())
+        for task in self.tasks:
+            values = [task.split, task.number, task.kind, task.inputs, task.first, task.labels, task.names]
+            digest.update(json.dumps(values).encode())
+        return digest.hexdigest()
+
+
+def plan_shards(
+    source: str, packing: DataConfig, images_per_shard: int | None, announce: Callable[[str], None]
+) -> ShardPlan:
+    """Plan the shards of a source. Only names, labels and sizes are read.
+
+    Args:
+        source: `folder:PATH`, `parquet:PATH` or `shards:PATTERN`.
+        packing: options of the source. `test_shards` is the test split of shards.
+        images_per_shard: images of the source in each shard; fewer come out if some are left out. None is 4,096. Each
+            shard of a source of shards becomes one, and needs None.
+        announce: takes lines about servers that fail.
+
+    Raises:
+        DataError: another source, or it cannot be used; one line.
+    """
+    refuse_secrets("source", source)
+    if source.startswith(_SHARDS):
+        if images_per_shard is not None:
+            raise DataError(
+                f"{printable(shown(source))}: each shard becomes one, so that they can be made one by one; leave out "
+                f"--images-per-shard {images_per_shard}"
+            )
+        return _plan_of_shards(source.removeprefix(_SHARDS), packing, announce)
+    found = source_named(source, packing)
+    if not isinstance(found, Folder | Parquet):
+        raise DataError(f"{printable(source)}: only folder:PATH, parquet:PATH and shards:PATTERN become shards")
+    scheme = scheme_of_source(found, found.class_names())
+    if scheme.kind != "classes":
+        raise DataError(
+            f"{found.name}: its labels are {scheme.kind}, and those of shards are classes; name one column of classes "
+            "with --label-columns"
+        )
+    at_once = images_per_shard or IMAGES_PER_SHARD
+    names = scheme.names if scheme.are_labels else None
+    tasks: list[ShardTask] = []
+    for split in SPLITS:
+        images = list(_files_of(found, split) if isinstance(found, Folder) else _rows_of(found, split))
+        for first in range(0, len(images), at_once):
+            some = images[first : first + at_once]
+            labels = tuple(names[label] if names and label >= 0 else None for _, label, _ in some)
+            inputs = [one for one, _, _ in some]
+            own_names = tuple(name for _, _, name in some)
+            kind: InputKind = "files" if isinstance(found, Folder) else "rows"
+            of_kind = inputs if kind == "files" else _ranges(inputs)
+            tasks.append(ShardTask(split, first // at_once, kind, of_kind, first, labels, own_names))
+    if not tasks:
+        raise DataError(f"{found.name}: it has no images")
+    return ShardPlan(found.name, tasks, names, found.remarks())
+
+
+def _plan_of_shards(pattern: str, packing: DataConfig, announce: Callable[[str], None]) -> ShardPlan:
+    name = printable(f"{_SHARDS}{shown(pattern)}")
+    fetcher = Fetcher(name, announce)
+    patterns = {"train": pattern, "test": packing.test_shards}
+    tasks = []
+    with fetcher.threads() as pool:
+        for split in SPLITS:
+            if not (of_split := patterns[split]):
+                continue
+            places = shards_of(name, of_split, fetcher.glob)
+            for number, (place, facts) in enumerate(zip(places, pool.map(fetcher.facts, places), strict=True)):
+                kind_of(name, place)
+                tasks.append(ShardTask(split, number, "shard", [place, facts.size, facts.tag]))
+    return ShardPlan(name, tasks, None, [])
+
+
+def _files_of(source: Folder, split: SplitName) -> Iterator[tuple[Any, int, str]]:
+    """Each image file of a split with its label and name."""
+    for block in source.blocks():
+        if block.split == split:
+            for position, image in enumerate(block.images):
+                assert isinstance(image, ImageFile)
+                yield list(image), int(block.labels[position]), block.name(position)
+
+
+def _rows_of(source: Parquet, split: SplitName) -> Iterator[tuple[Any, int, str]]:
+    """Each row of a split, as [path, column, row], with its label and name."""
+    for path, column, labels in source.rows(split):
+        for row, label in enumerate(labels.tolist()):
+            yield [str(path), column, row], label, f"{printable(path.name)} row {row}"
+
+
+def _ranges(rows: list[list[Any]]) -> list[list[Any]]:
+    """Rows that follow one another as [path, column, first, count]."""
+    ranges: list[list[Any]] = []
+    for path, column, row in rows:
+        if ranges and ranges[-1][:2] == [path, column] and row == ranges[-1][2] + ranges[-1][3]:
+            ranges[-1][3] += 1
+        else:
+            ranges.append([path, column, row, 1])
+    return ranges

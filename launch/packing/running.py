@@ -1,0 +1,189 @@
+"""A packing from its options to shards that are there, by any function that makes shards, such as one on Ray Data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from gen_dist.config.addresses import shown
+from gen_dist.data.losses import KINDS
+from gen_dist.data.naming import printable
+from gen_dist.data.packing import SECONDS_BEFORE_PROGRESS
+from gen_dist.data.shards.fetching import Fetcher, is_url
+from gen_dist.data.sources.source import SPLITS
+from gen_dist.errors import DataError
+from gen_dist.launch.packing.making import Report, make_shard
+from gen_dist.launch.packing.options import PackOptions, ShardOptions
+from gen_dist.launch.packing.plan import ShardPlan, ShardTask, plan_shards
+
+_PLAN = "plan.json"
+_REPORTS = "reports"
+_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to make any shard of a packing."""
+
+    source: str
+    class_names: tuple[str, ...] | None
+    options: ShardOptions
+    out: str
+    """Absolute path or URL of the directory of the shards."""
+
+    def make(self, task: ShardTask) -> Report:
+        """Make a shard and write it, then its report: a shard with a report is whole.
+
+        Raises:
+            DataError: see `make_shard`; or the place cannot be written to.
+        """
+        reader = Fetcher(self.source, _silent)
+        writer = Fetcher(self.source, _silent, verb="write")
+        content, report = make_shard(self.source, task, self.class_names, self.options, reader)
+        writer.write(f"{self.out}/{report.name}", content)
+        writer.write(_report_place(self.out, report.name), json.dumps(asdict(report)).encode())
+        return report
+
+
+Runner = Callable[[Job, Sequence[ShardTask]], Iterator[Report]]
+"""Function that makes shards in any order and gives the report of each as it is done."""
+
+
+def pack(options: PackOptions, run: Runner, announce: Callable[[str], None]) -> None:
+    """Pack a source into shards. Shards that an earlier call has finished are not made again.
+
+    Args:
+        options: source, place, and how.
+        run: maker of the shards.
+        announce: takes lines for the user.
+
+    Raises:
+        DataError: the source or the place cannot be used, or the place has shards of something else; one line.
+    """
+    out = place_of(options.out)
+    plan = plan_shards(options.source, options.packing(), options.images_per_shard, announce)
+    for remark in plan.remarks:
+        announce(f"{plan.source}: {remark}")
+    own = {field.name for field in fields(ShardOptions)}
+    of_shards = ShardOptions(**{name: getattr(options, name) for name in own})
+    _claim(out, plan, of_shards)
+    names = [task.file_name(options.container) for task in plan.tasks]
+    reports = _finished(out, names, plan.source)
+    if reports:
+        announce(f"{len(reports):,} of {len(names):,} shards are finished in {shown(out)}")
+    missing = [task for task, name in zip(plan.tasks, names, strict=True) if name not in reports]
+    bar = tqdm(
+        total=len(names),
+        initial=len(reports),
+        desc=f"packing {plan.source}",
+        unit=" shards",
+        delay=SECONDS_BEFORE_PROGRESS,
+        disable=None,
+    )
+    with bar:
+        for report in run(Job(plan.source, plan.class_names, of_shards, out), missing) if missing else ():
+            reports[report.name] = report
+            bar.update()
+    for line in _lines(plan, [reports[name] for name in names], out, options):
+        announce(line)
+
+
+def in_this_process(job: Job, tasks: Sequence[ShardTask]) -> Iterator[Report]:
+    """Make shards one after another: the twin of what a cluster does."""
+    return map(job.make, tasks)
+
+
+def place_of(out: str) -> str:
+    """Absolute path, or URL, of a directory that is written to."""
+    return out.rstrip("/") if is_url(out) else str(Path(out).expanduser().absolute())
+
+
+def _silent(_line: str) -> None:
+    pass
+
+
+def _report_place(out: str, name: str) -> str:
+    return f"{out}/{_REPORTS}/{name}.json"
+
+
+def _claim(out: str, plan: ShardPlan, options: ShardOptions) -> None:
+    """Take a place for a packing.
+
+    Raises:
+        DataError: it has shards of another source or of other options.
+    """
+    key = plan.key([asdict(options)])
+    known = _read(plan.source, f"{out}/{_PLAN}")
+    if known is None:
+        content = {"key": key, "source": plan.source, "shards": len(plan.tasks), "options": asdict(options)}
+        Fetcher(plan.source, _silent, verb="write").write(f"{out}/{_PLAN}", json.dumps(content, indent=1).encode())
+    elif known.get("key") != key:
+        raise DataError(
+            f"{printable(shown(out))} has shards of another packing: of {printable(str(known.get('source')))}, whose "
+            "files have changed, or of other options; give an empty --out"
+        )
+
+
+def _finished(out: str, names: Sequence[str], source: str) -> dict[str, Report]:
+    """Reports of the shards that are there, by name."""
+    fetcher = Fetcher(source, _silent)
+    found: dict[str, Report] = {}
+    with fetcher.threads() as pool:
+        contents = pool.map(lambda name: _read(source, _report_place(out, name)), names)
+        for name, content in zip(names, contents, strict=True):
+            if content is not None:
+                found[name] = Report(**content)
+    return found
+
+
+def _read(source: str, place: str) -> dict[str, Any] | None:
+    """JSON at a place; None if there is none."""
+    fetcher = Fetcher(source, _silent)
+    if not fetcher.exists(place):
+        return None
+    content = fetcher.read(place, 0, fetcher.facts(place).size)
+    try:
+        found: dict[str, Any] = json.loads(content)
+    except ValueError:
+        raise DataError(f"{printable(shown(place))} is damaged; give an empty --out") from None
+    return found
+
+
+def _lines(plan: ShardPlan, reports: Sequence[Report], out: str, options: PackOptions) -> Iterator[str]:
+    """Summary of a packing, with the options that train on it."""
+    total = sum(report.images for report in reports)
+    size = sum(report.bytes for report in reports)
+    yield (
+        f"packed {plan.source}: {total:,} images in {len(reports):,} shards of {size / 2**20:,.1f} MiB in all, in "
+        f"{shown(out)}"
+    )
+    for why in dict.fromkeys(why for report in reports for why in report.left_out):
+        left = [report.left_out[why] for report in reports if why in report.left_out]
+        names = [name for _, some in left for name in some][:_NAMES_SHOWN]
+        yield f"left out {sum(count for count, _ in left):,} images, {why}: {', '.join(names)}"
+    changes = _sums(report.changes for report in reports)
+    if changes:
+        yield "; ".join(f"{count:,} {change}" for change, count in changes.items())
+    for kind, count in _sums({kind: one[0] for kind, one in report.losses.items()} for report in reports).items():
+        yield f"{count:,} images {KINDS[kind]}"
+    words = []
+    for split in SPLITS:
+        count = sum(task.split == split for task in plan.tasks)
+        if count:
+            number = f"{{00000..{count - 1:05}}}" if count > 1 else "00000"
+            words.append(f"{out}/{split}-{number}.{options.container}")
+    tested = f" --test-shards '{words[1]}'" if len(words) > 1 else ""
+    yield f"train on it with --data 'shards:{words[0]}'{tested}"
+
+
+def _sums(counts: Iterator[Mapping[str, int]]) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for of_one in counts:
+        for name, count in of_one.items():
+            sums[name] = sums.get(name, 0) + count
+    return sums
