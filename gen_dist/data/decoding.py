@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile as OpenedFile
 
+from gen_dist.data.array_bytes import UnreadableImage as UnreadableImage
+from gen_dist.data.array_bytes import array_header, array_values, is_array
 from gen_dist.data.channels import fitted_values
 from gen_dist.data.deep_files import (
     Keeping,
@@ -110,10 +112,6 @@ class Header(NamedTuple):
     """Type of the decoded values."""
 
 
-class UnreadableImage(Exception):
-    """An image that cannot be decoded; the text is the reason, without the name."""
-
-
 @contextlib.contextmanager
 def image_warnings_as_intended() -> Iterator[None]:
     """Context manager that makes PIL's decompression bomb warnings errors and silences its other warnings.
@@ -140,17 +138,22 @@ def read_header(encoded: Encoded, keeping: Keeping = _REDUCED) -> Header:
         DataError: it has several pages of more than 8 bits, and `keeping` does not say what they are.
     """
     if isinstance(encoded, np.ndarray):
-        channels, height, width = encoded.shape
-        colours = {1: "gray", 3: "RGB"}.get(channels, f"of {channels} channels")
-        kind, gray, dtype = f"{encoded.dtype} array {colours}", channels == 1, str(encoded.dtype)
-        return Header(kind, width, height, gray, "", False, {}, channels, dtype)
+        return _header_of_array(encoded.shape, str(encoded.dtype))
     if isinstance(encoded, ImageFile):
         _refuse_size(encoded)
         with retrying(lambda: open_regular(encoded.path)) as file:
             return _header_of(file, keeping, encoded.page, encoded.path)
     if not encoded:
         raise UnreadableImage("no bytes")
+    if is_array(encoded):
+        return _header_of_array(*array_header(encoded))
     return _header_of(io.BytesIO(encoded), keeping)
+
+
+def _header_of_array(shape: tuple[int, ...], dtype: str) -> Header:
+    channels, height, width = shape
+    colours = {1: "gray", 3: "RGB"}.get(channels, f"of {channels} channels")
+    return Header(f"{dtype} array {colours}", width, height, channels == 1, "", False, {}, channels, dtype)
 
 
 def count_pages(file: ImageFile) -> int:
@@ -239,11 +242,13 @@ def _decode_content(
     try:
         if isinstance(content, np.ndarray):
             return _decoded_array(content, fitting, channels)
+        if is_array(content):
+            return _decoded_array(array_values(content, keeping.deep), fitting, channels)
         with Image.open(io.BytesIO(content), formats=_registered_formats()) as opened:
             _turn_to(opened, page, keeping, name)
             with _ONE_LARGE if opened.width * opened.height > LARGE_PIXELS else contextlib.nullcontext():
                 return _decode_opened(opened, content, fitting, channels, keeping)
-    except (MemoryError, DataError):
+    except (MemoryError, DataError, UnreadableImage):
         raise
     # Decoders raise nearly every built-in exception on damaged input: OSError, SyntaxError, struct.error, EOFError...
     except Exception as error:

@@ -20,9 +20,9 @@ from gen_dist.data.values import format_number
 from gen_dist.errors import DataError
 
 MOST_CLASSES = 100_000
-_MOST_VALUES = 1000
+MOST_VALUES = 1000
 _MOST_LABELS = 4096
-_EXAMPLES = 20
+EXAMPLES = 20
 _SHOWN = 20
 MISSING = -1
 """A class or value of an attribute that an image lacks."""
@@ -62,7 +62,7 @@ def raw_labels(found: Any, count: int) -> NDArray[Any]:
         return labels.reshape(count, -1).astype(np.int64)
     if labels.dtype.kind == "U":
         return labels
-    most = MOST_CLASSES if labels.ndim == 1 else _MOST_VALUES
+    most = MOST_CLASSES if labels.ndim == 1 else MOST_VALUES
     if labels.min() < MISSING or labels.max() >= most:
         raise DataError(
             f"the labels go from {labels.min()} to {labels.max()}; 0 to the number of classes - 1 is needed, below "
@@ -138,7 +138,7 @@ def numbered(
     if train.dtype.kind == "f":
         return dict(parts), LabelScheme("numbers", given, unknown=nothing)
     if train.dtype.kind == "U":
-        texts_of_each = [_texts_of(train[:, i], _MOST_VALUES, source) for i in range(len(given))]
+        texts_of_each = [_texts_of(train[:, i], MOST_VALUES, source) for i in range(len(given))]
         columns = {
             split: [_numbers_of_texts(labels[:, i], texts, split, source) for i, texts in enumerate(texts_of_each)]
             for split, labels in parts.items()
@@ -184,7 +184,7 @@ def completed(
         else:
             scheme = replace(scheme, names=named[0], unknown=(True,))
     if scheme.kind != "classes":
-        shown = train[evenly_spaced(min(_EXAMPLES, len(train)), len(train))]
+        shown = train[evenly_spaced(min(EXAMPLES, len(train)), len(train))]
         scheme = replace(scheme, examples=tuple(tuple(map(float, row)) for row in shown))
     return scheme, train, test
 

@@ -215,7 +215,10 @@ class ImagesOnDemand:
         channels, height, width = self.shape[1:]
         wanted = channels if channels in (1, 3) else None
         found = decode_image(self._encoded.read(row), self._fitting, wanted, self._keeping)
-        if found.pixels.shape != out.shape or found.pixels.dtype != self.dtype:
+        if found.pixels.dtype != self.dtype:
+            both = f"is {found.pixels.dtype}, and others are {self.dtype}"
+            raise DataError(f"{self._encoded.name(row)} {both}; reduce all: --dtype uint8")
+        if found.pixels.shape != out.shape:
             shape = f"{found.pixels.shape[2]}x{found.pixels.shape[1]}"
             raise DataError(
                 f"{self._encoded.name(row)} is {shape}, and others are {width}x{height}; say which size all get with "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,16 @@ from gen_dist.data.deep_files import Keeping
 from gen_dist.data.fitting import Fitting, fitting_of
 from gen_dist.data.naming import printable
 from gen_dist.data.parquet_reading import image_rows
-from gen_dist.data.shards.contents import BLOCK_BYTES, MISSING
+from gen_dist.data.shards.contents import BLOCK_BYTES, MISSING, Contents
 from gen_dist.data.shards.fetching import Facts, Fetcher
+from gen_dist.data.shards.labels import LabelRequest, is_missing, request_of
 from gen_dist.data.shards.places import kind_of
 from gen_dist.data.shards.tar_contents import tar_contents
-from gen_dist.data.shards.writing import Sample, parquet_shard, tar_shard
+from gen_dist.data.shards.writing import CLASS_KEY, Sample, parquet_shard, tar_shard
 from gen_dist.errors import DataError
 from gen_dist.files import reason_of
 from gen_dist.launch.packing.options import ShardOptions
-from gen_dist.launch.packing.plan import ShardTask
+from gen_dist.launch.packing.plan import LabelNames, ShardTask
 
 _NAMES_KEPT = 3
 DAMAGED, SMALL = "unreadable", "too small"
@@ -53,6 +54,9 @@ class Report:
     losses: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Number of images by what they lose, with the values of the first; see `gen_dist.data.losses`."""
 
+    labels: list[str] = field(default_factory=list)
+    """Names of the labels."""
+
     def add(self, found: Decoded, fitting: Fitting | None) -> None:
         """Count what is done to an image."""
         self.images += 1
@@ -69,14 +73,14 @@ class Report:
 
 
 def make_shard(
-    source: str, task: ShardTask, class_names: Sequence[str] | None, options: ShardOptions, fetcher: Fetcher
+    source: str, task: ShardTask, labels: LabelNames, options: ShardOptions, fetcher: Fetcher
 ) -> tuple[bytes, Report]:
     """Make a shard.
 
     Args:
         source: name of the source in error messages.
         task: its part of the source.
-        class_names: names of the classes in their order; None without labels, and for a source of shards.
+        labels: names of the labels.
         options: what is done to the images.
         fetcher: reader of shards.
 
@@ -94,9 +98,10 @@ def make_shard(
         keeping = keeping._replace(deep=False)
     samples: list[Sample] = []
     with image_warnings_as_intended():
-        for number, (encoded, label, name) in enumerate(_inputs(source, task, fetcher), start=task.first):
+        inputs = _inputs(source, task, labels, request_of(packing), fetcher)
+        for number, (encoded, values, name) in enumerate(inputs, start=task.first):
             try:
-                found = decode_image(encoded, fitting, options.channels, keeping)
+                decoded = decode_image(encoded, fitting, options.channels, keeping)
             except UnreadableImage as error:
                 if options.unreadable_images == "error":
                     way_out = "repair or remove it, or use --unreadable-images skip"
@@ -106,21 +111,20 @@ def make_shard(
             except OSError as error:
                 reason = reason_of(error)
                 raise DataError(f"{source}: cannot read {name}: {reason}; repair that and try again") from None
-            if min(found.size) < options.least_side:
+            if min(decoded.size) < options.least_side:
                 report.leave_out(SMALL, name)
                 continue
-            report.add(found, fitting)
-            image = _encoded(f"{source}: {name}", found, options)
-            samples.append(Sample(_key(task, number), image, _ENDINGS[options.image_format], label, name))
-    if options.container == "tar":
-        content = tar_shard(samples)
-    else:
-        content = parquet_shard(samples, () if task.kind == "shard" else class_names)
+            report.add(decoded, fitting)
+            image, ending = _encoded(decoded, options)
+            samples.append(Sample(_key(task, number), image, ending, values, name))
+    found = dict.fromkeys(name for sample in samples for name in sample.labels)
+    # Shards say themselves what their labels are called.
+    names = labels.names if found.keys() <= set(labels.names) else tuple(sorted(found))
+    is_tar = options.container == "tar"
+    content = tar_shard(samples) if is_tar else parquet_shard(samples, names, labels.classes)
+    report.labels = list(names)
     report.bytes, report.sha256 = len(content), hashlib.sha256(content).hexdigest()
     return content, report
-
-
-_ENDINGS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 
 
 def _key(task: ShardTask, number: int) -> str:
@@ -128,10 +132,15 @@ def _key(task: ShardTask, number: int) -> str:
     return f"{task.number:05}-{number:06}" if task.kind == "shard" else f"{number:010}"
 
 
-def _inputs(source: str, task: ShardTask, fetcher: Fetcher) -> Iterator[tuple[Encoded, str | None, str]]:
-    """Encoded images of a task, with the label and the name of each."""
+Input = tuple[Encoded, Mapping[str, Any], str]
+"""An encoded image, its labels by name, and its name."""
+
+
+def _inputs(
+    source: str, task: ShardTask, labels: LabelNames, request: LabelRequest, fetcher: Fetcher
+) -> Iterator[Input]:
     if task.kind == "shard":
-        yield from _images_of_shard(source, Facts(*task.inputs[1:]), task.inputs[0], fetcher)
+        yield from _images_of_shard(source, Facts(*task.inputs[1:]), task.inputs[0], request, fetcher)
         return
     images: Iterator[Encoded]
     if task.kind == "files":
@@ -143,12 +152,11 @@ def _inputs(source: str, task: ShardTask, fetcher: Fetcher) -> Iterator[tuple[En
             for block in image_rows(source, Path(path), column, first, count)
             for image in block
         )
-    yield from zip(images, task.labels, task.names, strict=True)
+    for image, values, name in zip(images, task.labels, task.names, strict=True):
+        yield image, dict(zip(labels.names, values, strict=True)), name
 
 
-def _images_of_shard(
-    source: str, facts: Facts, place: str, fetcher: Fetcher
-) -> Iterator[tuple[Encoded, str | None, str]]:
+def _images_of_shard(source: str, facts: Facts, place: str, request: LabelRequest, fetcher: Fetcher) -> Iterator[Input]:
     if fetcher.facts(place) != facts:
         raise DataError(f"{source}: {printable(place)} has changed since the packing began; give an empty --out")
     names: list[str] = []
@@ -157,33 +165,41 @@ def _images_of_shard(
             fetcher.read(place, first, min(first + BLOCK_BYTES, facts.size))
             for first in range(0, facts.size, BLOCK_BYTES)
         ]
-        contents = tar_contents(source, place.rpartition("/")[2], iter(blocks), names)
+        contents = tar_contents(source, place.rpartition("/")[2], iter(blocks), request.columns, names)
         whole = b"".join(blocks)
     else:
         from gen_dist.data.shards.parquet_contents import parquet_contents, row_group
 
-        contents = parquet_contents(source, place, facts, fetcher)
+        contents = parquet_contents(source, place, facts, fetcher, request)
         groups = range(len(contents.block_starts))
         whole = b"".join(row_group(source, place, facts, fetcher, group) for group in groups)
         names = [f"{printable(place.rpartition('/')[2])} row {row}" for row in range(len(contents.sizes))]
-    columns = contents.offsets.tolist(), contents.sizes.tolist(), contents.labels.tolist(), names
-    for offset, size, label, name in zip(*columns, strict=True):
-        yield whole[offset : offset + size], None if label == MISSING else label, name
+    columns = contents.offsets.tolist(), contents.sizes.tolist(), _labels_of(contents), names
+    for offset, size, values, name in zip(*columns, strict=True):
+        yield whole[offset : offset + size], values, name
 
 
-def _encoded(name: str, found: Decoded, options: ShardOptions) -> bytes:
-    """Image of decoded pixels, in the format of the options.
+def _labels_of(contents: Contents) -> list[dict[str, Any]]:
+    """Labels of the images of a shard by name; those that are missing are left out."""
+    if contents.table is None:
+        return [{} if label == MISSING else {CLASS_KEY: label} for label in contents.labels.tolist()]
+    missing = is_missing(contents.table).tolist()
+    return [
+        {name: value for name, value, gone in zip(contents.columns, row, gone_of_row, strict=True) if not gone}
+        for row, gone_of_row in zip(contents.table.tolist(), missing, strict=True)
+    ]
 
-    Raises:
-        DataError: it has more than 8 bits.
-    """
-    if found.pixels.dtype != np.uint8:
-        raise DataError(f"{name} is {found.pixels.dtype}, and shards hold 8-bit images; reduce them: --dtype uint8")
-    gray = options.channels != 3 and (found.gray or len(found.pixels) == 1)
-    image = Image.fromarray(found.pixels[0] if gray else np.ascontiguousarray(found.pixels.transpose(1, 2, 0)))
-    stream = io.BytesIO()
+
+def _encoded(found: Decoded, options: ShardOptions) -> tuple[bytes, str]:
+    """An image in the format of the options, and the ending of its name. Values that no format keeps are an array."""
+    stream, pixels = io.BytesIO(), found.pixels
+    if pixels.dtype != np.uint8 or len(pixels) not in (1, 3):
+        np.save(stream, pixels[:1] if found.gray and options.channels != 3 else pixels, allow_pickle=False)
+        return stream.getvalue(), "npy"
+    gray = options.channels != 3 and (found.gray or len(pixels) == 1)
+    image = Image.fromarray(pixels[0] if gray else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     image.save(stream, options.image_format, **_settings(options))
-    return stream.getvalue()
+    return stream.getvalue(), "jpg" if options.image_format == "jpeg" else options.image_format
 
 
 def _settings(options: ShardOptions) -> dict[str, Any]:

@@ -27,13 +27,13 @@ class ShardOptions(Checked):
     channels: Literal[1, 3] | None = None
     """1 for grayscale, 3 for RGB. None keeps those of each image."""
     dtype: Literal["source", "uint8"] = "source"
-    """Type of the values: `uint8` reduces images of more than 8 bits, which are refused otherwise."""
+    """Type of the values: `uint8` reduces images of more than 8 bits, which are written as arrays otherwise."""
     least_side: int = 1
     """Leave out images with a side of fewer pixels than this, before they are resized."""
     unreadable_images: Literal["skip", "error"] = "skip"
     """Treatment of unreadable images: leave them out, and tell their number and some names, or stop with an error."""
     image_format: ImageFormat = "png"
-    """Format of the images in shards: png loses nothing, webp and jpeg are smaller."""
+    """Format of 8-bit images in shards: png loses nothing, webp and jpeg are smaller."""
     quality: int = 90
     """Quality of webp and jpeg, 1 to 100; webp loses nothing at 100."""
     container: Literal["tar", "parquet"] = "tar"
@@ -43,7 +43,7 @@ class ShardOptions(Checked):
     pages: Pages | None = None
     """Pages of a file, as for training."""
     label_columns: tuple[str, ...] = ()
-    """Column of a `parquet:` source with the classes, as for training."""
+    """Labels of a `parquet:` or `shards:` source, as for training."""
     missing_labels: Literal["refuse", "unknown"] = "refuse"
     """Treatment of images without a label: refuse them, or write them without one."""
     test_shards: str | None = None
@@ -56,8 +56,6 @@ class ShardOptions(Checked):
             at_least("images_per_shard", self.images_per_shard, 1)
         if not 1 <= self.quality <= 100:
             raise ConfigError(f"quality {self.quality} is not between 1 and 100")
-        if self.pages == "channels":
-            raise ConfigError("pages channels: images of shards have one or three channels; use first or images")
         self.packing()  # refuses bad sizes
 
     def packing(self) -> DataConfig:
@@ -95,3 +93,7 @@ class PackOptions(ShardOptions):
             raise ConfigError("name a source and a place: folder:PATH --out DIRECTORY")
         refuse_secrets("source", self.source)
         refuse_secrets("out", self.out)
+        if self.out.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"out {self.out}: web servers are read-only; use a path, or a URL such as s3://bucket/set"
+            )

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from numpy.typing import NDArray
 
 from gen_dist.config import DataConfig
 from gen_dist.config.addresses import refuse_secrets, shown
+from gen_dist.config.labels import LabelScheme
 from gen_dist.data.catalogue import source_named
 from gen_dist.data.decoding import ImageFile
+from gen_dist.data.labelling import MISSING
 from gen_dist.data.naming import printable
 from gen_dist.data.refusals import scheme_of_source
 from gen_dist.data.shards.fetching import Fetcher
 from gen_dist.data.shards.places import kind_of, shards_of
+from gen_dist.data.shards.writing import CLASS_KEY, FILE_KEY
 from gen_dist.data.sources.folder import Folder
 from gen_dist.data.sources.parquet import Parquet
 from gen_dist.data.sources.source import SPLITS, SplitName
@@ -41,14 +47,24 @@ class ShardTask:
     or a `shard` as [place, bytes, tag]."""
     first: int = 0
     """Number of its first image in the split; images of a shard are counted from 0."""
-    labels: tuple[str | None, ...] = ()
-    """Class name of each image; empty for a shard, which has them itself."""
+    labels: list[list[Any]] = field(default_factory=list)
+    """Labels of each image, one for each name of the plan: the name of a class, values of attributes, or numbers; None
+    is a missing one. Empty for a shard, which has them itself."""
     names: tuple[str, ...] = ()
     """Name of each image; empty for a shard."""
 
     def file_name(self, kind: str) -> str:
         """Name of the shard that is made."""
         return f"{self.split}-{self.number:05}.{kind}"
+
+
+class LabelNames(NamedTuple):
+    """Names of the labels of a source."""
+
+    names: tuple[str, ...] = ()
+    """`label` for classes; else those of attributes or numbers. Empty without labels."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes in their order. None: there are none, or only the shards of the source know them."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +74,13 @@ class ShardPlan:
     source: str
     """The source as lines name it."""
     tasks: list[ShardTask]
-    class_names: tuple[str, ...] | None
-    """Names of the classes in their order. None: there are no labels, or only the shards of the source know them."""
+    labels: LabelNames
     remarks: list[str]
     """Lines about the source."""
 
     def key(self, options: Sequence[Any]) -> str:
         """Key of the source's images as far as file systems tell, and of the options."""
-        digest = hashlib.sha256(json.dumps([_FORMAT, self.class_names, list(options)]).encode())
+        digest = hashlib.sha256(json.dumps([_FORMAT, self.labels, list(options)]).encode())
         for task in self.tasks:
             values = [task.split, task.number, task.kind, task.inputs, task.first, task.labels, task.names]
             digest.update(json.dumps(values).encode())
@@ -99,27 +114,24 @@ def plan_shards(
     if not isinstance(found, Folder | Parquet):
         raise DataError(f"{printable(source)}: only folder:PATH, parquet:PATH and shards:PATTERN become shards")
     scheme = scheme_of_source(found, found.class_names())
-    if scheme.kind != "classes":
-        raise DataError(
-            f"{found.name}: its labels are {scheme.kind}, and those of shards are classes; name one column of classes "
-            "with --label-columns"
-        )
+    labels = _label_names(scheme)
+    if taken := {FILE_KEY, "image"} & set(labels.names):
+        raise DataError(f"{found.name}: a label is called {taken.pop()}, which shards use themselves; rename it")
     at_once = images_per_shard or IMAGES_PER_SHARD
-    names = scheme.names if scheme.are_labels else None
     tasks: list[ShardTask] = []
     for split in SPLITS:
         images = list(_files_of(found, split) if isinstance(found, Folder) else _rows_of(found, split))
         for first in range(0, len(images), at_once):
             some = images[first : first + at_once]
-            labels = tuple(names[label] if names and label >= 0 else None for _, label, _ in some)
+            of_some = [_values(scheme, label) if labels.names else [] for _, label, _ in some]
             inputs = [one for one, _, _ in some]
             own_names = tuple(name for _, _, name in some)
             kind: InputKind = "files" if isinstance(found, Folder) else "rows"
             of_kind = inputs if kind == "files" else _ranges(inputs)
-            tasks.append(ShardTask(split, first // at_once, kind, of_kind, first, labels, own_names))
+            tasks.append(ShardTask(split, first // at_once, kind, of_kind, first, of_some, own_names))
     if not tasks:
         raise DataError(f"{found.name}: it has no images")
-    return ShardPlan(found.name, tasks, names, found.remarks())
+    return ShardPlan(found.name, tasks, labels, found.remarks())
 
 
 def _plan_of_shards(pattern: str, packing: DataConfig, announce: Callable[[str], None]) -> ShardPlan:
@@ -135,22 +147,40 @@ def _plan_of_shards(pattern: str, packing: DataConfig, announce: Callable[[str],
             for number, (place, facts) in enumerate(zip(places, pool.map(fetcher.facts, places), strict=True)):
                 kind_of(name, place)
                 tasks.append(ShardTask(split, number, "shard", [place, facts.size, facts.tag]))
-    return ShardPlan(name, tasks, None, [])
+    return ShardPlan(name, tasks, LabelNames(packing.label_columns or (CLASS_KEY,)), [])
 
 
-def _files_of(source: Folder, split: SplitName) -> Iterator[tuple[Any, int, str]]:
+def _label_names(scheme: LabelScheme) -> LabelNames:
+    if scheme.kind == "classes":
+        return LabelNames((CLASS_KEY,), scheme.names) if scheme.are_labels else LabelNames()
+    return LabelNames(scheme.names)
+
+
+def _values(scheme: LabelScheme, label: NDArray[Any]) -> list[Any]:
+    """Label of an image as plain values; None for missing ones."""
+    if scheme.kind == "numbers":
+        return [None if math.isnan(one) else one for one in label.tolist()]
+    tables = scheme.values or (scheme.names,)
+    found = []
+    for one, table in zip(label.reshape(-1).tolist(), tables, strict=True):
+        counted = scheme.kind == "attributes" and list(table) == list(map(str, range(len(table))))
+        found.append(None if one == MISSING else one if counted else table[one])
+    return found
+
+
+def _files_of(source: Folder, split: SplitName) -> Iterator[tuple[Any, NDArray[Any], str]]:
     """Each image file of a split with its label and name."""
     for block in source.blocks():
         if block.split == split:
             for position, image in enumerate(block.images):
                 assert isinstance(image, ImageFile)
-                yield list(image), int(block.labels[position]), block.name(position)
+                yield list(image), block.labels[position], block.name(position)
 
 
-def _rows_of(source: Parquet, split: SplitName) -> Iterator[tuple[Any, int, str]]:
+def _rows_of(source: Parquet, split: SplitName) -> Iterator[tuple[Any, NDArray[Any], str]]:
     """Each row of a split, as [path, column, row], with its label and name."""
     for path, column, labels in source.rows(split):
-        for row, label in enumerate(labels.tolist()):
+        for row, label in enumerate(labels):
             yield [str(path), column, row], label, f"{printable(path.name)} row {row}"
 
 

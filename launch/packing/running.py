@@ -15,11 +15,12 @@ from gen_dist.data.losses import KINDS
 from gen_dist.data.naming import printable
 from gen_dist.data.packing import SECONDS_BEFORE_PROGRESS
 from gen_dist.data.shards.fetching import Fetcher, is_url
+from gen_dist.data.shards.writing import CLASS_KEY
 from gen_dist.data.sources.source import SPLITS
 from gen_dist.errors import DataError
 from gen_dist.launch.packing.making import Report, make_shard
 from gen_dist.launch.packing.options import PackOptions, ShardOptions
-from gen_dist.launch.packing.plan import ShardPlan, ShardTask, plan_shards
+from gen_dist.launch.packing.plan import LabelNames, ShardPlan, ShardTask, plan_shards
 
 _PLAN = "plan.json"
 _REPORTS = "reports"
@@ -31,7 +32,7 @@ class Job:
     """What a process needs to make any shard of a packing."""
 
     source: str
-    class_names: tuple[str, ...] | None
+    labels: LabelNames
     options: ShardOptions
     out: str
     """Absolute path or URL of the directory of the shards."""
@@ -44,7 +45,7 @@ class Job:
         """
         reader = Fetcher(self.source, _silent)
         writer = Fetcher(self.source, _silent, verb="write")
-        content, report = make_shard(self.source, task, self.class_names, self.options, reader)
+        content, report = make_shard(self.source, task, self.labels, self.options, reader)
         writer.write(f"{self.out}/{report.name}", content)
         writer.write(_report_place(self.out, report.name), json.dumps(asdict(report)).encode())
         return report
@@ -86,7 +87,7 @@ def pack(options: PackOptions, run: Runner, announce: Callable[[str], None]) -> 
         disable=None,
     )
     with bar:
-        for report in run(Job(plan.source, plan.class_names, of_shards, out), missing) if missing else ():
+        for report in run(Job(plan.source, plan.labels, of_shards, out), missing) if missing else ():
             reports[report.name] = report
             bar.update()
     for line in _lines(plan, [reports[name] for name in names], out, options):
@@ -178,6 +179,10 @@ def _lines(plan: ShardPlan, reports: Sequence[Report], out: str, options: PackOp
             number = f"{{00000..{count - 1:05}}}" if count > 1 else "00000"
             words.append(f"{out}/{split}-{number}.{options.container}")
     tested = f" --test-shards '{words[1]}'" if len(words) > 1 else ""
+    if (names := reports[0].labels) not in ([], [CLASS_KEY]):
+        tested += f" --label-columns {' '.join(names)}"
+    if options.missing_labels != "refuse":
+        tested += f" --missing-labels {options.missing_labels}"
     yield f"train on it with --data 'shards:{words[0]}'{tested}"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,11 @@ from PIL import Image
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, TrainBatches, open_dataset, survey_source
 from gen_dist.errors import ConfigError, DataError
+from gen_dist.records.checkpoint import load
+from gen_dist.records.metrics_file import read_metrics
+from tests.conftest import REPOSITORY
+from tests.support.runs import assert_same_bits, close_losses, losses_of, small_config, write_config
+from tests.support.warm_python import in_two_ranks, warm_python
 
 
 def picture(number: int, mode: str = "RGB", side: int = 12) -> Image.Image:
@@ -160,3 +167,38 @@ def test_what_cannot_be_packed_encoded_is_one_line(tmp_path: Path, opened: Calla
     assert len(opened(f"folder:{tmp_path / 'images'}").train.images) == 1
     with pytest.raises(DataError, match="is unreadable"):
         opened(f"folder:{tmp_path / 'images'}", unreadable_images="error", cache="another")
+
+
+@pytest.mark.slow
+def test_two_processes_decode_the_run_of_one_and_resume_it(tmp_path: Path) -> None:
+    """Real processes: two from the start, killed at the fourth step, against one that packs values."""
+    source = folder(tmp_path / "images", ("PNG", "WEBP"))
+    losses = {}
+    for name, storage in (("one", "raw"), ("two", "encoded")):
+        config = small_config(
+            "vae",
+            data=source,
+            packing=DataConfig(cache_dir=str(tmp_path / "cache"), packed_as=storage),  # type: ignore[arg-type]
+            steps=8,
+            global_batch_size=10,
+            checkpoint_every=4,
+            evaluate_every=8,
+            sample_every=8,
+            keep_checkpoints=2,
+            run_dir=str(tmp_path / name),
+        )
+        file = write_config(tmp_path / f"{name}.json", config)
+        start = in_two_ranks() if name == "two" else warm_python()
+        command = [*start, str(REPOSITORY / "launch/train.py"), "--config", str(file)]
+        for _ in range(1 + (name == "two")):
+            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+            losses[name] = losses_of(read_metrics(tmp_path / name / "metrics.jsonl"))
+            newest, before = (tmp_path / name / "checkpoints").iterdir()
+            whole, _ = load(newest := max(newest, before))
+            if name == "two" and "first" not in losses:
+                losses["first"], first = losses[name], whole
+                shutil.rmtree(newest)  # as if it had been killed before it was written
+    assert losses["two"] == losses["first"] == close_losses(losses["one"])
+    for group, tensors in whole.tensors.items():
+        assert_same_bits(dict(first.tensors[group]), dict(tensors))

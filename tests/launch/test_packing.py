@@ -23,6 +23,8 @@ from gen_dist.launch.packing.making import Report
 from gen_dist.launch.packing.options import PackOptions
 from gen_dist.launch.packing.plan import ShardTask
 from gen_dist.launch.packing.running import Job, in_this_process, pack
+from tests.data.test_shard_labels import GONE, labels_of
+from tests.data.test_shard_labels import write_parquet as write_labels
 from tests.support.shards import encoded, samples, served, tar_of, write_shards
 
 NAMES = ("cat", "dog")
@@ -116,7 +118,8 @@ def test_both_splits_become_shards(
     source = f"parquet:{tmp_path / 'set'}"
     out = packed(source, image_format="webp", quality=100)
     assert lines[-1].endswith(f"--data 'shards:{out}/train-00000.tar' --test-shards '{out}/test-00000.tar'")
-    shards = opened(f"shards:{out}/train-00000.tar", test_shards=f"{out}/test-00000.tar")
+    # WebP has no grayscale.
+    shards = opened(f"shards:{out}/train-00000.tar", test_shards=f"{out}/test-00000.tar", channels=1)
     assert len(shards.test.labels) == 4
     assert images_of(shards) == images_of(opened(source))
 
@@ -176,14 +179,13 @@ def test_shards_of_a_server_become_shards_at_a_url(
     [
         ({"source": "mnist5k"}, "mnist5k: only folder:PATH, parquet:PATH and shards:PATTERN become shards"),
         ({"source": "folder:/nowhere"}, "folder:/nowhere"),
-        ({"out": "http://127.0.0.1:9/set"}, "cannot"),
+        ({"out": "http://127.0.0.1:9/set"}, "web servers are read-only"),
         ({"unreadable_images": "error"}, "cat/06.png is unreadable"),
         ({"quality": 0}, "quality 0 is not between 1 and 100"),
         ({"images_per_shard": 0}, "images_per_shard 0 is less than 1"),
         ({"image_size": "x"}, "image_size 'x' is no side"),
         ({"out": ""}, "name a source and a place"),
         ({"out": "https://user:word@host/set"}, "has a password or signature in it"),
-        ({"pages": "channels"}, "pages channels: images of shards have one or three channels"),
         ({"source": "shards:a-{0..1}.tar", "images_per_shard": 5}, "leave out --images-per-shard 5"),
     ],
 )
@@ -203,15 +205,51 @@ def test_another_packing_in_the_same_place_is_refused(folder: str, packed: Calla
     assert files_of(out) == before
 
 
-def test_images_of_more_than_8_bits_are_refused_or_reduced(tmp_path: Path, packed: Callable[..., Path]) -> None:
+def test_images_of_more_than_8_bits_keep_them_or_are_reduced(
+    tmp_path: Path, packed: Callable[..., Path], opened: Callable[..., Dataset]
+) -> None:
     (tmp_path / "deep").mkdir()
-    values = np.random.default_rng(0).integers(0, 2**16, (8, 8), np.uint16)
-    Image.fromarray(values).save(tmp_path / "deep" / "a.png")
-    Image.fromarray(values).save(tmp_path / "deep" / "b.png")
+    for number in range(10):
+        values = np.random.default_rng(number).integers(0, 2**16, (8, 8), np.uint16)
+        Image.fromarray(values).save(tmp_path / "deep" / f"{number}.png")
     source = f"folder:{tmp_path / 'deep'}"
-    with pytest.raises(DataError, match=r"a.png is uint16, and shards hold 8-bit images; reduce them: --dtype uint8"):
-        packed(source)
-    assert (packed(source, "reduced", dtype="uint8") / "train-00000.tar").exists()
+    for number, options in enumerate(({"value_range": "dtype"}, {"dtype": "uint8"})):
+        kept = {name: value for name, value in options.items() if name == "dtype"}
+        out = packed(source, f"out{number}", image_size=6, **kept)
+        ours = opened(f"shards:{out}/train-00000.tar", **options)
+        assert images_of(ours) == images_of(opened(source, image_size=6, **options))
+        assert ours.scale.dtype == ("uint8" if kept else "uint16")
+
+
+@pytest.mark.parametrize("container", ["tar", "parquet"])
+@pytest.mark.parametrize("columns", [("age",), ("age", "kind"), ("hair", "kind"), ("hair",), ("pair",)])
+def test_labels_of_all_kinds_are_kept(
+    container: str,
+    columns: tuple[str, ...],
+    tmp_path: Path,
+    lines: list[str],
+    packed: Callable[..., Path],
+    opened: Callable[..., Dataset],
+) -> None:
+    asked: dict[str, Any] = {"label_columns": columns, "missing_labels": "unknown"}
+    gone = () if columns == ("pair",) else GONE
+    source = f"parquet:{write_labels(tmp_path / 'set.parquet', gone)}"
+    out = packed(source, container=container, images_per_shard=9, **asked)
+    of_class = columns == ("hair",)
+    names = ("label_0", "label_1") if columns == ("pair",) else columns
+    told = " --missing-labels unknown" if of_class else f" --label-columns {' '.join(names)} --missing-labels unknown"
+    assert lines[-1].endswith(f"/train-{{00000..00002}}.{container}'{told}")
+    ours = opened(
+        f"shards:{out}/train-{{00000..00002}}.{container}",
+        missing_labels="unknown",
+        label_columns=() if of_class else names,
+    )
+    assert labels_of(ours) == labels_of(opened(source, **asked))
+    again = f"shards:{out}/train-*.{container}"
+    packed(again, "again", container=container, label_columns=() if of_class else names, missing_labels="unknown")
+    one_more = f"shards:{tmp_path}/again/train-*.{container}"
+    twice = opened(one_more, missing_labels="unknown", label_columns=() if of_class else names)
+    assert labels_of(twice) == labels_of(ours)
 
 
 def pixels(content: bytes) -> Any:

@@ -13,15 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gen_dist.config import DataConfig
+from gen_dist.config.labels import LabelScheme
+from gen_dist.data.labelling import EXAMPLES
 from gen_dist.data.naming import remarks_on_classes
 from gen_dist.data.packing import images_file, labels_file
+from gen_dist.data.ranges import Measured, measured_scale
 from gen_dist.data.refusals import held_out_count
 from gen_dist.data.shard_order import permuted
 from gen_dist.data.shards.contents import Contents
 from gen_dist.data.shards.indexing import ShardContents
-from gen_dist.data.shards.labels import Labels
-from gen_dist.data.shards.packed_parts import PackedParts, Picked
+from gen_dist.data.shards.labels import Labels, Moments, request_of
+from gen_dist.data.shards.packed_parts import Look, PackedParts, Picked
 from gen_dist.data.shards.reading import Shard
+from gen_dist.data.subsets import evenly_spaced
 from gen_dist.errors import DataError
 from gen_dist.files import sync
 from gen_dist.randomness import Stream
@@ -64,7 +68,8 @@ class IndexBuilder:
         self._test_places = test_places
         self._contents = contents
         self._parts = parts
-        self._labels = Labels(name)
+        self._labels = Labels(name, request_of(packing))
+        self._moments = Moments()
         self._left_out: dict[str, int] = {}
 
     def build(self, directory: Path) -> dict[str, Any]:
@@ -75,14 +80,19 @@ class IndexBuilder:
             OSError: the disk is full.
         """
         counts, tested = self._count()
-        class_names = self._labels.class_names()
+        scheme = self._labels.scheme()
         held_out, sampled = self._chosen(int(counts.sum()))
-        shards, sample, test = self._write_columns(directory, counts, held_out, sampled)
+        shards, sample, test = self._write_columns(directory, scheme, counts, held_out, sampled)
+        examples = np.array([one.label for one in sample], scheme.dtype)
+        examples = examples[evenly_spaced(min(EXAMPLES, len(examples)), len(examples))]
+        scheme = self._labels.finished(scheme, self._moments, examples)
+        class_names = scheme.class_names
         for place in self._test_places:
             test += self._picked(place, self._contents(place), slice(None))
         look = self._parts.look(sample)
         for split, picked in (("test", test), ("sample", sample)):
-            self._parts.pack(directory, split, picked, look)
+            self._parts.pack(directory, split, picked, look, scheme)
+        measured = self._measured(directory, look)
         if not tested and len(test) == MOST_HELD_OUT:
             look.remarks.append(f"{MOST_HELD_OUT:,} images are held out for testing, the most that are packed")
         meta = {
@@ -92,13 +102,28 @@ class IndexBuilder:
             "class_names": class_names,
             "image_shape": look.shape,
             "fitting": look.fitting,
-            "remarks": [*self._remarks(), *remarks_on_classes(class_names), *look.remarks],
+            "remarks": [*self._remarks(), *remarks_on_classes(class_names), *look.remarks, *measured.remarks],
             "files": {name: _describe(directory / name) for name in _FILES},
         }
         of_content = [[shard.sha256 for shard in shards], class_names, look.shape, look.fitting, self._packing.fit]
+        if not scheme.is_plain:
+            meta["labels"] = scheme.as_json()
+            of_content.append(meta["labels"])
+        if not measured.scale.is_plain:
+            meta["values"] = measured.scale.as_json()
+            of_content.append(meta["values"])
         of_content += [meta["first_rows"], [meta["files"][name] for name in _FILES]]
         meta["digest"] = hashlib.sha256(json.dumps(of_content).encode()).hexdigest()
         return meta
+
+    def _measured(self, directory: Path, look: Look) -> Measured:
+        """Range of the values, by the images that are packed."""
+        sample, test = (np.load(directory / images_file(split), mmap_mode="r") for split in ("sample", "test"))  # type: ignore[arg-type]
+        measured = measured_scale(self._name, sample, test, self._packing)
+        if not measured.scale.is_plain and not self._packing.given_range and self._packing.value_range != "dtype":
+            looked_at = f"the range of values is that of {len(sample) + len(test):,} images"
+            measured.remarks.insert(0, f"{looked_at}; say --value-range if others go beyond")
+        return measured
 
     def _count(self) -> tuple[NDArray[np.int64], int]:
         """Images of each training shard, and of all test shards."""
@@ -127,12 +152,18 @@ class IndexBuilder:
         return np.sort(chosen[:held_out]), np.sort(chosen[held_out:])
 
     def _write_columns(
-        self, directory: Path, counts: NDArray[np.int64], held_out: NDArray[np.int64], sampled: NDArray[np.int64]
+        self,
+        directory: Path,
+        scheme: LabelScheme,
+        counts: NDArray[np.int64],
+        held_out: NDArray[np.int64],
+        sampled: NDArray[np.int64],
     ) -> tuple[list[Shard], list[Picked], list[Picked]]:
         shards: list[Shard] = []
         picked: dict[str, list[Picked]] = {"sample": [], "test": []}
         self._blocks = [0]
-        files = {name: _Column(directory / f"{name}.npy", dtype) for name, dtype in COLUMNS.items()}
+        files = {name: _Column(directory / f"{name}.npy", dtype) for name, dtype in COLUMNS.items() if name != "labels"}
+        files["labels"] = _Column(directory / "labels.npy", scheme.dtype, scheme.shape)
         files["block_crcs"] = _Column(directory / "block_crcs.npy", np.uint32)
         first = 0
         for place, count in zip(self._places, counts.tolist(), strict=True):
@@ -145,7 +176,10 @@ class IndexBuilder:
             kept = np.delete(np.arange(count), leaving)
             files["offsets"].append(contents.offsets[kept])
             files["sizes"].append(contents.sizes[kept])
-            files["labels"].append(self._labels.numbers(contents.labels)[kept])
+            labels = self._labels.of(contents, kept)
+            if scheme.kind == "numbers":
+                self._moments.add(labels)
+            files["labels"].append(labels)
             files["block_starts"].append(contents.block_starts)
             files["block_crcs"].append(contents.block_crcs)
             self._blocks.append(self._blocks[-1] + len(contents.block_starts))
@@ -156,7 +190,7 @@ class IndexBuilder:
         return shards, picked["sample"], picked["test"]
 
     def _picked(self, place: str, contents: Contents, rows: NDArray[np.int64] | slice) -> list[Picked]:
-        labels = self._labels.numbers(contents.labels[rows])
+        labels = self._labels.of(contents, rows)
         columns = contents.offsets[rows].tolist(), contents.sizes[rows].tolist(), labels.tolist()
         return [Picked(place, *numbers) for numbers in zip(*columns, strict=True)]
 
@@ -167,10 +201,11 @@ class IndexBuilder:
 
 
 class _Column:
-    """A .npy file of numbers that grows."""
+    """A .npy file of numbers, or rows of them, that grows."""
 
-    def __init__(self, path: Path, dtype: Any) -> None:
+    def __init__(self, path: Path, dtype: Any, shape: tuple[int, ...] = ()) -> None:
         self._dtype = np.dtype(dtype)
+        self._shape = shape
         self._count = 0
         self._file: BinaryIO = path.open("wb")
         self._path = path
@@ -187,7 +222,11 @@ class _Column:
         sync(self._path)
 
     def _write_header(self) -> None:
-        header: dict[str, Any] = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._count,)}
+        header: dict[str, Any] = {
+            "descr": self._dtype.str,
+            "fortran_order": False,
+            "shape": (self._count, *self._shape),
+        }
         np.lib.format.write_array_header_1_0(self._file, header)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gen_dist.data.labelling import joined_columns, raw_labels
 from gen_dist.data.shards.fetching import Facts
+from gen_dist.errors import DataError
 
 BLOCK_BYTES = 2**20
 """Bytes of a tar file that are fetched and kept together. A block of a parquet file is a row group."""
@@ -42,6 +45,11 @@ class Contents:
     """State of the file when it was read."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Entries that are no images, by what they are."""
+    table: NDArray[Any] | None = None
+    """Attributes or numbers of each image, [n, A], as `gen_dist.data.labelling.raw_labels` gives them. None if `labels`
+    are classes."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of the table."""
 
     def to_bytes(self) -> bytes:
         """The contents as a file for `contents_of`."""
@@ -60,8 +68,39 @@ class Contents:
             "left_out": np.array(list(self.left_out), dtype=np.str_),
             "left_out_counts": np.array(list(self.left_out.values()), np.int64),
         }
+        if self.table is not None:
+            arrays |= {"table": self.table, "columns": np.array(self.columns, dtype=np.str_)}
         np.savez(stream, **arrays)
         return stream.getvalue()
+
+
+def table_of(rows: Sequence[Sequence[Any] | None], asked: Sequence[str]) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Attributes or numbers of images, and the names of their columns.
+
+    Args:
+        rows: values of each image, as JSON or parquet files have them; None for an image without any.
+        asked: names that were asked for; else columns are counted, and a single one is `label`.
+
+    Raises:
+        DataError: images have different numbers of labels, or labels that cannot be learned.
+    """
+    widths = {len(row) for row in rows if row is not None}
+    if len(widths) != 1 or 0 in widths:
+        raise DataError(f"images have {min(widths)} to {max(widths)} labels; each needs as many, and one at least")
+    (width,) = widths
+    found = np.empty((len(rows), width), object)
+    for number, row in enumerate(rows):
+        found[number] = [None] * width if row is None else list(row)
+    longest = max((len(one) for one in found.ravel().tolist() if isinstance(one, str)), default=0)
+    if longest > MOST_LABEL_CHARACTERS:
+        raise DataError(f"a label has {longest:,} characters, more than {MOST_LABEL_CHARACTERS}")
+    names: tuple[str, ...]
+    if width == 1:
+        names = (asked[0] if asked else "label",)
+    else:
+        names = tuple(asked) if len(asked) == width else tuple(f"label_{i}" for i in range(width))
+    columns = [raw_labels(column, len(rows)) for column in found.T]
+    return joined_columns(columns, len(rows)), names
 
 
 MISSING = "\0none"
@@ -89,4 +128,6 @@ def contents_of(content: bytes) -> Contents:
             class_names=tuple(found["class_names"].tolist()),
             facts=Facts(int(found["size"]), str(found["tag"])),
             left_out=left_out,
+            table=found.get("table"),
+            columns=tuple(found["columns"].tolist()) if "columns" in found else (),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from gen_dist.data.naming import printable
 from gen_dist.data.packing import SECONDS_BEFORE_PROGRESS, cache_errors
 from gen_dist.data.shards.contents import BLOCK_BYTES, Contents, contents_of
 from gen_dist.data.shards.fetching import Facts, Fetcher, is_url, server_of
+from gen_dist.data.shards.labels import USUAL_LABELS, LabelRequest
 from gen_dist.data.shards.places import kind_of
 from gen_dist.data.shards.tar_contents import tar_contents
 from gen_dist.errors import DataError
@@ -21,13 +23,15 @@ from gen_dist.files import read_sealed, write_sealed
 class ShardContents:
     """Contents of shards by their places. One of them is in memory at a time, besides those that threads work at."""
 
-    def __init__(self, name: str, directory: Path, fetcher: Fetcher) -> None:
+    def __init__(self, name: str, directory: Path, fetcher: Fetcher, request: LabelRequest = USUAL_LABELS) -> None:
         """
         Args:
             name: the source in error messages.
             directory: where contents are remembered.
             fetcher: reader of the shards.
+            request: labels that are read.
         """
+        self._request = request
         self._name = name
         self._directory = directory
         self._fetcher = fetcher
@@ -66,11 +70,13 @@ class ShardContents:
         if known is not None and known.facts == facts:
             return
         if kind_of(self._name, place) == "tar":
-            found = tar_contents(self._name, place.rpartition("/")[2], self._blocks(place, facts))
+            found = tar_contents(
+                self._name, place.rpartition("/")[2], self._blocks(place, facts), self._request.columns
+            )
         else:
             from gen_dist.data.shards.parquet_contents import parquet_contents
 
-            found = parquet_contents(self._name, place, facts, self._fetcher)
+            found = parquet_contents(self._name, place, facts, self._fetcher, self._request)
         if self._fetcher.facts(place) != facts:
             raise DataError(f"{self._name}: {printable(place)} has changed while it was read; try again")
         found.facts = facts
@@ -91,4 +97,5 @@ class ShardContents:
             return None
 
     def _path(self, place: str) -> Path:
-        return self._directory / f"{hashlib.sha256(place.encode(errors='surrogateescape')).hexdigest()[:32]}.shard"
+        key = place if not self._request.columns else json.dumps([place, *self._request.columns])
+        return self._directory / f"{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:32]}.shard"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gen_dist.config import DataConfig
 from gen_dist.config.addresses import refuse_secrets, shown
+from gen_dist.config.labels import scheme_of_json
 from gen_dist.data.building import building_prefix, file_slug, only_builder
 from gen_dist.data.cache import cache_directory, digest_of_meta
 from gen_dist.data.dataset import Dataset, Split
@@ -30,9 +31,11 @@ from gen_dist.data.shards.block_cache import BlockCache
 from gen_dist.data.shards.building import COLUMNS, IndexBuilder, damage_of
 from gen_dist.data.shards.fetching import READERS, Facts, Fetcher
 from gen_dist.data.shards.indexing import ShardContents
-from gen_dist.data.shards.packed_parts import PackedParts
+from gen_dist.data.shards.labels import request_of
+from gen_dist.data.shards.packed_parts import PackedParts, keeping_of
 from gen_dist.data.shards.places import kind_of, shards_of
 from gen_dist.data.shards.reading import Blocks, Shard, ShardImages
+from gen_dist.data.values import scale_of_json
 from gen_dist.errors import DataError
 from gen_dist.files import reason_of, sync
 
@@ -106,7 +109,7 @@ def _refuse(name: str, pattern: str, packing: DataConfig) -> None:
     refuse_secrets("data", pattern)
     if not pattern:
         raise DataError("shards: needs a pattern, as in shards:data/{000..199}.tar")
-    for option in ("value_range", "pages", "range_per_channel", "layout", "label_columns", "missing_labels"):
+    for option in ("pages", "layout"):
         if (value := getattr(packing, option)) != getattr(_DEFAULTS, option):
             given = " ".join(value) if isinstance(value, tuple) else value
             raise DataError(f"{name}: --{option.replace('_', '-')} {given} is not for shards; leave it out")
@@ -115,14 +118,19 @@ def _refuse(name: str, pattern: str, packing: DataConfig) -> None:
 def _key(shards: _Set, packing: DataConfig) -> str:
     """Key of everything that determines the index but the content of the shards, which is compared when it is read."""
     options = [packing.image_size, packing.fit, packing.channels, packing.dtype, packing.unreadable_images]
-    content = json.dumps([_FORMAT, *shards[2:], options, None if shards.test_places else packing.test_fraction])
+    # Options that are as they always were have no part, so that indexes of before there were others are found.
+    later = ("label_columns", "missing_labels", "value_range", "range_per_channel")
+    more = [[option, getattr(packing, option)] for option in later]
+    more = [one for one in more if one[1] != getattr(_DEFAULTS, one[0])]
+    tested = None if shards.test_places else packing.test_fraction
+    content = json.dumps([_FORMAT, *shards[2:], options, tested, *more])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _build(shards: _Set, packing: DataConfig, directory: Path, fetcher: Fetcher) -> None:
     """Build the index under a temporary name and rename it."""
     cache = directory.parent
-    contents = ShardContents(shards.name, cache / "shard-contents", fetcher)
+    contents = ShardContents(shards.name, cache / "shard-contents", fetcher, request_of(packing))
     contents.make([*shards.places, *shards.test_places])
 
     from gen_dist.data.shards.parquet_contents import RowGroupReader
@@ -217,12 +225,22 @@ def _dataset(
         announce=announce,
     )
     fitting = None if meta["fitting"] is None else Fitting(*meta["fitting"])
-    images: Any = ImagesOnDemand(encoded, fitting, meta["image_shape"], reduces_colour=packing.channels == 1)
+    scale = scale_of_json(meta.get("values"))
+    images: Any = ImagesOnDemand(
+        encoded,
+        fitting,
+        meta["image_shape"],
+        scale.dtype,
+        keeping_of(scale.dtype),
+        reduces_colour=packing.channels == 1,
+    )
     packed = {
         split: (mapped(images_file(split)), mapped(labels_file(split)))  # type: ignore[arg-type]
         for split in ("sample", "test")
     }
-    some = Split(f"sample of {name}", *packed["sample"])
-    train = Split(f"train split of {name}", images, columns["labels"], counts=np.diff(first_rows), some=some)
-    test = Split(f"test split of {name}", *packed["test"])
-    return Dataset(train, test, tuple(meta["class_names"]), meta["digest"])
+    some = Split(f"sample of {name}", *packed["sample"], scale=scale)
+    counts = np.diff(first_rows)
+    train = Split(f"train split of {name}", images, columns["labels"], scale=scale, counts=counts, some=some)
+    test = Split(f"test split of {name}", *packed["test"], scale=scale)
+    scheme = scheme_of_json(meta["labels"], ()) if "labels" in meta else None
+    return Dataset(train, test, tuple(meta["class_names"]), meta["digest"], scheme)

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from gen_dist.config import DataConfig
 from gen_dist.config.addresses import shown
+from gen_dist.config.labels import LabelScheme
 from gen_dist.data.decoding import (
     Decoded,
     Header,
@@ -39,7 +40,6 @@ _LOOKED_AT = 256
 _WAITING = 2 * READERS
 # Bytes between two images that cost less than another request.
 _LARGEST_GAP = 2**16
-_REDUCED = Keeping(pages="first")
 
 
 class Picked(NamedTuple):
@@ -48,7 +48,8 @@ class Picked(NamedTuple):
     place: str
     offset: int
     size: int
-    label: int
+    label: Any
+    """Number of the class; or attributes or numbers, as a list."""
 
     @property
     def name(self) -> str:
@@ -64,6 +65,18 @@ class Look:
     """(C, H, W)."""
     fitting: Fitting | None
     remarks: list[str]
+    dtype: str = "uint8"
+    """Type of the values."""
+
+    @property
+    def keeping(self) -> Keeping:
+        """Parts of the images that decoding keeps."""
+        return keeping_of(self.dtype)
+
+
+def keeping_of(dtype: str) -> Keeping:
+    """Parts of images of shards that decoding keeps, given the type of their values."""
+    return Keeping(deep=dtype != "uint8", pages="first")
 
 
 class PackedParts:
@@ -88,7 +101,7 @@ class PackedParts:
         """Choose the shape of all images.
 
         Raises:
-            DataError: they differ in size, have more than 8 bits, or most are unreadable.
+            DataError: they differ in size, type or channels, or most are unreadable.
         """
         some = sample[:: -(-len(sample) // _LOOKED_AT)]
         headers: list[Header] = []
@@ -106,21 +119,30 @@ class PackedParts:
                 f"{self._name}: {damaged.count} of {len(some)} images looked at are unreadable ({damaged.first}); that "
                 "is more than half, so this is hardly the right data"
             )
-        deep = sorted({header.dtype for header in headers} - {"uint8"})
-        if deep and self._packing.dtype == "source":
-            raise DataError(
-                f"{self._name}: shards are 8-bit, and these images are {deep[0]}; reduce them: --dtype uint8"
-            )
+        dtypes = sorted({header.dtype for header in headers})
+        if len(dtypes) > 1 and self._packing.dtype == "source":
+            raise DataError(f"{self._name}: images are of {' and '.join(dtypes)}; reduce them: --dtype uint8")
+        dtype = dtypes[0] if self._packing.dtype == "source" else "uint8"
         sizes = sorted({(header.width, header.height) for header in headers})
         if fitting is None and len(sizes) > 1:
             shown_sizes = " and ".join(f"{width}x{height}" for width, height in sizes[:2])
             raise DataError(f"{self._name}: images are of {shown_sizes}; say which size all get with --image-size")
         width, height = fitting[:2] if fitting else sizes[0]
-        channels = self._packing.channels or (1 if all(header.gray for header in headers) else 3)
+        channels = self._channels({header.channels for header in headers})
         lines = [f"of {len(headers):,} images looked at, {line}" for line in line_on_changes(changes)]
-        return Look((channels, height, width), fitting, lines)
+        return Look((channels, height, width), fitting, lines, dtype)
 
-    def pack(self, directory: Path, split: str, picked: list[Picked], look: Look) -> None:
+    def _channels(self, found: set[int]) -> int:
+        """Channels of all images."""
+        asked = self._packing.channels
+        if found <= {1, 3}:
+            return asked or max(found)
+        if len(found) > 1 or asked not in (None, *found):
+            counts = " and ".join(map(str, sorted(found)))
+            raise DataError(f"{self._name}: images have {counts} channels; they need as many, without --channels")
+        return found.pop()
+
+    def pack(self, directory: Path, split: str, picked: list[Picked], look: Look, scheme: LabelScheme) -> None:
         """Write images and labels as files of a split. Unreadable images are left out, as configured.
 
         Raises:
@@ -152,7 +174,7 @@ class PackedParts:
                 file.finish()
             finally:
                 file.close()
-        np.save(directory / labels_file(split), np.array(labels, np.int64))  # type: ignore[arg-type]
+        np.save(directory / labels_file(split), np.array(labels, scheme.dtype))  # type: ignore[arg-type]
         if left_out.count:
             if self._packing.unreadable_images == "error":
                 raise DataError(
@@ -170,9 +192,12 @@ class PackedParts:
 
     def _decoded(self, one: Picked, content: bytes, look: Look) -> Decoded | str:
         try:
-            found = decode_image(content, look.fitting, look.shape[0], _REDUCED)
+            wanted = look.shape[0] if look.shape[0] in (1, 3) else None
+            found = decode_image(content, look.fitting, wanted, look.keeping)
         except UnreadableImage as error:
             return str(error)
+        if str(found.pixels.dtype) != look.dtype:
+            raise DataError(f"{one.name} is {found.pixels.dtype}, unlike others; reduce all: --dtype uint8")
         if found.pixels.shape != look.shape:
             width, height = found.size
             raise DataError(f"{one.name} is {width}x{height}, unlike others; say which size all get with --image-size")

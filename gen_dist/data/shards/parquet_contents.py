@@ -13,11 +13,13 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gen_dist.data.naming import printable
-from gen_dist.data.parquet_reading import holds_bytes, is_text, label_names
-from gen_dist.data.shards.contents import MISSING, MOST_LABEL_CHARACTERS, Contents
+from gen_dist.data.parquet_reading import holds_bytes, holds_labels, is_list, is_text, label_names
+from gen_dist.data.shards.contents import MISSING, MOST_LABEL_CHARACTERS, Contents, table_of
 from gen_dist.data.shards.fetching import Facts, Fetcher
+from gen_dist.data.shards.labels import USUAL_LABELS, LabelRequest
 from gen_dist.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ _ONE_LARGE = threading.Lock()
 _ROW_GROUPS_KEPT = 4
 
 
-def parquet_contents(name: str, place: str, facts: Facts, fetcher: Fetcher) -> Contents:
+def parquet_contents(
+    name: str, place: str, facts: Facts, fetcher: Fetcher, request: LabelRequest = USUAL_LABELS
+) -> Contents:
     """Find the images of a parquet file.
 
     Args:
@@ -43,6 +47,7 @@ def parquet_contents(name: str, place: str, facts: Facts, fetcher: Fetcher) -> C
         place: path or URL of the file.
         facts: its state.
         fetcher: its reader.
+        request: columns of the labels.
 
     Raises:
         DataError: it is damaged, has no images, or labels are missing.
@@ -50,10 +55,12 @@ def parquet_contents(name: str, place: str, facts: Facts, fetcher: Fetcher) -> C
 
     def read(file: pyarrow.parquet.ParquetFile) -> Contents:
         schema = file.schema_arrow
-        column = next((one for one in LABEL_COLUMNS if one in schema.names), None)
+        columns = _label_columns(name, place, schema, request)
+        column = columns[0] if columns and _are_classes(schema, columns) else None
         names = (label_names(schema, column) or ()) if column else ()
         sizes: list[int] = []
         labels: list[str] = []
+        rows: list[list[Any] | None] = []
         starts: list[int] = []
         crcs: list[int] = []
         sha256 = hashlib.sha256()
@@ -64,11 +71,14 @@ def parquet_contents(name: str, place: str, facts: Facts, fetcher: Fetcher) -> C
                 content = b"".join(images)
                 sizes += map(len, images)
                 del images
-            labels += _labels(name, place, file, group, column, names)
+            labels += _labels(name, place, file, group, column, names, request)
+            if columns and column is None:
+                rows += _rows(file, group, columns)
             starts.append(end)
             crcs.append(zlib.crc32(content))
             sha256.update(content)
             end += len(content)
+        table, of_table = _table(name, place, rows, columns)
         ends = np.cumsum(np.array(sizes, np.uint64)).astype(np.uint64)
         sizes_array = np.array(sizes, np.uint32)
         return Contents(
@@ -80,6 +90,8 @@ def parquet_contents(name: str, place: str, facts: Facts, fetcher: Fetcher) -> C
             sha256=sha256.hexdigest(),
             end=end,
             class_names=names,
+            table=table,
+            columns=of_table,
         )
 
     return _opened(name, place, facts, fetcher, read)
@@ -176,28 +188,80 @@ def _labels(
     group: int,
     column: str | None,
     names: tuple[str, ...],
+    request: LabelRequest,
 ) -> list[str]:
-    import pyarrow
-
     if column is None:
         return [MISSING] * file.metadata.row_group(group).num_rows
     found = file.read_row_group(group, [column], use_threads=False)[column]
-    if found.null_count:
-        raise DataError(f"{name}: {found.null_count} labels in {_short(place)} are missing")
+    if found.null_count and not request.may_miss:
+        raise DataError(
+            f"{name}: {found.null_count} labels in {_short(place)} are missing; add them, or use --missing-labels "
+            "unknown"
+        )
     labels = found.to_pylist()
     kind = file.schema_arrow.field(column).type
     if is_text(kind):
-        if (longest := max(map(len, labels), default=0)) > MOST_LABEL_CHARACTERS:
+        if (longest := max((len(label or "") for label in labels), default=0)) > MOST_LABEL_CHARACTERS:
             raise DataError(
                 f"{name}: a label of {_short(place)} has {longest:,} characters, more than {MOST_LABEL_CHARACTERS}; a "
                 "label is the name or number of a class"
             )
         return [label or MISSING for label in labels]
-    if not pyarrow.types.is_integer(kind):
-        raise DataError(f"{name}: column {column} of {_short(place)} is {kind}, and labels of shards are classes")
-    if names and labels and not 0 <= min(labels) <= max(labels) < len(names):
-        raise DataError(f"{name}: labels in {_short(place)} are {min(labels)}..{max(labels)}, of {len(names)} classes")
-    return [names[label] if names else str(label) for label in labels]
+    known = [label for label in labels if label is not None]
+    if names and known and not 0 <= min(known) <= max(known) < len(names):
+        raise DataError(f"{name}: labels in {_short(place)} are {min(known)}..{max(known)}, of {len(names)} classes")
+    return [MISSING if label is None else names[label] if names else str(label) for label in labels]
+
+
+def _label_columns(name: str, place: str, schema: pyarrow.Schema, request: LabelRequest) -> tuple[str, ...]:
+    """Columns of the labels; empty if there are none.
+
+    Raises:
+        DataError: one that was asked for is missing, or holds something else than labels.
+    """
+    columns = request.columns or tuple(one for one in LABEL_COLUMNS if one in schema.names)[:1]
+    for column in columns:
+        if column not in schema.names:
+            others = printable(", ".join(schema.names))[:200]
+            raise DataError(
+                f"{name}: {_short(place)} has no column {printable(column)} of --label-columns, only {others}"
+            )
+        if not holds_labels(schema.field(column).type):
+            kind = printable(str(schema.field(column).type))[:100]
+            raise DataError(
+                f"{name}: column {printable(column)} of {_short(place)} is {kind}, not integers, texts, booleans, "
+                "floating point or lists of them; name others with --label-columns"
+            )
+    return columns
+
+
+def _are_classes(schema: pyarrow.Schema, columns: tuple[str, ...]) -> bool:
+    """True for one column of integers or texts."""
+    import pyarrow
+
+    kind = schema.field(columns[0]).type
+    return len(columns) == 1 and (is_text(kind) or bool(pyarrow.types.is_integer(kind)))
+
+
+def _rows(file: pyarrow.parquet.ParquetFile, group: int, columns: tuple[str, ...]) -> list[list[Any] | None]:
+    """Attributes or numbers of the images of a row group."""
+    found = file.read_row_group(group, list(columns), use_threads=False)
+    if len(columns) == 1 and is_list(found[columns[0]].type):
+        lists: list[list[Any] | None] = found[columns[0]].to_pylist()
+        return lists
+    return [list(row) for row in zip(*(found[column].to_pylist() for column in columns), strict=True)]
+
+
+def _table(
+    name: str, place: str, rows: list[list[Any] | None], columns: tuple[str, ...]
+) -> tuple[NDArray[Any] | None, tuple[str, ...]]:
+    """Attributes or numbers of all images of a file, and their names."""
+    if all(row is None for row in rows):
+        return None, ()
+    try:
+        return table_of(rows, columns)
+    except DataError as error:
+        raise DataError(f"{name}: {_short(place)}: {error}") from None
 
 
 def _opened(

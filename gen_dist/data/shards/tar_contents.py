@@ -12,11 +12,13 @@ import json
 import zlib
 from array import array
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gen_dist.data.naming import printable
-from gen_dist.data.shards.contents import BLOCK_BYTES, MISSING, MOST_LABEL_CHARACTERS, Contents
+from gen_dist.data.shards.contents import BLOCK_BYTES, MISSING, MOST_LABEL_CHARACTERS, Contents, table_of
 from gen_dist.data.walking import EXTENSIONS
 from gen_dist.errors import DataError
 
@@ -28,24 +30,34 @@ _LONG_NAMES = b"LKxg"
 _FILES = (b"0", b"\0", b"7")
 
 
-def tar_contents(name: str, shard: str, blocks: Iterator[bytes], names: list[str] | None = None) -> Contents:
+def tar_contents(
+    name: str,
+    shard: str,
+    blocks: Iterator[bytes],
+    columns: tuple[str, ...] = (),
+    names: list[str] | None = None,
+) -> Contents:
     """Find the images of a tar file.
 
     Args:
         name: the source in error messages.
         shard: name of the file in error messages.
         blocks: its bytes, `BLOCK_BYTES` at a time.
+        columns: keys of the sidecars with the labels. None named takes `label`, `cls` or `class`.
         names: takes the name of each image in the file, in their order, if it is given.
 
     Raises:
         DataError: it is damaged, cut off, no tar file or compressed, or a sample has two images.
     """
-    return _Pass(name, shard, blocks, names).contents()
+    return _Pass(name, shard, blocks, columns, names).contents()
 
 
 class _Pass:
-    def __init__(self, name: str, shard: str, blocks: Iterator[bytes], names: list[str] | None) -> None:
+    def __init__(
+        self, name: str, shard: str, blocks: Iterator[bytes], columns: tuple[str, ...], names: list[str] | None
+    ) -> None:
         self._name = name
+        self._columns = columns
         self._names = names
         self._shard = shard
         self._blocks = blocks
@@ -63,6 +75,9 @@ class _Pass:
         self._image_name = ""
         self._label: tuple[int, str] | None = None
         """Rank of the kind of the label, and its text: `.cls` goes before `.json`."""
+        self._row: list[Any] | None = None
+        """Attributes or numbers of the sample."""
+        self._rows: list[list[Any] | None] = []
 
     def contents(self) -> Contents:
         place, long_name = 0, ""
@@ -80,6 +95,7 @@ class _Pass:
         self._finish_sample()
         for block in self._blocks:  # behind the end: a digest of the file is of all of it
             self._take(block)
+        table, columns = self._table()
         return Contents(
             np.frombuffer(self._offsets, np.uint64) if self._offsets else np.empty(0, np.uint64),
             np.frombuffer(self._sizes, np.uint32) if self._sizes else np.empty(0, np.uint32),
@@ -89,6 +105,8 @@ class _Pass:
             self._sha256.hexdigest(),
             self._bytes_taken,
             left_out=dict(self._left_out),
+            table=table,
+            columns=columns,
         )
 
     def _size_and_kind(self, header: bytes, place: int) -> tuple[int, bytes]:
@@ -115,17 +133,25 @@ class _Pass:
         if key != self._key:
             self._finish_sample()
             self._key = key
-        if f".{ending}" in EXTENSIONS:
-            if self._image:
+        if ending == "npy" and self._image:  # values beside the image, such as features of it
+            self._left_out[".npy"] += 1
+        elif f".{ending}" in EXTENSIONS or ending == "npy":
+            if self._image and self._image_name.lower().endswith(".npy"):
+                self._left_out[".npy"] += 1
+            elif self._image:
                 raise self._damaged(f"sample {printable(key.lstrip('/'))} has two images; keep one of them")
             if size > _MOST_IMAGE_BYTES:
                 raise self._damaged(f"an image at byte {start:,} has {size:,} bytes; at most {_MOST_IMAGE_BYTES:,} fit")
             self._whole(start + size, 0)  # an image that is cut off is not one
             self._image, self._image_name = (start, size), path
-        elif ending == "cls":
+        elif ending == "cls" and not self._columns:
             self._take_label(0, self._whole(start, size).decode("utf-8", "replace").strip(), start)
         elif ending == "json":
-            self._take_label(1, _label_in(self._whole(start, size)), start)
+            found = _label_in(self._whole(start, size), self._columns)
+            if isinstance(found, str):
+                self._take_label(1, found, start)
+            else:
+                self._row = found
         else:
             self._left_out[printable(f".{ending}")[:40]] += 1
 
@@ -143,11 +169,23 @@ class _Pass:
             self._offsets.append(self._image[0])
             self._sizes.append(self._image[1])
             self._labels.append(self._label[1] if self._label else MISSING)
+            self._rows.append(self._row if self._label is None else None)
             if self._names is not None:
                 self._names.append(printable(self._image_name))
         elif self._key:
             self._left_out["samples without an image"] += 1
-        self._image, self._label = None, None
+        self._image, self._label, self._row = None, None, None
+
+    def _table(self) -> tuple[NDArray[Any] | None, tuple[str, ...]]:
+        """Attributes or numbers of all samples; None if no sample has any."""
+        if all(row is None for row in self._rows):
+            return None, ()
+        if any(label != MISSING for label in self._labels):
+            raise self._damaged("some samples have a class and others attributes or numbers; write them alike")
+        try:
+            return table_of(self._rows, self._columns)
+        except DataError as error:
+            raise self._damaged(str(error)) from None
 
     def _whole(self, start: int, size: int) -> bytes:
         """Bytes of a small file.
@@ -203,12 +241,21 @@ def _long_name(kind: bytes, content: bytes) -> str:
     return ""
 
 
-def _label_in(content: bytes) -> str:
-    """Label in the JSON of a sample; empty if it has none."""
+def _label_in(content: bytes, columns: tuple[str, ...]) -> str | list[Any] | None:
+    """Label in the JSON of a sample: a class, empty if there is none; or several, or a number, as a list."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
         return ""
     if not isinstance(found, dict):
         return ""
-    return str(next((found[key] for key in _LABEL_KEYS if isinstance(found.get(key), int | str)), "")).strip()
+    if len(columns) > 1:
+        return [found.get(key) for key in columns]
+    kinds = (int, str, float, list)
+    label = next((found[key] for key in columns or _LABEL_KEYS if isinstance(found.get(key), kinds)), "")
+    if isinstance(label, list):
+        several: list[Any] = label
+        return several
+    if isinstance(label, float) or (columns and isinstance(label, bool)):
+        return [label]
+    return str(label).strip()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from gen_dist.errors import DataError
 
 ShardKind = Literal["tar", "parquet"]
+CLASS_KEY = "label"
+"""Key of the sidecar, or column, with the class."""
 FILE_KEY = "file"
 """Key of the sidecar with the name that the image had."""
 _BYTES_A_ROW_GROUP = 2**23
@@ -24,21 +26,21 @@ class Sample(NamedTuple):
     image: bytes
     ending: str
     """Ending of its file name: `png`."""
-    label: str | None
-    """Name of its class."""
+    labels: Mapping[str, Any]
+    """Label by name: `label` of a class; or attributes and numbers. None is a missing one."""
     file: str
     """Name that the image had in its source."""
 
 
 def tar_shard(samples: Sequence[Sample]) -> bytes:
-    """A tar file in the WebDataset layout: `KEY.png` and `KEY.json` with `label` and `file`, for each sample.
+    """A tar file in the WebDataset layout: `KEY.png` and `KEY.json` with the labels and `file`, for each sample.
 
     Format: POSIX.1-1988, "ustar Interchange Format".
     """
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
-            facts = {FILE_KEY: sample.file} | ({} if sample.label is None else {"label": sample.label})
+            facts = {FILE_KEY: sample.file} | {name: one for name, one in sample.labels.items() if one is not None}
             sidecar = json.dumps(facts, ensure_ascii=True, sort_keys=True).encode()
             for ending, content in ((sample.ending, sample.image), ("json", sidecar)):
                 entry = tarfile.TarInfo(f"{sample.key}.{ending}")
@@ -47,13 +49,14 @@ def tar_shard(samples: Sequence[Sample]) -> bytes:
     return stream.getvalue()
 
 
-def parquet_shard(samples: Sequence[Sample], class_names: Sequence[str] | None) -> bytes:
-    """A parquet file in the Hugging Face layout: columns `image` (bytes and path) and `label`.
+def parquet_shard(samples: Sequence[Sample], names: Sequence[str], class_names: Sequence[str] | None) -> bytes:
+    """A parquet file in the Hugging Face layout: columns `image` (bytes and path), and one for each label.
 
     Args:
         samples: the rows.
-        class_names: names of the labels 0, 1, ..., which the file's metadata keep in their order. If there are none,
-            labels are texts, empty for images without one. None leaves out the column: no image has a label.
+        names: names of the labels.
+        class_names: names of the classes 0, 1, ..., which the file's metadata keep in their order, if `label` is one.
+            None writes classes as texts, empty for images without one.
 
     Raises:
         DataError: pyarrow is missing.
@@ -69,14 +72,19 @@ def parquet_shard(samples: Sequence[Sample], class_names: Sequence[str] | None) 
     )
     columns: dict[str, Any] = {"image": images}
     features: dict[str, Any] = {"image": {"_type": "Image"}}
-    if class_names is not None and not class_names:
-        columns["label"] = pyarrow.array([sample.label or "" for sample in samples], pyarrow.string())
-        features["label"] = {"dtype": "string", "_type": "Value"}
-    elif class_names is not None:
-        numbers = {name: number for number, name in enumerate(class_names)}
-        labels = [None if sample.label is None else numbers[sample.label] for sample in samples]
-        columns["label"] = pyarrow.array(labels, pyarrow.int64())
-        features["label"] = {"names": list(class_names), "_type": "ClassLabel"}
+    for name in names:
+        values = [sample.labels.get(name) for sample in samples]
+        if name == CLASS_KEY and class_names is not None:
+            numbers = {text: number for number, text in enumerate(class_names)}
+            columns[name] = pyarrow.array([None if one is None else numbers[one] for one in values], pyarrow.int64())
+            features[name] = {"names": list(class_names), "_type": "ClassLabel"}
+        elif any(isinstance(one, str) for one in values) or name == CLASS_KEY:
+            columns[name] = pyarrow.array(["" if one is None else str(one) for one in values], pyarrow.string())
+            features[name] = {"dtype": "string", "_type": "Value"}
+        else:
+            whole = all(isinstance(one, int) for one in values if one is not None)
+            columns[name] = pyarrow.array(values, pyarrow.int64() if whole else pyarrow.float32())
+            features[name] = {"dtype": "int64" if whole else "float32", "_type": "Value"}
     table = pyarrow.table(columns)
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     size = sum(len(sample.image) for sample in samples)
