@@ -2,7 +2,8 @@
 
 `python bench/peers/decoding.py` makes JPEG files of 256 x 256 from scikit-image's photographs and takes batches of 64
 from each way in turn, a few seconds at a time, with as many threads or processes. PIL alone decodes the same bytes in
-threads, from memory into arrays, and does nothing else: it is the limit. It prints JSON.
+threads, from memory into arrays, and does nothing else: it is the limit. Then a VAE trains on the same files, packed as
+values and encoded, and the stopwatch of its steps tells how long they wait for images. It prints JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from PIL import Image
 # From a checkout, for python bench/peers/decoding.py.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+import gen_dist
 from bench.measuring.conditions import conditions
 from bench.measuring.out_file import check_out, print_and_write
 from bench.measuring.spread import spread, spread_of_ratios
@@ -33,11 +35,13 @@ from bench.measuring.temporary import temporary_directory
 from bench.quality.photographs import photographs
 from gen_dist.config import DataConfig
 from gen_dist.data import Split, TrainBatches, on_demand, open_dataset
+from gen_dist.training.step_times import measure_step_times
 
 SIDE = 256
 BATCH = 64
 CLASSES = 4
 QUALITY = 90
+STEPS = 30
 
 
 def main(images: int = 1024, rounds: int = 7, seconds: float = 3.0, workers: int = 2, out: Path | None = None) -> None:
@@ -67,12 +71,14 @@ def main(images: int = 1024, rounds: int = 7, seconds: float = 3.0, workers: int
         for _ in range(rounds):
             for name, way in ways.items():
                 rates[name].append(_rate(way, seconds))
-    ours = rates["gen_dist, encoded"]
+        ours = rates["gen_dist, encoded"]
+        waits = {storage: _step_waits(directory, storage) for storage in ("raw", "encoded")}
     found = {
         "conditions": conditions(),
         "workers": workers,
         "images_per_second": {name: spread(values) for name, values in rates.items()},
         "encoded_over": {name: spread_of_ratios(ours, values) for name, values in rates.items() if values is not ours},
+        "step": waits,
     }
     print_and_write(json.dumps(found, indent=2), out)
 
@@ -112,6 +118,29 @@ def _batches(split: Split) -> Iterator[int]:
     for step in itertools.count():
         images, _ = taken.micro_batch(step, 0)
         yield len(images)
+
+
+def _step_waits(directory: Path, storage: Literal["raw", "encoded"]) -> dict[str, float]:
+    """Milliseconds of a training step, and of its wait for images, of a network that is slower than decoding."""
+    run = directory / f"run-{storage}"
+    config = gen_dist.preset("vae-conv-mnist").with_options(
+        data=f"folder:{directory / 'images'}",
+        packed_as=storage,
+        cache_dir=str(directory / "cache"),
+        resident_budget_mib=0,
+        likelihood="gaussian",
+        feature_maps=(16, 32, 32, 32),
+        global_batch_size=BATCH,
+        test_fraction=0.01,
+        steps=STEPS,
+        checkpoint_every=STEPS,
+        sample_every=STEPS,
+        evaluate_every=STEPS,
+        run_dir=str(run),
+    )
+    gen_dist.train(config, say=lambda _line: None)
+    times = measure_step_times(run, lambda _line: None)
+    return {"step_ms": 1e3 * times.step_seconds, "waits_for_images_ms": 1e3 * times.seconds["data"]}
 
 
 def _gen_dist(directory: Path, workers: int) -> Iterator[int]:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.data.decoding import UnreadableImage, decode_image
+from gen_dist.data.array_bytes import UnreadableImage
+from gen_dist.data.decoding import decode_image
 from gen_dist.data.deep_files import Keeping
 from gen_dist.data.fitting import Fitting
 from gen_dist.data.packing import THREADS

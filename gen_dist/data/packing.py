@@ -19,9 +19,11 @@ from tqdm import tqdm
 
 from gen_dist.config import DataConfig
 from gen_dist.config.labels import LabelScheme
-from gen_dist.data.decoding import Decoded, UnreadableImage, decode_image, encoded_bytes, image_warnings_as_intended
+from gen_dist.data.array_bytes import UnreadableImage
+from gen_dist.data.decoding import Decoded, decode_image
 from gen_dist.data.deep_files import Keeping
 from gen_dist.data.fitting import Fitting, fitting_of, line_on_changes
+from gen_dist.data.image_files import encoded_bytes, image_warnings_as_intended
 from gen_dist.data.image_names import names_file, write_names
 from gen_dist.data.labelling import completed, lines_on_labels
 from gen_dist.data.losses import lines_on_losses

@@ -21,8 +21,10 @@ from tqdm import tqdm
 
 from gen_dist.config import DataConfig
 from gen_dist.config.labels import UNKNOWN
-from gen_dist.data.decoding import Encoded, Header, ImageFile, UnreadableImage, image_warnings_as_intended, read_header
+from gen_dist.data.array_bytes import UnreadableImage
 from gen_dist.data.fitting import Fitting
+from gen_dist.data.headers import Header, read_header
+from gen_dist.data.image_files import Encoded, ImageFile, image_warnings_as_intended
 from gen_dist.data.labelling import MISSING, completed, lines_on_labels, summary_of_labels
 from gen_dist.data.losses import INTENSITY_KINDS, lines_on_losses
 from gen_dist.data.naming import remarks_on_classes

@@ -12,16 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gen_dist.data.decoding import (
-    Decoded,
-    Encoded,
-    ImageFile,
-    UnreadableImage,
-    decode_image,
-    image_warnings_as_intended,
-)
+from gen_dist.data.array_bytes import UnreadableImage
+from gen_dist.data.decoding import Decoded, decode_image
 from gen_dist.data.deep_files import Keeping
 from gen_dist.data.fitting import Fitting, fitting_of
+from gen_dist.data.image_files import Encoded, ImageFile, image_warnings_as_intended
 from gen_dist.data.naming import printable
 from gen_dist.data.parquet_reading import image_rows
 from gen_dist.data.shards.contents import BLOCK_BYTES, MISSING, Contents

@@ -15,7 +15,7 @@ from gen_dist.config import DataConfig
 from gen_dist.config.addresses import refuse_secrets, shown
 from gen_dist.config.labels import LabelScheme
 from gen_dist.data.catalogue import source_named
-from gen_dist.data.decoding import ImageFile
+from gen_dist.data.image_files import ImageFile
 from gen_dist.data.labelling import MISSING
 from gen_dist.data.naming import printable
 from gen_dist.data.refusals import scheme_of_source

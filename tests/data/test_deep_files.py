@@ -16,8 +16,9 @@ from PIL import Image
 
 from gen_dist.config import DataConfig, TrainConfig
 from gen_dist.data import Dataset, open_dataset, survey_source
-from gen_dist.data.decoding import decode_image, read_header
+from gen_dist.data.decoding import decode_image
 from gen_dist.data.deep_files import Keeping
+from gen_dist.data.headers import read_header
 from gen_dist.errors import ConfigError, DataError
 
 GRAY = np.random.default_rng(0).integers(0, 65_536, (6, 5), np.uint16)

@@ -21,8 +21,10 @@ from PIL import Image
 
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, open_dataset
-from gen_dist.data.decoding import UnreadableImage, decode_image, image_warnings_as_intended
+from gen_dist.data.array_bytes import UnreadableImage
+from gen_dist.data.decoding import decode_image
 from gen_dist.data.fitting import Fitting
+from gen_dist.data.image_files import image_warnings_as_intended
 from gen_dist.errors import ConfigError, DataError
 from tests.support.digits import write_idx
 from tests.support.fuzzing import MINUTES, for_minutes, tried

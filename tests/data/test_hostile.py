@@ -17,7 +17,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from gen_dist.config import DataConfig
-from gen_dist.data import Dataset, decoding, open_dataset, parquet_reading
+from gen_dist.data import Dataset, decoding, image_files, open_dataset, parquet_reading
 from gen_dist.errors import DataError
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 rectfill showpage\n%%EOF\n"
@@ -136,12 +136,12 @@ def test_files_of_proc_and_exchanged_files_are_not_waited_for(tmp_path: Path) ->
     assert count(dataset) == 4 and "a/proc.png (an empty file)" in lines
     os.mkfifo(tmp_path / "pipe.png")  # in the place of a file that was listed
     with pytest.raises(OSError, match="not a regular file"):
-        decoding.read_image(decoding.ImageFile(str(tmp_path / "pipe.png"), 10, 0))
+        image_files.read_image(image_files.ImageFile(str(tmp_path / "pipe.png"), 10, 0))
 
 
 def test_bombs_among_images_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    monkeypatch.setattr(decoding, "_MAX_FILE_BYTES", 50_000)
+    monkeypatch.setattr(image_files, "_MAX_FILE_BYTES", 50_000)
     monkeypatch.setattr(decoding, "_MAX_JPEG_SCANS", 5)
     source = write_images(tmp_path / "images", 12)
     for form in ("PNG", "TIFF", "GIF", "WEBP", "BMP"):

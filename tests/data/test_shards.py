@@ -576,6 +576,30 @@ def test_secrets_in_addresses_are_refused_and_not_shown(address: str, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+def test_file_systems_that_read_ahead_fetch_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+    from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+
+    asked: list[tuple[int, int]] = []
+
+    class File(AbstractBufferedFile):
+        def _fetch_range(self, start: int, end: int) -> bytes:
+            asked.append((start, end))
+            return bytes(end - start)
+
+    class Ahead(AbstractFileSystem):
+        def info(self, path: str, **_: Any) -> dict[str, Any]:
+            return {"name": path, "size": 2**24, "type": "file"}
+
+        def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **options: Any) -> File:
+            return File(self, path, mode, block_size or "default", **options)
+
+    monkeypatch.setattr(fsspec, "filesystem", lambda *_args, **_options: Ahead())
+    fetcher = fetching.Fetcher("set", lambda _: None)
+    assert len(fetcher.read("ahead://a.tar", 1000, 3000)) == 2000
+    assert asked == [(1000, 3000)]
+
+
 def test_a_run_stops_between_steps_while_its_server_is_gone(server: ShardServer, tmp_path: Path) -> None:
     config = small_config(
         "vae",

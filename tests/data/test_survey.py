@@ -17,7 +17,8 @@ from gen_dist import commands
 from gen_dist.cli import run_command
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, open_dataset, pack_given, survey_source, surveying
-from gen_dist.data.decoding import decode_image, read_header
+from gen_dist.data.decoding import decode_image
+from gen_dist.data.headers import read_header
 from gen_dist.data.survey import Survey
 from gen_dist.errors import DataError
 from gen_dist.plugins.loading import load as load_plugin

@@ -118,7 +118,7 @@ class Fetcher:
 
         def ask() -> bytes:
             system = self._system(place)
-            content: bytes = system.cat_file(place, start=first, end=last, **_timeout(system))
+            content: bytes = system.cat_file(place, start=first, end=last, **_reading_options(system))
             if len(content) > last - first:
                 raise self._refused(place, "its server sends whole files and no ranges; use one that does")
             if len(content) < last - first:
@@ -313,3 +313,15 @@ async def _sends_whole_file(system: Any, place: str) -> bool:
 def _timeout(system: Any) -> dict[str, float]:
     """Option for calls of file systems that are asynchronous within: fsspec stops waiting for them."""
     return {"timeout": _TIMEOUT_SECONDS} if system.async_impl else {}
+
+
+def _reading_options(system: Any) -> dict[str, Any]:
+    """Options for `cat_file`: a time-out, or no read-ahead.
+
+    File systems that are not asynchronous, such as hf://, open a file for each range and fetch 5 MB behind it.
+    """
+    if system.async_impl:
+        return _timeout(system)
+    from fsspec.spec import AbstractFileSystem
+
+    return {"cache_type": "none"} if type(system).cat_file is AbstractFileSystem.cat_file else {}

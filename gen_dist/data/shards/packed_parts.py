@@ -15,16 +15,12 @@ from tqdm import tqdm
 from gen_dist.config import DataConfig
 from gen_dist.config.addresses import shown
 from gen_dist.config.labels import LabelScheme
-from gen_dist.data.decoding import (
-    Decoded,
-    Header,
-    UnreadableImage,
-    decode_image,
-    image_warnings_as_intended,
-    read_header,
-)
+from gen_dist.data.array_bytes import UnreadableImage
+from gen_dist.data.decoding import Decoded, decode_image
 from gen_dist.data.deep_files import Keeping
 from gen_dist.data.fitting import Fitting, fitting_of, line_on_changes
+from gen_dist.data.headers import Header, read_header
+from gen_dist.data.image_files import image_warnings_as_intended
 from gen_dist.data.losses import lines_on_losses
 from gen_dist.data.naming import printable
 from gen_dist.data.packed_files import ArrayFile

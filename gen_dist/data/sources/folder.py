@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gen_dist.data.decoding import ImageFile, UnreadableImage, count_pages, read_header
+from gen_dist.data.array_bytes import UnreadableImage
 from gen_dist.data.deep_files import Keeping, common_dtype
+from gen_dist.data.headers import count_pages, read_header
 from gen_dist.data.identity import content_sample, stamp
+from gen_dist.data.image_files import ImageFile
 from gen_dist.data.labelling import MISSING
 from gen_dist.data.naming import names_test, names_train, printable, some, spelled_twice
 from gen_dist.data.sources.source import Block, Request, SplitName, register

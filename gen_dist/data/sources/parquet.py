@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gen_dist.config.labels import NO_LABELS, LabelScheme
-from gen_dist.data.decoding import UnreadableImage, read_header
+from gen_dist.data.array_bytes import UnreadableImage
 from gen_dist.data.deep_files import Keeping, common_dtype
+from gen_dist.data.headers import read_header
 from gen_dist.data.identity import content_sample, stamp
 from gen_dist.data.labelling import joined_columns, kind_of, numbered, raw_labels
 from gen_dist.data.naming import printable

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gen_dist.config import DataConfig
 from gen_dist.config.labels import LabelScheme
-from gen_dist.data.decoding import Encoded
+from gen_dist.data.image_files import Encoded
 from gen_dist.plugins.tables import Table
 
 SplitName = Literal["train", "test"]
