@@ -122,6 +122,32 @@ def make_shard(
     return content, report
 
 
+def index_of(report: Report, content: bytes) -> bytes:
+    """Contents of a shard, by which its readers need not look for its images: see `Contents.to_bytes`."""
+    columns = () if report.labels in ([], [CLASS_KEY]) else tuple(report.labels)
+    if kind_of("", report.name) == "tar":
+        blocks = (content[first : first + BLOCK_BYTES] for first in range(0, len(content), BLOCK_BYTES))
+        contents = tar_contents("", report.name, blocks, columns)
+    else:
+        from gen_dist.data.shards.parquet_contents import parquet_contents
+
+        at_hand: Any = _AtHand(content)
+        request = LabelRequest(columns, may_miss=True)
+        contents = parquet_contents("", report.name, Facts(len(content), ""), at_hand, request)
+    contents.facts = Facts(len(content), "")
+    return contents.to_bytes()
+
+
+class _AtHand:
+    """Reader of bytes in memory, as a Fetcher reads a file."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def read(self, _place: str, first: int, last: int) -> bytes:
+        return self._content[first:last]
+
+
 def _key(task: ShardTask, number: int) -> str:
     """Name of an image, which no other of the set has."""
     return f"{task.number:05}-{number:06}" if task.kind == "shard" else f"{number:010}"

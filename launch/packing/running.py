@@ -15,14 +15,13 @@ from gen_dist.data.losses import KINDS
 from gen_dist.data.naming import printable
 from gen_dist.data.packing import SECONDS_BEFORE_PROGRESS
 from gen_dist.data.shards.fetching import Fetcher, is_url
-from gen_dist.data.shards.writing import CLASS_KEY
+from gen_dist.data.shards.writing import CLASS_KEY, PLAN_FILE, index_place
 from gen_dist.data.sources.source import SPLITS
 from gen_dist.errors import DataError
-from gen_dist.launch.packing.making import Report, make_shard
+from gen_dist.launch.packing.making import Report, index_of, make_shard
 from gen_dist.launch.packing.options import PackOptions, ShardOptions
 from gen_dist.launch.packing.plan import LabelNames, ShardPlan, ShardTask, plan_shards
 
-_PLAN = "plan.json"
 _REPORTS = "reports"
 _NAMES_SHOWN = 3
 
@@ -46,7 +45,9 @@ class Job:
         reader = Fetcher(self.source, _silent)
         writer = Fetcher(self.source, _silent, verb="write")
         content, report = make_shard(self.source, task, self.labels, self.options, reader)
-        writer.write(f"{self.out}/{report.name}", content)
+        place = f"{self.out}/{report.name}"
+        writer.write(place, content)
+        writer.write(index_place(place), index_of(report, content))
         writer.write(_report_place(self.out, report.name), json.dumps(asdict(report)).encode())
         return report
 
@@ -119,10 +120,10 @@ def _claim(out: str, plan: ShardPlan, options: ShardOptions) -> None:
         DataError: it has shards of another source or of other options.
     """
     key = plan.key([asdict(options)])
-    known = _read(plan.source, f"{out}/{_PLAN}")
+    known = _read(plan.source, f"{out}/{PLAN_FILE}")
     if known is None:
         content = {"key": key, "source": plan.source, "shards": len(plan.tasks), "options": asdict(options)}
-        Fetcher(plan.source, _silent, verb="write").write(f"{out}/{_PLAN}", json.dumps(content, indent=1).encode())
+        Fetcher(plan.source, _silent, verb="write").write(f"{out}/{PLAN_FILE}", json.dumps(content, indent=1).encode())
     elif known.get("key") != key:
         raise DataError(
             f"{printable(shown(out))} has shards of another packing: of {printable(str(known.get('source')))}, whose "

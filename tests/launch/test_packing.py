@@ -174,6 +174,27 @@ def test_shards_of_a_server_become_shards_at_a_url(
     )
 
 
+@pytest.mark.parametrize("container", ["tar", "parquet"])
+@pytest.mark.parametrize("columns", [(), ("age", "kind")])
+def test_training_need_not_look_into_shards_that_were_packed(
+    container: str, columns: tuple[str, ...], tmp_path: Path, packed: Callable[..., Path]
+) -> None:
+    source = f"parquet:{write_labels(tmp_path / 'set.parquet')}"
+    out = packed(source, container=container, images_per_shard=9, label_columns=columns or ("hair",))
+    pattern, digests = f"train-{{00000..00002}}.{container}", []
+    with served(out) as server:
+        for cache in ("with", "without"):
+            packing = DataConfig(cache_dir=str(tmp_path / cache), test_fraction=0.2, label_columns=columns)
+            server.asked.clear()
+            digests.append(open_dataset(f"shards:{server.url}/{pattern}", "", packing, lambda _: None).digest)
+            read = [asked for asked in server.asked if f"GET train-00001.{container} bytes=0-" in asked]
+            assert bool(read) == (
+                cache == "without" or container == "parquet"
+            )  # whose end and start are read for images
+            (out / "plan.json").unlink(missing_ok=True)
+    assert digests[0] == digests[1]
+
+
 @pytest.mark.parametrize(
     ("said", "line"),
     [

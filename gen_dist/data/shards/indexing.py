@@ -16,6 +16,7 @@ from gen_dist.data.shards.fetching import Facts, Fetcher, is_url, server_of
 from gen_dist.data.shards.labels import USUAL_LABELS, LabelRequest
 from gen_dist.data.shards.places import kind_of
 from gen_dist.data.shards.tar_contents import tar_contents
+from gen_dist.data.shards.writing import PLAN_FILE, index_place
 from gen_dist.errors import DataError
 from gen_dist.files import read_sealed, write_sealed
 
@@ -32,6 +33,7 @@ class ShardContents:
             request: labels that are read.
         """
         self._request = request
+        self._packed: set[str] = set()
         self._name = name
         self._directory = directory
         self._fetcher = fetcher
@@ -46,6 +48,8 @@ class ShardContents:
             self._directory.mkdir(parents=True, exist_ok=True)
         for place in {server_of(place): place for place in places if is_url(place)}.values():
             self._fetcher.refuse_whole_files(place)
+        directories = {place.rpartition("/")[0] for place in places if "?" not in place}
+        self._packed = {one for one in directories if self._fetcher.exists(f"{one}/{PLAN_FILE}")}
         bar = tqdm(
             total=len(places),
             desc=f"indexing {self._name}",
@@ -82,6 +86,18 @@ class ShardContents:
         found.facts = facts
         with cache_errors(self._directory):
             write_sealed(self._path(place), found.to_bytes())
+
+    def _as_written(self, place: str, facts: Facts) -> Contents | None:
+        """Contents that `ray_pack` wrote beside a shard, which then need not be read; None if none fit."""
+        if place.rpartition("/")[0] not in self._packed:
+            return None
+        beside = index_place(place)
+        try:
+            found = contents_of(self._fetcher.read(beside, 0, self._fetcher.facts(beside).size))
+        except (DataError, ValueError, KeyError, OSError):
+            return None
+        fits = found.facts.size == facts.size and found.columns == self._request.columns
+        return found if fits and (found.table is not None) == bool(self._request.columns) else None
 
     def _blocks(self, place: str, facts: Facts) -> Iterator[bytes]:
         for first in range(0, facts.size, BLOCK_BYTES):

@@ -15,7 +15,15 @@ CLASS_KEY = "label"
 """Key of the sidecar, or column, with the class."""
 FILE_KEY = "file"
 """Key of the sidecar with the name that the image had."""
+PLAN_FILE = "plan.json"
+"""File that stands beside shards which `ray_pack` made."""
 _BYTES_A_ROW_GROUP = 2**23
+
+
+def index_place(shard: str) -> str:
+    """Path or URL of the contents of a shard that `ray_pack` made, which `Contents.to_bytes` gave."""
+    directory, _, name = shard.rpartition("/")
+    return f"{directory}/reports/{name}.index"
 
 
 class Sample(NamedTuple):
