@@ -145,7 +145,9 @@ class TrainBatches:
         return (step, index + 1) if index + 1 < len(self._micro_batches) else (step + 1, 0)
 
     def gather(self, place: Place) -> tuple[Tensor, Tensor]:
-        """Values and labels of one micro-batch from the map, pinned for asynchronous copies to CUDA."""
+        """Values and labels of one micro-batch, pinned for asynchronous copies to CUDA."""
+        if self._split.on_demand:
+            return self._begin(place).result()
         indices = self._indices(place)
         images, labels = self._empty(len(indices))
         # NumPy gathers in this thread alone and without the GIL; torch would start a second set of OpenMP threads

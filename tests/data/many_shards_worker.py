@@ -14,11 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-from torch import Tensor
-
 import gen_dist
 from gen_dist.config import DataConfig
 from gen_dist.data import TrainBatches
+from gen_dist.data.prefetching import Gathering
 from tests.support.runs import small_config
 
 # Steps of a small set are quicker than what the test does to them.
@@ -28,16 +27,16 @@ PAUSE_SECONDS = 0.1
 def main(run_dir: str, cache: str, steps: str, batch: str, data: str) -> None:
     """Train."""
     log = Path(f"{run_dir}-{os.environ['RANK']}.rows").open("a")  # noqa: SIM115  open until the process ends
-    gather = TrainBatches.gather
+    begin = TrainBatches._begin
 
-    def logged(batches: TrainBatches, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        found = gather(batches, place)
+    def logged(batches: TrainBatches, place: tuple[int, int]) -> Gathering:
+        found = begin(batches, place)
         time.sleep(PAUSE_SECONDS)
         log.write(json.dumps([place[0], batches._indices(place).tolist()]) + "\n")
         log.flush()
         return found
 
-    setattr(TrainBatches, "gather", logged)  # noqa: B010  a method that mypy would not have assigned
+    setattr(TrainBatches, "_begin", logged)  # noqa: B010  a method that mypy would not have assigned
     config = small_config(
         "vae",
         data=data,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import shutil
@@ -636,6 +637,12 @@ def test_a_run_stops_between_steps_while_its_server_is_gone(server: ShardServer,
     supervisor = Supervisor("launch", again, lambda _step, _metrics, _saved: None)
     resumed = gen_dist.train(config, on_log=lambda *_: again.set(), say=lambda _: None, supervisor=supervisor)
     assert resumed.step == outcome.step + 1
+    server.fails = lambda _: 503
+    other, at_once = dataclasses.replace(config, run_dir=str(tmp_path / "other")), threading.Event()
+    threading.Timer(1.0, at_once.set).start()
+    supervisor = Supervisor("launch", at_once, lambda _step, _metrics, _saved: None)
+    assert gen_dist.train(other, say=lambda _: None, supervisor=supervisor).step == 0
+    assert load_newest(tmp_path / "other", print) is None
 
 
 @pytest.mark.slow
