@@ -88,7 +88,7 @@ def flops_per_image(trainer: Trainer) -> dict[tuple[tuple[str, bool], ...], floa
 
     Matrix products, convolutions and attention count, as torch.utils.flop_counter has them.
     """
-    device, train = trainer.processes.device, trainer.dataset.train
+    device, train = trainer.processes.device, trainer.dataset.train.sample
     rows = min(_MOST_IMAGES, trainer.config.global_batch_size)
     images, labels = train.for_model(slice(rows)).to(device), torch.from_numpy(train.labels[:rows]).to(device)
     counted = {}

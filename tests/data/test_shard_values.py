@@ -127,11 +127,17 @@ def test_values_beside_an_image_are_no_image(tmp_path: Path, opened: Callable[..
     assert opened(f"shards:{tmp_path}/a.tar").train.images.dtype == np.uint8
 
 
+def many(*content: bytes) -> dict[str, bytes]:
+    """Ten images of each content."""
+    endings = ["npy" if one.startswith(b"\x93NUMPY") else "png" for one in content]
+    return {f"{i}{j}.{endings[j]}": one for i in range(10) for j, one in enumerate(content)}
+
+
 BAD: dict[str, dict[str, bytes]] = {
-    "images are of uint16 and uint8; reduce them: --dtype uint8": {"a.png": png(0), "b.png": encoded(1)},
-    "images have 2 and 3 channels": {"a.npy": npy(0, "uint8", 2), "b.npy": npy(1, "uint8", 3)},
-    "images looked at are unreadable": {"a.npy": npy(0, "uint8", 2)[:100], "b.npy": b"\x93NUMPY" + bytes(80)},
-    "an array of complex64": {name: npy(0, "uint8", 2).replace(b"'|u1'", b"'<c8'") for name in ("a.npy", "b.npy")},
+    "images are of uint16 and uint8; reduce them: --dtype uint8": many(png(0), encoded(1)),
+    "images have 2 and 3 channels": many(npy(0, "uint8", 2), npy(1, "uint8", 3)),
+    "images looked at are unreadable": many(npy(0, "uint8", 2)[:100], b"\x93NUMPY" + bytes(80)),
+    "an array of complex64": many(npy(0, "uint8", 2).replace(b"'|u1'", b"'<c8'")),
 }
 
 

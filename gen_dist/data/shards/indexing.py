@@ -73,10 +73,11 @@ class ShardContents:
         known = self._remembered(place)
         if known is not None and known.facts == facts:
             return
-        if kind_of(self._name, place) == "tar":
-            found = tar_contents(
-                self._name, place.rpartition("/")[2], self._blocks(place, facts), self._request.columns
-            )
+        if written := self._as_written(place, facts):
+            found = written
+        elif kind_of(self._name, place) == "tar":
+            blocks, columns = self._blocks(place, facts), self._request.columns
+            found = tar_contents(self._name, place.rpartition("/")[2], blocks, columns)
         else:
             from gen_dist.data.shards.parquet_contents import parquet_contents
 
