@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gen_dist.data.decoding import ImageFile, UnreadableImage, decode_image, image_warnings_as_intended
+from gen_dist.data.array_bytes import UnreadableImage
+from gen_dist.data.decoding import decode_image
 from gen_dist.data.fitting import Fitting
+from gen_dist.data.image_files import ImageFile, image_warnings_as_intended
 from gen_dist.errors import ConfigError, DataError, UserError
 from gen_dist.files import reason_of
 from gen_dist.inference.model import GenerativeModel
