@@ -41,7 +41,7 @@ SIDE = 256
 BATCH = 64
 CLASSES = 4
 QUALITY = 90
-STEPS = 30
+STEPS, STEP_IMAGES = 20, 16
 
 
 def main(images: int = 1024, rounds: int = 7, seconds: float = 3.0, workers: int = 2, out: Path | None = None) -> None:
@@ -130,7 +130,7 @@ def _step_waits(directory: Path, storage: Literal["raw", "encoded"]) -> dict[str
         resident_budget_mib=0,
         likelihood="gaussian",
         feature_maps=(16, 32, 32, 32),
-        global_batch_size=BATCH,
+        global_batch_size=STEP_IMAGES,
         test_fraction=0.01,
         steps=STEPS,
         checkpoint_every=STEPS,

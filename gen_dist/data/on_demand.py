@@ -179,7 +179,8 @@ class ImagesOnDemand:
             for place in range(first, min(first + size, len(rows))):
                 taken[place] = self._decode(int(rows[place]), out[place])
 
-        size = max(_LEAST_PER_TASK, -(-len(rows) // (8 * THREADS)))  # few: the last task keeps one thread busy
+        # Some for each thread, since images differ. The last task of a batch keeps no thread waiting if one follows.
+        size = max(_LEAST_PER_TASK, -(-len(rows) // (4 * THREADS)))
         if self._pool is None:
             self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gen_dist-decode")
         tasks = [self._pool.submit(decode, first) for first in range(0, len(rows), size)]

@@ -229,7 +229,7 @@ class _Run:
         stopping = False
         self.watch = Watch()
         while self.step < config.steps and not stopping:
-            if self.trainer.waits_for_servers and self._stops_before_step(vote):
+            if self.trainer.batches.waits_for_servers and self._stops_before_step(vote):
                 break
             self.logs.add(self.trainer.run_step(self.step))
             self.step += 1
@@ -244,7 +244,7 @@ class _Run:
 
         A collective call: a server that is gone may keep one process waiting for minutes, and the others with it.
         """
-        self.trainer.fetch(self.step, self.stop)
+        self.trainer.batches.fetch(self.step, self.stop)
         if not vote.agreed_at_once(self.stop.is_set()):
             return False
         if self.step > self.saved_step:

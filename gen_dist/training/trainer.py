@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import threading
 from typing import Any
 
 import numpy as np
@@ -64,7 +63,7 @@ class Trainer:
         """Name of the phase whose turn was the last."""
         self._schedule = Schedule(config, processes.device, in_tensors=processes.device.type == "cuda")
         self._recorded: RecordedSteps | None = choose_recording(config, processes, self.dtype)
-        self._batches = TrainBatches(
+        self.batches = TrainBatches(
             dataset.train,
             seed=config.seed,
             global_batch_size=config.global_batch_size,
@@ -168,19 +167,10 @@ class Trainer:
                 first.setdefault(tuple(self.due_at(step).items()), step)
         return list(first.values())
 
-    @property
-    def waits_for_servers(self) -> bool:
-        """True if a step may have to wait for images from other machines."""
-        return self._batches.waits_for_servers
-
-    def fetch(self, step: int, stop: threading.Event) -> None:
-        """Wait until the images of a step are here, for `run_step`, or the event is set."""
-        self._batches.fetch(step, stop)
-
     def _micro_batches(self, step: int) -> list[Batch]:
         self._schedule.write(step)
         batches = [
-            Batch(*self._batches.micro_batch(step, index), self._schedule.rng, first_row)
+            Batch(*self.batches.micro_batch(step, index), self._schedule.rng, first_row)
             for index, (first_row, _) in enumerate(self._rows.micro_batches)
         ]
         return [*map(self._change_images, batches)] if self._change_images else batches
@@ -308,7 +298,7 @@ class Trainer:
 
     def close(self) -> None:
         """Stop the thread that gathers batches."""
-        self._batches.close()
+        self.batches.close()
 
 
 def _lap_of_phase(lap: Lap, phase: str) -> Lap:

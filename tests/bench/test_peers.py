@@ -46,7 +46,7 @@ def test_plain_loop_and_ours_take_the_same_step(
     monkeypatch.setattr("gen_dist.kernels.latent.normal", lambda *_: noise)
     recipe = Recipe(data_root, seed=0)
     with trainer_of(config_of(data_root, tmp_path, seed=0)) as trainer:
-        images = trainer._batches.micro_batch(0, 0)[0]
+        images = trainer.batches.micro_batch(0, 0)[0]
         recipe.train_loader = [(images / 255.0, None)]  # type: ignore[assignment]
         theirs = dict(recipe.model.named_parameters())
         load(theirs, trainer.objective.networks.state_dict())

@@ -162,7 +162,7 @@ def test_a_training_pass_keeps_two_thirds_of_the_maps(monkeypatch: pytest.Monkey
     def kept() -> int:
         trainer = make_trainer(dataclasses.replace(brief_preset("kl-f4-cifar10"), global_batch_size=16))
         phase = trainer.objective.phases()["autoencoder"]
-        batch = Batch(*trainer._batches.micro_batch(0, 0), torch.tensor([0, 0]), 0, penalized=False)
+        batch = Batch(*trainer.batches.micro_batch(0, 0), torch.tensor([0, 0]), 0, penalized=False)
         trainer.close()
         return _kept_bytes(phase, batch)
 
