@@ -1,9 +1,9 @@
 """Confidence intervals of figures of two sets of images, by drawing both sets again from themselves (Efron 1979).
 
-An interval is the figure plus or minus 1.96 standard deviations of its values on drawn sets. Their mean is not used:
-a drawn set has fewer different images, which makes a Frechet distance larger. So an interval says how far the figure
-would move with other samples and other reference images, as many of each. It does not hold the bias of a Frechet
-distance at this count, nor the difference between two trainings.
+An interval is the figure plus or minus 1.96 standard deviations of its values on drawn sets, more of few sets
+(Student's t). Their mean is not used: a drawn set has fewer different images, which makes a Frechet distance larger. So
+an interval says how far the figure would move with other samples and other reference images, as many of each. It does
+not hold the bias of a Frechet distance at this count, nor the difference between two trainings.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from torch import Tensor
 from gen_dist.randomness import Stream
 
 REPLICATES = 100
-REPLICATES_OF_WIDE_FEATURES = 20
+REPLICATES_OF_WIDE_FEATURES = 10
 """Each takes a covariance and two decompositions of matrices."""
 WIDE = 256
 """Features above which fewer sets are drawn."""
-_Z = 1.959963984540054
 
 
 def drawn_counts(count: int, first: int, last: int, which: int) -> Tensor:
@@ -38,6 +37,8 @@ def drawn_counts(count: int, first: int, last: int, which: int) -> Tensor:
 
 def interval(value: float, drawn: Tensor, least: float | None = None) -> tuple[float, float]:
     """95 % confidence interval of a value from its values on drawn sets [sets], of which none is below `least`."""
-    spread = _Z * float(drawn.double().std())
+    from scipy.stats import t
+
+    spread = float(t.ppf(0.975, len(drawn) - 1) * drawn.double().std())
     low = value - spread
     return low if least is None else max(least, low), value + spread
