@@ -16,6 +16,7 @@ from gen_dist.config import (
     PatchganConfig,
     R3ganConfig,
     ResnetConfig,
+    ScheduleConfig,
     Stylegan2Config,
     TrainConfig,
     VaeConfig,
@@ -260,6 +261,38 @@ add_preset(
         optimization=OptimizerConfig(betas=(0.0, 0.99), ema_decay=0.999),
     ),
     "the same without normalization, on residual blocks of grouped convolutions",
+)
+add_preset(
+    "r3gan-cifar10-paper",
+    # As the authors' configuration CIFAR10 (train.py in the code of Huang et al. 2024, and its README: batch 512,
+    # mirrored images, classes): four resolutions of 768 channels with two blocks each, 20.7 million weights in the
+    # generator and 20.7 million in the discriminator. Values go by half a cosine wave over 20 million images. Classes
+    # enter our generator as one-hot latents, theirs through an embedding.
+    replace(
+        _CIFAR10_GAN,
+        steps=39_063,
+        global_batch_size=512,
+        learning_rate=2e-4,
+        augment=("flip",),
+        network=ResnetConfig(block="r3gan", feature_maps=(768, 768, 768, 768), blocks=2, latent_dim=64),
+        objective=R3ganConfig(
+            conditioning="projection",
+            penalty_weight=0.05,
+            ada=("blit", "geometric", "colour", "cutout"),
+            ada_probability=0.0,
+            ada_colour=0.5,
+        ),
+        optimization=OptimizerConfig(betas=(0.0, 0.9)),
+        schedule=ScheduleConfig(
+            schedule_images=20_000_000,
+            final_learning_rate=5e-5,
+            final_beta2=0.99,
+            final_ema_images=5_000_000,
+            final_penalty_weight=0.005,
+            final_ada_probability=0.55,
+        ),
+    ),
+    "the recipe of the R3GAN paper with its schedules: for large GPUs",
 )
 add_preset(
     "stylegan2-cifar10",

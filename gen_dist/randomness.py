@@ -72,3 +72,11 @@ class Stream(IntEnum):
     """Latents drawn from a fitted prior."""
     FITTED_LATENTS = 30
     """Noise that reparameterizes posteriors of training images, to which a prior is fitted."""
+    REAL_RANDOM_AUGMENTATION = 31
+    """Augmentation with a probability of training images in the discriminator's turn; the four as REAL_AUGMENTATION."""
+    FAKE_RANDOM_AUGMENTATION = 32
+    """The same of generated images."""
+    GENERATOR_REAL_RANDOM_AUGMENTATION = 33
+    """The same of training images in the generator's turn."""
+    GENERATOR_FAKE_RANDOM_AUGMENTATION = 34
+    """The same of generated images in the generator's turn."""

@@ -37,6 +37,7 @@ from gen_dist.config.objectives import (
     Likelihood,
     ObjectiveConfig,
     R3ganConfig,
+    RandomAugmentation,
     VaeConfig,
     VaeGanConfig,
     WganGpConfig,
@@ -46,6 +47,7 @@ from gen_dist.config.optimization import (
     Decay,
     OptimizerConfig,
 )
+from gen_dist.config.schedules import ScheduleConfig
 from gen_dist.config.training import (
     Device,
     Precision,
@@ -83,9 +85,11 @@ __all__ = [
     "PerceptualFeatures",
     "Precision",
     "R3ganConfig",
+    "RandomAugmentation",
     "ResnetConfig",
     "RoleName",
     "Roles",
+    "ScheduleConfig",
     "Stylegan2Config",
     "TrainConfig",
     "VaeConfig",

@@ -20,6 +20,7 @@ GradientEstimator = Literal["total", "path"]
 GanLoss = Literal["non_saturating", "least_squares", "hinge", "wasserstein"]
 Conditioning = Literal["none", "concat", "projection"]
 Augmentation = Literal["colour", "translation", "cutout"]
+RandomAugmentation = Literal["blit", "geometric", "colour", "cutout"]
 
 
 class FigureName(NamedTuple):
@@ -215,10 +216,43 @@ class AdversarialConfig(ObjectiveConfig):
     instance_noise: float = 0.0
     """Standard deviation of noise on real and generated images in the discriminator's input, where black and white are
     2 apart. It keeps the discriminator from classifying images by their background alone (Soenderby et al. 2017)."""
+    ada: tuple[RandomAugmentation, ...] = ()
+    """Augmentations of real and generated images in the discriminator's input, each made with a probability that adapts
+    to its overfitting (Karras et al. 2020a). `blit`: reflection, turns by 90 degrees, shifts by whole pixels;
+    `geometric`: scale, stretch, rotation, shifts by fractions; `colour`: brightness, contrast, negative, and of colour
+    images hue and saturation; `cutout`. The paper's choice is the first three."""
+    ada_probability: float | None = None
+    """Fixed probability of the augmentations of `ada`. None adapts it."""
+    ada_target: float = 0.6
+    """Mean sign of the scores of training images, at which the probability stays; above it rises, below it falls."""
+    ada_images: int = 500_000
+    """Training images over which the probability can rise from 0 to 1."""
+    ada_every: int = 4
+    """Steps between two changes of the probability."""
+    ada_colour: float = 1.0
+    """Factor of the probability for `colour`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         finite_and_at_least("instance_noise", self.instance_noise, 0.0)
+        at_least("ada_images", self.ada_images, 1)
+        at_least("ada_every", self.ada_every, 1)
+        for name in ("ada_probability", "ada_colour"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"{name} {value} is not in 0..1")
+        if not -1 < self.ada_target < 1:
+            raise ConfigError(f"ada_target {self.ada_target} is not between -1 and 1, as a mean sign is")
+        if self.ada_probability is not None and not self.ada:
+            raise ConfigError(
+                f"ada_probability {self.ada_probability} without augmentations; add --ada blit geometric colour, or "
+                "leave it out"
+            )
+
+    @property
+    def adapts_augmentation(self) -> bool:
+        """True if the probability of augmentations follows the scores."""
+        return bool(self.ada) and self.ada_probability is None
 
 
 @objectives.register
@@ -267,6 +301,11 @@ class WganGpConfig(AdversarialConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.adapts_augmentation:
+            raise ConfigError(
+                "ada with wgan-gp: a critic's scores have no zero that tells overfitting; add --ada-probability 0.3, "
+                "or another, to fix it"
+            )
         at_least("generator_every", self.generator_every, 1)
         at_least("penalty_every", self.penalty_every, 1)
         finite_and_at_least("penalty_weight", self.penalty_weight, 0.0)

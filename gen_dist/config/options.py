@@ -13,7 +13,7 @@ from gen_dist.config.objectives import objectives
 from gen_dist.errors import ConfigError
 from gen_dist.plugins.registry import Registry
 
-FLAT = ("packing", "network", "objective", "optimization")
+FLAT = ("packing", "network", "objective", "optimization", "schedule")
 """Parts whose options have no prefix."""
 _REGISTRIES: dict[str, Registry[Any]] = {
     "network": networks,

@@ -21,6 +21,7 @@ from gen_dist.config.objectives import ObjectiveConfig, VaeConfig, objectives
 from gen_dist.config.optimization import OptimizerConfig
 from gen_dist.config.options import plain_value, with_changes
 from gen_dist.config.recorded import recorded_metric
+from gen_dist.config.schedules import ScheduleConfig
 from gen_dist.errors import ConfigError, UnknownNameError, shortened
 from gen_dist.plugins.faults import place_of
 from gen_dist.plugins.loading import Plugin, contents_of, load_contents, load_recorded, plugins_of
@@ -138,6 +139,7 @@ class TrainConfig(Checked):
     discriminator: Suppress[Annotated[NetworkConfig, ByKind(networks)] | None] = None
     objective: Annotated[ObjectiveConfig, ByKind(objectives)] = field(default_factory=VaeConfig)
     optimization: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,6 +168,7 @@ class TrainConfig(Checked):
                 "leave out --auto-accumulation"
             )
         self.objective.refuse_steps(self.steps)
+        self.schedule.refuse_others(self.objective, self.optimization)
         if not self.data:
             raise ConfigError("data is empty; name a source such as mnist5k")
         refuse_secrets("data", self.data)
@@ -221,6 +224,11 @@ class TrainConfig(Checked):
                 f"from {self.start_from} needs the objective latent-autoencoder, whose images are in -1..1 as those of "
                 f"diffusers, not {self.objective.kind}; leave it out, or choose another preset"
             )
+
+    @property
+    def keeps_average(self) -> bool:
+        """True if the run keeps a moving average of its weights."""
+        return self.optimization.ema_decay is not None or self.schedule.final_ema_images is not None
 
     @property
     def roles(self) -> Roles:
@@ -282,7 +290,7 @@ class TrainConfig(Checked):
         text = _as_older_versions_packed(text)
         parts = (*networks.configs(), *objectives.configs())
         cls: Any
-        for cls in (DataConfig, OptimizerConfig, Plugin, TrainConfig, *parts):
+        for cls in (DataConfig, OptimizerConfig, Plugin, ScheduleConfig, TrainConfig, *parts):
             cls.__pydantic_config__ = ConfigDict(extra="forbid")
         try:
             accepted = _without_lone_bytes(text)

@@ -77,7 +77,8 @@ def card(
             kinds += f", {role} {text(own.kind)}"
     images_seen = step * config.global_batch_size
     ema = config.optimization.ema_decay
-    weights = f"the moving average of the weights, decay {ema:g}" if "averaged" in checkpoint.tensors else "as trained"
+    decay = f"decay {ema:g}" if ema is not None else f"half-life {config.schedule.final_ema_images} images"
+    weights = f"the moving average of the weights, {decay}" if "averaged" in checkpoint.tensors else "as trained"
     trained = {
         "run": f"{code(run.name)}, step {step:,} of {config.steps:,}",
         "preset": f"{code(config.preset)}: {kinds}",

@@ -8,7 +8,7 @@ very first turn.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,9 +19,10 @@ from gen_dist.config.labels import LabelScheme, refuse_unlabelled, scheme_of
 from gen_dist.errors import ConfigError
 from gen_dist.kernels import normal
 from gen_dist.networks.players import Discriminator, Generator
+from gen_dist.objectives.adaptive_augmentation import SIGNS, AdaptiveAugmentation
 from gen_dist.objectives.augmentation import add_noise, augment
 from gen_dist.objectives.base import Objective
-from gen_dist.objectives.phase import Batch, Phase
+from gen_dist.objectives.phase import Batch, Phase, TurnResult
 from gen_dist.randomness import Stream
 
 
@@ -34,21 +35,29 @@ class Streams(NamedTuple):
     """Random streams of one phase."""
 
     latents: Stream
-    real: tuple[Stream, Stream]
-    """Augmentation of training images, and noise on them."""
-    fake: tuple[Stream, Stream]
-    """Augmentation of generated images, and noise on them."""
+    real: tuple[Stream, Stream, Stream]
+    """Augmentation of training images, noise on them, and augmentation with a probability."""
+    fake: tuple[Stream, Stream, Stream]
+    """The same of generated images."""
 
 
 DISCRIMINATOR_STREAMS = Streams(
     Stream.DISCRIMINATOR_LATENTS,
-    (Stream.REAL_AUGMENTATION, Stream.REAL_NOISE),
-    (Stream.FAKE_AUGMENTATION, Stream.FAKE_NOISE),
+    (Stream.REAL_AUGMENTATION, Stream.REAL_NOISE, Stream.REAL_RANDOM_AUGMENTATION),
+    (Stream.FAKE_AUGMENTATION, Stream.FAKE_NOISE, Stream.FAKE_RANDOM_AUGMENTATION),
 )
 GENERATOR_STREAMS = Streams(
     Stream.GENERATOR_LATENTS,
-    (Stream.GENERATOR_REAL_AUGMENTATION, Stream.GENERATOR_REAL_NOISE),
-    (Stream.GENERATOR_FAKE_AUGMENTATION, Stream.GENERATOR_FAKE_NOISE),
+    (
+        Stream.GENERATOR_REAL_AUGMENTATION,
+        Stream.GENERATOR_REAL_NOISE,
+        Stream.GENERATOR_REAL_RANDOM_AUGMENTATION,
+    ),
+    (
+        Stream.GENERATOR_FAKE_AUGMENTATION,
+        Stream.GENERATOR_FAKE_NOISE,
+        Stream.GENERATOR_FAKE_RANDOM_AUGMENTATION,
+    ),
 )
 _LAYER_NOISE = {
     Stream.DISCRIMINATOR_LATENTS: Stream.DISCRIMINATOR_LAYER_NOISE,
@@ -61,6 +70,9 @@ GENERATED = "generated"
 
 class Adversarial(Objective):
     """A generator and a discriminator. Their images are float32 -1..1."""
+
+    config: AdversarialConfig
+    starts_anew = ("augmentation",)
 
     def __init__(
         self,
@@ -92,6 +104,8 @@ class Adversarial(Objective):
                 "discriminator": Discriminator(roles.discriminator, image_shape, config.conditioning, labels),
             }
         )
+        if config.ada:
+            self.networks["augmentation"] = AdaptiveAugmentation(config, image_shape)
 
     def decode(self, latents: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Decode latents [B, *latent_shape] to images float32 [B, C, H, W]; pictures show the range -1..1.
@@ -118,12 +132,15 @@ class Adversarial(Objective):
     @property
     def changes_images(self) -> bool:
         """True if the discriminator sees images with freshly drawn noise or augmentation."""
-        return bool(self._seen.augmentation or self._seen.instance_noise)
+        return bool(self._seen.augmentation or self._seen.ada or self._seen.instance_noise)
 
-    def as_seen(self, images: Tensor, batch: Batch, streams: tuple[Stream, Stream]) -> Tensor:
+    def as_seen(self, images: Tensor, batch: Batch, streams: tuple[Stream, Stream, Stream]) -> Tensor:
         """Augment images for the discriminator, and add noise."""
-        augmentation, noise = streams
+        augmentation, noise, random_augmentation = streams
         images = augment(images, self._seen.augmentation, batch.key(augmentation))
+        if self._seen.ada:
+            probability = batch.scheduled.get("ada_probability")
+            images = self.networks["augmentation"](images, batch.key(random_augmentation), probability)
         return add_noise(images, self._seen.instance_noise, batch.key(noise))
 
     def scores(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -189,6 +206,26 @@ class DiscriminatorPhase(Phase):
         """Augment both for the discriminator, and add noise."""
         objective, streams = self.objective, DISCRIMINATOR_STREAMS
         return objective.as_seen(real, batch, streams.real), objective.as_seen(fake, batch, streams.fake)
+
+    def adapting(self, result: TurnResult, margins: Tensor) -> TurnResult:
+        """The result, with what adapts the probability of augmentations, if it adapts.
+
+        Args:
+            result: result of the turn.
+            margins: [B, ...], by how much training images score more than what divides them from generated ones.
+        """
+        if not self.objective.config.adapts_augmentation:
+            return result
+        augmentation = self.objective.networks["augmentation"]
+        assert isinstance(augmentation, AdaptiveAugmentation)
+        logs, carried = augmentation.followed(score_of_image(margins.detach()))
+        return result._replace(logs={**result.logs, **logs}, carried={**result.carried, **carried})
+
+    def finish(self, micro_batches: Sequence[Batch], carried: Sequence[Mapping[str, Tensor]]) -> None:
+        if SIGNS in carried[0]:
+            augmentation = self.objective.networks["augmentation"]
+            assert isinstance(augmentation, AdaptiveAugmentation)
+            augmentation.adapt(micro_batches[0].rng[1], carried, self.objective.sum_over_batch)
 
 
 def accuracy_logs(real_scores: Tensor, fake_scores: Tensor, threshold: float) -> dict[str, Tensor]:

@@ -41,6 +41,9 @@ class Objective(nn.Module):
     other than classes. A subclass with a constructor of its own says so again."""
     evaluation_samples: int = 1
     """Latents decoded per image in `evaluate`; its batch size is divided by this."""
+    starts_anew: ClassVar[tuple[str, ...]] = ()
+    """Names of networks, if it has them, that follow the training: a run that starts from another's weights begins with
+    its own."""
     carries_graphs: bool = False
     """True if carried tensors may have a graph, through which a later phase runs backward. The trainer sets it if
     backward is plain: one micro-batch, no loss scale, no compiled graph."""

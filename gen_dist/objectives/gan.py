@@ -82,14 +82,15 @@ class GanDiscriminatorPhase(DiscriminatorPhase):
 
         slopes, real_scores = slopes_and_scores(scores_of, real)
         seen = objective.as_seen(fake, batch, DISCRIMINATOR_STREAMS.fake)
-        loss, logs, _ = self.result(real_scores, objective.scores(seen, batch.labels))
+        loss, logs, carried = self.result(real_scores, objective.scores(seen, batch.labels))
         r1 = zero_centred_penalty(slopes).mean()
-        loss = loss + 0.5 * self.penalty_weight * self.penalty_every * r1
-        return TurnResult(loss, {**logs, "loss": loss.detach(), "r1": r1.detach()})
+        loss = loss + 0.5 * batch.value("penalty_weight", self.penalty_weight) * self.penalty_every * r1
+        return TurnResult(loss, {**logs, "loss": loss.detach(), "r1": r1.detach()}, carried)
 
     def result(self, real_scores: Tensor, fake_scores: Tensor) -> TurnResult:
         """Loss and logs for scores of real and generated images, [B] each."""
         name = self.objective.config.loss
         loss = (real_loss(name, real_scores) + fake_loss(name, fake_scores)).mean()
         threshold = 0.5 if name == "least_squares" else 0.0  # half-way between the two targets
-        return TurnResult(loss, {"loss": loss.detach(), **accuracy_logs(real_scores, fake_scores, threshold)})
+        result = TurnResult(loss, {"loss": loss.detach(), **accuracy_logs(real_scores, fake_scores, threshold)})
+        return self.adapting(result, real_scores - threshold)

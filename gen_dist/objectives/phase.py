@@ -27,6 +27,12 @@ class Batch(NamedTuple):
     """True at steps where a penalty is due that is computed lazily, or a term that begins later."""
     carried: Mapping[str, Tensor] = {}
     """Tensors that earlier phases of the same step computed from this micro-batch, by name."""
+    scheduled: Mapping[str, Tensor] = {}
+    """Options of the objective that the run changes from step to step, float32 [] each, by name."""
+
+    def value(self, name: str, constant: float) -> float | Tensor:
+        """Scheduled value of an option of the objective, or its constant."""
+        return self.scheduled.get(name, constant)
 
     def key(self, stream: Stream) -> Key:
         """Key of the draws of one stream for the rows of this micro-batch."""

@@ -42,7 +42,8 @@ class R3gan(Adversarial):
 class R3ganDiscriminatorPhase(DiscriminatorPhase):
     """Minimize the pairing loss plus gamma / 2 times R1 + R2 (Huang et al. 2024, eq. 2 and section 2.2).
 
-    The slopes are taken at the images before augmentation.
+    The slopes are taken at the images before augmentation. Scores have no zero point, so the probability of
+    augmentations follows the signs of the pairs' differences.
     """
 
     objective: R3gan
@@ -57,7 +58,8 @@ class R3ganDiscriminatorPhase(DiscriminatorPhase):
         if not batch.penalized:
             real_scores, fake_scores = objective.scores_of_both(*self.as_seen(real, fake, batch), batch.labels)
             loss = relativistic_loss(real_scores, fake_scores).mean()
-            return TurnResult(loss, {"loss": loss.detach(), **pair_accuracy_logs(real_scores, fake_scores)})
+            result = TurnResult(loss, {"loss": loss.detach(), **pair_accuracy_logs(real_scores, fake_scores)})
+            return self.adapting(result, real_scores - fake_scores)
         labels = torch.cat([batch.labels, batch.labels])
 
         def scores_of(images: Tensor) -> Tensor:
@@ -67,10 +69,11 @@ class R3ganDiscriminatorPhase(DiscriminatorPhase):
         slopes, scores = slopes_and_scores(scores_of, torch.cat([real, fake]))
         real_scores, fake_scores = scores.chunk(2)
         r1, r2 = (penalty.mean() for penalty in zero_centred_penalty(slopes).chunk(2))
-        weight = 0.5 * config.penalty_weight * config.penalty_every
+        weight = 0.5 * batch.value("penalty_weight", config.penalty_weight) * config.penalty_every
         loss = relativistic_loss(real_scores, fake_scores).mean() + weight * (r1 + r2)
         logs = pair_accuracy_logs(real_scores, fake_scores)
-        return TurnResult(loss, {"loss": loss.detach(), **logs, "r1": r1.detach(), "r2": r2.detach()})
+        result = TurnResult(loss, {"loss": loss.detach(), **logs, "r1": r1.detach(), "r2": r2.detach()})
+        return self.adapting(result, real_scores - fake_scores)
 
 
 class R3ganGeneratorPhase(GeneratorPhase):

@@ -56,5 +56,5 @@ class WganCriticPhase(DiscriminatorPhase):
             lambda images: objective.scores(images, batch.labels), fake + share * (real - fake)
         )
         penalty = one_centred_penalty(slopes).mean()
-        loss = -distance + config.penalty_weight * config.penalty_every * penalty
+        loss = -distance + batch.value("penalty_weight", config.penalty_weight) * config.penalty_every * penalty
         return TurnResult(loss, {"loss": loss.detach(), **logs, "penalty": penalty.detach()})

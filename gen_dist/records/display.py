@@ -19,7 +19,7 @@ LEAST_BAR_CELLS = 10
 LEAST_SURE_RATIO = 0.2
 """Sureness of the samples' classes, relative to test images, below which they are not counted on the screen."""
 
-_NOT_A_LOSS = frozenset({"learning_rate", "gradient_norm"})
+_NOT_A_LOSS = frozenset({"learning_rate", "gradient_norm", "beta2", "penalty_weight", "ada_probability"})
 _ACCURACIES = {"accuracy_real": "real", "accuracy_fake": "fake", "accuracy": "pairs"}
 
 

@@ -18,7 +18,7 @@ from gen_dist.parallel.processes import Processes
 
 def choose_average(newest: Objective, config: TrainConfig, processes: Processes) -> MovingAverage | None:
     """Begin the average that a config asks for; None if it asks for none."""
-    if config.optimization.ema_decay is None:
+    if not config.keeps_average:
         return None
     splits = config.split_state and processes.world_size > 1
     return SplitAverage(newest, processes) if splits else MovingAverage(newest)

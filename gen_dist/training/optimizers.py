@@ -69,22 +69,15 @@ class LightAdam(torch.optim.Adam):
         updated, first, second, steps = lists
         if updated:
             beta1, beta2 = group["betas"]
-            kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-            kernel(
-                updated,
-                gradients,
-                first,
-                second,
-                [],
-                steps,
-                lr=group["lr"],
-                beta1=beta1,
-                beta2=beta2,
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
+            decoupled = group["decoupled_weight_decay"]
+            numbers = {"lr": group["lr"], "beta1": beta1, "weight_decay": group["weight_decay"], "eps": group["eps"]}
+            if isinstance(beta2, Tensor):  # the kernels take numbers alone, which a recorded step cannot change
+                update_with_tensor_beta2(lists, gradients, beta2=beta2, decoupled=decoupled, **numbers)
+            else:
+                kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
+                kernel(
+                    updated, gradients, first, second, [], steps, beta2=beta2, amsgrad=False, maximize=False, **numbers
+                )
         for parameter in parameters:
             parameter.grad = None
 
@@ -125,6 +118,38 @@ class LightAdam(torch.optim.Adam):
         """See torch.optim.Optimizer."""
         _unguarded(torch.optim.Optimizer.load_state_dict)(self, state_dict)
         self._of_all = None
+
+
+def update_with_tensor_beta2(
+    lists: _Lists,
+    gradients: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: Tensor,
+    weight_decay: float,
+    eps: float,
+    decoupled: bool,
+) -> None:
+    """Update parameters as torch's fused kernels of Adam do, with the decay rate of second moments in a tensor []."""
+    updated, first, second, steps = lists
+    if weight_decay and decoupled:
+        torch._foreach_mul_(updated, 1.0 - lr * weight_decay)
+    elif weight_decay:
+        gradients = torch._foreach_add(list(gradients), updated, alpha=weight_decay)
+    torch._foreach_lerp_(first, list(gradients), 1.0 - beta1)
+    squares = torch._foreach_mul(list(gradients), list(gradients))
+    torch._foreach_mul_(squares, 1.0 - beta2)
+    torch._foreach_mul_(second, beta2)
+    torch._foreach_add_(second, squares)
+    counts = torch.stack(steps)
+    sizes = lr / (1.0 - beta1**counts)
+    roots = torch._foreach_sqrt(second)
+    torch._foreach_div_(roots, list((1.0 - beta2**counts).sqrt().unbind()))
+    torch._foreach_add_(roots, eps)
+    moves = torch._foreach_div(first, roots)
+    torch._foreach_mul_(moves, list(sizes.unbind()))
+    torch._foreach_sub_(updated, moves)
 
 
 LARGEST_PIECE = 2**16
@@ -177,14 +202,20 @@ class Update:
     def unscale(self) -> None:
         """Divide the loss scale out of the gradients."""
 
-    def step(self, learning_rate: float | Tensor) -> None:
-        """Take one step of the optimizer."""
-        self.optimizer.param_groups[0]["lr"] = learning_rate
+    def step(self, learning_rate: float | Tensor, beta2: float | Tensor | None = None) -> None:
+        """Take one step of the optimizer, with Adam's second decay rate if it is scheduled."""
+        self._set(learning_rate, beta2)
         if isinstance(self.optimizer, LightAdam):
             self.optimizer.update()
         else:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+
+    def _set(self, learning_rate: float | Tensor, beta2: float | Tensor | None) -> None:
+        group = self.optimizer.param_groups[0]
+        group["lr"] = learning_rate
+        if beta2 is not None:
+            group["betas"] = (group["betas"][0], beta2)
 
     def scaler_state(self) -> dict[str, Any]:
         """State of the loss scale; empty without one."""
@@ -220,9 +251,9 @@ class ScaledUpdate(Update):
         """See Update."""
         self._scaler.unscale_(self.optimizer)
 
-    def step(self, learning_rate: float | Tensor) -> None:
+    def step(self, learning_rate: float | Tensor, beta2: float | Tensor | None = None) -> None:
         """See Update."""
-        self.optimizer.param_groups[0]["lr"] = learning_rate
+        self._set(learning_rate, beta2)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

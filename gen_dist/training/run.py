@@ -34,7 +34,7 @@ from gen_dist.training.opening import opening_lines
 from gen_dist.training.outcome import DivergenceError, Outcome
 from gen_dist.training.precision import resolve_precision
 from gen_dist.training.run_recorder import MainRunRecorder, OnLog, RunRecorder
-from gen_dist.training.schedule import learning_rate_at
+from gen_dist.training.schedule import logged_at
 from gen_dist.training.starting_weights import with_start_digest
 from gen_dist.training.step_logs import StepLogs
 from gen_dist.training.stopping import stop_signals
@@ -275,7 +275,7 @@ class _Run:
             metrics: dict[str, float | list[float]] = {}
             if self._is_due(config.log_every):
                 metrics |= self.logs.means()
-                metrics["train/learning_rate"] = learning_rate_at(config, self.step - 1)
+                metrics |= {f"train/{name}": value for name, value in logged_at(config, self.step - 1).items()}
             if evaluates:
                 tested = trainer.evaluate(trainer.dataset.test)
                 metrics |= {f"test/{name}": value for name, value in tested.items()}

@@ -1,4 +1,5 @@
-"""Values that change from step to step: the key of the noise, the learning rate, the weight of the average."""
+"""Values that change from step to step: the key of the noise, the learning rate, the weight of the average, and what a
+config schedules."""
 
 from __future__ import annotations
 
@@ -22,15 +23,31 @@ class Schedule:
         self._step = self.rng[1]  # a view: assigning to an item copies from the host, and waits for the device
         self.learning_rate: float | Tensor = torch.zeros((), device=device) if in_tensors else 0.0
         self.newest_weight: float | Tensor = torch.zeros((), device=device) if in_tensors else 0.0
+        self.beta2: float | Tensor | None = None
+        """Adam's second decay rate; None if it is not scheduled."""
+        if config.schedule.final_beta2 is not None:
+            self.beta2 = torch.zeros((), device=device) if in_tensors else 0.0
+        # Tensors everywhere: a number that changes would compile a phase again at each step.
+        self.of_objective = {
+            name: torch.zeros((), device=device) for name in config.schedule.of_objective(config.objective, 0.0)
+        }
+        """Scheduled options of the objective, by name; see `Batch.scheduled`."""
 
     def write(self, step: int) -> None:
         """Set all values to those of a step, counted from 0."""
+        config, schedule = self._config, self._config.schedule
         self._step.fill_(step)
-        self.learning_rate = _written(self.learning_rate, learning_rate_at(self._config, step))
-        if self._config.optimization.ema_decay is not None:
-            self.newest_weight = _written(
-                self.newest_weight, newest_weight_at(self._config.optimization.ema_decay, step)
-            )
+        self.learning_rate = _written(self.learning_rate, learning_rate_at(config, step))
+        progress = progress_at(config, step)
+        newest_weight = schedule.newest_weight(config.global_batch_size, progress)
+        if newest_weight is None and config.optimization.ema_decay is not None:
+            newest_weight = newest_weight_at(config.optimization.ema_decay, step)
+        if newest_weight is not None:
+            self.newest_weight = _written(self.newest_weight, newest_weight)
+        if self.beta2 is not None:
+            self.beta2 = _written(self.beta2, schedule.beta2(config.optimization, progress) or 0.0)
+        for name, value in schedule.of_objective(config.objective, progress).items():
+            self.of_objective[name].fill_(value)
 
 
 def _written(number: float | Tensor, value: float) -> float | Tensor:
@@ -38,8 +55,22 @@ def _written(number: float | Tensor, value: float) -> float | Tensor:
     return number.fill_(value) if isinstance(number, Tensor) else value
 
 
+def progress_at(config: TrainConfig, step: int) -> float:
+    """Part of the way of scheduled values to their final ones at a step, counted from 0."""
+    batch = config.global_batch_size
+    return config.schedule.progress(step * batch, config.steps * batch)
+
+
+def logged_at(config: TrainConfig, step: int) -> dict[str, float]:
+    """The learning rate and other scheduled values of a step, counted from 0, by their names in metrics.jsonl."""
+    schedule, progress = config.schedule, progress_at(config, step)
+    beta2 = schedule.beta2(config.optimization, progress)
+    values = {"learning_rate": learning_rate_at(config, step), **schedule.of_objective(config.objective, progress)}
+    return values if beta2 is None else {**values, "beta2": beta2}
+
+
 def learning_rate_at(config: TrainConfig, step: int) -> float:
-    """Learning rate of a step, counted from 0: linear warm-up, then constant, or linear or cosine decay to 0."""
+    """Learning rate of a step, counted from 0: linear warm-up, then constant, scheduled, or decay to 0."""
     optimization = config.optimization
     highest = config.learning_rate * (config.global_batch_size if optimization.rate_per_image else 1)
     if step < optimization.warmup_steps:
@@ -47,7 +78,7 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
     progress = (step - optimization.warmup_steps) / max(1, config.steps - optimization.warmup_steps)
     match optimization.decay:
         case "constant":
-            return highest
+            return config.schedule.learning_rate(highest, progress_at(config, step))
         case "linear":
             return highest * (1.0 - progress)
         case "cosine":

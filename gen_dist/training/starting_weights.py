@@ -82,7 +82,7 @@ def _load(objective: Objective, weights: Mapping[str, Tensor], config: TrainConf
     Raises:
         ConfigError: they are of other networks; the line names the first tensor that differs.
     """
-    ours = objective.networks.state_dict()
+    ours, weights = (_taken(one, objective) for one in (objective.networks.state_dict(), weights))
     shapes = [{name: list(tensor.shape) for name, tensor in one.items()} for one in (weights, ours)]
     different = [name for name in sorted(weights.keys() | ours.keys()) if shapes[0].get(name) != shapes[1].get(name)]
     if different:
@@ -91,7 +91,12 @@ def _load(objective: Objective, weights: Mapping[str, Tensor], config: TrainConf
             f"{config.start_from} is a run of other networks: {different[0]} is {there} there and {here} here; use its "
             "preset, its options of networks, and images of its size and channels"
         )
-    objective.networks.load_state_dict(dict(weights))
+    objective.networks.load_state_dict(weights, strict=False)  # names are equal but for those that start anew
+
+
+def _taken(weights: Mapping[str, Tensor], objective: Objective) -> dict[str, Tensor]:
+    """Weights by name without those of networks that start anew."""
+    return {name: one for name, one in weights.items() if name.split(".")[0] not in objective.starts_anew}
 
 
 def _digest(config: TrainConfig, run_path: Path) -> str:

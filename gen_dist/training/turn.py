@@ -91,9 +91,15 @@ class Turn:
         micro-batches would all have to be kept until the next turn.)"""
 
     def take(
-        self, micro_batches: Sequence[Batch], learning_rate: float | Tensor, lap: Lap
+        self, micro_batches: Sequence[Batch], learning_rate: float | Tensor, beta2: float | Tensor | None, lap: Lap
     ) -> tuple[Logs, list[Mapping[str, Tensor]]]:
         """Add up the gradients of all micro-batches, then take one optimizer step.
+
+        Args:
+            micro_batches: the images of this process.
+            learning_rate: learning rate of the step.
+            beta2: Adam's second decay rate, if it is scheduled.
+            lap: stopwatch.
 
         Returns:
             The mean logs, and the tensors that the phase carries to later phases, for each micro-batch.
@@ -107,7 +113,7 @@ class Turn:
         self._reduction.average()
         self._update.unscale()
         norm = self._clip() if self._clip_norm is not None or self.phase.logs_gradient_norm else None
-        self._update.step(learning_rate)
+        self._update.step(learning_rate, beta2)
         self._reduction.publish()
         carried = [one.carried for _, one in computed]
         with torch.no_grad():

@@ -32,6 +32,7 @@ from gen_dist.networks.stylegan2 import Stylegan2Decoder
 from gen_dist.objectives import Batch
 from gen_dist.objectives.adversarial import Adversarial
 from gen_dist.objectives.augmentation import add_noise, augment
+from gen_dist.objectives.random_augmentation import randomly_augment
 from gen_dist.randomness import Stream
 
 NOISE_BESIDE = {
@@ -40,6 +41,7 @@ NOISE_BESIDE = {
     Stream.GENERATOR_REAL_AUGMENTATION: Stream.GENERATOR_REAL_NOISE,
     Stream.GENERATOR_FAKE_AUGMENTATION: Stream.GENERATOR_FAKE_NOISE,
 }
+RANDOM_BESIDE = {stream: Stream[stream.name.replace("AUGMENTATION", "RANDOM_AUGMENTATION")] for stream in NOISE_BESIDE}
 
 LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "non_saturating": (lambda s: -s.sigmoid().log(), lambda s: -(1 - s.sigmoid()).log(), lambda s: -s.sigmoid().log()),
@@ -58,7 +60,7 @@ class Reference:
         assert not isinstance(config, AutoencoderConfig | VaeConfig)
         self.networks = copy.deepcopy(objective.networks).double()
         self._config = config
-        self._labels = batch.labels
+        self.labels = batch.labels
         self._seed, self._step = batch.rng.tolist()
         self._batch = batch
         self._latent_dim = objective.latent_shape[0]
@@ -67,6 +69,9 @@ class Reference:
         of_r3gan = isinstance(decoder, R3ganDecoder) and config.kind == "r3gan"
         self._bounded = not (of_r3gan or isinstance(decoder, Stylegan2Decoder))
         self._training_images = batch.images.double() / 127.5 - 1
+        self._adapts = isinstance(config, AdversarialConfig) and config.ada and config.ada_probability is None
+        if self._adapts:
+            self._probability: Tensor = self.networks["augmentation"].get_buffer("probability")
 
     def parameters(self, networks: tuple[str, ...]) -> dict[str, nn.Parameter]:
         return {
@@ -77,7 +82,7 @@ class Reference:
 
     def _normals(self, stream: Stream, width: int) -> Tensor:
         steps = range(self._step, self._step + 1)
-        drawn = host_normal(self._seed, stream, steps, self._batch.first_row, len(self._labels), width)
+        drawn = host_normal(self._seed, stream, steps, self._batch.first_row, len(self.labels), width)
         return torch.from_numpy(drawn[0]).double()
 
     def _augmented(self, images: Tensor, stream: Stream) -> Tensor:
@@ -85,13 +90,17 @@ class Reference:
             return images
         rng, first_row = self._batch.rng, self._batch.first_row
         changed = augment(images, self._config.augmentation, Key(rng, stream, first_row))
+        if kinds := self._config.ada:
+            probability = self._probability if self._config.ada_probability is None else self._config.ada_probability
+            key = Key(rng, RANDOM_BESIDE[stream], first_row)
+            changed = randomly_augment(changed, kinds, torch.as_tensor(probability), key, self._config.ada_colour)
         return add_noise(changed, self._config.instance_noise, Key(rng, NOISE_BESIDE[stream], first_row))
 
     def _decode(self, latents: Tensor, noise: Stream | None = None) -> Tensor:
         generator = self.networks["generator"]
         assert isinstance(generator, Generator)
         if getattr(self._config, "conditioning", "none") != "none":
-            latents = torch.cat([latents, nn.functional.one_hot(self._labels, 10)], dim=1)
+            latents = torch.cat([latents, nn.functional.one_hot(self.labels, 10)], dim=1)
         noisy = noise is not None and isinstance(generator.decoder, Stylegan2Decoder)
         noises = [self._normals(noise, generator.noise_count)] if noise is not None and noisy else []
         decoded: Tensor = generator.decoder(latents, *noises)
@@ -112,13 +121,13 @@ class Reference:
         conditioning = getattr(self._config, "conditioning", "none")
         if conditioning == "concat":
             assert isinstance(discriminator.class_maps, nn.Embedding)
-            maps = discriminator.class_maps.weight[self._labels].view(-1, 1, *images.shape[2:])
+            maps = discriminator.class_maps.weight[self.labels].view(-1, 1, *images.shape[2:])
             images = torch.cat([images, maps], dim=1)
         features = discriminator.encoder.features(images)
         scores = discriminator.encoder.head(features)[:, 0]
         if conditioning == "projection":
             assert isinstance(discriminator.class_vectors, nn.Embedding)
-            vectors = discriminator.class_vectors.weight[self._labels]
+            vectors = discriminator.class_vectors.weight[self.labels]
             products = torch.einsum(
                 "bfn,bf->b", features.flatten(2) if features.ndim > 2 else features[:, :, None], vectors
             )
@@ -145,6 +154,9 @@ class Reference:
         real_scores, fake_scores = self._scores(real), self._scores(fake)
         logs = {"scores_real": of_images(real_scores), "scores_fake": of_images(fake_scores)}
         penalized = self._batch.penalized
+        if self._adapts:  # Karras et al. 2020a, section 3.1; of pairs for a loss of pairs
+            zero = fake_scores if isinstance(self._config, R3ganConfig) else 0.0
+            logs |= {"augmentation_probability": self._probability, "real_sign": (real_scores - zero).sign().mean()}
         if isinstance(self._config, GanConfig):
             on_real, on_fake, _ = LOSSES[self._config.loss]
             loss = on_real(real_scores).mean() + on_fake(fake_scores).mean()

@@ -206,6 +206,9 @@ def _assert_a_phase_equals_the_paper(trainer: Trainer, phase: str, penalized: bo
 def _carried_by(reference: Reference, config: ObjectiveConfig, phase: str) -> dict[str, Tensor]:
     if phase == "encoder":
         return {"posterior_latents": reference.posterior()[0], "real_features": reference.real_features()}
+    if phase == "discriminator" and getattr(config, "adapts_augmentation", False):
+        mean, rows = reference.discriminator_phase()[1]["real_sign"], len(reference.labels)
+        return {"signs": torch.stack([mean * rows, torch.tensor(float(rows))])}
     if phase != "generator":
         return {}
     generated = {"generated": reference.generated(Stream.GENERATOR_LATENTS)}

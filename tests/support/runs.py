@@ -86,6 +86,12 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
         GanConfig(loss="least_squares", augmentation=ALL_AUGMENTATIONS, instance_noise=0.3),
         SMALL_MLP,
     ),
+    "gan, adaptive augmentation, lazy": (
+        GanConfig(
+            ada=("blit", "geometric", "colour"), ada_every=2, ada_images=300, penalty_weight=0.1, penalty_every=2
+        ),
+        SMALL_MLP,
+    ),
     "conditional gan": (GanConfig(conditioning="concat"), SMALL_MLP),
     "dcgan": (GanConfig(instance_noise=0.5), SMALL_DCGAN),
     "conditional dcgan": (GanConfig(conditioning="concat", generator_every=2), SMALL_DCGAN),
@@ -101,6 +107,10 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
     "r3gan": (R3ganConfig(), SMALL_R3GAN),
     "r3gan, lazy, conditional, augmented": (
         R3ganConfig(penalty_every=4, conditioning="projection", augmentation=ALL_AUGMENTATIONS, instance_noise=0.3),
+        UNMIXED_DCGAN,
+    ),
+    "r3gan, adaptive augmentation": (
+        R3ganConfig(ada=("blit", "colour", "cutout"), ada_images=300, penalty_every=2),
         UNMIXED_DCGAN,
     ),
     "vae-gan": (VaeGanConfig(), SMALL_DCGAN),
@@ -139,6 +149,7 @@ LEFT_OUT = (
             "stylegan2, lazy, projection",
             "wgan-gp",
             "r3gan",
+            "r3gan, adaptive augmentation",
         }
     )
     | {"autoencoder, squared error", "vae, fixed Gaussian scale", "iwae"}
@@ -192,6 +203,8 @@ def brief_preset(name: str) -> TrainConfig:
         codes = min(config.objective.codebook_size, 64)
         objective = replace(config.objective, adversarial_start=0, perceptual_weight=0.0, codebook_size=codes)
         config = replace(config, objective=objective)
+    if isinstance(config.network, ResnetConfig) and max(config.network.feature_maps) > 256:
+        config = replace(config, network=replace(config.network, feature_maps=(16, 16, 16, 16)))
     config = replace(config, steps=2)
     if config.data == "mnist5k":
         return config

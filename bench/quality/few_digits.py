@@ -1,0 +1,117 @@
+"""GANs on a few hundred digits, with and without adaptive discriminator augmentation.
+
+`python bench/quality/few_digits.py` trains a small GAN on the first digits of the embedded set, with the same data,
+seeds and number of steps. It prints the distance of the samples from held-out digits (KID in digit features), and the
+mean scores of training, held-out and generated images. A discriminator that knows its training images by heart gives
+held-out ones the scores of generated ones (Karras et al. 2020a, figure 1).
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+
+# From a checkout, for python bench/quality/few_digits.py.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import gen_dist
+from bench.measuring.conditions import conditions
+from gen_dist.config import DataConfig, DcganConfig, GanConfig, OptimizerConfig, RandomAugmentation, TrainConfig
+from gen_dist.data import Dataset, open_dataset
+from gen_dist.evaluation.evaluator import evaluate
+from gen_dist.objectives.adversarial import signed_unit
+from gen_dist.records.metrics_file import metrics_of_run
+
+KINDS: dict[str, tuple[RandomAugmentation, ...]] = {
+    "no augmentation": (),
+    "adaptive": ("blit", "geometric", "colour"),
+}
+"""Augmentations by the names of the table's rows."""
+SAMPLES = 5000
+COLUMNS = (
+    "augmentation",
+    "KID",
+    "score of training images",
+    "of held-out ones",
+    "of generated ones",
+    "probability",
+    "mean sign",
+)
+
+
+def config_of(kinds: tuple[RandomAugmentation, ...], steps: int, ada_images: int, seed: int, run: Path) -> TrainConfig:
+    """Config of a run: a DCGAN without batch statistics, with R1 at every 8th step."""
+    return TrainConfig(
+        network=DcganConfig(feature_maps=16, latent_dim=64, generator_norm="batch", discriminator_norm="none"),
+        objective=GanConfig(ada=kinds, ada_images=ada_images, penalty_weight=0.1, penalty_every=8),
+        optimization=OptimizerConfig(betas=(0.0, 0.99), ema_decay=0.999),
+        learning_rate=5e-4,
+        steps=steps,
+        global_batch_size=64,
+        checkpoint_every=steps,
+        sample_every=steps,
+        evaluate_every=steps,
+        seed=seed,
+        run_dir=str(run),
+    )
+
+
+def scores(run: Path, dataset: Dataset, train: NDArray[np.uint8]) -> list[float]:
+    """Mean scores of training, held-out and generated images by the averaged discriminator of a run."""
+    model = gen_dist.load(run)
+    sets = [torch.from_numpy(train), torch.from_numpy(np.asarray(dataset.test.images)), model.sample(1000)]
+    discriminator = model.objective.networks["discriminator"]
+    with torch.no_grad():
+        return [float(discriminator(signed_unit(torch.as_tensor(images)), None).mean()) for images in sets]
+
+
+def main(
+    images: int = 500,
+    steps: int = 4000,
+    ada_images: int = 50_000,
+    seeds: int = 3,
+    folder: Path | None = None,
+) -> None:
+    """Train each kind with each seed, and print a table in Markdown.
+
+    Args:
+        images: Training digits.
+        steps: Steps of each run, of 64 digits.
+        ada_images: Images over which the probability can rise from 0 to 1.
+        seeds: Runs of each kind.
+        folder: Directory that keeps the runs; runs that are there are not trained again.
+    """
+    before = conditions()
+    dataset = open_dataset("mnist5k", "data", DataConfig(), lambda _line: None)
+    train = np.asarray(dataset.train.images[:images])
+    print(f"| {' | '.join(COLUMNS)} |")
+    print("|---" * len(COLUMNS) + "|")
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, kinds in KINDS.items():
+            rows = []
+            for seed in range(seeds):
+                run = (folder or Path(temporary)) / f"{name.split()[0]}-{seed}"
+                config = config_of(kinds, steps, ada_images, seed, run)
+                gen_dist.train(config, data=train, test_data=np.asarray(dataset.test.images), say=lambda _line: None)
+                found = evaluate(run, ["kid"], samples=SAMPLES, announce=lambda _line: None).metrics
+                last = metrics_of_run(run)[-1]
+                own = [last.get(f"train/discriminator/{key}", 0.0) for key in ("augmentation_probability", "real_sign")]
+                rows.append([found["kid_5k"], *scores(run, dataset, train), *own])
+            print(f"| {name} | {' | '.join(map(_spread, zip(*rows, strict=True)))} |", flush=True)
+    print(f"\n{images} digits, {steps} steps of 64, mean (least to greatest) of {seeds} seeds.")
+    print(before)
+
+
+def _spread(values: tuple[float, ...]) -> str:
+    texts = [f"{value:.3g}" for value in (sum(values) / len(values), min(values), max(values))]
+    return texts[0] if len(values) == 1 else f"{texts[0]} ({texts[1]} to {texts[2]})"
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

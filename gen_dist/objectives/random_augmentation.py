@@ -1,0 +1,213 @@
+"""Augmentations of a discriminator's input that are each made with a probability (Karras et al. 2020a, appendix B).
+
+As long as the probability is below one, images that are not augmented remain the most frequent ones, and the generator
+learns those (section 2.2). Every draw is keyed by (seed, stream, step, global row), as in `augmentation`.
+
+Geometry is one affine map, of which the inverse says where each pixel comes from; images continue beyond their borders
+by reflection. Pixels are interpolated between their four neighbours, without the wavelet filters of the paper, which
+need up to 36 times the pixels. Interpolation is a matrix product along each axis: it has derivatives of any order, and
+adds in one order on any device, which scattered sums on GPUs do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from gen_dist.config import RandomAugmentation
+from gen_dist.data.augmenting import integers
+from gen_dist.kernels import Key, normal
+
+GATES, UNIFORMS, NORMALS = 14, 10, 7
+DRAWS = GATES + UNIFORMS + NORMALS
+"""Numbers drawn per image, for any selection of kinds: leaving one out changes no other."""
+SHIFT = 0.125
+"""Largest shift by whole pixels, and standard deviation of one by fractions, relative to the side."""
+SCALE = 0.2
+"""Standard deviation of the binary logarithm of a scale, and that of the brightness."""
+CONTRAST = 0.5
+"""Standard deviation of the binary logarithm of the contrast; that of the saturation is 1."""
+CUTOUT = 0.5
+"""Side of the square that is cut out, relative to that of the image."""
+
+
+def randomly_augment(
+    images: Tensor, kinds: Collection[RandomAugmentation], probability: Tensor, key: Key, colour_factor: float = 1.0
+) -> Tensor:
+    """Augment images: blits and geometry, colours, then a square is cut out.
+
+    Args:
+        images: float32 [B, C, H, W] in -1..1.
+        kinds: augmentations to make.
+        probability: float32 [], that of each transformation by itself.
+        key: key of images[0]; real and generated images need different streams.
+        colour_factor: factor of the probability for changes of colour.
+
+    Returns:
+        float32 [B, C, H, W]; changed colours may leave -1..1. Differentiable in the images any number of times.
+    """
+    draws = normal(key, len(images), DRAWS).to(images.dtype)
+    uniforms = 0.5 + 0.5 * torch.erf(draws[:, : GATES + UNIFORMS] * math.sqrt(0.5))
+    gates = uniforms[:, :GATES].unbind(1)
+    given, normals = uniforms[:, GATES:].unbind(1), draws[:, GATES + UNIFORMS :].unbind(1)
+    probability = probability.to(images.dtype)
+    # Half precision would round the places of pixels.
+    with torch.autocast(images.device.type, enabled=False):
+        inverses: list[Tensor] = []
+        if "blit" in kinds:
+            inverses += _blits(gates[:3], given[:4], probability, images.shape[2:])
+        if "geometric" in kinds:
+            inverses += _geometry(gates[3:8], given[4:6], normals[:4], probability, images.shape[2:])
+        if inverses:
+            images = _moved(images, _composed(inverses))
+        if "colour" in kinds:
+            images = _recoloured(images, gates[8:13], given[6:8], normals[4:], probability * colour_factor)
+        if "cutout" in kinds:
+            images = images * _outside_cut(images, gates[13] < probability, given[8:])
+    return images
+
+
+def _blits(
+    gates: tuple[Tensor, ...], given: tuple[Tensor, ...], probability: Tensor, sides: torch.Size
+) -> list[Tensor]:
+    """Inverse maps of a reflection, of a turn by a multiple of 90 degrees, and of a shift by whole pixels."""
+    mirror = torch.where(gates[0] < probability, integers(given[0], 2), 0)
+    turns = torch.where(gates[1] < probability, integers(given[1], 4), 0)
+    right, down = (
+        torch.where(gates[2] < probability, torch.round((2.0 * one - 1.0) * SHIFT * side), 0.0)
+        for one, side in zip(given[2:], (sides[1], sides[0]), strict=True)
+    )
+    # Cosine and sine of whole turns are whole, so that a turn moves pixels and blends none.
+    cosine, sine = (turns - 2).abs() - 1, 1 - (turns - 1).abs()
+    return [_scaling(1 - 2 * mirror, 1, like=right), _rotation(cosine, sine, like=right), _translation(-right, -down)]
+
+
+def _geometry(
+    gates: tuple[Tensor, ...],
+    given: tuple[Tensor, ...],
+    normals: tuple[Tensor, ...],
+    probability: Tensor,
+    sides: torch.Size,
+) -> list[Tensor]:
+    """Inverse maps of a scale, of a stretch between two rotations, and of a shift by fractions of pixels."""
+    scale, stretch = (
+        torch.where(gate < probability, torch.exp2(SCALE * one), 1.0)
+        for gate, one in zip((gates[0], gates[2]), normals[:2], strict=True)
+    )
+    # The probability that at least one of the two rotations is made is that of the others.
+    of_rotation = 1.0 - (1.0 - probability).clamp(0.0, 1.0).sqrt()
+    before, after = (
+        torch.where(gate < of_rotation, (2.0 * one - 1.0) * math.pi, 0.0)
+        for gate, one in zip((gates[1], gates[3]), given, strict=True)
+    )
+    right, down = (
+        torch.where(gates[4] < probability, SHIFT * one * side, 0.0)
+        for one, side in zip(normals[2:], (sides[1], sides[0]), strict=True)
+    )
+    return [
+        _scaling(1.0 / scale, 1.0 / scale, like=scale),
+        _rotation(before.cos(), before.sin(), like=scale),
+        _scaling(1.0 / stretch, stretch, like=scale),
+        _rotation(after.cos(), after.sin(), like=scale),
+        _translation(-right, -down),
+    ]
+
+
+def _matrix(rows: tuple[tuple[Tensor | float, ...], ...], like: Tensor) -> Tensor:
+    """Matrices [B, 3, 3] of homogeneous coordinates, from two rows of numbers [B]; the third is 0 0 1."""
+    entries = [
+        (one if isinstance(one, Tensor) else torch.full_like(like, one)).to(like.dtype)
+        for row in (*rows, (0.0, 0.0, 1.0))
+        for one in row
+    ]
+    return torch.stack(entries, dim=1).view(-1, 3, 3)
+
+
+def _scaling(x: Tensor | float, y: Tensor | float, like: Tensor) -> Tensor:
+    return _matrix(((x, 0.0, 0.0), (0.0, y, 0.0)), like)
+
+
+def _rotation(cosine: Tensor, sine: Tensor, like: Tensor) -> Tensor:
+    return _matrix(((cosine, -sine, 0.0), (sine, cosine, 0.0)), like)
+
+
+def _translation(x: Tensor, y: Tensor) -> Tensor:
+    return _matrix(((1.0, 0.0, x), (0.0, 1.0, y)), x)
+
+
+def _composed(matrices: list[Tensor]) -> Tensor:
+    """Product of matrices [B, 3, 3], by sums: reduced precision of matrix products would round places of pixels."""
+    product = matrices[0]
+    for matrix in matrices[1:]:
+        product = (product[:, :, :, None] * matrix[:, None, :, :]).sum(dim=2)
+    return product
+
+
+def _moved(images: Tensor, inverse: Tensor) -> Tensor:
+    """Images whose pixel at (x, y), from the middle, comes from inverse (x, y, 1): [B, C, H, W]."""
+    _, _, height, width = images.shape
+    x, y = (torch.arange(side, device=images.device, dtype=images.dtype) - (side - 1) / 2 for side in (width, height))
+    entries = inverse[:, :2, :, None, None]
+    from_x, from_y = (
+        (entries[:, row, 0] * x + entries[:, row, 1] * y[:, None] + entries[:, row, 2] + (side - 1) / 2).flatten(1)
+        for row, side in enumerate((width, height))
+    )
+    in_row, in_column = _shares(from_x, width), _shares(from_y, height)
+    # A channel at a time: the product has a number for each pixel and row of the image.
+    moved = [((in_row @ channel.transpose(1, 2)) * in_column).sum(dim=2) for channel in images.unbind(1)]
+    return torch.stack(moved, dim=1).view(images.shape)
+
+
+def _shares(places: Tensor, side: int) -> Tensor:
+    """Shares of the pixels along a side in values at places [B, N] between them: [B, N, side], by linear interpolation.
+
+    Beyond the first pixel and the last the image is reflected there.
+    """
+    last = max(side - 1, 1)
+    inside = last - (torch.remainder(places, 2 * last) - last).abs()
+    return (1.0 - (inside[:, :, None] - torch.arange(side, device=places.device)).abs()).clamp(min=0.0)
+
+
+def _recoloured(
+    images: Tensor,
+    gates: tuple[Tensor, ...],
+    given: tuple[Tensor, ...],
+    normals: tuple[Tensor, ...],
+    probability: Tensor,
+) -> Tensor:
+    """Change brightness and contrast, negate the luma, and turn and scale colours around it.
+
+    The paper multiplies matrices of colours. They turn and scale around the grey axis alone, so the mean of the three
+    channels and their deviations from it are changed each by itself.
+    """
+    brightness, contrast, saturation = (
+        torch.where(gate < probability, change, neutral)[:, None, None, None]
+        for gate, change, neutral in (
+            (gates[0], SCALE * normals[0], 0.0),
+            (gates[1], torch.exp2(CONTRAST * normals[1]), 1.0),
+            (gates[4], torch.exp2(normals[2]), 1.0),
+        )
+    )
+    negated = torch.where(gates[2] < probability, integers(given[0], 2), 0)[:, None, None, None]
+    hue = torch.where(gates[3] < probability, (2.0 * given[1] - 1.0) * math.pi, 0.0)[:, None, None, None]
+    images = (images + brightness) * contrast
+    luma = images.mean(dim=1, keepdim=True)
+    sign = (1 - 2 * negated).to(images.dtype)
+    if images.shape[1] == 1:  # grey has neither hue nor saturation
+        return luma * sign
+    colours = images - luma
+    # Cross product with the unit vector of the grey axis.
+    turned = (colours.roll(1, dims=1) - colours.roll(2, dims=1)) / math.sqrt(3.0)
+    return luma * sign + saturation * (hue.cos() * colours + hue.sin() * turned)
+
+
+def _outside_cut(images: Tensor, cut: Tensor, middles: tuple[Tensor, ...]) -> Tensor:
+    """Mask of the pixels outside a square around a point of the image, bool [B, 1, H, W]; all where `cut` is False."""
+    in_column, in_row = (
+        ((torch.arange(side, device=images.device) + 0.5) / side - middle[:, None]).abs() < CUTOUT / 2
+        for side, middle in zip((images.shape[3], images.shape[2]), middles, strict=True)
+    )
+    return ~(in_row[:, None, :, None] & in_column[:, None, None, :] & cut[:, None, None, None])

@@ -1,0 +1,203 @@
+"""Augmentation with a probability: the paper's transformations, keyed by row, and a probability that follows scores."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gen_dist.config import GanConfig, R3ganConfig, RandomAugmentation, WganGpConfig
+from gen_dist.errors import ConfigError
+from gen_dist.kernels import Key, normal
+from gen_dist.objectives.adaptive_augmentation import AdaptiveAugmentation
+from gen_dist.objectives.random_augmentation import DRAWS, randomly_augment
+from gen_dist.randomness import Stream
+from tests.objectives.test_augmentation import images_of
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+KEY = Key(torch.tensor([7, 3]), Stream.REAL_RANDOM_AUGMENTATION, 0)
+ALL: tuple[RandomAugmentation, ...] = get_args(RandomAugmentation)
+HALF = torch.tensor(0.5)
+
+
+def augmented(images: Tensor, kinds: tuple[RandomAugmentation, ...] = ALL, probability: Tensor = HALF) -> Tensor:
+    return randomly_augment(images, kinds, probability, KEY, 0.8)
+
+
+def matrix2(rows: list[list[float]]) -> np.ndarray:
+    return np.array([*rows, [0.0, 0.0, 1.0]])
+
+
+def rotation(angle: float) -> np.ndarray:
+    return matrix2([[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]])
+
+
+def affine(draws: np.ndarray, uniforms: np.ndarray, p: float, width: int, height: int) -> np.ndarray:
+    """The map of an image, from its forward matrices in the order of the paper's listing (appendix B, figure 10)."""
+    gates, given, normals = uniforms[:14], uniforms[14:24], draws[24:]
+    total = np.eye(3)
+    steps = []
+    if gates[0] < p and int(2 * given[0]):
+        steps.append(np.diag([-1.0, 1.0, 1.0]))
+    if gates[1] < p:
+        steps.append(rotation(-math.pi / 2 * int(4 * given[1])))
+    if gates[2] < p:
+        x, y = round((2 * given[2] - 1) * 0.125 * width), round((2 * given[3] - 1) * 0.125 * height)
+        steps.append(matrix2([[1.0, 0.0, x], [0.0, 1.0, y]]))
+    if gates[3] < p:
+        steps.append(np.diag([2.0 ** (0.2 * normals[0]), 2.0 ** (0.2 * normals[0]), 1.0]))
+    either = 1 - math.sqrt(1 - p)
+    if gates[4] < either:
+        steps.append(rotation(-(2 * given[4] - 1) * math.pi))
+    if gates[5] < p:
+        steps.append(np.diag([2.0 ** (0.2 * normals[1]), 2.0 ** (-0.2 * normals[1]), 1.0]))
+    if gates[6] < either:
+        steps.append(rotation(-(2 * given[5] - 1) * math.pi))
+    if gates[7] < p:
+        steps.append(matrix2([[1.0, 0.0, 0.125 * normals[2] * width], [0.0, 1.0, 0.125 * normals[3] * height]]))
+    for step in steps:
+        total = step @ total
+    return total
+
+
+def colours(draws: np.ndarray, uniforms: np.ndarray, p: float) -> np.ndarray:
+    """The matrix of an image's colours, in homogeneous coordinates of three channels."""
+    gates, given, normals = uniforms[8:13], uniforms[20:22], draws[28:]
+    grey = np.array([1.0, 1.0, 1.0, 0.0]) / math.sqrt(3)
+    total = np.eye(4)
+    if gates[0] < p:
+        total[:3, 3] += 0.2 * normals[0]
+    if gates[1] < p:
+        total = np.diag([*[2.0 ** (0.5 * normals[1])] * 3, 1.0]) @ total
+    if gates[2] < p and int(2 * given[0]):
+        total = (np.eye(4) - 2 * np.outer(grey, grey)) @ total
+    if gates[3] < p:  # Rodrigues' formula
+        x, y, z = grey[:3]
+        cross = np.zeros((4, 4))
+        cross[:3, :3] = [[0, -z, y], [z, 0, -x], [-y, x, 0]]
+        angle = (2 * given[1] - 1) * math.pi
+        total = (np.eye(4) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross) @ total
+    if gates[4] < p:
+        total = (np.outer(grey, grey) + (np.eye(4) - np.outer(grey, grey)) * np.array(2.0 ** normals[2])) @ total
+        total[3] = [0, 0, 0, 1]
+    return total
+
+
+@pytest.mark.parametrize("shape", [(40, 3, 12, 16), (40, 1, 9, 9)])
+def test_images_are_those_of_the_papers_matrices(shape: tuple[int, int, int, int]) -> None:
+    images = images_of(*shape, dtype=torch.float64)
+    rows, channels, height, width = shape
+    draws = normal(KEY, rows, DRAWS).double().numpy()
+    uniforms = 0.5 * (1 + torch.erf(torch.from_numpy(draws) / math.sqrt(2))).numpy()
+    wanted = []
+    for image, own, even in zip(images, draws, uniforms, strict=True):
+        inverse = np.linalg.inv(affine(own, even, 0.5, width, height))
+        # grid_sample has corners at -1 and 1.
+        to_pixels = np.diag([(width - 1) / 2, (height - 1) / 2, 1.0])
+        theta = (np.linalg.inv(to_pixels) @ inverse @ to_pixels)[:2]
+        grid = F.affine_grid(torch.from_numpy(theta)[None], [1, channels, height, width], align_corners=True)
+        moved = F.grid_sample(image[None], grid, padding_mode="reflection", align_corners=True)[0]
+        matrix = torch.from_numpy(colours(own, even, 0.4))
+        coloured = moved.expand(3, -1, -1)
+        coloured = torch.einsum("ij,jhw->ihw", matrix[:3, :3], coloured) + matrix[:3, 3, None, None]
+        coloured = coloured if channels == 3 else coloured.mean(dim=0, keepdim=True)
+        x, y = ((torch.arange(side) + 0.5) / side - at for side, at in ((width, even[22]), (height, even[23])))
+        if even[13] < 0.5:
+            coloured = coloured.masked_fill((y.abs() < 0.25)[:, None] & (x.abs() < 0.25)[None], 0.0)
+        wanted.append(coloured)
+    torch.testing.assert_close(augmented(images), torch.stack(wanted), rtol=0, atol=1e-9)
+
+
+def test_nothing_is_changed_at_probability_zero_and_much_at_one() -> None:
+    grey, images = images_of(20, 1, 8, 8), images_of(20, 3, 8, 8)
+    assert torch.equal(augmented(grey, probability=torch.tensor(0.0)), grey)
+    torch.testing.assert_close(augmented(images, probability=torch.tensor(0.0)), images, rtol=0, atol=1e-6)
+    changed = (augmented(images, probability=torch.tensor(1.0)) != images).flatten(1).any(dim=1)
+    assert changed.all()
+
+
+def test_each_transformation_is_made_with_the_probability() -> None:
+    images = images_of(3000, 1, 8, 8)
+    for probability in (0.2, 0.9):
+        same = augmented(images, ("cutout",), torch.tensor(probability)) == images
+        # The smallest square that stays in the image has four of its pixels.
+        assert 1 - same.flatten(1).all(dim=1).float().mean() == pytest.approx(probability, abs=0.03)
+    moved = augmented(images, ("blit",), torch.tensor(1.0))
+    assert torch.isin(moved, images).all()
+    still = (moved == images).flatten(1).all(dim=1).float().mean()
+    assert still == pytest.approx(1 / 2 * 1 / 4 * 1 / 4, abs=0.02)  # of 2 reflections, 4 turns, shifts
+
+
+def test_rows_are_augmented_alike_in_any_part_of_a_batch() -> None:
+    images = images_of(9, 3, 6, 8)
+    parts = [
+        randomly_augment(images[first:last], ALL, HALF, KEY._replace(first_row=first), 0.8)
+        for first, last in ((0, 4), (4, 5), (5, 9))
+    ]
+    torch.testing.assert_close(torch.cat(parts), augmented(images), rtol=0, atol=1e-6)
+
+
+def test_derivatives_are_right_and_half_precision_does_not_reach_places() -> None:
+    images = images_of(2, 3, 3, 4, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(augmented, images)
+    assert torch.autograd.gradgradcheck(lambda one: augmented(one.square()), images)
+    small = images_of(3, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(augmented(small), plain := augmented(small))
+    assert torch.equal(plain, augmented(small))
+
+
+def test_compiled_augmentation_is_equal_and_is_compiled_once() -> None:
+    compiled = torch.compile(
+        lambda images, rng, p: randomly_augment(images, ALL, p, KEY._replace(rng=rng)), fullgraph=True, backend="eager"
+    )
+    images = images_of(4, 3, 6, 6)
+    for step in range(3):
+        rng, probability = torch.tensor([7, step]), torch.tensor(0.3 * step)
+        with torch.compiler.set_stance("fail_on_recompile" if step else "default"):
+            found = compiled(images, rng, probability)
+        wanted = randomly_augment(images, ALL, probability, KEY._replace(rng=rng))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+def adapted(
+    scores: list[list[float]], parts: int = 1, *, every: int = 2, images: int = 40, start: float = 0.0
+) -> list[float]:
+    """Probability after each step, in which the training images have these margins."""
+    augmentation = AdaptiveAugmentation(GanConfig(ada=("blit",), ada_every=every, ada_images=images), (1, 8, 8))
+    augmentation.probability.fill_(start)
+    found = []
+    for step, row in enumerate(scores):
+        carried = [augmentation.followed(part)[1] for part in torch.tensor(row).chunk(parts)]
+        augmentation.adapt(torch.tensor(step), carried, lambda statistic, items: statistic(items))
+        found.append(round(augmentation.probability.item(), 6))
+    return found
+
+
+def test_the_probability_follows_the_sign_of_training_scores() -> None:
+    up, down, mixed = [0.1, 2.0, 3.0, 0.5], [-1.0, -2.0, 1.0, 5.0], [1.0, 1.0, 1.0, -1.0]
+    assert adapted([up] * 4) == [0.0, 0.2, 0.2, 0.4]  # two steps of 4 images are 8 of 40
+    assert adapted([up, up, down, down]) == [0.0, 0.2, 0.2, 0.0]
+    assert adapted([mixed, mixed]) == [0.0, 0.0]  # a mean sign of 0.5, below the target
+    assert adapted([up, mixed]) == [0.0, 0.2]  # 0.75
+    assert adapted([down] * 2, start=0.1) == [0.1, 0.0]
+    assert adapted([up] * 2, start=0.95) == [0.95, 1.0]
+    assert adapted([up, mixed, down, up], parts=3) == adapted([up, mixed, down, up])
+
+
+def test_configs_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no zero that tells overfitting; add --ada-probability"):
+        WganGpConfig(ada=("blit",))
+    assert WganGpConfig(ada=("blit",), ada_probability=0.3).ada_probability == 0.3
+    with pytest.raises(ConfigError, match=r"ada_probability 0.3 without augmentations; add --ada blit"):
+        R3ganConfig(ada_probability=0.3)
+    with pytest.raises(ConfigError, match=r"ada_target 1.0 is not between -1 and 1"):
+        GanConfig(ada_target=1.0)
+    with pytest.raises(ConfigError, match="ada colour needs grey images or three colours, and these have 2 channels"):
+        AdaptiveAugmentation(GanConfig(ada=("colour",)), (2, 8, 8))
