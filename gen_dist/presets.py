@@ -297,13 +297,14 @@ add_preset(
 add_preset(
     "stylegan2-cifar10",
     # As the authors' configuration for CIFAR-10 (`cifar` in the code of Karras et al. 2020a): two mapping layers, rate,
-    # R1 at every 16th step; with a quarter to a half of its 512 channels.
+    # R1 at every 16th step with lazy scaling; with a quarter to a half of its 512 channels. Like it, this has neither
+    # path lengths nor mixed styles.
     replace(
         _CIFAR10_GAN,
         learning_rate=2.5e-3,
         network=Stylegan2Config(latent_dim=128, style_dim=128, mapping_layers=2, channel_base=4096, channel_max=256),
         objective=GanConfig(penalty_weight=0.01, penalty_every=16),
-        optimization=OptimizerConfig(betas=(0.0, 0.99), ema_decay=0.999),
+        optimization=OptimizerConfig(betas=(0.0, 0.99), lazy_scaling=True, ema_decay=0.999),
     ),
     "mapping network, modulated convolutions and noise inputs, with R1 penalties",
 )

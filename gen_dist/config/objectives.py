@@ -271,17 +271,29 @@ class GanConfig(AdversarialConfig):
     """gamma: the squared gradients of scores at real images (R1: Mescheder et al. 2018) have weight gamma / 2."""
     penalty_every: int = 1
     """Period of the penalty in steps; its weight is multiplied by the period (Karras et al. 2020)."""
+    style_mixing: float = 0.0
+    """Share of generated images that take two styles, from a random place of the synthesis on the second one (Karras et
+    al. 2019). Only with network stylegan2, as the two options below."""
+    path_length_weight: float = 0.0
+    """Weight of the generator's path-length regularization (Karras et al. 2020, eq. 4); 2 in the paper."""
+    path_length_every: int = 4
+    """Period of that regularization in steps; its weight is multiplied by the period."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("generator_every", self.generator_every, 1)
         at_least("penalty_every", self.penalty_every, 1)
+        at_least("path_length_every", self.path_length_every, 1)
         finite_and_at_least("penalty_weight", self.penalty_weight, 0.0)
+        finite_and_at_least("path_length_weight", self.path_length_weight, 0.0)
+        if not 0 <= self.style_mixing <= 1:
+            raise ConfigError(f"style_mixing {self.style_mixing} is not in 0..1")
 
     @property
     def periods(self) -> tuple[int, ...]:
         """See ObjectiveConfig."""
-        return self.generator_every, self.penalty_every
+        lengths = self.path_length_every if self.path_length_weight else 1
+        return self.generator_every, self.penalty_every, lengths
 
 
 @objectives.register

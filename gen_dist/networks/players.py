@@ -32,10 +32,15 @@ class Generator(nn.Module):
         return getattr(self.decoder, "noise_count", 0)  # a plug-in's decoder may be any module
 
     def forward(self, latents: Tensor, labels: Tensor | None, noise: Tensor | None = None) -> Tensor:
-        if self.label_vectors:
-            assert labels is not None
-            latents = with_labels(latents, self.label_vectors(labels))
+        latents = self.labelled(latents, labels)
         return self.decoder(latents) if noise is None else self.decoder(latents, noise)
+
+    def labelled(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        """Latents with the vectors of their labels, as the decoder takes them."""
+        if not self.label_vectors:
+            return latents
+        assert labels is not None
+        return with_labels(latents, self.label_vectors(labels))
 
 
 class Discriminator(nn.Module):

@@ -64,10 +64,21 @@ class Stylegan2Decoder(Decoder):
         styles = self.mapping(latents)
         if self.truncation != 1.0:
             styles = self.mean_style + self.truncation * (styles - self.mean_style)
-        return self.synthesize(styles, self.fixed_noise if noise is None else noise)
+        return self.synthesize(styles, noise)
 
-    def synthesize(self, styles: Tensor, noise: Tensor) -> Tensor:
-        """Images of styles [B, style_dim], with noise [B, numbers], or [numbers] for all images."""
+    @property
+    def places(self) -> int:
+        """Number of places of the synthesis that take a style; at each resolution the last one makes the image."""
+        return 2 * len(self.levels)
+
+    def styles(self, latents: Tensor) -> Tensor:
+        """Styles of latents at all places, [B, places, style_dim]."""
+        return self.mapping(latents)[:, None].expand(-1, self.places, -1)
+
+    def synthesize(self, styles: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Images of styles [B, style_dim], or [B, places, style_dim] with one for each place; with noise [B, numbers],
+        or [numbers] for all images, or the fixed noise."""
+        noise = self.fixed_noise if noise is None else noise
         sizes = [math.prod(each) for each in self._noise_sides]
         noises = [
             each.reshape(-1, 1, *sides)
@@ -76,10 +87,16 @@ class Stylegan2Decoder(Decoder):
         maps = channels_last(self.constant.expand(styles.shape[0], -1, -1, -1))
         image: Tensor | None = None
         for place, level in enumerate(self.levels):
-            maps, addend = level(maps, styles, noises[max(2 * place - 1, 0) : 2 * place + 1])
+            first = max(2 * place - 1, 0)
+            maps, addend = level(maps, _at_places(styles, first, 2 * place + 2), noises[first : 2 * place + 1])
             image = addend if image is None else self.double_image(image) + addend
         assert image is not None
         return image
+
+
+def _at_places(styles: Tensor, first: int, last: int) -> list[Tensor]:
+    """Styles [B, style_dim] of the places first .. last - 1, from one for all or one for each."""
+    return [styles] * (last - first) if styles.ndim == 2 else list(styles[:, first:last].unbind(1))
 
 
 class EqualizedLinear(nn.Linear):
@@ -204,8 +221,9 @@ class _Level(nn.Module):
         self.layers = nn.ModuleList([*layers, _Layer(outputs, outputs, style_dim)])
         self.to_image = _ToImage(outputs, channels, style_dim)
 
-    def forward(self, maps: Tensor, styles: Tensor, noises: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Maps of this resolution, and what it adds to the image."""
-        for layer, noise in zip(self.layers, noises, strict=True):
-            maps = layer(maps, styles, noise)
-        return maps, self.to_image(maps, styles)
+    def forward(self, maps: Tensor, styles: list[Tensor], noises: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Maps of this resolution, and what it adds to the image. Styles [B, style_dim] are of the layers, then of the
+        image."""
+        for layer, style, noise in zip(self.layers, styles[:-1], noises, strict=True):
+            maps = layer(maps, style, noise)
+        return maps, self.to_image(maps, styles[-1])

@@ -72,7 +72,7 @@ class Adversarial(Objective):
     """A generator and a discriminator. Their images are float32 -1..1."""
 
     config: AdversarialConfig
-    starts_anew = ("augmentation",)
+    starts_anew = ("augmentation", "path_lengths")
 
     def __init__(
         self,
@@ -121,13 +121,16 @@ class Adversarial(Objective):
 
     def generate(self, batch: Batch, stream: Stream) -> Tensor:
         """Generate one new image per image of the batch, with its label."""
-        rows = len(batch.images)
-        noise_count = getattr(self.networks["generator"], "noise_count", 0)  # a plug-in's generator may be any module
-        latents = normal(batch.key(stream), rows, math.prod(self.latent_shape)).view(-1, *self.latent_shape)
-        if not noise_count:
-            return self.decode(latents, batch.labels)
-        noise = normal(batch.key(_LAYER_NOISE[stream]), rows, noise_count)
-        return self.decode(latents, batch.labels, noise)
+        return self.decode(self.latents(batch, stream), batch.labels, self.layer_noise(batch, stream))
+
+    def latents(self, batch: Batch, stream: Stream) -> Tensor:
+        """Latents of the prior for each image of the batch, float32 [B, *latent_shape]."""
+        return normal(batch.key(stream), len(batch.images), math.prod(self.latent_shape)).view(-1, *self.latent_shape)
+
+    def layer_noise(self, batch: Batch, stream: Stream) -> Tensor | None:
+        """Noise inputs that go with the latents of a stream, float32 [B, noise_count]; None if there are none."""
+        count = getattr(self.networks["generator"], "noise_count", 0)  # a plug-in's generator may be any module
+        return normal(batch.key(_LAYER_NOISE[stream]), len(batch.images), count) if count else None
 
     @property
     def changes_images(self) -> bool:

@@ -43,12 +43,13 @@ class SharedScoresGan(Gan):
     def scores_are_shared(self) -> bool:
         """True if both turns of a step would compute equal scores, and sharing them is faster.
 
-        Noise, augmentation and power iterations make the scores of the two turns differ. Without batch normalization,
+        Noise, augmentation and power iterations make the scores of the two turns differ, and the generator's penalty of
+        path lengths has another graph. Without batch normalization,
         one pass over real and generated images together is faster than a pass in each turn.
         """
         discriminator = self.networks["discriminator"]
         assert isinstance(discriminator, Discriminator)
-        changes = self.changes_images or spectrally_normalized(discriminator)
+        changes = self.changes_images or spectrally_normalized(discriminator) or self.config.path_length_weight
         return discriminator.mixes_images and not changes
 
 

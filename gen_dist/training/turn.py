@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -79,6 +80,12 @@ class Turn:
             parameters, processes, sums, dtype, shareable=shareable, split=config.split_state
         )
         updated = self._reduction.updated
+        every = phase.penalty_every if config.optimization.lazy_scaling else 1
+        self._rate = every / (every + 1) if every > 1 else 1.0
+        """Factor of the learning rate, and exponent of the betas."""
+        if self._rate != 1.0:
+            beta1, beta2 = (beta**self._rate for beta in config.optimization.betas)
+            config = replace(config, optimization=replace(config.optimization, betas=(beta1, beta2)))
         half = dtype == torch.float16
         self._update = ScaledUpdate(updated, config, processes.device) if half else Update(updated, config)
         with self._freezing():
@@ -113,6 +120,9 @@ class Turn:
         self._reduction.average()
         self._update.unscale()
         norm = self._clip() if self._clip_norm is not None or self.phase.logs_gradient_norm else None
+        if self._rate != 1.0:
+            learning_rate = learning_rate * self._rate
+            beta2 = None if beta2 is None else beta2**self._rate
         self._update.step(learning_rate, beta2)
         self._reduction.publish()
         carried = [one.carried for _, one in computed]

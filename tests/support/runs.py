@@ -102,6 +102,10 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
         GanConfig(conditioning="projection", penalty_weight=1.0, penalty_every=2),
         SMALL_STYLEGAN2,
     ),
+    "stylegan2, mixed styles, path lengths": (
+        GanConfig(style_mixing=0.9, path_length_weight=2.0, path_length_every=2, penalty_weight=1.0, penalty_every=3),
+        SMALL_STYLEGAN2,
+    ),
     "wgan-gp": (WganGpConfig(generator_every=2), UNMIXED_DCGAN),
     "wgan-gp, lazy": (WganGpConfig(generator_every=3, penalty_every=2), SMALL_MLP),
     "r3gan": (R3ganConfig(), SMALL_R3GAN),
@@ -147,6 +151,7 @@ LEFT_OUT = (
             "sngan, projection",
             "sngan, conditional norm, attention",
             "stylegan2, lazy, projection",
+            "stylegan2, mixed styles, path lengths",
             "wgan-gp",
             "r3gan",
             "r3gan, adaptive augmentation",
