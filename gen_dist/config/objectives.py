@@ -216,6 +216,9 @@ class AdversarialConfig(ObjectiveConfig):
     instance_noise: float = 0.0
     """Standard deviation of noise on real and generated images in the discriminator's input, where black and white are
     2 apart. It keeps the discriminator from classifying images by their background alone (Soenderby et al. 2017)."""
+    freeze_discriminator: int = 0
+    """Layers or blocks of the discriminator, from the image on, that stay as they are in the run of `--from` (Mo et al.
+    2020)."""
     ada: tuple[RandomAugmentation, ...] = ()
     """Augmentations of real and generated images in the discriminator's input, each made with a probability that adapts
     to its overfitting (Karras et al. 2020a). `blit`: reflection, turns by 90 degrees, shifts by whole pixels;
@@ -235,6 +238,7 @@ class AdversarialConfig(ObjectiveConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         finite_and_at_least("instance_noise", self.instance_noise, 0.0)
+        at_least("freeze_discriminator", self.freeze_discriminator, 0)
         at_least("ada_images", self.ada_images, 1)
         at_least("ada_every", self.ada_every, 1)
         for name in ("ada_probability", "ada_colour"):

@@ -209,6 +209,10 @@ class TrainConfig(Checked):
         if self.start_from is None:
             if self.from_train != "all":
                 raise ConfigError(f"from_train {self.from_train} needs weights to start from; add --from")
+            if frozen := getattr(self.objective, "freeze_discriminator", 0):
+                raise ConfigError(
+                    f"freeze_discriminator {frozen} would keep random weights; add --from RUN, or leave it out"
+                )
             return
         of_run = not self.start_from.startswith("diffusers:")
         if not self.start_from.removeprefix("diffusers:"):

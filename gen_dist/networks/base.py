@@ -30,6 +30,13 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
 
+    @property
+    def layers_from_image(self) -> list[nn.Module]:
+        """Layers or blocks with weights in their order from the image, without the head."""
+        children = [child for name, child in self.named_children() if name != "head"]
+        parts = [part for child in children for part in (child if isinstance(child, nn.Sequential) else (child,))]
+        return [part for part in parts if any(True for _ in part.parameters())]
+
 
 class Decoder(nn.Module):
     """Latents float32 [B, inputs] -> [B, C, H, W]. It also serves as a generator."""

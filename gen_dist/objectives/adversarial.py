@@ -104,8 +104,27 @@ class Adversarial(Objective):
                 "discriminator": Discriminator(roles.discriminator, image_shape, config.conditioning, labels),
             }
         )
+        if config.freeze_discriminator:
+            self._freeze(config.freeze_discriminator)
         if config.ada:
             self.networks["augmentation"] = AdaptiveAugmentation(config, image_shape)
+
+    def _freeze(self, count: int) -> None:
+        """Train the first layers of the discriminator no more.
+
+        Raises:
+            ConfigError: it has fewer.
+        """
+        discriminator = self.networks["discriminator"]
+        assert isinstance(discriminator, Discriminator)
+        layers = discriminator.encoder.layers_from_image
+        if count > len(layers):
+            raise ConfigError(
+                f"freeze_discriminator {count}: this discriminator has {len(layers)} layers or blocks before its head; "
+                "use at most so many"
+            )
+        for layer in layers[:count]:
+            layer.requires_grad_(False)
 
     def decode(self, latents: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Decode latents [B, *latent_shape] to images float32 [B, C, H, W]; pictures show the range -1..1.

@@ -112,3 +112,35 @@ def test_a_run_does_not_start_from_itself(first: Path) -> None:
             train(following(start, first), fresh=True, say=silent)
     after = newest(first).tensors["networks"]
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+GANS = {"gan": 2, "dcgan": 2, "sngan": 1, "r3gan": 2, "stylegan2, lazy, projection": 2}
+
+
+@pytest.mark.parametrize("name", [pytest.param(one, marks=() if "dcgan" in one else pytest.mark.slow) for one in GANS])
+def test_frozen_layers_of_a_discriminator_stay_those_of_the_first_run(name: str, tmp_path: Path) -> None:
+    count = GANS[name]
+    train(small_config(name, steps=2, checkpoint_every=2, run_dir=str(tmp_path / "first")), say=silent)
+    started = newest(tmp_path / "first").tensors["networks"]
+    config = small_config(name, start_from=str(tmp_path / "first"), run_dir=str(tmp_path / "second"))
+    frozen = replace(config.objective, freeze_discriminator=count, ada=("blit",))  # type: ignore[call-arg]
+    config = replace(config, objective=frozen, packing=OTHER_DATA, steps=3, checkpoint_every=3)
+    trainer = make_trainer(config)
+    discriminator = trainer.objective.networks["discriminator"]
+    still = {key for key, weight in discriminator.named_parameters(prefix="discriminator") if not weight.requires_grad}
+    assert still
+    trainer.close()
+    train(config, say=silent)
+    tensors = newest(tmp_path / "second").tensors
+    assert not any(key.split(":")[0] in still for key in tensors["optimizer-discriminator"])
+    weights = {key for key, _ in discriminator.named_parameters(prefix="discriminator")}
+    same = {key for key in weights if torch.equal(tensors["networks"][key], started[key])}
+    assert same == still
+
+
+def test_more_layers_than_there_are_cannot_be_frozen() -> None:
+    objective = replace(small_config("dcgan").objective, freeze_discriminator=50)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="freeze_discriminator 50 would keep random weights; add --from RUN"):
+        small_config("dcgan", objective=objective)
+    with pytest.raises(ConfigError, match=r"this discriminator has \d+ layers or blocks before its head; use at most"):
+        make_trainer(small_config("dcgan", objective=objective, start_from="somewhere"))
