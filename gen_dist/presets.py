@@ -9,11 +9,13 @@ from gen_dist.config import (
     ConvConfig,
     DataConfig,
     DcganConfig,
+    FastganConfig,
     GanConfig,
     LatentAutoencoderConfig,
     MlpConfig,
     OptimizerConfig,
     PatchganConfig,
+    ProjectedConfig,
     R3ganConfig,
     ResnetConfig,
     ScheduleConfig,
@@ -307,6 +309,31 @@ add_preset(
         optimization=OptimizerConfig(betas=(0.0, 0.99), lazy_scaling=True, ema_decay=0.999),
     ),
     "mapping network, modulated convolutions and noise inputs, with R1 penalties",
+)
+_FEW_IMAGES = replace(
+    _CIFAR10_GAN,
+    data="folder:images",
+    packing=DataConfig(image_size=64, channels=3),
+    steps=20_000,
+    global_batch_size=16,
+    learning_rate=2e-4,
+    augment=("flip",),
+    network=FastganConfig(feature_maps=32),
+    discriminator=ProjectedConfig(feature_maps=16),
+    # Loss, augmentation and rates as in the code of Sauer et al. 2021, whose networks have two to four times the
+    # channels.
+    objective=GanConfig(loss="hinge", augmentation=("colour", "translation", "cutout")),
+    optimization=OptimizerConfig(betas=(0.0, 0.99), ema_decay=0.999),
+)
+add_preset(
+    "few-images-64",
+    _FEW_IMAGES,
+    "hundreds of images of a folder: FastGAN's generator, a discriminator on pretrained features",
+)
+add_preset(
+    "few-images-128",
+    replace(_FEW_IMAGES, packing=DataConfig(image_size=128, channels=3)),
+    "the same for images of 128 x 128",
 )
 add_preset(
     "vae-gan-mnist",

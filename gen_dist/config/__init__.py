@@ -4,6 +4,7 @@ from gen_dist.config.data import (
     DataConfig,
     Fit,
 )
+from gen_dist.config.few_images import FastganConfig, ProjectedConfig
 from gen_dist.config.latent_autoencoder import (
     BottleneckName,
     LatentAutoencoderConfig,
@@ -69,6 +70,7 @@ __all__ = [
     "DcganConfig",
     "Decay",
     "Device",
+    "FastganConfig",
     "FigureName",
     "Fit",
     "GanConfig",
@@ -84,6 +86,7 @@ __all__ = [
     "PatchganConfig",
     "PerceptualFeatures",
     "Precision",
+    "ProjectedConfig",
     "R3ganConfig",
     "RandomAugmentation",
     "ResnetConfig",

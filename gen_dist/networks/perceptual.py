@@ -79,6 +79,11 @@ class PerceptualDistance:
             dim=0
         )
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of images float [B, C, H, W] in -1..1, the largest first, differentiable in the images."""
+        network, _ = self._on(images.device)
+        return network.maps(prepared(images, network.least_side))
+
     def _on(self, device: torch.device) -> tuple[Network, list[Tensor] | None]:
         """The network on a device: a copy is made at the first use there."""
         if device not in self._networks:

