@@ -1,6 +1,6 @@
 """GANs on a few hundred digits, with and without adaptive discriminator augmentation.
 
-`python bench/quality/few_digits.py` trains a small GAN on the first digits of the embedded set, with the same data,
+`python bench/quality/few_digits.py` trains a small GAN on digits of the embedded set, with the same data,
 seeds and number of steps. It prints the distance of the samples from held-out digits (KID in digit features), and the
 mean scores of training, held-out and generated images. A discriminator that knows its training images by heart gives
 held-out ones the scores of generated ones (Karras et al. 2020a, figure 1).
@@ -24,6 +24,7 @@ import gen_dist
 from bench.measuring.conditions import conditions
 from gen_dist.config import DataConfig, DcganConfig, GanConfig, OptimizerConfig, RandomAugmentation, TrainConfig
 from gen_dist.data import Dataset, open_dataset
+from gen_dist.data.subsets import evenly_spaced
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.objectives.adversarial import signed_unit
 from gen_dist.records.metrics_file import metrics_of_run
@@ -89,7 +90,8 @@ def main(
     """
     before = conditions()
     dataset = open_dataset("mnist5k", "data", DataConfig(), lambda _line: None)
-    train = np.asarray(dataset.train.images[:images])
+    train = np.asarray(dataset.train.images)
+    train = train[evenly_spaced(images, len(train))]
     print(f"| {' | '.join(COLUMNS)} |")
     print("|---" * len(COLUMNS) + "|")
     with tempfile.TemporaryDirectory() as temporary:

@@ -47,7 +47,8 @@ def _networks(objective: Objective) -> str:
         name: sum(parameter.numel() for parameter in network.parameters())
         for name, network in objective.networks.items()
     }
-    return ", ".join(f"{name} of {_counted(count, 'parameter')}" for name, count in counts.items())
+    trained = {name: count for name, count in counts.items() if count}  # others follow the training
+    return ", ".join(f"{name} of {_counted(count, 'parameter')}" for name, count in trained.items())
 
 
 def _counted(count: int, what: str) -> str:
