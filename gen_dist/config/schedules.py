@@ -94,7 +94,7 @@ class ScheduleConfig(Checked):
         return None if self.final_beta2 is None else _between(optimization.betas[1], self.final_beta2, progress)
 
     def learning_rate(self, highest: float, progress: float) -> float:
-        """Learning rate after the warm-up."""
+        """Learning rate after the warm-up, if it is scheduled."""
         return highest if self.final_learning_rate is None else _between(highest, self.final_learning_rate, progress)
 
     def newest_weight(self, batch: int, progress: float) -> float | None:

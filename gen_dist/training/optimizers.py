@@ -120,6 +120,7 @@ class LightAdam(torch.optim.Adam):
         self._of_all = None
 
 
+@torch.no_grad()
 def update_with_tensor_beta2(
     lists: _Lists,
     gradients: Sequence[Tensor],

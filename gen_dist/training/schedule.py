@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from gen_dist.config import TrainConfig
+from gen_dist.config import ScheduleConfig, TrainConfig
 
 
 class Schedule:
@@ -19,6 +19,7 @@ class Schedule:
 
     def __init__(self, config: TrainConfig, device: torch.device, *, in_tensors: bool) -> None:
         self._config = config
+        self._scheduled = config.schedule != ScheduleConfig()
         self.rng = torch.tensor([config.seed, 0], dtype=torch.int64, device=device)
         self._step = self.rng[1]  # a view: assigning to an item copies from the host, and waits for the device
         self.learning_rate: float | Tensor = torch.zeros((), device=device) if in_tensors else 0.0
@@ -33,16 +34,24 @@ class Schedule:
         }
         """Scheduled options of the objective, by name; see `Batch.scheduled`."""
 
+    @property
+    def rates(self) -> tuple[float | Tensor, float | Tensor | None]:
+        """Learning rate, and Adam's second decay rate."""
+        return self.learning_rate, self.beta2
+
     def write(self, step: int) -> None:
         """Set all values to those of a step, counted from 0."""
-        config, schedule = self._config, self._config.schedule
+        config = self._config
         self._step.fill_(step)
         self.learning_rate = _written(self.learning_rate, learning_rate_at(config, step))
-        progress = progress_at(config, step)
-        newest_weight = schedule.newest_weight(config.global_batch_size, progress)
-        if newest_weight is None and config.optimization.ema_decay is not None:
-            newest_weight = newest_weight_at(config.optimization.ema_decay, step)
-        if newest_weight is not None:
+        if config.optimization.ema_decay is not None:
+            self.newest_weight = _written(self.newest_weight, newest_weight_at(config.optimization.ema_decay, step))
+        if self._scheduled:
+            self._write_scheduled(config.schedule, progress_at(config, step))
+
+    def _write_scheduled(self, schedule: ScheduleConfig, progress: float) -> None:
+        config = self._config
+        if (newest_weight := schedule.newest_weight(config.global_batch_size, progress)) is not None:
             self.newest_weight = _written(self.newest_weight, newest_weight)
         if self.beta2 is not None:
             self.beta2 = _written(self.beta2, schedule.beta2(config.optimization, progress) or 0.0)
@@ -78,7 +87,8 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
     progress = (step - optimization.warmup_steps) / max(1, config.steps - optimization.warmup_steps)
     match optimization.decay:
         case "constant":
-            return config.schedule.learning_rate(highest, progress_at(config, step))
+            scheduled = config.schedule.final_learning_rate is not None
+            return config.schedule.learning_rate(highest, progress_at(config, step)) if scheduled else highest
         case "linear":
             return highest * (1.0 - progress)
         case "cosine":

@@ -168,14 +168,10 @@ class Trainer:
         return list(first.values())
 
     def _micro_batches(self, step: int) -> list[Batch]:
-        self._schedule.write(step)
+        schedule = self._schedule
+        schedule.write(step)
         batches = [
-            Batch(
-                *self.batches.micro_batch(step, index),
-                self._schedule.rng,
-                first_row,
-                scheduled=self._schedule.of_objective,
-            )
+            Batch(*self.batches.micro_batch(step, index), schedule.rng, first_row, scheduled=schedule.of_objective)
             for index, (first_row, _) in enumerate(self._rows.micro_batches)
         ]
         return [*map(self._change_images, batches)] if self._change_images else batches
@@ -195,8 +191,7 @@ class Trainer:
             turn = self._turns[name]
             self._phase = name
             micro_batches = [batch._replace(penalized=penalized) for batch in micro_batches]
-            rates = self._schedule.learning_rate, self._schedule.beta2
-            turn_logs, carried = turn.take(micro_batches, *rates, _lap_of_phase(lap, name))
+            turn_logs, carried = turn.take(micro_batches, *self._schedule.rates, _lap_of_phase(lap, name))
             micro_batches = [
                 batch._replace(carried={**batch.carried, **more})
                 for batch, more in zip(micro_batches, carried, strict=True)

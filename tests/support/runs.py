@@ -180,7 +180,7 @@ def each_of(names: Iterable[str], left_out: Collection[str] = LEFT_OUT) -> pytes
     return pytest.mark.parametrize("objective", [pytest.param(name, marks=marks[name in left_out]) for name in names])
 
 
-def small_config(objective: str, **changes: object) -> TrainConfig:
+def small_config(objective: str, /, **changes: object) -> TrainConfig:
     """A config of an objective on 256 synthetic images, 24 a step, so that batches straddle epochs."""
     objective_config, network = OBJECTIVES[objective]
     optimization = OptimizerConfig(warmup_steps=5, decay="cosine", ema_decay=0.99)
