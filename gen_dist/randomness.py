@@ -80,9 +80,9 @@ class Stream(IntEnum):
     """The same of training images in the generator's turn."""
     GENERATOR_FAKE_RANDOM_AUGMENTATION = 34
     """The same of generated images in the generator's turn."""
-    MIXED_LATENTS = 32
+    MIXED_LATENTS = 35
     """Latents of the second style of images that mix two, for GENERATOR_LATENTS and DISCRIMINATOR_LATENTS."""
-    MIXED_PLACES = 33
+    MIXED_PLACES = 36
     """Places of the synthesis at which the second style begins."""
-    PATH_DIRECTIONS = 34
+    PATH_DIRECTIONS = 37
     """Directions in images along which path lengths are measured."""
