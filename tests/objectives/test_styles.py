@@ -25,7 +25,7 @@ from tests.support.runs import SMALL_STYLEGAN2, make_trainer, run_steps, small_c
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-ROWS = 5
+ROWS = 2
 
 
 def trainer_of(**changes: Any) -> Trainer:
@@ -81,6 +81,16 @@ def test_images_mix_two_styles_at_a_keyed_place() -> None:
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-5)
 
 
+def test_path_lengths_of_a_linear_generator_are_those_of_its_matrix() -> None:
+    matrix, styles = torch.randn(3 * 6, 2 * 4 * 5), torch.randn(4, 3, 6)
+    batch = Batch(torch.zeros(4, 2, 4, 5), torch.zeros(4, dtype=torch.int64), torch.tensor([3, 9]), 7)
+    images, lengths = PathLengths()(lambda one: (one.flatten(1) @ matrix).view(-1, 2, 4, 5), styles, batch)
+    assert torch.equal(images.flatten(1), styles.flatten(1) @ matrix)
+    slopes = normal(batch.key(Stream.PATH_DIRECTIONS), 4, 40) @ matrix.T / (4 * 5) ** 0.5
+    torch.testing.assert_close(lengths, (slopes.square().sum(dim=1) / 3).sqrt())  # the mean over three places
+
+
+@pytest.mark.slow
 def test_path_lengths_and_their_gradients_equal_those_of_the_jacobian() -> None:
     """Karras et al. 2020, eq. 4, with the Jacobian of each image written out, in float64."""
     trainer = trainer_of()
