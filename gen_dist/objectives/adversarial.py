@@ -71,7 +71,6 @@ GENERATED = "generated"
 class Adversarial(Objective):
     """A generator and a discriminator. Their images are float32 -1..1."""
 
-    config: AdversarialConfig
     starts_anew = ("augmentation", "path_lengths")
 
     def __init__(
@@ -236,7 +235,7 @@ class DiscriminatorPhase(Phase):
             result: result of the turn.
             margins: [B, ...], by how much training images score more than what divides them from generated ones.
         """
-        if not self.objective.config.adapts_augmentation:
+        if not self.objective._seen.adapts_augmentation:
             return result
         augmentation = self.objective.networks["augmentation"]
         assert isinstance(augmentation, AdaptiveAugmentation)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +32,7 @@ def generator(side: int, norm: str = "group") -> FastganDecoder:
     config = FastganConfig(feature_maps=4, latent_dim=6, generator_norm=norm)  # type: ignore[arg-type]
     made = build_decoder(config, (3, side, side))
     assert isinstance(made, FastganDecoder)
+    level: Any
     for level in made.levels:
         if level.noise_strengths is not None:
             nn.init.normal_(level.noise_strengths)
@@ -48,6 +51,8 @@ def test_images_are_those_of_the_papers_layers(side: int) -> None:
     latents, noise = torch.randn(2, 6).double(), torch.randn(2, made.noise_count).double()
     maps = gated(made.start_norm(made.start(latents).view(2, -1, 4, 4)))
     sides, by_side, used = 4, {4: maps}, 0
+    level: Any
+    excitation: Any
     for level in made.levels:
         sides *= 2
         maps = F.interpolate(maps, scale_factor=2, mode="nearest")
@@ -100,7 +105,10 @@ def test_scores_are_those_of_mixed_frozen_features(shape: tuple[int, int, int]) 
     factor = 128 // shape[1] if shape[1] == 64 else 5
     large = F.interpolate(images, scale_factor=factor, mode="bilinear", align_corners=False).expand(-1, 3, -1, -1)
     _, quarter, eighth, sixteenth, last = perceptual_distance()._networks[torch.device("cpu")][0].maps(large)
-    logits, below = [], None
+    logits: list[Tensor] = []
+    below: Tensor | None = None
+    channels: Any
+    scales: Any
     for level, frozen in reversed(list(enumerate((quarter, eighth, sixteenth, last)))):
         channels, scales = made.mixed_channels[level], made.mixed_scales[level]
         maps = torch.einsum("oi,bihw->bohw", channels.weight[:, :, 0, 0], frozen) + channels.bias[:, None, None]
@@ -134,8 +142,6 @@ def test_a_projected_gan_passes_the_checks_of_all_objectives(channels: int) -> N
 
 @pytest.mark.slow
 def test_a_preset_of_few_images_trains_and_is_resumed(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     config = replace(brief_preset("few-images-64"), run_dir=str(tmp_path / "run"))
     assert get_preset("few-images-128").packing.size == (128, 128)
     train(config, say=lambda _line: None)

@@ -132,8 +132,8 @@ def test_path_lengths_and_their_gradients_equal_those_of_the_jacobian() -> None:
     torch.testing.assert_close(result.loss - plain.loss, (4.0 * penalty).float(), rtol=1e-3, atol=1e-5)
 
     ours, theirs = list(objective.networks["generator"].parameters()), list(decoder.parameters())
-    found = torch.autograd.grad(result.loss - plain.loss, ours, allow_unused=True)
-    wanted = torch.autograd.grad(4.0 * penalty, theirs, allow_unused=True)
+    found: tuple[Any, ...] = torch.autograd.grad(result.loss - plain.loss, ours, allow_unused=True)
+    wanted: tuple[Any, ...] = torch.autograd.grad(4.0 * penalty, theirs, allow_unused=True)
     largest = max(float(one.norm()) for one in wanted if one is not None)
     for mine, reference in zip(found, wanted, strict=True):
         expected = torch.zeros(()) if reference is None else reference.float()
