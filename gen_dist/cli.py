@@ -234,6 +234,7 @@ def _one_line(error: str) -> str:
     """Sentence of tyro's framed error that names the mistake, without the option's own help text."""
     text = " ".join(error.split()).replace("__tyro-dummy-inner__.", "")  # tyro's name for options of a function
     text = re.sub(r"^(Value error|Parsing error|Unrecognized options|Missing \S+) ", "", text)
+    text = re.sub(r"^Error parsing [A-Z]\w*: ", "", text)  # what a dataclass says of itself
     text = re.sub(r" Argument helptext:.*?(?= For full helptext)", "", text)
     text = re.sub(r"( Perhaps you meant:)(.*?)(?= For full helptext)", _option_names, text)
     return re.sub(r" For full helptext, (see|run) (.*)$", r"; see \2", text)
