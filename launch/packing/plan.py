@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from numpy.typing import NDArray
@@ -110,7 +111,9 @@ def plan_shards(
                 f"--images-per-shard {images_per_shard}"
             )
         return _plan_of_shards(source.removeprefix(_SHARDS), packing, announce)
-    found = source_named(source, packing)
+    kind_of_source, _, path = source.partition(":")
+    # Processes on other hosts are in other directories.
+    found = source_named(f"{kind_of_source}:{Path(path).expanduser().absolute()}" if path else source, packing)
     if not isinstance(found, Folder | Parquet):
         raise DataError(f"{printable(source)}: only folder:PATH, parquet:PATH and shards:PATTERN become shards")
     scheme = scheme_of_source(found, found.class_names())

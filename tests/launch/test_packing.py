@@ -218,6 +218,18 @@ def test_what_cannot_be_packed_is_one_line(said: dict[str, Any], line: str, fold
     assert "\n" not in str(raised.value) and "word@" not in str(raised.value)
 
 
+def test_relative_paths_count_from_where_the_command_is_called(
+    folder: str, tmp_path: Path, packed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def elsewhere(job: Job, tasks: Sequence[ShardTask]) -> Iterator[Report]:
+        monkeypatch.chdir(tmp_path / "images")
+        return map(job.make, tasks)
+
+    monkeypatch.chdir(tmp_path)
+    pack(PackOptions(source="folder:images", out="out"), elsewhere, lambda _: None)
+    assert files_of(tmp_path / "out").keys() == {"plan.json", "train-00000.tar"}
+
+
 def test_another_packing_in_the_same_place_is_refused(folder: str, packed: Callable[..., Path]) -> None:
     out = packed(folder, image_size=8)
     before = files_of(out)
