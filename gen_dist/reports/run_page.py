@@ -121,10 +121,7 @@ def run_page(run: RunRecord, times: StepTimes | None, place: int, page_pictures:
     found = scalars(run)
     shown = in_order([name for name in found if not name.endswith("_data") and not is_of_run(name)])
     metrics = [
-        Fact(
-            metric_of(name).label, value_text(name, [found[name]], group) + _spread(name, run), _explanation(name, run)
-        )
-        for name in shown
+        Fact(metric_of(name).label, value_text(name, [found[name]], group), _explanation(name, run)) for name in shown
     ]
     missing = [
         Fact(metric_of(name).label, reason)
@@ -194,8 +191,8 @@ def _warnings(run: RunRecord) -> list[str]:
     short = short_training(run)
     told = [f"This run is {short}: its figures are not what it can do."] if short else []
     told += [f"{run.damage}."] if run.damage else []
-    found = run.evaluation.warnings if run.evaluation else {}
-    told += [f"{metric_of(name).label[:1].upper()}{metric_of(name).label[1:]}: {line}." for name, line in found.items()]
+    found = run.evaluation.warnings.values() if run.evaluation else ()
+    told += [f"{line[:1].upper()}{line[1:]}." for line in found]
     return [*told, *(f"{collapse.text[:1].upper()}{collapse.text[1:]}." for collapse in run.collapses)]
 
 
@@ -236,16 +233,12 @@ def value_text(name: str, values: Sequence[float], group: Group) -> str:
     return f"{text} (data {readable_result(reference)})" if reference else text
 
 
-def _spread(name: str, run: RunRecord) -> str:
-    """Confidence interval of a metric, in brackets, if it has one."""
-    interval = run.evaluation.intervals.get(name) if run.evaluation else None
-    return f", {readable_result(interval[0])} to {readable_result(interval[1])}" if interval else ""
-
-
 def _explanation(name: str, run: RunRecord) -> str:
     metric = metric_of(name)
     pixels = run.evaluation.pixels.get(name) if run.evaluation else None
     sentences = [metric.meaning, f"{metric.direction[:1].upper()}{metric.direction[1:]}." if metric.direction else ""]
+    if interval := run.evaluation.intervals.get(name) if run.evaluation else None:
+        sentences.append(f"95 % interval: {' to '.join(map(readable_result, interval))}.")
     return " ".join(filter(None, [*sentences, f"Of {pixels} pixels." if pixels else ""]))
 
 

@@ -146,7 +146,7 @@ def test_a_copying_generator_is_told_everywhere(run: Path, copying: Dataset) -> 
     assert RunPaths(run).nearest_pairs.exists()
     write_report(run / "report.html", [read_run(run)], [None])
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "Copies of training images: it copies" in page
+    assert "It copies training images: 100.0% of 500 samples" in page and "95 % interval: " in page
     assert "samples beside their nearest training images" in page
     card = (export(run, "safetensors", announce=_silent) / "README.md").read_text()
     assert "it copies training images" in card

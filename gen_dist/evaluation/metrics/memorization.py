@@ -187,18 +187,19 @@ def measure(context: Context) -> dict[str, Value]:
 
 def estimate(context: Context) -> tuple[str, float] | None:
     """Announcement of the training images that are looked at, and of the time in seconds if it is long."""
-    network, train = context.network, context.dataset.train.sample
+    network, total = context.network, len(context.dataset.train.labels)
     assert network is not None
-    count, images = len(context.training_rows), 2 * IMAGES + len(context.training_rows)
+    count, samples = len(context.training_rows), min(IMAGES, context.samples)
+    images = count + samples + min(IMAGES, len(context.dataset.test.images))
     some = context.test_batch(0, 8).images
     network.of_images(some)  # warms up
     started = time.perf_counter()
     network.of_images(some)[0][-1, -1].item()
     seconds = (time.perf_counter() - started) / len(some) * images / context.processes.world_size
-    if seconds < _ANNOUNCED_SECONDS and count == len(context.dataset.train.labels):
+    if seconds < _ANNOUNCED_SECONDS and count == total:
         return None
-    of_all = "" if count == len(train.labels) else f" of {len(train.labels):,}"
-    return f"distances of {IMAGES:,} samples from {count:,}{of_all} training images", seconds
+    of_all = "" if count == total else f" of {total:,}"
+    return f"distances of {samples:,} samples from {count:,}{of_all} training images", seconds
 
 
 register(
@@ -209,6 +210,7 @@ register(
         better="data",
         meaning="Share of the samples that are as near to a training image as 1 % of held-out images are.",
         needs=("samples", "features", "test images", "training images"),
+        named_after="other features",
         measure=measure,
         rests_on_features=True,
         takes_minutes=True,
