@@ -157,7 +157,7 @@ def _moved(images: Tensor, inverse: Tensor) -> Tensor:
     )
     in_row, in_column = _shares(from_x, width), _shares(from_y, height)
     # A channel at a time: the product has a number for each pixel and row of the image.
-    moved = [((in_row @ channel.transpose(1, 2)) * in_column).sum(dim=2) for channel in images.unbind(1)]
+    moved = [torch.einsum("bph,bph->bp", in_row @ channel.transpose(1, 2), in_column) for channel in images.unbind(1)]
     return torch.stack(moved, dim=1).view(images.shape)
 
 
@@ -168,7 +168,8 @@ def _shares(places: Tensor, side: int) -> Tensor:
     """
     last = max(side - 1, 1)
     inside = last - (torch.remainder(places, 2 * last) - last).abs()
-    return (1.0 - (inside[:, :, None] - torch.arange(side, device=places.device)).abs()).clamp(min=0.0)
+    distances = inside[:, :, None] - torch.arange(side, device=places.device)
+    return distances.abs_().neg_().add_(1.0).clamp_(min=0.0)  # in place: it is the largest tensor here
 
 
 def _recoloured(
