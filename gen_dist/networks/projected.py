@@ -7,6 +7,8 @@ the logits of all scales.
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from gen_dist.config import ProjectedConfig
 from gen_dist.errors import ConfigError
 from gen_dist.networks.base import Encoder, norm_layer
 from gen_dist.networks.efficientnet_lite import EfficientNetLite0
-from gen_dist.networks.perceptual import enlarged, perceptual_distance, refuse_channels
+from gen_dist.networks.perceptual import PerceptualDistance, enlarged, perceptual_distance, refuse_channels
 from gen_dist.networks.spectral_norm import spectrally_normalize
 
 _CHANNELS = (24, 40, 112, 320)
@@ -55,12 +57,19 @@ class ProjectedEncoder(Encoder):
         # Maps have 1/4 to 1/32 of the sides, rounded up at each halving, and are doubled.
         sides = [2 * -(-side // 2 ** (level + 2)) for level in range(len(_CHANNELS))]
         self.scales = nn.ModuleList(_Scale(*one, config) for one in zip(narrowed, sides, strict=True))
+        self._frozen: PerceptualDistance | None = None
         self.feature_count = 1
         self.head = nn.Identity()
         spectrally_normalize(self.scales)
 
+    def train(self, mode: bool = True) -> Self:
+        """Read the frozen network before training: code that is compiled must not read files."""
+        if mode:
+            self._frozen = perceptual_distance()
+        return super().train(mode)
+
     def features(self, images: Tensor) -> Tensor:
-        frozen = perceptual_distance().maps(images)[1:]
+        frozen = (self._frozen or perceptual_distance()).maps(images)[1:]
         mixed = [layer(maps) for layer, maps in zip(self.mixed_channels, frozen, strict=True)]
         below: Tensor | None = None
         logits = []

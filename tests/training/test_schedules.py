@@ -107,6 +107,17 @@ def test_a_resumed_run_has_the_values_and_bits_of_one_that_was_not_stopped() -> 
     assert_same_bits(all_tensors(resumed), all_tensors(whole))
 
 
+@pytest.mark.slow
+def test_compiled_steps_with_schedules_equal_eager_ones_and_compile_once() -> None:
+    config = scheduled_config()
+    wanted = run_steps(make_trainer(config), 0, 6)
+    compiled = make_trainer(replace(config, compile=True))
+    found = run_steps(compiled, 0, 2)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        found += run_steps(compiled, 2, 6)
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
 @pytest.mark.parametrize("constant", [1.0, 3.0])
 def test_scheduled_penalties_and_probabilities_reach_the_loss(constant: float) -> None:
     """A schedule from a value to itself is that value, and another value is another loss."""
