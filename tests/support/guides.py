@@ -35,6 +35,12 @@ _NOT_RUN = re.compile(r"^ *<!-- not run: *(.*?) *-->$")
 _SMALL_RUN = ("--steps=3", "--global-batch-size=8", "--evaluate-every=3", "--sample-every=3", "--checkpoint-every=1")
 _SMALL_EVALUATION = ("--samples=64", "--nll-samples=4", "--nll-images=4")
 
+_SMALL_USE = {
+    "walk": ["--stops=2", "--frames=2"],
+    "invert": ["--steps=3", "--perceptual-weight=0"],
+    "fit-prior": ["--components=2"],
+}
+
 
 class Block(NamedTuple):
     """A fenced block of code."""
@@ -214,6 +220,7 @@ def _subcommand(name: str, rest: list[str]) -> Command:
     words = ["gen-dist", name, *rest]
     if name == "evaluate":
         words += _SMALL_EVALUATION
+    words += _SMALL_USE.get(name, [])
     if name == "report":
         words.append("--no-step-times")
     run = in_process(words)
