@@ -121,10 +121,10 @@ def _claim(out: str, plan: ShardPlan, options: ShardOptions) -> None:
     """
     key = plan.key([asdict(options)])
     known = _read(plan.source, f"{out}/{PLAN_FILE}")
-    if known is None:
+    if known is None or (known.get("key") != key and not Fetcher(plan.source, _silent).glob(_report_place(out, "*"))):
         content = {"key": key, "source": plan.source, "shards": len(plan.tasks), "options": asdict(options)}
         Fetcher(plan.source, _silent, verb="write").write(f"{out}/{PLAN_FILE}", json.dumps(content, indent=1).encode())
-    elif known.get("key") != key:
+    elif known.get("key") != key:  # a packing that made nothing gives way
         raise DataError(
             f"{printable(shown(out))} has shards of another packing: of {printable(str(known.get('source')))}, whose "
             "files have changed, or of other options; give an empty --out"

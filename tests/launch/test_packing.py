@@ -238,6 +238,13 @@ def test_another_packing_in_the_same_place_is_refused(folder: str, packed: Calla
     assert files_of(out) == before
 
 
+@pytest.mark.parametrize("out", ["out", "memory://given-up"])
+def test_a_packing_that_made_nothing_gives_way(out: str, folder: str, packed: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match="is unreadable"):
+        packed(folder, out, unreadable_images="error")
+    packed(folder, out)
+
+
 def test_images_of_more_than_8_bits_keep_them_or_are_reduced(
     tmp_path: Path, packed: Callable[..., Path], opened: Callable[..., Dataset]
 ) -> None:
