@@ -15,7 +15,7 @@ from PIL import Image
 
 from gen_dist import files
 from gen_dist.config import DataConfig
-from gen_dist.data import Dataset, building, decoding, open_dataset, packing
+from gen_dist.data import Dataset, building, decoding, image_files, open_dataset, packing
 from gen_dist.data import cache as packed
 from gen_dist.errors import DataError
 
@@ -67,7 +67,7 @@ def test_an_error_that_passes_leaves_no_image_out(folder: Path, monkeypatch: pyt
 @pytest.mark.parametrize("name", ["EMFILE", "EIO", "ESTALE", "ENOMEM", "EACCES", "EPERM", "ENOENT"])
 def test_an_error_that_stays_stops_packing(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     code = getattr(errno, name)
-    monkeypatch.setattr(decoding, "read_regular", failing(code, 99, files.read_regular, "7.png"))
+    monkeypatch.setattr(image_files, "read_regular", failing(code, 99, files.read_regular, "7.png"))
     with pytest.raises(DataError) as error:
         opened(folder)
     assert "a/7.png" in str(error.value) and os.strerror(code) in str(error.value) and "\n" not in str(error.value)
