@@ -35,6 +35,12 @@ def _network_of(uncounted: str) -> str:
     return network
 
 
+def reference_of(name: str) -> str | None:
+    """Reference that a metric's name has, such as `train`; None for the test split."""
+    found = _COUNT.search(name.removesuffix(FITTED))
+    return found["reference"] if found else None
+
+
 def is_of_run(name: str) -> bool:
     """True if the figure comes from the training run, not from the evaluator."""
     known = all_metrics().get(base_name(name))

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gen_dist.evaluation.guide import base_name, is_of_pixels, is_of_run, metric_of
+from gen_dist.evaluation.guide import FITTED, base_name, is_of_pixels, is_of_run, metric_of, reference_of
 from gen_dist.presets import presets
 from gen_dist.records.collapse import Collapse
 from gen_dist.records.readable import readable_result
@@ -55,8 +55,17 @@ class Group:
         reasons = {base_name(name): reason for name, reason in run.evaluation.unavailable.items()}
         if base_name(metric) in reasons:
             return reasons[base_name(metric)]
+        if metric.endswith(FITTED) and (lacking := run.config.objective.lacks.get("encoder")):
+            return lacking
         every = " --nll-images all" if metric_of(metric).label.endswith("all test images") else ""
-        return f"not evaluated yet: gen-dist evaluate {run.path} --metrics {base_name(metric)}{every}"
+        return f"not evaluated yet: gen-dist evaluate {run.path} --metrics {base_name(metric)}{every}{_options(metric)}"
+
+
+def _options(metric: str) -> str:
+    """Further options of an evaluation that gives a metric of this name."""
+    reference = reference_of(metric)
+    source = {None: "", "train": " --reference train"}.get(reference, " --reference SOURCE")
+    return source + (" --prior fitted" if metric.endswith(FITTED) else "")
 
 
 def trained_share(run: RunRecord) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gen_dist.evaluation.guide import base_name, metric_of
+from gen_dist.evaluation.guide import FITTED, base_name, metric_of
 from gen_dist.records.readable import readable_result
 from gen_dist.reports.groups import (
     Group,
@@ -83,11 +83,12 @@ _TOPICS = (
 
 
 def statements_of(groups: Sequence[Group], metrics: Sequence[str]) -> list[Statement]:
-    """A statement for each topic of which any group has a metric; none for a single group."""
+    """A statement for each topic of which any group has a metric, of samples from models' own priors; none for a single
+    group."""
     said = []
     for topic in _TOPICS:
         for metric in metrics:
-            if base_name(metric) == topic.metric and len(groups) > 1:
+            if base_name(metric) == topic.metric and not metric.endswith(FITTED) and len(groups) > 1:
                 said.append(_statement(topic, metric, groups))
     return said
 

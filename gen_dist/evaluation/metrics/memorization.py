@@ -207,7 +207,7 @@ register(
         name="memorization",
         label="copies of training images",
         group="features",
-        better="data",
+        better=None,  # fewer near samples than held-out images are no merit
         meaning="Share of the samples that are as near to a training image as 1 % of held-out images are.",
         needs=("samples", "features", "test images", "training images"),
         named_after="other features",
