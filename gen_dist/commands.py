@@ -94,7 +94,7 @@ def evaluate(
         inception_weights: File with the weights of InceptionV3. Downloaded if not given.
         vgg_weights: File with torchvision's weights of VGG16, for LPIPS as the perceptual distance.
         device: Where to compute.
-        checkpoint: Checkpoint to evaluate; `best` is that of --keep-best. evaluation.json has the figures of one.
+        checkpoint: Checkpoint to evaluate; `best` is that of --keep-best, whose figures stand in evaluation_best.json.
     """
     from gen_dist.evaluation import evaluator as evaluation
     from gen_dist.evaluation.record import EvaluationError

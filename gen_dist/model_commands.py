@@ -52,6 +52,7 @@ def sample(
     from gen_dist.inference.loading import load
     from gen_dist.inference.model import label_tensor
     from gen_dist.pictures.grids import format_of, save_grid
+    from gen_dist.pictures.plots import bar_of, tiles
 
     format_of(out)  # before anything that takes seconds
     if columns < 1:
@@ -62,7 +63,7 @@ def sample(
     asked = label_tensor(model.labels, [rows[place % len(rows)] for place in range(count)]) if rows else None
     images = model.sample(count, asked, seed, truncation=truncation, prior=prior)
     try:
-        save_grid(out, model.scale.eight_bit(images.cpu().numpy()), columns, bar=model.scale.shown_values)
+        save_grid(out, tiles(images.cpu().numpy(), model.scale), columns, bar=bar_of(model.scale))
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {reason_of(error)}") from None
     print(out)
@@ -199,6 +200,7 @@ def walk(
     from gen_dist.inference.walking import Walk, frames_of
     from gen_dist.pictures.animation import check_animation, save_animation
     from gen_dist.pictures.grids import grid
+    from gen_dist.pictures.plots import tiles
 
     check_animation(out)  # before anything that takes seconds
     if columns < 1:
@@ -211,7 +213,7 @@ def walk(
     asked.check()
     decoded = frames_of(model, asked, rows, walk_labels=walk_labels)
     shown = tqdm(decoded, total=asked.frames, desc="walking", unit="frame", leave=False, disable=None)
-    drawn = [grid(model.scale.eight_bit(images.cpu().numpy()), columns) for images in shown]
+    drawn = [grid(tiles(images.cpu().numpy(), model.scale), columns) for images in shown]
     try:
         save_animation(out, drawn, fps)
     except OSError as error:
@@ -290,10 +292,11 @@ def _write_inverted(out: Path, model: GenerativeModel, arrays: dict[str, Tensor]
 
     from gen_dist.files import reason_of, write_atomically
     from gen_dist.pictures.grids import save_strips
+    from gen_dist.pictures.plots import bar_of, tiles
     from gen_dist.reports.pairs import visible_difference
 
     kept: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
-    originals, images = (model.scale.eight_bit(kept[name]) for name in ("originals", "images"))
+    originals, images = (tiles(kept[name], model.scale) for name in ("originals", "images"))
     difference, factor = visible_difference(originals, images)
     three = np.stack([originals, images, difference], axis=1).reshape(-1, *originals.shape[1:])
     title = f"original, projection, difference{f' ({factor} times)' if factor > 1 else ''}"
@@ -301,6 +304,6 @@ def _write_inverted(out: Path, model: GenerativeModel, arrays: dict[str, Tensor]
     np.savez(buffer, space=np.array(space), **kept)
     try:
         write_atomically(out, buffer.getvalue())
-        save_strips(out.with_suffix(".png"), three, 3, title=title, bar=model.scale.shown_values)
+        save_strips(out.with_suffix(".png"), three, 3, title=title, bar=bar_of(model.scale))
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {reason_of(error)}") from None

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, Self
 from tyro.conf import Suppress
 
 from gen_dist.config.checked import Checked, at_least
+from gen_dist.config.data import FORMS, Form
 from gen_dist.errors import ConfigError
 from gen_dist.plugins.registry import Registry
 
@@ -35,6 +36,8 @@ class NetworkConfig(Checked):
     """Class from latents to images, as `module:Class`; see `gen_dist.networks.base.Decoder`."""
     unbounded_images: ClassVar[bool] = False
     """True if generated images are the generator's last layer as it is, without the tanh of other GANs."""
+    forms: ClassVar[tuple[Form, ...]] = ("images",)
+    """Forms of data that it takes: signals are [B, C, 1, L], vectors [B, D, 1, 1]."""
     latent_dim: int = 20
     """Number of latents; of their channels, if each has a place in the image."""
 
@@ -134,6 +137,7 @@ class MlpConfig(NetworkConfig):
 
     encoder: ClassVar[str] = "gen_dist.networks.mlp:MlpEncoder"
     decoder: ClassVar[str] = "gen_dist.networks.mlp:MlpDecoder"
+    forms: ClassVar[tuple[Form, ...]] = FORMS
     kind: Suppress[Literal["mlp"]] = "mlp"
     hidden_sizes: tuple[int, ...] = (400,)
     """Widths of the encoder's hidden layers, images first; the decoder has them in reverse."""

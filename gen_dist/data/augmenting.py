@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gen_dist.config.augmentation import ImageChanges
+from gen_dist.config.data import Form
 from gen_dist.data.values import ValueScale
 from gen_dist.errors import ConfigError
 
@@ -25,8 +26,10 @@ def integers(uniforms: Tensor, count: int) -> Tensor:
     return (uniforms * count).to(torch.int64).clamp(max=count - 1)
 
 
-def refuse_bad_changes(changes: ImageChanges, image_shape: tuple[int, int, int]) -> None:
-    """Raise ConfigError if images of a shape (C, H, W) cannot be changed so."""
+def refuse_bad_changes(changes: ImageChanges, image_shape: tuple[int, int, int], form: Form = "images") -> None:
+    """Raise ConfigError if images of a shape (C, H, W) cannot be changed so, or rows are no images."""
+    if form != "images" and changes != ImageChanges():
+        raise ConfigError(f"augment is for images, and the data are {form}; leave it out")
     _, height, width = image_shape
     if changes.rotate90 and height != width:
         raise ConfigError(

@@ -24,7 +24,7 @@ from gen_dist.data.encoded_reading import encoded_images
 from gen_dist.data.image_names import ImageNames, names_file
 from gen_dist.data.packing import cache_errors, images_file, labels_file, offsets_file, pack, source_keeping
 from gen_dist.data.ranges import Measured, measured_scale
-from gen_dist.data.sources.source import SPLITS, KeepsDepth, Source, SplitName
+from gen_dist.data.sources.source import SPLITS, KeepsDepth, Source, SplitName, form_of_source
 from gen_dist.data.values import ValueScale, scale_of_json
 from gen_dist.errors import DataError
 from gen_dist.files import reason_of, retrying, sync, write_atomically
@@ -215,7 +215,7 @@ def _build(source: Source, packing: DataConfig, directory: Path) -> None:
 def _measured(directory: Path, source: Source, packing: DataConfig, decoding: dict[str, Any] | None) -> Measured:
     """Range of the values of both splits."""
     train, test = (_images(directory, split, "r", decoding) for split in SPLITS)
-    return measured_scale(source.name, train, test, packing)
+    return measured_scale(source.name, train, test, packing, form_of_source(source))
 
 
 def _open(directory: Path, source: Source, packing: DataConfig, announce: Callable[[str], None]) -> Dataset:

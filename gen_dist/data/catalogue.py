@@ -84,7 +84,7 @@ def survey_source(source: str, root: str | Path, packing: DataConfig) -> Survey:
             packed = open_packed(found, packing, lambda _line: None)
             splits: dict[SplitName, Split] = {"train": packed.train, "test": packed.test}
             arrays = {name: (split.images, split.labels) for name, split in splits.items()}
-            found = packed_source(found, arrays, packed.labels)
+            found = packed_source(found, arrays, packed.labels, packed.scale.form)
         return survey(found, packing, cache_directory(packing), packed_in)
 
 
@@ -114,8 +114,8 @@ def pack_given(
     from gen_dist.data.sources.in_memory import given_source  # late: sources register in the order of their files
 
     with _one_line_errors("data"):
-        test = None if test_data is None else images_given(test_data, layout)
-        source = given_source(images_given(data, layout), test)
+        test = None if test_data is None else images_given(test_data, layout, packing.array_of)
+        source = given_source(images_given(data, layout, packing.array_of), test)
         open_packed(source, packing, announce)
         return f"array:{source.key}"
 
@@ -149,6 +149,8 @@ def _find_source(source: str, root: Path, packing: DataConfig) -> Source:
     if packing.label_columns and name != "parquet" and kind.open.__module__.startswith(sources.__name__):
         columns = " ".join(map(printable, packing.label_columns))
         raise DataError(f"{printable(source)}: --label-columns {columns} is for parquet:PATH; leave it out")
+    if packing.array_of and name != "array":
+        raise DataError(f"{printable(source)}: --array-of {packing.array_of} is for array:FILE; leave it out")
     if kind.takes_path and not path:
         raise DataError(f"{name}: needs a path, as in {name}:/path/to/images")
     found = kind.open(Request(expand_home(path) if path else Path(), root, packing))

@@ -23,6 +23,7 @@ from gen_dist.data.array_bytes import UnreadableImage
 from gen_dist.data.decoding import Decoded, decode_image
 from gen_dist.data.deep_files import Keeping
 from gen_dist.data.fitting import Fitting, fitting_of, line_on_changes
+from gen_dist.data.forms import lines_on_form
 from gen_dist.data.image_files import encoded_bytes, image_warnings_as_intended
 from gen_dist.data.image_names import names_file, write_names
 from gen_dist.data.labelling import completed, lines_on_labels
@@ -39,6 +40,7 @@ from gen_dist.data.refusals import (
     held_out_count,
     leave_out,
     needs_fitting,
+    refuse_image_options,
     scheme_of_source,
 )
 from gen_dist.data.sources.source import SPLITS, Block, KeepsDepth, Source, SplitName
@@ -115,6 +117,7 @@ def pack(source: Source, packing: DataConfig, directory: Path, shown_directory: 
     Raises:
         DataError: the images cannot be packed as configured, or the disk is full.
     """
+    refuse_image_options(source, packing)
     class_names = class_names_of(source)
     with contextlib.ExitStack() as stack:
         packer = _Packer(source, packing, directory, shown_directory, scheme_of_source(source, class_names))
@@ -137,6 +140,7 @@ def pack(source: Source, packing: DataConfig, directory: Path, shown_directory: 
         packer.finish()
     remarks = [
         *remarks_on_classes(class_names),
+        *lines_on_form(source, packing, packer.shape),
         *packer.lines_on_labels,
         *line_on_changes(packer.changes),
         *lines_on_losses(packer.losses),
@@ -225,6 +229,11 @@ class _Packer:
     def close(self) -> None:
         for file in self._files.values():
             file.close()
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """(C, H, W) of the rows; None without one."""
+        return self._shape.shape
 
     def pack(self, pool: ThreadPoolExecutor, progress: Callable[[int], object]) -> None:
         """Decode in the pool and append in order; a bounded window of tasks keeps all threads busy."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gen_dist.config import DataConfig
+from gen_dist.config.data import Form
 from gen_dist.data.subsets import evenly_spaced
 from gen_dist.data.values import PLAIN, ValueScale, format_number
 from gen_dist.errors import DataError
@@ -25,6 +27,8 @@ _SAMPLED = 2**22
 memory than one."""
 _LEAST_SAMPLED = 2**14
 """The same of one channel, at least."""
+_LEAST_SAMPLED_OF_VECTORS = 2**10
+"""The same of one number of vectors, which may have thousands."""
 _SAMPLED_IMAGES = 1024
 """Images that a sample is spread over, where there are as many."""
 
@@ -37,7 +41,9 @@ class Measured(NamedTuple):
     """Lines on the range, and on values that lie beyond it."""
 
 
-def measured_scale(source: str, train: NDArray[Any], test: NDArray[Any], packing: DataConfig) -> Measured:
+def measured_scale(
+    source: str, train: NDArray[Any], test: NDArray[Any], packing: DataConfig, form: Form = "images"
+) -> Measured:
     """Measure the range of the values of a data set.
 
     Args:
@@ -45,13 +51,16 @@ def measured_scale(source: str, train: NDArray[Any], test: NDArray[Any], packing
         train: training images [N, C, H, W].
         test: test images.
         packing: how the range is chosen.
+        form: what the rows are.
 
     Raises:
         DataError: the range is that of the dtype, and floating-point values are beyond it.
     """
     dtype = str(train.dtype)
-    if dtype == "uint8" and packing.value_range is None:
+    if dtype == "uint8" and packing.value_range is None and form == "images":
         return Measured(PLAIN, [])
+    if form == "vectors" and not packing.range_per_channel:  # one table for all numbers, not one for each
+        train, test = (rows.reshape(len(rows), 1, 1, rows.shape[1]) for rows in (train, test))
     tables = [_Values(train, channel) for channel in range(train.shape[1])]
     least, greatest = (
         [min_or_max(found) for found in zip(*(ends(images) for images in (train, test) if images.size), strict=True)]
@@ -62,10 +71,10 @@ def measured_scale(source: str, train: NDArray[Any], test: NDArray[Any], packing
         lows, highs = [min(lows)], [max(highs)]
     # Equal values get a range. A part of large ones, since 1 would be lost in their rounding.
     highs = [high if high > low else low + max(1.0, 1e-6 * abs(low)) for low, high in zip(lows, highs, strict=True)]
-    scale = ValueScale(dtype, tuple(lows), tuple(highs))
+    scale = ValueScale(dtype, tuple(lows), tuple(highs), form=form)
     if scale.is_plain:
         return Measured(scale, [])
-    scale = ValueScale(dtype, scale.low, scale.high, _shown(scale, tables))
+    scale = replace(scale, shown=_shown(scale, tables))
     return Measured(scale, _remarks(scale, tables, (min(least), max(greatest))))
 
 
@@ -80,7 +89,7 @@ def _chosen(
     channels = len(tables)
     if (given := packing.given_range) is not None:
         return [given[0]] * channels, [given[1]] * channels
-    if packing.value_range == "dtype":
+    if packing.value_range == "dtype" or (dtype == "uint8" and packing.value_range is None):
         whole = np.dtype(dtype).kind in "iu"
         ends = (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)) if whole else (0.0, 1.0)
         low, high = min(of_all[0]), max(of_all[1])
@@ -113,7 +122,10 @@ class _Values:
             present = np.flatnonzero(counts)
             self.values, self.counts = present.astype(np.float64) + lowest, counts[present]
             return
-        sample = np.concatenate([image.ravel()[::stride] for image, stride in _sampled(images, channel)])
+        if math.prod(images.shape[2:]) == 1:
+            sample = _sampled_numbers(images, channel)
+        else:
+            sample = np.concatenate([image.ravel()[::stride] for image, stride in _sampled(images, channel)])
         self.values, self.counts = np.unique(sample.astype(np.float64), return_counts=True)
 
     def percentile(self, share: float) -> float:
@@ -136,6 +148,13 @@ def _sampled(images: NDArray[Any], channel: int) -> Iterator[tuple[NDArray[Any],
     while math.gcd(stride, images.shape[3]) > 1:  # else the values of a few columns
         stride += 1
     return ((images[row, channel], stride) for row in rows)
+
+
+def _sampled_numbers(vectors: NDArray[Any], place: int) -> NDArray[Any]:
+    """One number of vectors [N, D, 1, 1] across all of them."""
+    count = len(vectors)
+    most = max(_LEAST_SAMPLED_OF_VECTORS, _SAMPLED // vectors.shape[1])
+    return vectors[evenly_spaced(min(count, most), count), place, 0, 0]
 
 
 def _merged(tables: list[_Values]) -> _Values:

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 
 from gen_dist.config import DataConfig
 from gen_dist.config.labels import LabelScheme, classes_named
+from gen_dist.data.forms import own_shape
 from gen_dist.data.labelling import MISSING
-from gen_dist.data.sources.source import SPLITS, Block, HasLabels, Source, SplitName
+from gen_dist.data.sources.source import SPLITS, Block, HasLabels, Source, SplitName, form_of_source
 from gen_dist.data.tally import Tally
 from gen_dist.data.values import DTYPES
 from gen_dist.errors import DataError
+
+_DEFAULTS = DataConfig()
 
 
 def class_names_of(source: Source) -> tuple[str, ...]:
@@ -52,6 +55,17 @@ def blocks_of(source: Source) -> Iterator[Block]:
                 f"{owner} {len(block.images)} images and {count} labels; give as many, in an int64 array [N]"
             )
         yield block
+
+
+def refuse_image_options(source: Source, packing: DataConfig) -> None:
+    """Raise DataError if an option that is for images is given for signals or vectors."""
+    if (form := form_of_source(source)) == "images":
+        return
+    for name in ("image_size", "fit", "channels", "dtype", "pages", "packed_as"):
+        if (value := getattr(packing, name)) != getattr(_DEFAULTS, name):
+            raise DataError(
+                f"{source.name}: --{name.replace('_', '-')} {value} is for images, and these are {form}; leave it out"
+            )
 
 
 def needs_fitting(source: Source, packing: DataConfig, images: NDArray[Any]) -> bool:
@@ -132,6 +146,11 @@ class OneShape:
                 )
             self.shape, self._first_name = shape, name
         elif shape != self.shape:
+            if (form := form_of_source(self._source)) != "images":
+                raise DataError(
+                    f"{self._source.name}: {form} differ in size: {self._first_name} is {own_shape(form, self.shape)}, "
+                    f"{name} is {own_shape(form, shape)}; bring them to one"
+                )
             raise DataError(
                 f"{self._source.name}: images differ in size: {self._first_name} is {_width_by_height(self.shape)}, "
                 f"{name} is {_width_by_height(shape)}; give {self._way_out()} to bring them to one"

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gen_dist.config.data import Form
+from gen_dist.data.forms import own_shape
 from gen_dist.data.sources.source import SPLITS, SplitName
 from gen_dist.data.tally import Tally
 from gen_dist.data.values import format_number
@@ -62,6 +64,8 @@ class Survey:
     """(C, H, W) of the packed images. None if packing is refused."""
     dtype: str = "uint8"
     """Type of their values."""
+    form: Form = "images"
+    """What the rows are."""
     values: tuple[float, float] | None = None
     """Least and greatest value of the images that were looked at. None for 8-bit images."""
     encoded_bytes: int = 0
@@ -93,30 +97,29 @@ class Survey:
     def lines(self) -> list[str]:
         """The survey as lines of text: what is there, then what packing would make of it."""
         state = f"packed already in {self.packed_in}" if self.packed_in else "not packed yet"
-        lines = [f"{self.source}: {self.images:,} images, {state}"]
-        lines += _listed("splits", [self._splits()])
-        lines += _listed("classes", [self._classes()] if len(self.class_names) > 1 else [])
-        lines += _listed("labels", self.labels)
-        lines += _listed("sizes", [_sizes(self.sizes)] if self.sizes else [])
-        lines += _listed("kinds", [_counted(self.kinds, _SHOWN_KINDS)] if self.kinds else [])
-        lines += _listed(
+        lines = [f"{self.source}: {self.images:,} {self.form}, {state}"]
+        lines += listed("splits", [self._splits()])
+        lines += listed("classes", [self.classes_text()] if len(self.class_names) > 1 else [])
+        lines += listed("labels", self.labels)
+        lines += listed("sizes", [sizes_text(self.sizes)] if self.sizes and self.form == "images" else [])
+        lines += listed("kinds", [counted(self.kinds)] if self.kinds else [])
+        lines += listed(
             "left out", [f"{self.left_out.count:,} unreadable: {self.left_out}"] * bool(self.left_out.count)
         )
-        lines += _listed("note", self.remarks)
+        lines += listed("note", self.remarks)
         if self.shape is None:
             return lines
-        channels, height, width = self.shape
         lines.append("packing makes of them")
-        size = f"{'as encoded, ' if self.encoded_bytes else ''}{_size(self.bytes)} in {self.cache}"
-        lines += _listed("images", [f"{self.dtype} [{channels}, {height}, {width}] each, {size}"])
+        size = f"{'as encoded, ' if self.encoded_bytes else ''}{size_text(self.bytes)} in {self.cache}"
+        lines += listed(self.form, [f"{self.dtype} {list(own_shape(self.form, self.shape))} each, {size}"])
         if self.values:
             low, high = map(format_number, self.values)
-            lines += _listed("values", [f"{low}..{high} in the {len(self.sheet):,} images of the contact sheet"])
-        lines += _listed("changes", [f"{count:,} {change}" for change, count in self.changes.most_common()])
-        lines += _listed("losses", [*self.losses, *(f"{line}{self._among()}" for line in self.intensity_losses)])
+            lines += listed("values", [f"{low}..{high} in the {len(self.sheet):,} {self.form} of the contact sheet"])
+        lines += listed("changes", [f"{count:,} {change}" for change, count in self.changes.most_common()])
+        lines += listed("losses", [*self.losses, *(f"{line}{self._among()}" for line in self.intensity_losses)])
         if self.damaged.count:
-            lines += _listed("damage", [f"{self.damaged.count:,} unreadable{self._among()}: {self.damaged}"])
-        return [*lines, *_listed("time", [self._time()])]
+            lines += listed("damage", [f"{self.damaged.count:,} unreadable{self._among()}: {self.damaged}"])
+        return [*lines, *listed("time", [self._time()])]
 
     def _among(self) -> str:
         return "" if self.decoded == self.to_decode else f", among the {self.decoded:,} decoded here"
@@ -125,7 +128,8 @@ class Survey:
         counts = " and ".join(f"{int(self.counts[split].sum()):,} {split}" for split in SPLITS)
         return counts + (", held out of one split" if self.holds_out else "")
 
-    def _classes(self) -> str:
+    def classes_text(self) -> str:
+        """Classes with their numbers of images."""
         of_all = np.sum([self.counts[split] for split in SPLITS], axis=0)
         named = [f"{name} ({count:,})" for name, count in zip(self.class_names, of_all.tolist(), strict=True)]
         more = len(named) - _SHOWN_CLASSES
@@ -144,12 +148,13 @@ class Survey:
         return f"{about}, without the disk: an estimate, {how}"
 
 
-def _listed(heading: str, texts: Sequence[str]) -> list[str]:
+def listed(heading: str, texts: Sequence[str]) -> list[str]:
     """Lines of one sort, the first with a heading."""
     return [f"  {heading if not place else '':{_WIDTH}}{text}" for place, text in enumerate(texts)]
 
 
-def _sizes(sizes: collections.Counter[tuple[int, int]]) -> str:
+def sizes_text(sizes: collections.Counter[tuple[int, int]]) -> str:
+    """Sizes (width, height) of images in a few words."""
     (size, count), *others = sizes.most_common()
     common = f"{size[0]}x{size[1]}"
     if not others:
@@ -158,14 +163,16 @@ def _sizes(sizes: collections.Counter[tuple[int, int]]) -> str:
     return f"{len(sizes):,}, from {least[0]}x{least[1]} to {most[0]}x{most[1]} (width x height); {count:,} are {common}"
 
 
-def _counted(kinds: collections.Counter[str], most: int) -> str:
+def counted(kinds: collections.Counter[str], most: int = _SHOWN_KINDS) -> str:
+    """Kinds of images with their numbers, the most frequent first."""
     named = [f"{count:,} {kind}" for kind, count in kinds.most_common()]
     return (
         ", ".join(named) if len(named) <= most else f"{', '.join(named[:most])} and {len(named) - most:,} other kinds"
     )
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """A number of bytes in few letters."""
     units = ("bytes", "KiB", "MiB", "GiB")
     power = min(max(count.bit_length() - 1, 0) // 10, len(units) - 1)
     return f"{count / 1024**power:,.{1 if power else 0}f} {units[power]}"

@@ -23,6 +23,7 @@ from gen_dist.config import DataConfig
 from gen_dist.config.labels import UNKNOWN
 from gen_dist.data.array_bytes import UnreadableImage
 from gen_dist.data.fitting import Fitting
+from gen_dist.data.forms import lines_on_form
 from gen_dist.data.headers import Header, read_header
 from gen_dist.data.image_files import Encoded, ImageFile, image_warnings_as_intended
 from gen_dist.data.labelling import MISSING, completed, lines_on_labels, summary_of_labels
@@ -48,9 +49,10 @@ from gen_dist.data.refusals import (
     held_out_count,
     leave_out,
     needs_fitting,
+    refuse_image_options,
     scheme_of_source,
 )
-from gen_dist.data.sources.source import SPLITS, Block, Source, SplitName
+from gen_dist.data.sources.source import SPLITS, Block, Source, SplitName, form_of_source
 from gen_dist.data.subsets import evenly_spaced, held_out_order
 from gen_dist.data.survey import Survey
 from gen_dist.data.tally import Tally
@@ -58,8 +60,8 @@ from gen_dist.errors import DataError
 from gen_dist.files import reason_of
 
 SHEET_COLUMNS = 8
-_SHEET_CLASSES = 20
-_SHEET_ROWS_OF_ONE_CLASS = 8
+SHEET_CLASSES = 20
+SHEET_ROWS_OF_ONE_CLASS = 8
 _MOST_DECODED = 4096
 _MOST_BYTES_HELD = 2**26
 _SECONDS_OF_DECODING = 3.0
@@ -82,6 +84,7 @@ def survey(source: Source, packing: DataConfig, cache: Path, packed_in: Path | N
     Raises:
         DataError: the source or a file cannot be read just now, or a label has no class.
     """
+    refuse_image_options(source, packing)
     with image_warnings_as_intended():
         surveyor = _Surveyor(source, packing, cache, packed_in)
         surveyor.read_headers()
@@ -141,6 +144,7 @@ class _Surveyor:
         of_label = np.dtype(self._scheme.dtype).itemsize * math.prod(self._scheme.shape)
         names = (*names, UNKNOWN) if packing.missing_labels == UNKNOWN and self._scheme.kind == "classes" else names
         self._found = Survey(source.name, names, remarks, cache, packed_in, threads=THREADS, bytes_of_a_label=of_label)
+        self._found.form = form_of_source(source)
         self._found.holds_out = not source.has_test_split
         self._source = source
         self._packing = packing
@@ -154,8 +158,8 @@ class _Surveyor:
         self._losses, self._intensity_losses = Tally(), Tally()
         self._damaged: dict[int, tuple[str, str]] = {}
         self._sample = _Sample(_MOST_DECODED)
-        shown = evenly_spaced(min(_SHEET_CLASSES, len(names)), len(names)).tolist()
-        row_length = SHEET_COLUMNS * (1 if len(shown) > 1 else _SHEET_ROWS_OF_ONE_CLASS)
+        shown = evenly_spaced(min(SHEET_CLASSES, len(names)), len(names)).tolist()
+        row_length = SHEET_COLUMNS * (1 if len(shown) > 1 else SHEET_ROWS_OF_ONE_CLASS)
         self._sheet = {label: _Sample(row_length) for label in shown}
         self._source_seconds = self._decoding_seconds = 0.0
 
@@ -220,11 +224,12 @@ class _Surveyor:
             stored, height, width = self._shape.shape
             all_gray = self._packing.channels is None and self._grays == self._images
             found.shape = (1 if all_gray else stored, height, width)
-            if self._grays and found.shape[0] == 3:
+            if self._grays and found.shape[0] == 3 and found.form == "images":
                 found.changes["are gray and get three equal channels"] = self._grays
             found.sheet = [pixels[: found.shape[0]] for pixels in found.sheet]
             if found.dtype != "uint8" and found.sheet:
                 found.values = float(np.min(found.sheet)), float(np.max(found.sheet))
+            found.remarks += lines_on_form(self._source, self._packing, self._shape.shape)
             found.seconds = self._estimate()
         return found
 
@@ -260,7 +265,7 @@ class _Surveyor:
                     sample.add(number, one)
         self._images += 1
         found.sizes[header.width, header.height] += 1
-        found.kinds[header.kind] += 1
+        found.kinds[header.kind if found.form == "images" else f"{header.dtype} array"] += 1
         found.to_decode += not fits
         if self._packing.packed_as == "encoded":
             encoded = block.images[position]

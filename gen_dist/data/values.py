@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gen_dist.config.data import FORMS, Form
+
 DTYPES = ("uint8", "uint16", "int16", "float16", "float32")
 """Types of values that are kept, by NumPy's names."""
 _WHITE = 255.0
@@ -35,11 +37,13 @@ class ValueScale:
     """Value that becomes 1. It differs from `low`."""
     shown: tuple[float, float] = (0.0, 1.0)
     """Intensities that pictures show as black and white."""
+    form: Form = "images"
+    """What the rows are; see `gen_dist.data.forms`."""
 
     @property
     def is_plain(self) -> bool:
         """True for 8-bit images in their own range: models take them as they are."""
-        return self.dtype == "uint8" and self.low == (0.0,) and self.high == (_WHITE,)
+        return self.dtype == "uint8" and self.low == (0.0,) and self.high == (_WHITE,) and self.form == "images"
 
     @property
     def is_whole(self) -> bool:
@@ -122,8 +126,9 @@ class ValueScale:
         return low, high
 
     def as_json(self) -> dict[str, Any]:
-        """The scale as JSON values."""
-        return {"dtype": self.dtype, "low": list(self.low), "high": list(self.high), "shown": list(self.shown)}
+        """The scale as JSON values. Images name no form, as in files of versions without others."""
+        found = {"dtype": self.dtype, "low": list(self.low), "high": list(self.high), "shown": list(self.shown)}
+        return found if self.form == "images" else {**found, "form": self.form}
 
     def __str__(self) -> str:
         ranges = [f"{format_number(low)}..{format_number(high)}" for low, high in zip(self.low, self.high, strict=True)]
@@ -145,13 +150,13 @@ def scale_of_json(found: Mapping[str, Any] | None) -> ValueScale:
     if found is None:
         return PLAIN
     try:
-        dtype = found["dtype"]
+        dtype, form = found["dtype"], found.get("form", "images")
         low, high, shown = (tuple(map(float, found[name])) for name in ("low", "high", "shown"))
-        whole = dtype in DTYPES and len(low) == len(high) > 0
+        whole = dtype in DTYPES and form in FORMS and len(low) == len(high) > 0
         whole = whole and len(shown) == 2 and -math.inf < shown[0] < shown[1] < math.inf
         if whole and all(a < b and math.isfinite(b - a) for a, b in zip(low, high, strict=True)):
-            return ValueScale(dtype, low, high, (shown[0], shown[1]))
-    except (KeyError, TypeError, OverflowError) as error:
+            return ValueScale(dtype, low, high, (shown[0], shown[1]), form)
+    except (AttributeError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"no range of values: {type(error).__name__} {error}") from None
     raise ValueError(f"no range of values: {str(dict(found))[:100]}")
 

@@ -22,7 +22,7 @@ from gen_dist.evaluation.nearest_pairs import draw_nearest_pairs
 from gen_dist.evaluation.plan import MetricPlan, check_options
 from gen_dist.evaluation.record import Evaluation, UnmeasuredError, UnwrittenError, add_evaluation, read_evaluation
 from gen_dist.evaluation.reference import reference_images
-from gen_dist.inference.loading import WhichCheckpoint, fitted_prior_of, model_of, read_same_checkpoint
+from gen_dist.inference.loading import fitted_prior_of, model_of, read_same_checkpoint
 from gen_dist.inference.model import PriorName
 from gen_dist.objectives.evaluating import evaluating
 from gen_dist.parallel.collectives import agree, in_main
@@ -31,7 +31,7 @@ from gen_dist.records.readable import readable_duration
 from gen_dist.records.reading import config_of_run
 from gen_dist.records.run_data import open_run_data
 from gen_dist.records.run_directory import wandb_id_of
-from gen_dist.records.run_paths import RunPaths
+from gen_dist.records.run_paths import RunPaths, WhichCheckpoint
 from gen_dist.records.trackers.wandb_run import WandbRun, wandb_mode
 
 NLL_IMAGES = 1000
@@ -57,7 +57,8 @@ def evaluate(
     checkpoint: WhichCheckpoint = "newest",
     announce: Callable[[str], None] = print,
 ) -> Evaluation:
-    """Evaluate a whole checkpoint of a run, and write evaluation.json in the run directory. Call it in every process.
+    """Evaluate a whole checkpoint of a run, and write evaluation.json in the run directory; of the best checkpoint,
+    evaluation_best.json. Call it in every process.
 
     Existing figures of the same checkpoint and data are kept, also those that another evaluation writes meanwhile.
     Figures that rest on features are kept only if the feature network is the same.
@@ -78,7 +79,7 @@ def evaluate(
         inception_weights: file of InceptionV3's weights; None downloads them if they are missing.
         vgg_weights: torchvision's file of VGG16's weights: perceptual distances are then LPIPS. None measures them in
             features of EfficientNet-Lite0.
-        checkpoint: the newest one, or the best that the run keeps. evaluation.json has figures of one checkpoint.
+        checkpoint: the newest one, or the best that the run keeps.
         announce: takes a line before work that takes long, in the main process.
 
     Raises:
@@ -116,15 +117,18 @@ def evaluate(
         reference=compared,
         prior=prior,
     )
-    in_main(lambda: read_evaluation(run), processes)  # a damaged one is refused before anything that takes minutes
+    # A damaged one is refused before anything that takes minutes.
+    in_main(lambda: read_evaluation(run, checkpoint), processes)
     with evaluating(model.objective):
-        evaluation = _measure(run, read.step, plan, context, say)
+        evaluation = _measure(run, read.step, plan, context, say, checkpoint)
     if processes.is_main:
         _send_to_wandb(run, config, evaluation, say)
     return evaluation
 
 
-def _measure(run: Path, step: int, plan: MetricPlan, context: Context, say: Callable[[str], None]) -> Evaluation:
+def _measure(
+    run: Path, step: int, plan: MetricPlan, context: Context, say: Callable[[str], None], which: WhichCheckpoint
+) -> Evaluation:
     """Measure the available metrics and write them, the slow ones last: an interrupted evaluation has the others.
 
     Raises:
@@ -140,7 +144,7 @@ def _measure(run: Path, step: int, plan: MetricPlan, context: Context, say: Call
         evaluation = found.evaluation(step)
         unwritten = None
         try:
-            return in_main(lambda: add_evaluation(run, evaluation, say), context.processes)
+            return in_main(lambda: add_evaluation(run, evaluation, say, which), context.processes)
         except UnwrittenError as error:  # the slow ones are measured all the same
             error.evaluation = evaluation
             unwritten = error

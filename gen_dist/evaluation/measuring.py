@@ -14,12 +14,12 @@ from gen_dist.evaluation.marginal_likelihood import is_binarized
 from gen_dist.evaluation.metric import Metric, UnavailableError, Value
 from gen_dist.evaluation.metrics import measured_metrics
 from gen_dist.evaluation.metrics.classes import accuracy
-from gen_dist.evaluation.plan import MetricPlan, Setting, refused_by_digits, sides
+from gen_dist.evaluation.plan import MetricPlan, Setting, refused_by_digits, sides, takes_features
 from gen_dist.evaluation.record import Evaluation
 from gen_dist.evaluation.reference import ReferenceImages
 from gen_dist.inference.model import GenerativeModel, PriorName
 from gen_dist.networks import efficientnet_lite
-from gen_dist.networks.perceptual import PERCEPTUAL_CHANNELS, PerceptualDistance, perceptual_distance
+from gen_dist.networks.perceptual import PerceptualDistance, perceptual_distance
 from gen_dist.objectives.vae import Vae
 from gen_dist.parallel.processes import Processes
 from gen_dist.plugins.faults import told
@@ -55,7 +55,7 @@ def _frozen_features(
     needs: set[str], network: FeatureNetwork | None, dataset: Dataset, processes: Processes, vgg_weights: Path | None
 ) -> tuple[FeatureNetwork | None, PerceptualDistance | None]:
     """Network for features of reconstructions, and the perceptual distance: each if it is needed and can be had."""
-    fits = dataset.image_shape[0] in PERCEPTUAL_CHANNELS
+    fits = takes_features(dataset)
     has_lite0 = fits and efficientnet_lite.is_installed()
     compared, perceptual = network, None
     if compared is None and "features of reconstructions" in needs and has_lite0:
@@ -81,7 +81,9 @@ def network_of(
     """
     if features == "digits" and not fits_digits(dataset.image_shape):
         raise UserError(f"features digits: {refused_by_digits(dataset)}")
-    if features == "inception" and dataset.image_shape[0] not in PERCEPTUAL_CHANNELS:
+    if features is not None and dataset.scale.form != "images":
+        raise UserError(f"features {features} are of images, and the data are {sides(dataset)}; leave it out")
+    if features == "inception" and not takes_features(dataset):
         raise UserError(f"features inception are of 1 or 3 channels, and images are {sides(dataset)}; leave it out")
     chosen = features or ("digits" if fits_digits(dataset.image_shape) else None)
     of_network = {"features", "features of reconstructions"} | ({"digits"} if chosen == "digits" else set())

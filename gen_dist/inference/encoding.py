@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, Split
+from gen_dist.data.forms import written
 from gen_dist.data.sources.source import SPLITS, SplitName
 from gen_dist.errors import ConfigError, DataError, UserError, shortened
 from gen_dist.files import file_lock, write_atomically
@@ -108,7 +109,10 @@ def _open_data(
     """Images of the run or of another source, in the model's shape."""
     config = model.config
     _, height, width = model.image_shape
-    if data is not None and data != config.data:
+    if data is not None and data != config.data and (form := model.scale.form) != "images":
+        packing = replace(config.packing, label_columns=(), array_of=form)
+        config = replace(config, packing=packing)
+    elif data is not None and data != config.data:
         packing = config.packing
         of_images: Mapping[int, Literal[1, 3]] = {} if packing.pages == "channels" else {1: 1, 3: 3}
         if data.startswith("shards:"):  # whose labels and pages need no options
@@ -118,6 +122,7 @@ def _open_data(
         packing = replace(
             packing,
             test_shards=None,
+            array_of=None,
             image_size=f"{width}x{height}",
             fit="crop" if packing.fit == "none" else packing.fit,
             channels=of_images.get(model.image_shape[0]),
@@ -125,9 +130,9 @@ def _open_data(
         )
         config = replace(config, packing=packing)
     dataset = open_run_data(run, config, say, digest=None, data=data, data_root=data_root)
-    if dataset.image_shape != model.image_shape:
-        shapes = [" x ".join(map(str, shape)) for shape in (dataset.image_shape, model.image_shape)]
-        raise DataError(f"images of {data or config.data} are {shapes[0]}; the model of {run} takes {shapes[1]}")
+    if (dataset.image_shape, dataset.scale.form) != (model.image_shape, model.scale.form):
+        is_of, takes = (written(one.scale.form, one.image_shape) for one in (dataset, model))
+        raise DataError(f"images of {data or config.data} are {is_of}; the model of {run} takes {takes}")
     if model.conditional and not model.labels.takes(dataset.labels):
         raise DataError(
             f"labels of {data or config.data} are not those of the model of {run}, which decodes images by their "

@@ -31,12 +31,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from gen_dist.config.data import FORMS, Form
+from gen_dist.data.forms import as_held, as_own
 from gen_dist.errors import CheckpointError, ConfigError, UserError
 from gen_dist.files import sync, whole_directory
 from gen_dist.inference import diffusers_format
 from gen_dist.inference.exported import CARD, CONFIG, LIBRARY, PLAIN_CARD, PLUGINS, PRIOR, SUFFIXES, Format, PartName
 from gen_dist.inference.fitted_prior import FittedPrior, prior_bytes, read_fitted_prior, weights_digest
-from gen_dist.inference.loading import WhichCheckpoint, model_of, read_checkpoint
+from gen_dist.inference.loading import model_of, read_checkpoint
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.inference.model_card import Part, Port, card
 from gen_dist.inference.truncation import take_mean_style, truncated
@@ -44,35 +46,37 @@ from gen_dist.objectives import Objective
 from gen_dist.plugins.loading import contents_of
 from gen_dist.records.checkpoint import Checkpoint, is_checkpoint
 from gen_dist.records.run_data import open_run_data
-from gen_dist.records.run_paths import RunPaths
+from gen_dist.records.run_paths import RunPaths, WhichCheckpoint
 
 
 class _Decode(nn.Module):
-    """Map latents float32 [N, D], and labels [N] or [N, A] for a conditional model, to images float32 [N, C, H, W]:
-    intensities in 0..1, or values in units."""
+    """Map latents float32 [N, D], and labels [N] or [N, A] for a conditional model, to images float32 [N, C, H, W],
+    signals [N, C, L] or vectors [N, D]: intensities in 0..1, or values in units."""
 
-    def __init__(self, objective: Objective, units: nn.Module) -> None:
+    def __init__(self, objective: Objective, units: nn.Module, form: Form) -> None:
         super().__init__()
         self.objective = objective
         self.units = units
+        self.form = form
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         images: Tensor = self.units(self.objective.pixels(self.objective.decode(latents, labels)))
-        return images
+        return as_own(self.form, images)
 
 
 class _Encode(nn.Module):
-    """Map images float32 [N, C, H, W], intensities in 0..1 or values in units, to mean and log-variance [N, D], or to
-    latents alone."""
+    """Map images float32 [N, C, H, W], signals [N, C, L] or vectors [N, D], intensities in 0..1 or values in units, to
+    mean and log-variance [N, D], or to latents alone."""
 
-    def __init__(self, objective: Objective, intensities: nn.Module) -> None:
+    def __init__(self, objective: Objective, intensities: nn.Module, form: Form) -> None:
         super().__init__()
         self.objective = objective
         self.intensities = intensities
+        self.form = form
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor] | Tensor:
         # Objectives take 0..255; the numbers need not be whole.
-        mean, logvar = self.objective.encode(self.intensities(images) * 255.0)
+        mean, logvar = self.objective.encode(self.intensities(as_held(self.form, images)) * 255.0)
         return mean if logvar is None else (mean, logvar)
 
 
@@ -279,7 +283,10 @@ def _write_plugins(directory: Path, contents: Mapping[str, bytes]) -> None:
 def _parts_of(
     model: GenerativeModel, form: Format, wanted: Sequence[PartName], truncation: float = 1.0
 ) -> list[_Exported]:
-    objective, shape, latents = model.objective, model.image_shape, model.objective.latent_shape
+    objective, latents = model.objective, model.objective.latent_shape
+    shape, rows = model.own_shape, model.scale.form
+    if form == "safetensors":  # plain weights take and give what networks do
+        shape, rows = model.image_shape, "images"
     scale, units = model.scale, not model.scale.is_plain and form != "safetensors"
     told = f"values of the data as float32: {scale}" if units else "in 0..1"
     images = told if units else "intensities in 0..1; divide uint8 by 255"
@@ -296,8 +303,8 @@ def _parts_of(
     if objective.conditional:
         inputs.append(Port("labels", model.labels.dtype, model.labels.shape, model.labels.meaning))
     name = "generator" if "generator" in objective.networks else "decoder"
-    decoder = Part("decoder", f"decoder.{SUFFIXES[form]}", name, inputs, [Port("images", "float32", shape, told)])
-    found = [_Exported(decoder, _Decode(_alone(objective, name), to_units), objective.networks[name])]
+    decoder = Part("decoder", f"decoder.{SUFFIXES[form]}", name, inputs, [Port(rows, "float32", shape, told)])
+    found = [_Exported(decoder, _Decode(_alone(objective, name), to_units, rows), objective.networks[name])]
     if objective.encodes:
         code = [
             Port("mean", "float32", latents, "mean of the posterior"),
@@ -305,9 +312,10 @@ def _parts_of(
         ]
         if not objective.gives_logvar:
             code = [Port("latents", "float32", latents, "what decodes to the image")]
-        taken = [Port("images", "float32", shape, images)]
+        taken = [Port(rows, "float32", shape, images)]
         encoder = Part("encoder", f"encoder.{SUFFIXES[form]}", "encoder", taken, code)
-        found.append(_Exported(encoder, _Encode(_alone(objective, "encoder"), to_model), objective.networks["encoder"]))
+        encode = _Encode(_alone(objective, "encoder"), to_model, rows)
+        found.append(_Exported(encoder, encode, objective.networks["encoder"]))
     return [one for one in found if not wanted or one.part.name in wanted]
 
 
@@ -354,7 +362,7 @@ def _onnx(one: _Exported, facts: dict[str, str]) -> bytes:
         input_names=[port.name for port in one.part.inputs],
         output_names=[port.name for port in one.part.outputs],
         # Named once: all inputs have the same batch size, and a second name causes a warning.
-        dynamic_shapes={port.name: {} if place else {0: "N"} for place, port in enumerate(one.part.inputs)},
+        dynamic_shapes={_argument(port): {} if place else {0: "N"} for place, port in enumerate(one.part.inputs)},
         verbose=False,
     )
     assert named is not None
@@ -380,7 +388,7 @@ def _program(one: _Exported) -> torch.export.ExportedProgram:
         torch.zeros(2, *port.shape, dtype=torch.int64 if port.dtype == "int64" else torch.float32)
         for port in one.part.inputs
     )
-    shapes = {port.name: {0: rows} for port in one.part.inputs}
+    shapes = {_argument(port): {0: rows} for port in one.part.inputs}
     try:
         program = torch.export.export(one.function, examples, dynamic_shapes=shapes)
     except RuntimeError as error:
@@ -395,6 +403,11 @@ def _program(one: _Exported) -> torch.export.ExportedProgram:
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)  # holds private paths
     return program
+
+
+def _argument(port: Port) -> str:
+    """Name of an input in `forward`."""
+    return "images" if port.name in FORMS else port.name
 
 
 def _find_onnx() -> None:

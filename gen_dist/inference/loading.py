@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,7 @@ from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.best import best_checkpoint
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.run_mark import refuse_lost_checkpoints
-from gen_dist.records.run_paths import RunPaths
-
-WhichCheckpoint = Literal["newest", "best"]
+from gen_dist.records.run_paths import RunPaths, WhichCheckpoint
 
 
 def load(

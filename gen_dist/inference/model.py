@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gen_dist.config import TrainConfig
 from gen_dist.config.labels import LabelScheme, classes_named
+from gen_dist.data.forms import as_held, as_own, own_shape
 from gen_dist.data.values import PLAIN, ValueScale
 from gen_dist.errors import UserError
 from gen_dist.inference.fitted_prior import FittedPrior
@@ -69,6 +70,11 @@ class GenerativeModel:
     def classes(self) -> int:
         """Number of classes of the training images, 1 if they had no labels."""
         return self.labels.classes
+
+    @property
+    def own_shape(self) -> tuple[int, ...]:
+        """Shape of one row of the data as their user has it: (C, H, W), (C, L) of signals, or (D,) of vectors."""
+        return own_shape(self.scale.form, self.image_shape)
 
     @property
     def device(self) -> torch.device:
@@ -141,6 +147,8 @@ class GenerativeModel:
     ) -> Tensor:
         """Draw new images [count, C, H, W] from the prior, of the data's dtype. The same seed gives the same images.
 
+        A model of signals draws [count, C, L], one of vectors [count, D]; so do `decode`, `images` and `reconstruct`.
+
         Args:
             count: number of images.
             labels: labels of the images of a conditional model: int64 [count] of classes, int64 [count, A] of
@@ -169,16 +177,17 @@ class GenerativeModel:
             return self.images(self.latents(count, seed, prior=prior), labels)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Posterior of images [N, C, H, W] of the data's dtype and units: mean float32 [N, *latent_shape] and
-        log-variance of that shape, or None if it has none.
+        """Posterior of images [N, C, H, W], signals [N, C, L] or vectors [N, D] of the data's dtype and units: mean
+        float32 [N, *latent_shape] and log-variance of that shape, or None if it has none.
 
         Raises:
             UserError: shape or dtype of the images is not the model's, or the model has no encoder.
         """
+        given, images = images, as_held(self.scale.form, images)
         if images.dtype != self.scale.torch_dtype or tuple(images.shape[1:]) != self.image_shape:
             raise UserError(
-                f"images are {str(images.dtype).removeprefix('torch.')} {list(images.shape)}; "
-                f"the model takes {self.scale.dtype} [N, {', '.join(map(str, self.image_shape))}]"
+                f"{self.scale.form} are {str(given.dtype).removeprefix('torch.')} {list(given.shape)}; "
+                f"the model takes {self.scale.dtype} [N, {', '.join(map(str, self.own_shape))}]"
             )
         means, logvars = zip(*self._chunked(self._encode, images), strict=True)
         return torch.cat(means), None if logvars[0] is None else torch.cat(logvars)
@@ -191,17 +200,17 @@ class GenerativeModel:
         Raises:
             UserError: the shape of the latents is not the model's, or the labels do not match them.
         """
-        return torch.cat(self._decoded(latents, labels, self.objective.decode))
+        return as_own(self.scale.form, torch.cat(self._decoded(latents, labels, self.objective.decode)))
 
     def images(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Decode latents float32 [N, *latent_shape] to images [N, C, H, W] of the data's dtype and units.
 
         `labels` are as in `sample`.
         """
-        return torch.cat(self._decoded(latents, labels, self._images))
+        return as_own(self.scale.form, torch.cat(self._decoded(latents, labels, self._images)))
 
     def scaled_images(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The same in the model's range: uint8, or float32 in 0..255 for values other than 8-bit ones."""
+        """The same [N, C, H, W] in the model's range: uint8, or float32 in 0..255 for values other than 8-bit ones."""
         return torch.cat(self._decoded(latents, labels, self._scaled_images))
 
     def reconstruct(self, images: Tensor, labels: Tensor | None = None) -> Tensor:

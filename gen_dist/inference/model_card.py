@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from gen_dist.config import RoleName
+from gen_dist.config.data import FORMS
 from gen_dist.errors import CheckpointError
 from gen_dist.inference.exported import PRIOR
 from gen_dist.inference.fitted_prior import FittedPrior
@@ -70,7 +71,7 @@ def card(
         announce: takes a line about each file of the run that cannot be read.
         prior: prior that was fitted to these weights.
     """
-    config, step = model.config, checkpoint.step
+    config, step, rows = model.config, checkpoint.step, model.scale.form
     kinds = f"objective {text(config.objective.kind)}, network {text(config.network.kind)}"
     for role in get_args(RoleName):
         if own := getattr(config, role):
@@ -83,7 +84,7 @@ def card(
         "run": f"{code(run.name)}, step {step:,} of {config.steps:,}",
         "preset": f"{code(config.preset)}: {kinds}",
         "data": f"{code(config.data)}, digest {text(checkpoint.facts['data_digest'])}",
-        "images": f"{' x '.join(map(str, model.image_shape))} (channels, height, width), {images_seen:,} seen",
+        rows: f"{_shape(model)}, {images_seen:,} seen",
         "values": None if model.scale.is_plain else f"{model.scale}: the model sees that range as 0..1",
         "classes": text(", ".join(model.class_names)) if model.classes > 1 else None,
         "labels": None if model.labels.kind == "classes" else text(model.labels.meaning),
@@ -104,7 +105,7 @@ def card(
         "## Loading",
         f"```python\n{_code(model, form, parts)}\n```",
         *(
-            [f"`gen_dist.load(DIRECTORY)` does the same, and samples and encodes {model.scale.dtype} images."]
+            [f"`gen_dist.load(DIRECTORY)` does the same, and samples and encodes {model.scale.dtype} {rows}."]
             * (form == "safetensors")
         ),
         "## Training",
@@ -118,6 +119,11 @@ def card(
         ),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _shape(model: GenerativeModel) -> str:
+    axes = {"images": "channels, height, width", "signals": "channels, length", "vectors": "values"}[model.scale.form]
+    return f"{' x '.join(map(str, model.own_shape))} ({axes})"
 
 
 def _styles(model: GenerativeModel, form: str) -> str | None:
@@ -158,9 +164,9 @@ def _code(model: GenerativeModel, form: str, parts: Sequence[Part]) -> str:
     for part in reversed(parts):  # the encoder first: that of an autoencoder gives the decoder's latents
         for port in part.inputs:
             sides = ", ".join(map(str, port.shape))
-            if port.name == "images":
+            if port.name in FORMS:
                 zeros = f"np.zeros((64, {sides}), np.float32)" if array == "np" else f"torch.zeros(64, {sides})"
-                lines.append(f"images = {zeros}  # {port.meaning if 'values' in port.meaning else 'in 0..1'}")
+                lines.append(f"{port.name} = {zeros}  # {port.meaning if 'values' in port.meaning else 'in 0..1'}")
             elif port.name == "labels":
                 lines.append(_labels(model, array))
             elif model.objective.generates or len(parts) == 1:
@@ -271,11 +277,13 @@ def _command(environment: Mapping[str, Any]) -> str | None:
 
 def _measured(run: Path, step: int, announce: Callable[[str], None]) -> Measured | None:
     """Metrics of exactly this step: from an evaluation, or else from the end of the run."""
-    evaluation = _read(RunPaths(run).evaluation, {"metrics": OBJECT, "warnings": either(OBJECT, None)}, announce)
+    files = RunPaths(run).evaluation, RunPaths(run).evaluation_best
+    found_of = [_read(file, {"metrics": OBJECT, "warnings": either(OBJECT, None)}, announce) for file in files]
+    evaluation = next((one for one in found_of if one.get("checkpoint_step") == step), {})
     summary = _read(RunPaths(run).summary, SUMMARY_SHAPE, announce)
     names: dict[str, str] = {}
     warnings: dict[str, str] = {}
-    if evaluation.get("checkpoint_step") == step:
+    if evaluation:
         split = str(evaluation.get("split", "test"))
         source, found = f"evaluation of the {split} split", evaluation.get("metrics", {})
         warnings = {str(name): str(line) for name, line in (evaluation.get("warnings") or {}).items()}

@@ -17,12 +17,12 @@ from gen_dist.errors import ConfigError, UserError
 from gen_dist.inference.fitted_prior import FittedPrior, weights_digest, write_fitted_prior
 from gen_dist.inference.latent_rows import rows_at_once
 from gen_dist.inference.latent_walks import MOST_DIRECTIONS, principal_directions
-from gen_dist.inference.loading import WhichCheckpoint, home_of, model_of, read_checkpoint
+from gen_dist.inference.loading import home_of, model_of, read_checkpoint
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.kernels import Key, normal
 from gen_dist.randomness import Stream
 from gen_dist.records.run_data import open_run_data
-from gen_dist.records.run_paths import RunPaths
+from gen_dist.records.run_paths import RunPaths, WhichCheckpoint
 
 COMPONENTS = 50
 MOST_IMAGES = 50_000

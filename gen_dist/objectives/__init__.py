@@ -3,6 +3,7 @@
 from typing import Any
 
 from gen_dist.config import TrainConfig
+from gen_dist.config.data import Form
 from gen_dist.config.labels import LabelScheme, scheme_of
 from gen_dist.data.values import PLAIN, ValueScale
 from gen_dist.errors import ConfigError, shortened
@@ -26,19 +27,47 @@ def build_objective(
         values: values of the images.
 
     Raises:
-        ConfigError: the network does not fit the images, the objective needs labels, or its likelihood is not one of
-            such values.
+        ConfigError: the network does not fit the images, the objective needs labels, its likelihood is not one of such
+            values, or networks or options are for images and the data are not.
     """
+    _refuse_form(config, values.form)
     labels = scheme_of(classes)
     with watched():
         implementation: Any = load(config.objective.implementation)
         takes_any = takes_any_labels(implementation)
         given = labels if takes_any else labels.classes
+        if not takes_any and getattr(config.objective, "conditioning", "none") != "none":
+            _refuse_labels(config, implementation, labels)
         made: Objective = implementation(config.objective, config.roles, image_shape, given)
-    if made.conditional and not takes_any and labels.kind != "classes":
-        raise ConfigError(
-            f"objective {config.objective.kind} takes classes alone, and the labels of these images are {labels.kind}: "
-            f"{shortened(', '.join(labels.names))}; leave out its conditioning, or use another objective"
-        )
+    if made.conditional and not takes_any:
+        _refuse_labels(config, implementation, labels)
     made.take_values(values)
     return made
+
+
+def _refuse_labels(config: TrainConfig, implementation: type[Objective], labels: LabelScheme) -> None:
+    """Raise ConfigError if labels are other than classes, for an objective that takes a number of classes."""
+    if labels.kind == "classes":
+        return
+    outside = not implementation.__module__.startswith(f"{__name__}.")
+    own = f", or say takes_any_labels = True in {implementation.__name__}, which then gets a LabelScheme for the number"
+    raise ConfigError(
+        f"objective {config.objective.kind} takes classes alone, and the labels of these images are {labels.kind}: "
+        f"{shortened(', '.join(labels.names))}; leave out its conditioning{own if outside else ''}"
+    )
+
+
+def _refuse_form(config: TrainConfig, form: Form) -> None:
+    """Raise ConfigError if a network or option is for images, and the data are not."""
+    if form == "images":
+        return
+    for role in config.objective.roles:
+        network = getattr(config.roles, role)
+        if form not in network.forms:
+            raise ConfigError(
+                f"{role} {network.kind} takes {' or '.join(network.forms)}, and the data are {form}; use --network mlp"
+            )
+    for name in ("augmentation", "perceptual_weight"):
+        if value := getattr(config.objective, name, None):
+            given = " ".join(value) if isinstance(value, tuple) else value
+            raise ConfigError(f"{name} {given} is for images, and the data are {form}; leave it out")

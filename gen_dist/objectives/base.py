@@ -76,6 +76,9 @@ class Objective(nn.Module):
             ConfigError: the objective has no meaning for such values.
         """
 
+    def refuse_new(self, values: ValueScale) -> None:
+        """Raise ConfigError if a run should not begin on such values, although one that did goes on and is read."""
+
     def refuse_batch(self, global_batch_size: int) -> None:
         """Raise ConfigError if batches of so many images are too small to train on."""
 

@@ -96,7 +96,10 @@ class Vae(EncoderDecoder):
                 f"likelihood discretized-logistic is a probability of whole numbers, and the data have {values.dtype} "
                 "values; use gaussian or laplace"
             )
-        if any(end != round(end) for end in (*values.low, *values.high)):
+
+    def refuse_new(self, values: ValueScale) -> None:
+        whole = all(end == round(end) for end in (*values.low, *values.high))
+        if self.config.likelihood == "discretized-logistic" and not whole:
             raise ConfigError(
                 f"likelihood discretized-logistic is a probability of whole numbers, and the range of the values is "
                 f"{values}, whose ends are none: give whole numbers to --value-range, or use gaussian or laplace"

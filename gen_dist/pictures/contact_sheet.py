@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from gen_dist.data.surveying import SHEET_COLUMNS
 from gen_dist.data.values import PLAIN, ValueScale
 from gen_dist.pictures.grids import PAPER, save_grid
 from gen_dist.pictures.lettering import lettering_of
+from gen_dist.pictures.plots import bar_of, tiles
 
 _LONGEST_SIDE = 96
 
@@ -29,9 +31,9 @@ def save_contact_sheet(path: Path, survey: Survey) -> None:
         OSError: the file cannot be written.
     """
     scale = _scale_of(survey)
-    images = [_reduced(scale.eight_bit(image[None])[0]) for image in survey.sheet]
+    images = [_reduced(tiles(image[None], scale)[0]) for image in survey.sheet]
     if len(survey.class_names) == 1:
-        save_grid(path, np.stack(images), SHEET_COLUMNS, bar=scale.shown_values)
+        save_grid(path, np.stack(images), SHEET_COLUMNS, bar=bar_of(scale))
         return
     shown = sorted(set(survey.sheet_labels))
     blank = np.full_like(images[0], PAPER)
@@ -41,15 +43,15 @@ def save_contact_sheet(path: Path, survey: Survey) -> None:
         rows += [*row, *[blank] * (SHEET_COLUMNS - len(row))]
     names = lettering_of(survey.class_names).names
     captions = [names[label] for label in shown]
-    save_grid(path, np.stack(rows), SHEET_COLUMNS, captions, bar=scale.shown_values)
+    save_grid(path, np.stack(rows), SHEET_COLUMNS, captions, bar=bar_of(scale))
 
 
 def _scale_of(survey: Survey) -> ValueScale:
     """Scale from black to white: percentiles of the values on the sheet, but for 8-bit images."""
     if survey.values is None:
-        return PLAIN
+        return replace(PLAIN, form=survey.form)
     low, high = (float(end) for end in np.percentile(np.stack(survey.sheet), (0.5, 99.5)))
-    return ValueScale(survey.dtype, (low,), (high if high > low else low + 1.0,))
+    return ValueScale(survey.dtype, (low,), (high if high > low else low + 1.0,), form=survey.form)
 
 
 def _reduced(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from gen_dist.inference.model import GenerativeModel, label_tensor
 from gen_dist.pictures import charts, grids
 from gen_dist.pictures.curves import has_curves, save_curves
 from gen_dist.pictures.lettering import lettering_of
+from gen_dist.pictures.plots import bar_of, tiles
 from gen_dist.records.run_paths import RunPaths
 
 GRID_IMAGES = 64
@@ -87,7 +88,8 @@ class Gallery:
         labels = torch.from_numpy(test.labels[shown]) if self._model.conditional else None
         reconstructions = self._model.reconstruct(torch.from_numpy(originals), labels)
         scale = self._dataset.scale
-        grids.save_reconstructions(path, scale.eight_bit(originals), self._shown(reconstructions), bar=self._bar)
+        shown = tiles(reconstructions.cpu().numpy(), scale, under=originals)
+        grids.save_reconstructions(path, tiles(originals, scale), shown, bar=bar_of(scale, pairs=True))
 
     def _save_samples(self, path: Path) -> None:
         """Draw samples from the prior, with one row a class, or label, for a conditional model."""
@@ -131,12 +133,12 @@ class Gallery:
 
     def _shown(self, images: torch.Tensor) -> np.ndarray:
         """Images of the model as uint8 [N, 1 or 3, H, W]."""
-        return self._dataset.scale.eight_bit(images.cpu().numpy())
+        return tiles(images.cpu().numpy(), self._dataset.scale)
 
     @property
-    def _bar(self) -> tuple[str, str] | None:
+    def _bar(self) -> grids.Bar | None:
         """Values of black and white, for images that are not 8-bit."""
-        return self._dataset.scale.shown_values
+        return bar_of(self._dataset.scale)
 
     def _latents(self, rows: np.ndarray) -> torch.Tensor:
         """Latents [N, *latent_shape] from rows [N, D] of all their values."""

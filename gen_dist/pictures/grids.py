@@ -15,8 +15,8 @@ from gen_dist.errors import ConfigError
 from gen_dist.files import write_atomically
 
 Images = NDArray[np.uint8]
-Bar = tuple[str, str]
-"""Values of black and of white."""
+Bar = tuple[str, str] | str
+"""Values of black and of white, or a line of text in the place of their scale."""
 
 PLEASANT_WIDTH = 720
 """Width in pixels that the rows of a grid come near to: small images are enlarged by a whole factor."""
@@ -254,11 +254,16 @@ def _save_canvas(
 
 
 def _bar_width(bar: Bar, font: Any) -> int:
+    if isinstance(bar, str):
+        return int(font.getlength(bar))
     return _BAR_LENGTH + MARGIN + sum(int(font.getlength(text)) for text in bar)
 
 
 def _draw_bar(page: Image.Image, place: tuple[int, int], bar: Bar, font: Any) -> None:
     """Draw a ramp from black to white between the values that they stand for."""
+    if isinstance(bar, str):
+        ImageDraw.Draw(page).text(place, bar, fill=(INK,) * len(page.getbands()), font=font)
+        return
     (left, top), (low, high) = place, bar
     start = left + int(font.getlength(low)) + MARGIN // 2
     ramp = np.tile(np.linspace(0, PAPER, _BAR_LENGTH).astype(np.uint8), (FONT_SIZE, 1))

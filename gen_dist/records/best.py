@@ -27,9 +27,12 @@ class Best(NamedTuple):
 
 
 def best_of_facts(config: TrainConfig, facts: Mapping[str, Any]) -> Best | None:
-    """The best evaluation up to a checkpoint, by the metric of the config; None without one."""
+    """The best evaluation up to a checkpoint, by the metric of the config; None without one.
+
+    A config without a metric keeps what its run has, as it is.
+    """
     found = facts.get("best")
-    return Best(**found) if found and found["metric"] == config.keep_best else None
+    return Best(**found) if found and config.keep_best in (None, found["metric"]) else None
 
 
 def better(

@@ -36,13 +36,14 @@ def open_run_data(
         config: of the run.
         announce: takes a line before work that takes long.
         digest: of the data that the run was trained on. None if the run has no checkpoint to tell.
-        data: where they are now, such as folder:/new/place, if they have moved since.
+        data: where they are now, such as folder:/new/place, if they have moved since. Test shards of the run move as
+            these do: from the directory that both patterns were in to the one that the new pattern is in.
         data_root: directory with torchvision's data sets, if it has moved since.
 
     Raises:
         DataError: the data are missing or damaged, or not those of the run.
     """
-    config = _where_it_trained(run_path, config)
+    config = _where_it_trained(run_path, _with_moved_tests(config, data))
     try:
         dataset = open_dataset(data or config.data, data_root or config.data_root, config.packing, announce)
     except DataError as error:
@@ -102,6 +103,25 @@ def _where_it_trained(run_path: Path, config: TrainConfig) -> TrainConfig:
     if (Path(directory) / config.data_root).is_dir():
         changes["data_root"] = str(Path(directory) / config.data_root)
     return dataclasses.replace(config, **changes)
+
+
+def _with_moved_tests(config: TrainConfig, data: str | None) -> TrainConfig:
+    """Config whose test shards are where the shards to train on, now `data`, have moved to.
+
+    The parts of the two patterns that are equal at their end stay; what stands before them has changed.
+    """
+    tested = config.packing.test_shards
+    if tested is None or data is None or not data.startswith("shards:") or data == config.data:
+        return config
+    before, after = (name.removeprefix("shards:").split("/") for name in (config.data, data))
+    # Names of shards may differ, in the directory that has moved.
+    equal = [one == other for one, other in zip(before[::-1], after[::-1], strict=False)]
+    same = max(1, [*equal, False].index(False))
+    old, new = ("".join(f"{part}/" for part in parts[: len(parts) - same]) for parts in (before, after))
+    if not tested.startswith(old) or (not old and tested.startswith(("/", "~"))) or (not old and "://" in tested):
+        return config
+    moved = dataclasses.replace(config.packing, test_shards=new + tested.removeprefix(old))
+    return dataclasses.replace(config, packing=moved)
 
 
 def _start_of_shards(directory: str, pattern: str) -> Path:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
+
+WhichCheckpoint = Literal["newest", "best"]
 
 
 class RunPaths:
@@ -44,7 +47,12 @@ class RunPaths:
         self.fitted_prior = root / "fitted_prior.safetensors"
         """Written by `gen-dist fit-prior`, for the weights of one checkpoint."""
         self.nearest_pairs = root / "nearest_training_images.png"
+        self.evaluation_best = root / "evaluation_best.json"
         self.report = root / "report.html"
+
+    def evaluation_of(self, which: WhichCheckpoint) -> Path:
+        """Figures of the newest checkpoint, or of the best that the run keeps."""
+        return self.evaluation if which == "newest" else self.evaluation_best
 
     def checkpoint(self, step: int) -> Path:
         """Directory of the checkpoint of a step."""

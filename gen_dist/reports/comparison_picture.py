@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from gen_dist.data import Dataset
+from gen_dist.data.forms import as_own
 from gen_dist.data.subsets import evenly_spaced
 from gen_dist.errors import UserError
 from gen_dist.evaluation.guide import metric_of
@@ -20,6 +21,7 @@ from gen_dist.inference.loading import load
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.pictures import grids
 from gen_dist.pictures.figures import figure_of, save_figure
+from gen_dist.pictures.plots import tiles
 from gen_dist.records.run_data import open_run_data
 from gen_dist.reports.comparison import Comparison
 from gen_dist.reports.groups import Group, readable_values
@@ -110,7 +112,7 @@ def _draw(axes: Any, make: Callable[[], np.ndarray]) -> None:
 
 
 def _samples(model: GenerativeModel) -> np.ndarray:
-    return grids.mosaic(model.scale.eight_bit(model.sample(SIDE * SIDE).cpu().numpy()), [1] * SIDE, 1, 2)
+    return grids.mosaic(tiles(model.sample(SIDE * SIDE).cpu().numpy(), model.scale), [1] * SIDE, 1, 2)
 
 
 def _reconstructions(model: GenerativeModel, dataset: Dataset) -> np.ndarray:
@@ -121,8 +123,9 @@ def _reconstructions(model: GenerativeModel, dataset: Dataset) -> np.ndarray:
     labels = torch.from_numpy(dataset.test.labels[places]) if model.conditional else None
     reconstructions = model.reconstruct(torch.from_numpy(originals), labels).cpu().numpy()
     half = PAIRS // 2
+    originals = as_own(model.scale.form, originals)
     rows = [originals[:half], reconstructions[:half], originals[half:], reconstructions[half:]]
-    return grids.mosaic(model.scale.eight_bit(np.concatenate(rows)), [1] * half, 1, 2)
+    return grids.mosaic(tiles(np.concatenate(rows), model.scale), [1] * half, 1, 2)
 
 
 def _walks(model: GenerativeModel) -> np.ndarray:
@@ -131,7 +134,7 @@ def _walks(model: GenerativeModel) -> np.ndarray:
     ends = model.prior_latents(2 * WALKS).cpu().numpy()
     walks = torch.from_numpy(latent_walks.great_circles(ends[::2], ends[1::2], WALK_STEPS))
     labels = model.labels_in_turn(WALKS).repeat_interleave(WALK_STEPS, dim=0) if model.conditional else None
-    return grids.mosaic(model.scale.eight_bit(model.images(walks, labels).cpu().numpy()), [0] * WALK_STEPS, 2, 2)
+    return grids.mosaic(tiles(model.images(walks, labels).cpu().numpy(), model.scale), [0] * WALK_STEPS, 2, 2)
 
 
 def _write_figures(axes: Any, group: Group, comparison: Comparison, metrics: Sequence[str]) -> None:

@@ -30,19 +30,21 @@ class Pairs:
 
 
 def newest_pairs(run: RunRecord, page_pictures: int) -> Pairs | None:
-    """The three pictures of the newest step. None if there is no picture of reconstructions, or one of another layout.
+    """The three pictures of the newest step. None if there is no picture of reconstructions, or one of another layout,
+    or of plots.
 
     Raises:
         CheckpointError: the picture is damaged.
     """
     pictures = run.pictures_by_step("reconstructions")
-    if not pictures:
+    scale = scale_of_json(run.state.get("values"))
+    if not pictures or scale.form != "images":  # the difference of two plots says nothing
         return None
     step = max(pictures)
     picture = np.asarray(read_picture(pictures[step]))
     channels, height, width = run.state["image_shape"]
     shape = (channels, height, width) if channels in (1, 3) else (1, height, channels * width)  # side by side
-    has_bar = scale_of_json(run.state.get("values")).shown_values is not None
+    has_bar = scale.shown_values is not None
     found = split_pairs(picture if picture.ndim == 3 else picture[:, :, None], shape, has_bar=has_bar)
     if found is None:
         return None

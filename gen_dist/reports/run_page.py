@@ -11,6 +11,8 @@ from typing import Any
 
 from gen_dist.cli import program_of
 from gen_dist.config import RoleName
+from gen_dist.data.forms import written
+from gen_dist.data.values import scale_of_json
 from gen_dist.evaluation.guide import base_name, in_order, is_of_run, metric_of
 from gen_dist.pictures.curves import spelled, unit_of
 from gen_dist.presets import presets
@@ -180,8 +182,10 @@ def _manifold(run: RunRecord) -> str:
 
 
 def _description(run: RunRecord) -> str:
-    channels, height, width = run.state["image_shape"]
-    images = f"{height} x {width} {'grey' if channels == 1 else 'RGB'} images"
+    channels, height, width = shape = run.state["image_shape"]
+    form = scale_of_json(run.state.get("values")).form
+    kind = {1: "grey ", 3: "RGB "}.get(channels, f"{channels}-channel ")
+    images = f"{height} x {width} {kind}images" if form == "images" else written(form, shape)
     preset = presets().get(run.config.preset)
     start = preset.description if preset else run.config.objective.family_name
     return f"{start[0].upper()}{start[1:]}, trained on {run.config.data}: {images}, seed {run.config.seed}."

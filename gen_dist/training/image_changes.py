@@ -20,7 +20,7 @@ def choose_changes(config: TrainConfig, dataset: Dataset) -> Callable[[Batch], B
         ConfigError: the images cannot be changed so.
     """
     changes = image_changes(config.augment)
-    refuse_bad_changes(changes, dataset.image_shape)
+    refuse_bad_changes(changes, dataset.image_shape, dataset.scale.form)
     if not config.augment:
         return None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from gen_dist.config import TrainConfig
+from gen_dist.data.forms import written
 from gen_dist.objectives import Objective
 from gen_dist.training.trainer import Trainer
 
@@ -16,14 +17,14 @@ def opening_lines(trainer: Trainer, path: Path) -> list[str]:
     config, dataset, processes = trainer.config, trainer.dataset, trainer.processes
     train_images, test_images = len(dataset.train.images), len(dataset.test.images)
     epochs = config.steps * config.global_batch_size / train_images
-    shape = " x ".join(map(str, dataset.image_shape))
+    shape = written(dataset.scale.form, dataset.image_shape)
     shape += "" if dataset.scale.is_plain else f", {dataset.scale}"
     each = " each" if processes.world_size > 1 else ""
     facts = {
         "device": f"{_device(processes.device)} in {str(trainer.dtype).removeprefix('torch.')}",
         "processes": f"{processes.world_size} with {_counted(torch.get_num_threads(), 'thread')}{each}",
         "networks": _networks(trainer.objective),
-        "images": f"{train_images:,} of {config.data} to train on, {test_images:,} to test on, {shape}",
+        dataset.scale.form: f"{train_images:,} of {config.data} to train on, {test_images:,} to test on, {shape}",
         "training": f"{_counted(config.steps, 'step')} of {_counted(config.global_batch_size, 'image')}, "
         f"{epochs:.3g} epochs",
         **({"start": _start(config)} if config.start_from else {}),

@@ -292,8 +292,9 @@ class Trainer:
         """Take the weights that the config starts from, if it names any.
 
         Raises:
-            ConfigError: they cannot be read, or are of other networks.
+            ConfigError: they cannot be read, or are of other networks, or the objective is not for such data.
         """
+        self.objective.refuse_new(self.dataset.scale)
         with self.whole_average():
             take_starting_weights(filter(None, (self.objective, self.averaged)), self.config)
 

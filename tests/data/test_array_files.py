@@ -85,7 +85,7 @@ def test_a_survey_of_an_array_says_type_and_values(tmp_path):
         (VALUES, r"no axis of 1 or 3 channels.*--layout"),
         (VALUES.astype(np.int64)[:, :1], r"int64 .*astype\('float32'\)"),
         (np.array([{}, 3]), "no arrays of numbers"),
-        (VALUES[0, 0], r"\[N, H, W\]"),
+        (VALUES[0, 0, 0], r"\[N, H, W\]"),
         ({"images": VALUES}, "has the arrays images, but no x"),
         ({"x": VALUES[:, 0], "labels": LABELS[:4]}, r"the labels are int64 \[4\]; integers \[30\]"),
         ({"x": VALUES[:, 0], "labels": LABELS - 1}, "image 0 has no label.*--missing-labels unknown"),

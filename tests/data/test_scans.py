@@ -63,14 +63,20 @@ def test_300_scans_train_a_vae_that_gives_their_units_back(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [name for name in RANGES if name != "uint8"])
-def test_two_ranks_equal_one_for_every_type_of_values(tmp_path: Path, dtype: str) -> None:
-    np.save(tmp_path / "values.npy", values_of(dtype))
+@pytest.mark.parametrize(
+    ("dtype", "form"),
+    [*((name, "images") for name in RANGES if name != "uint8"), ("float32", "vectors"), ("int16", "signals")],
+)
+def test_two_ranks_equal_one_for_every_type_of_values(tmp_path: Path, dtype: str, form: str) -> None:
+    values = values_of(dtype)
+    shape = {"images": values.shape[1:], "vectors": (-1,), "signals": (2, -1)}[form]
+    np.save(tmp_path / "values.npy", values.reshape(len(values), *shape))
     losses: dict[str, list[float]] = {}
     for name, run in (("one", _in_this_process), ("two", _in_two_processes)):
         config = gen_dist.preset("vae-mnist").with_options(
             data=f"array:{tmp_path / 'values.npy'}",
-            layout="NCHW",
+            layout="NCHW" if form == "images" else None,
+            array_of=form,
             run_dir=str(tmp_path / name),
             cache_dir=str(tmp_path / "cache"),
             likelihood="laplace",

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
 import shutil
 import tarfile
 import threading
@@ -29,7 +30,7 @@ from gen_dist.data.shards.block_cache import BlockCache, stripe_of
 from gen_dist.errors import ConfigError, DataError
 from gen_dist.records.checkpoint import load_newest
 from gen_dist.records.reading import write_object
-from gen_dist.records.run_data import _where_it_trained
+from gen_dist.records.run_data import _where_it_trained, _with_moved_tests, open_run_data
 from gen_dist.training.supervisor import Supervisor
 from tests.support.runs import small_config
 from tests.support.shards import ShardServer, encoded, samples, served, tar_of, wait_for, write_shards
@@ -222,10 +223,18 @@ def test_blocks_stay_within_the_budget_and_the_oldest_go(tmp_path: Path) -> None
     assert not cache.has(f"{3:08x}-0")
 
 
-def test_training_is_the_same_without_room_for_blocks(server: ShardServer, opened: Callable[..., Dataset]) -> None:
+def test_training_is_the_same_without_room_for_blocks_and_says_so(
+    server: ShardServer, opened: Callable[..., Dataset], lines: list[str]
+) -> None:
     url = f"{server.url}/{{000..002}}.tar"
     wanted = some_batches(opened(url).train)
+    assert not any("--cache-gib" in line for line in lines)
     assert np.array_equal(some_batches(opened(url, cache="another", cache_gib=1e-6).train), wanted)
+    (line,) = (line for line in lines if "--cache-gib" in line)
+    enough = float(re.search(r"give it ([\d.e-]+)$", line)[1])  # type: ignore[index]
+    lines.clear()
+    opened(url, cache="another", cache_gib=enough)
+    assert not any("--cache-gib" in line for line in lines)
 
 
 def test_a_damaged_block_is_fetched_again(server: ShardServer, tmp_path: Path, opened: Callable[..., Dataset]) -> None:
@@ -431,6 +440,35 @@ def test_relative_test_shards_count_from_where_the_run_started(tmp_path: Path) -
         config = small_config("vae", data=data, packing=DataConfig(test_shards="set/test-*.tar"))
         found = _where_it_trained(tmp_path / "run", config)
         assert found.packing.test_shards == f"{tmp_path}/home/set/test-*.tar"
+
+
+@pytest.mark.parametrize(
+    ("data", "tested", "now", "moved"),
+    [
+        ("/old/s/train-*.tar", "/old/s/test-*.tar", "/new/s/train-*.tar", "/new/s/test-*.tar"),
+        ("/old/s/train-*.tar", "/old/t/test.tar", "/new/s/train-*.tar", "/new/t/test.tar"),
+        ("/old/s/train-*.tar", "/old/s/test.tar", "/new/{0..3}.tar", "/new/test.tar"),
+        ("/old/s/train-*.tar", "/other/test.tar", "/new/s/train-*.tar", "/other/test.tar"),
+        ("s/train.tar", "s/test.tar", "/new/s/train.tar", "/new/s/test.tar"),
+        ("s/train.tar", "/s/test.tar", "/new/s/train.tar", "/s/test.tar"),
+        ("https://a/s/{0..9}.tar", "https://a/s/t.tar", "s3://b/s/{0..9}.tar", "s3://b/s/t.tar"),
+        ("/old/train.tar", "/old/test.tar", "/old/train.tar", "/old/test.tar"),
+    ],
+)
+def test_test_shards_move_with_those_to_train_on(data: str, tested: str, now: str, moved: str) -> None:
+    config = small_config("vae", data=f"shards:{data}", packing=DataConfig(test_shards=tested))
+    assert _with_moved_tests(config, f"shards:{now}").packing.test_shards == moved
+    assert _with_moved_tests(config, None) is config
+
+
+def test_a_run_whose_shards_have_moved_finds_all_of_them(tmp_path: Path) -> None:
+    write_shards(tmp_path / "old", 3, 20)
+    packing = DataConfig(cache_dir=str(tmp_path / "cache"), test_shards=f"{tmp_path}/old/002.tar")
+    config = small_config("vae", data=f"shards:{tmp_path}/old/00[01].tar", packing=packing)
+    before = open_run_data(tmp_path, config, lambda _line: None, digest=None)
+    (tmp_path / "old").rename(tmp_path / "new")
+    place = f"shards:{tmp_path}/new/00[01].tar"
+    assert open_run_data(tmp_path, config, lambda _line: None, digest=before.digest, data=place).digest == before.digest
 
 
 def test_parquet_shards_are_the_set_that_tar_shards_are(

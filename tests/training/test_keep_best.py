@@ -16,6 +16,7 @@ from gen_dist.commands import sample
 from gen_dist.config import TrainConfig
 from gen_dist.errors import CheckpointError, UserError
 from gen_dist.evaluation.evaluator import evaluate
+from gen_dist.evaluation.record import read_evaluation
 from gen_dist.inference.export import export
 from gen_dist.records.best import Best, better
 from gen_dist.records.checkpoint import checkpoint_paths, keep_newest, load, step_of
@@ -115,6 +116,34 @@ def test_a_run_that_ended_keeps_its_best_when_started_again(whole: Path, tmp_pat
     (before[0] / "state.json").write_text("{")
     keep_newest(run, 40, 1)
     assert checkpoint_paths(run) == before
+
+
+def test_a_resume_without_the_option_keeps_the_best(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(checkpoint_paths(run)[0])
+    gen_dist.train(config_of(run, keep_best=None), say=quiet)
+    assert files_of(run) == files_of(whole)
+    assert load(checkpoint_paths(run)[0])[0].facts["best"] == load(checkpoint_paths(whole)[0])[0].facts["best"]
+
+
+def test_figures_of_the_best_leave_those_of_the_newest(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    newest = evaluate(run, ["sharpness"], samples=20, announce=quiet)
+    best = evaluate(run, ["sharpness"], samples=20, announce=quiet, checkpoint="best")
+    assert (
+        evaluate(run, ["diversity"], samples=20, announce=quiet, checkpoint="best").metrics.items()
+        > best.metrics.items()
+    )
+    assert read_evaluation(run) == newest and newest.checkpoint_step == 40
+    found = read_evaluation(run, "best")
+    assert found and found.checkpoint_step == best.checkpoint_step == step_of(checkpoint_paths(run)[-1])
+    for which, step in (("newest", 40), ("best", best.checkpoint_step)):
+        path = export(run, "safetensors", tmp_path / which, announce=quiet, checkpoint=which)  # type: ignore[arg-type]
+        assert f"step {step}" in (card := (path / "README.md").read_text()) and "evaluation of the test split" in card
+    gen_dist.train(config_of(run, steps=5), say=quiet, fresh=True)
+    assert not (run / "evaluation_best.json").exists()
 
 
 def test_more_or_less_is_better_and_the_first_of_equals() -> None:

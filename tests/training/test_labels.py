@@ -11,18 +11,19 @@ import pytest
 import torch
 
 import gen_dist
+import gen_dist.objectives as objectives_room
 from gen_dist.commands import sample
 from gen_dist.config import GanConfig, MlpConfig, R3ganConfig, VaeConfig
 from gen_dist.config.labels import LabelScheme
 from gen_dist.data import Dataset, Split
-from gen_dist.errors import DataError, UserError
+from gen_dist.errors import ConfigError, DataError, UserError
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
 from gen_dist.inference.encoding import encode
 from gen_dist.inference.export import export
 from gen_dist.inference.model import label_tensor
 from gen_dist.networks.label_inputs import LabelVectors, label_table
-from gen_dist.objectives import Batch
+from gen_dist.objectives import Batch, build_objective
 from gen_dist.objectives.base import takes_any_labels
 from gen_dist.objectives.gan import Gan
 from gen_dist.objectives.shared_scores import SharedScoresGan
@@ -174,3 +175,25 @@ def test_a_subclass_with_a_constructor_of_its_own_gets_a_number() -> None:
             super().__init__(*given)
 
     assert takes_any_labels(SharedScoresGan) and not takes_any_labels(Own)
+
+
+def test_an_objective_of_ones_own_is_told_how_to_take_any_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Gan):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+
+    class Any_(Own):
+        takes_any_labels = True
+
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+
+    config = small_config("conditional gan")
+    scheme = labelled("numbers").labels
+    for implementation, line in ((Own, "or say takes_any_labels = True in Own"), (Any_, None)):
+        monkeypatch.setattr(objectives_room, "load", lambda _name, made=implementation: made)
+        if line is None:
+            assert build_objective(config, (1, 6, 6), scheme).conditional
+            continue
+        with pytest.raises(ConfigError, match=line):
+            build_objective(config, (1, 6, 6), scheme)

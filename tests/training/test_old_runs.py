@@ -12,15 +12,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import gen_dist
-from gen_dist.config import TrainConfig
+from gen_dist.config import DataConfig, TrainConfig
+from gen_dist.errors import ConfigError
 from gen_dist.evaluation.evaluator import evaluate
+from gen_dist.objectives.vae import Vae
 from gen_dist.records.metrics_file import MACHINE_USE, read_metrics
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.reports import write_report
 from gen_dist.reports.run_record import read_run
 from gen_dist.training.run import train
+from tests.support.runs import small_config
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
 
@@ -58,3 +62,27 @@ def test_an_old_run_is_loaded_reported_on_and_evaluated(old_run: Path, tmp_path:
     after = evaluate(old_run, ["sharpness", "diversity"], samples=10, announce=_silent).metrics
     assert after.keys() == before.keys()
     assert after["sharpness_10"] == pytest.approx(before["sharpness_10"], rel=1e-3)
+
+
+def test_a_run_on_a_range_that_is_now_refused_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Discretized logistics of ranges whose ends are no whole numbers were trained before they were refused."""
+    config = small_config(
+        "vae, discretized logistic",
+        packing=DataConfig(synthetic_images=64, value_range="0.5:200", cache_dir=str(tmp_path)),
+        run_dir=str(tmp_path / "run"),
+        steps=4,
+        **dict.fromkeys(("checkpoint_every", "sample_every", "evaluate_every"), 2),
+    )
+    with pytest.raises(ConfigError, match="whose ends are none"):
+        train(config, say=_silent)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(Vae, "refuse_new", lambda *_: None)
+        train(config, say=_silent)
+    newest = RunPaths(tmp_path / "run").checkpoint(4)
+    before = {path.name: path.read_bytes() for path in newest.glob("*.safetensors")}
+    assert gen_dist.load(tmp_path / "run").sample(2).dtype == torch.uint8
+    assert "psnr" in evaluate(tmp_path / "run", ["psnr"], announce=_silent).metrics
+    shutil.rmtree(newest)
+    assert train(config, say=_silent).finished
+    assert {path.name: path.read_bytes() for path in newest.glob("*.safetensors")} == before

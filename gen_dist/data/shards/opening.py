@@ -27,6 +27,7 @@ from gen_dist.data.fitting import Fitting
 from gen_dist.data.naming import printable
 from gen_dist.data.on_demand import ImagesOnDemand
 from gen_dist.data.packing import cache_errors, images_file, labels_file
+from gen_dist.data.shard_order import IMAGES_MIXED, SHARDS_MIXED
 from gen_dist.data.shards.block_cache import BlockCache
 from gen_dist.data.shards.building import COLUMNS, IndexBuilder, damage_of
 from gen_dist.data.shards.fetching import READERS, Facts, Fetcher
@@ -34,7 +35,7 @@ from gen_dist.data.shards.indexing import ShardContents
 from gen_dist.data.shards.labels import request_of
 from gen_dist.data.shards.packed_parts import PackedParts, keeping_of
 from gen_dist.data.shards.places import kind_of, shards_of
-from gen_dist.data.shards.reading import Blocks, Shard, ShardImages
+from gen_dist.data.shards.reading import Blocks, Shard, ShardImages, is_read_directly
 from gen_dist.data.values import scale_of_json
 from gen_dist.errors import DataError
 from gen_dist.files import reason_of, sync
@@ -109,7 +110,7 @@ def _refuse(name: str, pattern: str, packing: DataConfig) -> None:
     refuse_secrets("data", pattern)
     if not pattern:
         raise DataError("shards: needs a pattern, as in shards:data/{000..199}.tar")
-    for option in ("pages", "layout"):
+    for option in ("pages", "layout", "array_of"):
         if (value := getattr(packing, option)) != getattr(_DEFAULTS, option):
             given = " ".join(value) if isinstance(value, tuple) else value
             raise DataError(f"{name}: --{option.replace('_', '-')} {given} is not for shards; leave it out")
@@ -185,9 +186,26 @@ def _open(
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise _Damaged(f"{type(error).__name__}: {error}") from None
-    for remark in meta["remarks"]:
+    for remark in [*meta["remarks"], *_lines_on_budget(meta, dataset, packing)]:
         announce(f"{name}: {remark}")
     return dataset
+
+
+def _lines_on_budget(meta: dict[str, Any], dataset: Dataset, packing: DataConfig) -> list[str]:
+    """A line if the local disk's budget holds less than a window of images of shards that are kept there."""
+    kept = [end for place, *_, end in meta["shards"] if not is_read_directly(place)]
+    if not kept:
+        return []
+    images, block = max(1, len(dataset.train.labels)), sum(kept) / meta["blocks"][-1]
+    window = sum(kept) / images * min(images, IMAGES_MIXED)
+    window += min(len(kept), SHARDS_MIXED) * block  # pieces of shards begin and end within blocks
+    needed = min(window, sum(kept)) / _GIB
+    if packing.cache_gib >= needed:
+        return []
+    return [
+        f"--cache-gib {packing.cache_gib:g} is less than the {needed:.3g} GiB that {IMAGES_MIXED:,} mixed images take, "
+        f"so parts of shards are fetched several times: give it {float(f'{1.1 * needed:.2g}'):g}"
+    ]
 
 
 def _dataset(

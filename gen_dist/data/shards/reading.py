@@ -68,7 +68,7 @@ class Blocks:
         self._fetcher = fetcher
         self._cache = cache
         self._fetch_block = fetch_block
-        self._direct = [_is_read_directly(shard.place) for shard in shards]
+        self._direct = [is_read_directly(shard.place) for shard in shards]
         self._lock = threading.Lock()
         self._coming: dict[tuple[int, int], Future[bytes]] = {}
         # Blocks whose content on the disk this process has compared with its digest.
@@ -320,6 +320,6 @@ class ShardImages:
         return int(np.searchsorted(self._first_rows, row, "right")) - 1
 
 
-def _is_read_directly(place: str) -> bool:
+def is_read_directly(place: str) -> bool:
     """True for local tar files, which need no copy on the local disk."""
     return not is_url(place) and place.lower().endswith(".tar")

@@ -1,4 +1,4 @@
-"""`array:FILE`: images in a .npy file, which is mapped into memory, or in a .npz file with labels."""
+"""`array:FILE`: images, signals or vectors in a .npy file, which is mapped, or in a .npz file with labels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.config.data import Layout
+from gen_dist.config.data import Form, Layout
 from gen_dist.config.labels import NO_LABELS, LabelScheme
-from gen_dist.data.given import array_images
+from gen_dist.data.given import array_images, form_of
 from gen_dist.data.identity import content_sample, stamp
 from gen_dist.data.labelling import kind_of, numbered, raw_labels
 from gen_dist.data.naming import printable
@@ -34,7 +34,8 @@ _PLACES: Mapping[SplitName, str] = {"train": "image", "test": "test image"}
 
 @dataclass
 class ArrayFile:
-    """Images [N, H, W], [N, H, W, C] or [N, C, H, W] of a dtype that is kept.
+    """Images [N, H, W], [N, H, W, C] or [N, C, H, W], signals [N, C, L] or [N, L] or vectors [N, D], of a dtype that is
+    kept.
 
     A .npz file has the arrays `x`, and `labels`, `x_test` and `labels_test` where there are such; see `raw_labels` for
     their forms. Both splits have labels or none. `label_names` are names of the classes, or of the A attributes or
@@ -43,6 +44,7 @@ class ArrayFile:
 
     path: Path
     layout: Layout | None = None
+    array_of: Form | None = None
     _arrays: dict[str, NDArray[Any]] = field(init=False, default_factory=dict)
     """Arrays that have been read. An opening of packed images reads none."""
 
@@ -71,10 +73,16 @@ class ArrayFile:
         return None
 
     def fingerprint(self) -> object:
-        """Path, stamp and a part of the content, and the order of the axes."""
+        """Path, stamp and a part of the content, the order of the axes and what the rows are."""
         size = self.path.stat()
         sample = content_sample([(str(self.path), size.st_size)])
-        return [os.fsencode(self.path.resolve()).hex(), stamp(size), sample, self.layout]
+        said = [self.array_of] if self.array_of else []  # named only then, so that caches of images keep their key
+        return [os.fsencode(self.path.resolve()).hex(), stamp(size), sample, self.layout, *said]
+
+    @property
+    def form(self) -> Form:
+        """See `HasForm`."""
+        return form_of(self._found("train").ndim, self.array_of)
 
     def remarks(self) -> list[str]:
         """A line on arrays that are not used."""
@@ -104,7 +112,7 @@ class ArrayFile:
             found, labels = self._found(split), self._numbered[0][split]
             for first in range(0, len(found), _BLOCK):
                 rows = slice(first, first + _BLOCK)
-                images = array_images(self._read(found, rows), self.layout, f"{self.name}: {_NAMES[split][0]}")
+                images = self._rows(self._read(found, rows), split)
                 texts = [f"{_PLACES[split]} {place}" for place in range(first, first + len(images))]
                 yield Block(split, np.ascontiguousarray(images), labels[rows], texts)
 
@@ -113,7 +121,11 @@ class ArrayFile:
 
     def _images(self, split: SplitName) -> NDArray[Any]:
         """Images [N, C, H, W] of a split; a file that is mapped is not read."""
-        return array_images(self._found(split), self.layout, f"{self.name}: {_NAMES[split][0]}")
+        return self._rows(self._found(split), split)
+
+    def _rows(self, found: NDArray[Any], split: SplitName) -> NDArray[Any]:
+        """Rows [n, C, H, W] of an array. Those of both splits have the form of the training split."""
+        return array_images(found, self.layout, f"{self.name}: {_NAMES[split][0]}", self.form)
 
     def _read(self, found: NDArray[Any], rows: slice) -> NDArray[Any]:
         """Some rows. Those of a file are read, not mapped: one that is cut off meanwhile would end the process.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gen_dist.config.data import Form
 from gen_dist.config.labels import LabelScheme
 from gen_dist.data.given import Given, names_of_labels
 from gen_dist.data.labelling import numbered
@@ -51,6 +52,11 @@ class ArraySource:
     def default_size(self) -> int | None:
         """None: the size of the images."""
         return None
+
+    @property
+    def form(self) -> Form:
+        """See `HasForm`."""
+        return self.given["train"].form if self.given else "images"
 
     def fingerprint(self) -> object:
         """The digests."""
@@ -111,6 +117,8 @@ def given_source(train: Given, test: Given | None) -> ArraySource:
     given: dict[SplitName, Given] = {"train": train}
     if test:
         given["test"] = test
+        if test.form != train.form:
+            raise DataError(f"train data are {train.form} and test data {test.form}; give both as one (--array-of)")
     return ArraySource("-".join(part.digest() for part in given.values()), given)
 
 
@@ -118,9 +126,10 @@ def packed_source(
     source: ArraySource,
     splits: Mapping[SplitName, tuple[NDArray[Any], NDArray[Any]]],
     labels: LabelScheme,
+    form: Form,
 ) -> ArraySource:
     """The source with its images and labels as they were packed, both splits of them."""
-    given = {split: Given(images, of_images, labels.names) for split, (images, of_images) in splits.items()}
+    given = {split: Given(images, of_images, labels.names, form=form) for split, (images, of_images) in splits.items()}
     # Two digests: what was held out when they were packed is not held out again.
     return ArraySource(source.key if source.has_test_split else f"{source.key}-{source.key}", given, labels)
 
@@ -128,7 +137,7 @@ def packed_source(
 def _open(request: Request) -> Source:
     key = str(request.path)
     if request.path.suffix in SUFFIXES:
-        return ArrayFile(request.path, request.packing.layout)
+        return ArrayFile(request.path, request.packing.layout, request.packing.array_of)
     if not _KEY.fullmatch(key):
         raise DataError(
             f"array:{key[:80]} is neither a .npy or .npz file nor a digest of images; a run that was given images from "

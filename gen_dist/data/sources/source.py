@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from numpy.typing import NDArray
 
 from gen_dist.config import DataConfig
+from gen_dist.config.data import Form
 from gen_dist.config.labels import LabelScheme
 from gen_dist.data.image_files import Encoded
 from gen_dist.plugins.tables import Table
@@ -92,6 +93,20 @@ class HasLabels(Protocol):
 
     def label_scheme(self) -> LabelScheme:
         """Meaning of the labels; which of them are missing, and their moments, are found out by packing."""
+
+
+@runtime_checkable
+class HasForm(Protocol):
+    """A source whose rows may be signals or vectors; its blocks hold them as `gen_dist.data.forms` says."""
+
+    @property
+    def form(self) -> Form:
+        """What the rows are."""
+
+
+def form_of_source(source: Source) -> Form:
+    """Form of the rows of a source; images, unless it says something else."""
+    return source.form if isinstance(source, HasForm) else "images"
 
 
 ATTRIBUTES = tuple(name for name in vars(Source) if not name.startswith("_"))

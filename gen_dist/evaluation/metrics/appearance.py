@@ -99,7 +99,7 @@ register(
         group="pixels",
         better="data",
         meaning="Variance of the Laplacian of the samples; blur lowers it, noise raises it.",
-        needs=("samples", "test images"),
+        needs=("samples", "test images", "images"),
         counts="samples",
         measure=measure_sharpness,
     )

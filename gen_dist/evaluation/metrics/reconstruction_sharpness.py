@@ -30,7 +30,7 @@ register(
         group="reconstruction",
         better="data",
         meaning="Variance of the Laplacian of the reconstructions; blur lowers it, noise raises it.",
-        needs=("encoder",),
+        needs=("encoder", "images"),
         measure=measure,
         stage="posterior",
     )

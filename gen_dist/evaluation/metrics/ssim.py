@@ -70,7 +70,7 @@ register(
         group="reconstruction",
         better="more",
         meaning="Structural similarity of test images and reconstructions: 1 for equal ones.",
-        needs=("encoder",),
+        needs=("encoder", "images"),
         measure=measure,
         stage="posterior",
     )
