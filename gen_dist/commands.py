@@ -259,7 +259,7 @@ def data(
 
     if out:
         format_of(out)  # before anything that takes seconds
-    survey = survey_source(source, data_root, packing)
+    survey = survey_source(source, data_root, packing, tell)
     print(*survey.lines(), sep="\n", flush=True)
     if survey.problem:
         raise survey.problem

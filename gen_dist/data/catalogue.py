@@ -59,13 +59,16 @@ def source_named(source: str, packing: DataConfig) -> Source:
         return _find_source(source, Path(), packing)
 
 
-def survey_source(source: str, root: str | Path, packing: DataConfig) -> Survey:
+def survey_source(
+    source: str, root: str | Path, packing: DataConfig, announce: Callable[[str], None] = print
+) -> Survey:
     """Find out what packing would make of the images of a source. Nothing is written.
 
     Args:
         source: as for `open_dataset`.
         root: directory with torchvision's data sets. Missing ones are not downloaded.
         packing: how the images would be packed.
+        announce: takes lines about servers of shards that fail.
 
     Raises:
         DataError: the source is unknown, missing, damaged or cannot be read just now; one line. Reasons to refuse its
@@ -73,11 +76,11 @@ def survey_source(source: str, root: str | Path, packing: DataConfig) -> Survey:
     """
     from gen_dist.data.sources.in_memory import ArraySource, packed_source
 
-    if source.startswith(_SHARDS):
-        raise DataError(
-            f"{printable(shown(source))}: shards are not packed; training indexes them and says what it finds"
-        )
     with _one_line_errors(source):
+        if source.startswith(_SHARDS):
+            from gen_dist.data.shards.surveying import survey_shards
+
+            return survey_shards(source.removeprefix(_SHARDS), packing, announce)
         found = _find_source(source, expand_home(root), packing)
         packed_in = packed_directory(found, packing)
         if packed_in and isinstance(found, ArraySource):  # the cache alone still has the images

@@ -30,6 +30,8 @@ _TIMEOUT_SECONDS = 60
 _PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _LASTING_KINDS = ("InvalidURL", "Certificate")
 """Parts of the names of connection errors that do not pass."""
+_LASTING_AT_FIRST = "SSL"
+"""The same, of a server that has never answered: later, a restart may break a handshake."""
 _TAGS = ("ETag", "etag", "e_tag", "md5Hash", "Content-MD5", "generation", "LastModified", "last_modified", "mtime")
 """Facts of file systems that change with the content, the surest first."""
 
@@ -70,6 +72,7 @@ class Fetcher:
         self._lock = threading.Lock()
         self._systems: dict[str, Any] = {}
         self._tried_again = 0
+        self._has_answered = False
         self._down_since: float | None = None
 
     @contextlib.contextmanager
@@ -235,6 +238,7 @@ class Fetcher:
                     raise self._refused(place, f"its server has failed ({reason}), and training ends") from None
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
+                self._has_answered = True
                 self._tell_answer(place)
                 return found
 
@@ -257,7 +261,8 @@ class Fetcher:
             raise self._refused(place, "there is no such file") from None
         if isinstance(error, ImportError):
             raise self._refused(place, printable(" ".join(str(error).split()))[:200]) from None
-        if any(word in kind for word in _LASTING_KINDS):
+        lasting = _LASTING_KINDS if self._has_answered else (*_LASTING_KINDS, _LASTING_AT_FIRST)
+        if any(word in kind for word in lasting):
             raise self._refused(place, f"{kind}, which is not tried again")
         passing = isinstance(error, OSError | EOFError | asyncio.TimeoutError) or "aiohttp" in type(error).__module__
         if status in _PASSING_STATUS or (status is None and passing) or "Timeout" in kind or "Connection" in kind:

@@ -45,17 +45,18 @@ class Labels:
     """Labels of all shards: classes, which are numbers or texts that get the numbers of their order; or tables with a
     column for each attribute or number. Shards are added one after another; only what they mean is kept."""
 
-    def __init__(self, name: str, request: LabelRequest = USUAL_LABELS) -> None:
+    def __init__(self, name: str, request: LabelRequest = USUAL_LABELS, others: int = 0) -> None:
         """
         Args:
             name: the source in error messages.
             request: the labels that are asked for.
+            others: images of shards that are not added, where some stand for all.
         """
         self._name = name
         self._request = request
         self._texts: set[str] = set()
         self._named: tuple[str, ...] | None = None
-        self._images = 0
+        self._images = others
         self._numbers: dict[str, int] = {}
         self._table: _TableLabels | None = None
 

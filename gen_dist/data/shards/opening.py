@@ -48,7 +48,7 @@ _GIB = 2**30
 _DEFAULTS = DataConfig()
 
 
-class _Set(NamedTuple):
+class ShardSet(NamedTuple):
     """A set of shards."""
 
     name: str
@@ -68,17 +68,9 @@ def open_shards(pattern: str, packing: DataConfig, announce: Callable[[str], Non
     Raises:
         DataError: the set cannot be used as configured, a shard is missing, damaged or has changed; one line.
     """
-    name = printable(f"shards:{shown(pattern)}")
-    _refuse(name, pattern, packing)
-    fetcher = Fetcher(name, announce)
-    places = shards_of(name, pattern, fetcher.glob)
-    tested = packing.test_shards
-    test_places = shards_of(f"test_shards {shown(tested)}", tested, fetcher.glob) if tested else []
-    if twice := set(places) & set(test_places):
-        raise DataError(f"{name}: {printable(shown(min(twice)))} is in the test split too; name it once")
-    shards = _Set(name, f"shards-{places[0].rpartition('/')[2].partition('.')[0] or 'set'}", places, test_places)
-    cache = cache_directory(packing)
-    directory = cache / f"{file_slug(shards)}-{_key(shards, packing)}"
+    shards, fetcher = shard_set(pattern, packing, announce)
+    name, places = shards.name, shards.places
+    cache, directory = cache_directory(packing), index_directory(shards, packing)
     reason = "" if (directory / "meta.json").exists() else "missing"
     with contextlib.suppress(_Damaged, FileNotFoundError):
         return _open(directory, name, packing, fetcher, announce)
@@ -102,6 +94,43 @@ def open_shards(pattern: str, packing: DataConfig, announce: Callable[[str], Non
     return dataset
 
 
+def shard_set(pattern: str, packing: DataConfig, announce: Callable[[str], None]) -> tuple[ShardSet, Fetcher]:
+    """Shards that a pattern names, and their reader.
+
+    Raises:
+        DataError: there are none, they are of two kinds, or an option is not for shards.
+    """
+    name = printable(f"shards:{shown(pattern)}")
+    _refuse(name, pattern, packing)
+    fetcher = Fetcher(name, announce)
+    places = shards_of(name, pattern, fetcher.glob)
+    tested = packing.test_shards
+    test_places = shards_of(f"test_shards {shown(tested)}", tested, fetcher.glob) if tested else []
+    if twice := set(places) & set(test_places):
+        raise DataError(f"{name}: {printable(shown(min(twice)))} is in the test split too; name it once")
+    slug = f"shards-{places[0].rpartition('/')[2].partition('.')[0] or 'set'}"
+    return ShardSet(name, slug, places, test_places), fetcher
+
+
+def index_directory(shards: ShardSet, packing: DataConfig) -> Path:
+    """Directory of the index of a set, existing or not."""
+    return cache_directory(packing) / f"{file_slug(shards)}-{_key(shards, packing)}"
+
+
+def reader_of(name: str, fetcher: Fetcher, contents: ShardContents) -> Callable[[str, int, int], bytes]:
+    """Function that gives the bytes of a shard from an offset to another, for several threads."""
+    from gen_dist.data.shards.parquet_contents import RowGroupReader
+
+    groups, remembered = RowGroupReader(name, fetcher), functools.lru_cache(maxsize=READERS)(contents)
+
+    def read(place: str, first: int, last: int) -> bytes:
+        if kind_of(name, place) == "tar":
+            return fetcher.read(place, first, last)
+        return groups.read(place, remembered(place), first, last)
+
+    return read
+
+
 class _Damaged(Exception):
     """An index that differs from what was written; the text is the difference."""
 
@@ -116,7 +145,7 @@ def _refuse(name: str, pattern: str, packing: DataConfig) -> None:
             raise DataError(f"{name}: --{option.replace('_', '-')} {given} is not for shards; leave it out")
 
 
-def _key(shards: _Set, packing: DataConfig) -> str:
+def _key(shards: ShardSet, packing: DataConfig) -> str:
     """Key of everything that determines the index but the content of the shards, which is compared when it is read."""
     options = [packing.image_size, packing.fit, packing.channels, packing.dtype, packing.unreadable_images]
     # Options that are as they always were have no part, so that indexes of before there were others are found.
@@ -128,25 +157,15 @@ def _key(shards: _Set, packing: DataConfig) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _build(shards: _Set, packing: DataConfig, directory: Path, fetcher: Fetcher) -> None:
+def _build(shards: ShardSet, packing: DataConfig, directory: Path, fetcher: Fetcher) -> None:
     """Build the index under a temporary name and rename it."""
     cache = directory.parent
     contents = ShardContents(shards.name, cache / "shard-contents", fetcher, request_of(packing))
     contents.make([*shards.places, *shards.test_places])
-
-    from gen_dist.data.shards.parquet_contents import RowGroupReader
-
-    groups, remembered = RowGroupReader(shards.name, fetcher), functools.lru_cache(maxsize=READERS)(contents)
-
-    def read(place: str, first: int, last: int) -> bytes:
-        if kind_of(shards.name, place) == "tar":
-            return fetcher.read(place, first, last)
-        return groups.read(place, remembered(place), first, last)
-
     with cache_errors(cache):
         temporary = Path(tempfile.mkdtemp(prefix=building_prefix(shards), dir=cache))
     try:
-        parts = PackedParts(shards.name, packing, fetcher, read)
+        parts = PackedParts(shards.name, packing, fetcher, reader_of(shards.name, fetcher, contents))
         builder = IndexBuilder(shards.name, packing, shards.places, shards.test_places, contents, parts)
         with cache_errors(cache):
             meta = builder.build(temporary)

@@ -156,7 +156,7 @@ class PackedParts:
         )
         with bar, image_warnings_as_intended():
             try:
-                for one, found in self._each(picked, lambda one, content: self._decoded(one, content, look)):
+                for one, found in self.decoded(picked, look):
                     bar.update()
                     if isinstance(found, str):
                         left_out.add(one.name, found)
@@ -179,6 +179,18 @@ class PackedParts:
                 )
             look.remarks.append(f"left out {left_out.count} unreadable images of the {split} split: {left_out}")
         look.remarks += [f"{split} split: {line}" for line in lines_on_losses(losses)]
+
+    def headers(self, picked: list[Picked]) -> Iterator[tuple[Picked, Header | str]]:
+        """What images are by their headers, in order; the reason of those that are unreadable."""
+        return self._each(picked, self._header)
+
+    def decoded(self, picked: list[Picked], look: Look) -> Iterator[tuple[Picked, Decoded | str]]:
+        """Images as they are packed, in order; the reason of those that are unreadable.
+
+        Raises:
+            DataError: one is of another size, type or colour.
+        """
+        return self._each(picked, lambda one, content: self._decoded(one, content, look))
 
     def _header(self, one: Picked, content: bytes) -> Header | str:
         try:

@@ -64,10 +64,14 @@ def _expanded(name: str, pattern: str) -> Iterator[str]:
     """Patterns without braces."""
     found = _BRACES.search(pattern)
     if found is None:
+        if lone := re.search(r"[{}]", pattern):
+            raise DataError(f"{name}: {lone[0]} has no other brace; write a range as {{000..199}}, or {{a,b}}")
         yield pattern
         return
     numbers = _NUMBERS.fullmatch(found[1])
     if numbers is None:
+        if ".." in found[1] or not found[1]:
+            raise DataError(f"{name}: {{{found[1]}}} is no range of two whole numbers; write it as {{000..199}}")
         choices = found[1].split(",")
     else:
         first, last = int(numbers[1]), int(numbers[2])

@@ -93,8 +93,7 @@ class _Pass:
                 self._add(long_name or _short_name(header), start, size)
             long_name = ""
         self._finish_sample()
-        for block in self._blocks:  # behind the end: a digest of the file is of all of it
-            self._take(block)
+        self._take_end(place, header)
         table, columns = self._table()
         return Contents(
             np.frombuffer(self._offsets, np.uint64) if self._offsets else np.empty(0, np.uint64),
@@ -108,6 +107,24 @@ class _Pass:
             table=table,
             columns=columns,
         )
+
+    def _take_end(self, place: int, header: bytes) -> None:
+        """Take what is behind the last file: a digest is of all bytes.
+
+        Raises:
+            DataError: the file is empty, or goes on behind the mark of its end.
+        """
+        if not self._bytes_taken:
+            raise self._damaged("it is empty; write or copy it anew, or leave it out")
+        if not header:  # some programs leave the mark out
+            self._left_out["without the mark of a shard's end, which may be cut off"] += 1
+        rest = self._held[max(0, place - self._held_from) :]
+        goes_on = rest.count(0) < len(rest)
+        for block in self._blocks:
+            self._take(block)
+            goes_on |= block.count(0) < len(block)
+        if goes_on:
+            raise self._damaged("it goes on behind its end, as joined tar files do; write all files into one archive")
 
     def _size_and_kind(self, header: bytes, place: int) -> tuple[int, bytes]:
         try:
@@ -161,6 +178,9 @@ class _Pass:
                 f"the label at byte {start:,} has {len(label):,} characters, more than {MOST_LABEL_CHARACTERS}; "
                 "a label is the name or number of a class"
             )
+        if label and self._label and self._label[0] == rank and self._label[1] != label:
+            both = f"{printable(self._label[1])} and {printable(label)}"
+            raise self._damaged(f"sample {printable(self._key.lstrip('/'))} has two labels, {both}; keep one of them")
         if label:
             self._label = min(self._label or (rank, label), (rank, label))
 
