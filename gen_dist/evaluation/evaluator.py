@@ -161,7 +161,7 @@ def _measure(
             found.measure(metric)
         evaluation = write()
     if "copies" in context and context.processes.is_main:
-        draw_nearest_pairs(RunPaths(run).nearest_pairs, context, say)
+        draw_nearest_pairs(RunPaths(run).nearest_pairs_of(which), context, say)
     if unwritten is not None:
         raise unwritten
     if found.failed:

@@ -47,12 +47,17 @@ class RunPaths:
         self.fitted_prior = root / "fitted_prior.safetensors"
         """Written by `gen-dist fit-prior`, for the weights of one checkpoint."""
         self.nearest_pairs = root / "nearest_training_images.png"
+        self.nearest_pairs_best = root / "nearest_training_images_best.png"
         self.evaluation_best = root / "evaluation_best.json"
         self.report = root / "report.html"
 
     def evaluation_of(self, which: WhichCheckpoint) -> Path:
         """Figures of the newest checkpoint, or of the best that the run keeps."""
         return self.evaluation if which == "newest" else self.evaluation_best
+
+    def nearest_pairs_of(self, which: WhichCheckpoint) -> Path:
+        """Picture of the samples nearest to training images, of the newest checkpoint or of the best."""
+        return self.nearest_pairs if which == "newest" else self.nearest_pairs_best
 
     def checkpoint(self, step: int) -> Path:
         """Directory of the checkpoint of a step."""
