@@ -27,6 +27,7 @@ from gen_dist.data import Dataset, open_dataset
 from gen_dist.data.subsets import evenly_spaced
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.objectives.adversarial import signed_unit
+from gen_dist.records.checkpoint import load_newest
 from gen_dist.records.metrics_file import metrics_of_run
 
 KINDS: dict[str, tuple[RandomAugmentation, ...]] = {
@@ -47,12 +48,12 @@ COLUMNS = (
 
 
 def config_of(kinds: tuple[RandomAugmentation, ...], steps: int, ada_images: int, seed: int, run: Path) -> TrainConfig:
-    """Config of a run: a DCGAN whose discriminator normalizes nothing."""
+    """Config of a run: a DCGAN whose discriminator normalizes groups of channels, with R1 at every 8th step."""
     return TrainConfig(
-        network=DcganConfig(feature_maps=16, latent_dim=64, generator_norm="batch", discriminator_norm="none"),
-        objective=GanConfig(ada=kinds, ada_images=ada_images),
-        optimization=OptimizerConfig(betas=(0.5, 0.999), ema_decay=0.998),
-        learning_rate=3e-4,
+        network=DcganConfig(feature_maps=16, latent_dim=64, generator_norm="batch", discriminator_norm="group"),
+        objective=GanConfig(ada=kinds, ada_images=ada_images, penalty_weight=0.02, penalty_every=8),
+        optimization=OptimizerConfig(betas=(0.0, 0.99), ema_decay=0.998),
+        learning_rate=1e-3,
         steps=steps,
         global_batch_size=64,
         checkpoint_every=steps,
@@ -64,8 +65,11 @@ def config_of(kinds: tuple[RandomAugmentation, ...], steps: int, ada_images: int
 
 
 def scores(run: Path, dataset: Dataset, train: NDArray[np.uint8]) -> list[float]:
-    """Mean scores of training, held-out and generated images by the averaged discriminator of a run."""
+    """Mean scores of training, held-out and generated images by the newest networks of a run."""
     model = gen_dist.load(run)
+    newest = load_newest(run, lambda _line: None)
+    assert newest is not None
+    model.objective.networks.load_state_dict(dict(newest[0].tensors["networks"]))
     sets = [torch.from_numpy(train), torch.from_numpy(np.asarray(dataset.test.images)), model.sample(1000)]
     discriminator = model.objective.networks["discriminator"]
     with torch.no_grad():
@@ -74,7 +78,7 @@ def scores(run: Path, dataset: Dataset, train: NDArray[np.uint8]) -> list[float]
 
 def main(
     images: int = 500,
-    steps: int = 3000,
+    steps: int = 2000,
     ada_images: int = 50_000,
     seeds: int = 2,
     folder: Path | None = None,

@@ -137,7 +137,7 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, NetworkConfig]] = {
 }
 WITH_BATCH_STATISTICS = frozenset({"dcgan", "conditional dcgan", "vae-gan", "sngan, conditional norm, attention"})
 TOUCHY = WITH_BATCH_STATISTICS | {
-    *("sngan", "sngan, projection"),
+    *("sngan", "sngan, projection", "stylegan2, mixed styles, path lengths"),
     *("latent autoencoder, vq, adaptive adversary", "latent autoencoder, codebook by gradient"),
     "latent autoencoder, fsq",
 }
