@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from PIL import Image
 
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, TrainBatches, open_dataset
+from tests.support.shards import tar_of
 
 COUNT, BATCH = 34, 8
 PLANE = np.random.default_rng(0).integers(0, 100, (COUNT, 6, 5))
@@ -57,7 +58,24 @@ def archive(path: Path, dtype: str) -> str:
     return f"array:{path / 'a.npz'}"
 
 
+def shards(path: Path, dtype: str) -> str:
+    files: dict[str, bytes] = {}
+    for place, values in enumerate(values_of(dtype)):
+        if dtype in ("uint8", "uint16"):
+            files[f"{place:02}.png"] = encoded(values)
+        else:
+            stream = io.BytesIO()
+            np.save(stream, values)
+            files[f"{place:02}.npy"] = stream.getvalue()
+        files[f"{place:02}.cls"] = str(place % 3).encode()
+    for shard in range(3):
+        some = {name: content for name, content in files.items() if int(name[:2]) % 3 == shard}
+        (path / f"{shard}.tar").write_bytes(tar_of(some))
+    return f"shards:{path}/{{0..2}}.tar"
+
+
 SOURCES: list[tuple[Callable[[Path, str], str], str]] = [
+    *((shards, dtype) for dtype in ("uint8", "uint16", "int16", "float16", "float32")),
     *((folder, dtype) for dtype in ("uint8", "uint16", "float32")),
     *((parquet, dtype) for dtype in ("uint8", "uint16", "float32")),
     *((array, dtype) for dtype in ("uint8", "uint16", "int16", "float16", "float32")),
@@ -65,14 +83,22 @@ SOURCES: list[tuple[Callable[[Path, str], str], str]] = [
 ]
 
 
-@pytest.fixture(params=SOURCES, ids=lambda one: f"{one[0].__name__}-{one[1]}")
-def source(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
-    make, dtype = request.param
-    return make(tmp_path, dtype), dtype
+Storage = Literal["raw", "encoded"]
+STORED: list[tuple[Callable[[Path, str], str], str, Storage]] = [
+    *((make, dtype, "raw") for make, dtype in SOURCES),
+    *((make, dtype, "encoded") for make in (folder, parquet) for dtype in ("uint8", "uint16", "float32")),
+]
 
 
-def opened(source: str, cache: Path) -> Dataset:
-    return open_dataset(source, "", DataConfig(cache_dir=str(cache)), lambda _line: None)
+@pytest.fixture(params=STORED, ids=lambda one: f"{one[0].__name__}-{one[1]}-{one[2]}")
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str, Storage]:
+    make, dtype, storage = request.param
+    return make(tmp_path, dtype), dtype, storage
+
+
+def opened(source: str, cache: Path, storage: Storage) -> Dataset:
+    packing = DataConfig(cache_dir=str(cache), packed_as=storage)
+    return open_dataset(source, "", packing, lambda _line: None)
 
 
 def batches_of(dataset: Dataset, rows: list[tuple[int, int]], *, resident: bool) -> TrainBatches:
@@ -86,13 +112,13 @@ def batches_of(dataset: Dataset, rows: list[tuple[int, int]], *, resident: bool)
     )
 
 
-def test_a_source_gives_one_run_however_it_is_read(source: tuple[str, str], tmp_path: Path) -> None:
-    name, dtype = source
-    dataset = opened(name, tmp_path / "one")
-    assert opened(name, tmp_path / "two").digest == dataset.digest  # packed twice
+def test_a_source_gives_one_run_however_it_is_read(source: tuple[str, str, Storage], tmp_path: Path) -> None:
+    name, dtype, storage = source
+    dataset = opened(name, tmp_path / "one", storage)
+    assert opened(name, tmp_path / "two", storage).digest == dataset.digest  # packed twice
     assert dataset.scale.dtype == dtype
     train = dataset.train
-    both = np.concatenate([train.images, dataset.test.images])[:, 0]
+    both = np.concatenate([train.images[:], dataset.test.images[:]])[:, 0]
     assert sorted(map(bytes, both)) == sorted(map(bytes, values_of(dtype)))  # no value is changed
 
     whole = batches_of(dataset, [(0, BATCH)], resident=True)

@@ -16,6 +16,7 @@ from PIL import Image
 import gen_dist
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, TrainBatches, open_dataset
+from gen_dist.data.array_bytes import array_header, array_values
 from gen_dist.errors import DataError
 from tests.data.test_deep_files import tiff
 from tests.support.shards import encoded, tar_of
@@ -115,6 +116,20 @@ def test_arrays_in_shards_have_any_type_and_channels(
     told = any("the range of values is that of 20 images" in line for line in lines)
     assert told == (dtype != "uint8")
     assert opened(shards).digest == ours.digest
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (2, 6, 9), (1, 6, 9)])
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "|u1", ">f4", "<f2", ">i2"])
+def test_arrays_are_read_as_numpy_reads_them(dtype: str, shape: tuple[int, ...]) -> None:
+    for order in ("C", "F"):
+        array = np.asarray(np.random.default_rng(0).integers(0, 100, shape), dtype, order=order)
+        for version in ((1, 0), (2, 0), (3, 0)):
+            stream = io.BytesIO()
+            np.lib.format.write_array(stream, array, version)
+            found = array_values(stream.getvalue(), True)
+            assert found.dtype == array.dtype.newbyteorder("=") and found.flags.c_contiguous
+            assert array_header(stream.getvalue()) == (found.shape, found.dtype.name)
+            assert np.array_equal(found.reshape(shape), np.load(io.BytesIO(stream.getvalue())))
 
 
 def test_values_beside_an_image_are_no_image(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
