@@ -262,6 +262,9 @@ def invert(
         raise ConfigError(f"{out} cannot be written: latents are an .npz file; name it {out.stem}.npz")
     if not images:
         raise ConfigError("invert needs images, as in gen-dist invert runs/dcgan-mnist seven.png")
+    picture = out.with_suffix(".png")
+    if picture.resolve() in [image.resolve() for image in images]:
+        raise ConfigError(f"{picture}, the picture of {out}, is one of the images; name another --out")
     model = load(run, device=device, announce=tell, checkpoint=checkpoint)
     originals = read_images(model, images)
     if labels and len(labels) not in (1, len(images)):
@@ -281,7 +284,7 @@ def invert(
     _write_inverted(out, model, arrays | ({} if asked is None else {"labels": asked}), found.space)
     for file, error in zip(images, found.errors.tolist(), strict=True):
         print(f"{file}: mean squared error {error:.5f}")
-    print(out, out.with_suffix(".png"), sep="\n")
+    print(out, picture, sep="\n")
 
 
 def _write_inverted(out: Path, model: GenerativeModel, arrays: dict[str, Tensor], space: str) -> None:

@@ -116,6 +116,8 @@ def invert(
         raise ConfigError(f"steps {steps} is less than 1")
     if not rate > 0:
         raise ConfigError(f"rate {rate} is not a positive number")
+    if model.objective.codebook_size:
+        raise UserError("codes of a codebook have no gradients to descend on; encode the images instead")
     images = as_held(model.scale.form, images)
     labels = _checked_labels(model, images, labels)
     weight = _perceptual_weight(model, perceptual_weight, announce)

@@ -72,7 +72,7 @@ def test_a_perceptual_term_is_part_of_the_error() -> None:
 
 
 def test_what_cannot_be_inverted_is_one_line(tmp_path: Path) -> None:
-    model, conditional = _model("gan"), _model("conditional gan")
+    model, conditional, codes = _model("gan"), _model("conditional gan"), _model("latent autoencoder, fsq")
     images = model.sample(2)
     for some, options, message in (
         (model, {"steps": 0}, "steps 0 is less than 1"),
@@ -80,6 +80,7 @@ def test_what_cannot_be_inverted_is_one_line(tmp_path: Path) -> None:
         (model, {"space": "styles"}, "space styles needs a generator with styles"),
         (model, {"labels": torch.tensor([1, 2])}, "is not conditional on classes"),
         (model, {"perceptual_weight": -1.0}, "perceptual_weight -1.0 is not a number"),
+        (codes, {}, "codes of a codebook have no gradients"),
         (conditional, {}, "give the label of each image"),
         (conditional, {"labels": torch.tensor([1])}, r"2 latents take int64 \[2\]"),
     ):
@@ -113,3 +114,11 @@ def test_the_command_writes_latents_and_a_picture(tmp_path: Path, capsys: pytest
     assert str(kept["space"]) == "latents" and len(kept["errors"]) == 2
     with Image.open(f"{out}.png") as picture:
         assert picture.width > 3 * 28 and picture.height > 2 * 28
+
+
+def test_the_picture_never_replaces_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seven.png").write_bytes(b"mine")
+    words = ["invert", "no_run", str(tmp_path / "seven.png"), "--out", "seven.npz"]
+    with pytest.raises(UserError, match=r"the picture of seven\.npz, is one of the images; name another --out"):
+        run_subcommand([invert_command, invert_command], words, "gen-dist")
