@@ -37,7 +37,7 @@ from gen_dist.errors import CheckpointError, ConfigError, UserError
 from gen_dist.files import sync, whole_directory
 from gen_dist.inference import diffusers_format
 from gen_dist.inference.exported import CARD, CONFIG, LIBRARY, PLAIN_CARD, PLUGINS, PRIOR, SUFFIXES, Format, PartName
-from gen_dist.inference.fitted_prior import FittedPrior, prior_bytes, read_fitted_prior, weights_digest
+from gen_dist.inference.fitted_prior import FittedPrior, networks_digest, prior_bytes, read_fitted_prior
 from gen_dist.inference.loading import model_of, read_checkpoint
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.inference.model_card import Part, Port, card
@@ -198,7 +198,7 @@ def _fitted_prior(model: GenerativeModel, home: Path, announce: Callable[[str], 
     if not file.exists():
         return None
     try:
-        digest = weights_digest(model.objective.networks.state_dict())
+        digest = networks_digest(model.objective.networks)
         return read_fitted_prior(file, digest, f"gen-dist fit-prior {home}")
     except CheckpointError as error:
         announce(f"the export has no fitted prior: {error}")

@@ -18,7 +18,7 @@ import safetensors
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from gen_dist.errors import CheckpointError, DamagedError, shortened
 from gen_dist.files import read_regular, unreadable, write_atomically
@@ -67,12 +67,19 @@ class FittedPrior(NamedTuple):
         )
 
 
-def weights_digest(networks: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a model's weights, by name."""
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names."""
     digest = hashlib.sha256()
-    for name in sorted(networks):
-        digest.update(save_tensors({name: networks[name].detach().cpu().contiguous()}))  # with dtype and shape
+    for name in sorted(weights):
+        digest.update(save_tensors({name: weights[name].detach().cpu().contiguous()}))  # with dtype and shape
     return digest.hexdigest()
+
+
+def networks_digest(networks: nn.Module) -> str:
+    """`weights_digest` of a model's networks, without the mean style, which follows from the other weights and is
+    computed when it is first needed."""
+    weights = networks.state_dict()
+    return weights_digest({name: one for name, one in weights.items() if not name.endswith("decoder.mean_style")})
 
 
 def write_fitted_prior(file: Path, prior: FittedPrior) -> None:

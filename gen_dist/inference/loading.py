@@ -17,7 +17,7 @@ from gen_dist.config.labels import scheme_of_json
 from gen_dist.data.values import scale_of_json
 from gen_dist.errors import CheckpointError, DamagedError, UserError
 from gen_dist.inference.exported import PRIOR, is_export, read_export, refuse_export
-from gen_dist.inference.fitted_prior import FittedPrior, read_fitted_prior, weights_digest
+from gen_dist.inference.fitted_prior import FittedPrior, networks_digest, read_fitted_prior
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.objectives import build_objective
 from gen_dist.parallel.collectives import from_main
@@ -66,7 +66,7 @@ def home_of(path: Path) -> Path:
 def fitted_prior_of(model: GenerativeModel, path: Path) -> FittedPrior:
     """Prior that was fitted to the weights of a run's model."""
     home = home_of(path)
-    digest = weights_digest(model.objective.networks.state_dict())
+    digest = networks_digest(model.objective.networks)
     return read_fitted_prior(RunPaths(home).fitted_prior, digest, f"gen-dist fit-prior {path}")
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from gen_dist.data import Split
 from gen_dist.data.subsets import evenly_spaced
 from gen_dist.errors import ConfigError, UserError
-from gen_dist.inference.fitted_prior import FittedPrior, weights_digest, write_fitted_prior
+from gen_dist.inference.fitted_prior import FittedPrior, networks_digest, write_fitted_prior
 from gen_dist.inference.latent_rows import rows_at_once
 from gen_dist.inference.latent_walks import MOST_DIRECTIONS, principal_directions
 from gen_dist.inference.loading import home_of, model_of, read_checkpoint
@@ -82,7 +82,7 @@ def fit_prior(
     prior = fitted(
         latents.flatten(1),
         min(components, most),
-        {"step": str(read.step), "weights": weights_digest(model.objective.networks.state_dict())},
+        {"step": str(read.step), "weights": networks_digest(model.objective.networks)},
         config.seed,
     )
     file = RunPaths(home_of(run)).fitted_prior

@@ -12,6 +12,7 @@ from gen_dist import commands
 from gen_dist.cli import run_subcommand
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.inference.export import export
+from gen_dist.inference.fitted_prior import networks_digest
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.inference.truncation import LATENTS_OF_THE_MEAN, truncating_decoder
 from gen_dist.kernels import Key, normal
@@ -41,6 +42,17 @@ def decoder_of(model: GenerativeModel) -> Stylegan2Decoder:
 @pytest.fixture(scope="module")
 def model() -> GenerativeModel:
     return model_of("stylegan2, lazy, projection")
+
+
+def test_truncation_makes_no_fitted_prior_stale() -> None:
+    """The mean style is computed in place when it is first needed, as by a truncated sample."""
+    model = model_of("stylegan2, lazy, projection")
+    networks = model.objective.networks
+    before = networks_digest(networks)
+    model.sample(1, truncation=0.5)
+    assert decoder_of(model).mean_style.any() and networks_digest(networks) == before
+    next(decoder_of(model).parameters()).data += 1.0
+    assert networks_digest(networks) != before
 
 
 def test_styles_move_towards_the_mean_of_keyed_latents(model: GenerativeModel) -> None:
