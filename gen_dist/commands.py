@@ -102,6 +102,14 @@ def evaluate(
     if images is not None:
         if run is not None:
             raise ConfigError(f"evaluate measures {run} or --images {images}; leave one out")
+        of_runs = {
+            "data": data,
+            "vgg_weights": vgg_weights,
+            "prior": prior != "normal",
+            "checkpoint": checkpoint != "newest",
+        }
+        if given := [name for name, value in of_runs.items() if value]:
+            raise ConfigError(f"{' and '.join(given)} is for runs, not for --images; leave it out")
         return _evaluate_images(
             images,
             reference,

@@ -18,8 +18,8 @@ from gen_dist.evaluation.context import Context
 from gen_dist.evaluation.features import FeatureName
 from gen_dist.evaluation.measuring import Figures, network_of
 from gen_dist.evaluation.metrics import measured_metrics
-from gen_dist.evaluation.plan import MetricPlan, Setting, check_names
-from gen_dist.evaluation.record import Evaluation, UnmeasuredError
+from gen_dist.evaluation.plan import LEAST_SAMPLES, MetricPlan, Setting, check_names
+from gen_dist.evaluation.record import Evaluation, UnmeasuredError, UnwrittenError
 from gen_dist.evaluation.reference import ReferenceImages, all_images, reference_images
 from gen_dist.files import reason_of
 from gen_dist.parallel.collectives import agree, in_main
@@ -62,6 +62,8 @@ def evaluate_images(
 
     Raises:
         UserError: a source or an option cannot be used.
+        UnwrittenError: the figures are measured and cannot be written. The error has them.
+        UnmeasuredError: the code of a metric fails. The other figures are written, and the error has them.
     """
     asked = list(measured_metrics() if metrics is None else metrics)
     check_names(asked, samples)
@@ -77,6 +79,8 @@ def evaluate_images(
     compared = all_images(data, reference, say)
     given = reference_images(_source(images), data, data_root, packing, say, most=samples)
     assert given is not None
+    if given.count < LEAST_SAMPLES:
+        raise ConfigError(f"images {shown(images)} are {given.count}, fewer than {LEAST_SAMPLES}; name more of them")
     model: Any = _no_model(given, data, packing)
     needs = {need for name in asked for need in measured_metrics()[name].needs}
     network = network_of(data, needs, features, inception_weights, processes)
@@ -91,8 +95,11 @@ def evaluate_images(
     evaluation = dataclasses.replace(
         found.evaluation(0), preset=shown(given.source), data=shown(compared.source), split="all"
     )
-    if out is not None:
+    try:
         in_main(lambda: _write(out, evaluation), processes)
+    except UnwrittenError as error:
+        error.evaluation = evaluation
+        raise
     if found.failed:
         failed = UnmeasuredError(found.failed[0])
         failed.evaluation = evaluation
@@ -128,11 +135,13 @@ def _source(name: str) -> str:
     return f"folder:{name}" if ":" not in name and Path(name).is_dir() else name
 
 
-def _write(out: Path, evaluation: Evaluation) -> None:
+def _write(out: Path | None, evaluation: Evaluation) -> None:
+    if out is None:
+        return
     try:
         write_object(out, evaluation.fields())
     except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {reason_of(error)}") from None
+        raise UnwrittenError(f"{out} cannot be written: {reason_of(error)}") from None
 
 
 def _silent(_line: str) -> None:

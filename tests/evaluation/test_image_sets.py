@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ def _silent(_line: str) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two folders of digits: `real` has 100, of which 10 are a test split; `made` has 60 of another size, in colour."""
+    """Folders of digits: `real` has 100, of which 10 are a test split; `made` has 60 of another size, in colour;
+    `few` has 3 of them."""
     root = tmp_path_factory.mktemp("folders")
     for place, image in enumerate(digits()[0][:160]):
         name = "made" if place >= 100 else "real/test" if place >= 90 else "real/train"
@@ -35,6 +37,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if place >= 100:
             picture = picture.convert("RGB").resize((56, 56), Image.Resampling.NEAREST)
         picture.save(root / name / f"{place:03}.png")
+    (root / "few").mkdir()
+    for place in range(3):
+        shutil.copy(root / "made" / f"10{place}.png", root / "few")
     return root
 
 
@@ -74,7 +79,7 @@ def test_copies_of_a_source_are_told(folders: Path) -> None:
     assert found.metrics["memorization"] == 1.0 and "copies" in found.warnings["memorization"]
 
 
-def test_wrong_words_for_images_are_one_line(folders: Path, tmp_path: Path) -> None:
+def test_wrong_words_for_images_are_one_line(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made, real = f"{folders}/made", f"folder:{folders}/real"
     for words, message in (
         (f"--images {made}", "reference test is a split of a run's data; name a source"),
@@ -84,10 +89,14 @@ def test_wrong_words_for_images_are_one_line(folders: Path, tmp_path: Path) -> N
         (f"{folders} --out {tmp_path / 'a.json'}", "out is of --images"),
         (f"--images {tmp_path / 'none'} --reference {real}", "unknown data source"),
         (f"--images {made} --reference {real} --metrics fud", "unknown metrics fud"),
+        (f"--images {made} --reference {real} --data {made}", "data is for runs, not for --images"),
+        (f"--images {made} --reference {real} --prior fitted", "prior is for runs"),
+        (f"--images {folders}/few --reference {real}", r"few are 3, fewer than 10; name more"),
         (f"--images {made} --reference {real} --features inception --inception-weights none", "cannot be read"),
         (f"--images {made} --reference {real} --metrics fid --out {tmp_path}/no/a.json", "cannot be written"),
     ):
         with pytest.raises(UserError, match=message):
             run_subcommand([commands.evaluate, commands.compare], ["evaluate", *words.split()], "gen-dist")
+    assert "fid_60_ref" in capsys.readouterr().out  # the figures that cannot be written are printed
     with pytest.raises(ConfigError, match="samples 3 is less than 10"):
         evaluate_images(made, real, samples=3)
