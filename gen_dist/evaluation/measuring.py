@@ -169,4 +169,5 @@ class Figures:
             intervals=self._intervals,
             warnings=self._warnings,
             references={} if (compared := context.compared) is None else {compared.name: compared.described},
+            fitted_prior=context.model.fitted_prior.facts["sha256"] if context.prior == "fitted" else None,
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gen_dist.errors import CheckpointError, DamagedError, OtherVersionError, UserError
-from gen_dist.evaluation.guide import base_name
+from gen_dist.evaluation.guide import FITTED, base_name
 from gen_dist.evaluation.metric import Value
 from gen_dist.evaluation.metrics import all_metrics
 from gen_dist.files import file_lock, reason_of
@@ -60,11 +60,14 @@ class Evaluation:
     """What a metric says of the model, as a clause, by the metric."""
     references: dict[str, str] = dataclasses.field(default_factory=dict)
     """Images other than the test split that samples are compared with, by their name in metrics."""
+    fitted_prior: str | None = None
+    """Digest of the fitted prior that figures named `fitted` are of. None without such figures."""
 
     def added_to(self, before: Evaluation | None) -> Evaluation:
         """Merge with the figures of `before`, if it is of the same checkpoint and data.
 
-        If feature networks differ, figures of `before` that rest on features are dropped.
+        If feature networks differ, figures of `before` that rest on features are dropped. If fitted priors differ,
+        those of samples from one are.
         """
         if before is None:
             return self
@@ -72,6 +75,8 @@ class Evaluation:
             return self
         if before.features and self.features and before.features["digest"] != self.features["digest"]:
             before = before._without_features()
+        if before.fitted_prior and self.fitted_prior and before.fitted_prior != self.fitted_prior:
+            before = before._without(lambda name: name.endswith(FITTED))
         metrics = before.metrics | self.metrics
         return dataclasses.replace(
             self,
@@ -83,6 +88,7 @@ class Evaluation:
             intervals=before._kept(before.intervals, self) | self.intervals,
             warnings=before._kept(before.warnings, self) | self.warnings,
             references=before.references | self.references,
+            fitted_prior=self.fitted_prior or before.fitted_prior,
         )
 
     def _kept(self, of_metrics: dict[str, T], after: Evaluation) -> dict[str, T]:
@@ -93,13 +99,16 @@ class Evaluation:
         """Copy without the figures that rest on features; likelihoods, which take minutes, stay."""
         resting = {name for name, metric in all_metrics().items() if metric.rests_on_features}
         return dataclasses.replace(
-            self,
-            features=None,
-            metrics={name: value for name, value in self.metrics.items() if base_name(name) not in resting},
-            unavailable={name: why for name, why in self.unavailable.items() if base_name(name) not in resting},
-            intervals={name: one for name, one in self.intervals.items() if base_name(name) not in resting},
-            warnings={name: one for name, one in self.warnings.items() if base_name(name) not in resting},
+            self._without(lambda name: base_name(name.removesuffix("_data")) in resting), features=None
         )
+
+    def _without(self, dropped: Callable[[str], bool]) -> Evaluation:
+        """Copy without some figures, by their names."""
+        kept: dict[str, Any] = {
+            field: {name: one for name, one in getattr(self, field).items() if not dropped(name)}
+            for field in ("metrics", "unavailable", "intervals", "warnings")
+        }
+        return dataclasses.replace(self, **kept)
 
     def fields(self) -> dict[str, Any]:
         """Fields of evaluation.json."""
@@ -135,6 +144,7 @@ _SHAPE = {
     "intervals": either(values_of(list_of(NUMBER)), None),
     "warnings": either(values_of(TEXT), None),
     "references": either(values_of(TEXT), None),
+    "fitted_prior": either(TEXT, None),
 }
 _NAMES = {"format", *_SHAPE}
 
