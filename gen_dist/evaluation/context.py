@@ -150,6 +150,8 @@ class Context:
         compared, network = self.compared, self.network
         if compared is None:
             return self.real.features
+        if compared.name == "train" and compared.count == len(self.training_rows):
+            return self.training.features
         assert network is not None
 
         def compute(first: int, last: int) -> tuple[Tensor]:

@@ -71,7 +71,7 @@ def reference_images(
     if wanted == "test":
         return None
     if wanted == "train":
-        return _of_splits("train", wanted, dataset.digest, "train", [dataset.train.sample], announce, most)
+        return _of_splits("train", wanted, dataset.digest, "train", [dataset.train], announce, most)
     found = open_dataset(wanted, data_root, packing_like(dataset, packing), announce)
     of_both = [(one.image_shape, one.scale.dtype, one.scale.low, one.scale.high) for one in (found, dataset)]
     if of_both[0] != of_both[1]:
@@ -84,7 +84,7 @@ def reference_images(
 
 def all_images(data: Dataset, source: str, announce: Callable[[str], None], most: int | None = None) -> ReferenceImages:
     """All images of a data set, those of the test split last; see `reference_images`."""
-    splits = [data.train.sample, data.test]
+    splits = [data.train, data.test]
     return _of_splits(f"ref-{data.digest[:8]}", source, data.digest, "both", splits, announce, most)
 
 
@@ -112,11 +112,13 @@ def _of_splits(
     announce: Callable[[str], None],
     most: int | None = None,
 ) -> ReferenceImages:
-    """Images of splits, one after another."""
+    """Images of splits, one after another; those at hand of splits that are not packed."""
+    all_of_them = sum(len(split.labels) for split in splits)
+    splits = [split.sample for split in splits]
     total = sum(len(split.labels) for split in splits)
     rows = evenly_spaced(min(total, MOST_IMAGES if most is None else most), total)
-    if len(rows) < total:
-        announce(f"reference {shown(source)}: {len(rows):,} of {total:,} images, spread evenly")
+    if len(rows) < all_of_them:
+        announce(f"{shown(source)}: {len(rows):,} of {all_of_them:,} images, spread evenly")
     edges = np.cumsum([0, *(len(split.labels) for split in splits)])
 
     def images(first: int, last: int) -> Tensor:

@@ -60,9 +60,16 @@ class MeasuredMetrics:
             with_intervals=False,
         )
         self._announce, self._told_time = announce, False
-        for name, reason in self._plan.unavailable.items():
-            announce(f"evaluations have no {name}: {reason}")
+        self._told_missing: set[str] = set()
+        self._tell_missing()
         self._refuse_kept(config.keep_best)
+
+    def _tell_missing(self) -> None:
+        """Say once which metrics there are not, and why."""
+        for name, reason in self._plan.unavailable.items():
+            if name not in self._told_missing:
+                self._announce(f"evaluations have no {name}: {reason}")
+        self._told_missing = set(self._plan.unavailable)
 
     def _refuse_kept(self, keep_best: str | None) -> None:
         if keep_best is None or not keep_best.startswith(MEASURED):
@@ -95,9 +102,9 @@ class MeasuredMetrics:
             for metric in self._plan.available():
                 found.measure(metric)
         self._context.keep_reference()
-        told = [*found.failed, *(f"{name}: {line}" for name, line in self._context.warnings.items())]
-        for line in told:
-            self._announce(f"warning: {line}")
+        self._tell_missing()
+        for name, line in self._context.warnings.items():
+            self._announce(f"warning: {name}: {line}")
         if not self._told_time:
             self._told_time = True
             seconds = readable_duration(time.perf_counter() - started)
