@@ -203,6 +203,7 @@ def walk(
     from gen_dist.pictures.plots import tiles
 
     check_animation(out)  # before anything that takes seconds
+    _refuse_missing_directory(out)
     if columns < 1:
         raise ConfigError(f"columns {columns} is less than 1")
     if not 0.1 <= fps <= 1000:
@@ -262,6 +263,7 @@ def invert(
         raise ConfigError(f"{out} cannot be written: latents are an .npz file; name it {out.stem}.npz")
     if not images:
         raise ConfigError("invert needs images, as in gen-dist invert runs/dcgan-mnist seven.png")
+    _refuse_missing_directory(out)
     picture = out.with_suffix(".png")
     if picture.resolve() in [image.resolve() for image in images]:
         raise ConfigError(f"{picture}, the picture of {out}, is one of the images; name another --out")
@@ -285,6 +287,14 @@ def invert(
     for file, error in zip(images, found.errors.tolist(), strict=True):
         print(f"{file}: mean squared error {error:.5f}")
     print(out, picture, sep="\n")
+
+
+def _refuse_missing_directory(out: Path) -> None:
+    """Raise ConfigError before minutes of work if a file cannot be written after it."""
+    if not out.parent.is_dir():
+        raise ConfigError(
+            f"{out} cannot be written: there is no directory {out.parent}; make it, or name another --out"
+        )
 
 
 def _write_inverted(out: Path, model: GenerativeModel, arrays: dict[str, Tensor], space: str) -> None:

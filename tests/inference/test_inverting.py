@@ -116,9 +116,14 @@ def test_the_command_writes_latents_and_a_picture(tmp_path: Path, capsys: pytest
         assert picture.width > 3 * 28 and picture.height > 2 * 28
 
 
-def test_the_picture_never_replaces_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_cannot_be_written_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "seven.png").write_bytes(b"mine")
-    words = ["invert", "no_run", str(tmp_path / "seven.png"), "--out", "seven.npz"]
-    with pytest.raises(UserError, match=r"the picture of seven\.npz, is one of the images; name another --out"):
-        run_subcommand([invert_command, invert_command], words, "gen-dist")
+    for out, message in (
+        ("seven.npz", r"seven\.png, the picture of seven\.npz, is one of the images; name another --out"),
+        ("none/found.npz", "there is no directory none; make it"),
+    ):
+        words = ["invert", "no_run", str(tmp_path / "seven.png"), "--out", out]
+        with pytest.raises(UserError, match=message):
+            run_subcommand([invert_command, invert_command], words, "gen-dist")
+    assert (tmp_path / "seven.png").read_bytes() == b"mine"

@@ -133,6 +133,12 @@ def test_mp4_without_its_package_is_one_line(tmp_path: Path, monkeypatch: pytest
         check_animation(tmp_path / "walk.mp4")
 
 
+def test_a_missing_directory_is_told_before_the_walk(tmp_path: Path) -> None:
+    words = ["walk", "no_run", "--out", str(tmp_path / "none" / "walk.webp")]
+    with pytest.raises(ConfigError, match="there is no directory"):
+        run_subcommand([walk_command, walk_command], words, "gen-dist")
+
+
 def test_mp4_has_every_frame_at_its_rate(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     frames = [np.full((9, 7, 1), 25 * place, np.uint8) for place in range(10)]
