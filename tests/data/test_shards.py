@@ -223,7 +223,7 @@ def test_blocks_stay_within_the_budget_and_the_oldest_go(tmp_path: Path) -> None
     assert not cache.has(f"{3:08x}-0")
 
 
-def test_training_is_the_same_without_room_for_blocks_and_says_so(
+def test_training_without_room_for_blocks_is_the_same_and_told(
     server: ShardServer, opened: Callable[..., Dataset], lines: list[str]
 ) -> None:
     url = f"{server.url}/{{000..002}}.tar"

@@ -177,7 +177,7 @@ def test_a_subclass_with_a_constructor_of_its_own_gets_a_number() -> None:
     assert takes_any_labels(SharedScoresGan) and not takes_any_labels(Own)
 
 
-def test_an_objective_of_ones_own_is_told_how_to_take_any_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_objective_of_ones_own_is_told_how_to_take_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     class Own(Gan):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
