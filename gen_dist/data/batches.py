@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gen_dist.data.dataset import Split
 from gen_dist.data.on_demand import DecodingImages, ImagesOnDemand
-from gen_dist.data.prefetching import Gathered, Gathering, Place, Prefetcher
+from gen_dist.data.prefetching import MICRO_BATCHES_AHEAD, Gathered, Gathering, Place, Prefetcher
 from gen_dist.data.shard_order import ShardOrder
 from gen_dist.data.subsets import keyed_permutation
 from gen_dist.errors import DataError
@@ -80,7 +80,9 @@ class TrainBatches:
         self._expected: Place | None = None
         if split.on_demand:
             split.on_demand.interrupt(False)
-            self._prefetcher = Prefetcher(self._begin, self.following)
+            # `fetch` takes all of a step at once: those of the next step are decoded while it computes.
+            of_step = len(self._micro_batches) if split.on_demand.waits_for_servers else 0
+            self._prefetcher = Prefetcher(self._begin, self.following, max(MICRO_BATCHES_AHEAD, of_step))
         elif split.images.nbytes + split.labels.nbytes <= resident_budget_bytes:
             # On the CPU `copy` reads the map into memory once, so that no page fault stalls a step.
             self._images = torch.from_numpy(split.images).to(self._device, copy=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-_PREFETCHED_MICRO_BATCHES = 4
+MICRO_BATCHES_AHEAD = 4
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 Place = tuple[int, int]
@@ -54,15 +54,19 @@ class Gathered(NamedTuple):
 class Prefetcher:
     """Thread that gathers a few micro-batches ahead of the last one taken."""
 
-    def __init__(self, begin: Callable[[Place], Gathering], following: Callable[[Place], Place]) -> None:
+    def __init__(
+        self, begin: Callable[[Place], Gathering], following: Callable[[Place], Place], ahead: int = MICRO_BATCHES_AHEAD
+    ) -> None:
         """
         Args:
             begin: starts to gather a micro-batch, or gathers it; called in the thread. Several are under way at a time,
                 so that threads which decode need not wait for the last image of one before they begin the next.
             following: returns the place after this one in training.
+            ahead: micro-batches that are gathered ahead.
         """
         self._begin = begin
         self._following = following
+        self._ahead = ahead
         self._changed = threading.Condition()
         self._ready: collections.deque[Gathering | Exception] = collections.deque()
         self._closed = False
@@ -149,4 +153,4 @@ class Prefetcher:
         self._ready.clear()
 
     def _has_work(self) -> bool:
-        return self._next is not None and len(self._ready) < _PREFETCHED_MICRO_BATCHES
+        return self._next is not None and len(self._ready) < self._ahead

@@ -14,6 +14,7 @@ import torch
 
 from gen_dist.config import DataConfig
 from gen_dist.data import Split, TrainBatches, image_indices, open_dataset
+from gen_dist.data.prefetching import Gathered, Prefetcher
 from gen_dist.data.subsets import held_out_order
 
 
@@ -169,6 +170,22 @@ def test_the_thread_runs_ahead_but_not_without_bound(split: Split, monkeypatch: 
     time.sleep(0.05)
     assert 4 <= len(gathered) <= 6
     mapped.close()
+
+
+def test_the_thread_runs_ahead_by_a_step_that_is_taken_at_once() -> None:
+    begun: list[tuple[int, int]] = []
+
+    def begin(place: tuple[int, int]) -> Gathered:
+        begun.append(place)
+        return Gathered(torch.zeros(1), torch.zeros(1))
+
+    prefetcher = Prefetcher(begin, lambda place: (place[0], place[1] + 1), ahead=9)
+    prefetcher.take((0, 0))
+    deadline = time.monotonic() + 5
+    while len(begun) < 10 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    prefetcher.close()
+    assert len(begun) == 10
 
 
 def test_mapped_images_become_tensors_without_a_warning(tmp_path: Path) -> None:
