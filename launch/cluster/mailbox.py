@@ -34,7 +34,7 @@ class News:
 class Mailbox:
     """Actor on the command's host. Workers and Ray's controller write to it, and the command reads it.
 
-    In the other direction the command asks the run to stop, and the main worker reads that.
+    In the other direction the command asks the run to stop, and the workers read that.
     """
 
     def __init__(self) -> None:

@@ -132,7 +132,7 @@ def work(settings: dict[Any, Any]) -> list[str]:
     with (
         _refusals_reported(task.mailbox),
         _run_directory(task, is_main) as (directory, keep),
-        stop_event(task.mailbox if is_main else None) as stop,
+        stop_event(task.mailbox) as stop,
         _reports() as report,
     ):
 
@@ -246,7 +246,7 @@ def _reports() -> Iterator[Callable[[dict[str, Any], Checkpoint | None], None]]:
 
 @contextlib.contextmanager
 def stop_event(mailbox: Any) -> Iterator[threading.Event]:
-    """Give an event that is set once the command asks the run to stop; with None as mailbox it is never set."""
+    """Give an event that is set once the command asks the run to stop."""
     stop, left = threading.Event(), threading.Event()
 
     def ask() -> None:
@@ -256,8 +256,7 @@ def stop_event(mailbox: Any) -> Iterator[threading.Event]:
                     stop.set()
                     return
 
-    if mailbox:
-        threading.Thread(target=ask, name="gen_dist-stop", daemon=True).start()
+    threading.Thread(target=ask, name="gen_dist-stop", daemon=True).start()
     try:
         yield stop
     finally:

@@ -22,7 +22,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from gen_dist.cli import resume_command
 from gen_dist.errors import TakenOverError, UserError
-from gen_dist.launch.cluster.mailbox import Mailbox, mailbox_here, summary_of
+from gen_dist.launch.cluster.mailbox import Mailbox, mailbox_here, summary_of, take_settings
 from gen_dist.launch.cluster.options import WorkerOptions
 from gen_dist.launch.cluster.watching import POLL_SECONDS
 from gen_dist.launch.cluster.workers import Task, enter_directory, stop_event, trainer_of
@@ -269,6 +269,7 @@ def run_trial(plan: Plan, index: int) -> None:
     if ray.get(plan.mailbox.wants_stop.remote()):
         return
     enter_directory(plan.working_directory)
+    take_settings(ray.get(plan.mailbox.settings.remote()))
     trial = plan.trials[index]
     end: dict[str, Any] = {"ended": "failed", "reason": None, "diverged": False}
     try:
