@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gen_dist.config.addresses import shown
 from gen_dist.data.array_bytes import UnreadableImage
 from gen_dist.data.decoding import Decoded, decode_image
 from gen_dist.data.deep_files import Keeping
@@ -179,15 +180,13 @@ def _inputs(
 
 def _images_of_shard(source: str, facts: Facts, place: str, request: LabelRequest, fetcher: Fetcher) -> Iterator[Input]:
     if fetcher.facts(place) != facts:
-        raise DataError(f"{source}: {printable(place)} has changed since the packing began; give an empty --out")
+        raise DataError(f"{source}: {printable(shown(place))} has changed since the packing began; give an empty --out")
     names: list[str] = []
     if kind_of(source, place) == "tar":
-        blocks = [
-            fetcher.read(place, first, min(first + BLOCK_BYTES, facts.size))
-            for first in range(0, facts.size, BLOCK_BYTES)
-        ]
-        contents = tar_contents(source, place.rpartition("/")[2], iter(blocks), request.columns, names)
-        whole = b"".join(blocks)
+        starts = range(0, facts.size, BLOCK_BYTES)
+        whole = b"".join(fetcher.read(place, first, min(first + BLOCK_BYTES, facts.size)) for first in starts)
+        blocks = (whole[first : first + BLOCK_BYTES] for first in starts)
+        contents = tar_contents(source, place.rpartition("/")[2], blocks, request.columns, names)
     else:
         from gen_dist.data.shards.parquet_contents import parquet_contents, row_group
 

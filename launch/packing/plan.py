@@ -118,8 +118,7 @@ def plan_shards(
         raise DataError(f"{printable(source)}: only folder:PATH, parquet:PATH and shards:PATTERN become shards")
     scheme = scheme_of_source(found, found.class_names())
     labels = _label_names(scheme)
-    if taken := {FILE_KEY, "image"} & set(labels.names):
-        raise DataError(f"{found.name}: a label is called {taken.pop()}, which shards use themselves; rename it")
+    _refuse_own_names(found.name, labels.names)
     at_once = images_per_shard or IMAGES_PER_SHARD
     tasks: list[ShardTask] = []
     for split in SPLITS:
@@ -139,6 +138,7 @@ def plan_shards(
 
 def _plan_of_shards(pattern: str, packing: DataConfig, announce: Callable[[str], None]) -> ShardPlan:
     name = printable(f"{_SHARDS}{shown(pattern)}")
+    _refuse_own_names(name, packing.label_columns)
     fetcher = Fetcher(name, announce)
     patterns = {"train": pattern, "test": packing.test_shards}
     tasks = []
@@ -151,6 +151,11 @@ def _plan_of_shards(pattern: str, packing: DataConfig, announce: Callable[[str],
                 kind_of(name, place)
                 tasks.append(ShardTask(split, number, "shard", [place, facts.size, facts.tag]))
     return ShardPlan(name, tasks, LabelNames(packing.label_columns or (CLASS_KEY,)), [])
+
+
+def _refuse_own_names(source: str, names: Sequence[str]) -> None:
+    if taken := sorted({FILE_KEY, "image"} & set(names)):
+        raise DataError(f"{source}: a label is called {taken[0]}, which shards use themselves; rename it")
 
 
 def _label_names(scheme: LabelScheme) -> LabelNames:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +17,7 @@ from gen_dist.data.losses import KINDS
 from gen_dist.data.naming import printable
 from gen_dist.data.packing import SECONDS_BEFORE_PROGRESS
 from gen_dist.data.shards.fetching import Fetcher, is_url
+from gen_dist.data.shards.labels import INTEGER
 from gen_dist.data.shards.writing import CLASS_KEY, PLAN_FILE, index_place
 from gen_dist.data.sources.source import SPLITS
 from gen_dist.errors import DataError
@@ -69,6 +72,8 @@ def pack(options: PackOptions, run: Runner, announce: Callable[[str], None]) -> 
     """
     out = place_of(options.out)
     plan = plan_shards(options.source, options.packing(), options.images_per_shard, announce)
+    if options.container == "tar":
+        _refuse_numbers(plan)
     for remark in plan.remarks:
         announce(f"{plan.source}: {remark}")
     own = {field.name for field in fields(ShardOptions)}
@@ -113,6 +118,16 @@ def _report_place(out: str, name: str) -> str:
     return f"{out}/{_REPORTS}/{name}.json"
 
 
+def _refuse_numbers(plan: ShardPlan) -> None:
+    """Raise DataError for classes whose names are other numbers than 0, 1, ...: readers of tar files count by them."""
+    names = plan.labels.classes or ()
+    if all(map(INTEGER.fullmatch, names)) and set(names) != set(map(str, range(len(names)))):
+        raise DataError(
+            f"{plan.source}: classes are called {', '.join(map(printable, names[:3]))}, and in tar files a label that "
+            f"is a number is that of the class, from 0 to {len(names) - 1}; use --container parquet, which names them"
+        )
+
+
 def _claim(out: str, plan: ShardPlan, options: ShardOptions) -> None:
     """Take a place for a packing.
 
@@ -121,26 +136,31 @@ def _claim(out: str, plan: ShardPlan, options: ShardOptions) -> None:
     """
     key = plan.key([asdict(options)])
     known = _read(plan.source, f"{out}/{PLAN_FILE}")
-    if known is None or (known.get("key") != key and not Fetcher(plan.source, _silent).glob(_report_place(out, "*"))):
-        content = {"key": key, "source": plan.source, "shards": len(plan.tasks), "options": asdict(options)}
-        Fetcher(plan.source, _silent, verb="write").write(f"{out}/{PLAN_FILE}", json.dumps(content, indent=1).encode())
-    elif known.get("key") != key:  # a packing that made nothing gives way
+    if known is not None and known.get("key") == key:
+        return
+    if Fetcher(plan.source, _silent).glob(_report_place(glob.escape(out), "*")):  # one that made nothing gives way
+        source = printable(str((known or {}).get("source", "an unknown source")))
         raise DataError(
-            f"{printable(shown(out))} has shards of another packing: of {printable(str(known.get('source')))}, whose "
-            "files have changed, or of other options; give an empty --out"
+            f"{printable(shown(out))} has shards of another packing: of {source}, whose files have changed, or of "
+            "other options; give an empty --out"
         )
+    content = {"key": key, "source": plan.source, "shards": len(plan.tasks), "options": asdict(options)}
+    Fetcher(plan.source, _silent, verb="write").write(f"{out}/{PLAN_FILE}", json.dumps(content, indent=1).encode())
 
 
 def _finished(out: str, names: Sequence[str], source: str) -> dict[str, Report]:
     """Reports of the shards that are there, by name."""
     fetcher = Fetcher(source, _silent)
-    found: dict[str, Report] = {}
+
+    def of_shard(name: str) -> Report | None:
+        content, place = _read(source, _report_place(out, name)), f"{out}/{name}"
+        if content is None or not fetcher.exists(place) or fetcher.facts(place).size != content["bytes"]:
+            return None
+        return Report(**content)
+
     with fetcher.threads() as pool:
-        contents = pool.map(lambda name: _read(source, _report_place(out, name)), names)
-        for name, content in zip(names, contents, strict=True):
-            if content is not None:
-                found[name] = Report(**content)
-    return found
+        reports = pool.map(of_shard, names)
+        return {name: report for name, report in zip(names, reports, strict=True) if report}
 
 
 def _read(source: str, place: str) -> dict[str, Any] | None:
@@ -181,7 +201,7 @@ def _lines(plan: ShardPlan, reports: Sequence[Report], out: str, options: PackOp
             words.append(f"{out}/{split}-{number}.{options.container}")
     tested = f" --test-shards '{words[1]}'" if len(words) > 1 else ""
     if (names := reports[0].labels) not in ([], [CLASS_KEY]):
-        tested += f" --label-columns {' '.join(names)}"
+        tested += f" --label-columns {shlex.join(names)}"
     if options.missing_labels != "refuse":
         tested += f" --missing-labels {options.missing_labels}"
     yield f"train on it with --data 'shards:{words[0]}'{tested}"

@@ -208,6 +208,7 @@ def test_training_need_not_look_into_shards_that_were_packed(
         ({"out": ""}, "name a source and a place"),
         ({"out": "https://user:word@host/set"}, "has a password or signature in it"),
         ({"source": "shards:a-{0..1}.tar", "images_per_shard": 5}, "leave out --images-per-shard 5"),
+        ({"source": "shards:a-{0..1}.tar", "label_columns": ("image",)}, "a label is called image"),
     ],
 )
 def test_what_cannot_be_packed_is_one_line(said: dict[str, Any], line: str, folder: str, tmp_path: Path) -> None:
@@ -230,12 +231,54 @@ def test_relative_paths_count_from_where_the_command_is_called(
     assert files_of(tmp_path / "out").keys() == {"plan.json", "train-00000.tar"}
 
 
-def test_another_packing_in_the_same_place_is_refused(folder: str, packed: Callable[..., Path]) -> None:
-    out = packed(folder, image_size=8)
+def test_a_shard_that_has_gone_or_is_cut_off_is_made_again(folder: str, packed: Callable[..., Path]) -> None:
+    out = packed(folder, images_per_shard=5)
+    before = files_of(out)
+    (out / "train-00001.tar").unlink()
+    (out / "train-00002.tar").write_bytes(before["train-00002.tar"][:700])
+    packed(folder, images_per_shard=5)
+    assert files_of(out) == before
+
+
+@pytest.mark.parametrize("container", ["tar", "parquet"])
+def test_numbers_that_are_called_label_stay_numbers(
+    container: str, tmp_path: Path, packed: Callable[..., Path], opened: Callable[..., Dataset]
+) -> None:
+    rows = [{"image": {"bytes": encoded(number)}, "label": number / 4} for number in range(9)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "set.parquet")
+    source = f"parquet:{tmp_path / 'set.parquet'}"
+    theirs = labels_of(opened(source))
+    for out in ("first", "again"):
+        source = f"shards:{packed(source, out, container=container)}/train-00000.{container}"
+        assert labels_of(opened(source)) == theirs
+
+
+def test_classes_named_by_other_numbers_need_parquet(
+    tmp_path: Path, packed: Callable[..., Path], opened: Callable[..., Dataset]
+) -> None:
+    for number in range(8):
+        path = tmp_path / "images" / ("1001", "2002")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(number))
+    source = f"folder:{tmp_path / 'images'}"
+    with pytest.raises(DataError, match=r"called 1001, 2002, .* from 0 to 1; use --container parquet"):
+        packed(source)
+    assert not (tmp_path / "out").exists()
+    ours = opened(f"shards:{packed(source, container='parquet')}/train-00000.parquet")
+    assert images_of(ours) == images_of(opened(source))
+    assert ours.class_names == ("1001", "2002")
+
+
+@pytest.mark.parametrize("name", ["out", "[out]"])
+def test_another_packing_in_the_same_place_is_refused(name: str, folder: str, packed: Callable[..., Path]) -> None:
+    out = packed(folder, name, image_size=8)
     before = files_of(out)
     with pytest.raises(DataError, match=r"has shards of another packing: of folder:.*give an empty --out"):
-        packed(folder, image_size=9)
+        packed(folder, name, image_size=9)
     assert files_of(out) == before
+    (out / "plan.json").unlink()
+    with pytest.raises(DataError, match=r"of an unknown source"):
+        packed(folder, name, image_size=9)
 
 
 @pytest.mark.parametrize("out", ["out", "memory://given-up"])

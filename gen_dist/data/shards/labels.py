@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gen_dist.config import DataConfig
+from gen_dist.config.addresses import shown
 from gen_dist.config.labels import UNKNOWN, LabelScheme, classes_named
 from gen_dist.data.labelling import MISSING as MISSING_NUMBER
 from gen_dist.data.labelling import MOST_VALUES
@@ -18,7 +19,7 @@ from gen_dist.data.shards.contents import MISSING, Contents
 from gen_dist.errors import DataError
 
 _MOST_CLASSES = 1_000_000
-_INTEGER = re.compile("-?[0-9]+")
+INTEGER = re.compile("-?[0-9]+")
 _KINDS = {"U": "texts", "i": "integers", "f": "numbers"}
 _WAY_OUT = "or use --missing-labels unknown"
 
@@ -74,15 +75,17 @@ class Labels:
             self._table.add(place, contents.columns, contents.table)
         else:
             if self._named not in (None, contents.class_names):
-                raise DataError(f"{self._name}: {printable(place)} has other class names than the shards before it")
+                raise DataError(
+                    f"{self._name}: {printable(shown(place))} has other class names than the shards before it"
+                )
             self._named = contents.class_names
             self._texts.update(np.unique(contents.labels).tolist())
             if len(self._texts) > _MOST_CLASSES:
                 raise DataError(f"{self._name}: more than {_MOST_CLASSES:,} different labels; those are no classes")
         if self._table and self._texts - {MISSING}:
             raise DataError(
-                f"{self._name}: labels of {printable(place)} are of another kind than those of the shards before it; "
-                "write classes, attributes or numbers in all of them"
+                f"{self._name}: labels of {printable(shown(place))} are of another kind than those of the shards "
+                "before it; write classes, attributes or numbers in all of them"
             )
 
     def scheme(self) -> LabelScheme:
@@ -141,7 +144,7 @@ class Labels:
         texts = self._texts - {MISSING}
         if self._named:
             names = self._named
-        elif all(map(_INTEGER.fullmatch, texts)):
+        elif all(map(INTEGER.fullmatch, texts)):
             self._numbers = {text: int(text) for text in texts}
             highest, lowest = max(self._numbers.values()), min(self._numbers.values())
             if lowest < 0:
@@ -213,8 +216,8 @@ class _TableLabels:
         whole_and_not = {self._kind, kind} == {"i", "f"}  # JSON writes 31.0 as 31
         if columns != self._columns or (self._kind not in ("", kind) and not whole_and_not):
             raise DataError(
-                f"{self._name}: labels of {printable(place)} are {len(columns)} {_KINDS[kind]}, those of the shards "
-                f"before it {len(self._columns)} {_KINDS.get(self._kind, 'labels')}; write them alike"
+                f"{self._name}: labels of {printable(shown(place))} are {len(columns)} {_KINDS[kind]}, those of the "
+                f"shards before it {len(self._columns)} {_KINDS.get(self._kind, 'labels')}; write them alike"
             )
         self._kind = "f" if whole_and_not else kind
         self._lacking |= missing.any(axis=0)

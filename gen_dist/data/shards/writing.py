@@ -86,7 +86,7 @@ def parquet_shard(samples: Sequence[Sample], names: Sequence[str], class_names: 
             numbers = {text: number for number, text in enumerate(class_names)}
             columns[name] = pyarrow.array([None if one is None else numbers[one] for one in values], pyarrow.int64())
             features[name] = {"names": list(class_names), "_type": "ClassLabel"}
-        elif any(isinstance(one, str) for one in values) or name == CLASS_KEY:
+        elif any(isinstance(one, str) for one in values) or (list(names) == [CLASS_KEY] and set(values) <= {None}):
             columns[name] = pyarrow.array(["" if one is None else str(one) for one in values], pyarrow.string())
             features[name] = {"dtype": "string", "_type": "Value"}
         else:
