@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +16,7 @@ from gen_dist.data.labelling import joined_columns, raw_labels
 from gen_dist.data.shards.fetching import Facts
 from gen_dist.errors import DataError
 
+_FORMAT = 2
 BLOCK_BYTES = 2**20
 """Bytes of a tar file that are fetched and kept together. A block of a parquet file is a row group."""
 
@@ -55,6 +58,7 @@ class Contents:
         """The contents as a file for `contents_of`."""
         stream = io.BytesIO()
         arrays: dict[str, Any] = {
+            "format": np.array(_FORMAT),
             "offsets": self.offsets,
             "sizes": self.sizes,
             "labels": self.labels,
@@ -113,21 +117,39 @@ def contents_of(content: bytes) -> Contents:
     """Contents from what `to_bytes` made.
 
     Raises:
-        ValueError, KeyError, OSError: it is something else.
+        ValueError, KeyError, OSError: it is something else, or damaged; or of a version that read labels and arrays
+            differently, and these images may have some.
     """
-    with np.load(io.BytesIO(content), allow_pickle=False) as found:
-        left_out = dict(zip(found["left_out"].tolist(), found["left_out_counts"].tolist(), strict=True))
-        return Contents(
-            offsets=found["offsets"],
-            sizes=found["sizes"],
-            labels=found["labels"],
-            block_starts=found["block_starts"],
-            block_crcs=found["block_crcs"],
-            sha256=str(found["sha256"]),
-            end=int(found["end"]),
-            class_names=tuple(found["class_names"].tolist()),
-            facts=Facts(int(found["size"]), str(found["tag"])),
-            left_out=left_out,
-            table=found.get("table"),
-            columns=tuple(found["columns"].tolist()) if "columns" in found else (),
-        )
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as found:
+            contents = _contents_in(found)
+            is_old = "format" not in found
+    except (EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error)) from None
+    if is_old and (".npy" in contents.left_out or MISSING in contents.labels):
+        raise ValueError("contents of an older version")
+    one_an_image = {len(contents.offsets), len(contents.sizes), len(contents.labels)}
+    if contents.table is not None:
+        one_an_image.add(len(contents.table))
+    ends = contents.offsets + contents.sizes
+    if len(one_an_image) > 1 or len(contents.block_starts) != len(contents.block_crcs) or (ends > contents.end).any():
+        raise ValueError("contents that do not fit together")
+    return contents
+
+
+def _contents_in(found: Any) -> Contents:
+    left_out = dict(zip(found["left_out"].tolist(), found["left_out_counts"].tolist(), strict=True))
+    return Contents(
+        offsets=found["offsets"],
+        sizes=found["sizes"],
+        labels=found["labels"],
+        block_starts=found["block_starts"],
+        block_crcs=found["block_crcs"],
+        sha256=str(found["sha256"]),
+        end=int(found["end"]),
+        class_names=tuple(found["class_names"].tolist()),
+        facts=Facts(int(found["size"]), str(found["tag"])),
+        left_out=left_out,
+        table=found.get("table"),
+        columns=tuple(found["columns"].tolist()) if "columns" in found else (),
+    )

@@ -27,6 +27,8 @@ PATIENCE_SECONDS = 900.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _TOLD_AFTER_SECONDS = 2.0
 _TIMEOUT_SECONDS = 60
+_LEAST_BYTES_A_SECOND = 2**20
+"""Speed at which a file has to be taken, besides that time."""
 _PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _LASTING_KINDS = ("InvalidURL", "Certificate")
 """Parts of the names of connection errors that do not pass."""
@@ -149,7 +151,7 @@ class Fetcher:
             system = self._system(place)
             try:
                 system.makedirs(system._parent(place), exist_ok=True)
-                system.pipe_file(place, content, **_timeout(system))
+                system.pipe_file(place, content, **_timeout(system, len(content)))
             except (NotImplementedError, TypeError):  # of file systems that only read
                 raise self._refused(place, "its file system is read-only") from None
 
@@ -315,9 +317,9 @@ async def _sends_whole_file(system: Any, place: str) -> bool:
         return answer.status == 200 and answer.content_length not in (0, 1)
 
 
-def _timeout(system: Any) -> dict[str, float]:
+def _timeout(system: Any, sent_bytes: int = 0) -> dict[str, float]:
     """Option for calls of file systems that are asynchronous within: fsspec stops waiting for them."""
-    return {"timeout": _TIMEOUT_SECONDS} if system.async_impl else {}
+    return {"timeout": _TIMEOUT_SECONDS + sent_bytes / _LEAST_BYTES_A_SECOND} if system.async_impl else {}
 
 
 def _reading_options(system: Any) -> dict[str, Any]:

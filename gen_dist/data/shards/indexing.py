@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from gen_dist.config.addresses import shown
 from gen_dist.data.naming import printable
 from gen_dist.data.packing import SECONDS_BEFORE_PROGRESS, cache_errors
 from gen_dist.data.shards.contents import BLOCK_BYTES, Contents, contents_of
@@ -48,8 +49,6 @@ class ShardContents:
             self._directory.mkdir(parents=True, exist_ok=True)
         for place in {server_of(place): place for place in places if is_url(place)}.values():
             self._fetcher.refuse_whole_files(place)
-        directories = {place.rpartition("/")[0] for place in places if "?" not in place}
-        self._packed = {one for one in directories if self._fetcher.exists(f"{one}/{PLAN_FILE}")}
         bar = tqdm(
             total=len(places),
             desc=f"indexing {self._name}",
@@ -57,7 +56,10 @@ class ShardContents:
             delay=SECONDS_BEFORE_PROGRESS,
             disable=None,
         )
+        directories = sorted({place.rpartition("/")[0] for place in places if "?" not in place})
         with bar, self._fetcher.threads() as pool:
+            packed = pool.map(self._is_packed, directories)
+            self._packed = {one for one, found in zip(directories, packed, strict=True) if found}
             for _ in pool.map(self._make_one, places):
                 bar.update()
 
@@ -65,7 +67,9 @@ class ShardContents:
         """Contents of a shard after `make`."""
         found = self._remembered(place)
         if found is None:
-            raise DataError(f"{self._name}: the index of {printable(place)} has gone from {self._directory}; try again")
+            raise DataError(
+                f"{self._name}: the index of {printable(shown(place))} has gone from {self._directory}; try again"
+            )
         return found
 
     def _make_one(self, place: str) -> None:
@@ -83,10 +87,17 @@ class ShardContents:
 
             found = parquet_contents(self._name, place, facts, self._fetcher, self._request)
         if self._fetcher.facts(place) != facts:
-            raise DataError(f"{self._name}: {printable(place)} has changed while it was read; try again")
+            raise DataError(f"{self._name}: {printable(shown(place))} has changed while it was read; try again")
         found.facts = facts
         with cache_errors(self._directory):
             write_sealed(self._path(place), found.to_bytes())
+
+    def _is_packed(self, directory: str) -> bool:
+        """True if `ray_pack` made the shards of a directory."""
+        try:
+            return self._fetcher.exists(f"{directory}/{PLAN_FILE}")
+        except DataError:  # a bucket that may not be listed refuses files that are missing, too
+            return False
 
     def _as_written(self, place: str, facts: Facts) -> Contents | None:
         """Contents that `ray_pack` wrote beside a shard, which then need not be read; None if none fit."""

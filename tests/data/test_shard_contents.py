@@ -1,0 +1,86 @@
+"""What is remembered of a shard: it is read again where it is damaged, or of a version that read shards differently."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gen_dist.config import DataConfig
+from gen_dist.data import open_dataset
+from gen_dist.data.array_bytes import UnreadableImage
+from gen_dist.data.headers import read_header
+from gen_dist.data.shards.contents import contents_of
+from gen_dist.data.shards.fetching import Fetcher
+from gen_dist.data.shards.tar_contents import tar_contents
+from gen_dist.data.shards.writing import index_place
+from gen_dist.errors import DataError
+from tests.support.shards import encoded, samples, tar_of
+
+
+def written(files: dict[str, bytes]) -> bytes:
+    return tar_contents("set", "a.tar", iter([tar_of(files)])).to_bytes()
+
+
+def without_format(content: bytes) -> bytes:
+    """Contents as versions wrote them that knew neither arrays nor numbers."""
+    stream = io.BytesIO()
+    with np.load(io.BytesIO(content)) as found:
+        np.savez(stream, **{name: found[name] for name in found if name != "format"})
+    return stream.getvalue()
+
+
+def test_contents_of_older_versions_serve_where_they_mean_the_same() -> None:
+    labelled, bare = written(samples(0, 3)), written({"0.png": encoded(0)})
+    assert contents_of(without_format(labelled)).labels.tolist() == ["0", "1", "2"]
+    assert len(contents_of(bare).sizes) == 1
+    with pytest.raises(ValueError, match="older version"):  # its JSON may have had numbers, which nobody read
+        contents_of(without_format(bare))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4", b"<html>", written(samples(0, 3))[:-40]], ids=len)
+def test_an_index_that_is_damaged_is_not_used(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / "a.tar").write_bytes(tar_of(samples(0, 8)))
+    Path(index_place(str(tmp_path / "a.tar"))).write_bytes(content)
+    with pytest.raises(ValueError, match=r"."):
+        contents_of(content)
+    packing = DataConfig(cache_dir=str(tmp_path / "cache"), test_fraction=0.2)
+    assert len(open_dataset(f"shards:{tmp_path / 'a.tar'}", "", packing, lambda _: None).train.labels) == 6
+
+
+def test_a_bucket_that_refuses_missing_files_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_fetcher: Fetcher, place: str) -> bool:
+        raise DataError(f"{place}: PermissionError")
+
+    (tmp_path / "a.tar").write_bytes(tar_of(samples(0, 8)))
+    monkeypatch.setattr(Fetcher, "exists", refused)
+    packing = DataConfig(cache_dir=str(tmp_path / "cache"), test_fraction=0.2)
+    assert len(open_dataset(f"shards:{tmp_path / 'a.tar'}", "", packing, lambda _: None).train.labels) == 6
+
+
+@pytest.mark.parametrize("header", [b"{'descr': '<u2'", b"{[]: 1}", b"((((", b"\xff"], ids=repr)
+def test_an_array_with_a_damaged_header_is_unreadable(header: bytes) -> None:
+    header += b" \n"
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(32)
+    with pytest.raises(UnreadableImage):
+        read_header(content)
+
+
+def test_a_large_file_has_time_to_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[int, float] = {}
+
+    def pipe_file(_place: str, content: Any, timeout: float) -> None:
+        given[len(content)] = timeout
+
+    system = SimpleNamespace(async_impl=True, pipe_file=pipe_file, makedirs=lambda *_, **__: None, _parent=str)
+    fetcher = Fetcher("set", print)
+    monkeypatch.setattr(fetcher, "_system", lambda _place: system)
+    for size in (1, 2**27):
+        fetcher.write("s3://bucket/a.tar", bytes(size))
+    assert given[2**27] >= given[1] + 120
