@@ -26,6 +26,7 @@ from gen_dist.kernels import Key, normal
 from gen_dist.randomness import Stream
 
 _FORMAT = "1"
+_FACTS = "facts"
 _NAMES = ("weights", "means", "factors", "centre", "directions", "deviations")
 
 
@@ -98,7 +99,7 @@ def prior_bytes(prior: FittedPrior) -> bytes:
     """A prior in safetensors, with a digest of the tensors among its metadata."""
     tensors = {name: getattr(prior, name).contiguous() for name in _NAMES}
     facts = {**prior.facts, "format": _FORMAT, "sha256": weights_digest(tensors)}
-    return save_tensors(tensors, facts)
+    return save_tensors(tensors, {_FACTS: json.dumps(facts)})  # one entry: the library writes several in any order
 
 
 def read_fitted_prior(file: Path, digest: str | None, again: str) -> FittedPrior:
@@ -119,12 +120,12 @@ def read_fitted_prior(file: Path, digest: str | None, again: str) -> FittedPrior
     except OSError as error:
         raise CheckpointError(unreadable(file, error)) from None
     try:
-        tensors, facts = load_tensors(content), _metadata(content)
+        tensors, facts = load_tensors(content), _facts_of(content)
         prior = FittedPrior(**{name: tensors[name] for name in _NAMES}, facts=facts)
         if facts["format"] != _FORMAT or facts["sha256"] != weights_digest(tensors):
             raise ValueError("its content has another digest than it says")
         int(facts["images"]), int(facts["step"])
-    except (KeyError, ValueError, safetensors.SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         reason = shortened(" ".join(str(error).split()))
         raise DamagedError(f"{file} is damaged: {reason}; fit it again with {again}") from None
     if digest is not None and facts["weights"] != digest:
@@ -135,8 +136,8 @@ def read_fitted_prior(file: Path, digest: str | None, again: str) -> FittedPrior
     return prior
 
 
-def _metadata(content: bytes) -> dict[str, str]:
+def _facts_of(content: bytes) -> dict[str, str]:
     size = int.from_bytes(content[:8], "little")
     header: dict[str, Any] = json.loads(content[8 : 8 + size])
-    found: dict[str, str] = header["__metadata__"]
+    found: dict[str, str] = json.loads(header["__metadata__"][_FACTS])
     return found

@@ -86,6 +86,12 @@ def test_a_row_depends_on_neither_count_nor_start() -> None:
     assert not torch.equal(prior.sample(40, seed=6), whole)
 
 
+def test_equal_priors_have_equal_bytes() -> None:
+    """The library writes the entries of its metadata in any order."""
+    prior = fitted(_clusters()[:50], 1, FACTS, 0)
+    assert len({prior_bytes(prior) for _ in range(8)}) == 1
+
+
 @pytest.mark.slow
 def test_a_fit_is_a_function_of_its_run(run: Path) -> None:
     before = RunPaths(run).fitted_prior.read_bytes()
