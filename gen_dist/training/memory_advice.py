@@ -73,7 +73,7 @@ def _split_state(facts: StepFacts, config: TrainConfig, processes: Processes) ->
     """The option that splits state over the processes, and what it does, if it helps."""
     if not facts.splits_more:
         return []
-    state = "optimizer's state" + (" and the moving average" if config.optimization.ema_decay is not None else "")
+    state = "optimizer's state" + (" and the moving average" if config.keeps_average else "")
     return [f"--split-state (the same run; each process keeps 1/{processes.world_size} of the {state})"]
 
 

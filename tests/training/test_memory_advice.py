@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from gen_dist.config import OptimizerConfig
+from gen_dist.config import OptimizerConfig, ScheduleConfig
 from gen_dist.errors import MachineError
 from gen_dist.objectives import Batch
 from gen_dist.parallel.processes import Processes
@@ -19,6 +19,7 @@ from tests.support.limited_memory import LimitedMemory
 from tests.support.runs import make_trainer, run_steps, small_config
 
 AVERAGED = OptimizerConfig(ema_decay=0.9)
+SCHEDULED_AVERAGE = {"optimization": OptimizerConfig(), "schedule": ScheduleConfig(final_ema_images=100)}
 ONE = Processes(0, 0, 1, torch.device("cpu"))
 IMAGES = 256
 STEPS = 6
@@ -130,7 +131,7 @@ def test_advised_micro_batches_keep_groups_together(processes: int, advised: str
     assert "not even the 4 images fit that a layer takes together" in _advice(24, lambda _: False, rows_together=4)
 
 
-@pytest.mark.parametrize("changes", [{}, {"shards": 8}, {"global_batch_size": 4}])
+@pytest.mark.parametrize("changes", [{}, {"shards": 8}, {"global_batch_size": 4}, SCHEDULED_AVERAGE])
 def test_split_state_is_advised_where_it_helps(changes: dict[str, Any]) -> None:
     option = "--split-state (the same run; each process keeps 1/4 of the optimizer's state and the moving average)"
     ranks = dataclasses.replace(ONE, world_size=4)
