@@ -32,10 +32,11 @@ class Encoder(nn.Module):
 
     @property
     def layers_from_image(self) -> list[nn.Module]:
-        """Layers or blocks with weights in their order from the image, without the head."""
+        """Layers or blocks that train, in their order from the image, without the head."""
         children = [child for name, child in self.named_children() if name != "head"]
-        parts = [part for child in children for part in (child if isinstance(child, nn.Sequential) else (child,))]
-        return [part for part in parts if any(True for _ in part.parameters())]
+        rows = nn.Sequential | nn.ModuleList
+        parts = [part for child in children for part in (child if isinstance(child, rows) else (child,))]
+        return [part for part in parts if any(weight.requires_grad for weight in part.parameters())]
 
 
 class Decoder(nn.Module):

@@ -112,7 +112,7 @@ class Adversarial(Objective):
         """Train the first layers of the discriminator no more.
 
         Raises:
-            ConfigError: it has fewer.
+            ConfigError: it has fewer, or nothing is left to train.
         """
         discriminator = self.networks["discriminator"]
         assert isinstance(discriminator, Discriminator)
@@ -124,6 +124,11 @@ class Adversarial(Objective):
             )
         for layer in layers[:count]:
             layer.requires_grad_(False)
+        if not any(weight.requires_grad for weight in discriminator.parameters()):
+            raise ConfigError(
+                f"freeze_discriminator {count}: this discriminator has {len(layers)} layers or blocks and no head, so "
+                f"none is left to train; use at most {count - 1}"
+            )
 
     def decode(self, latents: Tensor, labels: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Decode latents [B, *latent_shape] to images float32 [B, C, H, W]; pictures show the range -1..1.

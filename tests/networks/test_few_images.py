@@ -17,12 +17,13 @@ from gen_dist.networks import build_decoder, build_encoder, efficientnet_lite
 from gen_dist.networks.fastgan import FastganDecoder
 from gen_dist.networks.perceptual import _loaded, perceptual_distance
 from gen_dist.networks.projected import ProjectedEncoder
+from gen_dist.objectives.gan import Gan
 from gen_dist.presets import get_preset
 from gen_dist.testing.objectives import OBJECTIVE_CHECKS, check_micro_batches_equal_the_batch
 from gen_dist.testing.report import raise_failures, run_checks
 from gen_dist.testing.trial import ObjectiveTrial
 from gen_dist.training.run import train
-from tests.support.runs import brief_preset
+from tests.support.runs import brief_preset, small_config
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -144,6 +145,15 @@ def test_a_projected_gan_passes_the_checks_of_all_objectives(channels: int) -> N
     checks = [one for one in OBJECTIVE_CHECKS if one.function is not check_micro_batches_equal_the_batch]
     assert len(checks) == len(OBJECTIVE_CHECKS) - 1
     raise_failures(run_checks("projected", checks, trial))
+
+
+def test_frozen_layers_of_a_projected_discriminator_are_its_scales() -> None:
+    made = build_encoder(SMALL, (3, 32, 32), 1)
+    assert isinstance(made, ProjectedEncoder) and made.layers_from_image == list(made.scales)
+    roles = small_config("gan", network=FastganConfig(feature_maps=2), discriminator=SMALL).roles
+    Gan(GanConfig(freeze_discriminator=3), roles, (3, 32, 32), 1)
+    with pytest.raises(ConfigError, match="no head, so none is left to train; use at most 3"):
+        Gan(GanConfig(freeze_discriminator=4), roles, (3, 32, 32), 1)
 
 
 def test_scores_and_slopes_of_an_image_do_not_depend_on_its_batch() -> None:
