@@ -84,6 +84,10 @@ class PerceptualDistance:
         network, _ = self._on(images.device)
         return network.maps(prepared(images, network.least_side))
 
+    def copy_to(self, device: torch.device) -> None:
+        """Copy the network to a device now, rather than at its first use there."""
+        self._on(device)
+
     def _on(self, device: torch.device) -> tuple[Network, list[Tensor] | None]:
         """The network on a device: a copy is made at the first use there."""
         if device not in self._networks:

@@ -63,9 +63,10 @@ class ProjectedEncoder(Encoder):
         spectrally_normalize(self.scales)
 
     def train(self, mode: bool = True) -> Self:
-        """Read the frozen network before training: code that is compiled must not read files."""
+        """Read the frozen network before training: code that is compiled must neither read files nor copy networks."""
         if mode:
             self._frozen = perceptual_distance()
+            self._frozen.copy_to(next(self.parameters()).device)
         return super().train(mode)
 
     def features(self, images: Tensor) -> Tensor:
