@@ -281,7 +281,7 @@ class GanConfig(AdversarialConfig):
     path_length_weight: float = 0.0
     """Weight of the generator's path-length regularization (Karras et al. 2020, eq. 4); 2 in the paper."""
     path_length_every: int = 4
-    """Period of that regularization in steps; its weight is multiplied by the period."""
+    """Period of that regularization in steps; its weight is multiplied by the number of the generator's turns in it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -296,8 +296,9 @@ class GanConfig(AdversarialConfig):
     @property
     def periods(self) -> tuple[int, ...]:
         """See ObjectiveConfig."""
+        penalty = self.penalty_every if self.penalty_weight else 1
         lengths = self.path_length_every if self.path_length_weight else 1
-        return self.generator_every, self.penalty_every, lengths
+        return self.generator_every, penalty, lengths
 
 
 @objectives.register

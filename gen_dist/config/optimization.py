@@ -30,8 +30,8 @@ class OptimizerConfig(Checked):
     decay: Decay = "constant"
     """Learning rate after the warm-up: constant, or falling to 0 at the last step."""
     lazy_scaling: bool = False
-    """For phases with a penalty at every k-th step, multiply the learning rate by c = k / (k + 1) and take the betas to
-    the power of c, as if its steps were steps of their own (Karras et al. 2020, appendix B)."""
+    """For phases with a penalty at every k-th of their turns, multiply the learning rate by c = k / (k + 1), and take
+    the betas to the power of c, as if its steps were steps of their own (Karras et al. 2020, appendix B)."""
     rate_per_image: bool = False
     """The learning rate is that of a batch of one image, and multiplied by `global_batch_size` (Goyal et al. 2017)."""
     ema_decay: float | None = None

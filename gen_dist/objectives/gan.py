@@ -54,11 +54,10 @@ class Gan(Adversarial):
         generator = self.networks["generator"]
         assert isinstance(generator, Generator)
         decoder = decoder_with_styles(generator, "a style")
-        latents, others = (
-            generator.labelled(self.latents(batch, one), batch.labels) for one in (stream, Stream.MIXED_LATENTS)
-        )
+        latents = generator.labelled(self.latents(batch, stream), batch.labels)
         if not self.config.style_mixing:
             return decoder.styles(latents)
+        others = generator.labelled(self.latents(batch, Stream.MIXED_LATENTS), batch.labels)
         return mixed_styles(decoder, latents, others, self.config.style_mixing, batch)
 
     def synthesis(self, batch: Batch, stream: Stream) -> Callable[[Tensor], Tensor]:
@@ -108,7 +107,7 @@ class PathLengthGeneratorPhase(GanGeneratorPhase):
         generated, lengths = measured(objective.synthesis(batch, stream), objective.styles(batch, stream), batch)
         scores = objective.scores(objective.as_seen(generated, batch, GENERATOR_STREAMS.fake), batch.labels)
         penalty = measured.penalty(lengths)
-        weight = objective.config.path_length_weight * objective.config.path_length_every
+        weight = objective.config.path_length_weight * self.turns_per_penalty
         loss = generator_loss(self.loss, scores).mean() + weight * penalty
         lengths = lengths.detach()
         logs = {"loss": loss.detach(), "path_length": lengths.mean(), "path_length_penalty": penalty.detach()}
@@ -136,7 +135,7 @@ class GanDiscriminatorPhase(DiscriminatorPhase):
     def __init__(self, objective: Adversarial, penalty_weight: float = 0.0, penalty_every: int = 1) -> None:
         super().__init__(objective)
         self.penalty_weight = penalty_weight
-        self.penalty_every = penalty_every
+        self.penalty_every = penalty_every if penalty_weight else 1
 
     def forward(self, batch: Batch) -> TurnResult:
         if self.penalty_weight and batch.penalized:

@@ -1,5 +1,6 @@
 """A phase: one optimizer's turn within a step, its input and its result."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -109,6 +110,11 @@ class Phase(nn.Module):
 
     def finish(self, micro_batches: Sequence[Batch], carried: Sequence[Mapping[str, Tensor]]) -> None:
         """Update buffers after the optimizer's step, from what `forward` carried for each micro-batch; as `prepare`."""
+
+    @property
+    def turns_per_penalty(self) -> int:
+        """Number of the phase's turns in which one has the penalty."""
+        return math.lcm(self.every, self.penalty_every) // self.every
 
     def due_at(self, step: int) -> bool:
         """True at steps at which the phase takes its turn."""

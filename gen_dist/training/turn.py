@@ -80,7 +80,7 @@ class Turn:
             parameters, processes, sums, dtype, shareable=shareable, split=config.split_state
         )
         updated = self._reduction.updated
-        every = phase.penalty_every if config.optimization.lazy_scaling else 1
+        every = phase.turns_per_penalty if config.optimization.lazy_scaling else 1
         self._rate = every / (every + 1) if every > 1 else 1.0
         """Factor of the learning rate, and exponent of the betas."""
         if self._rate != 1.0:

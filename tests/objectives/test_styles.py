@@ -141,6 +141,17 @@ def test_path_lengths_and_their_gradients_equal_those_of_the_jacobian() -> None:
         torch.testing.assert_close(mine, expected.expand_as(mine), rtol=1e-3, atol=1e-4 * largest)
 
 
+@pytest.mark.parametrize(("every", "lengths_every", "turns"), [(1, 4, 4), (2, 4, 2), (3, 3, 1), (3, 2, 2)])
+def test_the_penalty_weighs_as_much_per_turn_with_any_periods(every: int, lengths_every: int, turns: int) -> None:
+    trainer = trainer_of(generator_every=every, path_length_every=lengths_every)
+    phase = trainer.objective.phases()["generator"]
+    due = [step for step in range(24) if phase.due_at(step)]
+    assert len(due) == turns * sum(map(phase.penalized_at, due))
+    batch = batch_of(trainer)
+    result, plain = phase(batch), phase(batch._replace(penalized=False))
+    torch.testing.assert_close(result.loss - plain.loss, 2.0 * turns * result.logs["path_length_penalty"])
+
+
 def test_the_average_length_follows_the_whole_batch() -> None:
     module = PathLengths()
     carried = [{LENGTHS: torch.tensor([6.0, 2.0])}, {LENGTHS: torch.tensor([4.0, 3.0])}]
@@ -165,6 +176,8 @@ def test_lazy_scaling_changes_rates_and_betas_of_lazy_phases() -> None:
     c = 16 / 17
     assert rates["generator"] == pytest.approx((1e-3, 0.5, 0.99))
     assert rates["discriminator"] == pytest.approx((1e-3 * c, 0.5**c, 0.99**c))
+    unpenalized = make_trainer(replace(config, objective=replace(objective, penalty_weight=0.0)))
+    assert all(turn._rate == 1.0 for turn in unpenalized._turns.values())
 
 
 def test_options_of_styles_are_refused_for_other_generators() -> None:
