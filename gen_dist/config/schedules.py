@@ -23,7 +23,7 @@ class ScheduleConfig(Checked):
     schedule_images: int | None = None
     """Training images after which scheduled values stay at their final ones. None is all of the run."""
     final_learning_rate: float | None = None
-    """Final learning rate, in place of a decay."""
+    """Final learning rate, in place of a decay; with `rate_per_image`, that of a batch of one image."""
     final_beta2: float | None = None
     """Final decay rate of Adam's second moments."""
     final_ema_images: int | None = None

@@ -81,14 +81,16 @@ def logged_at(config: TrainConfig, step: int) -> dict[str, float]:
 def learning_rate_at(config: TrainConfig, step: int) -> float:
     """Learning rate of a step, counted from 0: linear warm-up, then constant, scheduled, or decay to 0."""
     optimization = config.optimization
-    highest = config.learning_rate * (config.global_batch_size if optimization.rate_per_image else 1)
+    factor = config.global_batch_size if optimization.rate_per_image else 1
+    highest = config.learning_rate * factor
     if step < optimization.warmup_steps:
         return highest * (step + 1) / optimization.warmup_steps
     progress = (step - optimization.warmup_steps) / max(1, config.steps - optimization.warmup_steps)
     match optimization.decay:
         case "constant":
-            scheduled = config.schedule.final_learning_rate is not None
-            return config.schedule.learning_rate(highest, progress_at(config, step)) if scheduled else highest
+            if config.schedule.final_learning_rate is None:
+                return highest
+            return config.schedule.learning_rate(config.learning_rate, progress_at(config, step)) * factor
         case "linear":
             return highest * (1.0 - progress)
         case "cosine":

@@ -18,7 +18,7 @@ from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.testing.tape import ComparingRecorder, device_noise_on_cpu
 from gen_dist.training.cuda_graphs import RecordedSteps
 from gen_dist.training.optimizers import LightAdam
-from gen_dist.training.schedule import Schedule, logged_at
+from gen_dist.training.schedule import Schedule, learning_rate_at, logged_at
 from gen_dist.training.trainer import Trainer
 from tests.support.runs import all_tensors, assert_same_bits, make_trainer, run_steps, small_config
 
@@ -64,6 +64,13 @@ def test_values_are_those_of_the_published_schedule() -> None:
     schedule = Schedule(whole_run, torch.device("cpu"), in_tensors=False)
     schedule.write(10)
     assert schedule.beta2 == pytest.approx(0.945)
+
+
+def test_a_scheduled_rate_per_image_is_multiplied_by_the_batch() -> None:
+    config = scheduled_config()
+    per_image = replace(config, optimization=replace(config.optimization, rate_per_image=True))
+    for step in (0, 4, 19):
+        assert learning_rate_at(per_image, step) == pytest.approx(24 * cosine(5e-4, 1e-4, step))
 
 
 def test_a_run_without_schedules_has_only_its_learning_rate() -> None:
