@@ -85,7 +85,7 @@ class PerceptualDistance:
         return network.maps(prepared(images, network.least_side))
 
     def copy_to(self, device: torch.device) -> None:
-        """Copy the network to a device now, rather than at its first use there."""
+        """Copy the network to a device now: its first use may be in code that is compiled, where copies fail."""
         self._on(device)
 
     def _on(self, device: torch.device) -> tuple[Network, list[Tensor] | None]:

@@ -63,7 +63,7 @@ class ProjectedEncoder(Encoder):
         spectrally_normalize(self.scales)
 
     def train(self, mode: bool = True) -> Self:
-        """Read the frozen network before training: code that is compiled must neither read files nor copy networks."""
+        """Read the frozen network before training, and copy it to the device: compiled code can do neither."""
         if mode:
             self._frozen = perceptual_distance()
             self._frozen.copy_to(next(self.parameters()).device)

@@ -200,6 +200,7 @@ class AutoencoderPhase(Phase):
         self.perceptual: PerceptualDistance | None = None
         if config.perceptual_weight:  # only to train: a trained model is loaded without it
             self.perceptual = perceptual_distance(config.perceptual_features, config.vgg_weights)
+            self.perceptual.copy_to(next(objective.parameters()).device)
         self.adversarial, self.adaptive = config.adversarial_weight > 0, False
         if self.adversarial:
             self.first_penalized_step = config.adversarial_start

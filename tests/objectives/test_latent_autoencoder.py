@@ -50,6 +50,9 @@ class KnownFeatures:
 
     weight = torch.linspace(-1.0, 1.0, 3 * 9).view(3, 1, 3, 3).double()
 
+    def copy_to(self, device: torch.device) -> None:
+        """See PerceptualDistance."""
+
     def distance(self, images: Tensor, targets: Tensor) -> Tensor:
         """Mean square of the difference's convolution, [B]."""
         maps = torch.conv2d(images - targets, self.weight.to(images.dtype))
