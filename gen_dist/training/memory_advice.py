@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import psutil
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import MachineError, is_out_of_memory, shortened
+from gen_dist.objectives import Objective
 from gen_dist.parallel.processes import Processes
-from gen_dist.training.rows import uncut_accumulations
+from gen_dist.training.rows import rows_together, uncut_accumulations
 
 _GIB = 2**30
 
@@ -32,8 +34,14 @@ class StepFacts:
     """Number of images in a row that no micro-batch may split."""
     has_batch_statistics: bool
     """True if a network normalizes by the statistics of a micro-batch."""
-    splits_more: bool
-    """True if `--split-state` would leave each process less to keep."""
+    keeps_whole_state: bool
+    """True if each process keeps more than its own part of state that `--split-state` can split."""
+
+
+def step_facts(phase: str, rows: int, objective: Objective, *, keeps_whole_state: bool) -> StepFacts:
+    """Facts about a step of an objective."""
+    mixes = any(isinstance(layer, _BatchNorm) for layer in objective.modules())
+    return StepFacts(phase, rows, rows_together(objective), mixes, keeps_whole_state)
 
 
 def memory_advice(
@@ -71,7 +79,7 @@ def memory_advice(
 
 def _split_state(facts: StepFacts, config: TrainConfig, processes: Processes) -> list[str]:
     """The option that splits state over the processes, and what it does, if it helps."""
-    if not facts.splits_more:
+    if config.split_state or processes.world_size == 1 or not facts.keeps_whole_state:
         return []
     state = "optimizer's state" + (" and the moving average" if config.keeps_average else "")
     return [f"--split-state (the same run; each process keeps 1/{processes.world_size} of the {state})"]

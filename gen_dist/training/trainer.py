@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches
@@ -25,10 +24,10 @@ from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.training.cuda_graphs import RecordedSteps, choose_recording
 from gen_dist.training.image_changes import choose_changes
 from gen_dist.training.log_averages import choose_log_averages
-from gen_dist.training.memory_advice import StepFacts, memory_advice
+from gen_dist.training.memory_advice import memory_advice, step_facts
 from gen_dist.training.moving_average import choose_average
 from gen_dist.training.precision import resolve_precision
-from gen_dist.training.rows import refuse_batch, rows_of_rank, rows_together
+from gen_dist.training.rows import refuse_batch, rows_of_rank
 from gen_dist.training.schedule import Schedule
 from gen_dist.training.starting_weights import take_starting_weights
 from gen_dist.training.testing import mean_metrics
@@ -218,21 +217,10 @@ class Trainer:
             self._take_turns([some, some], due)
             return True
 
-        facts = StepFacts(
-            phase=self._phase,
-            rows=len(whole.images),
-            rows_together=rows_together(self.objective),
-            has_batch_statistics=any(isinstance(layer, _BatchNorm) for layer in self.objective.modules()),
-            splits_more=self._splits_more(),
-        )
+        whole_state = self._average is not None or any(turn.keeps_whole_state for turn in self._turns.values())
+        splits = whole_state and self.dtype != torch.float16
+        facts = step_facts(self._phase, len(whole.images), self.objective, keeps_whole_state=splits)
         return memory_advice(error, facts, self.config, self.processes, fits)
-
-    def _splits_more(self) -> bool:
-        """True if `--split-state` would leave each process less to keep than it has."""
-        config = self.config
-        if config.split_state or self.processes.world_size == 1 or self.dtype == torch.float16:
-            return False
-        return self._average is not None or any(turn.keeps_whole_state for turn in self._turns.values())
 
     def average_logs(self, logs: list[dict[str, Tensor]]) -> list[dict[str, float | list[float]]]:
         """Average the logs of some steps over all processes, as numbers; see `log_averages`. A collective call."""

@@ -135,7 +135,7 @@ def test_advised_micro_batches_keep_groups_together(processes: int, advised: str
 def test_split_state_is_advised_where_it_helps(changes: dict[str, Any]) -> None:
     option = "--split-state (the same run; each process keeps 1/4 of the optimizer's state and the moving average)"
     ranks = dataclasses.replace(ONE, world_size=4)
-    assert option in _advice(24, lambda _: False, ranks, splits_more=True, **changes)
+    assert option in _advice(24, lambda _: False, ranks, keeps_whole_state=True, **changes)
     assert "--split-state" not in _advice(24, lambda _: False, ranks, **changes)
 
 
@@ -151,11 +151,11 @@ def _advice(
     fits: Callable[[int], bool],
     processes: Processes = ONE,
     rows_together: int = 1,
-    splits_more: bool = False,
+    keeps_whole_state: bool = False,
     **changes: Any,
 ) -> str:
     config = small_config("vae", **{"global_batch_size": rows, "optimization": AVERAGED} | changes)
-    facts = StepFacts("vae", rows, rows_together, has_batch_statistics=False, splits_more=splits_more)
+    facts = StepFacts("vae", rows, rows_together, has_batch_statistics=False, keeps_whole_state=keeps_whole_state)
     return str(memory_advice(torch.OutOfMemoryError("CUDA out of memory"), facts, config, processes, fits))
 
 
