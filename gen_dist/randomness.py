@@ -4,9 +4,10 @@ A stream is one use of randomness. Two uses never share a stream, so adding one 
 of the definition of a run: only append, never renumber.
 """
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 
+@unique
 class Stream(IntEnum):
     """Purpose of a draw; the second word of its key."""
 

@@ -38,10 +38,12 @@ class StepFacts:
     """True if each process keeps more than its own part of state that `--split-state` can split."""
 
 
-def step_facts(phase: str, rows: int, objective: Objective, *, keeps_whole_state: bool) -> StepFacts:
-    """Facts about a step of an objective."""
+def step_facts(
+    phase: str, rows: int, objective: Objective, dtype: torch.dtype, *, keeps_whole_state: bool
+) -> StepFacts:
+    """Facts about a step of an objective in a precision. In float16 no state is split."""
     mixes = any(isinstance(layer, _BatchNorm) for layer in objective.modules())
-    return StepFacts(phase, rows, rows_together(objective), mixes, keeps_whole_state)
+    return StepFacts(phase, rows, rows_together(objective), mixes, keeps_whole_state and dtype != torch.float16)
 
 
 def memory_advice(

@@ -39,8 +39,8 @@ class Schedule:
         """Learning rate, and Adam's second decay rate."""
         return self.learning_rate, self.beta2
 
-    def write(self, step: int) -> None:
-        """Set all values to those of a step, counted from 0."""
+    def at(self, step: int) -> Schedule:
+        """Itself, with all values set to those of a step, counted from 0."""
         config = self._config
         self._step.fill_(step)
         self.learning_rate = _written(self.learning_rate, learning_rate_at(config, step))
@@ -48,6 +48,7 @@ class Schedule:
             self.newest_weight = _written(self.newest_weight, newest_weight_at(config.optimization.ema_decay, step))
         if self._scheduled:
             self._write_scheduled(config.schedule, progress_at(config, step))
+        return self
 
     def _write_scheduled(self, schedule: ScheduleConfig, progress: float) -> None:
         config = self._config

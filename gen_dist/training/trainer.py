@@ -167,8 +167,7 @@ class Trainer:
         return list(first.values())
 
     def _micro_batches(self, step: int) -> list[Batch]:
-        schedule = self._schedule
-        schedule.write(step)
+        schedule = self._schedule.at(step)
         batches = [
             Batch(*self.batches.micro_batch(step, index), schedule.rng, first_row, scheduled=schedule.of_objective)
             for index, (first_row, _) in enumerate(self._rows.micro_batches)
@@ -217,9 +216,8 @@ class Trainer:
             self._take_turns([some, some], due)
             return True
 
-        whole_state = self._average is not None or any(turn.keeps_whole_state for turn in self._turns.values())
-        splits = whole_state and self.dtype != torch.float16
-        facts = step_facts(self._phase, len(whole.images), self.objective, keeps_whole_state=splits)
+        keeps = bool(self._average) or any(turn.keeps_whole_state for turn in self._turns.values())
+        facts = step_facts(self._phase, len(whole.images), self.objective, self.dtype, keeps_whole_state=keeps)
         return memory_advice(error, facts, self.config, self.processes, fits)
 
     def average_logs(self, logs: list[dict[str, Tensor]]) -> list[dict[str, float | list[float]]]:

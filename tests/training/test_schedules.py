@@ -49,7 +49,7 @@ def test_values_are_those_of_the_published_schedule() -> None:
     config = scheduled_config()
     schedule = Schedule(config, torch.device("cpu"), in_tensors=False)
     for step in (0, 1, 4, 8, 9, 19):
-        schedule.write(step)
+        schedule.at(step)
         assert schedule.learning_rate == pytest.approx(cosine(5e-4, 1e-4, step))
         assert schedule.beta2 == pytest.approx(cosine(0.9, 0.99, step))
         half_life = cosine(0.0, 100.0, step)
@@ -62,7 +62,7 @@ def test_values_are_those_of_the_published_schedule() -> None:
         )
     whole_run = replace(config, schedule=replace(ALL, schedule_images=None))
     schedule = Schedule(whole_run, torch.device("cpu"), in_tensors=False)
-    schedule.write(10)
+    schedule.at(10)
     assert schedule.beta2 == pytest.approx(0.945)
 
 
@@ -76,7 +76,7 @@ def test_a_scheduled_rate_per_image_is_multiplied_by_the_batch() -> None:
 def test_a_run_without_schedules_has_only_its_learning_rate() -> None:
     config = small_config("gan")
     schedule = Schedule(config, torch.device("cpu"), in_tensors=True)
-    schedule.write(3)
+    schedule.at(3)
     assert schedule.beta2 is None and not schedule.of_objective
     assert list(logged_at(config, 3)) == ["learning_rate"]
 
