@@ -105,7 +105,7 @@ def evaluate(
     dataset = open_run_data(run, config, say, digest=digest, data=data, data_root=data_root)
     model = model_of(read, config, processes.device)
     if prior == "fitted":
-        model.find_fitted_prior = partial(fitted_prior_of, model, run)
+        model.find_fitted_prior = partial(fitted_prior_of, model, run, checkpoint)
         model.latents(1, prior=prior)  # a missing one is refused before anything that takes minutes
     compared = reference_images(reference, dataset, data_root or config.data_root, config.packing, say)
     setting = setting_of(model, dataset, processes, asked, features, (compared, prior), inception_weights, vgg_weights)

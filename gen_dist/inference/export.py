@@ -37,8 +37,8 @@ from gen_dist.errors import CheckpointError, ConfigError, UserError
 from gen_dist.files import sync, whole_directory
 from gen_dist.inference import diffusers_format
 from gen_dist.inference.exported import CARD, CONFIG, LIBRARY, PLAIN_CARD, PLUGINS, PRIOR, SUFFIXES, Format, PartName
-from gen_dist.inference.fitted_prior import FittedPrior, networks_digest, prior_bytes, read_fitted_prior
-from gen_dist.inference.loading import model_of, read_checkpoint
+from gen_dist.inference.fitted_prior import FittedPrior, prior_bytes
+from gen_dist.inference.loading import fitted_prior_of, home_of, model_of, read_checkpoint
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.inference.model_card import Part, Port, card
 from gen_dist.inference.truncation import take_mean_style, truncated
@@ -168,7 +168,7 @@ def export(
     out = Path(os.path.abspath(out or home / f"export-{form}"))
     _refuse_other_files(out)
     model = model_of(read, config)
-    prior = _fitted_prior(model, home, announce)
+    prior = _fitted_prior(model, run, checkpoint, announce)
     take_mean_style(model.objective, model.labels_in_turn)
     if form == "diffusers":
         prepared = _prepared_for_diffusers(model, read, run, parts, announce, data, data_root)
@@ -192,14 +192,14 @@ def export(
     return out
 
 
-def _fitted_prior(model: GenerativeModel, home: Path, announce: Callable[[str], None]) -> FittedPrior | None:
+def _fitted_prior(
+    model: GenerativeModel, run: Path, checkpoint: WhichCheckpoint, announce: Callable[[str], None]
+) -> FittedPrior | None:
     """Prior that was fitted to these weights, if there is one."""
-    file = RunPaths(home).fitted_prior
-    if not file.exists():
+    if not RunPaths(home_of(run)).fitted_prior.exists():
         return None
     try:
-        digest = networks_digest(model.objective.networks)
-        return read_fitted_prior(file, digest, f"gen-dist fit-prior {home}")
+        return fitted_prior_of(model, run, checkpoint)
     except CheckpointError as error:
         announce(f"the export has no fitted prior: {error}")
         return None

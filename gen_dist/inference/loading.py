@@ -54,7 +54,7 @@ def load(
         _refuse_best(Path(path), checkpoint)
         return _model_of_export(Path(path), device)
     model = model_of(*read_checkpoint(Path(path), announce, checkpoint), device)
-    model.find_fitted_prior = partial(fitted_prior_of, model, Path(path))
+    model.find_fitted_prior = partial(fitted_prior_of, model, Path(path), checkpoint)
     return model
 
 
@@ -63,11 +63,14 @@ def home_of(path: Path) -> Path:
     return path.resolve().parent.parent if checkpoints.is_checkpoint(path) else path
 
 
-def fitted_prior_of(model: GenerativeModel, path: Path) -> FittedPrior:
-    """Prior that was fitted to the weights of a run's model."""
-    home = home_of(path)
-    digest = networks_digest(model.objective.networks)
-    return read_fitted_prior(RunPaths(home).fitted_prior, digest, f"gen-dist fit-prior {path}")
+def fitted_prior_of(model: GenerativeModel, path: Path, which: WhichCheckpoint = "newest") -> FittedPrior:
+    """Prior that was fitted to the weights of a run's model.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged or of other weights.
+    """
+    again = f"gen-dist fit-prior {path}{'' if which == 'newest' else f' --checkpoint {which}'}"
+    return read_fitted_prior(RunPaths(home_of(path)).fitted_prior, networks_digest(model.objective.networks), again)
 
 
 def read_checkpoint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.evaluation.guide import base_name, metric_of
 from gen_dist.inference.export import export
 from gen_dist.inference.fitted_prior import prior_bytes, read_fitted_prior, write_fitted_prior
+from gen_dist.inference.loading import fitted_prior_of
 from gen_dist.inference.prior_fitting import fit_prior, fitted
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.training.run import train
@@ -127,6 +129,13 @@ def test_a_prior_of_other_weights_is_refused(tmp_path: Path) -> None:
     assert not RunPaths(later).fitted_prior.exists()
     with pytest.raises(CheckpointError, match="there is no fitted prior"):
         gen_dist.load(later).sample(4, prior="fitted")
+
+
+def test_the_way_out_fits_to_the_same_checkpoint(tmp_path: Path) -> None:
+    model: Any = SimpleNamespace(objective=SimpleNamespace(networks=torch.nn.Linear(1, 1)))
+    for which, ending in (("newest", "run$"), ("best", "run --checkpoint best$")):
+        with pytest.raises(CheckpointError, match=f"fit it with gen-dist fit-prior .*{ending}"):
+            fitted_prior_of(model, tmp_path / "run", which)  # type: ignore[arg-type]
 
 
 def test_a_damaged_prior_is_told(tmp_path: Path) -> None:
