@@ -45,10 +45,7 @@ class AdaptiveAugmentation(nn.Module):
         self.register_buffer("signs", torch.zeros(2))
 
     def forward(self, images: Tensor, key: Key, probability: Tensor | None = None) -> Tensor:
-        """Augment images float32 [B, C, H, W] by the draws of a key, with this probability, or the fixed or own one."""
-        fixed = self.config.ada_probability
-        if probability is None and fixed is not None:  # the buffer may be of a start with another option
-            probability = torch.full_like(self.probability, fixed)
+        """Augment images float32 [B, C, H, W] by the draws of a key, with this probability or its own."""
         probability = self.probability if probability is None else probability
         return randomly_augment(images, self.config.ada, probability, key, self.config.ada_colour)
 

@@ -191,16 +191,6 @@ def test_the_probability_follows_the_sign_of_training_scores() -> None:
     assert adapted([up, mixed, down, up], parts=3) == adapted([up, mixed, down, up])
 
 
-def test_a_fixed_probability_is_that_of_the_config_not_a_saved_one() -> None:
-    """A run may go on with another option than it began with."""
-    images = images_of(8, 1, 8, 8)
-    fixed = AdaptiveAugmentation(GanConfig(ada=("blit",), ada_probability=0.5), (1, 8, 8))
-    fixed.load_state_dict({"probability": torch.tensor(0.1), "signs": torch.zeros(2)})
-    assert torch.equal(fixed(images, KEY), augmented(images, ("blit",)))
-    assert not torch.equal(fixed(images, KEY), augmented(images, ("blit",), torch.tensor(0.1)))
-    assert torch.equal(fixed(images, KEY, torch.tensor(0.0)), images)  # a scheduled one
-
-
 def test_configs_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match="no zero that tells overfitting; add --ada-probability"):
         WganGpConfig(ada=("blit",))
