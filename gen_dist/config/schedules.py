@@ -53,6 +53,11 @@ class ScheduleConfig(Checked):
                 "--final-learning-rate, or leave it out"
             )
 
+    @property
+    def spans_the_run(self) -> bool:
+        """True if values at a step depend on the number of steps of the run."""
+        return self.schedule_images is None and self != ScheduleConfig()
+
     def refuse_others(self, objective: ObjectiveConfig, optimization: OptimizerConfig) -> None:
         """Raise ConfigError if a run of this objective and optimizer does not have what is scheduled."""
         if self.final_learning_rate is not None and optimization.decay != "constant":

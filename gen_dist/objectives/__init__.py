@@ -67,7 +67,7 @@ def _refuse_form(config: TrainConfig, form: Form) -> None:
             raise ConfigError(
                 f"{role} {network.kind} takes {' or '.join(network.forms)}, and the data are {form}; use --network mlp"
             )
-    for name in ("augmentation", "perceptual_weight"):
+    for name in ("augmentation", "ada", "perceptual_weight"):
         if value := getattr(config.objective, name, None):
             given = " ".join(value) if isinstance(value, tuple) else value
             raise ConfigError(f"{name} {given} is for images, and the data are {form}; leave it out")

@@ -231,12 +231,13 @@ def refuse_other_config(path: Path, config: TrainConfig) -> None:
         raise DamagedError(f"{path} has checkpoints but no config.json; copy {saved[0] / file.name} there") from None
     if not config.accept_changed_plugins:
         _refuse_changed_plugins(path, started, config)
-    # Unless the learning rate is constant, that of every step depends on the number of steps.
-    free = _FREE_FIELDS | ({"steps"} if config.optimization.decay == "constant" else set())
+    # With a decay or a schedule over the whole run, the values of every step depend on the number of steps.
+    depends = config.optimization.decay != "constant" or config.schedule.spans_the_run
+    free = _FREE_FIELDS | (set() if depends else {"steps"})
     # Data at a path may have moved; the digest shows whether they are the same. A data set has one name for ever.
     free |= {"data"} if ":" in started.data and ":" in config.data else set()
     changes = [
-        f"{name} {getattr(started, name)!r} -> {getattr(config, name)!r}"
+        _change(name, getattr(started, name), getattr(config, name))
         for name in (field.name for field in dataclasses.fields(config))
         if name not in free and getattr(started, name) != getattr(config, name)
     ]
@@ -245,6 +246,16 @@ def refuse_other_config(path: Path, config: TrainConfig) -> None:
             f"{path} holds a run of another config ({'; '.join(changes)}); "
             "give it the same options, start over with --fresh, or choose another --run-dir"
         )
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    """Words for a field that has changed; of a part of the config, its fields that have."""
+    if not dataclasses.is_dataclass(before) or type(before) is not type(now):
+        return f"{name} {before!r} -> {now!r}"
+    names = [field.name for field in dataclasses.fields(before)]
+    changed = [one for one in names if getattr(before, one) != getattr(now, one)]
+    was, is_now = (", ".join(f"{one}={getattr(part, one)!r}" for one in changed) for part in (before, now))
+    return f"{name} {was} -> {is_now}"
 
 
 def _refuse_changed_plugins(path: Path, started: TrainConfig, config: TrainConfig) -> None:

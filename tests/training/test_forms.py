@@ -177,6 +177,7 @@ def test_programs_take_and_give_units_and_own_shapes(tmp_path: Path) -> None:
         ({"objective": GanConfig(), "network": "dcgan"}, "generator dcgan takes images"),
         ({"objective": GanConfig(), "discriminator": "conv"}, "discriminator conv takes images"),
         ({"objective": GanConfig(augmentation=("colour",))}, "augmentation colour is for images"),
+        ({"objective": GanConfig(ada=("blit", "colour"))}, "ada blit colour is for images"),
         ({"augment": ("flip",)}, "augment is for images, and the data are vectors; leave it out"),
     ],
 )

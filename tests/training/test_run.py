@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gen_dist.config import DataConfig, OptimizerConfig, TrainConfig
+from gen_dist.config import DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.checkpoint import checkpoint_paths
@@ -355,6 +355,17 @@ def test_a_run_directory_of_another_config_is_refused(
         train(_config(uninterrupted, **change), say=_quiet)
     assert names in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_more_steps_would_change_what_is_scheduled_over_the_run(tmp_path: Path) -> None:
+    schedule = ScheduleConfig(final_beta2=0.9)
+    optimization = OptimizerConfig(decay="constant")
+    config = _config(tmp_path, steps=1, checkpoint_every=1, optimization=optimization, schedule=schedule)
+    train(config, say=_quiet)
+    with pytest.raises(ConfigError, match="steps 1 -> 2"):
+        train(dataclasses.replace(config, steps=2), say=_quiet)
+    assert not dataclasses.replace(schedule, schedule_images=48).spans_the_run
+    assert not ScheduleConfig().spans_the_run
 
 
 def test_more_steps_extend_a_run_of_constant_learning_rate(tmp_path: Path) -> None:
