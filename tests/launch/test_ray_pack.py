@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from gen_dist.config import DataConfig
 from gen_dist.launch.cluster.mailbox import settings_of_file_systems, take_settings
 from gen_dist.launch.packing.options import PackOptions
 from gen_dist.launch.packing.running import in_this_process, pack
+from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.metrics_file import read_metrics
 from tests.launch.test_ray import _error_of, _launch, _run, environment
 from tests.support.children import end_with_parent
@@ -96,6 +98,37 @@ def test_two_workers_train_on_remote_shards_as_one_process(
     assert done.returncode == 0, done.stderr
     one, two = (losses_of(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("one", "two"))
     assert two == close_losses(one)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_workers_stop_while_their_server_is_gone(folder: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    pack(PackOptions(source=f"folder:{folder}", out=str(tmp_path / "out")), in_this_process, lambda _: None)
+    run = tmp_path / "run"
+    with served(tmp_path / "out") as server:
+        data = f"shards:{server.url}/train-00000.tar"
+        packing = DataConfig(test_fraction=0.1, cache_gib=1e-9)  # nothing is kept: each batch is fetched
+        config = small_config("vae", data=data, packing=packing, steps=100_000, checkpoint_every=100_000, log_every=1)
+        words = ["--config", write_config(tmp_path / "config.json", config), "--run-dir", run, "--workers", 2]
+        driver = subprocess.Popen(
+            _launch("ray_train.py", *words),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=end_with_parent,
+        )
+        wait_for(lambda: (run / "metrics.jsonl").exists() and len(read_metrics(run / "metrics.jsonl")) > 3, 240)
+        server.fails = lambda _: 503
+        time.sleep(3)  # batches that were on their way have come
+        asked = time.monotonic()
+        driver.terminate()
+        said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 0, said
+    stopped = re.search(r"stopped at step (\d+)", said)
+    assert stopped and int(stopped[1]) == read_metrics(run / "metrics.jsonl")[-1]["step"]
+    assert time.monotonic() - asked < 60
+    assert checkpoint_paths(run)
 
 
 def test_settings_of_file_systems_reach_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
