@@ -72,6 +72,8 @@ def reference_images(
         return None
     if wanted == "train":
         return _of_splits("train", wanted, dataset.digest, "train", [dataset.train], announce, most)
+    if (form := dataset.scale.form) != "images":
+        raise ConfigError(f"reference {shown(wanted)}: samples are compared as images, and the data are {form}")
     found = open_dataset(wanted, data_root, packing_like(dataset, packing), announce)
     of_both = [(one.image_shape, one.scale.dtype, one.scale.low, one.scale.high) for one in (found, dataset)]
     if of_both[0] != of_both[1]:

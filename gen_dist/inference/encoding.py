@@ -115,9 +115,11 @@ def _open_data(
     elif data is not None and data != config.data:
         packing = config.packing
         of_images: Mapping[int, Literal[1, 3]] = {} if packing.pages == "channels" else {1: 1, 3: 3}
-        if data.startswith("shards:"):  # whose labels and pages need no options
-            packing = replace(packing, label_columns=(), missing_labels="refuse", layout=None, pages=None)
-        if not (model.conditional and data.startswith("parquet:")):  # labels of other data need not be there
+        if data.startswith("shards:"):  # whose pages need no options
+            missing = packing.missing_labels if model.conditional else "unknown"
+            packing = replace(packing, missing_labels=missing, layout=None, pages=None)
+        # Labels of other data need not be there.
+        if not (model.conditional and data.startswith(("parquet:", "shards:"))):
             packing = replace(packing, label_columns=())
         packing = replace(
             packing,

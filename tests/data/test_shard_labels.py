@@ -18,6 +18,7 @@ import gen_dist
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, open_dataset
 from gen_dist.errors import DataError
+from gen_dist.inference.encoding import encode
 from tests.support.shards import encoded, tar_of
 
 COUNT = 24
@@ -171,3 +172,7 @@ def test_a_conditional_vae_trains_on_numbers_of_shards(tmp_path: Path) -> None:
     model = gen_dist.load(tmp_path / "run")
     assert model.labels.names == ("age", "height")
     assert model.sample(2, torch.tensor([[30.0, 4.0], [21.0, float("nan")]])).shape == (2, 1, 8, 8)
+    others = f"shards:{write_tar(tmp_path / 'b.tar', GONE)}"
+    encode(tmp_path / "run", tmp_path / "latents", data=others, file_format="npz", announce=lambda _: None)
+    with np.load(tmp_path / "latents" / "train.npz") as latents:
+        assert latents["label"].shape[1:] == (2,)

@@ -129,6 +129,8 @@ def test_an_evaluation_leaves_metrics_of_images_out(tmp_path: Path, name: str) -
     assert all(np.isfinite(value).all() for value in found.metrics.values())
     with pytest.raises(UserError, match=f"features inception are of images, and the data are {name} of"):
         evaluate(outcome.run_path, ["fid"], features="inception", announce=lambda _line: None)
+    with pytest.raises(UserError, match=f"reference mnist5k: samples are compared as images, and the data are {name}"):
+        evaluate(outcome.run_path, reference="mnist5k", announce=lambda _line: None)
 
 
 @pytest.mark.parametrize("name", [pytest.param("vectors", marks=pytest.mark.slow), "signals"])
