@@ -166,7 +166,9 @@ def _shares(places: Tensor, side: int) -> Tensor:
 
     Beyond the first pixel and the last the image is reflected there.
     """
-    last = max(side - 1, 1)
+    if side == 1:  # all reflections of a single pixel are that pixel
+        return torch.ones_like(places)[:, :, None]
+    last = side - 1
     inside = last - (torch.remainder(places, 2 * last) - last).abs()
     distances = inside[:, :, None] - torch.arange(side, device=places.device)
     return distances.abs_().neg_().add_(1.0).clamp_(min=0.0)  # in place: it is the largest tensor here

@@ -122,6 +122,11 @@ def test_nothing_is_changed_at_probability_zero_and_much_at_one() -> None:
     assert changed.all()
 
 
+def test_reflection_continues_images_of_one_row() -> None:
+    even = torch.full((20, 2, 1, 9), 0.5)
+    torch.testing.assert_close(augmented(even, ("blit", "geometric"), torch.tensor(1.0)), even)
+
+
 def test_each_transformation_is_made_with_the_probability() -> None:
     images = images_of(3000, 1, 8, 8)
     for probability in (0.2, 0.9):
