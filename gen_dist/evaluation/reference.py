@@ -74,7 +74,7 @@ def reference_images(
         return _of_splits("train", wanted, dataset.digest, "train", [dataset.train], announce, most)
     if (form := dataset.scale.form) != "images":
         raise ConfigError(f"reference {shown(wanted)}: samples are compared as images, and the data are {form}")
-    found = open_dataset(wanted, data_root, packing_like(dataset, packing), announce)
+    found = open_dataset(wanted, data_root, packing_like(dataset, packing, wanted), announce)
     of_both = [(one.image_shape, one.scale.dtype, one.scale.low, one.scale.high) for one in (found, dataset)]
     if of_both[0] != of_both[1]:
         raise ConfigError(
@@ -90,15 +90,23 @@ def all_images(data: Dataset, source: str, announce: Callable[[str], None], most
     return _of_splits(f"ref-{data.digest[:8]}", source, data.digest, "both", splits, announce, most)
 
 
-def packing_like(dataset: Dataset, packing: DataConfig) -> DataConfig:
+def packing_like(dataset: Dataset, packing: DataConfig, source: str) -> DataConfig:
     """Packing that brings images of another source to the shape and values of a data set's, as far as it can."""
     channels, height, width = dataset.image_shape
     scale = dataset.scale
+    if source.startswith("shards:"):  # whose pages need no options, and whose labels need not be there
+        packing = dataclasses.replace(packing, missing_labels="unknown", layout=None, pages=None)
+    of_files = source.startswith(("folder:", "parquet:", "shards:"))
+    has_range = not scale.is_plain and len(scale.low) == 1
     return dataclasses.replace(
         packing,
         image_size=f"{width}x{height}",
-        channels=_FEW.get(channels),
-        value_range=None if scale.is_plain or len(scale.low) > 1 else f"{scale.low[0]!r}:{scale.high[0]!r}",
+        fit="crop" if packing.fit == "none" else packing.fit,
+        channels=None if packing.pages == "channels" else _FEW.get(channels),
+        dtype="uint8" if scale.dtype == "uint8" and of_files else packing.dtype,  # deeper files are reduced
+        array_of=None,  # of arrays alone, and images are what they are without it
+        value_range=f"{scale.low[0]!r}:{scale.high[0]!r}" if has_range else None,
+        range_per_channel=packing.range_per_channel and not has_range,
         test_shards=None,
         label_columns=(),
         packed_as="raw",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 import gen_dist
 from gen_dist.config import DataConfig
 from gen_dist.data import open_dataset
+from gen_dist.data.values import PLAIN, ValueScale
 from gen_dist.errors import UserError
 from gen_dist.evaluation import reference
 from gen_dist.evaluation.evaluator import evaluate
@@ -73,6 +76,19 @@ def test_images_of_a_folder_may_be_the_reference(run: Path, tmp_path: Path, monk
     monkeypatch.setattr(reference, "MOST_IMAGES", 12)
     evaluate(run, ["fid"], samples=200, reference=f"folder:{tmp_path}", announce=lines.append)
     assert any("12 of 30 images, spread evenly" in line for line in lines)
+
+
+def test_options_of_a_run_refuse_no_reference() -> None:
+    """Options that are for the run's own source, or that its shape and range take the place of, are left out."""
+    own = DataConfig(pages="channels", fit="none", range_per_channel=True, array_of="images")
+    deep = ValueScale("uint16", (0.0,), (900.0,))
+    data: Any = SimpleNamespace(image_shape=(3, 20, 10), scale=deep)
+    found = reference.packing_like(data, own, "folder:others")
+    assert (found.image_size, found.fit, found.channels, found.dtype) == ("10x20", "crop", None, "source")
+    assert (found.value_range, found.range_per_channel, found.array_of) == ("0.0:900.0", False, None)
+    data = SimpleNamespace(image_shape=(1, 20, 10), scale=PLAIN)
+    found = reference.packing_like(data, own, "shards:others")
+    assert (found.pages, found.channels, found.dtype, found.value_range) == (None, 1, "uint8", None)
 
 
 @pytest.mark.slow
