@@ -59,7 +59,7 @@ def array_values(content: bytes, deep: bool) -> NDArray[Any]:
         raise UnreadableImage("an array that is cut off")
     values: NDArray[Any] = np.frombuffer(content, header.dtype, count, header.end)
     values = values.reshape(header.shape[::-1]).T if header.is_fortran else values.reshape(header.shape)
-    values = np.ascontiguousarray(values, native)
+    values = np.array(values, native, order="C")  # a copy: torch warns of arrays that cannot be written to
     if native.kind == "f" and not np.isfinite(values).all():
         raise UnreadableImage("values that are not finite")
     return values

@@ -302,7 +302,7 @@ def _names_of_columns(scheme: LabelScheme) -> tuple[str, ...]:
 
 
 def _lacking(scheme: LabelScheme, labels: NDArray[Any], place: int) -> NDArray[np.bool_]:
-    column = labels.reshape(len(labels), -1)[:, place]
+    column = labels[:, place] if labels.ndim > 1 else labels
     if scheme.kind == "numbers":
         return np.isnan(column)
     table = scheme.values[place] if scheme.values else scheme.names

@@ -17,6 +17,8 @@ from gen_dist.config import DataConfig
 from gen_dist.data import open_dataset, survey_source
 from gen_dist.data.shards import surveying
 from gen_dist.errors import DataError
+from tests.data.test_shard_labels import GONE, write_tar
+from tests.data.test_shard_values import npy
 from tests.support.shards import ShardServer, encoded, samples, served, tar_of, write_shards
 
 
@@ -90,7 +92,7 @@ def test_a_label_of_a_set_that_is_read_in_part_is_not_too_large(
         (tmp_path / f"{shard}.tar").write_bytes(tar_of(dict(sorted(files.items()))))
     monkeypatch.setattr(surveying, "_MOST_BYTES", 1)
     survey = surveyed(f"{tmp_path}/*.tar", tmp_path)
-    assert survey.problem is None and len(survey.class_names) == 31
+    assert survey.problem is None and len(survey.class_names) == 31 and set(survey.sheet_labels) == {30}
     assert surveying._MOST_BYTES == 1 and survey.shards_read == 1
 
 
@@ -121,6 +123,19 @@ def test_what_training_refuses_is_the_survey_s_problem(tmp_path: Path, files: di
     assert survey.lines()
     with pytest.raises(DataError):
         open_dataset(f"shards:{tmp_path}/a.tar", "", DataConfig(cache_dir=str(tmp_path / "cache")), lambda _line: None)
+
+
+def test_labels_that_are_missing_are_counted(tmp_path: Path) -> None:
+    options = {"label_columns": ("age", "height"), "missing_labels": "unknown"}
+    text = "\n".join(surveyed(write_tar(tmp_path / "a.tar", GONE), tmp_path, **options).lines())
+    assert "2 images have no age" in text and "age: 20..25.75" in text
+
+
+def test_arrays_that_cannot_be_reduced_are_the_problem(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_of({f"{number}.npy": npy(number, "uint16", 1) for number in range(6)}))
+    assert surveyed(f"{tmp_path}/a.tar", tmp_path).problem is None
+    survey = surveyed(f"{tmp_path}/a.tar", tmp_path, dtype="uint8")
+    assert "which --dtype uint8 does not reduce" in str(survey.problem)
 
 
 def test_shards_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:

@@ -248,19 +248,26 @@ class _Surveyor:
         """Look at the headers of some images, and decode those of the contact sheet."""
         found, count = self._found, self._found.images_read
         some = self._picked(evenly_spaced(min(_HEADERS, count), count).tolist())
+        told: set[Picked] = set()
         for one, header in self._parts.headers(some):
             self._take_header(one, header)
+            if isinstance(header, str):
+                told.add(one)
         found.headers = len(some)
         look = self._parts.look(some)
         places = _on_sheet(classes, len(found.class_names))
         losses = Tally()
         for place, (one, decoded) in zip(places, self._parts.decoded(self._picked(places), look), strict=True):
             if isinstance(decoded, str):
-                continue  # told with the headers, or found by training
+                if one not in told:
+                    found.damaged.add(one.name, decoded)
+                continue
             found.sheet.append(decoded.pixels)
             found.sheet_labels.append(int(classes[place]))
             for kind, detail in decoded.losses.items():
                 losses.add(one.name, detail, kind)
+        if not found.sheet:
+            raise DataError(f"{found.source}: no image that was decoded here is readable ({found.damaged.first})")
         self._take_look(look, losses)
 
     def _picked(self, rows: list[int]) -> list[Picked]:
@@ -297,7 +304,8 @@ def _on_sheet(classes: NDArray[np.int64], count: int) -> list[int]:
     if count == 1:
         return evenly_spaced(min(len(classes), SHEET_COLUMNS * SHEET_ROWS_OF_ONE_CLASS), len(classes)).tolist()
     found: list[int] = []
-    for label in evenly_spaced(min(SHEET_CLASSES, count), count).tolist():
+    with_images = np.unique(classes)
+    for label in with_images[evenly_spaced(min(SHEET_CLASSES, len(with_images)), len(with_images))].tolist():
         of_class = np.flatnonzero(classes == label)
         found += of_class[evenly_spaced(min(SHEET_COLUMNS, len(of_class)), len(of_class))].tolist()
     return sorted(found)
