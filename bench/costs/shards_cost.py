@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# Threads are counted when torch is imported.
-os.environ.update(OMP_NUM_THREADS="1", GEN_DIST_THREADS="1")
+if __name__ == "__main__":  # threads are counted when torch is imported
+    os.environ.update(OMP_NUM_THREADS="1", GEN_DIST_THREADS="1")
 
 import torch
 import tyro
