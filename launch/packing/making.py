@@ -49,13 +49,17 @@ class Report:
     """Number of images by what their resizing does to them; see `Fitting.changes`."""
     losses: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Number of images by what they lose, with the values of the first; see `gen_dist.data.losses`."""
-
     labels: list[str] = field(default_factory=list)
     """Names of the labels."""
+    kinds: dict[str, int] = field(default_factory=dict)
+    """Number of images by the type of their values, and their channels if those are neither one nor three."""
 
     def add(self, found: Decoded, fitting: Fitting | None) -> None:
         """Count what is done to an image."""
         self.images += 1
+        channels = len(found.pixels)
+        kind = f"{found.pixels.dtype}" + ("" if channels in (1, 3) else f" of {channels} channels")
+        self.kinds[kind] = self.kinds.get(kind, 0) + 1
         for change in fitting.changes(found.size) if fitting else ():
             self.changes[change] = self.changes.get(change, 0) + 1
         for kind, detail in found.losses.items():
@@ -89,7 +93,8 @@ def make_shard(
     report = Report(task.file_name(options.container))
     packing = options.packing()
     fitting = fitting_of(packing, None)
-    keeping = Keeping(deep=True, pages=packing.pages or "first")
+    # Of images in shards training takes the first page.
+    keeping = Keeping(deep=True, pages="first" if task.kind == "shard" else packing.pages)
     if packing.dtype == "uint8":
         keeping = keeping._replace(deep=False)
     samples: list[Sample] = []

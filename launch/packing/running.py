@@ -193,6 +193,10 @@ def _lines(plan: ShardPlan, reports: Sequence[Report], out: str, options: PackOp
         yield "; ".join(f"{count:,} {change}" for change, count in changes.items())
     for kind, count in _sums({kind: one[0] for kind, one in report.losses.items()} for report in reports).items():
         yield f"{count:,} images {KINDS[kind]}"
+    kinds = _sums(report.kinds for report in reports)
+    if len(kinds) > 1:
+        counted = " and ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+        yield f"warning: images are {counted}, and training takes one kind; --dtype uint8 makes it one type"
     words = []
     for split in SPLITS:
         count = sum(task.split == split for task in plan.tasks)

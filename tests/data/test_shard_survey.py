@@ -134,6 +134,10 @@ def test_labels_that_are_missing_are_counted(tmp_path: Path) -> None:
 def test_arrays_that_cannot_be_reduced_are_the_problem(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_of({f"{number}.npy": npy(number, "uint16", 1) for number in range(6)}))
     assert surveyed(f"{tmp_path}/a.tar", tmp_path).problem is None
+    (tmp_path / "b.tar").write_bytes(tar_of({f"{number}.png": encoded(number) for number in range(6)}))
+    assert "uint16 and uint8; make the shards with --dtype uint8" in str(
+        surveyed(f"{tmp_path}/*.tar", tmp_path).problem
+    )
     survey = surveyed(f"{tmp_path}/a.tar", tmp_path, dtype="uint8")
     assert "which --dtype uint8 does not reduce" in str(survey.problem)
 

@@ -304,6 +304,21 @@ def test_images_of_more_than_8_bits_keep_them_or_are_reduced(
         assert ours.scale.dtype == ("uint8" if kept else "uint16")
 
 
+def test_images_of_two_types_are_told(folder: str, lines: list[str], packed: Callable[..., Path]) -> None:
+    deep = Image.fromarray(np.full((10, 10), 999, np.uint16))
+    deep.save(Path(folder.partition(":")[2]) / "dog" / "99.png")
+    packed(folder)
+    assert "warning: images are 1 uint16 and 19 uint8, and training takes one kind" in "\n".join(lines)
+
+
+def test_pages_of_more_than_8_bits_are_refused_as_for_training(tmp_path: Path, packed: Callable[..., Path]) -> None:
+    page = Image.fromarray(np.full((8, 8), 999, np.uint16))
+    (tmp_path / "images").mkdir()
+    page.save(tmp_path / "images" / "a.tif", save_all=True, append_images=[page])
+    with pytest.raises(DataError, match="has 2 pages of uint16: say --pages images"):
+        packed(f"folder:{tmp_path / 'images'}")
+
+
 @pytest.mark.parametrize("container", ["tar", "parquet"])
 @pytest.mark.parametrize("columns", [("age",), ("age", "kind"), ("hair", "kind"), ("hair",), ("pair",)])
 def test_labels_of_all_kinds_are_kept(

@@ -116,8 +116,15 @@ class PackedParts:
                 "is more than half, so this is hardly the right data"
             )
         dtypes = sorted({header.dtype for header in headers})
+        arrays = sorted({header.dtype for header in headers if " array" in header.kind} - {"uint8"})
+        if arrays and self._packing.dtype == "uint8":
+            raise DataError(
+                f"{self._name}: images are arrays of {' and '.join(arrays)}, which --dtype uint8 does not reduce; "
+                "leave it out, or make the shards with it"
+            )
         if len(dtypes) > 1 and self._packing.dtype == "source":
-            raise DataError(f"{self._name}: images are of {' and '.join(dtypes)}; reduce them: --dtype uint8")
+            way_out = "make the shards with --dtype uint8" if arrays else "reduce them: --dtype uint8"
+            raise DataError(f"{self._name}: images are of {' and '.join(dtypes)}; {way_out}")
         dtype = dtypes[0] if self._packing.dtype == "source" else "uint8"
         sizes = sorted({(header.width, header.height) for header in headers})
         if fitting is None and len(sizes) > 1:
@@ -135,7 +142,7 @@ class PackedParts:
             return asked or max(found)
         if len(found) > 1 or asked not in (None, *found):
             counts = " and ".join(map(str, sorted(found)))
-            raise DataError(f"{self._name}: images have {counts} channels; they need as many, without --channels")
+            raise DataError(f"{self._name}: images have {counts} channels; all need one number, without --channels")
         return found.pop()
 
     def pack(self, directory: Path, split: str, picked: list[Picked], look: Look, scheme: LabelScheme) -> None:
