@@ -151,7 +151,7 @@ def _full_name(written: str, names: Sequence[str], shared: Collection[str]) -> s
     if not found:
         searched = [full for full in short if _why_fixed(full) is None]
         by_last = {full.rpartition(".")[2]: full for full in searched}
-        near = difflib.get_close_matches(name.rpartition(".")[2], by_last, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name.rpartition(".")[2], by_last, n=3, cutoff=0.6)
         perhaps = f"perhaps you meant {' or '.join(by_last[last] for last in near)}" if near else ""
         raise ConfigError(
             f"--space {written} is not a field of this config; {perhaps or 'its fields are ' + ', '.join(searched)}"
