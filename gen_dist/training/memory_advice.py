@@ -74,7 +74,8 @@ def memory_advice(
     if facts.has_batch_statistics:
         run = "another run: batch normalization takes the statistics of a micro-batch"
     ways = [f"--accumulation {number}{sure} ({run})", *split]
-    if not config.split_state:  # a trial is of one process, which has the state of all weights
+    # A trial is of one process, which has the state of all weights.
+    if not (config.split_state or config.auto_accumulation):
         ways.append("--auto-accumulation to find it at the start")
     return MachineError(f"{what}; use {_either([*ways, 'a smaller network'])}")
 
@@ -84,7 +85,8 @@ def _split_state(facts: StepFacts, config: TrainConfig, processes: Processes) ->
     if config.split_state or processes.world_size == 1 or not facts.keeps_whole_state:
         return []
     state = "optimizer's state" + (" and the moving average" if config.keeps_average else "")
-    return [f"--split-state (the same run; each process keeps 1/{processes.world_size} of the {state})"]
+    instead = " in place of --auto-accumulation" if config.auto_accumulation else ""
+    return [f"--split-state{instead} (the same run; each process keeps 1/{processes.world_size} of the {state})"]
 
 
 def _either(ways: Sequence[str]) -> str:

@@ -144,6 +144,8 @@ def test_advice_for_split_state_can_be_followed() -> None:
     ranks = dataclasses.replace(ONE, world_size=4)
     assert "--auto-accumulation" in _advice(24, lambda _: False, ranks)
     assert "--auto-accumulation" not in _advice(24, lambda _: False, ranks, split_state=True)
+    tried = _advice(24, lambda _: False, ranks, keeps_whole_state=True, auto_accumulation=True)
+    assert "--split-state in place of --auto-accumulation (" in tried and "to find it at the start" not in tried
 
 
 def _advice(
