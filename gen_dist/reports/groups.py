@@ -52,7 +52,9 @@ class Group:
             return "recorded when a run finishes" if metric == "epochs" else "not known of this run"
         if run.evaluation is None:
             return f"not evaluated yet: gen-dist evaluate {run.path}"
-        reasons = {base_name(name): reason for name, reason in run.evaluation.unavailable.items()}
+        kinds = (None, False), _compared(metric)  # few images of another reference are no reason
+        unavailable = run.evaluation.unavailable.items()
+        reasons = {base_name(name): reason for name, reason in unavailable if _compared(name) in kinds}
         if base_name(metric) in reasons:
             return reasons[base_name(metric)]
         if metric.endswith(FITTED) and (lacking := run.config.objective.lacks.get("encoder")):
@@ -61,11 +63,16 @@ class Group:
         return f"not evaluated yet: gen-dist evaluate {run.path} --metrics {base_name(metric)}{every}{_options(metric)}"
 
 
+def _compared(metric: str) -> tuple[str | None, bool]:
+    """Reference that a metric's name has, and True if it is of samples from a fitted prior."""
+    return reference_of(metric), metric.endswith(FITTED)
+
+
 def _options(metric: str) -> str:
     """Further options of an evaluation that gives a metric of this name."""
-    reference = reference_of(metric)
+    reference, is_fitted = _compared(metric)
     source = {None: "", "train": " --reference train"}.get(reference, " --reference SOURCE")
-    return source + (" --prior fitted" if metric.endswith(FITTED) else "")
+    return source + (" --prior fitted" if is_fitted else "")
 
 
 def trained_share(run: RunRecord) -> float:
