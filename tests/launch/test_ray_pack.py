@@ -44,7 +44,7 @@ def made(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ray_makes_the_shards_of_one_process_although_it_is_killed(
+def test_ray_makes_the_shards_of_one_process_after_a_kill(
     folder: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     words = {"image_size": 12, "images_per_shard": 5}
