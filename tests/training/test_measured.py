@@ -168,6 +168,17 @@ def test_copies_are_told_while_training(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+def test_what_shows_to_be_unavailable_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the classes of images that are no digits: the first evaluation finds that out."""
+    monkeypatch.setattr("gen_dist.evaluation.metrics.classes.LEAST_ACCURACY", 2.0)
+    lines: list[str] = []
+    changes: dict[str, Any] = {"evaluate_metrics": ("class_variation",), "keep_best": None, "steps": 4}
+    gen_dist.train(config_of(tmp_path / "run", **changes), say=lines.append)
+    told = [line for line in lines if line.startswith("evaluations have no class_variation_80: the digit network is")]
+    assert len(told) == 1
+
+
+@pytest.mark.slow
 def test_metrics_of_reconstructions_are_measured_too(tmp_path: Path) -> None:
     names = tuple(name for name in measured_metrics() if name in ("psnr", "active_units", "fid"))
     gen_dist.train(config_of(tmp_path / "run", "vae", evaluate_metrics=names, steps=2), say=quiet)
