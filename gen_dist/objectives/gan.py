@@ -91,7 +91,8 @@ class GanGeneratorPhase(GeneratorPhase):
 
 
 class PathLengthGeneratorPhase(GanGeneratorPhase):
-    """The same, plus the weight of path lengths times their penalty (Karras et al. 2020, eq. 4) where it is due."""
+    """Minimize that loss, plus the weight of path lengths times their penalty at steps where it is due (Karras et al.
+    2020, eq. 4)."""
 
     objective: Gan
 

@@ -44,8 +44,8 @@ class SharedScoresGan(Gan):
         """True if both turns of a step would compute equal scores, and sharing them is faster.
 
         Noise, augmentation and power iterations make the scores of the two turns differ, and the generator's penalty of
-        path lengths has another graph. Without batch normalization,
-        one pass over real and generated images together is faster than a pass in each turn.
+        path lengths has another graph. Without batch normalization, one pass over real and generated images together is
+        faster than a pass in each turn.
         """
         discriminator = self.networks["discriminator"]
         assert isinstance(discriminator, Discriminator)
