@@ -17,7 +17,7 @@ Fit = Literal["crop", "pad", "stretch", "none"]
 Layout = Literal["NHWC", "NCHW"]
 """Order of the axes of an array of images; of signals [N, L, C] or [N, C, L]."""
 Form = Literal["images", "signals", "vectors"]
-"""What the rows of a data set are: images [C, H, W], signals [C, L] or vectors [D]."""
+"""Form of the rows of a data set: images [C, H, W], signals [C, L] or vectors [D]."""
 FORMS: tuple[Form, ...] = get_args(Form)
 
 Pages = Literal["first", "images", "channels"]
@@ -54,8 +54,8 @@ class DataConfig(Checked):
     layout: Layout | None = None
     """Order of the axes in `array:FILE`. None is for arrays of one possible order: one axis of 1 or 3 channels."""
     array_of: Form | None = None
-    """What an array holds, in `array:FILE` or from Python: images, `signals` [N, C, L] or [N, L] (of one channel), or
-    `vectors` [N, D]. None takes [N, D] for vectors, and others for images."""
+    """Form of the rows in `array:FILE` or an array from Python: images, `signals` [N, C, L] or [N, L] (of one channel),
+    or `vectors` [N, D]. None takes [N, D] for vectors, and others for images."""
     label_columns: tuple[str, ...] = ()
     """Columns of a `parquet:` source with the labels: integers or texts are classes, several columns attributes, and
     floating point numbers. None named takes `label`, `labels` or `fine_label`."""

@@ -38,7 +38,7 @@ class Streams(NamedTuple):
     real: tuple[Stream, Stream, Stream]
     """Augmentation of training images, noise on them, and augmentation with a probability."""
     fake: tuple[Stream, Stream, Stream]
-    """The same of generated images."""
+    """Those of generated images."""
 
 
 DISCRIMINATOR_STREAMS = Streams(
