@@ -22,7 +22,7 @@ WIDE = 256
 
 
 def drawn_counts(count: int, first: int, last: int, which: int) -> Tensor:
-    """How often each of `count` images is in the drawn sets `first` to `last` - 1: float64 [sets, count].
+    """Number of times that each of `count` images is in the drawn sets `first` to `last` - 1: float64 [sets, count].
 
     Each set has `count` images, drawn with replacement. It is a function of its number, and of `which` of the two sets
     of images it is drawn from.

@@ -114,7 +114,7 @@ class Context:
         self.intervals: dict[str, tuple[float, float]] = {}
         """95 % confidence intervals of figures, by the metric's name; metrics add theirs."""
         self.warnings: dict[str, str] = {}
-        """What a figure says of the model, by the metric's name, for the console, the report and the card."""
+        """Findings on the model, as clauses, by the metric's name, for the console, the report and the card."""
         self._once: dict[str, Any] = {}
         self._kept: dict[str, KeptTensors] = {}
         self.compared = reference

@@ -123,7 +123,7 @@ class _OfImages(Context):
 
 
 def _no_model(given: ReferenceImages, data: Dataset, packing: DataConfig) -> SimpleNamespace:
-    """What metrics that need no model may ask of one."""
+    """Stand-in for a model, with what metrics that need none may ask of it."""
     lacks: Mapping[str, str] = {one: _REASON for one in get_args(Capability) if one != "samples"}
     objective = SimpleNamespace(lacks=lacks)
     config = SimpleNamespace(preset=given.source, data=data.digest, seed=0, packing=packing, objective=objective)

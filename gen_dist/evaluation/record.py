@@ -57,7 +57,7 @@ class Evaluation:
     intervals: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     """95 % confidence interval of metrics, [low, high]. Older evaluations have none, nor warnings."""
     warnings: dict[str, str] = dataclasses.field(default_factory=dict)
-    """What a metric says of the model, as a clause, by the metric."""
+    """Finding of a metric on the model, as a clause, by the metric."""
     references: dict[str, str] = dataclasses.field(default_factory=dict)
     """Images other than the test split that samples are compared with, by their name in metrics."""
     fitted_prior: str | None = None

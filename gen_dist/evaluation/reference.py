@@ -31,7 +31,7 @@ class ReferenceImages:
     name: str
     """As names of figures have it: `train`, or `ref-` with the start of the digest."""
     digest: str
-    """Of the data set."""
+    """Digest of the data set."""
     which: str
     """Part of the data set, with the number of its images."""
     count: int

@@ -37,7 +37,7 @@ class Measured(NamedTuple):
     names: Mapping[str, str]
     """Titles of some of them, by metric."""
     warnings: Mapping[str, str]
-    """What metrics say of the model, as clauses, by metric."""
+    """Findings on the model, as clauses, by metric."""
 
 
 def metadata(model: GenerativeModel, form: str, has_decoder: bool, measured: Measured | None) -> str:

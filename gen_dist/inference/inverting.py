@@ -190,7 +190,7 @@ def _perceptual_weight(model: GenerativeModel, asked: float | None, announce: Ca
 
 
 Start = tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
-"""Where the descent starts, what decodes it to intensities, and a penalty of it."""
+"""Start of the descent, its decoder to intensities, and a penalty of it."""
 
 
 def _start_of_latents(model: GenerativeModel, error: _Error, labels: Tensor | None, seed: int) -> Start:

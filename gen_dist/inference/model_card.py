@@ -138,7 +138,7 @@ def _styles(model: GenerativeModel, form: str) -> str | None:
 
 
 def _prior(prior: FittedPrior, form: str) -> str:
-    """Where the fitted prior is, and how to draw from it."""
+    """Place of the fitted prior, and a way to draw from it."""
     use = '`gen_dist.load(DIRECTORY).sample(64, prior="fitted")` draws from it'
     if form != "safetensors":
         use = (

@@ -69,7 +69,7 @@ class Verdict(NamedTuple):
 
 
 class Copies(NamedTuple):
-    """What `copies_of` finds: samples and their nearest training images."""
+    """Samples and their nearest training images, as `copies_of` finds them."""
 
     verdict: Verdict
     order: Tensor
