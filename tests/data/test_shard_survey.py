@@ -104,6 +104,8 @@ def test_what_is_left_out_and_damaged_is_told(tmp_path: Path) -> None:
     text = "\n".join(surveyed(f"{tmp_path}/a.tar", tmp_path, image_size=4).lines())
     assert "left out: 1 .txt" in text
     assert "1 unreadable" in text
+    refused = surveyed(f"{tmp_path}/a.tar", tmp_path, image_size=4, unreadable_images="error")
+    assert "image at byte" in str(refused.problem) and "--unreadable-images skip" in str(refused.problem)
     assert "39 are reduced" in text or "resized" in text, text
 
 

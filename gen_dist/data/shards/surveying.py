@@ -266,6 +266,9 @@ class _Surveyor:
             found.sheet_labels.append(int(classes[place]))
             for kind, detail in decoded.losses.items():
                 losses.add(one.name, detail, kind)
+        if found.damaged.count and self._packing.unreadable_images == "error":
+            way_out = "repair or remove it, or use --unreadable-images skip"
+            raise DataError(f"{found.source}: unreadable: {found.damaged}; {way_out}")
         if not found.sheet:
             raise DataError(f"{found.source}: no image that was decoded here is readable ({found.damaged.first})")
         self._take_look(look, losses)
