@@ -18,7 +18,7 @@ from gen_dist.evaluation.context import Context
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.evaluation.features import feature_network
 from gen_dist.evaluation.metrics import memorization
-from gen_dist.evaluation.metrics.memorization import Verdict, nearest, share_interval, verdict
+from gen_dist.evaluation.metrics.memorization import Verdict, chance_of_as_many, nearest, share_interval, verdict
 from gen_dist.evaluation.record import read_evaluation
 from gen_dist.inference.export import export
 from gen_dist.records.run_paths import RunPaths
@@ -105,6 +105,11 @@ def test_the_chance_is_that_of_drawn_ranks() -> None:
     below = (draws[:, 200:] < np.sort(draws[:, :200])[:, 1:2]).sum(axis=1)
     assert float((below >= 1).mean()) == pytest.approx(found.chance, abs=0.03)
     assert betabinom.sf(4, 100, 2, 199) == pytest.approx(float((below >= 5).mean()), abs=0.02)
+    for near, samples, rank, count in [(0, 100, 2, 200), (5, 100, 2, 200), (500, 500, 10, 1000), (90, 2000, 20, 2000)]:
+        expected = betabinom.sf(near - 1, samples, rank, count + 1 - rank)
+        assert chance_of_as_many(near, samples, rank, count) == pytest.approx(
+            expected, rel=1e-6, abs=1e-10
+        )  # of 1 - a sum
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])

@@ -13,6 +13,7 @@ import math
 import time
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,13 +102,23 @@ def nearest(points: Tensor, others: Tensor, neighbours: int = NEIGHBOURS) -> Nea
 
 def verdict(samples: Tensor, held_out: Tensor) -> Verdict:
     """Compare the nearness of samples [N] with that of held-out images [M], float64, M >= 1."""
-    from scipy.stats import betabinom
-
     count = len(held_out)
     rank = max(1, math.floor(QUANTILE * count))
     near = samples < held_out.kthvalue(rank).values
-    chance = float(betabinom.sf(int(near.sum()) - 1, len(samples), rank, count + 1 - rank))
-    return Verdict(near, rank / (count + 1), chance)
+    return Verdict(near, rank / (count + 1), chance_of_as_many(int(near.sum()), len(samples), rank, count))
+
+
+def chance_of_as_many(near: int, samples: int, rank: int, held_out: int) -> float:
+    """Chance that so many samples or more are below the held-out image of a rank, if all are draws of one distribution.
+
+    The number is beta-binomial: the share below the image of rank r of M is distributed as Beta(r, M + 1 - r).
+    """
+    from scipy.special import betaln, logsumexp  # scipy.stats takes a second to import
+
+    counts, after = np.arange(near, samples + 1), held_out + 1 - rank
+    ways = -np.log(samples + 1) - betaln(samples - counts + 1, counts + 1)
+    chances = ways + betaln(counts + rank, samples - counts + after) - betaln(rank, after)
+    return min(1.0, float(np.exp(logsumexp(chances))))
 
 
 def share_interval(share: float, count: int) -> tuple[float, float]:
