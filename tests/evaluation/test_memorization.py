@@ -105,9 +105,9 @@ def test_the_chance_is_that_of_drawn_ranks() -> None:
     below = (draws[:, 200:] < np.sort(draws[:, :200])[:, 1:2]).sum(axis=1)
     assert float((below >= 1).mean()) == pytest.approx(found.chance, abs=0.03)
     assert betabinom.sf(4, 100, 2, 199) == pytest.approx(float((below >= 5).mean()), abs=0.02)
-    for near, samples, rank, count in [(0, 100, 2, 200), (5, 100, 2, 200), (500, 500, 10, 1000), (90, 2000, 20, 2000)]:
-        expected = betabinom.sf(near - 1, samples, rank, count + 1 - rank)
-        assert chance_of_as_many(near, samples, rank, count) == pytest.approx(
+    for near, drawn, rank, count in [(0, 100, 2, 200), (5, 100, 2, 200), (500, 500, 10, 1000), (90, 2000, 20, 2000)]:
+        expected = betabinom.sf(near - 1, drawn, rank, count + 1 - rank)
+        assert chance_of_as_many(near, drawn, rank, count) == pytest.approx(
             expected, rel=1e-6, abs=1e-10
         )  # of 1 - a sum
 
