@@ -37,7 +37,7 @@ class Given:
     are_labelled: bool = True
     """False if the images have no labels."""
     form: Form = "images"
-    """What the rows are; signals and vectors are [N, C, 1, L] and [N, D, 1, 1]."""
+    """Kind of rows; signals and vectors are [N, C, 1, L] and [N, D, 1, 1]."""
 
     def digest(self) -> str:
         """SHA-256 of shapes, values, labels and class names: 32 hexadecimal digits of it."""

@@ -65,7 +65,7 @@ class Survey:
     dtype: str = "uint8"
     """Type of their values."""
     form: Form = "images"
-    """What the rows are."""
+    """Kind of rows: images, signals or vectors."""
     values: tuple[float, float] | None = None
     """Least and greatest value of the images that were looked at. None for 8-bit images."""
     encoded_bytes: int = 0

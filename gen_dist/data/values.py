@@ -38,7 +38,7 @@ class ValueScale:
     shown: tuple[float, float] = (0.0, 1.0)
     """Intensities that pictures show as black and white."""
     form: Form = "images"
-    """What the rows are; see `gen_dist.data.forms`."""
+    """Kind of rows; see `gen_dist.data.forms`."""
 
     @property
     def is_plain(self) -> bool:

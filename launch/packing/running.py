@@ -31,7 +31,7 @@ _NAMES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Job:
-    """What a process needs to make any shard of a packing."""
+    """Everything that a process needs to make any shard of a packing."""
 
     source: str
     labels: LabelNames

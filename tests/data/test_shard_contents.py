@@ -1,4 +1,4 @@
-"""What is remembered of a shard: it is read again where it is damaged, or of a version that read shards differently."""
+"""Remembered contents of a shard are read again if they are damaged, or of a version that read shards differently."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_all_sizes_down_to_one_image_are_tried(rows: int, least: int, tried: lis
     ("processes", "advised"), [(1, "--accumulation 6, which fits"), (2, "--accumulation 3 or more")]
 )
 def test_advised_micro_batches_keep_groups_together(processes: int, advised: str) -> None:
-    """Of 24 images in groups of 4: 12 and 4 images at once, but not 6 or 3."""
+    """24 images in groups of 4 are tried 12 and 4 at once, but not 6 or 3."""
     sizes: list[int] = []
     ranks = dataclasses.replace(ONE, world_size=processes)
 

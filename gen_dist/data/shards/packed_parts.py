@@ -188,7 +188,7 @@ class PackedParts:
         look.remarks += [f"{split} split: {line}" for line in lines_on_losses(losses)]
 
     def headers(self, picked: list[Picked]) -> Iterator[tuple[Picked, Header | str]]:
-        """What images are by their headers, in order; the reason of those that are unreadable."""
+        """Facts of images by their headers, in order; the reason of those that are unreadable."""
         return self._each(picked, self._header)
 
     def decoded(self, picked: list[Picked], look: Look) -> Iterator[tuple[Picked, Decoded | str]]:

@@ -101,7 +101,7 @@ class HasForm(Protocol):
 
     @property
     def form(self) -> Form:
-        """What the rows are."""
+        """Kind of rows: images, signals or vectors."""
 
 
 def form_of_source(source: Source) -> Form:
