@@ -182,7 +182,7 @@ class SharedReduction(Reduction):
     def __init__(self, parameters: Sequence[nn.Parameter], shared: SharedWeights) -> None:
         super().__init__(parameters)
         self._shared = shared
-        self.updated = [shared.part]
+        self.updated = list(shared.pieces)
 
     def average(self) -> None:
         """See Reduction."""
@@ -198,8 +198,8 @@ class SharedReduction(Reduction):
 
     def full_state(self, states: Mapping[Tensor, Mapping[str, Tensor | None]]) -> list[tuple[int, str, Tensor]]:
         """See Reduction."""
-        return self._shared.state_of_all(states.get(self._shared.part, {}))
+        return self._shared.state_of_all(states)
 
     def own_state(self, states: dict[int, State]) -> dict[int, State]:
         """See Reduction."""
-        return {0: self._shared.state_of_part(states)} if states else {}
+        return self._shared.state_of_pieces(states) if states else {}

@@ -29,7 +29,9 @@ class SharedWeights:
 
         barrier | weights: part of rank 0, part of rank 1, ... | gradients of rank 0 | gradients of rank 1 | ...
 
-    Parameters begin on cache lines, and parts end on them, so no two processes write to one line.
+    Parameters begin on cache lines, and parts end on them, so no two processes write to one line. A part is updated
+    piece by piece, each of one parameter: kernels that take a few values at once treat the last ones of a tensor apart,
+    and so these get the bits that they have in a process that updates all of them.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], memory: Tensor) -> None:
@@ -52,9 +54,14 @@ class SharedWeights:
         self._written = views_of(self._gradients[self._rank], parameters)
         edges = [count // LINE_FLOATS * rank // world_size * LINE_FLOATS for rank in range(world_size + 1)]
         self._part = slice(edges[self._rank], edges[self._rank + 1])
-        self.part = nn.Parameter(weights[self._part])
-        """This process's part of the weights, flat float32, which its optimizer updates."""
-        self._mean = torch.empty_like(self.part.data)
+        own = weights[self._part]
+        self._spans = _spans_in(self._part, parameters)
+        self.pieces = [nn.Parameter(own[span]) for span in self._spans]
+        """This process's part of the weights, flat float32 pieces of single parameters, which its optimizer updates.
+        """
+        if not self.pieces:  # a small phase may have fewer cache lines than there are processes
+            self._spans, self.pieces = [slice(0, 0)], [nn.Parameter(own[:0])]
+        self._mean = torch.empty_like(own)
         dist.barrier()
 
     def average_gradients(self) -> None:
@@ -73,7 +80,9 @@ class SharedWeights:
         torch.add(first, others[0], out=self._mean)
         for other in others[1:]:
             self._mean.add_(other)
-        self.part.grad = self._mean.mul_(1.0 / (1 + len(others)))
+        self._mean.mul_(1.0 / (1 + len(others)))
+        for piece, span in zip(self.pieces, self._spans, strict=True):
+            piece.grad = self._mean[span]
 
     def gradient_norm(self) -> Tensor:
         """Compute the norm of the mean gradients of all parts, float32 [], the same everywhere. A collective call."""
@@ -82,29 +91,44 @@ class SharedWeights:
         self.barrier.wait()
         return torch.tensor(math.sqrt(squares.sum()))
 
-    def state_of_all(self, state: Mapping[str, Tensor | None]) -> list[tuple[int, str, Tensor]]:
-        """Collect optimizer state of all parameters as (index, name, value), from this part's. A collective call."""
+    def state_of_all(self, states: Mapping[Tensor, Mapping[str, Tensor | None]]) -> list[tuple[int, str, Tensor]]:
+        """Collect optimizer state of all parameters as (index, name, value), from that of the pieces by piece.
+
+        A collective call.
+        """
         found: list[tuple[int, str, Tensor]] = []
-        for name, value in state.items():
-            if value is None:
+        of_pieces = [states.get(piece, {}) for piece in self.pieces]
+        for name, first in of_pieces[0].items():
+            if first is None:
                 continue
-            whole = [value.clone() for _ in self._parameters] if value.ndim == 0 else self._gathered(value)
+            if first.ndim == 0:  # a count, which all pieces share
+                whole = [first.clone() for _ in self._parameters]
+            else:
+                own = torch.zeros_like(self._mean)
+                for state, span in zip(of_pieces, self._spans, strict=True):
+                    own[span] = state[name]
+                whole = self._gathered(own)
             found += [(index, name, one) for index, one in enumerate(whole)]
         return sorted(found, key=lambda entry: entry[0])  # in the order of a single process
 
-    def state_of_part(self, state: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Cut the optimizer state of this part out of that of all parameters by index."""
-        mine: dict[str, Tensor] = {}
-        for name in dict.fromkeys(name for known in state.values() for name in known):
-            values = {index: known[name] for index, known in state.items() if name in known}
-            if all(value.ndim == 0 for value in values.values()):
-                mine[name] = next(iter(values.values()))
+    def state_of_pieces(self, states: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
+        """Cut the optimizer state of the pieces, by their index, out of that of all parameters by theirs."""
+        mine: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(self.pieces))}
+        for name in dict.fromkeys(name for known in states.values() for name in known):
+            values = {index: known[name] for index, known in states.items() if name in known}
+            if all(
+                value.ndim == 0 and (self._parameters[index].ndim or name == "step") for index, value in values.items()
+            ):
+                for state in mine.values():
+                    state[name] = next(iter(values.values())).clone()
                 continue
             whole = torch.zeros(self._gradients.shape[1])
             views = views_of(whole, self._parameters)
             for index, value in values.items():
                 views[index].copy_(value)
-            mine[name] = whole[self._part].clone()
+            own = whole[self._part]
+            for state, span in zip(mine.values(), self._spans, strict=True):
+                state[name] = own[span].clone()
         return mine
 
     def _gathered(self, value: Tensor) -> list[Tensor]:
@@ -115,6 +139,17 @@ class SharedWeights:
         whole = self._gradients[0].clone()
         self.barrier.wait()
         return views_of(whole, self._parameters)
+
+
+def _spans_in(part: slice, parameters: Sequence[Tensor]) -> list[slice]:
+    """Places in a part of flat memory of those parameters that have values in it."""
+    spans, first = [], 0
+    for parameter in parameters:
+        start, stop = max(first, part.start), min(first + parameter.numel(), part.stop)
+        if start < stop:
+            spans.append(slice(start - part.start, stop - part.start))
+        first += flat_floats([parameter])
+    return spans
 
 
 def share_weights(parameters: Sequence[nn.Parameter]) -> SharedWeights | None:
