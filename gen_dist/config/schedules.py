@@ -11,7 +11,7 @@ from gen_dist.config.objectives import ObjectiveConfig
 from gen_dist.config.optimization import OptimizerConfig
 from gen_dist.errors import ConfigError
 
-SCHEDULED_OBJECTIVE = ("penalty_weight", "ada_probability")
+SCHEDULED_OBJECTIVE = ("penalty_weight", "instance_noise", "ada_probability")
 """Options of objectives with a final value, which reach phases in `Batch.scheduled`."""
 
 
@@ -30,6 +30,8 @@ class ScheduleConfig(Checked):
     """Final half-life of the moving average of weights in images; it begins at 0. In place of `ema_decay`."""
     final_penalty_weight: float | None = None
     """Final weight of the gradient penalty."""
+    final_instance_noise: float | None = None
+    """Final standard deviation of the noise in the discriminator's input."""
     final_ada_probability: float | None = None
     """Final probability of the augmentations of `ada`."""
 
@@ -38,7 +40,7 @@ class ScheduleConfig(Checked):
         for name in ("schedule_images", "final_ema_images"):
             if (value := getattr(self, name)) is not None:
                 at_least(name, value, 1)
-        for name in ("final_learning_rate", "final_penalty_weight"):
+        for name in ("final_learning_rate", "final_penalty_weight", "final_instance_noise"):
             if (value := getattr(self, name)) is not None:
                 finite_and_at_least(name, value, 0.0)
         if self.final_beta2 is not None and not 0 <= self.final_beta2 < 1:
@@ -74,7 +76,7 @@ class ScheduleConfig(Checked):
             )
         for name in SCHEDULED_OBJECTIVE:
             final, first = getattr(self, f"final_{name}"), getattr(objective, name, None)
-            if final is not None and (first is None or (name == "penalty_weight" and not first)):
+            if final is not None and (first is None or (name != "ada_probability" and not first)):
                 option = f"--{name.replace('_', '-')}"
                 raise ConfigError(
                     f"final_{name} {final} needs a value to begin at, and objective {objective.kind} has none; add "

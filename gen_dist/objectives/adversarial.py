@@ -167,7 +167,7 @@ class Adversarial(Objective):
         if self._seen.ada:
             probability = batch.scheduled.get("ada_probability")
             images = self.networks["augmentation"](images, batch.key(random_augmentation), probability)
-        return add_noise(images, self._seen.instance_noise, batch.key(noise))
+        return add_noise(images, batch.value("instance_noise", self._seen.instance_noise), batch.key(noise))
 
     def scores(self, images: Tensor, labels: Tensor) -> Tensor:
         """Discriminator scores of images, float32 [B], or [B, h, w] of their patches."""

@@ -56,12 +56,17 @@ def augment(images: Tensor, kinds: Sequence[Augmentation], key: Key) -> Tensor:
     return images if kept is None else images * kept
 
 
-def add_noise(images: Tensor, deviation: float, key: Key) -> Tensor:
-    """Add normal noise of a standard deviation to images [B, C, H, W]."""
-    if not deviation:
+def add_noise(images: Tensor, deviation: float | Tensor, key: Key) -> Tensor:
+    """Add normal noise of a standard deviation to images [B, C, H, W].
+
+    A scheduled deviation is a tensor [], whose value no branch may read: a recorded step is one for all values.
+    """
+    if not isinstance(deviation, Tensor) and not deviation:
         return images
-    noise = normal(key, len(images), images[0].numel())
-    return images.add(noise.view_as(images), alpha=deviation)
+    noise = normal(key, len(images), images[0].numel()).view_as(images)
+    if isinstance(deviation, Tensor):
+        return torch.addcmul(images, noise, deviation)
+    return images.add(noise, alpha=deviation)
 
 
 def uniform(key: Key, rows: int, width: int) -> Tensor:

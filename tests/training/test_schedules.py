@@ -28,12 +28,13 @@ ALL = ScheduleConfig(
     final_beta2=0.99,
     final_ema_images=100,
     final_penalty_weight=0.01,
+    final_instance_noise=0.0,
     final_ada_probability=0.6,
 )
 
 
 def scheduled_config(**changes: Any) -> TrainConfig:
-    objective = R3ganConfig(penalty_weight=0.5, ada=("blit", "colour"), ada_probability=0.1)
+    objective = R3ganConfig(penalty_weight=0.5, instance_noise=0.4, ada=("blit", "colour"), ada_probability=0.1)
     optimization = OptimizerConfig(betas=(0.0, 0.9), epsilon=1e-3)
     config = small_config("gan", objective=objective, optimization=optimization, learning_rate=5e-4, steps=20)
     return replace(config, schedule=ALL, **changes)
@@ -55,7 +56,8 @@ def test_values_are_those_of_the_published_schedule() -> None:
         half_life = cosine(0.0, 100.0, step)
         assert schedule.newest_weight == pytest.approx(1 - 0.5 ** (24 / max(half_life, 1e-8)))
         found = {name: value.item() for name, value in schedule.of_objective.items()}
-        wanted = {"penalty_weight": cosine(0.5, 0.01, step), "ada_probability": cosine(0.1, 0.6, step)}
+        wanted = {"penalty_weight": cosine(0.5, 0.01, step), "instance_noise": cosine(0.4, 0.0, step)}
+        wanted["ada_probability"] = cosine(0.1, 0.6, step)
         assert found == pytest.approx(wanted)
         assert logged_at(config, step) == pytest.approx(
             {"learning_rate": cosine(5e-4, 1e-4, step), "beta2": cosine(0.9, 0.99, step), **wanted}
@@ -126,11 +128,13 @@ def test_compiled_steps_with_schedules_equal_eager_ones_and_compile_once() -> No
 
 
 @pytest.mark.parametrize("constant", [1.0, 3.0])
-def test_scheduled_penalties_and_probabilities_reach_the_loss(constant: float) -> None:
+def test_scheduled_penalties_noise_and_probabilities_reach_the_loss(constant: float) -> None:
     """A schedule from a value to itself is that value, and another value is another loss."""
-    objective = GanConfig(penalty_weight=1.0, ada=("geometric",), ada_probability=0.5)
+    objective = GanConfig(penalty_weight=1.0, instance_noise=0.3, ada=("geometric",), ada_probability=0.5)
     plain = run_steps(make_trainer(small_config("gan", objective=objective)), 0, 2)
-    schedule = ScheduleConfig(schedule_images=1, final_penalty_weight=constant, final_ada_probability=0.5)
+    schedule = ScheduleConfig(
+        schedule_images=1, final_penalty_weight=constant, final_instance_noise=0.3, final_ada_probability=0.5
+    )
     changed = run_steps(make_trainer(small_config("gan", objective=objective, schedule=schedule)), 0, 2)
     assert changed[:2] == pytest.approx(plain[:2], rel=1e-6)  # the first step has the first values
     assert (changed[2:] == pytest.approx(plain[2:], rel=1e-6)) == (constant == 1.0)
@@ -173,6 +177,8 @@ def test_schedules_of_what_a_run_does_not_have_are_refused() -> None:
         get_preset("vae-mnist").with_options(final_penalty_weight=0.1)
     with pytest.raises(ConfigError, match="objective gan has none"):
         get_preset("dcgan-mnist").with_options(final_penalty_weight=0.1)
+    with pytest.raises(ConfigError, match="objective gan has none; add --instance-noise"):
+        get_preset("gan-mnist").with_options(instance_noise=0.0, final_instance_noise=0.1)
     changed = preset.with_options(final_beta2=0.999, schedule_images=5000)
     assert TrainConfig.from_json(changed.to_json(), "config") == changed
     assert math.isclose(changed.schedule.beta2(changed.optimization, 1.0) or 0.0, 0.999)
