@@ -186,6 +186,10 @@ class DcganConfig(NetworkConfig):
     kind: Suppress[Literal["dcgan"]] = "dcgan"
     feature_maps: int = 64
     """Channels at half the image's side; each further halving doubles them."""
+    hidden_size: int | None = None
+    """Width of a fully connected layer between the smallest map and the score, and between the latents and that map, as
+    in the networks of Chen et al. 2016 for digits: without it a score is a sum over places, and no layer sees the whole
+    image. None has no such layer (Radford et al. 2016)."""
     latent_dim: int = 100
     """Number of latents."""
     generator_norm: Norm = "batch"
@@ -198,6 +202,8 @@ class DcganConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("feature_maps", self.feature_maps, 1)
+        if self.hidden_size is not None:
+            at_least("hidden_size", self.hidden_size, 1)
 
 
 @networks.register

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gen_dist.config import DcganConfig
+from gen_dist.config import DcganConfig, Norm
 from gen_dist.kernels import DoublingConvolution, HalvingConvolution, Linear
 from gen_dist.networks.base import Decoder, Encoder, channels_last, norm_layer, set_bias
 from gen_dist.networks.halving import halved_to_few_pixels
@@ -33,6 +33,17 @@ def _draw_weights(network: nn.Module) -> None:
             nn.init.normal_(layer.weight, mean=1.0, std=0.02)
 
 
+def _hidden_layer(inputs: int, width: int, norm: Norm, activation: nn.Module) -> nn.Sequential:
+    """Fully connected layer [B, inputs] -> [B, width], normalized as maps of one pixel are."""
+    return nn.Sequential(
+        nn.Linear(inputs, width, bias=norm == "none"),
+        nn.Unflatten(1, (width, 1, 1)),
+        norm_layer(norm, width),
+        activation,
+        nn.Flatten(),
+    )
+
+
 class DcganEncoder(Encoder):
     """Images [B, C, H, W] -> [B, outputs]: convolutions of kernel 4 and stride 2, then one over the whole last map."""
 
@@ -50,6 +61,10 @@ class DcganEncoder(Encoder):
             inputs = count
         self.convolutions = nn.Sequential(*layers)
         self.feature_count = inputs * math.prod(last_sides)
+        self.hidden: nn.Module | None = None
+        if config.hidden_size:
+            self.hidden = _hidden_layer(self.feature_count, config.hidden_size, norm, nn.LeakyReLU(0.2, inplace=True))
+            self.feature_count = config.hidden_size
         self.head = nn.Linear(self.feature_count, outputs, bias=norm == "none")
         _draw_weights(self)
         if config.spectral_norm:
@@ -57,7 +72,8 @@ class DcganEncoder(Encoder):
 
     def features(self, images: Tensor) -> Tensor:
         # In the maps' memory order, so that neither they nor their gradient are copied.
-        return self.convolutions(channels_last(images)).permute(0, 2, 3, 1).flatten(1)
+        maps = self.convolutions(channels_last(images)).permute(0, 2, 3, 1).flatten(1)
+        return maps if self.hidden is None else self.hidden(maps)
 
 
 class DcganDecoder(Decoder):
@@ -69,6 +85,10 @@ class DcganDecoder(Decoder):
         norm = config.generator_norm
         bias = norm == "none"
         self.smallest_shape = (*last_sides, channels[-1])
+        self.hidden: nn.Module | None = None
+        if config.hidden_size:
+            self.hidden = _hidden_layer(inputs, config.hidden_size, norm, nn.ReLU(inplace=True))
+            inputs = config.hidden_size
         # The transposed convolution of a map of one pixel is a linear layer.
         self.projection = Linear(inputs, math.prod(self.smallest_shape), bias=bias)
         layers: list[nn.Module] = []
@@ -90,5 +110,7 @@ class DcganDecoder(Decoder):
         set_bias(self.convolutions[-1], image.mean(dim=(1, 2)))
 
     def forward(self, latents: Tensor) -> Tensor:
+        if self.hidden is not None:
+            latents = self.hidden(latents)
         smallest = self.projection(latents).unflatten(1, self.smallest_shape)
         return self.convolutions(channels_last(smallest.permute(0, 3, 1, 2)))

@@ -38,6 +38,7 @@ SMALL: dict[str, NetworkConfig] = {
     "dcgan": DcganConfig(feature_maps=4, latent_dim=5),
     "dcgan, group norm": DcganConfig(feature_maps=4, latent_dim=5, generator_norm="group", discriminator_norm="group"),
     "dcgan, no norm": DcganConfig(feature_maps=4, latent_dim=5, generator_norm="none", discriminator_norm="none"),
+    "dcgan, hidden layer": DcganConfig(feature_maps=4, latent_dim=5, hidden_size=8, discriminator_norm="group"),
     "dcgan, spectral norm": DcganConfig(feature_maps=4, latent_dim=5, discriminator_norm="none", spectral_norm=True),
     "sngan": ResnetConfig(feature_maps=(4, 6, 8), latent_dim=5),
     "sngan, two blocks and norms": ResnetConfig(

@@ -46,7 +46,9 @@ losses_of, all_tensors = trial.losses, trial.state_of
 SMALL_MLP = MlpConfig(hidden_sizes=(32,), latent_dim=5)
 SMALL_CONV = ConvConfig(feature_maps=(4, 8), hidden_size=16, latent_dim=5)
 SMALL_DCGAN = DcganConfig(feature_maps=4, latent_dim=5)
-UNMIXED_DCGAN = DcganConfig(feature_maps=4, latent_dim=5, generator_norm="group", discriminator_norm="none")
+UNMIXED_DCGAN = DcganConfig(
+    feature_maps=4, hidden_size=8, latent_dim=5, generator_norm="group", discriminator_norm="none"
+)
 SMALL_SNGAN = ResnetConfig(feature_maps=(4, 6, 6), latent_dim=5, generator_norm="group", spectral_norm=True)
 SMALL_SAGAN = ResnetConfig(
     feature_maps=(4, 6, 6),
