@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 from tyro.conf import Suppress
@@ -247,10 +247,27 @@ class AdversarialConfig(ObjectiveConfig):
                 raise ConfigError(f"{name} {value} is not in 0..1")
         if not -1 < self.ada_target < 1:
             raise ConfigError(f"ada_target {self.ada_target} is not between -1 and 1, as a mean sign is")
-        if self.ada_probability is not None and not self.ada:
+        self._refuse_ignored_ada()
+
+    def _refuse_ignored_ada(self) -> None:
+        """Raise ConfigError if an option of `ada` is given that the others leave without effect."""
+        default = {field.name: field.default for field in fields(self)}
+        given = [name for name in default if name.startswith("ada_") and getattr(self, name) != default[name]]
+        adapting = [name for name in given if name in ("ada_target", "ada_images", "ada_every")]
+        if given and not self.ada:
             raise ConfigError(
-                f"ada_probability {self.ada_probability} without augmentations; add --ada blit geometric colour, or "
-                "leave it out"
+                f"{given[0]} {getattr(self, given[0])} without augmentations; add --ada blit geometric colour, or "
+                f"leave it out ({default[given[0]]})"
+            )
+        if adapting and self.ada_probability is not None:
+            raise ConfigError(
+                f"{adapting[0]} {getattr(self, adapting[0])} with ada_probability {self.ada_probability}, which is "
+                f"fixed; leave out one of them (--ada-probability None, or {default[adapting[0]]})"
+            )
+        if "ada_colour" in given and "colour" not in self.ada:
+            raise ConfigError(
+                f"ada_colour {self.ada_colour} without colour among ada {' '.join(self.ada)}; add colour, or leave it "
+                f"out ({default['ada_colour']})"
             )
 
     @property
@@ -292,6 +309,11 @@ class GanConfig(AdversarialConfig):
         finite_and_at_least("path_length_weight", self.path_length_weight, 0.0)
         if not 0 <= self.style_mixing <= 1:
             raise ConfigError(f"style_mixing {self.style_mixing} is not in 0..1")
+
+    @property
+    def options_of_styles(self) -> list[str]:
+        """Names of the given options that need a generator with styles."""
+        return [name for name in ("style_mixing", "path_length_weight") if getattr(self, name)]
 
     @property
     def periods(self) -> tuple[int, ...]:

@@ -183,6 +183,13 @@ class Adversarial(Objective):
         real_scores, fake_scores = self.scores(torch.cat([real, fake]), torch.cat([labels, labels])).chunk(2)
         return real_scores, fake_scores
 
+    def refuse_phases(self, phases: Mapping[str, Phase]) -> None:
+        if self._seen.adapts_augmentation and not any(isinstance(one, DiscriminatorPhase) for one in phases.values()):
+            raise ConfigError(
+                f"ada {' '.join(self._seen.ada)}: no phase of {type(self).__name__} is a DiscriminatorPhase, which "
+                "adapts its probability; derive one from it, or fix the probability by --ada-probability 0.3"
+            )
+
     def refuse_unpenalizable(self) -> None:
         """Raise ConfigError if scores allow no gradient penalty, which is defined per image."""
         discriminator = self.networks["discriminator"]
@@ -252,6 +259,12 @@ class DiscriminatorPhase(Phase):
             augmentation = self.objective.networks["augmentation"]
             assert isinstance(augmentation, AdaptiveAugmentation)
             augmentation.adapt(micro_batches[0].rng[1], carried, self.objective.sum_over_batch)
+        elif self.objective._seen.adapts_augmentation:
+            raise ConfigError(
+                f"ada {' '.join(self.objective._seen.ada)}: {type(self).__name__}.forward returns no result of "
+                "`self.adapting(result, margins)`, so its probability would stay 0; return one, or fix the probability "
+                "by --ada-probability 0.3"
+            )
 
 
 def accuracy_logs(real_scores: Tensor, fake_scores: Tensor, threshold: float) -> dict[str, Tensor]:

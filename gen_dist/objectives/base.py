@@ -1,6 +1,6 @@
 """Base of all objectives: networks, and an ordered list of phases that train them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, TypeVar
 
 import torch
@@ -85,6 +85,9 @@ class Objective(nn.Module):
     def phases(self) -> dict[str, Phase]:
         """Create the phases over the networks of this objective, by name, in the order of their turns."""
         raise NotImplementedError
+
+    def refuse_phases(self, phases: Mapping[str, Phase]) -> None:
+        """Raise ConfigError if these phases, as from `phases`, leave out what an option of the config asks for."""
 
     def fix_latents(self) -> None:
         """Train the encoder no more, so that latents which other models know keep their meaning."""

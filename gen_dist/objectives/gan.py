@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from gen_dist.config import GanConfig, GanLoss, Roles
 from gen_dist.config.labels import LabelScheme
-from gen_dist.networks.players import Generator
+from gen_dist.errors import ConfigError
 from gen_dist.objectives.adversarial import (
     DISCRIMINATOR_STREAMS,
     GENERATED,
@@ -22,8 +21,6 @@ from gen_dist.objectives.adversarial import (
 )
 from gen_dist.objectives.losses import fake_loss, generator_loss, real_loss, zero_centred_penalty
 from gen_dist.objectives.phase import Batch, Phase, TurnResult
-from gen_dist.objectives.styles import LENGTHS, PathLengths, decoder_with_styles, mixed_styles
-from gen_dist.randomness import Stream
 
 
 class Gan(Adversarial):
@@ -31,6 +28,8 @@ class Gan(Adversarial):
 
     config: GanConfig
     takes_any_labels = True
+    trains_styles: ClassVar[bool] = False
+    """True if the class holds to `style_mixing` and `path_length_weight`, which others refuse."""
 
     def __init__(
         self, config: GanConfig, roles: Roles, image_shape: tuple[int, int, int], classes: int | LabelScheme
@@ -38,39 +37,15 @@ class Gan(Adversarial):
         super().__init__(config, roles, image_shape, classes)
         if config.penalty_weight:
             self.refuse_unpenalizable()
-        for option in ("style_mixing", "path_length_weight"):
-            if getattr(config, option):
-                decoder_with_styles(self.networks["generator"], option)
-        if config.path_length_weight:
-            self.networks["path_lengths"] = PathLengths()
-
-    def generate(self, batch: Batch, stream: Stream) -> Tensor:
-        if not self.config.style_mixing:
-            return super().generate(batch, stream)
-        return self.synthesis(batch, stream)(self.styles(batch, stream))
-
-    def styles(self, batch: Batch, stream: Stream) -> Tensor:
-        """Styles [B, places, style_dim] of the images that `generate` makes."""
-        generator = self.networks["generator"]
-        assert isinstance(generator, Generator)
-        decoder = decoder_with_styles(generator, "a style")
-        latents = generator.labelled(self.latents(batch, stream), batch.labels)
-        if not self.config.style_mixing:
-            return decoder.styles(latents)
-        others = generator.labelled(self.latents(batch, Stream.MIXED_LATENTS), batch.labels)
-        return mixed_styles(decoder, latents, others, self.config.style_mixing, batch)
-
-    def synthesis(self, batch: Batch, stream: Stream) -> Callable[[Tensor], Tensor]:
-        """Function from styles to the images of a batch, float32 [B, C, H, W]."""
-        decoder = decoder_with_styles(self.networks["generator"], "a style")
-        noise = self.layer_noise(batch, stream)
-        return lambda styles: decoder.synthesize(styles, noise).float()
+        if config.options_of_styles and not self.trains_styles:
+            raise ConfigError(
+                f"{config.options_of_styles[0]}: {type(self).__name__} trains no styles; derive it from "
+                "gen_dist.objectives.styled_gan.StyledGan, or leave that out"
+            )
 
     def phases(self) -> dict[str, Phase]:
-        config = self.config
-        kind = PathLengthGeneratorPhase if config.path_length_weight else GanGeneratorPhase
         return {
-            "generator": kind(self, config.loss, config.generator_every),
+            "generator": GanGeneratorPhase(self, self.config.loss, self.config.generator_every),
             "discriminator": GanDiscriminatorPhase(self, self.config.penalty_weight, self.config.penalty_every),
         }
 
@@ -88,42 +63,6 @@ class GanGeneratorPhase(GeneratorPhase):
         scores = self.objective.scores(seen, batch.labels)
         loss = generator_loss(self.loss, scores).mean()
         return TurnResult(loss, {"loss": loss.detach()}, {GENERATED: generated.detach()})
-
-
-class PathLengthGeneratorPhase(GanGeneratorPhase):
-    """Minimize that loss, plus the weight of path lengths times their penalty at steps where it is due (Karras et al.
-    2020, eq. 4)."""
-
-    objective: Gan
-
-    def __init__(self, objective: Adversarial, loss: GanLoss, every: int = 1) -> None:
-        super().__init__(objective, loss, every)
-        self.penalty_every = self.objective.config.path_length_every
-
-    def forward(self, batch: Batch) -> TurnResult:
-        if not batch.penalized:
-            return super().forward(batch)
-        objective, stream = self.objective, GENERATOR_STREAMS.latents
-        measured = self._measured
-        generated, lengths = measured(objective.synthesis(batch, stream), objective.styles(batch, stream), batch)
-        scores = objective.scores(objective.as_seen(generated, batch, GENERATOR_STREAMS.fake), batch.labels)
-        penalty = measured.penalty(lengths)
-        weight = objective.config.path_length_weight * self.turns_per_penalty
-        loss = generator_loss(self.loss, scores).mean() + weight * penalty
-        lengths = lengths.detach()
-        logs = {"loss": loss.detach(), "path_length": lengths.mean(), "path_length_penalty": penalty.detach()}
-        sums = torch.stack([lengths.sum(), torch.ones_like(lengths).sum()])
-        return TurnResult(loss, logs, {GENERATED: generated.detach(), LENGTHS: sums})
-
-    def finish(self, micro_batches: Sequence[Batch], carried: Sequence[Mapping[str, Tensor]]) -> None:
-        if LENGTHS in carried[0]:
-            self._measured.follow(carried, self.objective.sum_over_batch)
-
-    @property
-    def _measured(self) -> PathLengths:
-        lengths = self.objective.networks["path_lengths"]
-        assert isinstance(lengths, PathLengths)
-        return lengths
 
 
 class GanDiscriminatorPhase(DiscriminatorPhase):

@@ -23,15 +23,16 @@ from torch import Tensor
 from gen_dist.networks.players import Discriminator
 from gen_dist.networks.spectral_norm import spectrally_normalized
 from gen_dist.objectives.adversarial import GENERATED, GENERATOR_STREAMS, signed_unit
-from gen_dist.objectives.gan import Gan, GanDiscriminatorPhase, GanGeneratorPhase
+from gen_dist.objectives.gan import GanDiscriminatorPhase, GanGeneratorPhase
 from gen_dist.objectives.losses import generator_loss
 from gen_dist.objectives.phase import Batch, Phase, TurnResult
+from gen_dist.objectives.styled_gan import StyledGan
 
 FAKE_SCORES = "fake_scores"
 """Name of the carried scores [B] of the generated images, with a graph to the discriminator's weights."""
 
 
-class SharedScoresGan(Gan):
+class SharedScoresGan(StyledGan):
     """A GAN that scores generated images once a step if that changes no result and graphs can be carried."""
 
     def phases(self) -> dict[str, Phase]:

@@ -97,6 +97,7 @@ class Trainer:
     def _make_turns(self) -> dict[str, Turn]:
         config, weights, phases = self.config, self._rows.batch_weights, self.objective.phases()
         refuse_bad_phases(phases, self.objective)
+        self.objective.refuse_phases(phases)
         trained = [
             p for phase in phases.values() for name in phase.trains for p in self.objective.networks[name].parameters()
         ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,9 +16,13 @@ from gen_dist.config import GanConfig, R3ganConfig, RandomAugmentation, WganGpCo
 from gen_dist.errors import ConfigError
 from gen_dist.kernels import Key, normal
 from gen_dist.objectives.adaptive_augmentation import AdaptiveAugmentation
+from gen_dist.objectives.gan import GanDiscriminatorPhase, GanGeneratorPhase
+from gen_dist.objectives.phase import TurnResult
 from gen_dist.objectives.random_augmentation import DRAWS, randomly_augment
+from gen_dist.objectives.shared_scores import SharedScoresGan
 from gen_dist.randomness import Stream
 from tests.objectives.test_augmentation import images_of
+from tests.support.runs import make_trainer, run_steps, small_config
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -202,7 +207,44 @@ def test_configs_that_mean_nothing_are_refused() -> None:
     assert WganGpConfig(ada=("blit",), ada_probability=0.3).ada_probability == 0.3
     with pytest.raises(ConfigError, match=r"ada_probability 0.3 without augmentations; add --ada blit"):
         R3ganConfig(ada_probability=0.3)
+    for option, value, default in (("target", 0.5, 0.6), ("images", 9, 500_000), ("every", 2, 4), ("colour", 0.5, 1.0)):
+        given: dict[str, Any] = {f"ada_{option}": value}
+        line = (
+            rf"ada_{option} {value} without augmentations; add --ada blit geometric colour, or leave it out \({default}"
+        )
+        with pytest.raises(ConfigError, match=line):
+            GanConfig(**given)
+        if option != "colour":
+            with pytest.raises(
+                ConfigError, match=f"ada_{option} {value} with ada_probability 0.3, which is fixed; leave"
+            ):
+                GanConfig(ada=("blit", "colour"), ada_probability=0.3, **given)
+    with pytest.raises(ConfigError, match=r"ada_colour 0\.5 without colour among ada blit cutout; add colour, or"):
+        GanConfig(ada=("blit", "cutout"), ada_colour=0.5)
     with pytest.raises(ConfigError, match=r"ada_target 1.0 is not between -1 and 1"):
         GanConfig(ada_target=1.0)
     with pytest.raises(ConfigError, match="ada colour needs grey images or three colours, and these have 2 channels"):
         AdaptiveAugmentation(GanConfig(ada=("colour",)), (2, 8, 8))
+
+
+class _NotAdapting(GanDiscriminatorPhase):
+    """As of a plug-in that gives the loss and logs alone."""
+
+    def adapting(self, result: TurnResult, margins: Tensor) -> TurnResult:
+        return result
+
+
+def test_a_turn_that_does_not_adapt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config("gan", objective=GanConfig(ada=("blit",)))
+    monkeypatch.setattr("gen_dist.objectives.gan.GanDiscriminatorPhase", _NotAdapting)
+    with pytest.raises(
+        ConfigError, match=r"ada blit: _NotAdapting.forward returns no result of `self.adapting\(result"
+    ):
+        run_steps(make_trainer(config), 0, 1)
+    fixed = replace(config, objective=GanConfig(ada=("blit",), ada_probability=0.5))
+    run_steps(make_trainer(fixed), 0, 1)
+    monkeypatch.setattr(SharedScoresGan, "phases", lambda gan: {"generator": GanGeneratorPhase(gan, "hinge")})
+    with pytest.raises(
+        ConfigError, match="ada blit: no phase of SharedScoresGan is a DiscriminatorPhase, which adapts"
+    ):
+        make_trainer(config)

@@ -16,7 +16,8 @@ from gen_dist.kernels import normal
 from gen_dist.networks.players import Generator
 from gen_dist.networks.stylegan2 import Stylegan2Decoder
 from gen_dist.objectives import Batch
-from gen_dist.objectives.gan import Gan, PathLengthGeneratorPhase
+from gen_dist.objectives.gan import Gan
+from gen_dist.objectives.styled_gan import PathLengthGeneratorPhase, StyledGan
 from gen_dist.objectives.styles import LENGTHS, PathLengths
 from gen_dist.randomness import Stream
 from gen_dist.training.optimizers import LightAdam
@@ -34,9 +35,9 @@ def trainer_of(**changes: Any) -> Trainer:
     return make_trainer(config)
 
 
-def parts_of(trainer: Trainer) -> tuple[Gan, Stylegan2Decoder, PathLengths]:
+def parts_of(trainer: Trainer) -> tuple[StyledGan, Stylegan2Decoder, PathLengths]:
     objective = trainer.objective
-    assert isinstance(objective, Gan)
+    assert isinstance(objective, StyledGan)
     generator, lengths = objective.networks["generator"], objective.networks["path_lengths"]
     assert isinstance(generator, Generator) and isinstance(lengths, PathLengths)
     assert isinstance(generator.decoder, Stylegan2Decoder)
@@ -188,3 +189,20 @@ def test_options_of_styles_are_refused_for_other_generators() -> None:
     with pytest.raises(ConfigError, match=r"style_mixing 1.5 is not in 0..1"):
         GanConfig(style_mixing=1.5)
     assert not any(isinstance(one, PathLengths) for one in nn.ModuleList([make_trainer(small_config("gan")).objective]))
+
+
+def test_a_gan_without_styles_refuses_options_of_styles() -> None:
+    for option, value in (("style_mixing", 0.5), ("path_length_weight", 2.0)):
+        config = small_config("gan", objective=GanConfig(**{option: value}), network=SMALL_STYLEGAN2)  # type: ignore[arg-type]
+        with pytest.raises(
+            ConfigError, match=f"^{option}: Gan trains no styles; derive it from .*styled_gan.StyledGan"
+        ):
+            Gan(config.objective, config.roles, (1, 28, 28), 1)  # type: ignore[arg-type]
+
+
+def test_phases_that_measure_no_path_lengths_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a plug-in's subclass."""
+    monkeypatch.setattr("gen_dist.objectives.shared_scores.SharedScoresGan.phases", Gan.phases)
+    with pytest.raises(ConfigError, match="path_length_weight 2: no phase of SharedScoresGan measures path lengths"):
+        trainer_of()
+    trainer_of(path_length_weight=0.0)
