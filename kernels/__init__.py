@@ -8,6 +8,7 @@ from .latent import reparameterize_kl
 from .latent_layout import LOGVAR_RANGE
 from .linear import Linear
 from .noise import binarize, normal
+from .places import pixels_at
 
 __all__ = [
     "LOGVAR_RANGE",
@@ -20,5 +21,6 @@ __all__ = [
     "group_norm_silu",
     "normal",
     "pixel_by_pixel",
+    "pixels_at",
     "reparameterize_kl",
 ]

@@ -5,8 +5,7 @@ learns those (section 2.2). Every draw is keyed by (seed, stream, step, global r
 
 Geometry is one affine map, of which the inverse says where each pixel comes from; images continue beyond their borders
 by reflection. Pixels are interpolated between their four neighbours, without the wavelet filters of the paper, which
-need up to 36 times the pixels. Interpolation is a matrix product along each axis: it has derivatives of any order, and
-adds in one order on any device, which scattered sums on GPUs do not.
+need up to 36 times the pixels. It has derivatives of any order, which add in one order on any device.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from gen_dist.config import RandomAugmentation
 from gen_dist.data.augmenting import integers
-from gen_dist.kernels import Key, normal
+from gen_dist.kernels import Key, normal, pixels_at
 
 GATES, UNIFORMS, NORMALS = 14, 10, 7
 DRAWS = GATES + UNIFORMS + NORMALS
@@ -155,23 +154,27 @@ def _moved(images: Tensor, inverse: Tensor) -> Tensor:
         (entries[:, row, 0] * x + entries[:, row, 1] * y[:, None] + entries[:, row, 2] + (side - 1) / 2).flatten(1)
         for row, side in enumerate((width, height))
     )
-    in_row, in_column = _shares(from_x, width), _shares(from_y, height)
-    # A channel at a time: the product has a number for each pixel and row of the image.
-    moved = [torch.einsum("bph,bph->bp", in_row @ channel.transpose(1, 2), in_column) for channel in images.unbind(1)]
-    return torch.stack(moved, dim=1).view(images.shape)
+    left, right, in_x = _neighbours(from_x, width)
+    above, below, in_y = _neighbours(from_y, height)
+    places = torch.cat(
+        [above * width + left, above * width + right, below * width + left, below * width + right], dim=1
+    )
+    corners = pixels_at(images.flatten(2), places).unflatten(2, (4, height * width))
+    in_x, in_y = in_x[:, None], in_y[:, None]
+    upper = torch.lerp(corners[:, :, 0], corners[:, :, 1], in_x)
+    lower = torch.lerp(corners[:, :, 2], corners[:, :, 3], in_x)
+    return torch.lerp(upper, lower, in_y).view(images.shape)
 
 
-def _shares(places: Tensor, side: int) -> Tensor:
-    """Shares of the pixels along a side in values at places [B, N] between them: [B, N, side], by linear interpolation.
+def _neighbours(places: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels before and after places [B, N] along a side, int64 [B, N], and the share of the one after, [B, N].
 
     Beyond the first pixel and the last the image is reflected there.
     """
-    if side == 1:  # all reflections of a single pixel are that pixel
-        return torch.ones_like(places)[:, :, None]
     last = side - 1
-    inside = last - (torch.remainder(places, 2 * last) - last).abs()
-    distances = inside[:, :, None] - torch.arange(side, device=places.device)
-    return distances.abs_().neg_().add_(1.0).clamp_(min=0.0)  # in place: it is the largest tensor here
+    inside = last - (torch.remainder(places, 2 * last) - last).abs() if last else torch.zeros_like(places)
+    before = inside.floor().clamp(0, max(0, last - 1))
+    return before.to(torch.int64), (before + 1).clamp(max=last).to(torch.int64), inside - before
 
 
 def _recoloured(
