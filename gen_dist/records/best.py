@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gen_dist.config import TrainConfig
-from gen_dist.config.recorded import MORE_IS_BETTER
-from gen_dist.errors import CheckpointError
+from gen_dist.config.recorded import MEASURED, MORE_IS_BETTER
+from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.records.checkpoint import newest, read_facts
 from gen_dist.records.run_paths import RunPaths
 
@@ -24,26 +24,50 @@ class Best(NamedTuple):
     metric: str
     step: int
     value: float
+    measured_on: tuple[int, str | None] | None = None
+    """Samples and feature network, as the config has them, of a metric of `evaluate_metrics`. Checkpoints of old
+    versions have none."""
 
 
 def best_of_facts(config: TrainConfig, facts: Mapping[str, Any]) -> Best | None:
     """The best evaluation up to a checkpoint, by the metric of the config; None without one.
 
     A config without a metric keeps what its run has, as it is.
+
+    Raises:
+        ConfigError: it was measured on other samples or features, so that no later evaluation compares with it.
     """
     found = facts.get("best")
-    return Best(**found) if found and config.keep_best in (None, found["metric"]) else None
+    if not found or config.keep_best not in (None, found["metric"]):
+        return None
+    match found.get("measured_on"):
+        case [int(samples), str() | None as features]:
+            before = (samples, features)
+        case _:
+            before = None
+    best = Best(found["metric"], found["step"], found["value"], before)
+    now = measured_on(config, best.metric)
+    if config.keep_best and before and now and before != now:
+        was, would_be = (f"{count} samples with features {features}" for count, features in (before, now))
+        raise ConfigError(
+            f"keep_best {best.metric}: the best so far, of step {best.step}, was measured on {was}, and others would "
+            f"be on {would_be}, which do not compare; give the same --evaluate-samples and --evaluate-features, or "
+            "leave out --keep-best"
+        )
+    return best
 
 
-def better(
-    best: Best | None, metric: str, step: int, value: float | None, more_is_better: Collection[str] = MORE_IS_BETTER
-) -> Best | None:
-    """The best evaluation after one more. A value that is missing or not finite is never the best, and of equal ones
-    the first is."""
-    if value is None or not math.isfinite(value):
+def measured_on(config: TrainConfig, metric: str) -> tuple[int, str | None] | None:
+    """Samples and feature network of a metric of `evaluate_metrics`; None for others."""
+    return (config.evaluate_samples, config.evaluate_features) if metric.startswith(MEASURED) else None
+
+
+def better(best: Best | None, one: Best, more_is_better: Collection[str] = MORE_IS_BETTER) -> Best | None:
+    """The better of two evaluations. A value that is not finite is never the best, and of equal ones the first is."""
+    if not math.isfinite(one.value):
         return best
-    sign = -1.0 if metric.rpartition("/")[2] in more_is_better else 1.0
-    return best if best and sign * best.value <= sign * value else Best(metric, step, value)
+    sign = -1.0 if one.metric.rpartition("/")[2] in more_is_better else 1.0
+    return best if best and sign * best.value <= sign * one.value else one
 
 
 def best_checkpoint(run: Path, announce: Callable[[str], None]) -> Path:

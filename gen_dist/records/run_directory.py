@@ -43,7 +43,7 @@ _FREE_FIELDS = {
     *("preset", "data_root", "packing", "run_dir", "accumulation", "precision", "compile", "cuda_graphs", "device"),
     *("auto_accumulation", "split_state", "keep_best", "plugins", "accept_changed_plugins", "start_digest"),
     *("checkpoint_every", "keep_checkpoints", "sample_every", "evaluate_every", "log_every", "wandb", "track"),
-    "evaluate_metrics",
+    *("evaluate_metrics", "evaluate_samples", "evaluate_features"),
 }
 """Config fields that may change when a run is resumed. They do not decide what a step computes, except for rounding
 and, on another kind of device, other draws of the same noise. The digest of the packed data shows if those changed."""

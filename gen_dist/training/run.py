@@ -22,7 +22,7 @@ from gen_dist.parallel.processes import Processes, settings_kept, start_processe
 from gen_dist.plugins.surroundings import Watch
 from gen_dist.presets import get_preset
 from gen_dist.records import checkpoint as checkpoints
-from gen_dist.records.best import Best, best_of_facts, better
+from gen_dist.records.best import Best, best_of_facts, better, measured_on
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.records.metrics_file import metrics_damage
 from gen_dist.records.run_data import with_packing_of_run
@@ -308,8 +308,9 @@ class _Run:
         value = from_main(metrics.get(key), self.trainer.processes)
         if value is None:
             self.announce(f"warning: evaluations have no {metric}, which --keep-best asks for: no checkpoint is best")
+            return False
         more = {*MORE_IS_BETTER, *(self.measured.more_is_better if self.measured else ())}
-        self.best = better(before, metric, self.step, value, more)
+        self.best = better(before, Best(metric, self.step, value, measured_on(self.config, metric)), more)
         return self.best is not before
 
     def _is_due(self, every: int) -> bool:

@@ -14,11 +14,11 @@ import torch
 import gen_dist
 from gen_dist.commands import sample
 from gen_dist.config import TrainConfig
-from gen_dist.errors import CheckpointError, UserError
+from gen_dist.errors import CheckpointError, ConfigError, UserError
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.evaluation.record import read_evaluation
 from gen_dist.inference.export import export
-from gen_dist.records.best import Best, better
+from gen_dist.records.best import Best, best_of_facts, better, measured_on
 from gen_dist.records.checkpoint import checkpoint_paths, keep_newest, load, step_of
 from gen_dist.training.run import _Run
 from tests.support.runs import small_config
@@ -147,15 +147,31 @@ def test_figures_of_the_best_leave_those_of_the_newest(whole: Path, tmp_path: Pa
 
 
 def test_more_or_less_is_better_and_the_first_of_equals() -> None:
-    best = better(None, METRIC, 5, 2.0)
-    assert best == Best(METRIC, 5, 2.0)
-    assert better(best, METRIC, 10, 2.0) is best
-    assert better(best, METRIC, 10, float("nan")) is best and better(best, METRIC, 10, None) is best
-    assert better(best, METRIC, 10, 1.5) == Best(METRIC, 10, 1.5)
+    best = Best(METRIC, 5, 2.0)
+    assert better(None, best) is best
+    assert better(best, Best(METRIC, 10, 2.0)) is best
+    assert better(best, Best(METRIC, 10, float("nan"))) is best
+    assert better(best, less := Best(METRIC, 10, 1.5)) is less
     more = Best("samples/diversity_ratio", 5, 0.5)
-    assert better(more, more.metric, 10, 0.6) == Best(more.metric, 10, 0.6)
-    assert better(more, more.metric, 10, 0.4) is more
-    assert better(None, METRIC, 5, float("inf")) is None
+    assert better(more, most := more._replace(value=0.6)) is most
+    assert better(more, more._replace(value=0.4)) is more
+    assert better(None, Best(METRIC, 5, float("inf"))) is None
+
+
+def test_a_best_of_other_samples_is_refused(tmp_path: Path) -> None:
+    asked = {"evaluate_metrics": ("fid",), "evaluate_samples": 80, "keep_best": "fid"}
+    config = config_of(tmp_path / "run", **asked)
+    facts = json.loads(
+        json.dumps({"best": Best("evaluation/fid", 5, 2.0, measured_on(config, "evaluation/fid"))._asdict()})
+    )
+    assert best_of_facts(config, facts) == Best("evaluation/fid", 5, 2.0, (80, None))
+    for change in ({"evaluate_samples": 90}, {"evaluate_features": "efficientnet-lite0"}):
+        with pytest.raises(ConfigError, match="of step 5, was measured on 80 samples with features None, and others"):
+            best_of_facts(config_of(tmp_path / "run", **{**asked, **change}), facts)
+        unasked = best_of_facts(config_of(tmp_path / "run", **{**change, "keep_best": None}), facts)
+        assert unasked and unasked.measured_on == (80, None)
+    facts["best"].pop("measured_on")  # as in old checkpoints
+    assert best_of_facts(config_of(tmp_path / "run", **{**asked, "evaluate_samples": 90}), facts)
 
 
 def test_a_metric_that_evaluations_lack_is_told_and_keeps_none(tmp_path: Path) -> None:
