@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -32,6 +33,8 @@ Space = Literal["auto", "latents", "styles"]
 
 CANDIDATES = 200
 """Draws of the prior among which the start of an image's latents is found."""
+IMAGES_AT_ONCE = 64
+"""Images whose latents descend together: of more, the device holds no more."""
 PRIOR_WEIGHT = 1e-4
 """Weight of half the mean square of normal latents, so that they stay where the generator was trained."""
 _RISE, _FALL = 0.05, 0.25
@@ -46,7 +49,7 @@ class Inverted(NamedTuple):
     space: str
     """`latents` or `styles`."""
     images: Tensor
-    """Images of the latents, [N, C, H, W] of the data's dtype."""
+    """Images of the latents, [N, C, H, W] of the data's dtype, on the CPU."""
     errors: Tensor
     """Mean squared errors of intensities, float32 [N]."""
 
@@ -121,27 +124,33 @@ def invert(
     images = as_held(model.scale.form, images)
     labels = _checked_labels(model, images, labels)
     weight = _perceptual_weight(model, perceptual_weight, announce)
-    targets = unit_interval(model.scale.for_model(images.to(model.device)))
-    error = _Error(targets, weight)
     styles = truncating_decoder(model.objective)
     if space == "styles" and styles is None:
         raise UserError("space styles needs a generator with styles, which network stylegan2 has; use latents")
+    if space == "latents":
+        styles = None
+    parts = []
     with _frozen(model):
-        if styles is not None and space != "latents":
-            found, decode, pull = _start_of_styles(model, styles, labels, len(images))
-        else:
-            found, decode, pull = _start_of_latents(model, error, labels, seed)
-        _descend(found, lambda: error(decode(found)).sum() + pull(found), steps, rate)
-        with torch.no_grad():
-            intensities = decode(found)
-            errors = (intensities - targets).square().flatten(1).mean(dim=1)
-    name = "latents" if styles is None or space == "latents" else "styles"
-    drawn = as_own(model.scale.form, model.scale.values(intensities))
-    return Inverted(found.detach(), name, drawn, errors)
+        for first in range(0, len(images), IMAGES_AT_ONCE):
+            rows = slice(first, first + IMAGES_AT_ONCE)
+            targets = unit_interval(model.scale.for_model(images[rows].to(model.device)))
+            error, of_rows = _Error(targets, weight), None if labels is None else labels[rows]
+            if styles is not None:
+                found, decode, pull = _start_of_styles(model, styles, of_rows, len(targets))
+            else:
+                found, decode, pull = _start_of_latents(model, error, of_rows, seed, first)
+            what = f"inverting {first + 1}-{first + len(targets)} of {len(images)}"
+            _descend(found, lambda: error(decode(found)).sum() + pull(found), steps, rate, what)  # noqa: B023
+            with torch.no_grad():
+                intensities = decode(found)
+                errors = (intensities - targets).square().flatten(1).mean(dim=1)
+            parts.append((found.detach(), model.scale.values(intensities).cpu(), errors))
+    latents, drawn, errors = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Inverted(latents, "latents" if styles is None else "styles", as_own(model.scale.form, drawn), errors)
 
 
 class _Error:
-    """Error of images in 0..1 against targets: float32 [N]."""
+    """Error of images in 0..1 against targets, one for each, or one for all: float32 [N]."""
 
     def __init__(self, targets: Tensor, weight: float) -> None:
         self.targets = targets
@@ -151,12 +160,19 @@ class _Error:
     def __call__(self, images: Tensor) -> Tensor:
         found = (images - self.targets).square().flatten(1).mean(dim=1)
         if self._perceptual:
-            found = found + self._weight * self._perceptual.distance(images * 2 - 1, self.targets * 2 - 1)
+            targets = self.targets.expand_as(images)
+            found = found + self._weight * self._perceptual.distance(images * 2 - 1, targets * 2 - 1)
         return found
+
+    def of(self, place: int) -> _Error:
+        """Error against the target of one image."""
+        one = copy.copy(self)
+        one.targets = self.targets[place : place + 1]
+        return one
 
 
 def _checked_labels(model: GenerativeModel, images: Tensor, labels: Tensor | None) -> Tensor | None:
-    """Labels on the device. Shape and kind are checked, as in `decode`."""
+    """Labels on the device, checked."""
     if images.dtype != model.scale.torch_dtype or tuple(images.shape[1:]) != model.image_shape:
         raise UserError(
             f"images are {images.dtype} {list(images.shape)}; the model's are {model.scale.dtype} "
@@ -164,10 +180,8 @@ def _checked_labels(model: GenerativeModel, images: Tensor, labels: Tensor | Non
         )
     if model.conditional and labels is None:
         raise UserError("a conditional model draws latents and labels: give the label of each image, --labels")
-    model.decode(torch.zeros(len(images), *model.objective.latent_shape), labels)  # refuses what is not the model's
-    if labels is None:
-        return None
-    return labels.to(model.device, getattr(torch, model.labels.dtype))
+    checked = model.checked_labels(labels, len(images))
+    return None if checked is None else checked.to(model.device)
 
 
 def _perceptual_weight(model: GenerativeModel, asked: float | None, announce: Callable[[str], None]) -> float:
@@ -193,8 +207,8 @@ Start = tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 """Start of the descent, its decoder to intensities, and a penalty of it."""
 
 
-def _start_of_latents(model: GenerativeModel, error: _Error, labels: Tensor | None, seed: int) -> Start:
-    """The latents that the encoder gives, or else the best of some draws for each image."""
+def _start_of_latents(model: GenerativeModel, error: _Error, labels: Tensor | None, seed: int, first_row: int) -> Start:
+    """The latents that the encoder gives, or else the best of some draws for each image, by its row among all."""
     objective = model.objective
 
     def decode(latents: Tensor) -> Tensor:
@@ -208,15 +222,14 @@ def _start_of_latents(model: GenerativeModel, error: _Error, labels: Tensor | No
     if objective.encodes:
         with torch.no_grad():
             return objective.encode(error.targets * 255.0)[0].float().clone(), decode, pull
-    best = model.prior_latents(count, seed)
-    with torch.no_grad():
-        least = error(decode(best))
-        for first in range(count, CANDIDATES * count, count):
-            drawn = model.prior_latents(count, seed, first)
-            errors = error(decode(drawn))
-            better = (errors < least).view(-1, *[1] * (best.ndim - 1))
-            best, least = torch.where(better, drawn, best), torch.minimum(least, errors)
-    return best, decode, pull
+    best = []
+    for place in range(count):
+        drawn = model.prior_latents(CANDIDATES, seed, (first_row + place) * CANDIDATES)
+        given = None if labels is None else labels[place : place + 1].expand(CANDIDATES, *labels.shape[1:])
+        with torch.no_grad():
+            errors = error.of(place)(objective.pixels(objective.decode(drawn, given)))
+        best.append(drawn[errors.argmin()])
+    return torch.stack(best), decode, pull
 
 
 def _start_of_styles(model: GenerativeModel, decoder: Stylegan2Decoder, labels: Tensor | None, count: int) -> Start:
@@ -240,11 +253,11 @@ def _start_of_styles(model: GenerativeModel, decoder: Stylegan2Decoder, labels: 
     return start, decode, lambda some: some.new_zeros(())
 
 
-def _descend(found: Tensor, loss: Callable[[], Tensor], steps: int, rate: float) -> None:
-    """Minimize a loss in place."""
+def _descend(found: Tensor, loss: Callable[[], Tensor], steps: int, rate: float, what: str) -> None:
+    """Minimize a loss in place; `what` stands beside the progress bar."""
     found.requires_grad_(True)
     optimizer = torch.optim.Adam([found], lr=rate)
-    for step in tqdm(range(steps), desc="inverting", unit="step", leave=False, disable=None):
+    for step in tqdm(range(steps), desc=what, unit="step", leave=False, disable=None):
         done = (step + 1) / steps
         falling = 0.5 - 0.5 * np.cos(np.pi * min(1.0, (1.0 - done) / _FALL + 1e-3))
         optimizer.param_groups[0]["lr"] = rate * min(1.0, done / _RISE) * float(falling)

@@ -244,18 +244,24 @@ class GenerativeModel:
         if latents.shape[1:] != self.objective.latent_shape:
             taken = ", ".join(map(str, self.objective.latent_shape))
             raise UserError(f"latents are {list(latents.shape)}; the model takes [N, {taken}]")
+        checked = self.checked_labels(labels, len(latents))
+        return self._chunked(decode, *([latents] if checked is None else [latents, checked]))
+
+    def checked_labels(self, labels: Tensor | None, count: int) -> Tensor | None:
+        """Labels of `count` latents in the model's dtype, in turn unless given; None if the model is not conditional.
+
+        Raises:
+            UserError: they are not for such a model, or not so many.
+        """
         if not self.conditional:
             if labels is not None:
                 raise UserError(
                     f"a model of preset {self.config.preset} is not conditional on classes; leave out the labels"
                 )
-            return self._chunked(decode, latents)
-        if labels is None:
-            labels = self.labels_in_turn(len(latents))
-        return self._chunked(decode, latents, self._checked(labels, len(latents)))
+            return None
+        return self._checked(self.labels_in_turn(count) if labels is None else labels, count)
 
     def _checked(self, labels: Tensor, count: int) -> Tensor:
-        """Labels of `count` latents in the model's dtype."""
         numbers = self.labels.kind == "numbers"
         wanted = (count, *self.labels.shape)
         if labels.shape != wanted or labels.is_complex() or (labels.is_floating_point() and not numbers):

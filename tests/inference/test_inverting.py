@@ -46,6 +46,18 @@ def test_what_a_model_drew_is_found_again(objective: str) -> None:
     assert torch.equal(again.latents, found.latents)
 
 
+@pytest.mark.parametrize("objective", ["conditional gan", "vae"])
+def test_images_in_parts_have_the_latents_of_all_at_once(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model(objective)
+    labels = torch.tensor([3, 8, 1]) if model.conditional else None
+    images = model.images(model.prior_latents(3, seed=77), labels)
+    whole = invert(model, images, labels, steps=12, perceptual_weight=0, announce=_silent)
+    monkeypatch.setattr("gen_dist.inference.inverting.IMAGES_AT_ONCE", 2)
+    parts = invert(model, images, labels, steps=12, perceptual_weight=0, announce=_silent)
+    torch.testing.assert_close(parts.latents, whole.latents, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(parts.errors, whole.errors, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_styles_are_found_where_there_are_any() -> None:
     model = _model("stylegan2, lazy, projection")
