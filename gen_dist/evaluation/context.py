@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -233,6 +234,21 @@ class Context:
         """Rows of a block of `rows`, as the main process measures them."""
         most, numbers = max(1, min(count, ROWS_PER_BLOCK)), math.prod(self.dataset.image_shape)
         return from_main(rows_per_pass(most, numbers, lambda: compute(0, 1)), self.processes)
+
+    def in_logs(self, items: Iterable[T], what: str, unit: str) -> Iterable[T]:
+        """Items with a progress bar of the main process that logs show as well, at a longer interval.
+
+        It is for work of minutes, and shows after some seconds of it.
+        """
+        return tqdm(
+            items,
+            desc=what,
+            unit=unit,
+            delay=5.0,
+            mininterval=0.5 if sys.stderr.isatty() else 20.0,
+            leave=False,
+            disable=not self.processes.is_main,
+        )
 
     def share(self, count: int) -> tuple[int, int]:
         """Range [first, last) of this process's share of `count` items."""

@@ -25,7 +25,7 @@ from gen_dist.evaluation.reference import reference_images
 from gen_dist.inference.loading import fitted_prior_of, model_of, read_same_checkpoint
 from gen_dist.inference.model import PriorName
 from gen_dist.objectives.evaluating import evaluating
-from gen_dist.parallel.collectives import agree, in_main
+from gen_dist.parallel.collectives import FailureVote, agree, in_main
 from gen_dist.parallel.processes import settings_kept, start_processes
 from gen_dist.records.readable import readable_duration
 from gen_dist.records.reading import config_of_run
@@ -135,7 +135,7 @@ def _measure(
         UnwrittenError: they are measured and cannot be written. The error has them.
         UnmeasuredError: the code of a metric fails. The others are written, and the error has them.
     """
-    found = Figures(plan, context)
+    found = Figures(plan, context, FailureVote(context.processes))
     unwritten: UnwrittenError | None = None
 
     def write() -> Evaluation:

@@ -22,7 +22,7 @@ from gen_dist.evaluation.plan import LEAST_SAMPLES, MetricPlan, Setting, check_n
 from gen_dist.evaluation.record import Evaluation, UnmeasuredError, UnwrittenError
 from gen_dist.evaluation.reference import ReferenceImages, all_images, reference_images
 from gen_dist.files import reason_of
-from gen_dist.parallel.collectives import agree, in_main
+from gen_dist.parallel.collectives import FailureVote, agree, in_main
 from gen_dist.parallel.processes import settings_kept, start_processes
 from gen_dist.records.reading import write_object
 
@@ -88,7 +88,7 @@ def evaluate_images(
     plan = MetricPlan(setting, asked, given.count, 1, None)
     context = _OfImages(model, data, processes, network, given.count, 1, plan.nll_rows, reference=compared)
     context.given = given
-    found = Figures(plan, context)
+    found = Figures(plan, context, FailureVote(processes))
     for metric in plan.available():
         found.measure(metric)
     context.keep_reference()

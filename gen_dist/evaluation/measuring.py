@@ -21,6 +21,7 @@ from gen_dist.inference.model import GenerativeModel, PriorName
 from gen_dist.networks import efficientnet_lite
 from gen_dist.networks.perceptual import PerceptualDistance, perceptual_distance
 from gen_dist.objectives.vae import Vae
+from gen_dist.parallel.collectives import FailureVote
 from gen_dist.parallel.processes import Processes
 from gen_dist.plugins.faults import told
 from gen_dist.records.environment import environment
@@ -106,9 +107,10 @@ def _refuse_bad_values(metric: Metric, found: Any) -> None:
 class Figures:
     """The figures of one evaluation, as they are measured."""
 
-    def __init__(self, plan: MetricPlan, context: Context) -> None:
+    def __init__(self, plan: MetricPlan, context: Context, vote: FailureVote) -> None:
         self._plan = plan
         self._context = context
+        self._vote = vote
         self.values: dict[str, Value] = {}
         """Figures by full name."""
         self._pixels: dict[str, str] = {}
@@ -118,22 +120,27 @@ class Figures:
         """Lines of the metrics whose code failed."""
 
     def measure(self, metric: Metric) -> None:
-        """Measure one metric, or note why it is not available."""
+        """Measure one metric, or note why it is not available. A collective call."""
         assert metric.measure is not None
         name = self._plan.full_name(metric)
+        found: Mapping[str, Value] = {}
+        known: UserError | None = None
         try:
             with self._context.stage(metric.stage or metric.name):
-                found: Mapping[str, Value] = metric.measure(self._context)
+                found = metric.measure(self._context)
             _refuse_bad_values(metric, found)
         except UnavailableError as reason:
             self._plan.unavailable[name] = str(reason)
-            return
         except Exception as error:
-            # Other processes wait for this one within the metric: it cannot go on to the next one alone.
-            if (known := told(error)) is None or self._context.processes.world_size > 1:
+            if (known := told(error)) is None:
                 raise
-            self.failed.append(str(known))
-            self._plan.unavailable[name] = f"it failed ({known})"
+        failed, line = self._vote.count(known)
+        if failed:
+            if failed < self._context.processes.world_size:  # of what it computed, some processes may lack a part
+                self._context.forget_model()
+            self.failed.append(str(line))
+            self._plan.unavailable[name] = f"it failed ({line})"
+        if name in self._plan.unavailable:
             return
         self.values |= {name if key == metric.name else key: value for key, value in found.items()}
         if interval := self._context.intervals.get(metric.name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -147,6 +148,52 @@ def agree(facts: Facts, processes: Processes) -> None:
     dist.all_gather_object(found, dict(facts))
     if line := disagreement(dict(enumerate(found))):
         raise ConfigError(line)
+
+
+class FailureVote:
+    """Vote of all processes on whether work that they do together has failed in any of them.
+
+    A process that failed may have left the others within a collective of that work. So the votes have a group of their
+    own, and a process that failed waits for theirs only so long.
+    """
+
+    SECONDS = 60
+    """Longest wait of a process that failed for the votes of the others."""
+
+    def __init__(self, processes: Processes) -> None:
+        """A collective call."""
+        self._processes = processes
+        self._group: dist.ProcessGroup | None = None
+        if processes.world_size > 1:
+            group = dist.new_group(backend="gloo", timeout=step_timeout())
+            assert isinstance(group, dist.ProcessGroup)
+            self._group = group
+
+    def count(self, failed: UserError | None) -> tuple[int, str | None]:
+        """Number of processes in which the work failed, and the line of the first of them. A collective call.
+
+        Raises:
+            UserError: `failed`, if others do not vote: they wait for this process within the work.
+        """
+        if self._group is None:
+            return int(failed is not None), failed and str(failed)
+        votes = torch.zeros(self._processes.world_size)
+        votes[self._processes.rank] = float(failed is not None)
+        work = dist.all_reduce(votes, group=self._group, async_op=True)
+        assert work is not None
+        if failed is None:
+            work.wait()
+        else:
+            try:
+                work.wait(timedelta(seconds=self.SECONDS))
+            except RuntimeError:
+                raise failed from None
+        ranks = votes.nonzero().flatten().tolist()
+        if not ranks:
+            return 0, None
+        line = [failed and str(failed)]
+        dist.broadcast_object_list(line, src=ranks[0], group=self._group)
+        return len(ranks), line[0]
 
 
 class StopVote:

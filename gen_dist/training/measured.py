@@ -13,6 +13,7 @@ from gen_dist.evaluation.metrics import measured_metrics
 from gen_dist.evaluation.plan import MetricPlan, check_names
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.objectives.evaluating import evaluating
+from gen_dist.parallel.collectives import FailureVote
 from gen_dist.records.readable import readable_duration
 from gen_dist.training.trainer import Trainer
 
@@ -59,6 +60,7 @@ class MeasuredMetrics:
             perceptual=setting.perceptual,
             with_intervals=False,
         )
+        self._vote = FailureVote(processes)
         self._announce, self._told_time = announce, False
         self._told_missing: set[str] = set()
         self._tell_missing()
@@ -96,7 +98,7 @@ class MeasuredMetrics:
     def measure(self) -> Metrics:
         """Figures by their names in metrics.jsonl, `evaluation/fid_1k`, of the present weights."""
         started = time.perf_counter()
-        found = Figures(self._plan, self._context)
+        found = Figures(self._plan, self._context, self._vote)
         self._context.forget_model()
         with evaluating(self._context.objective):
             for metric in self._plan.available():

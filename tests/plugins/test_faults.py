@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.launch import train
 from gen_dist.plugins.faults import told
+from tests.conftest import REPOSITORY
 from tests.plugins.test_wrong_parts import OBJECTIVE, PLUGIN
+from tests.support.warm_python import in_two_ranks
 
 pytestmark = pytest.mark.usefixtures("forget")
 
@@ -199,6 +203,25 @@ def test_a_metric_that_fails_loses_no_other_figure(
     assert code == 2 and len(errors) == 1 and re.search(expected, errors[0]), errors
     written = json.loads(Path("run/evaluation.json").read_text())
     assert "negative_elbo" in written["metrics"] and "it failed" in written["unavailable"]["odd"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", ["True", "context.processes.rank == 1"], ids=["both", "one"])
+def test_a_metric_that_fails_while_two_ranks_train_ends_nothing(failing: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(TEXT.replace('{"odd": 1.0}', f'{{"odd": 1 / (not {failing})}}'))
+    words = "mine-too --plugin mine.py --data mine --steps 2 --global-batch-size 16 --hidden-sizes 4 --run-dir run"
+    done = subprocess.run(
+        [*in_two_ranks(), "-m", "gen_dist.launch.train", *words.split(), "--evaluate-metrics", "odd"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "GEN_DIST_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0 and (tmp_path / "run/summary.json").exists(), done.stderr
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "evaluations have no odd" in line]
+    assert len(said) == 1 and re.search(rf"it failed \({AT}: ZeroDivisionError", said[0]), done.stdout + done.stderr
 
 
 def test_a_value_error_in_a_written_config_names_its_line(

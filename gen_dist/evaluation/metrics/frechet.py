@@ -69,7 +69,7 @@ def _drawn_distances(context: Context, real: Tensor, fake: Tensor) -> Tensor:
     sets = bootstrap.REPLICATES if real.shape[1] <= bootstrap.WIDE else bootstrap.REPLICATES_OF_WIDE_FEATURES
     first, last = context.share(sets)
     found = []
-    for one in range(first, last):
+    for one in context.in_logs(range(first, last), "interval of the Frechet distance", "set"):
         drawn = [
             drawn_moments(features, bootstrap.drawn_counts(len(features), one, one + 1, which)[0].to(features.device))
             for which, features in enumerate((real, fake))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from gen_dist.evaluation.context import Context
 from gen_dist.evaluation.marginal_likelihood import negative_log_likelihoods
@@ -44,15 +42,8 @@ def _nll(context: Context) -> float:
         objective = context.objective
         assert isinstance(objective, Vae)
         rows = context.nll_rows.tolist()
-        # This takes minutes, so the bar is shown in logs as well, at a longer interval.
-        shown = tqdm(
-            rows[slice(*context.share(len(rows)))],
-            desc=f"nll of {context.nll_samples} samples",
-            unit="image",
-            mininterval=0.5 if sys.stderr.isatty() else 20.0,
-            leave=False,
-            disable=not context.processes.is_main,
-        )
+        mine = rows[slice(*context.share(len(rows)))]
+        shown = context.in_logs(mine, f"nll of {context.nll_samples} samples", "image")
         total = torch.zeros((), dtype=torch.float64, device=context.rng.device)
         for row in shown:
             # Noise is keyed by the place in the split, so it does not depend on the other images chosen.
