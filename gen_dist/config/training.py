@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
 
 from tyro.conf import Fixed, Suppress, arg
 
@@ -26,6 +27,9 @@ from gen_dist.errors import ConfigError, UnknownNameError, shortened
 from gen_dist.plugins.faults import place_of
 from gen_dist.plugins.loading import Plugin, contents_of, load_contents, load_recorded, plugins_of
 from gen_dist.plugins.registry import Registry
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bf16", "fp16"]
@@ -288,17 +292,13 @@ class TrainConfig(Checked):
                 has changed.
             UnknownNameError: it has options or kinds that this version does not have.
         """
-        from pydantic import ConfigDict, TypeAdapter, ValidationError  # 70 ms that only --config needs
+        from pydantic import ValidationError  # 70 ms that only --config needs
 
         load_recorded(_plugins_in(text), source)
         text = _as_older_versions_packed(text)
-        parts = (*networks.configs(), *objectives.configs())
-        cls: Any
-        for cls in (DataConfig, OptimizerConfig, Plugin, ScheduleConfig, TrainConfig, *parts):
-            cls.__pydantic_config__ = ConfigDict(extra="forbid")
         try:
             accepted = _without_lone_bytes(text)
-            validated = TypeAdapter(TrainConfig).validate_json(accepted)
+            validated: TrainConfig = _reader_of((*networks.configs(), *objectives.configs())).validate_json(accepted)
             return validated if accepted == text else _with_lone_bytes(validated)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
@@ -321,6 +321,17 @@ class TrainConfig(Checked):
     def to_send(self) -> tuple[str, dict[str, bytes]]:
         """The config and the single files of its plug-ins, as `read_sent` takes them in another process."""
         return self.to_json(), contents_of(self.plugins)
+
+
+@functools.lru_cache(maxsize=1)
+def _reader_of(parts: tuple[Any, ...]) -> TypeAdapter[TrainConfig]:
+    """Reader of configs whose networks and objectives are of these classes. Making one takes 25 ms."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    cls: Any
+    for cls in (DataConfig, OptimizerConfig, Plugin, ScheduleConfig, TrainConfig, *parts):
+        cls.__pydantic_config__ = ConfigDict(extra="forbid")
+    return TypeAdapter(TrainConfig)
 
 
 def read_sent(text: str, plugins: dict[str, bytes]) -> TrainConfig:
