@@ -23,6 +23,8 @@ CLASS_COLOURS = (
     "#3169e7", "#cc7100", "#02a35d", "#bb0122", "#9fb9ff", "#fa9abe", "#4c1f25", "#ddc800", "#0100c0", "#94066b",
 )  # fmt: skip
 REAL_COLOUR, FAKE_COLOUR = "#0072b2", "#d55e00"  # Okabe and Ito
+COMPRESS_LEVEL = 3
+"""zlib's level for PNG files: 6, the default, takes half as long again for files a tenth smaller."""
 
 
 def percent(share: float, _place: int | None = None) -> str:
@@ -96,7 +98,7 @@ def save_figure(path: Path, figure: Any) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    FigureCanvasAgg(figure).print_png(buffer, pil_kwargs={"compress_level": COMPRESS_LEVEL})
     write_atomically(path, buffer.getvalue())
 
 
