@@ -16,10 +16,11 @@ def main() -> None:
     """Parse the command line, join or start a cluster, train, and say where the results are."""
     config, fresh, options = parse_train(sys.argv[1:], own_program(), RayOptions())
     options.refuse_shards(config.shards)
+    location = run_location(config, options.storage)
     with connect(options.address, options.least_cpus, options.workers * options.cpus_per_worker):
         from gen_dist.launch.cluster.watching import train_in_workers  # Ray takes seconds to import
 
-        lines = train_in_workers(config, fresh, options, run_location(config, options.storage))
+        lines = train_in_workers(config, fresh, options, location)
     tell_outcome(lines)
 
 
