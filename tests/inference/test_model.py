@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -238,12 +239,27 @@ def test_replay_prints_the_losses_of_the_run(step: int, runs: Path) -> None:
         (["simple"], "simple"),
     ],
 )
-def test_bad_commands_give_one_line_and_exit_code_2(words: list[str], mentioned: str, runs: Path) -> None:
-    done = _gen_dist(*(word.format(run=_run_of(runs, "vae")) for word in words))
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert mentioned in done.stderr
+def test_bad_commands_give_one_line_and_exit_code_2(
+    words: list[str],
+    mentioned: str,
+    runs: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gen-dist", *(word.format(run=_run_of(runs, "vae")) for word in words)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    assert ended.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+    assert mentioned in told.err
+
+
+def test_a_bad_command_ends_its_process_with_code_2() -> None:
+    done = _gen_dist("sample", "none")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
 
 
 def test_presets_are_listed() -> None:
