@@ -5,6 +5,8 @@ thread or warp of a program has read counts once for that program. All else (sta
 sums) is counted to the byte as well.
 """
 
+import functools
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ pytest.importorskip("triton", reason="Triton is made for Linux alone")
 
 from bench.gpu import group_norm, group_norm_bytes
 from tests.kernels.calls import Run
-from tests.kernels.group_norm_calls import QUICK_CASES, Case, Inputs, run_passes
+from tests.kernels.group_norm_calls import QUICK_CASES, Case, Inputs, Passes, run_passes
 
 LARGE = ("maps_ptr", "residual_ptr", "sums_ptr", "outputs_ptr")
 LARGE_GRADIENTS = ("outputs_gradient_ptr", "sums_gradient_ptr", "maps_gradient_ptr")
@@ -22,6 +24,13 @@ WIDE_CASES = [
     Case((1, 16, 40, 40), 1, torch.bfloat16, channels_last=True),
 ]
 """Aligned cases whose rows, or channels of a pixel, are multiples of 16 bytes."""
+
+
+@functools.cache
+def passes_of(case: Case) -> tuple[Inputs, Passes]:
+    """Inputs of a case, and its launches as they ran."""
+    inputs = Inputs.of(case)
+    return inputs, run_passes(inputs, "sm_90")
 
 
 def elements_moved(runs: list[Run], case: Case) -> float:
@@ -38,8 +47,7 @@ def elements_moved(runs: list[Run], case: Case) -> float:
 
 @pytest.mark.parametrize("case", QUICK_CASES, ids=str)
 def test_maps_move_once_where_they_fit_and_twice_elsewhere(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = Inputs.of(case)
-    passes = run_passes(inputs, "sm_90")
+    inputs, passes = passes_of(case)
     fits = len(passes.forward) == 1
     # Without a residual: maps and outputs; maps, gradient of the outputs and gradient of the maps.
     forward, backward = (2, 3) if fits else (3, 5)
@@ -61,8 +69,7 @@ def bytes_moved(run: Run) -> dict[str, int]:
 
 @pytest.mark.parametrize("case", QUICK_CASES, ids=str)
 def test_all_bytes_are_those_that_the_guide_counts(case: Case) -> None:
-    inputs = Inputs.of(case)
-    passes = run_passes(inputs, "sm_90")
+    inputs, passes = passes_of(case)
     counted = group_norm_bytes.kernel_traffic(
         inputs.maps, case.groups, residual=inputs.residual, silu=case.silu, parameters=case.parameters
     )
@@ -88,7 +95,7 @@ def test_statistics_and_parameters_are_a_small_share(shape: tuple[int, ...], lay
 
 @pytest.mark.parametrize("case", WIDE_CASES, ids=str)
 def test_accesses_of_aligned_maps_have_16_bytes(case: Case) -> None:
-    passes = run_passes(Inputs.of(case), "sm_90")
+    _, passes = passes_of(case)
     for run in (*passes.forward, *passes.backward):
         for name in {*run.sizes} & {*LARGE, *LARGE_GRADIENTS}:
             assert run.widths(name, "load") | run.widths(name, "store") == {16}, name
@@ -96,5 +103,5 @@ def test_accesses_of_aligned_maps_have_16_bytes(case: Case) -> None:
 
 def test_a_misaligned_tensor_is_accessed_by_elements() -> None:
     (case,) = (case for case in QUICK_CASES if case.misaligned)
-    run = run_passes(Inputs.of(case), "sm_90").forward[0]
+    run = passes_of(case)[1].forward[0]
     assert run.widths("maps_ptr", "load") == {case.dtype.itemsize}

@@ -50,15 +50,18 @@ def inputs(shape: str, options: str, dtype: torch.dtype) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"),
+    ("options", "shape", "dtype"),
     [
-        *((shape, torch.float32) for shape in SHAPES),
-        *((shape, dtype) for shape in ("rows", "channels_last") for dtype in (torch.bfloat16, torch.float64)),
+        *((options, shape, torch.float32) for options in OPTIONS for shape in SHAPES),
+        *(
+            ("3 samples, prior", shape, dtype)
+            for shape in ("rows", "channels_last")
+            for dtype in (torch.bfloat16, torch.float64)
+        ),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("options", OPTIONS)
-def test_operators_pass_opcheck(shape: str, dtype: torch.dtype, options: str) -> None:
+def test_operators_pass_opcheck(options: str, shape: str, dtype: torch.dtype) -> None:
     arguments = inputs(shape, options, dtype)
     torch.library.opcheck(reparameterize_kl_operator, arguments)
     latents, kl_nats = reparameterize_kl_operator(*arguments)
