@@ -18,10 +18,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 train: setup  ## Train a VAE on the embedded digits, seconds on a CPU
 	$(BIN)/accelerate launch --quiet --config_file launch/configs/one_process.yaml launch/train.py vae-mnist
 
-# Several processes run side by side, a file in each, the longest files first (tests/conftest.py): one more than there
+# Several processes run side by side, a file in each, the longest files first (tests/conftest.py): two more than there
 # are cores, since tests wait for commands that they start. One thread each keeps them from fighting for the cores.
 test test-all: export OMP_NUM_THREADS := 1
-test test-all: export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
+test test-all: export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 2)')
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test: setup  ## Run the tests that take seconds

@@ -4,7 +4,10 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["GEN_DIST_THREADS"] = "1"
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else each process that compiles starts three more
 
+import gc
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,17 +21,20 @@ from tests.support import wheel
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _caches_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Set one directory for packed data and compiled kernels, which the workers of a session share.
+def _caches_of_the_session(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[None]:
+    """Set one directory for packed data, which the workers of a session share, and one for compiled kernels.
 
-    Tests never touch the user's own cache, and what one worker has packed or compiled another finds.
+    Tests never touch the user's own cache, and what one worker has packed or compiled another finds. Triton names what
+    it has compiled by a digest of sources, options and its own code, so later sessions find it, too.
     """
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
+    kept = getattr(pytestconfig, "cache", None)  # none with -p no:cacheprovider
+    kernels = kept.mkdir(COMPILED_KERNELS) if kept else shared / COMPILED_KERNELS
     with pytest.MonkeyPatch.context() as variables:
         variables.setenv("GEN_DIST_CACHE", str(shared / "packed"))
-        variables.setenv("GEN_DIST_COMPILED_KERNELS", str(shared / "compiled-kernels"))
+        variables.setenv("GEN_DIST_COMPILED_KERNELS", str(kernels))
         variables.delenv("WANDB_MODE", raising=False)
         yield
 
@@ -72,6 +78,10 @@ LONG = (
 )
 """The slowest files. Workers begin with them, so that none waits at the end for another's long file."""
 
+COMPILED_KERNELS = "compiled-kernels"
+MOST_KERNELS = 3000
+"""Directories of compiled kernels at which a session begins with none, so that those of old sources do not pile up."""
+
 SLOW_SECONDS = 1200
 """Limit of a slow test, also on a machine that is busy with others; the quick ones have that of pyproject.toml."""
 
@@ -82,3 +92,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Remove compiled kernels if they are many. Workers have not started then."""
+    kept = getattr(session.config, "cache", None)
+    if kept and "PYTEST_XDIST_WORKER" not in os.environ:
+        kernels = kept.mkdir(COMPILED_KERNELS)
+        if len(list(kernels.iterdir())) > MOST_KERNELS:
+            shutil.rmtree(kernels)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave what is imported by now to no garbage collection: with all tests' modules, each took half a second."""
+    gc.collect()
+    gc.freeze()
