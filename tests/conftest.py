@@ -73,7 +73,13 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 LONG = (
-    *("launch/test_ray", "parallel/test_ranks", "training/test_run", "training/test_trainer", "bench/test_gate"),
+    *(
+        "launch/test_ray",
+        "parallel/test_ranks",
+        "training/test_interrupted_runs",
+        "training/test_trainer",
+        "bench/test_gate",
+    ),
     *("inference/test_export", "faults/test_faults"),
 )
 """The slowest files. Workers begin with them, so that none waits at the end for another's long file."""
