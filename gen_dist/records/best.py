@@ -28,6 +28,10 @@ class Best(NamedTuple):
     """Samples and feature network, as the config has them, of a metric of `evaluate_metrics`. Checkpoints of old
     versions have none."""
 
+    def facts(self) -> dict[str, Any]:
+        """The fields that say something, as a checkpoint records them."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
 
 def best_of_facts(config: TrainConfig, facts: Mapping[str, Any]) -> Best | None:
     """The best evaluation up to a checkpoint, by the metric of the config; None without one.
@@ -40,11 +44,10 @@ def best_of_facts(config: TrainConfig, facts: Mapping[str, Any]) -> Best | None:
     found = facts.get("best")
     if not found or config.keep_best not in (None, found["metric"]):
         return None
+    before: tuple[int, str | None] | None = None
     match found.get("measured_on"):
         case [int(samples), str() | None as features]:
             before = (samples, features)
-        case _:
-            before = None
     best = Best(found["metric"], found["step"], found["value"], before)
     now = measured_on(config, best.metric)
     if config.keep_best and before and now and before != now:

@@ -328,7 +328,7 @@ class _Run:
             "class_names": trainer.dataset.class_names,
             **({} if trainer.dataset.scale.is_plain else {"values": trainer.dataset.scale.as_json()}),
             **({} if trainer.dataset.labels.is_plain else {"labels": trainer.dataset.labels.as_json()}),
-            **({} if self.best is None else {"best": self.best._asdict()}),
+            **({} if self.best is None else {"best": self.best.facts()}),
             "world_size": trainer.processes.world_size,
             "training_seconds": self._training_seconds(),
             "loss_scales": trainer.loss_scales(),

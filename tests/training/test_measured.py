@@ -75,7 +75,8 @@ def test_the_best_by_a_measured_metric_is_kept(run: tuple[Path, list[str]]) -> N
     best = min(values, key=lambda step: values[step])
     assert best in [step_of(path) for path in checkpoint_paths(run[0])]
     newest = load(checkpoint_paths(run[0])[0])[0].facts
-    assert newest["best"] == {"metric": "evaluation/fid", "step": best, "value": values[best]}
+    kept = {"metric": "evaluation/fid", "step": best, "value": values[best], "measured_on": [80, None]}
+    assert newest["best"] == kept
 
 
 def test_more_precision_is_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
