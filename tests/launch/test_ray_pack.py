@@ -18,13 +18,11 @@ from gen_dist.launch.packing.options import PackOptions
 from gen_dist.launch.packing.running import in_this_process, pack
 from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.metrics_file import read_metrics
-from tests.launch.test_ray import _error_of, _launch, _run, environment
+from tests.launch.ray_commands import error_of, launched, run_to_end
 from tests.support.children import end_with_parent
 from tests.support.runs import close_losses, losses_of, small_config, write_config
 from tests.support.shards import encoded, served, wait_for
 from tests.support.warm_python import warm_python
-
-__all__ = ["environment"]
 
 IMAGES = 60
 
@@ -51,7 +49,7 @@ def test_ray_makes_the_shards_of_one_process_after_a_kill(
     twin = tmp_path / "twin"
     pack(PackOptions(source=f"folder:{folder}", out=str(twin), **words), in_this_process, lambda _: None)  # type: ignore[arg-type]
     out = tmp_path / "out"
-    command = _launch("ray_pack.py", f"folder:{folder}", "--out", out, "--image-size", 12, "--images-per-shard", 5)
+    command = launched("ray_pack.py", f"folder:{folder}", "--out", out, "--image-size", 12, "--images-per-shard", 5)
     first = subprocess.Popen(
         command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent
     )
@@ -60,18 +58,18 @@ def test_ray_makes_the_shards_of_one_process_after_a_kill(
     first.wait()
     time.sleep(1)  # its cluster ends
     kept = {path: path.stat().st_mtime_ns for path in out.glob("reports/*.json")}
-    done = _run(command, environment)
+    done = run_to_end(command, environment)
     assert done.returncode == 0, done.stderr
     assert f"packed folder:{folder}: {IMAGES} images in 12 shards" in done.stderr
     assert made(out) == made(twin)
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
     (folder / "class0" / "000.png").write_bytes(b"\x89PNG damaged")
     said = [f"folder:{folder}", "--out", tmp_path / "other", "--unreadable-images", "error"]
-    done = _run(_launch("ray_pack.py", *said), environment)
+    done = run_to_end(launched("ray_pack.py", *said), environment)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"error: folder:{folder}: class0/000.png is unreadable ")
     assert "Traceback" not in done.stderr
-    assert "image_size" in _error_of(_launch("ray_pack.py", *said, "--image-size", 2), environment)
+    assert "image_size" in error_of(launched("ray_pack.py", *said, "--image-size", 2), environment)
 
 
 @pytest.fixture
@@ -92,9 +90,9 @@ def test_two_workers_train_on_remote_shards_as_one_process(
 ) -> None:
     config = small_config("vae", data=guarded, packing=DataConfig(test_fraction=0.1), steps=12)
     words = ["--config", write_config(tmp_path / "config.json", config), "--run-dir"]
-    done = _run(_launch("ray_train.py", *words, tmp_path / "two", "--workers", 2), environment)
+    done = run_to_end(launched("ray_train.py", *words, tmp_path / "two", "--workers", 2), environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    done = _run([*warm_python(), *_launch("train.py", *words, tmp_path / "one")[1:]], environment)
+    done = run_to_end([*warm_python(), *launched("train.py", *words, tmp_path / "one")[1:]], environment)
     assert done.returncode == 0, done.stderr
     one, two = (losses_of(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("one", "two"))
     assert two == close_losses(one)
@@ -111,7 +109,7 @@ def test_workers_stop_while_their_server_is_gone(folder: Path, environment: dict
         config = small_config("vae", data=data, packing=packing, steps=100_000, checkpoint_every=100_000, log_every=1)
         words = ["--config", write_config(tmp_path / "config.json", config), "--run-dir", run, "--workers", 2]
         driver = subprocess.Popen(
-            _launch("ray_train.py", *words),
+            launched("ray_train.py", *words),
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""Reports and comparisons of real runs: their contents, and their behaviour in a browser."""
+"""Reports and comparisons of real runs: their contents."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from gen_dist import presets
 from gen_dist.cli import run_subcommand
 from gen_dist.config import VaeConfig
 from gen_dist.errors import CheckpointError, ConfigError
@@ -27,94 +24,15 @@ from gen_dist.reports.comparison import comparison_of, markdown, read_runs, tabl
 from gen_dist.reports.comparison_picture import save_comparison
 from gen_dist.reports.groups import scalars
 from gen_dist.reports.run_record import RunRecord, read_run
-from gen_dist.training.run import train
 from gen_dist.training.step_times import measure_step_times
-from tests.support.browser import chromium, opening
-from tests.support.runs import small_config
+from tests.reports.reported_runs import NOT_OF_GAN, OF_GAN, evaluate_as, quiet, report_of
 
-OF_SAMPLES = {"fid_10k": 20.0, "sharpness_10k": 0.08, "sharpness_data": 0.13, "path_length_10k": 1.3}
-OF_VAE = {**OF_SAMPLES, "negative_elbo": 111.0, "nll_k500": 98.0, "reconstruction_error": 86.0}
-OF_GAN = {**OF_SAMPLES, "fid_10k": 12.0, "sharpness_10k": 0.14, "path_length_10k": 2.6}
-NOT_OF_GAN = {
-    "negative_elbo": "a GAN gives no likelihood",
-    "nll_k30": "a GAN gives no likelihood",
-    "reconstruction_error": "a GAN has no encoder",
-}
-
-
-STEPS, BATCH = 24, 24
-
-
-def _quiet(_line: str) -> None:
-    pass
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _short_presets() -> Iterator[None]:
-    """Presets of as few steps as the runs of this module, so that they count as trained."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("vae-mnist", "gan-mnist"):
-            short = replace(presets._PRESETS.parts[name].config, steps=STEPS, global_batch_size=BATCH)
-            patch.setitem(presets._PRESETS.parts, name, replace(presets._PRESETS.parts[name], config=short))
-        yield
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Real runs on the embedded digits: two VAEs of one config, a GAN, and a VAE that is not finished."""
-    root = tmp_path_factory.mktemp("runs")
-    paths = {name: root / name for name in ("vae", "vae-seed-1", "gan", "half")}
-    of_all: dict[str, Any] = {
-        **{
-            "data": "mnist5k",
-            "steps": STEPS,
-            "sample_every": 8,
-            "evaluate_every": 8,
-            "checkpoint_every": 8,
-            "log_every": 2,
-        }
-    }
-    configs = {
-        "vae": small_config("vae", **of_all, preset="vae-mnist"),
-        "vae-seed-1": small_config("vae", **of_all, preset="vae-mnist", seed=1),
-        "gan": small_config("gan", **of_all, preset="gan-mnist"),
-        "half": small_config("vae", **of_all, preset="vae-mnist"),
-    }
-    for name, config in configs.items():
-        train(replace(config, run_dir=str(paths[name])), say=_quiet)
-    _make_unfinished(paths["half"])
-    _evaluate(paths["vae"], OF_VAE, {})
-    _evaluate(paths["vae-seed-1"], OF_VAE | {"fid_10k": 21.0, "negative_elbo": 112.0}, {})
-    _evaluate(paths["gan"], OF_GAN, NOT_OF_GAN)
-    return paths
-
-
-def _make_unfinished(path: Path) -> None:
-    """A run that was killed between step 16 and its end."""
-    shutil.rmtree(path / "checkpoints" / "step_00000024")
-    for file in ("summary.json", *(picture.name for picture in path.glob("*.png"))):
-        (path / file).unlink()
-
-
-def _evaluate(path: Path, metrics: dict[str, float], unavailable: dict[str, str], digest: str = "d1") -> None:
-    run = read_run(path)
-    found = {
-        **{"format": 1, "checkpoint_step": run.step, "preset": run.config.preset, "data": run.config.data},
-        **{"data_digest": run.state["data_digest"], "split": "test", "features": {"name": "digits", "digest": digest}},
-        **{"metrics": metrics, "unavailable": unavailable, "pixels": {}, "seconds": {}, "environment": {}},
-    }
-    (path / "evaluation.json").write_text(json.dumps(found))
-
-
-def _report(path: Path, *names: str, runs: dict[str, Path], step_times: bool = False) -> str:
-    read = read_runs([runs[name] for name in names])
-    write_report(path, read, [measure_step_times(run.path, _quiet) if step_times else None for run in read])
-    return path.read_text()
+pytestmark = pytest.mark.usefixtures("short_presets")
 
 
 def test_parts_of_each_phase_add_up_to_the_step(runs: dict[str, Path]) -> None:
     before = {file: file.stat().st_mtime_ns for file in runs["gan"].rglob("*")}
-    times = measure_step_times(runs["gan"], _quiet)
+    times = measure_step_times(runs["gan"], quiet)
     phases = [
         f"{phase}/{part}" for phase in ("generator", "discriminator") for part in ("forward", "backward", "optimizer")
     ]
@@ -126,7 +44,7 @@ def test_parts_of_each_phase_add_up_to_the_step(runs: dict[str, Path]) -> None:
 
 
 def test_a_report_asks_for_nothing_from_elsewhere(runs: dict[str, Path], tmp_path: Path) -> None:
-    html = _report(tmp_path / "report.html", "vae", "gan", runs=runs)
+    html = report_of(tmp_path / "report.html", "vae", "gan", runs=runs)
     sources = re.findall(r"""\b(?:src|href|action|data|poster|srcset)=["']([^"']*)""", html)
     assert sources
     assert all(source.startswith(("data:", "#")) for source in sources)
@@ -135,7 +53,7 @@ def test_a_report_asks_for_nothing_from_elsewhere(runs: dict[str, Path], tmp_pat
 
 
 def test_a_report_has_every_picture_and_figure_of_its_run(runs: dict[str, Path], tmp_path: Path) -> None:
-    html = _report(tmp_path / "report.html", "vae", runs=runs, step_times=True)
+    html = report_of(tmp_path / "report.html", "vae", runs=runs, step_times=True)
     kinds = ("images drawn from the prior", "test images, each with its reconstruction on its right")
     assert all(f'alt="{kind}, step {step}"' in html for kind in kinds for step in (8, 16, 24))
     assert (
@@ -150,14 +68,14 @@ def test_a_report_has_every_picture_and_figure_of_its_run(runs: dict[str, Path],
 
 
 def test_a_run_that_is_not_finished_has_a_report(runs: dict[str, Path], tmp_path: Path) -> None:
-    html = _report(tmp_path / "report.html", "half", runs=runs)
+    html = report_of(tmp_path / "report.html", "half", runs=runs)
     assert "16 of 24" in html
     assert "made when the run finishes" in html
     assert f"gen-dist evaluate {runs['half']}" in html
 
 
 def test_a_run_without_evaluation_claims_no_likelihood(runs: dict[str, Path], tmp_path: Path) -> None:
-    html = _report(tmp_path / "report.html", "half", runs=runs)
+    html = report_of(tmp_path / "report.html", "half", runs=runs)
     assert "likelihood" not in html.split("<style>")[0] + html.split("</style>")[1].split("<h2>Config")[0]
     headline = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html)
     names = ["negative ELBO, nats per image", "reconstruction term of the negative ELBO, nats per image"]
@@ -172,7 +90,7 @@ def test_names_from_a_config_cannot_become_markup(runs: dict[str, Path], tmp_pat
 
 
 def test_what_differs_from_the_preset_is_named(runs: dict[str, Path], tmp_path: Path) -> None:
-    html = _report(tmp_path / "report.html", "vae", runs=runs)
+    html = report_of(tmp_path / "report.html", "vae", runs=runs)
     changed = r'class="changed"><th scope="row">network.hidden_sizes</th><td>32</td><td class="note">preset: 400'
     assert re.search(changed, html)
 
@@ -222,7 +140,7 @@ def test_one_seed_gives_no_verdict_on_any_claim(runs: dict[str, Path], tmp_path:
     assert _verdicts([vae, second, gan]) == [both.replace("vae-mnist and ", "")] * 4
     again = replace(vae, path=tmp_path)
     assert _verdicts([vae, again, *_two_seeds(gan)]) == [both.replace(" and gan-mnist", "")] * 4  # one seed, twice
-    html = _report(tmp_path / "report.html", "vae", "gan", runs=runs)
+    html = report_of(tmp_path / "report.html", "vae", "gan", runs=runs)
     assert "as expected</span>" not in html and html.count("No verdict: one seed of") >= 4
 
 
@@ -271,7 +189,7 @@ def test_a_time_is_told_with_what_was_done_in_it(runs: dict[str, Path]) -> None:
 
 
 def test_a_page_of_several_runs_has_its_own_command(runs: dict[str, Path], tmp_path: Path) -> None:
-    html = _report(tmp_path / "report.html", "vae", "gan", runs=runs)
+    html = report_of(tmp_path / "report.html", "vae", "gan", runs=runs)
     assert f"Command for this page: <code>gen-dist report {runs['vae']} {runs['gan']}</code>" in html
 
 
@@ -357,7 +275,7 @@ def test_a_missing_metric_shows_its_reason(runs: dict[str, Path], tmp_path: Path
     comparison = comparison_of(read_runs([runs["vae"], runs["gan"]]))
     assert "a GAN has no encoder" in "\n".join(table_lines(comparison))
     assert "| a GAN has no encoder |" in markdown(comparison)
-    assert '<td data-label="gan-mnist" class=" reason">a GAN has no encoder</td>' in _report(
+    assert '<td data-label="gan-mnist" class=" reason">a GAN has no encoder</td>' in report_of(
         tmp_path / "report.html", "vae", "gan", runs=runs
     )
     unavailable = comparison.as_json()["groups"][1]["unavailable"]
@@ -384,7 +302,7 @@ def test_what_is_not_evaluated_is_evaluated_once(runs: dict[str, Path], tmp_path
 
     def evaluate(run: Path) -> None:
         asked.append(run)
-        _evaluate(run, OF_GAN, NOT_OF_GAN)
+        evaluate_as(run, OF_GAN, NOT_OF_GAN)
 
     read = read_runs([runs["vae"], path], evaluate)
     assert asked == [path]
@@ -402,7 +320,7 @@ def test_an_evaluation_of_an_older_checkpoint_is_none(runs: dict[str, Path], tmp
 def test_the_picture_has_a_column_for_each_group(runs: dict[str, Path], tmp_path: Path) -> None:
     widths = []
     for names in (["vae", "vae-seed-1"], ["vae", "gan"]):
-        save_comparison(tmp_path / "compare.png", comparison_of(read_runs([runs[name] for name in names])), _quiet)
+        save_comparison(tmp_path / "compare.png", comparison_of(read_runs([runs[name] for name in names])), quiet)
         with Image.open(tmp_path / "compare.png") as picture:
             widths.append(picture.width)
     assert widths[1] > 1.5 * widths[0]
@@ -417,7 +335,7 @@ def test_incomparable_runs_are_refused_in_one_line(runs: dict[str, Path], tmp_pa
         read_runs([runs["vae"], runs["vae"]])
     other = tmp_path / "other"
     shutil.copytree(runs["gan"], other)
-    _evaluate(other, OF_GAN, NOT_OF_GAN, digest="d2")
+    evaluate_as(other, OF_GAN, NOT_OF_GAN, digest="d2")
     with pytest.raises(ConfigError, match="other features"):
         read_runs([runs["vae"], other])
     state = next(other.glob("checkpoints/*_00000024/state.json"))
@@ -464,112 +382,3 @@ def test_numbers_of_samples_are_part_of_a_label() -> None:
     assert metric_of("bits_per_dimension_k30_7").label == "bits per dimension, 30 importance samples, 7 images"
     assert base_name("nll_k5000_1k") == base_name("nll") == "nll"
     assert metric_of("negative_elbo").label == "negative ELBO"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def page_file(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    _report(path, "vae", "gan", runs=runs, step_times=True)
-    return path
-
-
-@pytest.fixture
-def opened(browser: Any, page_file: Path) -> Iterator[Any]:
-    with opening(browser, page_file) as open_at:
-        yield open_at
-
-
-def test_the_slider_moves_the_picture_by_keyboard(opened: Any) -> None:
-    figure = opened().locator(".series").first
-    shown = figure.locator("img:not([hidden])")
-    assert shown.get_attribute("alt").endswith("step 24")
-    figure.locator("input").press("Home")
-    assert shown.count() == 1
-    assert shown.get_attribute("alt").endswith("step 8")
-    assert figure.locator("output").inner_text() == "step 8"
-    figure.locator("input").press("ArrowRight")
-    assert figure.locator("input").get_attribute("aria-valuetext") == "step 16"
-    assert shown.get_attribute("alt").endswith("step 16")
-
-
-def test_pairs_are_compared_in_one_place_and_zoomed(opened: Any) -> None:
-    for width in (1280, 420):
-        page = opened(width)
-        figure = page.locator(".pairs").first
-        shown = figure.locator(".pane:not([hidden])")
-        place = figure.locator(".panes")
-        size = place.evaluate("one => [one.offsetWidth, one.offsetHeight]")
-        assert shown.count() == 1 and shown.get_attribute("data-label") == "originals"
-        figure.locator("input").press("End")
-        assert shown.count() == 1 and shown.get_attribute("data-label").startswith("difference")
-        assert figure.locator("output").inner_text() == figure.locator("input").get_attribute("aria-valuetext")
-        seen = shown.locator("img").bounding_box()["width"]
-        for times in (2, 4, 1):
-            figure.locator("[data-zoom]").click()
-            assert figure.locator("[data-zoom]").inner_text() == f"{times}\u00d7"
-            assert shown.locator("img").bounding_box()["width"] == pytest.approx(times * seen, abs=1)
-            assert place.evaluate("one => [one.offsetWidth, one.offsetHeight]") == size
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-
-
-def test_no_place_beside_a_picture_is_empty(opened: Any) -> None:
-    for width in (1100, 420):
-        drawn = opened(width).locator(".drawn").first
-        samples, pairs, reconstructions = (
-            drawn.locator(f".{kind}").bounding_box() for kind in ("samples", "pairs", "reconstructions")
-        )
-        assert (pairs["y"] == samples["y"]) == (width == 1100)
-        assert reconstructions["y"] > pairs["y"] + pairs["height"]
-        assert reconstructions["width"] == drawn.bounding_box()["width"]
-
-
-def test_without_samples_pairs_stand_on_the_left(runs: dict[str, Path], browser: Any, tmp_path: Path) -> None:
-    path = tmp_path / "vae"
-    shutil.copytree(runs["vae"], path)
-    shutil.rmtree(path / "samples")
-    _report(tmp_path / "report.html", "vae", runs={"vae": path})
-    with opening(browser, tmp_path / "report.html") as open_at:
-        page = open_at(1100)
-        assert page.locator("h2").first.inner_text() == "Reconstructions"
-        pairs, reconstructions = (page.locator(f".{kind}").bounding_box() for kind in ("pairs", "reconstructions"))
-    assert pairs["y"] == reconstructions["y"]
-    assert pairs["height"] == pytest.approx(reconstructions["height"], rel=0.15)
-
-
-def test_without_a_script_pairs_stand_in_a_row(browser: Any, page_file: Path) -> None:
-    context = browser.new_context(java_script_enabled=False, viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    page.goto(page_file.as_uri())
-    boxes = [pane.bounding_box() for pane in page.locator(".pairs").first.locator(".pane").all()]
-    assert len({box["y"] for box in boxes}) == 1 and len({box["x"] for box in boxes}) == 3
-    assert not page.locator(".pairs .slider").first.is_visible()
-    context.close()
-
-
-def test_charts_tell_values_at_the_pointer_and_by_arrow_keys(opened: Any) -> None:
-    chart = opened().locator(".chart").first
-    last = chart.locator("[data-line=train]").inner_text()
-    chart.press("ArrowRight")
-    assert chart.locator("[data-at]").inner_text() == "step 2"
-    assert chart.locator("[data-line=train]").inner_text() != last
-    chart.locator(":scope > svg").hover()
-    assert chart.locator("[data-at]").inner_text() in {f"step {step}" for step in (10, 12, 14)}
-
-
-@pytest.mark.parametrize("width", [390, 1280])
-def test_no_page_is_wider_than_its_window(width: int, opened: Any) -> None:
-    assert opened(width).evaluate("document.documentElement.scrollWidth") == width
-
-
-def test_a_dark_scheme_is_followed(opened: Any) -> None:
-    background = "getComputedStyle(document.body).backgroundColor"
-    light, dark = (
-        sum(map(int, re.findall(r"\d+", opened(scheme=one).evaluate(background)))) for one in ("light", "dark")
-    )
-    assert dark < 3 * 64 < 3 * 192 < light

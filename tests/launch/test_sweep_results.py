@@ -1,0 +1,169 @@
+"""Results of a sweep: the metric that ranks trials, who is stopped, the table and the pictures."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen_dist.cli import NoOptions, parse_train
+from gen_dist.errors import ConfigError, UserError
+from gen_dist.evaluation.sample_checks import SampleChecks
+from gen_dist.launch.sweep.halving import Halving, grace_period_of
+from gen_dist.launch.sweep.plan import best_command, conclude
+from gen_dist.launch.sweep.plot import save_plot
+from gen_dist.launch.sweep.results import Metric, choose_metric
+from gen_dist.launch.sweep.space import with_values
+from tests.launch.sweeps import SPACES, VAE, sweep_of
+from tests.support.runs import make_trainer, small_config
+
+
+@pytest.mark.parametrize("objective", ["autoencoder", "vae", "iwae", "gan", "vae-gan"])
+def test_choosable_metrics_are_those_of_an_evaluation(objective: str) -> None:
+    config = small_config(objective)
+    trainer = make_trainer(config)
+    tested = [f"test/{name}" for name in trainer.evaluate(trainer.dataset.test)]
+    if tested:
+        default = choose_metric(config, None, None)
+        assert default == Metric(tested[0], "min")
+        assert choose_metric(config, tested[-1], "max").mode == "max"
+    else:
+        with pytest.raises(ConfigError, match="gan has no test metric; name one with --metric, as in"):
+            choose_metric(config, None, None)
+    with pytest.raises(ConfigError) as raised:
+        choose_metric(config, "xyz", None)
+    named = str(raised.value).partition("there are ")[2].split(", ")
+    assert [name for name in named if name.startswith("test/")] == tested
+    assert bool(set(named) - set(tested)) == (objective != "autoencoder")
+
+
+def test_the_checks_that_may_be_chosen_are_those_of_samples() -> None:
+    documented = SampleChecks.measure.__doc__ or ""
+    with pytest.raises(ConfigError) as raised:
+        choose_metric(small_config("gan"), "xyz", None)
+    for name in str(raised.value).partition("there are ")[2].split(", "):
+        assert f"`{name.removeprefix('samples/')}`" in documented
+    assert choose_metric(small_config("gan"), "samples/class_variation", None).mode == "min"
+    assert choose_metric(small_config("gan"), "samples/label_accuracy", None).mode == "max"
+    with pytest.raises(ConfigError, match="perhaps you meant test/nll"):
+        choose_metric(VAE, "test/nl", None)
+    with pytest.raises(ConfigError, match="train/loss is none that an evaluation of vae gives"):
+        choose_metric(VAE, "train/loss", None)
+
+
+def test_trials_are_ranked_by_a_measured_metric_too() -> None:
+    config = small_config("gan", evaluate_metrics=("fid", "precision"))
+    assert choose_metric(config, "evaluation/fid_1k", None).mode == "min"
+    assert choose_metric(config, "evaluation/precision_1k", None).mode == "max"
+    with pytest.raises(ConfigError, match="evaluation/kid_1k is none of --evaluate-metrics fid precision"):
+        choose_metric(config, "evaluation/kid_1k", None)
+
+
+def test_a_nan_metric_ranks_last_and_a_missing_one_is_named() -> None:
+    metric = Metric("samples/diversity", "max")
+    assert metric.value_in({"train/loss": 1.0}) is None
+    assert metric.value_in({"samples/diversity": 0.5}) == 0.5
+    assert (metric.value_in({"samples/diversity": None}) or 0.0) < -1e20
+    with pytest.raises(ConfigError, match="evaluations have no samples/diversity"):
+        metric.value_in({"test/nll": 1.0})
+
+
+def test_the_best_third_continues_at_each_rung_in_any_order() -> None:
+    halving = Halving(900, 100, 3.0, less_is_better=True)
+    assert halving.continues(0, 100, 9.0)  # the only trial at its rung
+    assert halving.continues(1, 100, 5.0)
+    assert not halving.continues(2, 100, 7.0)
+    assert not halving.continues(0, 200, 1.0), "its value at the rung counts"
+    assert halving.continues(3, 100, 6.0), "of four, two go on"
+    assert halving.continues(1, 300, 5.0)
+    assert not halving.continues(3, 300, 5.5)
+    assert halving.continues(1, 800, 9.0)
+    more = Halving(900, 100, 3.0, less_is_better=False)
+    assert more.continues(0, 100, 0.5) and more.continues(1, 150, 0.6) and not more.continues(2, 100, 0.4)
+
+
+def test_neither_the_best_nor_a_trial_in_grace_is_stopped() -> None:
+    values = np.random.default_rng(0).uniform(size=40)
+    for order in (np.argsort(values), np.argsort(-values)):
+        halving = Halving(1000, 50, 2.0, less_is_better=True)
+        stopped = [
+            trial for step in (49, 50, 60, 999) for trial in order if not halving.continues(trial, step, values[trial])
+        ]
+        assert int(values.argmin()) not in stopped and len(set(stopped)) >= 20, "early trials are ranked again"
+    assert all(Halving(10, 10, 3.0, True).continues(trial, 10, trial) for trial in range(9)), (
+        "a run has no rung at its end"
+    )
+
+
+def test_the_grace_period_leaves_rungs_and_covers_the_warm_up() -> None:
+    assert grace_period_of(VAE, None) == 104 > VAE.optimization.warmup_steps
+    assert grace_period_of(with_values(VAE, {"optimization.warmup_steps": 150}), None) == 150
+    assert grace_period_of(with_values(VAE, {"evaluate_every": 60}), None) == 60
+    assert grace_period_of(with_values(VAE, {"steps": 2}), None) == 2
+    assert grace_period_of(VAE, 300) == 300
+    with pytest.raises(ConfigError, match="grace_period 941 is more than steps 940"):
+        grace_period_of(VAE, 941)
+
+
+@pytest.mark.parametrize("words", SPACES, ids=len)
+def test_a_sweep_is_drawn_with_a_panel_for_each_field(words: list[str], tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, words, 12)
+    save_plot(tmp_path / "sweep.png", sweep)
+    with Image.open(tmp_path / "sweep.png") as image:
+        assert image.size[0] > 900 and image.size[1] > 400
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    colours = {tuple(colour) for colour in np.unique(pixels, axis=0).tolist()}
+    assert {(0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2), (0x9A, 0x9A, 0x9A)} <= colours, "best, finished, stopped"
+
+
+def test_pictures_of_one_trial_and_of_a_maximum_are_drawn(tmp_path: Path) -> None:
+    alone = sweep_of(tmp_path, SPACES[0], 2)
+    save_plot(tmp_path / "alone.png", alone)
+    more = sweep_of(tmp_path, SPACES[0], 8, "gan-mnist", "samples/diversity_ratio")
+    more.trials[2].history[-1] = (more.trials[2].step, -1e30)
+    save_plot(tmp_path / "more.png", more)
+    for trial in alone.trials:
+        trial.history = []
+    with pytest.raises(ValueError, match="no trial has been evaluated"):
+        save_plot(tmp_path / "none.png", alone)
+
+
+def test_the_table_has_the_best_first_and_reasons_of_failures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = sweep_of(tmp_path, SPACES[3], 8)
+    conclude(sweep, VAE, ["vae-mnist"])
+    lines = capsys.readouterr().out.splitlines()
+    heads, *rows = (line.split() for line in lines[:9])
+    assert heads[:6] == ["rank", "trial", "learning_rate", "latent_dim", "betas", "clip_norm"]
+    assert heads[6:] == ["test/negative_elbo", "steps", "status"]
+    values = [float(row[6]) for row in rows[:-1]]
+    assert values == sorted(values) and rows[0][-1] == "finished"
+    assert lines[8].endswith("failed: loss is nan at step 7"), "the way out of a single run is none of a sweep's"
+    assert sweep.best and rows[0][1] == str(sweep.best.index)
+    saved = sum(900 - trial.step for trial in sweep.trials if trial.status == "stopped")
+    assert f"{saved:,} of 7,200 steps saved" in lines[9]
+    command = next(line for line in lines if "gen-dist train" in line).split()
+    found, _, _ = parse_train(command[2:], "launch/train.py", NoOptions())
+    assert found == with_values(VAE, {**sweep.best.values, "run_dir": "runs/vae-mnist-best"})
+    with open(tmp_path / "sweep.csv") as file:
+        table = list(csv.DictReader(file))
+    assert [row["rank"] for row in table] == [str(rank) for rank in range(1, 9)]
+    assert table[0]["network.latent_dim"] == str(sweep.best.values["network.latent_dim"])
+    assert json.loads((tmp_path / "sweep.json").read_text())["best"] == sweep.best.index
+    assert (tmp_path / "sweep.png").exists()
+
+
+def test_the_best_trial_has_finished_and_none_is_an_error(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, SPACES[0], 8)
+    stopped = next(trial for trial in sweep.trials if trial.status == "stopped")
+    stopped.history.append((stopped.step, 1.0))
+    assert sweep.ranked[0] is stopped and sweep.best is sweep.ranked[1]
+    for trial in sweep.trials:
+        if trial.status == "finished":
+            trial.status = "stopped"
+    assert best_command(sweep, VAE, ["vae-mnist"]) is None
+    with pytest.raises(UserError, match=r"^no trial finished; loss is nan at step 7$"):
+        conclude(sweep, VAE, ["vae-mnist"])
