@@ -175,8 +175,9 @@ class FailureVote:
         Raises:
             UserError: `failed`, if others do not vote: they wait for this process within the work.
         """
+        line = None if failed is None else str(failed)
         if self._group is None:
-            return int(failed is not None), failed and str(failed)
+            return int(failed is not None), line
         votes = torch.zeros(self._processes.world_size)
         votes[self._processes.rank] = float(failed is not None)
         work = dist.all_reduce(votes, group=self._group, async_op=True)
@@ -191,9 +192,9 @@ class FailureVote:
         ranks = votes.nonzero().flatten().tolist()
         if not ranks:
             return 0, None
-        line = [failed and str(failed)]
-        dist.broadcast_object_list(line, src=ranks[0], group=self._group)
-        return len(ranks), line[0]
+        box = [line]
+        dist.broadcast_object_list(box, src=ranks[0], group=self._group)
+        return len(ranks), box[0]
 
 
 class StopVote:
