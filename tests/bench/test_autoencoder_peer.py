@@ -44,7 +44,8 @@ def test_the_diffusers_loop_and_ours_take_the_same_steps(adversarial: bool, tmp_
         names = set(mine) & set(theirs)
         assert ("discriminator/loss" in names) == adversarial and len(names) > 2
         for name in names:
-            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), (step, name)
+            # Means of scores of both signs may be near zero, where float32 of other sums differs by 3e-7.
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), (step, name)
     ours.trainer.close()
 
 
