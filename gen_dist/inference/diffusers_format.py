@@ -46,6 +46,7 @@ _SHAPE = {
     "_class_name": TEXT,
     "block_out_channels": either(list_of(COUNT), None),
     "down_block_types": _NAMES,
+    "up_block_types": _NAMES,
     "act_fn": either(TEXT, None),
     "layers_per_block": either(COUNT, None),
     "latent_channels": either(COUNT, None),
@@ -218,11 +219,13 @@ def _file_of_weights(directory: Path) -> Path:
     except ValueError as error:
         raise ConfigError(f"{said}: in {CONFIG}, {shortened(str(error))}") from None
     if name not in _CLASSES.values():
-        raise ConfigError(f"{said}, but of a {shortened(name)}; there are {', '.join(_CLASSES.values())}")
+        raise ConfigError(f"{said}, but of the class {shortened(name)}; use {' or '.join(_CLASSES.values())}")
     files = [directory / WEIGHTS, directory / _HALF_WEIGHTS]
     for file in files:
         if file.exists():
             return file
+    if (directory / f"{WEIGHTS}.index.json").exists():
+        raise ConfigError(f"{said} in one file; save the model again with max_shard_size='100GB'")
     raise ConfigError(f"{said}: it has no {WEIGHTS}; save the model again with safe_serialization=True")
 
 
@@ -252,6 +255,7 @@ def start_from(objective: Objective, config: TrainConfig, published: Published) 
     options |= {"codebook_size": codes} if (codes := diffusers_layout.codes_of(published.fields)) else {}
     if changes := diffusers_layout.option_changes(options, network | {"codebook_size": objective.codebook_size}):
         raise ConfigError(f"{place} is of another network than this config's; use {' '.join(changes)}")
+    _refuse_values(published)
     weights = diffusers_layout.from_diffusers(published.weights)
     for name, tensors in weights.items():
         ours = objective.networks[name].state_dict()
@@ -268,3 +272,13 @@ def start_from(objective: Objective, config: TrainConfig, published: Published) 
                 )
     for name, tensors in weights.items():
         objective.networks[name].load_state_dict(tensors)
+
+
+def _refuse_values(published: Published) -> None:
+    """Raise ConfigError if a weight is not of a floating-point dtype, or not finite."""
+    for name, tensor in published.weights.items():
+        where = f"{shortened(name)} of {published.place}"
+        if not tensor.is_floating_point():
+            raise ConfigError(f"{where} is {tensor.dtype}; save the model again as float32, float16 or bfloat16")
+        if not tensor.float().isfinite().all():
+            raise ConfigError(f"{where} has values that are not finite; fetch the weights again")

@@ -62,13 +62,18 @@ def network_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `autoencoder-kl` that a config.json stands for. Absent fields have diffusers' defaults.
 
     Raises:
-        ConfigError: its network differs from ours by more than options.
+        ConfigError: its network differs from ours by more than options, or there is no such network.
     """
     widths = config.get("block_out_channels", [64])
     types = config.get("down_block_types", ["DownEncoderBlock2D"])
     known = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
     if others := [one for one in types if one not in known]:
         raise ConfigError(f"its blocks {others[0]!r} are not those of {', '.join(known)}")
+    if len(types) != len(widths):
+        raise ConfigError(f"it has {len(widths)} block_out_channels and {len(types)} down_block_types")
+    mirrored = [one.replace("Down", "Up").replace("Encoder", "Decoder") for one in reversed(types)]
+    if config.get("up_block_types", mirrored) != mirrored:
+        raise ConfigError(f"its up_block_types are not {', '.join(mirrored)}, the mirror of its down_block_types")
     if (activation := config.get("act_fn", "silu")) != "silu":
         raise ConfigError(f"its activation is {activation}, not silu")
     if (norm := config.get("norm_type", "group")) != "group":
@@ -76,7 +81,7 @@ def network_options(config: Mapping[str, Any]) -> dict[str, Any]:
     latents = config.get("latent_channels", 4 if config["_class_name"] == "AutoencoderKL" else 3)
     if (width := config.get("vq_embed_dim", latents)) != latents:
         raise ConfigError(f"its codes have {width} channels and its latents {latents}")
-    return {
+    options: dict[str, Any] = {
         "feature_maps": tuple(widths),
         "blocks": config.get("layers_per_block", 1),
         "latent_dim": latents,
@@ -84,6 +89,8 @@ def network_options(config: Mapping[str, Any]) -> dict[str, Any]:
         "middle_attention": config.get("mid_block_add_attention", True),
         "attention_factors": tuple(2**level for level, one in enumerate(types) if known[one]),
     }
+    AutoencoderKlConfig(**options)  # refuses numbers that no network has
+    return options
 
 
 def codes_of(config: Mapping[str, Any]) -> int:

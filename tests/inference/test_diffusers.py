@@ -259,7 +259,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "none there": (shutil.rmtree, "; name one that save_pretrained or gen-dist export wrote"),
     "empty": (lambda path: (path / "config.json").unlink(), "autoencoders: it has no config.json"),
     "a pipeline": (lambda path: (path / "model_index.json").touch(), "but of a whole pipeline; name the part in it"),
-    "another class": (_edit_config(_class_name="UNet2DModel"), "but of a UNet2DModel; there are AutoencoderKL"),
+    "another class": (
+        _edit_config(_class_name="UNet2DModel"),
+        "but of the class UNet2DModel; use AutoencoderKL or VQModel",
+    ),
     "no JSON": (lambda path: (path / "config.json").write_text("{"), "in config.json, Expecting property name"),
     "no class": (_edit_config(_class_name=None), "in config.json, it has no _class_name"),
     "a wrong field": (_edit_config(block_out_channels="wide"), "block_out_channels is not a list"),
@@ -267,12 +270,18 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: (path / "diffusion_pytorch_model.safetensors").rename(path / "diffusion_pytorch_model.bin"),
         "it has no diffusion_pytorch_model.safetensors; save the model again with safe_serialization=True",
     ),
+    "weights in several files": (
+        lambda path: (path / "diffusion_pytorch_model.safetensors").rename(
+            path / "diffusion_pytorch_model.safetensors.index.json"
+        ),
+        "autoencoders in one file; save the model again with max_shard_size='100GB'",
+    ),
     "damaged weights": (
         lambda path: (path / "diffusion_pytorch_model.safetensors").write_bytes(b"12345678"),
         "is no whole model of diffusers: ",
     ),
     "another size": (
-        _edit_config(block_out_channels=[8, 16, 16], down_block_types=["DownEncoderBlock2D"] * 3),
+        _edit_config(block_out_channels=[8, 16, 16], down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=None),
         "is of another network than this config's; use --feature-maps 8 16 16",
     ),
     "other options": (
@@ -282,6 +291,27 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "another activation": (_edit_config(act_fn="relu"), "is of another network: its activation is relu, not silu"),
     "another block": (_edit_config(down_block_types=["DownBlock2D"]), "its blocks 'DownBlock2D' are not those of"),
     "a block without a name": (_edit_config(down_block_types=[""]), "its blocks '' are not those of"),
+    "types of other levels": (
+        _edit_config(down_block_types=["DownEncoderBlock2D"]),
+        "is of another network: it has 2 block_out_channels and 1 down_block_types",
+    ),
+    "another way up": (
+        _edit_config(up_block_types=["AttnUpDecoderBlock2D", "UpDecoderBlock2D"]),
+        "its up_block_types are not ",
+    ),
+    "no groups": (_edit_config(norm_num_groups=0), "is of another network: groups 0 is less than 1"),
+    "no levels": (
+        _edit_config(block_out_channels=[], down_block_types=[], up_block_types=[]),
+        "is of another network: feature_maps is empty",
+    ),
+    "whole numbers": (
+        _edit_weights(lambda found: found.update({"encoder.conv_in.bias": torch.zeros(8, dtype=torch.int8)})),
+        "encoder.conv_in.bias of ",
+    ),
+    "weights that are not finite": (
+        _edit_weights(lambda found: found.update({"encoder.conv_in.bias": torch.full((8,), float("nan"))})),
+        "has values that are not finite; fetch the weights again",
+    ),
     "other channels": (
         _edit_weights(lambda found: found.update({"encoder.conv_in.weight": torch.zeros(8, 3, 3, 3)})),
         r"weights of another shape: encoder.conv_in.weight is [8, 3, 3, 3], and this run's [8, 1, 3, 3]",
