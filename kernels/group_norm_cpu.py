@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from .latent_layout import memory_format_of
 
-CACHED_ELEMENTS = 2**19
-"""Elements of the images that a thread goes through at a time: 2 MiB in float32, so that they stay in its caches."""
+CACHED_ELEMENTS = 2**17
+"""Elements of the images that a thread goes through at a time: 512 KiB in float32, so that they stay in its caches."""
 SAMPLED = 16
 """One pixel in this many gives the mean around which the others are squared."""
 

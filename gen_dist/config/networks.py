@@ -336,8 +336,8 @@ class AutoencoderKlConfig(NetworkConfig):
     groups: int = 32
     """Groups of channels that are normalized together."""
     checkpointing: bool = False
-    """Keep the input of each block alone for backward, which computes the block again: less memory, equal bits
-    (with --compile, equal up to rounding)."""
+    """Keep the inputs of some blocks alone for backward, which computes a few blocks again at a time: less memory,
+    equal bits (with --compile, equal up to rounding)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

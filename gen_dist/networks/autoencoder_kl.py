@@ -5,6 +5,8 @@ Modules have the names that they have in diffusers, so that weights need no tabl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -107,13 +109,32 @@ def _norm(config: AutoencoderKlConfig, channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(config.groups, channels, eps=_EPSILON)
 
 
-def _in_turn(blocks: list[nn.Module], maps: Tensor, checkpointing: bool) -> Tensor:
-    """Apply blocks to maps. With `checkpointing`, training keeps the input of each block alone."""
-    keeps_inputs_alone = checkpointing and torch.is_grad_enabled() and blocks[0].training
-    for block in blocks:
+_BLOCKS_OF_A_CHECKPOINT = 3
+"""Residual blocks that backward computes again together, but for one at a time in the decoder's last level.
+
+Memory peaks in that level's backward, which keeps the inputs of all checkpoints before it beside the maps of its own
+block. More blocks at once keep fewer inputs, and elsewhere their maps need no more than that peak.
+"""
+
+
+def _in_turn(blocks: Sequence[Sequence[nn.Module]], maps: Tensor, checkpointing: bool, at_once: int) -> Tensor:
+    """Apply blocks, each a few modules, to maps. With `checkpointing`, training keeps the input of every `at_once`."""
+    keeps_inputs_alone = checkpointing and torch.is_grad_enabled() and blocks[0][0].training
+    for first in range(0, len(blocks), at_once):
+        modules = [module for block in blocks[first : first + at_once] for module in block]
         # No block draws random numbers, whose state would be saved otherwise.
         again = keeps_inputs_alone and maps.requires_grad
-        maps = checkpoint(block, maps, use_reentrant=False, preserve_rng_state=False) if again else block(maps)
+        maps = (
+            checkpoint(_apply, modules, maps, use_reentrant=False, preserve_rng_state=False)
+            if again
+            else _apply(modules, maps)
+        )
+    return maps
+
+
+def _apply(modules: Sequence[nn.Module], maps: Tensor) -> Tensor:
+    for module in modules:
+        maps = module(maps)
     return maps
 
 
@@ -128,6 +149,7 @@ class _Level(nn.Module):
     ) -> None:
         super().__init__()
         width = config.feature_maps[level]
+        self._at_once = 1 if up and last else _BLOCKS_OF_A_CHECKPOINT
         self.resnets = nn.ModuleList(
             _ResidualBlock(config, width if block else inputs, width) for block in range(count)
         )
@@ -138,10 +160,11 @@ class _Level(nn.Module):
         self.downsamplers = nn.ModuleList([] if up else resampling)
 
     def forward(self, maps: Tensor, checkpointing: bool) -> Tensor:
-        blocks: list[nn.Module] = []
-        for place, block in enumerate(self.resnets):
-            blocks += [block, *self.attentions[place : place + 1]]
-        return _in_turn([*blocks, *self.downsamplers, *self.upsamplers], maps, checkpointing)
+        blocks: list[list[nn.Module]] = [
+            [block, *self.attentions[place : place + 1]] for place, block in enumerate(self.resnets)
+        ]
+        blocks[-1] += [*self.downsamplers, *self.upsamplers]
+        return _in_turn(blocks, maps, checkpointing, self._at_once)
 
 
 class _Middle(nn.Module):
@@ -154,7 +177,8 @@ class _Middle(nn.Module):
         self.attentions = nn.ModuleList([_Attention(config, width)] if config.middle_attention else [])
 
     def forward(self, maps: Tensor, checkpointing: bool) -> Tensor:
-        return _in_turn([self.resnets[0], *self.attentions, self.resnets[1]], maps, checkpointing)
+        blocks = [[self.resnets[0], *self.attentions], [self.resnets[1]]]
+        return _in_turn(blocks, maps, checkpointing, _BLOCKS_OF_A_CHECKPOINT)
 
 
 class _ResidualBlock(nn.Module):
@@ -169,9 +193,11 @@ class _ResidualBlock(nn.Module):
         self.conv_shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, kernel_size=1)
 
     def forward(self, maps: Tensor) -> Tensor:
+        # First, so that its gradient is the last that backward computes, and does not wait beside those of the rest.
+        shortcut = self.conv_shortcut(maps)
         residual = self.conv1(group_norm_silu(maps, self.norm1))
         residual = self.conv2(group_norm_silu(residual, self.norm2))
-        return self.conv_shortcut(maps) + residual
+        return shortcut + residual
 
 
 class _Attention(nn.Module):
