@@ -73,14 +73,10 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 LONG = (
-    *(
-        "launch/test_ray",
-        "parallel/test_ranks",
-        "training/test_interrupted_runs",
-        "training/test_trainer",
-        "bench/test_gate",
-    ),
-    *("inference/test_export", "faults/test_faults"),
+    *("test_readme", "launch/test_ray", "parallel/test_ranks", "training/test_interrupted_runs"),
+    *("training/test_trainer", "bench/test_gate", "evaluation/test_evaluator", "inference/test_diffusers"),
+    *("inference/test_export", "inference/test_model", "kernels/test_latent_kernel", "kernels/test_latent_operator"),
+    "faults/test_faults",
 )
 """The slowest files. Workers begin with them, so that none waits at the end for another's long file."""
 
