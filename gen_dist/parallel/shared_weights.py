@@ -106,7 +106,9 @@ class SharedWeights:
             else:
                 own = torch.zeros_like(self._mean)
                 for state, span in zip(of_pieces, self._spans, strict=True):
-                    own[span] = state[name]
+                    value = state[name]
+                    assert value is not None
+                    own[span] = value
                 whole = self._gathered(own)
             found += [(index, name, one) for index, one in enumerate(whole)]
         return sorted(found, key=lambda entry: entry[0])  # in the order of a single process
