@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import threading
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gen_dist.data.batch_memory import BatchMemory
 from gen_dist.data.dataset import Split
 from gen_dist.data.on_demand import DecodingImages, ImagesOnDemand
 from gen_dist.data.prefetching import MICRO_BATCHES_AHEAD, Gathered, Gathering, Place, Prefetcher
@@ -72,6 +72,7 @@ class TrainBatches:
         self._prefetcher: Prefetcher | None = None
         self._fetched: dict[Place, tuple[Tensor, Tensor]] = {}
         self._orders: dict[int, Tensor] = {}
+        self._memory = BatchMemory()
         self._dtype = split.scale.torch_dtype
         self._label_dtype = torch.from_numpy(split.labels[:0]).dtype
         # 8-bit images go to the model as they are.
@@ -170,13 +171,12 @@ class TrainBatches:
 
     def _empty(self, count: int) -> tuple[Tensor, Tensor]:
         """Memory for a micro-batch."""
-        # Without the context, pinned memory makes every rank's thread open device 0.
-        with torch.cuda.device(self._device) if self._pinned else contextlib.nullcontext():
-            images = torch.empty((count, *self._split.images.shape[1:]), dtype=self._dtype, pin_memory=self._pinned)
-            labels = torch.empty(
-                (count, *self._split.labels.shape[1:]), dtype=self._label_dtype, pin_memory=self._pinned
-            )
-        return images, labels
+        shapes = (count, *self._split.images.shape[1:]), (count, *self._split.labels.shape[1:])
+        if not self._pinned:
+            return self._memory.empty(shapes[0], self._dtype), self._memory.empty(shapes[1], self._label_dtype)
+        with torch.cuda.device(self._device):  # without it, pinned memory makes every rank's thread open device 0
+            images = torch.empty(shapes[0], dtype=self._dtype, pin_memory=True)
+            return images, torch.empty(shapes[1], dtype=self._label_dtype, pin_memory=True)
 
     def _indices_on_device(self, place: Place) -> Tensor:
         """Indices of a micro-batch, cut from epoch orders on the device: a step copies nothing from the host."""

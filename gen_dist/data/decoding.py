@@ -69,7 +69,11 @@ class Decoded(NamedTuple):
 
 
 def decode_image(
-    encoded: Encoded, fitting: Fitting | None, channels: int | None, keeping: Keeping = REDUCED
+    encoded: Encoded,
+    fitting: Fitting | None,
+    channels: int | None,
+    keeping: Keeping = REDUCED,
+    out: NDArray[Any] | None = None,
 ) -> Decoded:
     """Decode an image, turn it upright, lay it on white, and bring it to a size.
 
@@ -78,6 +82,8 @@ def decode_image(
         fitting: size of the result. None keeps the image's own.
         channels: 1 for grayscale, 3 for RGB. None gives RGB.
         keeping: parts of a file that are kept.
+        out: memory for the pixels, [C, H, W]. 8-bit pixels of its shape and type are written to it, which saves a copy;
+            `pixels` then is `out`.
 
     Raises:
         UnreadableImage: empty, truncated, damaged, no image, or more pixels than PIL's limit for safe images.
@@ -88,8 +94,8 @@ def decode_image(
     """
     if isinstance(encoded, ImageFile):
         with _ONE_LARGE if encoded.size > _LARGE_FILE_BYTES else contextlib.nullcontext():
-            return _decode_content(read_image(encoded), fitting, channels, keeping, encoded.page, encoded.path)
-    return _decode_content(encoded, fitting, channels, keeping)
+            return _decode_content(read_image(encoded), fitting, channels, keeping, out, encoded.page, encoded.path)
+    return _decode_content(encoded, fitting, channels, keeping, out)
 
 
 def _decode_content(
@@ -97,6 +103,7 @@ def _decode_content(
     fitting: Fitting | None,
     channels: int | None,
     keeping: Keeping,
+    out: NDArray[Any] | None,
     page: int = 0,
     name: str = "",
 ) -> Decoded:
@@ -110,7 +117,7 @@ def _decode_content(
         with Image.open(io.BytesIO(content), formats=registered_formats()) as opened:
             turn_to(opened, page, keeping, name)
             with _ONE_LARGE if opened.width * opened.height > LARGE_PIXELS else contextlib.nullcontext():
-                return _decode_opened(opened, content, fitting, channels, keeping)
+                return _decode_opened(opened, content, fitting, channels, keeping, out)
     except (MemoryError, DataError, UnreadableImage):
         raise
     # Decoders raise nearly every built-in exception on damaged input: OSError, SyntaxError, struct.error, EOFError...
@@ -127,7 +134,12 @@ def _decoded_array(values: NDArray[Any], fitting: Fitting | None, channels: int 
 
 
 def _decode_opened(
-    opened: OpenedFile, content: bytes, fitting: Fitting | None, channels: int | None, keeping: Keeping
+    opened: OpenedFile,
+    content: bytes,
+    fitting: Fitting | None,
+    channels: int | None,
+    keeping: Keeping,
+    out: NDArray[Any] | None,
 ) -> Decoded:
     if keeping.pages == "channels" and page_count(opened) > 1:
         return _pages_as_channels(opened, content, fitting, keeping)
@@ -162,7 +174,7 @@ def _decode_opened(
     if large:
         opened.close()  # frees its pixels before those of the turned image are allocated
         ImageOps.exif_transpose(image, in_place=True)
-    return Decoded(as_pixels(fitted(image, fitting), channels), gray, losses, size)
+    return Decoded(as_pixels(fitted(image, fitting), channels, out), gray, losses, size)
 
 
 def _refuse_scans(opened: Any, content: bytes) -> None:

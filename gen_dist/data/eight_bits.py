@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -24,17 +26,56 @@ def image_as_pixels(image: Image.Image) -> NDArray[np.uint8]:
     return as_pixels(eight_bit_opaque(ImageOps.exif_transpose(image), gray, float_scale(image)), 1 if gray else 3)
 
 
-def as_pixels(image: Image.Image, channels: int | None) -> NDArray[np.uint8]:
-    """Pixels [C, H, W] of an image of mode L or RGB."""
+def as_pixels(image: Image.Image, channels: int | None, out: NDArray[Any] | None = None) -> NDArray[np.uint8]:
+    """Pixels [C, H, W] of an image of mode L or RGB.
+
+    Args:
+        image: the image.
+        channels: 1 for grayscale, 3 for RGB. None gives RGB.
+        out: memory that the pixels are written to, and returned in, if it is uint8 of their shape.
+    """
     mode = "L" if channels == 1 else "RGB"
     image = image if image.mode == mode else image.convert(mode)  # which copies in any case
-    if mode == "L":
+    if out is None:
+        return _planes(image)
+    words = _memory_of(image) if out.shape == (len(mode), image.height, image.width) and out.dtype == np.uint8 else None
+    if words is None:
+        return _planes(image)
+    # NumPy takes a byte out of each word without the GIL, so that other threads go on; PIL's packers hold it.
+    for place, plane in enumerate(out):
+        np.copyto(plane, words >> (8 * place) if place else words, casting="unsafe")
+    return out
+
+
+def _planes(image: Image.Image) -> NDArray[np.uint8]:
+    """Pixels [C, H, W] by PIL's own packers."""
+    if image.mode == "L":
         return np.asarray(image, np.uint8)[None]
     pixels = np.empty((3, image.height, image.width), np.uint8)
-    for plane, band in zip(pixels, mode, strict=True):
+    for plane, band in zip(pixels, image.mode, strict=True):
         # PIL gives single bands as fast as pixels; to take pixels apart afterwards costs twice that.
         plane.reshape(-1)[:] = np.frombuffer(image.tobytes("raw", band), np.uint8)
     return pixels
+
+
+def _memory_of(image: Image.Image) -> NDArray[Any] | None:
+    """Pixels where PIL has them: uint8 [H, W] of mode L, little-endian words [H, W] of mode RGB with red lowest.
+
+    None if this version of PIL does not show them, or if the image is in several pieces (PIL has pieces of 16 MB).
+    """
+    if not hasattr(image, "__arrow_c_array__"):
+        return None
+    import pyarrow  # takes a fifth of a second
+
+    image.load()
+    try:
+        found: Any = pyarrow.array(image)
+    except ValueError:
+        return None
+    values = found if image.mode == "L" else found.values
+    return np.frombuffer(values.buffers()[1], np.uint8 if image.mode == "L" else "<u4").reshape(
+        image.height, image.width
+    )
 
 
 def large_eight_bit(opened: Image.Image, gray: bool) -> Image.Image:

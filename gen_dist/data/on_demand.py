@@ -216,7 +216,7 @@ class ImagesOnDemand:
     def _decode_one(self, row: int, out: NDArray[Any]) -> None:
         channels, height, width = self.shape[1:]
         wanted = channels if channels in (1, 3) else None
-        found = decode_image(self._encoded.read(row), self._fitting, wanted, self._keeping)
+        found = decode_image(self._encoded.read(row), self._fitting, wanted, self._keeping, out)
         if found.pixels.dtype != self.dtype:
             both = f"is {found.pixels.dtype}, and others are {self.dtype}"
             raise DataError(f"{self._encoded.name(row)} {both}; reduce all: --dtype uint8")
@@ -230,4 +230,5 @@ class ImagesOnDemand:
             raise DataError(
                 f"{self._encoded.name(row)} has colours, and the images looked at first are gray; say --channels 1 or 3"
             )
-        out[...] = found.pixels
+        if found.pixels is not out:
+            out[...] = found.pixels
