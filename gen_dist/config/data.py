@@ -66,6 +66,9 @@ class DataConfig(Checked):
     packed_as: Literal["raw", "encoded"] = "raw"
     """Form of packed images: values that training gathers as they are, or the bytes of their files, about a tenth as
     many, which threads decode ahead of training."""
+    decoded_on: Literal["cpu", "cuda"] = "cpu"
+    """Device that decodes encoded images for training. `cuda` takes JPEG files of one size, by torchvision's decoder,
+    whose values differ from the CPU's."""
     test_shards: str | None = None
     """Shards of the test split, for `shards:PATTERN`, as a pattern. None holds out `test_fraction`, at most 10,000."""
     cache_gib: float = 16.0

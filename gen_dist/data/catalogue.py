@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gen_dist.config import DataConfig
 from gen_dist.config.addresses import shown
 from gen_dist.config.data import Layout
@@ -44,9 +46,19 @@ def open_dataset(
             one line.
     """
     with _one_line_errors(source):
-        if source.startswith(_SHARDS):
-            return open_shards(source.removeprefix(_SHARDS), packing, announce)
-        return open_packed(_find_source(source, expand_home(root), packing), packing, announce)
+        if packing.decoded_on == "cpu":
+            return _opened(source, root, packing, announce)
+        from gen_dist.data.gpu_jpeg import check_decoder, decoded_on
+
+        gpu = torch.device("cuda")
+        check_decoder(gpu)  # packing may take long
+        return decoded_on(_opened(source, root, packing, announce), gpu)
+
+
+def _opened(source: str, root: str | Path, packing: DataConfig, announce: Callable[[str], None]) -> Dataset:
+    if source.startswith(_SHARDS):
+        return open_shards(source.removeprefix(_SHARDS), packing, announce)
+    return open_packed(_find_source(source, expand_home(root), packing), packing, announce)
 
 
 def source_named(source: str, packing: DataConfig) -> Source:
@@ -145,6 +157,11 @@ def source_kinds() -> Mapping[str, SourceKind]:
 def _find_source(source: str, root: Path, packing: DataConfig) -> Source:
     if packing.test_shards is not None:
         raise DataError(f"{printable(source)}: --test-shards {shown(packing.test_shards)} is for shards; leave it out")
+    if packing.decoded_on != "cpu" and packing.packed_as != "encoded":
+        raise DataError(
+            f"{printable(source)}: --decoded-on {packing.decoded_on} is for encoded images; leave it out, or add "
+            "--packed-as encoded"
+        )
     name, colon, path = source.partition(":")
     kind = source_kinds().get(name)
     if kind is None or (colon and not kind.takes_path):

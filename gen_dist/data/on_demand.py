@@ -176,14 +176,13 @@ class ImagesOnDemand:
         taken = rows.astype(np.int64)
 
         def decode(first: int) -> None:
-            for place in range(first, min(first + size, len(rows))):
-                taken[place] = self._decode(int(rows[place]), out[place])
+            of_task = slice(first, first + size)
+            self._decode_some(rows[of_task], out[of_task], taken[of_task])
 
-        # Some for each thread, since images differ. The last task of a batch keeps no thread waiting if one follows.
-        size = max(_LEAST_PER_TASK, -(-len(rows) // (4 * THREADS)))
+        size = self._task_size(len(rows))
         if self._pool is None:
             self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gen_dist-decode")
-        tasks = [self._pool.submit(decode, first) for first in range(0, len(rows), size)]
+        tasks = [self._pool.submit(decode, first) for first in range(0, len(rows), size or 1)]
         return DecodingImages(tasks, taken, self.interrupt)
 
     def expect(self, rows: NDArray[np.int64]) -> None:
@@ -198,6 +197,16 @@ class ImagesOnDemand:
     def interrupt(self, ended: bool) -> None:
         """End the waiting of threads for images with an error, or let them wait again."""
         self._encoded.interrupt(ended)
+
+    def _task_size(self, count: int) -> int:
+        """Images that one task decodes, of a batch of `count`."""
+        # Some for each thread, since images differ. The last task of a batch keeps no thread waiting if one follows.
+        return max(_LEAST_PER_TASK, -(-count // (4 * THREADS)))
+
+    def _decode_some(self, rows: NDArray[np.int64], out: NDArray[Any], taken: NDArray[np.int64]) -> None:
+        """Decode the images of one task into `out`, and write the rows whose images they are into `taken`."""
+        for place, row in enumerate(rows.tolist()):
+            taken[place] = self._decode(row, out[place])
 
     def _decode(self, row: int, out: NDArray[Any]) -> int:
         """Write the image of a row, or else that of the first readable row that may stand for it; return which."""

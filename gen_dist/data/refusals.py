@@ -61,7 +61,7 @@ def refuse_image_options(source: Source, packing: DataConfig) -> None:
     """Raise DataError if an option that is for images is given for signals or vectors."""
     if (form := form_of_source(source)) == "images":
         return
-    for name in ("image_size", "fit", "channels", "dtype", "pages", "packed_as"):
+    for name in ("image_size", "fit", "channels", "dtype", "pages", "packed_as", "decoded_on"):
         if (value := getattr(packing, name)) != getattr(_DEFAULTS, name):
             raise DataError(
                 f"{source.name}: --{name.replace('_', '-')} {value} is for images, and these are {form}; leave it out"

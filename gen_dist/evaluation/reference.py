@@ -110,6 +110,7 @@ def packing_like(dataset: Dataset, packing: DataConfig, source: str) -> DataConf
         test_shards=None,
         label_columns=(),
         packed_as="raw",
+        decoded_on="cpu",
     )
 
 

@@ -33,7 +33,7 @@ _WAYS_OUT = {
     "data": "give all hosts the same data",
     "job": "another job uses this port: choose another with --main_process_port, --master-port or MASTER_PORT",
 }
-_VERSIONS = ("torch", "numpy", "code of gen_dist", "gen_dist", "python", "pillow", "image decoders")
+_VERSIONS = ("torch", "numpy", "code of gen_dist", "gen_dist", "python", "pillow", "image decoders", "torchvision")
 _DECODERS = ("libjpeg_turbo", "webp", "avif", "jpg_2000", "libtiff")
 
 
@@ -66,7 +66,9 @@ def _facts_of_decoding(config: TrainConfig) -> dict[str, str]:
     from PIL import __version__, features
 
     decoders = ", ".join(f"{name} {features.version(name)}" for name in _DECODERS if features.check(name))
-    return {"pillow": __version__, "image decoders": decoders}
+    on_gpu = config.packing.decoded_on == "cuda"
+    more = {"torchvision": importlib.metadata.version("torchvision")} if on_gpu else {}
+    return {"pillow": __version__, "image decoders": decoders, **more}
 
 
 def launched_precision() -> str:
