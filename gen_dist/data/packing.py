@@ -242,11 +242,12 @@ class _Packer:
         for block in blocks_of(self._source):
             check_labels(self._source, block, self.scheme, self._packing)
             check_storage(self._source, self._packing, block)
-            if isinstance(block.images, np.ndarray) and not needs_fitting(self._source, self._packing, block.images):
+            images = block.images
+            if isinstance(images, np.ndarray) and not needs_fitting(self._source, self._packing, block, images):
                 while window:
                     progress(self._append_decoded(fitting, *window.popleft()))
-                self._append(block, block.images, range(len(block.labels)))
-                self._all_gray &= block.images.shape[1] == 1
+                self._append(block, images, range(len(block.labels)))
+                self._all_gray &= images.shape[1] == 1
                 progress(len(block.labels))
                 continue
             first = 0

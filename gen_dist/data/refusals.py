@@ -68,14 +68,16 @@ def refuse_image_options(source: Source, packing: DataConfig) -> None:
             )
 
 
-def needs_fitting(source: Source, packing: DataConfig, images: NDArray[Any]) -> bool:
-    """True if the images of an array have another size or number of channels than packing wants.
+def needs_fitting(source: Source, packing: DataConfig, block: Block, images: NDArray[Any]) -> bool:
+    """True if the images of a block, which are an array, have another size or number of channels than packing wants.
 
     Raises:
         DataError: the array has another shape than [N, C, H, W], a dtype that is not kept, or values that are not
             finite; or packing wants a dtype or channels that it cannot be brought to.
     """
-    what = f"{source.name}: images are {images.dtype} {list(images.shape)}"
+    form = form_of_source(source)
+    shape = [len(images), *own_shape(form, images.shape[1:])] if images.ndim == 4 else list(images.shape)
+    what = f"{source.name}: {form} are {images.dtype} {shape}"
     if str(images.dtype) not in DTYPES or images.ndim != 4:
         raise DataError(f"{what}, not {', '.join(DTYPES[:-1])} or {DTYPES[-1]} [N, C, H, W]")
     if packing.dtype == "uint8" and images.dtype != np.uint8:
@@ -83,7 +85,11 @@ def needs_fitting(source: Source, packing: DataConfig, images: NDArray[Any]) -> 
     if packing.channels not in (None, images.shape[1]) and images.shape[1] not in (1, 3):
         raise DataError(f"{what}; --channels makes gray of RGB and RGB of gray: leave it out")
     if images.dtype.kind == "f" and not np.isfinite(images).all():
-        raise DataError(f"{what}, and some values are not finite; replace them, or leave those images out")
+        bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
+        raise DataError(
+            f"{what}, and {len(bad):,} of them have values that are not finite, first {block.name(int(bad[0]))}; "
+            "replace the values, or leave those out"
+        )
     height, width = images.shape[2:]
     other_size = packing.fit != "none" and packing.size not in (None, (width, height))
     return packing.channels not in (None, images.shape[1]) or other_size

@@ -177,7 +177,7 @@ class _Surveyor:
                 check_labels(self._source, block, self._scheme, self._packing)
                 check_storage(self._source, self._packing, block)
                 fits = isinstance(block.images, np.ndarray) and not needs_fitting(
-                    self._source, self._packing, block.images
+                    self._source, self._packing, block, block.images
                 )
                 for position in range(len(block.labels)):
                     header = self._header(block, position)

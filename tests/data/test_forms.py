@@ -174,7 +174,11 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     ),
     "images of two axes": (VECTORS, {"array_of": "images"}, r"\[N, H, W\].* is needed"),
     "double precision": (VECTORS.astype(float), {}, r"float64 \[40, 6\].*astype\('float32'\)"),
-    "values that are not finite": (VECTORS * np.float32(np.inf), {}, "some values are not finite"),
+    "values that are not finite": (
+        np.where(np.arange(len(VECTORS))[:, None] < 3, np.float32(np.nan), VECTORS),
+        {},
+        r": vectors are float32 \[40, 6\], and 3 of them have values that are not finite, first image 0; ",
+    ),
 }
 
 
