@@ -292,7 +292,7 @@ def _compute(
                 bar.update(len(parts[-1]["row"]))
             found = joined(parts)
             if split.names is not None:
-                found["name"] = split.names[shard.first : shard.last]
+                found["name"] = [split.names[row] for row in found["row"].tolist()]
             latents = found["mean"] if model.objective.gives_logvar else found["latents"]
             with written_to(wanted.path):
                 wanted.write(shard.file, found, sums_of(latents, found.get("logvar")))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gen_dist.config import DataConfig
 from gen_dist.config.labels import LabelScheme
+from gen_dist.data.image_names import names_file
 from gen_dist.data.labelling import EXAMPLES
 from gen_dist.data.naming import remarks_on_classes
 from gen_dist.data.packing import images_file, labels_file
@@ -39,6 +40,8 @@ _FILES = (
     *(f"{name}.npy" for name in (*COLUMNS, "block_crcs")),
     *(name_of(split) for split in ("test", "sample") for name_of in (images_file, labels_file)),  # type: ignore[arg-type]
 )
+_NAMES = tuple(names_file(split) for split in ("test", "sample"))  # type: ignore[arg-type]
+"""Files outside of the digest: names of images are no part of the data."""
 
 
 class IndexBuilder:
@@ -103,7 +106,7 @@ class IndexBuilder:
             "image_shape": look.shape,
             "fitting": look.fitting,
             "remarks": [*self._remarks(), *remarks_on_classes(class_names), *look.remarks, *measured.remarks],
-            "files": {name: _describe(directory / name) for name in _FILES},
+            "files": {name: _describe(directory / name) for name in (*_FILES, *_NAMES)},
         }
         of_content = [[shard.sha256 for shard in shards], class_names, look.shape, look.fitting, self._packing.fit]
         if not scheme.is_plain:
@@ -191,7 +194,8 @@ class IndexBuilder:
 
     def _picked(self, place: str, contents: Contents, rows: NDArray[np.int64] | slice) -> list[Picked]:
         labels = self._labels.of(contents, rows)
-        columns = contents.offsets[rows].tolist(), contents.sizes[rows].tolist(), labels.tolist()
+        numbers_of = np.arange(len(contents.sizes))[rows].tolist()
+        columns = contents.offsets[rows].tolist(), contents.sizes[rows].tolist(), labels.tolist(), numbers_of
         return [Picked(place, *numbers) for numbers in zip(*columns, strict=True)]
 
     def _remarks(self) -> Iterator[str]:

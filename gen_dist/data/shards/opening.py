@@ -24,6 +24,7 @@ from gen_dist.data.building import building_prefix, file_slug, only_builder
 from gen_dist.data.cache import cache_directory, digest_of_meta
 from gen_dist.data.dataset import Dataset, Split
 from gen_dist.data.fitting import Fitting
+from gen_dist.data.image_names import ImageNames, names_file
 from gen_dist.data.naming import printable
 from gen_dist.data.on_demand import ImagesOnDemand
 from gen_dist.data.packing import cache_errors, images_file, labels_file
@@ -31,6 +32,7 @@ from gen_dist.data.shard_order import IMAGES_MIXED, SHARDS_MIXED
 from gen_dist.data.shards.block_cache import BlockCache
 from gen_dist.data.shards.building import COLUMNS, IndexBuilder, damage_of
 from gen_dist.data.shards.fetching import READERS, Facts, Fetcher
+from gen_dist.data.shards.image_names import ShardNames
 from gen_dist.data.shards.indexing import ShardContents
 from gen_dist.data.shards.labels import request_of
 from gen_dist.data.shards.packed_parts import PackedParts, keeping_of
@@ -45,6 +47,7 @@ _FORMAT = 1
 # Indexes up to this size are compared with their digests at every opening.
 _ALWAYS_VERIFIED_BYTES = 2**28
 _GIB = 2**30
+_CONTENTS = "shard-contents"
 _DEFAULTS = DataConfig()
 
 
@@ -160,7 +163,7 @@ def _key(shards: ShardSet, packing: DataConfig) -> str:
 def _build(shards: ShardSet, packing: DataConfig, directory: Path, fetcher: Fetcher) -> None:
     """Build the index under a temporary name and rename it."""
     cache = directory.parent
-    contents = ShardContents(shards.name, cache / "shard-contents", fetcher, request_of(packing))
+    contents = ShardContents(shards.name, cache / _CONTENTS, fetcher, request_of(packing))
     contents.make([*shards.places, *shards.test_places])
     with cache_errors(cache):
         temporary = Path(tempfile.mkdtemp(prefix=building_prefix(shards), dir=cache))
@@ -275,9 +278,12 @@ def _dataset(
         split: (mapped(images_file(split)), mapped(labels_file(split)))  # type: ignore[arg-type]
         for split in ("sample", "test")
     }
+    known = ShardContents(name, cache_directory(packing) / _CONTENTS, fetcher, request_of(packing))
+    names = ShardNames(encoded, functools.lru_cache(maxsize=1)(known))
     some = Split(f"sample of {name}", *packed["sample"], scale=scale)
     counts = np.diff(first_rows)
-    train = Split(f"train split of {name}", images, columns["labels"], scale=scale, counts=counts, some=some)
-    test = Split(f"test split of {name}", *packed["test"], scale=scale)
+    train = Split(f"train split of {name}", images, columns["labels"], names, scale, counts, some)
+    of_test = ImageNames(mapped(names_file("test"))) if names_file("test") in meta["files"] else None
+    test = Split(f"test split of {name}", *packed["test"], of_test, scale)
     scheme = scheme_of_json(meta["labels"], ()) if "labels" in meta else None
     return Dataset(train, test, tuple(meta["class_names"]), meta["digest"], scheme)

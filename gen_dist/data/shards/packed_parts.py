@@ -21,12 +21,15 @@ from gen_dist.data.deep_files import Keeping
 from gen_dist.data.fitting import Fitting, fitting_of, line_on_changes
 from gen_dist.data.headers import Header, read_header
 from gen_dist.data.image_files import image_warnings_as_intended
+from gen_dist.data.image_names import names_file, write_names
 from gen_dist.data.losses import lines_on_losses
 from gen_dist.data.naming import printable
 from gen_dist.data.packed_files import ArrayFile
 from gen_dist.data.packing import SECONDS_BEFORE_PROGRESS, images_file, labels_file
 from gen_dist.data.shards.contents import BLOCK_BYTES
 from gen_dist.data.shards.fetching import READERS, Fetcher
+from gen_dist.data.shards.image_names import BYTES_BEFORE, image_name
+from gen_dist.data.shards.places import kind_of
 from gen_dist.data.tally import Tally
 from gen_dist.errors import DataError
 
@@ -46,6 +49,8 @@ class Picked(NamedTuple):
     size: int
     label: Any
     """Number of the class; or attributes or numbers, as a list."""
+    row: int | None = None
+    """Number of the image in its shard, where it is known."""
 
     @property
     def name(self) -> str:
@@ -104,7 +109,7 @@ class PackedParts:
         changes: collections.Counter[str] = collections.Counter()
         damaged = Tally()
         fitting = fitting_of(self._packing, None)
-        for one, found in self._each(some, self._header):
+        for one, found in self.headers(some):
             if isinstance(found, str):
                 damaged.add(one.name, found)
             else:
@@ -146,13 +151,13 @@ class PackedParts:
         return found.pop()
 
     def pack(self, directory: Path, split: str, picked: list[Picked], look: Look, scheme: LabelScheme) -> None:
-        """Write images and labels as files of a split. Unreadable images are left out, as configured.
+        """Write images, labels and names as files of a split. Unreadable images are left out, as configured.
 
         Raises:
             DataError: an image is of another size, or none is readable.
         """
         left_out, losses = Tally(), Tally()
-        labels = []
+        labels, names = [], []
         file = ArrayFile(directory / images_file(split))  # type: ignore[arg-type]
         bar = tqdm(
             total=len(picked),
@@ -163,7 +168,9 @@ class PackedParts:
         )
         with bar, image_warnings_as_intended():
             try:
-                for one, found in self.decoded(picked, look):
+                for one, (found, name) in self._each(
+                    picked, lambda one, content, before: (self._decoded(one, content, look), _name(one, before))
+                ):
                     bar.update()
                     if isinstance(found, str):
                         left_out.add(one.name, found)
@@ -172,12 +179,14 @@ class PackedParts:
                         losses.add(one.name, detail, kind)
                     file.append(found.pixels[None])
                     labels.append(one.label)
+                    names.append(name)
                 if not labels:
                     raise DataError(f"{self._name}: no image of the {split} split is readable ({left_out.first})")
                 file.finish()
             finally:
                 file.close()
         np.save(directory / labels_file(split), np.array(labels, scheme.dtype))  # type: ignore[arg-type]
+        write_names(directory / names_file(split), names)  # type: ignore[arg-type]
         if left_out.count:
             if self._packing.unreadable_images == "error":
                 raise DataError(
@@ -189,7 +198,7 @@ class PackedParts:
 
     def headers(self, picked: list[Picked]) -> Iterator[tuple[Picked, Header | str]]:
         """Facts of images by their headers, in order; the reason of those that are unreadable."""
-        return self._each(picked, self._header)
+        return self._each(picked, lambda one, content, _before: self._header(one, content))
 
     def decoded(self, picked: list[Picked], look: Look) -> Iterator[tuple[Picked, Decoded | str]]:
         """Images as they are packed, in order; the reason of those that are unreadable.
@@ -197,7 +206,7 @@ class PackedParts:
         Raises:
             DataError: one is of another size, type or colour.
         """
-        return self._each(picked, lambda one, content: self._decoded(one, content, look))
+        return self._each(picked, lambda one, content, _before: self._decoded(one, content, look))
 
     def _header(self, one: Picked, content: bytes) -> Header | str:
         try:
@@ -220,13 +229,20 @@ class PackedParts:
             raise DataError(f"{one.name} has colours, and the images looked at first are gray; say --channels 1 or 3")
         return found
 
-    def _each(self, picked: list[Picked], work: Callable[[Picked, bytes], T]) -> Iterator[tuple[Picked, T]]:
-        """Results of `work` on encoded images in order, of several threads; few wait in memory."""
+    def _each(self, picked: list[Picked], work: Callable[[Picked, bytes, bytes], T]) -> Iterator[tuple[Picked, T]]:
+        """Results of `work` on encoded images in order, of several threads; few wait in memory. It also takes the bytes
+        of a tar file before the image."""
 
         def of_run(run: list[Picked]) -> list[tuple[Picked, T]]:
-            first = run[0].offset
+            before = BYTES_BEFORE if kind_of(self._name, run[0].place) == "tar" else 0
+            first = max(0, run[0].offset - before)
             content = self._read(run[0].place, first, run[-1].offset + run[-1].size)
-            return [(one, work(one, content[one.offset - first : one.offset - first + one.size])) for one in run]
+            found = []
+            for one in run:
+                start = one.offset - first
+                image, ahead = content[start : start + one.size], content[max(0, start - before) : start]
+                found.append((one, work(one, image, ahead)))
+            return found
 
         waiting: collections.deque[Future[list[tuple[Picked, T]]]] = collections.deque()
         with self._fetcher.threads() as pool:
@@ -236,6 +252,10 @@ class PackedParts:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
+
+
+def _name(one: Picked, before: bytes) -> str:
+    return image_name(one.place, one.offset, before, one.row)
 
 
 def _runs(picked: list[Picked]) -> Iterator[list[Picked]]:

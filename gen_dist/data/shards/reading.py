@@ -281,6 +281,16 @@ class ShardImages:
         """Encoded image of a row."""
         return self._blocks.read(self._shard_of(row), int(self._offsets[row]), int(self._sizes[row]))
 
+    def place_of(self, row: int) -> tuple[str, int]:
+        """Shard of an image, and its offset there."""
+        return self._blocks.shards[self._shard_of(row)].place, int(self._offsets[row])
+
+    def read_before(self, row: int, size: int) -> bytes:
+        """Bytes of a shard that end where an image begins, fewer at the start of the shard."""
+        offset = int(self._offsets[row])
+        first = max(0, offset - size)
+        return self._blocks.read(self._shard_of(row), first, offset - first)
+
     def name(self, row: int) -> str:
         """Shard and place in it."""
         place = self._blocks.shards[self._shard_of(row)].place

@@ -127,15 +127,8 @@ class _Pass:
             raise self._damaged("it goes on behind its end, as joined tar files do; write all files into one archive")
 
     def _size_and_kind(self, header: bytes, place: int) -> tuple[int, bytes]:
-        try:
-            wanted = int(header[148:156].split(b"\0")[0] or b"0", 8)
-            if len(header) == _RECORD and sum(header) - sum(header[148:156]) + 8 * 32 == wanted:
-                field = header[124:136]
-                size = int.from_bytes(field[1:], "big") if field[0] & 0x80 else int(field.rstrip(b"\0 ") or b"0", 8)
-                if size >= 0:
-                    return size, header[156:157]
-        except ValueError:
-            pass
+        if found := _size_and_kind(header):
+            return found
         if not place:
             compressed = header[:2] == b"\x1f\x8b"
             raise self._damaged("it is compressed; unpack it with gunzip" if compressed else "it is no tar file")
@@ -240,6 +233,34 @@ class _Pass:
 
     def _damaged(self, reason: str) -> DataError:
         return DataError(f"{self._name}: {printable(self._shard)}: {reason}")
+
+
+def name_before(content: bytes) -> str | None:
+    """Name of the file whose data begin where these bytes of a tar file end; None if its header is not among them."""
+    header = content[-_RECORD:]
+    if _size_and_kind(header) is None:
+        return None
+    for records in range(2, len(content) // _RECORD + 1):  # an entry with a long name stands right before it
+        first = len(content) - records * _RECORD
+        found = _size_and_kind(content[first : first + _RECORD])
+        if found and found[1] in _LONG_NAMES and -(-found[0] // _RECORD) == records - 2:
+            start = first + _RECORD
+            return _long_name(found[1], content[start : start + found[0]]) or _short_name(header)
+    return _short_name(header)
+
+
+def _size_and_kind(header: bytes) -> tuple[int, bytes] | None:
+    """Bytes of an entry and its kind; None if this is no header of one."""
+    try:
+        wanted = int(header[148:156].split(b"\0")[0] or b"0", 8)
+        if len(header) == _RECORD and sum(header) - sum(header[148:156]) + 8 * 32 == wanted:
+            field = header[124:136]
+            size = int.from_bytes(field[1:], "big") if field[0] & 0x80 else int(field.rstrip(b"\0 ") or b"0", 8)
+            if size >= 0:
+                return size, header[156:157]
+    except ValueError:
+        pass
+    return None
 
 
 def _short_name(header: bytes) -> str:
