@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 from numpy.typing import NDArray
 
@@ -51,12 +53,44 @@ class ShardTask:
     labels: list[list[Any]] = field(default_factory=list)
     """Labels of each image, one for each name of the plan: the name of a class, values of attributes, or numbers; None
     is a missing one. Empty for a shard, which has them itself."""
-    names: tuple[str, ...] = ()
+    names: list[str] = field(default_factory=list)
     """Name of each image; empty for a shard."""
 
     def file_name(self, kind: str) -> str:
         """Name of the shard that is made."""
         return f"{self.split}-{self.number:05}.{kind}"
+
+
+class Tasks(Sequence[ShardTask]):
+    """Tasks as compressed JSON, some 20 bytes an image: paths and names of neighbours are alike, and as objects of
+    Python those of ten million images would take gigabytes."""
+
+    def __init__(self, packed: Iterable[bytes] = ()) -> None:
+        """`packed` is what `append` made of each."""
+        self.packed = list(packed)
+
+    def append(self, task: ShardTask) -> None:
+        """Add a task behind the others."""
+        self.packed.append(zlib.compress(json.dumps(vars(task)).encode(), 1))
+
+    def only(self, wanted: Iterable[bool]) -> Tasks:
+        """The tasks for which `wanted` is true."""
+        return Tasks(itertools.compress(self.packed, wanted))
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    @overload
+    def __getitem__(self, place: int) -> ShardTask: ...
+    @overload
+    def __getitem__(self, place: slice) -> Tasks: ...
+    def __getitem__(self, place: int | slice) -> ShardTask | Tasks:
+        return Tasks(self.packed[place]) if isinstance(place, slice) else task_of(self.packed[place])
+
+
+def task_of(packed: bytes) -> ShardTask:
+    """Task from its compressed JSON."""
+    return ShardTask(**json.loads(zlib.decompress(packed)))
 
 
 class LabelNames(NamedTuple):
@@ -74,7 +108,7 @@ class ShardPlan:
 
     source: str
     """The source as lines name it."""
-    tasks: list[ShardTask]
+    tasks: Tasks
     labels: LabelNames
     remarks: list[str]
     """Lines about the source."""
@@ -120,17 +154,16 @@ def plan_shards(
     labels = _label_names(scheme)
     _refuse_own_names(found.name, labels.names)
     at_once = images_per_shard or IMAGES_PER_SHARD
-    tasks: list[ShardTask] = []
+    tasks = Tasks()
     for split in SPLITS:
-        images = list(_files_of(found, split) if isinstance(found, Folder) else _rows_of(found, split))
-        for first in range(0, len(images), at_once):
-            some = images[first : first + at_once]
+        images = iter(_files_of(found, split) if isinstance(found, Folder) else _rows_of(found, split))
+        for number, some in enumerate(iter(lambda: list(itertools.islice(images, at_once)), [])):  # noqa: B023
             of_some = [_values(scheme, label) if labels.names else [] for _, label, _ in some]
             inputs = [one for one, _, _ in some]
-            own_names = tuple(name for _, _, name in some)
+            own_names = [name for _, _, name in some]
             kind: InputKind = "files" if isinstance(found, Folder) else "rows"
             of_kind = inputs if kind == "files" else _ranges(inputs)
-            tasks.append(ShardTask(split, first // at_once, kind, of_kind, first, of_some, own_names))
+            tasks.append(ShardTask(split, number, kind, of_kind, number * at_once, of_some, own_names))
     if not tasks:
         raise DataError(f"{found.name}: it has no images")
     return ShardPlan(found.name, tasks, labels, found.remarks())
@@ -141,7 +174,7 @@ def _plan_of_shards(pattern: str, packing: DataConfig, announce: Callable[[str],
     _refuse_own_names(name, packing.label_columns)
     fetcher = Fetcher(name, announce)
     patterns = {"train": pattern, "test": packing.test_shards}
-    tasks = []
+    tasks = Tasks()
     with fetcher.threads() as pool:
         for split in SPLITS:
             if not (of_split := patterns[split]):

@@ -23,7 +23,7 @@ from gen_dist.data.sources.source import SPLITS
 from gen_dist.errors import DataError
 from gen_dist.launch.packing.making import Report, index_of, make_shard
 from gen_dist.launch.packing.options import PackOptions, ShardOptions
-from gen_dist.launch.packing.plan import LabelNames, ShardPlan, ShardTask, plan_shards
+from gen_dist.launch.packing.plan import LabelNames, ShardPlan, ShardTask, Tasks, plan_shards
 
 _REPORTS = "reports"
 _NAMES_SHOWN = 3
@@ -55,7 +55,7 @@ class Job:
         return report
 
 
-Runner = Callable[[Job, Sequence[ShardTask]], Iterator[Report]]
+Runner = Callable[[Job, Tasks], Iterator[Report]]
 """Function that makes shards in any order and gives the report of each as it is done."""
 
 
@@ -83,7 +83,7 @@ def pack(options: PackOptions, run: Runner, announce: Callable[[str], None]) -> 
     reports = _finished(out, names, plan.source)
     if reports:
         announce(f"{len(reports):,} of {len(names):,} shards are finished in {shown(out)}")
-    missing = [task for task, name in zip(plan.tasks, names, strict=True) if name not in reports]
+    missing = plan.tasks.only(name not in reports for name in names)
     bar = tqdm(
         total=len(names),
         initial=len(reports),
@@ -199,7 +199,7 @@ def _lines(plan: ShardPlan, reports: Sequence[Report], out: str, options: PackOp
         yield f"warning: images are {counted}, and training takes one kind; --dtype uint8 makes it one type"
     words = []
     for split in SPLITS:
-        count = sum(task.split == split for task in plan.tasks)
+        count = sum(report.name.startswith(f"{split}-") for report in reports)
         if count:
             number = f"{{00000..{count - 1:05}}}" if count > 1 else "00000"
             words.append(f"{out}/{split}-{number}.{options.container}")
