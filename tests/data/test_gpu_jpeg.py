@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,12 @@ def test_batches_are_those_of_pillow_but_for_rounding(
     by_pillow = opened(files(mode), channels=channels)
     other = decoded_on(by_pillow, CPU)
     calls: list[int] = []
-    monkeypatch.setattr(
-        gpu_jpeg, "decode_jpegs", lambda given, *rest: calls.append(len(given)) or decode_jpegs(given, *rest)
-    )
+
+    def counted(contents: Sequence[bytes], *rest: Any) -> list[torch.Tensor]:
+        calls.append(len(contents))
+        return decode_jpegs(contents, *rest)
+
+    monkeypatch.setattr(gpu_jpeg, "decode_jpegs", counted)
     (images, labels), (expected, expected_labels) = batch(other, 1), batch(by_pillow, 1)
     assert calls[:1] == [8]  # together
     assert images.shape == expected.shape

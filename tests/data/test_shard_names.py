@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, open_dataset
+from gen_dist.data.decoding import decode_image
 from gen_dist.data.shards.tar_contents import name_before
 from tests.support.shards import encoded, served, tar_of, write_shards
 
@@ -30,16 +32,14 @@ def image_of(dataset: Dataset, names: dict[str, bytes]) -> None:
             assert np.array_equal(split.images[row], pixels(names[name]))
 
 
-def pixels(content: bytes) -> np.ndarray:
-    from gen_dist.data.decoding import decode_image
-
+def pixels(content: bytes) -> NDArray[np.uint8]:
     return decode_image(content, None, 1).pixels
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_images_of_tar_files_have_the_names_of_their_files(form: str, tmp_path: Path) -> None:
     folder = "d/" * 60 if form == "ustar" else "long" * 60 + "/" if form == "GNU" else "größe" * 40 + "/"
-    named = {}
+    named: dict[str, bytes] = {}
     for shard in range(3):
         files = {
             f"{folder if number % 2 else ''}{shard}{number:02}.png": encoded(100 * shard + number)
@@ -54,7 +54,7 @@ def test_images_of_parquet_files_have_their_rows(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    named = {}
+    named: dict[str, bytes] = {}
     for shard in range(2):
         images = [encoded(100 * shard + number) for number in range(15)]
         table = pyarrow.table({"image": [{"bytes": one, "path": None} for one in images]})
