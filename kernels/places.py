@@ -46,13 +46,19 @@ def _gradient_of_maps(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
 
 def _sum_at(values: Tensor, places: Tensor, count: int) -> Tensor:
     """Sums [B, C, count] of values [B, C, P] at places [B, P]."""
+    if values.device.type != "cpu":
+        return _sum_by_index(values, places, count)
+    sums = values.new_zeros((*values.shape[:2], count))  # one thread adds a whole row
+    return sums.scatter_add_(2, places[:, None].expand(-1, values.shape[1], -1), values)
+
+
+def _sum_by_index(values: Tensor, places: Tensor, count: int) -> Tensor:
+    """The same by one index of all sums, by which a GPU sorts the values."""
     batch, channels, _ = values.shape
     sums = values.new_zeros((batch, channels, count))
-    if values.device.type == "cpu":  # one thread adds a whole row
-        return sums.scatter_add_(2, places[:, None].expand(-1, channels, -1), values)
     rows = torch.arange(batch * channels, device=values.device).view(batch, channels, 1)
     indices = (rows * count + places[:, None]).flatten()
-    # It sorts the indices. `unsafe` leaves out the check of their range, for which the host would wait.
+    # `unsafe` leaves out the check of their range, for which the host would wait.
     return torch._index_put_impl_(sums.view(-1), [indices], values.flatten(), True, True).view_as(sums)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gen_dist.evaluation import bootstrap
+from gen_dist.evaluation.context import Context
 from gen_dist.evaluation.metrics import frechet, kernel
 from gen_dist.testing.trial import ALONE
 
@@ -32,6 +34,7 @@ def _context(real: Tensor, fake: Tensor, with_intervals: bool) -> Any:
         share=lambda count: (0, count),
         summed=lambda value: value,
         compared_reference=lambda _name, compute: compute(),
+        in_logs=lambda items, _what, _unit: items,
     )
 
 
@@ -50,6 +53,16 @@ def test_intervals_are_as_wide_as_figures_vary(metric: Any, shift: float) -> Non
     # variance is of second order; drawing again doubles it there.
     ratio = np.mean(widths) / 1.96 / np.std(values)
     assert 0.75 < ratio < (1.3 if shift else 2.5)
+
+
+def test_sets_of_an_interval_are_counted_on_a_bar_that_logs_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr("gen_dist.evaluation.context.tqdm", lambda items, **options: shown.append(options) or items)
+    context = _context(*_sets(0, 0.0), with_intervals=True)
+    context.in_logs = functools.partial(Context.in_logs, context)
+    frechet.measure(context)
+    assert [one["desc"] for one in shown] == ["interval of the Frechet distance"]
+    assert shown[0]["disable"] is False and shown[0]["delay"] > 1
 
 
 def test_drawn_sets_are_a_function_of_their_number() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gen_dist.kernels import pixels_at
+from gen_dist.kernels.places import _sum_by_index
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -42,6 +43,12 @@ def test_penalties_of_slopes_are_right_under_transforms_and_compiled() -> None:
     torch.testing.assert_close(torch.autograd.grad(penalty(maps), maps)[0], wanted)
     compiled = torch.compile(penalty, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(torch.autograd.grad(compiled(maps), maps)[0], wanted)
+
+
+def test_sums_as_on_gpus_are_those_of_cpus() -> None:
+    maps, places = maps_and_places()
+    values = pixels_at(maps, places).detach()
+    assert torch.equal(_sum_by_index(values, places, 5), torch.ops.gen_dist.sum_at(values, places, 5))
 
 
 @pytest.mark.gpu
