@@ -202,7 +202,9 @@ def _assert_a_phase_equals_the_paper(trainer: Trainer, phase: str, penalized: bo
         differences = isinstance(config, WganGpConfig | R3ganConfig)
         dead = (differences and name.endswith("encoder.head.bias")) or (mixing and name.endswith(last_biases))
         assert theirs.norm() > 1e-6 * largest or dead, name
-        assert (mine - theirs).norm() <= tolerance * theirs.norm() + 1e-6 * largest, name
+        # Terms of about 1/16 cancel in a dead bias, of which float32 leaves their last digit, 2^-28.
+        left_over = 1e-8 if dead else 0.0
+        assert (mine - theirs).norm() <= tolerance * theirs.norm() + 1e-6 * largest + left_over, name
 
 
 def _carried_by(reference: Reference, config: ObjectiveConfig, phase: str) -> dict[str, Tensor]:
