@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from gen_dist.config.checked import at_least
 from gen_dist.errors import ConfigError
 from gen_dist.startup import tell
 
@@ -204,14 +205,14 @@ def walk(
 
     check_animation(out)  # before anything that takes seconds
     _refuse_missing_directory(out)
-    if columns < 1:
-        raise ConfigError(f"columns {columns} is less than 1")
+    for name, value in {"count": count, "columns": columns, "frames": frames}.items():
+        at_least(name, value, 1)
+    at_least("stops", stops, 2)
     if not 0.1 <= fps <= 1000:
         raise ConfigError(f"fps {fps:g} is not in 0.1..1000")
     model = load(run, device=device, announce=tell, checkpoint=checkpoint)
     rows = [model.labels.row_of(label) if model.conditional else model.labels.in_turn(1)[0] for label in labels]
     asked = Walk(count, stops, frames, seed, truncation, prior)
-    asked.check()
     decoded = frames_of(model, asked, rows, walk_labels=walk_labels)
     shown = tqdm(decoded, total=asked.frames, desc="walking", unit="frame", leave=False, disable=None)
     drawn = [grid(tiles(images.cpu().numpy(), model.scale), columns) for images in shown]

@@ -81,7 +81,8 @@ def frames_of(
     if walk.prior == "normal" and not model.objective.generates:
         model.sample(1)  # raises the error
     if (rows or walk_labels) and not model.conditional:
-        raise UserError(f"a model of preset {model.config.preset} is not conditional on classes; leave out the labels")
+        what = "the labels" if rows else "walk_labels"
+        raise UserError(f"a model of preset {model.config.preset} is not conditional on classes; leave out {what}")
     latents = walk_latents(model, walk)
     rows = list(rows) or (model.labels.in_turn(walk.stops if walk_labels else walk.images) if model.conditional else [])
     with truncated(model.objective, walk.truncation, model.labels_in_turn):

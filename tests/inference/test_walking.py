@@ -78,7 +78,8 @@ def test_labels_are_walked_from_one_to_the_next(objective: str) -> None:
 def test_walks_that_cannot_be_are_one_line() -> None:
     gan, autoencoder = _model("gan"), _model("autoencoder")
     for model, walk, options, message in (
-        (gan, SHORT, {"rows": [(1.0,)]}, "is not conditional on classes"),
+        (gan, SHORT, {"rows": [(1.0,)]}, "is not conditional on classes; leave out the labels"),
+        (gan, SHORT, {"walk_labels": True}, "is not conditional on classes; leave out walk_labels"),
         (gan, SHORT._replace(stops=1), {}, "stops 1 is less than 2"),
         (gan, SHORT._replace(images=0), {}, "images 0 is less than 1"),
         (gan, SHORT._replace(truncation=0.5), {}, "truncation needs a generator with styles"),
@@ -87,6 +88,13 @@ def test_walks_that_cannot_be_are_one_line() -> None:
     ):
         with pytest.raises(UserError, match=message):
             list(frames_of(model, walk, **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("option", ["count 0", "columns 0", "stops 1", "frames -2"])
+def test_the_command_refuses_by_the_names_of_its_options(option: str, tmp_path: Path) -> None:
+    words = f"walk {tmp_path} --out {tmp_path / 'walk.webp'} --{option}".split()
+    with pytest.raises(ConfigError, match=f"{option} is less than [12]"):
+        run_subcommand([walk_command, walk_command], words, "gen-dist")
 
 
 def test_truncated_styles_walk_nearer_to_the_mean() -> None:
