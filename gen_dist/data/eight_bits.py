@@ -36,46 +36,14 @@ def as_pixels(image: Image.Image, channels: int | None, out: NDArray[Any] | None
     """
     mode = "L" if channels == 1 else "RGB"
     image = image if image.mode == mode else image.convert(mode)  # which copies in any case
-    if out is None:
-        return _planes(image)
-    words = _memory_of(image) if out.shape == (len(mode), image.height, image.width) and out.dtype == np.uint8 else None
-    if words is None:
-        return _planes(image)
-    # NumPy takes a byte out of each word without the GIL, so that other threads go on; PIL's packers hold it.
-    for place, plane in enumerate(out):
-        np.copyto(plane, words >> (8 * place) if place else words, casting="unsafe")
-    return out
-
-
-def _planes(image: Image.Image) -> NDArray[np.uint8]:
-    """Pixels [C, H, W] by PIL's own packers."""
-    if image.mode == "L":
-        return np.asarray(image, np.uint8)[None]
-    pixels = np.empty((3, image.height, image.width), np.uint8)
-    for plane, band in zip(pixels, image.mode, strict=True):
-        # PIL gives single bands as fast as pixels; to take pixels apart afterwards costs twice that.
-        plane.reshape(-1)[:] = np.frombuffer(image.tobytes("raw", band), np.uint8)
+    shape = len(mode), image.height, image.width
+    fits = out is not None and out.shape == shape and out.dtype == np.uint8 and out.flags.c_contiguous
+    pixels = out if out is not None and fits else np.empty(shape, np.uint8)
+    for plane, band in zip(pixels, mode, strict=True):
+        # PIL gives single bands as fast as pixels; to take pixels apart afterwards costs twice that. NumPy would let go
+        # of the GIL for each of these short copies, and threads that decode wait for one another then.
+        memoryview(plane.reshape(-1))[:] = image.tobytes("raw", band)
     return pixels
-
-
-def _memory_of(image: Image.Image) -> NDArray[Any] | None:
-    """Pixels where PIL has them: uint8 [H, W] of mode L, little-endian words [H, W] of mode RGB with red lowest.
-
-    None if this version of PIL does not show them, or if the image is in several pieces (PIL has pieces of 16 MB).
-    """
-    if not hasattr(image, "__arrow_c_array__"):
-        return None
-    import pyarrow  # takes a fifth of a second
-
-    image.load()
-    try:
-        found: Any = pyarrow.array(image)
-    except ValueError:
-        return None
-    values = found if image.mode == "L" else found.values
-    return np.frombuffer(values.buffers()[1], np.uint8 if image.mode == "L" else "<u4").reshape(
-        image.height, image.width
-    )
 
 
 def large_eight_bit(opened: Image.Image, gray: bool) -> Image.Image:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gen_dist.data import decoding, eight_bits
+from gen_dist.data import decoding
 from gen_dist.data.batch_memory import BatchMemory
 from gen_dist.data.eight_bits import as_pixels
 
@@ -50,21 +50,18 @@ def test_memory_of_another_form_is_left_alone(shape: tuple[int, ...], dtype: str
     assert (out == 7).all()
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_pixels_are_the_same_where_pillow_does_not_show_its_memory(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    image, channels = noise(9, 11, mode), len(mode)
-    out = np.zeros((channels, 9, 11), np.uint8)
-    assert as_pixels(image, channels, out) is out
-    monkeypatch.setattr(eight_bits, "_memory_of", lambda _image: None)
-    unused = np.zeros_like(out)
-    assert np.array_equal(as_pixels(image, channels, unused), out)
-
-
-def test_an_image_in_several_pieces_is_decoded_all_the_same() -> None:
+def test_an_image_of_several_megabytes_is_decoded_into_memory_all_the_same() -> None:
     image = Image.new("RGB", (2_500, 2_000))  # PIL has pieces of 16 MB
     image.paste(noise(100, 2_500, "RGB"), (0, 1_900))
     out = np.zeros((3, 2_000, 2_500), np.uint8)
     assert np.array_equal(as_pixels(image, 3, out), np.asarray(image).transpose(2, 0, 1))
+
+
+def test_memory_that_is_not_contiguous_is_left_alone() -> None:
+    out = np.zeros((3, 9, 22), np.uint8)[..., ::2]
+    image = noise(9, 11, "RGB")
+    assert np.array_equal(as_pixels(image, 3, out), np.asarray(image).transpose(2, 0, 1))
+    assert not out.any()
 
 
 def test_memory_is_used_again_once_nobody_holds_a_view_of_it() -> None:
