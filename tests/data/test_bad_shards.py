@@ -22,7 +22,7 @@ import gen_dist
 from gen_dist.cli import run_command
 from gen_dist.config import DataConfig
 from gen_dist.data import open_dataset
-from tests.data.test_shards import BAD, GOOD
+from tests.data.test_shard_refusals import BAD, GOOD
 from tests.support.runs import small_config
 from tests.support.shards import ShardServer, encoded, samples, served
 

@@ -2,90 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
 import re
 import shutil
-import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 import gen_dist
-from gen_dist.config import DataConfig, TrainConfig
-from gen_dist.data import Dataset, Split, TrainBatches, open_dataset
-from gen_dist.data.shards import fetching, packed_parts, parquet_contents
+from gen_dist.config import DataConfig
+from gen_dist.data import Dataset
+from gen_dist.data.shards import fetching
 from gen_dist.data.shards.block_cache import BlockCache, stripe_of
-from gen_dist.errors import ConfigError, DataError
+from gen_dist.errors import DataError
 from gen_dist.records.checkpoint import load_newest
-from gen_dist.records.reading import write_object
-from gen_dist.records.run_data import _where_it_trained, _with_moved_tests, open_run_data
 from gen_dist.training.supervisor import Supervisor
+from tests.data.shard_sets import IMAGES, SHARDS, batches, some_batches, truth, with_status
 from tests.support.runs import small_config
-from tests.support.shards import ShardServer, encoded, samples, served, tar_of, wait_for, write_shards
-
-SHARDS, IMAGES = 3, 20
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[ShardServer]:
-    """Shards 000.tar to 002.tar behind a server."""
-    write_shards(tmp_path / "shards", SHARDS, IMAGES)
-    with served(tmp_path / "shards") as server:
-        yield server
-
-
-@pytest.fixture
-def lines() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def opened(tmp_path: Path, lines: list[str]) -> Callable[..., Dataset]:
-    def open_it(pattern: str, cache: str = "cache", **options: Any) -> Dataset:
-        packing = DataConfig(cache_dir=str(tmp_path / cache), **{"test_fraction": 0.1, **options})
-        return open_dataset(f"shards:{pattern}", "unused", packing, lines.append)
-
-    return open_it
-
-
-def batches(split: Split, rows: tuple[tuple[int, int], ...] = ((0, 12),)) -> TrainBatches:
-    return TrainBatches(
-        split,
-        seed=5,
-        global_batch_size=12,
-        micro_batches=rows,
-        device=torch.device("cpu"),
-        resident_budget_bytes=2**30,
-    )
-
-
-def some_batches(split: Split, first: int = 0, last: int = 9) -> NDArray[np.uint8]:
-    """Images and labels of some steps, [steps, rows, pixels and label]."""
-    with contextlib.closing(batches(split)) as gathered:
-        found = [gathered.micro_batch(step, 0) for step in range(first, last)]
-    return np.stack([torch.cat([images.flatten(1), labels[:, None].byte()], 1).numpy() for images, labels in found])
-
-
-def truth(number: int, classes: int = 3) -> tuple[bytes, int]:
-    return np.asarray(Image.open(io.BytesIO(encoded(number)))).tobytes(), number % classes
-
-
-def with_status(error: OSError, status: int) -> OSError:
-    """An error as Hugging Face's package raises it."""
-    setattr(error, "response", SimpleNamespace(status_code=status))  # noqa: B010  OSError has no such attribute
-    return error
+from tests.support.shards import ShardServer, samples, served, tar_of, wait_for, write_shards
 
 
 def test_an_epoch_of_two_ranks_has_each_image_with_its_label(
@@ -386,228 +328,6 @@ def test_an_image_that_stands_for_another_has_its_own_label(tmp_path: Path, open
     for row, image, label in zip(rows.tolist(), images, labels.tolist(), strict=True):
         assert (image.tobytes(), label) == truth(label, classes=50)
         assert train.labels[row] == label
-
-
-def test_layouts_of_tar_files_give_one_set(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
-    long = "a" * 80 + "/" + "b" * 80 + "/"
-    files = {f"{long}{name}": content for name, content in samples(0, 10).items()}
-    digests = set()
-    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        path = tmp_path / f"{form}.tar"
-        path.write_bytes(tar_of(files, form))
-        dataset = opened(str(path), test_fraction=0.2)
-        labelled = [*zip(map(np.ndarray.tobytes, [*dataset.train.images[:], *dataset.test.images]),
-                         [*dataset.train.labels.tolist(), *dataset.test.labels.tolist()], strict=True)]  # fmt: skip
-        digests.add(tuple(sorted(labelled)))
-    assert digests == {tuple(sorted(truth(number) for number in range(10)))}
-
-
-def test_labels_are_texts_numbers_or_json(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
-    def with_labels(name: str, ending: str, labels: list[Any]) -> Dataset:
-        files = {f"{i}.{end}": content for i, label in enumerate(labels)
-                 for end, content in (("png", encoded(i)), (ending, label))}  # fmt: skip
-        (tmp_path / name).write_bytes(tar_of(files))
-        return opened(str(tmp_path / name))
-
-    texts = with_labels("a.tar", "cls", [b"dog", b"cat\n", b"dog", b"cat"])
-    assert texts.class_names == ("cat", "dog")
-    numbers = with_labels("b.tar", "json", [json.dumps({"label": n}).encode() for n in (0, 2, 2, 1)])
-    assert numbers.class_names == ("0", "1", "2")
-    none = with_labels("c.tar", "txt", [b"a dog", b"a cat", b"two", b"three"])
-    assert none.class_names == ("all",)
-    both = [*numbers.train.labels.tolist(), *numbers.test.labels.tolist()]
-    assert sorted(both) == [0, 1, 2, 2]
-
-
-def test_test_shards_are_the_test_split(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
-    write_shards(tmp_path / "s", 3, 10)
-    dataset = opened(f"{tmp_path}/s/00[01].tar", test_shards=f"{tmp_path}/s/002.tar")
-    assert len(dataset.train.labels) == 20
-    assert [image.tobytes() for image in dataset.test.images] == [truth(number)[0] for number in range(20, 30)]
-
-
-def test_test_shards_of_another_source_are_refused(tmp_path: Path) -> None:
-    packing = DataConfig(cache_dir=str(tmp_path), test_shards="a.tar")
-    with pytest.raises(DataError, match=r"mnist5k: --test-shards a\.tar is for shards; leave it out"):
-        open_dataset("mnist5k", ".", packing)
-
-
-def test_relative_test_shards_count_from_where_the_run_started(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "home" / "set").mkdir(parents=True)
-    write_object(tmp_path / "run" / "environment.json", {"directory": str(tmp_path / "home")})
-    for data in ("shards:set/train-*.tar", "shards:https://host/{0..9}.tar"):
-        config = small_config("vae", data=data, packing=DataConfig(test_shards="set/test-*.tar"))
-        found = _where_it_trained(tmp_path / "run", config)
-        assert found.packing.test_shards == f"{tmp_path}/home/set/test-*.tar"
-
-
-@pytest.mark.parametrize(
-    ("data", "tested", "now", "moved"),
-    [
-        ("/old/s/train-*.tar", "/old/s/test-*.tar", "/new/s/train-*.tar", "/new/s/test-*.tar"),
-        ("/old/s/train-*.tar", "/old/t/test.tar", "/new/s/train-*.tar", "/new/t/test.tar"),
-        ("/old/s/train-*.tar", "/old/s/test.tar", "/new/{0..3}.tar", "/new/test.tar"),
-        ("/old/s/train-*.tar", "/other/test.tar", "/new/s/train-*.tar", "/other/test.tar"),
-        ("s/train.tar", "s/test.tar", "/new/s/train.tar", "/new/s/test.tar"),
-        ("s/train.tar", "/s/test.tar", "/new/s/train.tar", "/s/test.tar"),
-        ("https://a/s/{0..9}.tar", "https://a/s/t.tar", "s3://b/s/{0..9}.tar", "s3://b/s/t.tar"),
-        ("/old/train.tar", "/old/test.tar", "/old/train.tar", "/old/test.tar"),
-    ],
-)
-def test_test_shards_move_with_those_to_train_on(data: str, tested: str, now: str, moved: str) -> None:
-    config = small_config("vae", data=f"shards:{data}", packing=DataConfig(test_shards=tested))
-    assert _with_moved_tests(config, f"shards:{now}").packing.test_shards == moved
-    assert _with_moved_tests(config, None) is config
-
-
-def test_a_run_whose_shards_have_moved_finds_all_of_them(tmp_path: Path) -> None:
-    write_shards(tmp_path / "old", 3, 20)
-    packing = DataConfig(cache_dir=str(tmp_path / "cache"), test_shards=f"{tmp_path}/old/002.tar")
-    config = small_config("vae", data=f"shards:{tmp_path}/old/00[01].tar", packing=packing)
-    before = open_run_data(tmp_path, config, lambda _line: None, digest=None)
-    (tmp_path / "old").rename(tmp_path / "new")
-    place = f"shards:{tmp_path}/new/00[01].tar"
-    assert open_run_data(tmp_path, config, lambda _line: None, digest=before.digest, data=place).digest == before.digest
-
-
-def test_parquet_shards_are_the_set_that_tar_shards_are(
-    tmp_path: Path, opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    row_group = parquet_contents.row_group
-    read_groups: list[int] = []
-
-    def counted(*of: Any) -> bytes:
-        read_groups.append(of[-1])
-        return row_group(*of)
-
-    monkeypatch.setattr(parquet_contents, "row_group", counted)
-    monkeypatch.setattr(packed_parts, "_LARGEST_GAP", -1)  # each image is read by itself, as larger ones are
-    directory = tmp_path / "parquet"
-    directory.mkdir()
-    for shard in range(2):
-        numbers = range(shard * 30, shard * 30 + 30)
-        table = pyarrow.table(
-            {"image": [{"bytes": encoded(n), "path": ""} for n in numbers], "label": [n % 3 for n in numbers]}
-        )
-        pyarrow.parquet.write_table(table, directory / f"{shard:03}.parquet", row_group_size=8)
-    tar = opened(write_shards(tmp_path / "tar", 2, 30))
-    with served(directory) as server:
-        for place in (str(directory), server.url):
-            found = opened(f"{place}/{{000..001}}.parquet")
-            assert len(read_groups) < 40  # eight for a look at the sample, for the sample and for the test split
-            assert np.array_equal(some_batches(found.train), some_batches(tar.train))
-            read_groups.clear()
-            assert np.array_equal(found.test.images, tar.test.images)
-            assert found.class_names == tar.class_names
-
-
-def bad(
-    files: dict[str, bytes], pattern: str = "*.tar", **options: Any
-) -> tuple[dict[str, bytes], str, dict[str, Any]]:
-    return files, pattern, options
-
-
-def tar_head(name: str, size: int) -> bytes:
-    """A tar file that ends behind the header of a file of this size."""
-    header = bytearray(tar_of({name: b""})[:512])
-    header[124:136] = f"{size:011o}\0".encode() if size < 8**11 else b"\x80" + size.to_bytes(11, "big")
-    header[148:156] = b" " * 8
-    header[148:156] = f"{sum(header):06o}\0 ".encode()
-    return bytes(header)
-
-
-GOOD = tar_of(samples(0, 6))
-WIDE = tar_of({"a.png": encoded(1), "b.png": encoded(2, side=9), "c.png": encoded(3)})
-BAD = {
-    "no file is named .*none.*tar": bad({}, "none*.tar"),
-    r"cannot read .*x\.tar: No such file": bad({}, "x.tar"),
-    r"is no \.tar or \.parquet file; unpack it with gunzip": bad({"a.tar.gz": b""}, "a.tar.gz"),
-    r"is no \.tar or \.parquet file; name": bad({"a.zip": b""}, "a.zip"),
-    "shards are of parquet and tar": bad({"a.tar": GOOD, "a.parquet": GOOD}, "a.*"),
-    r"\{9\.\.0\} counts from 9 to 0": bad({}, "{9..0}.tar"),
-    "names .* twice": bad({"a.tar": GOOD}, "{a,a}.tar"),
-    "a.tar: it is no tar file": bad({"a.tar": b"<html>" * 200}),
-    "it is compressed; unpack it": bad({"a.tar": b"\x1f\x8b" + bytes(600)}),
-    "a.tar: it is cut off": bad({"a.tar": GOOD[:570]}),
-    r"a.tar: it is damaged or cut off at byte 1,024": bad({"a.tar": GOOD[:1100]}),
-    "fewer than two images with a name": bad({"a.tar": tar_of({"a.txt": b"1"})}),
-    "sample a has two images": bad({"a.tar": tar_of({"a.png": encoded(1), "a.jpg": encoded(1)})}),
-    "some images have labels and some have none": bad(
-        {"a.tar": tar_of({"a.png": encoded(1), "a.cls": b"1", "b.png": encoded(2)})}
-    ),
-    "label 700 is out of range": bad({"a.tar": tar_of({**samples(0, 6), "000002.cls": b"700"})}),
-    "images are of 8x8 and 9x9; say which size": bad({"a.tar": WIDE}),
-    "images looked at are unreadable": bad({"a.tar": tar_of({f"{i}.png": b"x" * 99 for i in range(6)})}),
-    "label -1 is out of range": bad({"a.tar": tar_of({**samples(0, 6), "000002.cls": b"-1"})}),
-    "label at byte .* has 201 characters": bad({"a.tar": tar_of({**samples(0, 6), "000002.cls": b"a" * 201})}),
-    "have labels and some have none": bad({"a.tar": tar_of({**samples(0, 6), "000002.cls": b" "})}),
-    "an image at byte 512 has 4,294,967,296 bytes": bad({"a.tar": tar_head("a.png", 2**32)}),
-    "it is no tar file": bad({"a.tar": tar_head("a.png", -1)}),
-    "layout NHWC is not for shards": bad({"a.tar": GOOD}, layout="NHWC"),
-    "no image has a, b of --label-columns": bad({"a.tar": GOOD}, label_columns=("a", "b")),
-    "pages first is not for shards": bad({"a.tar": GOOD}, pages="first"),
-    "is in the test split too": bad({"a.tar": GOOD}, test_shards="*.tar"),
-    "is not a whole parquet file": bad({"a.parquet": b"PAR1" + bytes(99)}, "a.parquet"),
-    "is unreadable|images are unreadable": bad(
-        {"a.tar": tar_of({**samples(0, 6), "000002.png": encoded(2)[:50]})}, unreadable_images="error"
-    ),
-}
-
-
-@pytest.mark.parametrize("line", BAD)
-def test_bad_shards_give_one_line(line: str, tmp_path: Path, opened: Callable[..., Dataset]) -> None:
-    files, pattern, options = BAD[line]
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
-    if "test_shards" in options:
-        options = {**options, "test_shards": f"{tmp_path}/{options['test_shards']}"}
-    with pytest.raises(DataError, match=line) as raised:
-        some_batches(opened(f"{tmp_path}/{pattern}", **options).train, 0, 1)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(("status", "line"), [(403, "no credentials of a reader"), (404, "there is no such file")])
-def test_refusals_of_a_server_are_one_line(
-    status: int, line: str, server: ShardServer, opened: Callable[..., Dataset]
-) -> None:
-    server.fails = lambda _: status
-    with pytest.raises(DataError, match=line):
-        opened(f"{server.url}/{{000..002}}.tar")
-
-
-def test_a_server_without_ranges_is_refused(server: ShardServer, opened: Callable[..., Dataset]) -> None:
-    size = 2**20 + 512  # more than a block
-    server._read = lambda name, first, last: bytes(last - first)
-    server._size = lambda name: size
-    server.ranges = False
-    with pytest.raises(DataError, match="sends whole files and no ranges"):
-        opened(f"{server.url}/{{000..002}}.tar")
-    assert sum(one.startswith("GET") for one in server.asked) == 1
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "https://me:word@host/a.tar",
-        "https://host/a.tar?X-Amz-Signature=word",
-        "s3://key:word@bucket/{0..9}.tar",
-        "https://host/a.tar?sig=word&b=1",
-    ],
-)
-def test_secrets_in_addresses_are_refused_and_not_shown(address: str, tmp_path: Path) -> None:
-    for make in (
-        lambda: TrainConfig(data=f"shards:{address}"),
-        lambda: DataConfig(test_shards=address),
-        lambda: open_dataset(f"shards:{address}", ".", DataConfig(cache_dir=str(tmp_path))),
-    ):
-        with pytest.raises(ConfigError, match="has a password or signature in it") as raised:
-            make()
-        assert "word" not in str(raised.value).replace("password", "")
-    assert not list(tmp_path.iterdir())
 
 
 def test_file_systems_that_read_ahead_fetch_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

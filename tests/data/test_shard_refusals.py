@@ -1,0 +1,122 @@
+"""Shards, servers and addresses that are refused, each in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gen_dist.config import DataConfig, TrainConfig
+from gen_dist.data import Dataset, open_dataset
+from gen_dist.errors import ConfigError, DataError
+from tests.data.shard_sets import some_batches
+from tests.support.shards import ShardServer, encoded, samples, tar_of
+
+
+def bad(
+    files: dict[str, bytes], pattern: str = "*.tar", **options: Any
+) -> tuple[dict[str, bytes], str, dict[str, Any]]:
+    return files, pattern, options
+
+
+def tar_head(name: str, size: int) -> bytes:
+    """A tar file that ends behind the header of a file of this size."""
+    header = bytearray(tar_of({name: b""})[:512])
+    header[124:136] = f"{size:011o}\0".encode() if size < 8**11 else b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    return bytes(header)
+
+
+GOOD = tar_of(samples(0, 6))
+
+WIDE = tar_of({"a.png": encoded(1), "b.png": encoded(2, side=9), "c.png": encoded(3)})
+
+BAD = {
+    "no file is named .*none.*tar": bad({}, "none*.tar"),
+    r"cannot read .*x\.tar: No such file": bad({}, "x.tar"),
+    r"is no \.tar or \.parquet file; unpack it with gunzip": bad({"a.tar.gz": b""}, "a.tar.gz"),
+    r"is no \.tar or \.parquet file; name": bad({"a.zip": b""}, "a.zip"),
+    "shards are of parquet and tar": bad({"a.tar": GOOD, "a.parquet": GOOD}, "a.*"),
+    r"\{9\.\.0\} counts from 9 to 0": bad({}, "{9..0}.tar"),
+    "names .* twice": bad({"a.tar": GOOD}, "{a,a}.tar"),
+    "a.tar: it is no tar file": bad({"a.tar": b"<html>" * 200}),
+    "it is compressed; unpack it": bad({"a.tar": b"\x1f\x8b" + bytes(600)}),
+    "a.tar: it is cut off": bad({"a.tar": GOOD[:570]}),
+    r"a.tar: it is damaged or cut off at byte 1,024": bad({"a.tar": GOOD[:1100]}),
+    "fewer than two images with a name": bad({"a.tar": tar_of({"a.txt": b"1"})}),
+    "sample a has two images": bad({"a.tar": tar_of({"a.png": encoded(1), "a.jpg": encoded(1)})}),
+    "some images have labels and some have none": bad(
+        {"a.tar": tar_of({"a.png": encoded(1), "a.cls": b"1", "b.png": encoded(2)})}
+    ),
+    "label 700 is out of range": bad({"a.tar": tar_of({**samples(0, 6), "000002.cls": b"700"})}),
+    "images are of 8x8 and 9x9; say which size": bad({"a.tar": WIDE}),
+    "images looked at are unreadable": bad({"a.tar": tar_of({f"{i}.png": b"x" * 99 for i in range(6)})}),
+    "label -1 is out of range": bad({"a.tar": tar_of({**samples(0, 6), "000002.cls": b"-1"})}),
+    "label at byte .* has 201 characters": bad({"a.tar": tar_of({**samples(0, 6), "000002.cls": b"a" * 201})}),
+    "have labels and some have none": bad({"a.tar": tar_of({**samples(0, 6), "000002.cls": b" "})}),
+    "an image at byte 512 has 4,294,967,296 bytes": bad({"a.tar": tar_head("a.png", 2**32)}),
+    "it is no tar file": bad({"a.tar": tar_head("a.png", -1)}),
+    "layout NHWC is not for shards": bad({"a.tar": GOOD}, layout="NHWC"),
+    "no image has a, b of --label-columns": bad({"a.tar": GOOD}, label_columns=("a", "b")),
+    "pages first is not for shards": bad({"a.tar": GOOD}, pages="first"),
+    "is in the test split too": bad({"a.tar": GOOD}, test_shards="*.tar"),
+    "is not a whole parquet file": bad({"a.parquet": b"PAR1" + bytes(99)}, "a.parquet"),
+    "is unreadable|images are unreadable": bad(
+        {"a.tar": tar_of({**samples(0, 6), "000002.png": encoded(2)[:50]})}, unreadable_images="error"
+    ),
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_shards_give_one_line(line: str, tmp_path: Path, opened: Callable[..., Dataset]) -> None:
+    files, pattern, options = BAD[line]
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    if "test_shards" in options:
+        options = {**options, "test_shards": f"{tmp_path}/{options['test_shards']}"}
+    with pytest.raises(DataError, match=line) as raised:
+        some_batches(opened(f"{tmp_path}/{pattern}", **options).train, 0, 1)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("status", "line"), [(403, "no credentials of a reader"), (404, "there is no such file")])
+def test_refusals_of_a_server_are_one_line(
+    status: int, line: str, server: ShardServer, opened: Callable[..., Dataset]
+) -> None:
+    server.fails = lambda _: status
+    with pytest.raises(DataError, match=line):
+        opened(f"{server.url}/{{000..002}}.tar")
+
+
+def test_a_server_without_ranges_is_refused(server: ShardServer, opened: Callable[..., Dataset]) -> None:
+    size = 2**20 + 512  # more than a block
+    server._read = lambda name, first, last: bytes(last - first)
+    server._size = lambda name: size
+    server.ranges = False
+    with pytest.raises(DataError, match="sends whole files and no ranges"):
+        opened(f"{server.url}/{{000..002}}.tar")
+    assert sum(one.startswith("GET") for one in server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://me:word@host/a.tar",
+        "https://host/a.tar?X-Amz-Signature=word",
+        "s3://key:word@bucket/{0..9}.tar",
+        "https://host/a.tar?sig=word&b=1",
+    ],
+)
+def test_secrets_in_addresses_are_refused_and_not_shown(address: str, tmp_path: Path) -> None:
+    for make in (
+        lambda: TrainConfig(data=f"shards:{address}"),
+        lambda: DataConfig(test_shards=address),
+        lambda: open_dataset(f"shards:{address}", ".", DataConfig(cache_dir=str(tmp_path))),
+    ):
+        with pytest.raises(ConfigError, match="has a password or signature in it") as raised:
+            make()
+        assert "word" not in str(raised.value).replace("password", "")
+    assert not list(tmp_path.iterdir())
