@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from gen_dist.data.dataset import Dataset, Split
-from gen_dist.data.headers import ORIENTATION, TURNED
+from gen_dist.data.fitting import Fitting
+from gen_dist.data.headers import ORIENTATION, TURNED, Header
 from gen_dist.data.image_files import registered_formats
 from gen_dist.data.on_demand import ImagesOnDemand
 from gen_dist.errors import DataError
@@ -30,6 +31,8 @@ DIGEST_SUFFIX = ", JPEG decoded by nvJPEG"
 _WAY_OUT = "use --decoded-on cpu"
 _RGB_IDS = (ord("R"), ord("G"), ord("B"))
 _LOOKED_AT = 16
+_KINDS = ("JPEG RGB", "JPEG gray", "MPO RGB", "MPO gray")
+_TURNED_REASON = "its EXIF data say that it lies on its side or is mirrored"
 
 
 def decoded_on(dataset: Dataset, device: torch.device) -> Dataset:
@@ -141,7 +144,7 @@ def _unfit_header(opened: Any, channels: int, height: int, width: int) -> str:
     if opened.size != (width, height):
         return f"it is {opened.width}x{opened.height}, and nothing resizes it to {width}x{height} there"
     if opened.getexif().get(ORIENTATION, 1) in TURNED:
-        return "its EXIF data say that it lies on its side or is mirrored"
+        return _TURNED_REASON
     # Components that are red, green and blue, not brightness and two colours: nvJPEG does not ask.
     if opened.info.get("adobe_transform") == 0 or tuple(one[0] for one in opened.layer) == _RGB_IDS:
         return "its components are RGB, not YCbCr" if opened.mode == "RGB" else ""
@@ -157,6 +160,26 @@ def _split_on(split: Split, device: torch.device) -> Split:
     images: Any = ImagesOnGpu(split.on_demand, device)
     images.refuse_unfit()
     return dataclasses.replace(split, images=images)
+
+
+def refuse_header(name: str, header: Header, fitting: Fitting | None) -> None:
+    """Raise DataError for an image that is not for the decoder, before anything is packed.
+
+    Args:
+        name: the image.
+        header: what its file says.
+        fitting: size that images are brought to.
+    """
+    reason = ""
+    size = header.width, header.height
+    if header.kind not in _KINDS:
+        reason = f"it is {header.kind}, not a JPEG in RGB or gray"
+    elif header.turned:
+        reason = _TURNED_REASON
+    elif fitting and size != fitting[:2]:
+        reason = f"it is {header.width}x{header.height}, and nothing resizes it to {fitting} there"
+    if reason:
+        raise DataError(f"{name} cannot be decoded on a GPU: {reason}; {_WAY_OUT}")
 
 
 def check_decoder(device: torch.device) -> None:

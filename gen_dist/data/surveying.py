@@ -24,6 +24,7 @@ from gen_dist.config.labels import UNKNOWN
 from gen_dist.data.array_bytes import UnreadableImage
 from gen_dist.data.fitting import Fitting
 from gen_dist.data.forms import lines_on_form
+from gen_dist.data.gpu_jpeg import refuse_header
 from gen_dist.data.headers import Header, read_header
 from gen_dist.data.image_files import Encoded, ImageFile, image_warnings_as_intended
 from gen_dist.data.labelling import MISSING, completed, lines_on_labels, summary_of_labels
@@ -277,6 +278,8 @@ class _Surveyor:
         width, height = fitting[:2] if fitting else (header.width, header.height)
         self._note(lambda: self._shape.check((stored, height, width), name))
         self._note(lambda: self._shape.check_dtype(header.dtype, name))
+        if self._packing.decoded_on != "cpu":
+            self._note(lambda: refuse_header(name, header, fitting))
         found.dtype = header.dtype
         found.changes.update(_changes(header, fitting, channels))
         for kind, detail in header.losses.items():

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from gen_dist.config import DataConfig
-from gen_dist.data import Dataset, TrainBatches, gpu_jpeg, open_dataset
+from gen_dist.data import Dataset, TrainBatches, gpu_jpeg, open_dataset, survey_source
 from gen_dist.data.gpu_jpeg import ImagesOnGpu, check_decoder, decode_jpegs, decoded_on
 from gen_dist.errors import DataError
 from gen_dist.parallel.facts import facts_of_start
@@ -166,6 +166,17 @@ def test_a_host_or_a_set_without_it_is_refused_before_packing(
     with pytest.raises(DataError, match=reason):
         open_dataset(f"folder:{tmp_path / 'images'}", "unused", packing, lambda _line: None)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if name != "RGB components"])
+def test_a_survey_tells_what_training_would_refuse(name: str, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for file, content in {**files(), "05.jpg": REFUSED[name][0]}.items():
+        (tmp_path / "images" / file).write_bytes(content)
+    for size in ("24x16", None, "12x8"):
+        packing = DataConfig(cache_dir=str(tmp_path), packed_as="encoded", decoded_on="cuda", image_size=size)
+        problem = survey_source(f"folder:{tmp_path / 'images'}", "", packing, lambda _line: None).problem
+        assert "cannot be decoded on a GPU: it" in str(problem)
 
 
 @pytest.mark.gpu
