@@ -88,9 +88,8 @@ _MNIST = TrainConfig(
     optimization=OptimizerConfig(betas=(0.9, 0.98), warmup_steps=80, decay="linear"),
 )
 
-# 5.75 epochs of 60,000 images. Tuned on full MNIST for equal shares of the digits. Noise matters most: without it the
-# discriminator classifies 93 % of the images by details, mostly of the background, and its gradient says little about
-# the digit.
+# 5.75 epochs of 60,000 images. Without noise the discriminator classifies 93 % of the images by details, mostly of the
+# background, and its gradient says little about the digit.
 _MNIST_GAN = TrainConfig(
     steps=5400,
     global_batch_size=64,
@@ -101,6 +100,22 @@ _MNIST_GAN = TrainConfig(
     network=DcganConfig(feature_maps=32, latent_dim=64),
     objective=GanConfig(instance_noise=0.6),
     optimization=OptimizerConfig(betas=(0.5, 0.999), ema_decay=0.999),
+)
+
+# Tuned on full MNIST by sweeps (gen_dist/README.md, "GANs on MNIST"). A layer that sees the whole digit matters most:
+# without it a score is a sum over places, every stroke looks right, and a third of the digits are none. Noise falls to
+# a half, so that the discriminator sees edges in the end. The rate is nearly three times as high, and falls to 0.
+_DIGITS_GAN = replace(
+    _MNIST_GAN,
+    steps=4000,
+    learning_rate=8e-4,
+    checkpoint_every=1000,
+    sample_every=1000,
+    evaluate_every=1000,
+    network=DcganConfig(feature_maps=32, hidden_size=512, latent_dim=64),
+    objective=GanConfig(instance_noise=0.4),
+    optimization=OptimizerConfig(betas=(0.5, 0.999), decay="linear", ema_decay=0.999),
+    schedule=ScheduleConfig(final_instance_noise=0.2),
 )
 
 _CIFAR10_GAN = replace(
@@ -188,22 +203,24 @@ add_preset(
 add_preset(
     "cgan-mnist",
     replace(
-        _MNIST_GAN,
-        steps=4600,
-        learning_rate=4e-4,
+        _DIGITS_GAN,
+        steps=5600,
+        checkpoint_every=1400,
+        sample_every=1400,
+        evaluate_every=1400,
         objective=GanConfig(conditioning="concat", instance_noise=0.3),
-        optimization=OptimizerConfig(betas=(0.5, 0.999), decay="linear", ema_decay=0.999),
+        schedule=ScheduleConfig(final_instance_noise=0.1),
     ),
     "conditional convolutional GAN: choose the digit",
-    expected="97 % of the digits have the requested class",
-    seconds=223,
+    expected="99 % of the digits have the requested class, FID 0.17 in digit features",
+    seconds=400,
 )
 add_preset(
     "dcgan-mnist",
-    _MNIST_GAN,
-    "strided convolutions and batch normalization, 28 x 28",
-    expected="FID 5.95 in digit features, precision 0.64, class imbalance 0.09",
-    seconds=223,
+    _DIGITS_GAN,
+    "strided convolutions, a fully connected layer and batch normalization, 28 x 28",
+    expected="FID 0.4 in digit features, precision 0.88, class imbalance 0.03",
+    seconds=200,
 )
 add_preset(
     "dcgan-64",
