@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,7 +58,12 @@ def test_intervals_are_as_wide_as_figures_vary(metric: Any, shift: float) -> Non
 
 def test_sets_of_an_interval_are_counted_on_a_bar_that_logs_show(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[dict[str, Any]] = []
-    monkeypatch.setattr("gen_dist.evaluation.context.tqdm", lambda items, **options: shown.append(options) or items)
+
+    def bar(items: Iterable[int], **options: Any) -> Iterable[int]:
+        shown.append(options)
+        return items
+
+    monkeypatch.setattr("gen_dist.evaluation.context.tqdm", bar)
     context = _context(*_sets(0, 0.0), with_intervals=True)
     context.in_logs = functools.partial(Context.in_logs, context)
     frechet.measure(context)
