@@ -87,7 +87,7 @@ def test_walks_that_cannot_be_are_one_line() -> None:
         (autoencoder, SHORT, {}, "cannot generate"),
     ):
         with pytest.raises(UserError, match=message):
-            list(frames_of(model, walk, **options))  # type: ignore[arg-type]
+            list(frames_of(model, walk, **options))
 
 
 @pytest.mark.parametrize("option", ["count 0", "columns 0", "stops 1", "frames -2"])
