@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gen_dist.config import DataConfig
 from gen_dist.config.addresses import shown
 from gen_dist.config.data import Layout
@@ -48,9 +46,9 @@ def open_dataset(
     with _one_line_errors(source):
         if packing.decoded_on == "cpu":
             return _opened(source, root, packing, announce)
-        from gen_dist.data.gpu_jpeg import check_decoder, decoded_on
+        from gen_dist.data.gpu_jpeg import check_decoder, decoded_on, own_gpu
 
-        gpu = torch.device("cuda")
+        gpu = own_gpu()
         check_decoder(gpu)  # packing may take long
         return decoded_on(_opened(source, root, packing, announce), gpu)
 

@@ -32,6 +32,7 @@ _WAY_OUT = "use --decoded-on cpu"
 _RGB_IDS = (ord("R"), ord("G"), ord("B"))
 _LOOKED_AT = 16
 _KINDS = ("JPEG RGB", "JPEG gray", "MPO RGB", "MPO gray")
+_COLOURED_REASON = "it has colours, and gray is wanted"
 _TURNED_REASON = "its EXIF data say that it lies on its side or is mirrored"
 
 
@@ -140,7 +141,7 @@ def _unfit_header(opened: Any, channels: int, height: int, width: int) -> str:
     if opened.mode not in ("L", "RGB"):
         return f"it is {opened.mode}, not RGB or gray"
     if opened.mode == "RGB" and channels == 1:
-        return "it has colours, and gray is wanted"
+        return _COLOURED_REASON
     if opened.size != (width, height):
         return f"it is {opened.width}x{opened.height}, and nothing resizes it to {width}x{height} there"
     if opened.getexif().get(ORIENTATION, 1) in TURNED:
@@ -162,18 +163,21 @@ def _split_on(split: Split, device: torch.device) -> Split:
     return dataclasses.replace(split, images=images)
 
 
-def refuse_header(name: str, header: Header, fitting: Fitting | None) -> None:
+def refuse_header(name: str, header: Header, fitting: Fitting | None, channels: int | None) -> None:
     """Raise DataError for an image that is not for the decoder, before anything is packed.
 
     Args:
         name: the image.
         header: what its file says.
         fitting: size that images are brought to.
+        channels: those that are asked for.
     """
     reason = ""
     size = header.width, header.height
     if header.kind not in _KINDS:
         reason = f"it is {header.kind}, not a JPEG in RGB or gray"
+    elif channels == 1 and not header.gray:
+        reason = _COLOURED_REASON
     elif header.turned:
         reason = _TURNED_REASON
     elif fitting and size != fitting[:2]:
@@ -182,14 +186,23 @@ def refuse_header(name: str, header: Header, fitting: Fitting | None) -> None:
         raise DataError(f"{name} cannot be decoded on a GPU: {reason}; {_WAY_OUT}")
 
 
+def own_gpu() -> torch.device:
+    """The GPU of this process, by its number: `cuda` alone would be GPU 0 in the threads that decode.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not torch.cuda.is_available():
+        raise DataError(f"decoded_on cuda needs a GPU with CUDA, and this host shows none; {_WAY_OUT}")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def check_decoder(device: torch.device) -> None:
     """Decode a small image.
 
     Raises:
-        DataError: there is no such device, or torchvision has no decoder for it.
+        DataError: torchvision has no decoder for the device.
     """
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DataError(f"decoded_on cuda needs a GPU with CUDA, and this host shows none; {_WAY_OUT}")
     stream = io.BytesIO()
     Image.new("RGB", (16, 16), "white").save(stream, "JPEG")
     try:

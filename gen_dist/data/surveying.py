@@ -279,7 +279,7 @@ class _Surveyor:
         self._note(lambda: self._shape.check((stored, height, width), name))
         self._note(lambda: self._shape.check_dtype(header.dtype, name))
         if self._packing.decoded_on != "cpu":
-            self._note(lambda: refuse_header(name, header, fitting))
+            self._note(lambda: refuse_header(name, header, fitting, self._packing.channels))
         found.dtype = header.dtype
         found.changes.update(_changes(header, fitting, channels))
         for kind, detail in header.losses.items():

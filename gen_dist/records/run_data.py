@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, open_dataset
 from gen_dist.errors import CheckpointError, DataError
@@ -43,6 +45,11 @@ def open_run_data(
     Raises:
         DataError: the data are missing or damaged, or not those of the run.
     """
+    if config.packing.decoded_on == "cuda" and not torch.cuda.is_available():
+        raise DataError(
+            f"the images of {run_path} were decoded on a GPU (decoded_on cuda), and have other values elsewhere; use a "
+            "host with a GPU and CUDA"
+        )
     config = _where_it_trained(run_path, _with_moved_tests(config, data))
     try:
         dataset = open_dataset(data or config.data, data_root or config.data_root, config.packing, announce)

@@ -158,6 +158,7 @@ def test_a_host_or_a_set_without_it_is_refused_before_packing(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if not options:
+        monkeypatch.setattr(gpu_jpeg, "own_gpu", lambda: CPU)
         monkeypatch.setattr(gpu_jpeg, "check_decoder", lambda _device: None)
     (tmp_path / "images").mkdir()
     for name, content in files().items():
@@ -177,6 +178,31 @@ def test_a_survey_tells_what_training_would_refuse(name: str, tmp_path: Path) ->
         packing = DataConfig(cache_dir=str(tmp_path), packed_as="encoded", decoded_on="cuda", image_size=size)
         problem = survey_source(f"folder:{tmp_path / 'images'}", "", packing, lambda _line: None).problem
         assert "cannot be decoded on a GPU: it" in str(problem)
+
+
+def test_a_survey_tells_colours_that_would_have_to_become_gray(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for file, content in files(count=6).items():
+        (tmp_path / "images" / file).write_bytes(content)
+    packing = DataConfig(cache_dir=str(tmp_path), packed_as="encoded", decoded_on="cuda", channels=1)
+    problem = survey_source(f"folder:{tmp_path / 'images'}", "", packing, lambda _line: None).problem
+    assert str(problem).endswith("it has colours, and gray is wanted; use --decoded-on cpu")
+
+
+def test_threads_decode_on_the_gpu_of_their_process(
+    opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)  # of this thread; that of a new one is 0
+    devices: list[torch.device] = []
+
+    def decoding(contents: Sequence[bytes], channels: int, device: torch.device) -> list[torch.Tensor]:
+        devices.append(device)
+        return decode_jpegs(contents, channels, CPU)
+
+    monkeypatch.setattr(gpu_jpeg, "decode_jpegs", decoding)
+    opened(files(), decoded_on="cuda").train.images[np.arange(4)]
+    assert set(devices) == {torch.device("cuda", 1)}
 
 
 @pytest.mark.gpu

@@ -66,6 +66,17 @@ def _digest(run: Path) -> str:
     return str(json.loads(state)["data_digest"])
 
 
+def test_images_that_a_gpu_decoded_are_refused_elsewhere(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    packing = DataConfig(image_size=8, packed_as="encoded", decoded_on="cuda", cache_dir=str(tmp_path / "cache"))
+    config = dataclasses.replace(config_of_run(home / "run"), packing=packing)
+    with pytest.raises(DataError, match=r"were decoded on a GPU .* use a host with a GPU and CUDA$"):
+        open_run_data(home / "run", config, _silent, digest=None)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_data_that_moved_are_known_by_their_digest(home: Path) -> None:
     (home / "images").rename(home / "moved")
     for data, steps in ((f"folder:{home}/moved/", 2), ("folder:./moved", 3)):
