@@ -27,7 +27,7 @@ from gen_dist.files import file_lock, write_atomically
 from gen_dist.inference.latent_card import latent_card
 from gen_dist.inference.latent_files import FileFormat, joined
 from gen_dist.inference.latent_rows import RowsAtOnce, columns_of, encoded_rows, rows_at_once, statistics_of, sums_of
-from gen_dist.inference.latent_set import CARD, LOCK, LatentSet, Shard, written_to
+from gen_dist.inference.latent_set import CARD, LOCK, LatentSet, Shard, manifest_at, written_to
 from gen_dist.inference.loading import model_of, read_same_checkpoint
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.parallel.collectives import agree, errors_shared, from_main, in_main
@@ -88,7 +88,9 @@ def encode(
         splits = [split] if split else [one for one in SPLITS if len(getattr(dataset, one).labels)]
         _tell_missing_names(dataset, splits, say)
         batch = RowsAtOnce(*from_main(rows_at_once(model), processes))
-        wanted = _latent_set(run, out, model, checkpoint, dataset, splits, (file_format, shard_size, batch.rows), data)
+        sizes = file_format, shard_size, batch.rows
+        named = _takes_names(out, dataset, splits, say)
+        wanted = _latent_set(run, out, model, checkpoint, dataset, splits, sizes, data, named)
         with _only_one(out, processes, say):
             _fill(wanted, model, dataset, batch, processes, say)
     return out
@@ -129,6 +131,8 @@ def _open_data(
             fit="crop" if packing.fit == "none" else packing.fit,
             channels=of_images.get(model.image_shape[0]),
             dtype="uint8" if model.scale.dtype == "uint8" else packing.dtype,  # deeper files are reduced
+            packed_as=packing.packed_as if data.startswith(("folder:", "parquet:")) else "raw",
+            decoded_on="cpu",  # a GPU resizes nothing
         )
         config = replace(config, packing=packing)
     dataset = open_run_data(run, config, say, digest=None, data=data, data_root=data_root)
@@ -153,6 +157,17 @@ def _tell_missing_names(dataset: Dataset, splits: list[SplitName], say: Callable
         say(f"the {unnamed[0].name} has no names of files; the rows have numbers alone")
 
 
+def _takes_names(out: Path, dataset: Dataset, splits: list[SplitName], say: Callable[[str], None]) -> bool:
+    """True if the set has names of images. One that was begun without them, by an old version, goes on without."""
+    if not all(getattr(dataset, split).names is not None for split in splits):
+        return False
+    begun = manifest_at(out)
+    if begun is None or "name" in begun["made_of"].get("columns", ["name"]):
+        return True
+    say(f"{out} was begun without names of images, and goes on without; choose another --out for them")
+    return False
+
+
 # ------------------------------------------------------------------------------------------------------------ the set
 
 
@@ -165,8 +180,8 @@ def _latent_set(
     splits: list[SplitName],
     sizes: tuple[FileFormat, int, int],
     data: str | None,
+    named: bool,
 ) -> LatentSet:
-    named = all(getattr(dataset, split).names is not None for split in splits)
     columns = columns_of(model, dataset.labels, named)
     rows = {split: len(getattr(dataset, split).labels) for split in splits}
     of_a_row = sum(column.size for column in columns)
@@ -291,7 +306,7 @@ def _compute(
                 parts.append(encoded.result())
                 bar.update(len(parts[-1]["row"]))
             found = joined(parts)
-            if split.names is not None:
+            if split.names is not None and any(column.name == "name" for column in wanted.columns):
                 found["name"] = [split.names[row] for row in found["row"].tolist()]
             latents = found["mean"] if model.objective.gives_logvar else found["latents"]
             with written_to(wanted.path):

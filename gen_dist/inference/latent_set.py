@@ -109,7 +109,7 @@ class LatentSet:
             CheckpointError: encoding.json is damaged, or a file cannot be read just now.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        manifest = self.manifest()
+        manifest = manifest_at(self.path)
         if manifest is None:
             names = [CARD, *self.files(), *(shard.file for shard in self.shards())]
             if taken := [name for name in names if os.path.lexists(self.path / name)]:
@@ -124,23 +124,6 @@ class LatentSet:
         if self.in_one_file and known and all(self._is_whole(name, known, announce) for name in self.files()):
             return []
         return [shard for shard in self.shards() if not self._is_whole(shard.file, known, announce)]
-
-    def manifest(self) -> dict[str, Any] | None:
-        """Content of encoding.json; None without it. The set is complete if it names files.
-
-        Raises:
-            CheckpointError: it is damaged, of another version, or cannot be read just now.
-        """
-        path = self.path / MANIFEST
-        try:
-            found = read_object(path, _MANIFEST, "remove the directory, or choose another --out")
-        except FileNotFoundError:
-            return None
-        if found["format"] != FORMAT:
-            raise OtherVersionError(
-                f"{path} has format {found['format']}; this version of gen_dist reads {FORMAT}: choose another --out"
-            )
-        return found
 
     def _refuse_another(self, manifest: Mapping[str, Any]) -> None:
         """Raise ConfigError if the directory holds a set of other facts than this one."""
@@ -227,7 +210,7 @@ class LatentSet:
             CheckpointError: a shard is not there, or is damaged.
             OSError: a file cannot be written.
         """
-        manifest = self.manifest()
+        manifest = manifest_at(self.path)
         known = manifest["files"] if manifest else {}
         records = {shard.file: self.record(shard.file) for shard in self.shards()}
         statistics = manifest["statistics"] if manifest and known else {}
@@ -282,6 +265,24 @@ class LatentSet:
             "files": files,
             "statistics": statistics,
         }
+
+
+def manifest_at(directory: Path) -> dict[str, Any] | None:
+    """Content of encoding.json; None without it. The set is complete if it names files.
+
+    Raises:
+        CheckpointError: it is damaged, of another version, or cannot be read just now.
+    """
+    path = directory / MANIFEST
+    try:
+        found = read_object(path, _MANIFEST, "remove the directory, or choose another --out")
+    except FileNotFoundError:
+        return None
+    if found["format"] != FORMAT:
+        raise OtherVersionError(
+            f"{path} has format {found['format']}; this version of gen_dist reads {FORMAT}: choose another --out"
+        )
+    return found
 
 
 @contextlib.contextmanager

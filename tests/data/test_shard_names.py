@@ -70,6 +70,8 @@ def test_names_are_the_same_from_a_server(tmp_path: Path) -> None:
         here = opened(pattern, tmp_path / "cache")
         assert list(remote.train.names or ()) == list(here.train.names or ())
         assert list(remote.test.names or ()) == list(here.test.names or ())
+        assert remote.train.names is not None
+        assert remote.train.names[-len(remote.train.names)] == remote.train.names[0]
         assert "000.tar/000003.png" in [*(here.train.names or ()), *(here.test.names or ())]
 
 

@@ -10,6 +10,7 @@ import subprocess
 import time
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from PIL import Image
 import gen_dist
 from gen_dist import commands
 from gen_dist.cli import run_command, run_subcommand
-from gen_dist.config import DataConfig, LatentAutoencoderConfig
+from gen_dist.config import DataConfig, LatentAutoencoderConfig, TrainConfig
 from gen_dist.data import open_dataset
 from gen_dist.errors import CheckpointError, ConfigError, DataError, UserError
 from gen_dist.files import file_lock
@@ -31,7 +32,8 @@ from gen_dist.inference.encoding import encode
 from gen_dist.inference.latent_files import TEXT, Column, as_csv
 from gen_dist.inference.latent_rows import deviation_of, statistics_of, sums_of
 from gen_dist.inference.latent_set import LatentSet
-from gen_dist.inference.loading import model_of
+from gen_dist.inference.loading import model_of, read_same_checkpoint
+from gen_dist.parallel.processes import Processes
 from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
 from tests.support.children import end_with_parent
@@ -317,6 +319,47 @@ def test_names_of_files_come_with_the_latents(
         dataset = open_dataset(source, ".", DataConfig(image_size=28, channels=1), _silent)
         assert list(found["names"]) == list(dataset.train.names or ())
         assert len(found["mean"]) == len(found["names"]) == 11
+
+
+def test_other_images_than_those_of_the_run_are_decoded_by_pillow(
+    runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, config = read_same_checkpoint(runs("vae"), _silent, Processes(0, 0, 1, torch.device("cpu")))
+    packing = replace(config.packing, packed_as="encoded", decoded_on="cuda")
+    model = model_of(checkpoint, replace(config, packing=packing), torch.device("cpu"))
+    found: list[DataConfig] = []
+
+    def opened(_run: Path, config: TrainConfig, *_rest: Any, **_named: Any) -> None:
+        found.append(config.packing)
+        raise DataError("seen")
+
+    monkeypatch.setattr(encoding, "open_run_data", opened)
+    for data in ("folder:some", "mnist", None):
+        with pytest.raises(DataError, match="seen"):
+            encoding._open_data(runs("vae"), model, data, None, _silent)
+    assert [(one.decoded_on, one.packed_as) for one in found] == [
+        ("cpu", "encoded"),
+        ("cpu", "raw"),
+        ("cuda", "encoded"),
+    ]
+
+
+def test_a_set_begun_without_names_goes_on_without(
+    runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in range(12):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("L", (28, 28), 20 * value).save(tmp_path / "images" / f"{value:02}.png")
+    options: dict[str, Any] = {"data": f"folder:{tmp_path / 'images'}", "split": "train", "shard_size": 4}
+    with monkeypatch.context() as patch:  # as old versions did for shards
+        patch.setattr(encoding, "_takes_names", lambda *_given: False)
+        out = _encode(runs("vae"), tmp_path / "out", **options)
+    whole = _bytes_of(out)
+    next(out.glob("train-00001-*")).unlink()
+    lines: list[str] = []
+    _encode(runs("vae"), out, announce=lines.append, **options)
+    assert _bytes_of(out) == whole
+    assert any("was begun without names of images, and goes on without; choose another --out" in one for one in lines)
 
 
 def test_latents_have_the_labels_of_the_data_that_are_encoded(runs: Callable[[str], Path], tmp_path: Path) -> None:

@@ -57,9 +57,10 @@ class ShardNames(Sequence[str]):
     def __getitem__(self, place: int | slice) -> str | list[str]:
         if isinstance(place, slice):
             return [self[one] for one in range(*place.indices(len(self)))]
-        shard, offset = self._images.place_of(range(len(self))[place])
+        row = range(len(self))[place]
+        shard, offset = self._images.place_of(row)
         if kind_of("", shard) == "tar":
-            return image_name(shard, offset, self._images.read_before(place, BYTES_BEFORE), None)
+            return image_name(shard, offset, self._images.read_before(row, BYTES_BEFORE), None)
         return image_name(shard, offset, b"", self._row(shard, offset))
 
     def _row(self, shard: str, offset: int) -> int | None:
