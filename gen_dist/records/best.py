@@ -25,18 +25,23 @@ class Best(NamedTuple):
     step: int
     value: float
     measured_on: tuple[int, str | None] | None = None
-    """Samples and feature network, as the config has them, of a metric of `evaluate_metrics`. Checkpoints of old
-    versions have none."""
+    """Samples and feature network, as the config has them, of a metric of `evaluate_metrics`; None of others."""
 
     def facts(self) -> dict[str, Any]:
         """The fields that say something, as a checkpoint records them."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
-def best_of_facts(config: TrainConfig, facts: Mapping[str, Any]) -> Best | None:
+def best_of_facts(config: TrainConfig, facts: Mapping[str, Any], saved: TrainConfig) -> Best | None:
     """The best evaluation up to a checkpoint, by the metric of the config; None without one.
 
     A config without a metric keeps what its run has, as it is.
+
+    Args:
+        config: of the run as it goes on.
+        facts: of the checkpoint.
+        saved: config in the checkpoint. If the facts do not say what the best was measured on, it does: the versions
+            that wrote such facts allowed no change of it.
 
     Raises:
         ConfigError: it was measured on other samples or features, so that no later evaluation compares with it.
@@ -44,7 +49,7 @@ def best_of_facts(config: TrainConfig, facts: Mapping[str, Any]) -> Best | None:
     found = facts.get("best")
     if not found or config.keep_best not in (None, found["metric"]):
         return None
-    before: tuple[int, str | None] | None = None
+    before = measured_on(saved, found["metric"])
     match found.get("measured_on"):
         case [int(samples), str() | None as features]:
             before = (samples, features)

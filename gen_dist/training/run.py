@@ -160,7 +160,7 @@ class _Run:
 
         # Start. A refusal changes nothing on disk, so the directory is claimed as late as possible.
         if checkpoint := None if fresh else self._newest():
-            self._resume(checkpoint)
+            self._resume(*checkpoint)
         else:
             self.trainer.start()
             with recorder.writing():
@@ -185,8 +185,8 @@ class _Run:
         is_main, objective = processes.is_main, self.config.objective
         return Outcome(recorder.path, self.step, finished, metrics, pictures, collapses, is_main, objective)
 
-    def _newest(self) -> Checkpoint | None:
-        """The newest checkpoint, the same in all processes; None if there is none."""
+    def _newest(self) -> tuple[Checkpoint, TrainConfig] | None:
+        """The newest checkpoint with its config, the same in all processes; None if there is none."""
         processes, path = self.trainer.processes, self.recorder.path
         found = checkpoints.load_newest(path, self.announce)
         step = found[0].step if found else 0
@@ -195,10 +195,10 @@ class _Run:
                 f"rank {processes.rank} finds step {step} in {path}, but rank 0 finds step {newest}; "
                 "all processes need one shared directory"
             )
-        return found[0] if found else None
+        return found
 
-    def _resume(self, checkpoint: Checkpoint) -> None:
-        """Take the state of a checkpoint.
+    def _resume(self, checkpoint: Checkpoint, saved: TrainConfig) -> None:
+        """Take the state of a checkpoint, whose config is `saved`.
 
         Raises:
             ConfigError: it is past the last step.
@@ -213,7 +213,7 @@ class _Run:
             self.announce(f"warning: {damage}")
         self.trainer.load(checkpoint)
         self.logs.resume(checkpoint.facts["unlogged"])
-        self.best = best_of_facts(config, checkpoint.facts)
+        self.best = best_of_facts(config, checkpoint.facts, saved)
         self.step, self.seconds_before = step, checkpoint.facts["training_seconds"]
         self.saved_step = step
         if step < config.steps:

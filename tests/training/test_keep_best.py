@@ -164,14 +164,17 @@ def test_a_best_of_other_samples_is_refused(tmp_path: Path) -> None:
     facts = json.loads(
         json.dumps({"best": Best("evaluation/fid", 5, 2.0, measured_on(config, "evaluation/fid"))._asdict()})
     )
-    assert best_of_facts(config, facts) == Best("evaluation/fid", 5, 2.0, (80, None))
+    assert best_of_facts(config, facts, config) == Best("evaluation/fid", 5, 2.0, (80, None))
     for change in ({"evaluate_samples": 90}, {"evaluate_features": "efficientnet-lite0"}):
         with pytest.raises(ConfigError, match="of step 5, was measured on 80 samples with features None, and others"):
-            best_of_facts(config_of(tmp_path / "run", **{**asked, **change}), facts)
-        unasked = best_of_facts(config_of(tmp_path / "run", **{**change, "keep_best": None}), facts)
+            best_of_facts(config_of(tmp_path / "run", **{**asked, **change}), facts, config)
+        unasked = best_of_facts(config_of(tmp_path / "run", **{**change, "keep_best": None}), facts, config)
         assert unasked and unasked.measured_on == (80, None)
-    facts["best"].pop("measured_on")  # as in old checkpoints
-    assert best_of_facts(config_of(tmp_path / "run", **{**asked, "evaluate_samples": 90}), facts)
+    facts["best"].pop("measured_on")  # as in old checkpoints, whose config says it
+    with pytest.raises(ConfigError, match="of step 5, was measured on 80 samples"):
+        best_of_facts(config_of(tmp_path / "run", **{**asked, "evaluate_samples": 90}), facts, config)
+    unasked = best_of_facts(config_of(tmp_path / "run", evaluate_samples=90, keep_best=None), facts, config)
+    assert unasked and unasked.measured_on == (80, None)  # which later checkpoints record
 
 
 def test_a_metric_that_evaluations_lack_is_told_and_keeps_none(tmp_path: Path) -> None:
