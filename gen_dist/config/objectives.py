@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, NamedTuple, get_args
 
@@ -194,6 +194,18 @@ class VaeConfig(ObjectiveConfig):
         }
 
 
+_OF_ADAPTING = ("ada_target", "ada_images", "ada_every")
+"""Options of `ada` that say how its probability adapts."""
+
+
+def ignored_ada(kinds: Sequence[str], probability: float | None) -> tuple[str, ...]:
+    """Names of the options that have no effect beside these values of `ada` and `ada_probability`."""
+    if not kinds:
+        return ("ada_probability", *_OF_ADAPTING, "ada_colour")
+    adapting = () if probability is None else _OF_ADAPTING
+    return adapting if "colour" in kinds else (*adapting, "ada_colour")
+
+
 @dataclass(frozen=True)
 class AdversarialConfig(ObjectiveConfig):
     """Base of the configs of GANs: classes, augmentation and noise in the discriminator's input."""
@@ -252,19 +264,20 @@ class AdversarialConfig(ObjectiveConfig):
     def _refuse_ignored_ada(self) -> None:
         """Raise ConfigError if an option of `ada` is given that the others leave without effect."""
         default = {field.name: field.default for field in fields(self)}
-        given = [name for name in default if name.startswith("ada_") and getattr(self, name) != default[name]]
-        adapting = [name for name in given if name in ("ada_target", "ada_images", "ada_every")]
+        ignored = ignored_ada(self.ada, self.ada_probability)
+        given = [name for name in ignored if getattr(self, name) != default[name]]
+        adapting = [name for name in given if name in _OF_ADAPTING]
         if given and not self.ada:
             raise ConfigError(
                 f"{given[0]} {getattr(self, given[0])} without augmentations; add --ada blit geometric colour, or "
                 f"leave it out ({default[given[0]]})"
             )
-        if adapting and self.ada_probability is not None:
+        if adapting:
             raise ConfigError(
                 f"{adapting[0]} {getattr(self, adapting[0])} with ada_probability {self.ada_probability}, which is "
                 f"fixed; leave out one of them (--ada-probability None, or {default[adapting[0]]})"
             )
-        if "ada_colour" in given and "colour" not in self.ada:
+        if given:
             raise ConfigError(
                 f"ada_colour {self.ada_colour} without colour among ada {' '.join(self.ada)}; add colour, or leave it "
                 f"out ({default['ada_colour']})"

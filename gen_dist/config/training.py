@@ -18,7 +18,7 @@ from gen_dist.config.augmentation import image_changes
 from gen_dist.config.checked import Checked, at_least
 from gen_dist.config.data import DataConfig
 from gen_dist.config.networks import MlpConfig, NetworkConfig, RoleName, Roles, networks
-from gen_dist.config.objectives import ObjectiveConfig, VaeConfig, objectives
+from gen_dist.config.objectives import ObjectiveConfig, VaeConfig, ignored_ada, objectives
 from gen_dist.config.optimization import OptimizerConfig
 from gen_dist.config.options import plain_value, with_changes
 from gen_dist.config.recorded import recorded_metric
@@ -282,10 +282,16 @@ class TrainConfig(Checked):
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @staticmethod
-    def from_json(text: str, source: str) -> TrainConfig:
-        """Read a config from JSON text; `source` is its file, or names it in errors.
+    def from_json(text: str, source: str, *, of_run: bool = False) -> TrainConfig:
+        """Read a config from JSON text.
 
         Its plug-ins are loaded first. Code of theirs that is a copy in the run directory runs then.
+
+        Args:
+            text: the text.
+            source: its file, or its name in errors.
+            of_run: True for the config of a run. Options without effect, which old versions recorded, have their
+                defaults then; they are refused otherwise.
 
         Raises:
             ConfigError: the text is not JSON, or has values of a wrong type or out of range, or a plug-in is missing or
@@ -296,6 +302,7 @@ class TrainConfig(Checked):
 
         load_recorded(_plugins_in(text), source)
         text = _as_older_versions_packed(text)
+        text = _without_ignored_ada(text) if of_run else text
         try:
             accepted = _without_lone_bytes(text)
             validated: TrainConfig = _reader_of((*networks.configs(), *objectives.configs())).validate_json(accepted)
@@ -371,6 +378,20 @@ def _as_older_versions_packed(text: str) -> str:
         return json.dumps(values)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         return text  # no config, which is told later
+
+
+def _without_ignored_ada(text: str) -> str:
+    """Config text without the options of `ada` that the others leave without effect, as runs of old versions have."""
+    if '"ada_' not in text:
+        return text
+    try:
+        values = json.loads(text)
+        objective = values["objective"]
+        for name in ignored_ada(objective["ada"], objective["ada_probability"]):
+            objective.pop(name, None)
+        return json.dumps(values)
+    except (KeyError, RecursionError, TypeError, ValueError):
+        return text  # no config, which is told later, or of an objective without them
 
 
 # Python holds a byte of a path that is not UTF-8 as half of a surrogate pair. JSON has it as \\udcXX, which pydantic

@@ -237,7 +237,7 @@ def load(path: Path) -> tuple[Checkpoint, TrainConfig]:
                 small[name] = _read(file)
     facts = _facts(path, small)
     try:
-        config = TrainConfig.from_json(small.get(_CONFIG, b"").decode(), str(path / _CONFIG))
+        config = TrainConfig.from_json(small.get(_CONFIG, b"").decode(), str(path / _CONFIG), of_run=True)
     except PluginError as error:
         raise UnreadableError(str(error)) from None
     except (ConfigError, UnicodeDecodeError) as error:  # the file is as it was written

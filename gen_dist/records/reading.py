@@ -166,7 +166,7 @@ def read_config(path: Path) -> TrainConfig:
         ConfigError: it is not JSON, or a value is of a wrong type or out of range.
     """
     try:
-        return TrainConfig.from_json(read_file(path).decode(errors="replace"), str(path))
+        return TrainConfig.from_json(read_file(path).decode(errors="replace"), str(path), of_run=True)
     except UnknownNameError as error:
         raise OtherVersionError(f"{error}; read this run with the version that environment.json names") from None
 

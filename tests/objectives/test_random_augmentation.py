@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gen_dist.config import GanConfig, R3ganConfig, RandomAugmentation, WganGpConfig
+from gen_dist.config import GanConfig, R3ganConfig, RandomAugmentation, TrainConfig, WganGpConfig
 from gen_dist.errors import ConfigError
 from gen_dist.kernels import Key, normal
 from gen_dist.objectives.adaptive_augmentation import AdaptiveAugmentation
@@ -21,6 +23,7 @@ from gen_dist.objectives.phase import TurnResult
 from gen_dist.objectives.random_augmentation import DRAWS, randomly_augment
 from gen_dist.objectives.shared_scores import SharedScoresGan
 from gen_dist.randomness import Stream
+from gen_dist.records.reading import read_config
 from tests.objectives.test_augmentation import images_of
 from tests.support.runs import make_trainer, run_steps, small_config
 
@@ -225,6 +228,25 @@ def test_configs_that_mean_nothing_are_refused() -> None:
         GanConfig(ada_target=1.0)
     with pytest.raises(ConfigError, match="ada colour needs grey images or three colours, and these have 2 channels"):
         AdaptiveAugmentation(GanConfig(ada=("colour",)), (2, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"ada_target": 0.5},
+        {"ada": ["blit"], "ada_probability": 0.3, "ada_every": 2},
+        {"ada": ["blit"], "ada_colour": 0.5},
+    ],
+)
+def test_a_run_that_recorded_options_without_effect_is_read(given: dict[str, Any], tmp_path: Path) -> None:
+    values = json.loads(small_config("gan").to_json())
+    values["objective"] |= given
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="leave"):
+        TrainConfig.from_json(json.dumps(values), "a file")
+    found = read_config(tmp_path / "config.json").objective
+    kept = {name: value for name, value in given.items() if name in ("ada", "ada_probability")}
+    assert found == replace(small_config("gan").objective, **{**kept, "ada": tuple(kept.get("ada", ()))})
 
 
 class _NotAdapting(GanDiscriminatorPhase):
