@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -27,6 +28,7 @@ from gen_dist.networks.label_inputs import with_labels
 from gen_dist.networks.perceptual import PERCEPTUAL_CHANNELS, perceptual_distance
 from gen_dist.networks.players import Generator
 from gen_dist.networks.stylegan2 import Stylegan2Decoder
+from gen_dist.objectives.evaluating import rows_per_pass
 from gen_dist.objectives.phase import unit_interval
 
 Space = Literal["auto", "latents", "styles"]
@@ -121,6 +123,8 @@ def invert(
         raise ConfigError(f"rate {rate} is not a positive number")
     if model.objective.codebook_size:
         raise UserError("codes of a codebook have no gradients to descend on; encode the images instead")
+    if not len(images):
+        raise UserError("there are no images to invert; give at least one")
     images = as_held(model.scale.form, images)
     labels = _checked_labels(model, images, labels)
     weight = _perceptual_weight(model, perceptual_weight, announce)
@@ -222,12 +226,17 @@ def _start_of_latents(model: GenerativeModel, error: _Error, labels: Tensor | No
     if objective.encodes:
         with torch.no_grad():
             return objective.encode(error.targets * 255.0)[0].float().clone(), decode, pull
-    best = []
+
+    def errors_of(place: int, latents: Tensor) -> Tensor:
+        given = None if labels is None else labels[place : place + 1].expand(len(latents), *labels.shape[1:])
+        return error.of(place)(objective.pixels(objective.decode(latents, given)))
+
+    best, rows = [], 0
     for place in range(count):
         drawn = model.prior_latents(CANDIDATES, seed, (first_row + place) * CANDIDATES)
-        given = None if labels is None else labels[place : place + 1].expand(CANDIDATES, *labels.shape[1:])
+        rows = rows or rows_per_pass(CANDIDATES, math.prod(model.image_shape), lambda: errors_of(0, drawn[:1]))  # noqa: B023
         with torch.no_grad():
-            errors = error.of(place)(objective.pixels(objective.decode(drawn, given)))
+            errors = torch.cat([errors_of(place, some) for some in drawn.split(rows)])
         best.append(drawn[errors.argmin()])
     return torch.stack(best), decode, pull
 

@@ -58,6 +58,27 @@ def test_images_in_parts_have_the_latents_of_all_at_once(objective: str, monkeyp
     torch.testing.assert_close(parts.errors, whole.errors, rtol=1e-3, atol=1e-5)
 
 
+def test_candidates_are_decoded_few_at_a_time_where_images_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model("conditional gan")
+    images = model.images(model.prior_latents(1, seed=77), torch.tensor([3]))
+    at_once: list[int] = []
+    decode = model.objective.decode
+
+    def counted(latents: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        at_once.append(len(latents))
+        return decode(latents, labels)
+
+    monkeypatch.setattr(model.objective, "decode", counted)
+    whole = invert(model, images, torch.tensor([3]), steps=3, perceptual_weight=0, announce=_silent)
+    assert max(at_once) == 200
+    at_once.clear()
+    monkeypatch.setattr("gen_dist.objectives.evaluating.SMALL_PASS", 0)
+    monkeypatch.setattr("gen_dist.objectives.evaluating.MOST_BYTES", 2**20)
+    some = invert(model, images, torch.tensor([3]), steps=3, perceptual_weight=0, announce=_silent)
+    assert max(at_once) < 200
+    torch.testing.assert_close(some.latents, whole.latents, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.slow
 def test_styles_are_found_where_there_are_any() -> None:
     model = _model("stylegan2, lazy, projection")
@@ -98,6 +119,8 @@ def test_what_cannot_be_inverted_is_one_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             invert(some, images, announce=_silent, **options)
+    with pytest.raises(UserError, match="there are no images to invert"):
+        invert(model, images[:0], announce=_silent)
     with pytest.raises(UserError, match="the model's are uint8"):
         invert(model, images.float(), announce=_silent)
     (tmp_path / "none.png").write_bytes(b"none")
