@@ -115,6 +115,8 @@ def main(
             for seed in range(seeds):
                 config = config_of(terms, steps, batch, seed, root)
                 outcome = gen_dist.train(config, data=train, test_data=test, say=lambda _line: None)
+                if not outcome.finished:
+                    sys.exit(f"stopped at step {outcome.step:,} of {outcome.run_path.name}")
                 metrics = evaluate(outcome.run_path, METRICS, announce=lambda _line: None).metrics
                 for name, value in metrics.items():
                     assert isinstance(value, float)
