@@ -77,10 +77,10 @@ class ScheduleConfig(Checked):
         for name in SCHEDULED_OBJECTIVE:
             final, first = getattr(self, f"final_{name}"), getattr(objective, name, None)
             if final is not None and (first is None or (name != "ada_probability" and not first)):
-                option = f"--{name.replace('_', '-')}"
+                option = name.replace("_", "-")
                 raise ConfigError(
                     f"final_{name} {final} needs a value to begin at, and objective {objective.kind} has none; add "
-                    f"{option}, or leave it out"
+                    f"--{option}, or leave it out (--final-{option} None)"
                 )
 
     def progress(self, images: int, images_of_run: int) -> float:

@@ -177,7 +177,9 @@ def test_schedules_of_what_a_run_does_not_have_are_refused() -> None:
         get_preset("vae-mnist").with_options(final_penalty_weight=0.1)
     with pytest.raises(ConfigError, match="objective gan has none"):
         get_preset("dcgan-mnist").with_options(final_penalty_weight=0.1)
-    with pytest.raises(ConfigError, match="objective gan has none; add --instance-noise"):
+    with pytest.raises(
+        ConfigError, match=r"gan has none; add --instance-noise, or leave it out \(--final-instance-noise None"
+    ):
         get_preset("gan-mnist").with_options(instance_noise=0.0, final_instance_noise=0.1)
     changed = preset.with_options(final_beta2=0.999, schedule_images=5000)
     assert TrainConfig.from_json(changed.to_json(), "config") == changed
