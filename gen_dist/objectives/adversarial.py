@@ -184,6 +184,7 @@ class Adversarial(Objective):
         return real_scores, fake_scores
 
     def refuse_phases(self, phases: Mapping[str, Phase]) -> None:
+        super().refuse_phases(phases)
         if self._seen.adapts_augmentation and not any(isinstance(one, DiscriminatorPhase) for one in phases.values()):
             raise ConfigError(
                 f"ada {' '.join(self._seen.ada)}: no phase of {type(self).__name__} is a DiscriminatorPhase, which "

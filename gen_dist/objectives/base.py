@@ -10,7 +10,7 @@ from gen_dist.config import Likelihood, ObjectiveConfig, Roles
 from gen_dist.data.values import ValueScale
 from gen_dist.errors import UserError
 from gen_dist.networks import Decoder, build_decoder, build_encoder
-from gen_dist.objectives.phase import Batch, Phase, SumOverBatch
+from gen_dist.objectives.phase import Batch, Phase, SumOverBatch, refuse_bad_phases
 
 T = TypeVar("T")
 
@@ -87,7 +87,9 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def refuse_phases(self, phases: Mapping[str, Phase]) -> None:
-        """Raise ConfigError if these phases, as from `phases`, leave out what an option of the config asks for."""
+        """Raise ConfigError if these phases, as from `phases`, train what is not there or trained by another, or leave
+        out what an option of the config asks for."""
+        refuse_bad_phases(phases, self)
 
     def fix_latents(self) -> None:
         """Train the encoder no more, so that latents which other models know keep their meaning."""

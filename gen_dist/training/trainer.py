@@ -15,7 +15,6 @@ from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, Split, TrainBatches
 from gen_dist.errors import CheckpointError, MachineError, is_out_of_memory
 from gen_dist.objectives import Batch, Objective, build_objective
-from gen_dist.objectives.phase import refuse_bad_phases
 from gen_dist.parallel.choice import choose_sums
 from gen_dist.parallel.collectives import copy_from_main
 from gen_dist.parallel.processes import Processes
@@ -96,7 +95,6 @@ class Trainer:
 
     def _make_turns(self) -> dict[str, Turn]:
         config, weights, phases = self.config, self._rows.batch_weights, self.objective.phases()
-        refuse_bad_phases(phases, self.objective)
         self.objective.refuse_phases(phases)
         trained = [
             p for phase in phases.values() for name in phase.trains for p in self.objective.networks[name].parameters()
