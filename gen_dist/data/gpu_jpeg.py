@@ -27,7 +27,7 @@ from gen_dist.data.on_demand import ImagesOnDemand
 from gen_dist.errors import DataError
 
 DIGEST_SUFFIX = ", JPEG decoded by nvJPEG"
-"""What is added to a digest before it is hashed again."""
+"""Text behind the digest of encoded images, hashed with it to the digest of the same images decoded on a GPU."""
 _WAY_OUT = "use --decoded-on cpu"
 _RGB_IDS = (ord("R"), ord("G"), ord("B"))
 _LOOKED_AT = 16

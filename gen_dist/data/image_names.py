@@ -6,12 +6,11 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.data.naming import printable
+from gen_dist.data.naming import Names, printable
 from gen_dist.data.sources.source import SplitName
 
 _LINE_END = ord("\n")
@@ -22,7 +21,7 @@ def names_file(split: SplitName) -> str:
     return f"{split}_names.npy"
 
 
-class ImageNames(Sequence[str]):
+class ImageNames(Names):
     """Names in the order of the images, one line of UTF-8 each in one memory-mapped array."""
 
     def __init__(self, lines: NDArray[np.uint8]) -> None:
@@ -32,16 +31,10 @@ class ImageNames(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[one] for one in range(*place.indices(len(self)))]
-        place = range(len(self))[place]
-        first = self._ends[place - 1] + 1 if place else 0
-        return self._lines[first : self._ends[place]].tobytes().decode(errors="replace")
+    def name_of(self, row: int) -> str:
+        """See Names."""
+        first = self._ends[row - 1] + 1 if row else 0
+        return self._lines[first : self._ends[row]].tobytes().decode(errors="replace")
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import overload
 
 _SUFFIX = r"(?:[ _.-]?(?:set|data|split|images?|imgs?|samples?))?"
 _TRAIN = re.compile(rf"(?:train|training|trn){_SUFFIX}")
@@ -13,6 +14,22 @@ _TEST = re.compile(rf"(?:test|testing|tst|val|valid|validation|eval|evaluation|d
 # C0 and C1 controls, line separators, and marks that turn the direction of text.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _SHOWN = 3
+
+
+class Names(Sequence[str]):
+    """Names in the order of images, each found as it is asked for."""
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        rows = range(len(self))[place]
+        return self.name_of(rows) if isinstance(rows, int) else [self.name_of(row) for row in rows]
+
+    def name_of(self, row: int) -> str:
+        """Name of the image in a row, counted from 0."""
+        raise NotImplementedError
 
 
 def printable(name: str) -> str:

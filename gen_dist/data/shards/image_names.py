@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import overload
+from collections.abc import Callable
 
 import numpy as np
 
 from gen_dist.config.addresses import shown
-from gen_dist.data.naming import printable
+from gen_dist.data.naming import Names, printable
 from gen_dist.data.shards.contents import Contents
 from gen_dist.data.shards.places import kind_of
 from gen_dist.data.shards.reading import ShardImages
@@ -35,8 +34,8 @@ def image_name(place: str, offset: int, before: bytes, row: int | None) -> str:
     return f"{shard} byte {offset}" if row is None else f"{shard} row {row}"
 
 
-class ShardNames(Sequence[str]):
-    """Names in the order of the images, each found as it is asked for: a table would hold gigabytes for large sets."""
+class ShardNames(Names):
+    """Names read from the shards: a table would hold gigabytes for large sets."""
 
     def __init__(self, images: ShardImages, contents: Callable[[str], Contents]) -> None:
         """
@@ -50,14 +49,8 @@ class ShardNames(Sequence[str]):
     def __len__(self) -> int:
         return len(self._images)
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[one] for one in range(*place.indices(len(self)))]
-        row = range(len(self))[place]
+    def name_of(self, row: int) -> str:
+        """See Names."""
         shard, offset = self._images.place_of(row)
         if kind_of("", shard) == "tar":
             return image_name(shard, offset, self._images.read_before(row, BYTES_BEFORE), None)
