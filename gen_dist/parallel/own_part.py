@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gen_dist.parallel.barrier import LINE_FLOATS
 from gen_dist.parallel.collectives import gathered, sum_over_processes
-from gen_dist.parallel.shared_weights import flat_floats, is_dense, views_of
+from gen_dist.parallel.shared_weights import flat_floats, is_count, is_dense, views_of
 
 
 class Piece(NamedTuple):
@@ -146,7 +146,7 @@ class OwnPart:
         places = [(group[place.tensor], place) for group, chunks in groups for place in chunks.pieces]
         for number, (parameter, place) in enumerate(places):
             for name, value in states.get(index_of[parameter], {}).items():
-                if value.ndim or (parameter.ndim == 0 and name != "step"):  # else a count, which is no piece's alone
+                if not is_count(name, value, parameter):
                     laid_out = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
                     value = _in_memory_order(laid_out)[place.start : place.stop].clone()
                 mine.setdefault(number, {})[name] = value

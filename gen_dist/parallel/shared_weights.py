@@ -118,9 +118,7 @@ class SharedWeights:
         mine: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(self.pieces))}
         for name in dict.fromkeys(name for known in states.values() for name in known):
             values = {index: known[name] for index, known in states.items() if name in known}
-            if all(
-                value.ndim == 0 and (self._parameters[index].ndim or name == "step") for index, value in values.items()
-            ):
+            if all(is_count(name, value, self._parameters[index]) for index, value in values.items()):
                 for state in mine.values():
                     state[name] = next(iter(values.values())).clone()
                 continue
@@ -141,6 +139,11 @@ class SharedWeights:
         whole = self._gradients[0].clone()
         self.barrier.wait()
         return views_of(whole, self._parameters)
+
+
+def is_count(name: str, value: Tensor, parameter: Tensor) -> bool:
+    """True for a number of a whole weight in an optimizer's state, such as its steps, which no piece has alone."""
+    return value.ndim == 0 and (parameter.ndim > 0 or name == "step")
 
 
 def _spans_in(part: slice, parameters: Sequence[Tensor]) -> list[slice]:
