@@ -61,7 +61,7 @@ class DcganEncoder(Encoder):
             inputs = count
         self.convolutions = nn.Sequential(*layers)
         self.feature_count = inputs * math.prod(last_sides)
-        self.hidden: nn.Module | None = None
+        self.hidden: nn.Module = nn.Identity()
         if config.hidden_size:
             self.hidden = _hidden_layer(self.feature_count, config.hidden_size, norm, nn.LeakyReLU(0.2, inplace=True))
             self.feature_count = config.hidden_size
@@ -72,8 +72,7 @@ class DcganEncoder(Encoder):
 
     def features(self, images: Tensor) -> Tensor:
         # In the maps' memory order, so that neither they nor their gradient are copied.
-        maps = self.convolutions(channels_last(images)).permute(0, 2, 3, 1).flatten(1)
-        return maps if self.hidden is None else self.hidden(maps)
+        return self.hidden(self.convolutions(channels_last(images)).permute(0, 2, 3, 1).flatten(1))
 
 
 class DcganDecoder(Decoder):
@@ -85,7 +84,7 @@ class DcganDecoder(Decoder):
         norm = config.generator_norm
         bias = norm == "none"
         self.smallest_shape = (*last_sides, channels[-1])
-        self.hidden: nn.Module | None = None
+        self.hidden: nn.Module = nn.Identity()
         if config.hidden_size:
             self.hidden = _hidden_layer(inputs, config.hidden_size, norm, nn.ReLU(inplace=True))
             inputs = config.hidden_size
@@ -110,7 +109,5 @@ class DcganDecoder(Decoder):
         set_bias(self.convolutions[-1], image.mean(dim=(1, 2)))
 
     def forward(self, latents: Tensor) -> Tensor:
-        if self.hidden is not None:
-            latents = self.hidden(latents)
-        smallest = self.projection(latents).unflatten(1, self.smallest_shape)
+        smallest = self.projection(self.hidden(latents)).unflatten(1, self.smallest_shape)
         return self.convolutions(channels_last(smallest.permute(0, 3, 1, 2)))
