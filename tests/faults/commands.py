@@ -8,28 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
-import hashlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import sys
 import tempfile
-import time
 import traceback
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tests.faults.scenarios import STATES, scenarios_of
+from tests.faults.steady import be_steady, import_also, parse_first
+from tests.faults.tree import Tree
 
 KINDS = (
     *("write", "fsync", "rename", "open to write", "open to read", "read", "mkdir", "unlink", "mmap", "stat"),
     *("truncate", "opendir", "chmod", "lock", "close"),
 )
 """Kinds of system calls, in the order of failing_calls.c."""
+_ALL = len(KINDS)
+"""Kind that counts the calls of all kinds and fails none."""
 
 
 class Fault(NamedTuple):
@@ -37,7 +40,7 @@ class Fault(NamedTuple):
 
     kind: str
     nth: int
-    """Its number among the calls of this kind below the root, from 1. 0 counts the calls and fails none."""
+    """Its number among the calls of this kind below the root, from 1."""
     error: int
     """errno."""
     lasting: bool = False
@@ -53,8 +56,8 @@ class Ended(NamedTuple):
     """Exit code; minus the number of the signal that ended it; None if it was still running at the time-out."""
     out: str
     err: str
-    calls: int
-    """Calls of the fault's kind."""
+    calls: dict[str, int]
+    """Calls of each kind, if none had to fail; else of the fault's kind alone."""
     failed: str
     """Path of the call that failed; empty if none did."""
 
@@ -67,6 +70,7 @@ class Commands:
         self.root = self.work / "root"
         self.states = self.work / "states"
         self.run_path = self.root / "run"
+        self.tree = Tree(self.root)
         self.scenarios = scenarios_of(self.root)
 
     def run(
@@ -74,14 +78,25 @@ class Commands:
         words: Sequence[str],
         fault: Fault | None = None,
         *,
+        seed: int | None = None,
         kill_after: float | None = None,
         timeout: float = 120.0,
     ) -> Ended:
-        """Run a command in a fork. With `kill_after`, kill its process group with SIGKILL after as many seconds."""
+        """Run a command in a fork.
+
+        Args:
+            words: what a user types after `gen-dist`.
+            fault: the call to fail.
+            seed: let equal starts write equal bytes, see `steady.be_steady`.
+            kill_after: seconds after which its process group is killed with SIGKILL.
+            timeout: seconds after which it is killed as it does not end.
+        """
         streams = [self.work / "stdout", self.work / "stderr"]
+        parse_first(words)
         library = ctypes.CDLL(None)
         library.calls_seen.restype, library.failed_path.restype = ctypes.c_long, ctypes.c_char_p
-        kind, nth, error, lasting, short = fault or Fault("close", 0, 0)
+        _, nth, error, lasting, short = fault or Fault("", 0, 0)
+        kind = KINDS.index(fault.kind) if fault else _ALL
         pid = os.fork()
         if pid == 0:
             try:
@@ -93,25 +108,22 @@ class Commands:
                 os.chdir(self.work)
                 os.environ["TMPDIR"] = tempfile.tempdir = str(self.root / "tmp")
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.work / "compiled")  # torch's files are not judged
+                if seed is not None:
+                    be_steady(seed)
                 below = os.fsencode(self.root)
-                library.fail_call(KINDS.index(kind), ctypes.c_long(nth), error, lasting, short, below)
-                _become(words)
+                library.fail_call(kind, ctypes.c_long(nth), error, lasting, short, below)
+                _become(words, self.work / "modules")
             finally:
                 os._exit(1)
-        code, until = None, time.monotonic() + (timeout if kill_after is None else kill_after)
-        while code is None and time.monotonic() < until:
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                code = os.waitstatus_to_exitcode(status)
-            else:
-                time.sleep(0.005)
+        code = _wait(pid, timeout if kill_after is None else kill_after)
         if code is None:
             with contextlib.suppress(ProcessLookupError):  # it may not have made its group yet
                 os.killpg(pid, signal.SIGKILL)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         out, err = (stream.read_text(errors="replace") for stream in streams)
-        return Ended(code, out, err, library.calls_seen(), os.fsdecode(library.failed_path()))
+        calls = {name: library.calls_seen(place) for place, name in enumerate(KINDS)}
+        return Ended(code, out, err, calls, os.fsdecode(library.failed_path()))
 
     def must_run(self, name: str) -> None:
         """Run the command of a scenario, which has to succeed.
@@ -119,49 +131,42 @@ class Commands:
         Raises:
             RuntimeError: it did not.
         """
-        ended = self.run(self.scenarios[name].words)
+        ended = self.run(self.scenarios[name].words, seed=zlib.crc32(name.encode()))
         if ended.code != 0:
             raise RuntimeError(f"{name} ended with exit code {ended.code}: {ended.err}")
+        self.import_what_it_imported()
+
+    def import_what_it_imported(self) -> None:
+        """Import what the last command has imported, so that further forks need not."""
+        import_also((self.work / "modules").read_text().splitlines())
 
     def prepare(self, state: str) -> None:
         """Store a state of the files, after those that it is made from."""
         if (self.states / state).exists():
             return
         before, command, change = STATES[state]
-        if before is not None:
+        if before is None:
+            shutil.rmtree(self.root, ignore_errors=True)
+        else:
             self.prepare(before)
             self.restore(before)
         if command is not None:
             self.must_run(command)
         change(self.root)
-        shutil.copytree(self.root, self.states / state, copy_function=shutil.copy2, symlinks=True)
+        self.states.mkdir(exist_ok=True)
+        self.tree.store(self.states / state)
 
     def restore(self, state: str) -> None:
         """Put the files back into a state."""
-        shutil.rmtree(self.root, ignore_errors=True)
-        shutil.copytree(self.states / state, self.root, copy_function=shutil.copy2, symlinks=True)
+        self.tree.restore(self.states / state)
 
     def contents(self) -> dict[str, str]:
-        """Digest of every file below the root, without what differs between equal runs: times, and identities."""
-        found = {}
-        for path in sorted(self.root.rglob("*")):
-            name = _KEY_OF_FOLDER.sub("KEY", path.relative_to(self.root).as_posix())
-            if path.is_dir():
-                if not any(path.iterdir()):
-                    found[name] = "empty directory"
-            elif path.name in _WITH_TIMES or path.suffix == ".html":
-                found[name] = "present"
-            elif path.name == "evaluation.json":
-                found[name] = _digest(json.dumps(figures_of(path), sort_keys=True).encode())
-            elif path.suffix in (".json", ".jsonl"):
-                found[name] = _digest(_TIMES.sub("", path.read_text(errors="replace")).encode())
-            else:
-                found[name] = _digest(path.read_bytes())
-        return found
+        """Digest of every file below the root, without times and identities; see `Tree.contents`."""
+        return self.tree.contents()
 
     def exact(self) -> dict[str, str]:
-        """Mode of every directory, and mode and digest of every file: all that a command finds below the root."""
-        return {path.relative_to(self.root).as_posix(): _exact_digest(path) for path in sorted(self.root.rglob("*"))}
+        """All that a command finds below the root; see `Tree.exact`."""
+        return self.tree.exact()
 
     def printed(self, ended: Ended) -> str:
         """Standard output of a command without what differs between equal ones."""
@@ -169,64 +174,37 @@ class Commands:
 
     def whole_checkpoints(self) -> dict[str, bool]:
         """Each checkpoint, and True if all its files have the digests that it lists."""
-        return {step.name: _is_whole(step) for step in sorted((self.run_path / "checkpoints").glob("step_*"))}
+        return {step.name: self.tree.is_whole(step) for step in sorted((self.run_path / "checkpoints").glob("step_*"))}
 
-
-_WITH_TIMES = frozenset(
-    {
-        *("environment.json", "SHA256SUMS", "card.md", "README.md", "comparison.json"),
-        *(
-            "comparison.md",
-            "comparison.png",
-            "curves.png",
-            "run.json",
-            "seen.json",
-            ".holder",
-            ".lock",
-            ".encoding.lock",
-            "wandb-id",
-        ),
-    }
-)
-"""Files with times or identities in them."""
-_KEY_OF_FOLDER = re.compile(r"(?<=cache/folder-images-)[0-9a-f]+")
-"""Key of a folder's packed data: it holds the folder's inode, which each copy of the files has anew."""
-_OF_TIME = "images_per_second|tflops_per_second|fraction_of_peak|peak_memory_mib|training_seconds|seconds"
-_TIMES = re.compile(rf'"({_OF_TIME}|id|started|bytes|sha256)": [^,}}\n]*,?\s*')
 
 _SECONDS = re.compile(r"[ ]*\b[\d.,]+ (s|seconds?|minutes?)\b[^\n]*")
 """Times that a command prints, to the end of their lines."""
 
 
-def figures_of(evaluation: Path) -> dict[str, Any]:
-    """Content of evaluation.json without times and versions."""
-    found = json.loads(evaluation.read_text())
-    return {name: value for name, value in found.items() if name not in ("seconds", "environment", "sha256")}
+def _wait(pid: int, seconds: float) -> int | None:
+    """Exit code of a fork; None if it still runs after so many seconds.
 
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _exact_digest(path: Path) -> str:
-    if path.is_symlink():
-        return f"link to {path.readlink()}"
-    mode = f"{path.stat().st_mode:o}"
-    return mode if path.is_dir() else f"{mode} {_digest(path.read_bytes())}"
-
-
-def _is_whole(step: Path) -> bool:
+    Time in which this process was itself stopped (SIGSTOP) does not count.
+    """
+    descriptor = os.pidfd_open(pid)
     try:
-        lines = [line.split("  ", 1) for line in (step / "SHA256SUMS").read_text().splitlines()]
-        return bool(lines) and all(
-            hashlib.sha256((step / name).read_bytes()).hexdigest() == digest for digest, name in lines
-        )
-    except (OSError, ValueError):
-        return False
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        while seconds > 0:
+            part = min(seconds, 1.0)
+            if poll.poll(1000 * part):
+                return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            seconds -= part
+        return None
+    finally:
+        os.close(descriptor)
 
 
-def _become(words: Sequence[str]) -> None:
-    """Turn this fork into a `gen-dist` command, and end it as Python would. Never returns."""
+def _become(words: Sequence[str], modules: Path) -> None:
+    """Turn this fork into a `gen-dist` command, and end it as Python would. Never returns.
+
+    Names of the modules that it has then imported are written to a file.
+    """
     from gen_dist import commands
 
     sys.argv = ["gen-dist", *words]
@@ -240,29 +218,8 @@ def _become(words: Sequence[str]) -> None:
     for output in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             output.flush()
+    modules.write_text("\n".join(sys.modules))
     os._exit(code)
-
-
-def import_first() -> None:
-    """Import what commands import, so that forks need not, and leave charts blank.
-
-    Drawing is two thirds of the time of a small run, and calls no system call on the run's files.
-    """
-    import matplotlib.figure
-    import pyarrow.parquet  # noqa: F401
-
-    matplotlib.figure.Figure.draw = lambda *_: None  # type: ignore[method-assign]
-
-    import gen_dist.commands
-    import gen_dist.evaluation.evaluator
-    import gen_dist.inference.encoding
-    import gen_dist.inference.export
-    import gen_dist.reports.comparison
-    import gen_dist.reports.page
-    import gen_dist.training.replay
-    import gen_dist.training.run  # noqa: F401
-
-    gc.freeze()  # a fork's collections then copy no pages of what is imported
 
 
 def print_json(row: object) -> None:

@@ -1,8 +1,9 @@
 /* Library for LD_PRELOAD in which the nth call of a kind fails, on files below one directory.
 
    Build: cc -shared -fPIC -O2 -o failing_calls.so failing_calls.c -ldl
-   fail_call() arms it in this process and its later forks. What it has seen is in memory that forks share with the process
-   that loaded it: calls_seen() counts the calls of the armed kind, failed_path() names the file that was hit. */
+   fail_call() arms it in this process and its later forks; the kind ALL counts the calls of every kind and fails none. What
+   it has seen is in memory that forks share with the process that loaded it: calls_seen() counts the calls of a kind,
+   failed_path() names the file that was hit. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>
@@ -20,12 +21,12 @@
 #include <unistd.h>
 
 /* In the order of commands.py's KINDS. */
-enum { WRITE, FSYNC, RENAME, OPEN_WRITE, OPEN_READ, READ, MKDIR, UNLINK, MMAP, STAT, TRUNCATE, OPENDIR, CHMOD, LOCK, CLOSE };
+enum { WRITE, FSYNC, RENAME, OPEN_WRITE, OPEN_READ, READ, MKDIR, UNLINK, MMAP, STAT, TRUNCATE, OPENDIR, CHMOD, LOCK, CLOSE, ALL };
 
 static volatile int armed = -1, error_number, is_lasting, is_short;
 static volatile long nth;
 static char directory[PATH_MAX];
-static struct { volatile long seen; char failed[PATH_MAX]; } *shared;
+static struct { volatile long seen[ALL]; char failed[PATH_MAX]; } *shared;
 
 __attribute__((constructor)) static void share(void) {
     shared = (void *)syscall(SYS_mmap, NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -34,9 +35,9 @@ __attribute__((constructor)) static void share(void) {
 void fail_call(int kind, long n, int error, int lasting, int half, const char *below) {
     snprintf(directory, sizeof directory, "%s/", below);
     nth = n; error_number = error; is_lasting = lasting; is_short = half;
-    shared->seen = 0; shared->failed[0] = 0; armed = kind;
+    memset((void *)shared->seen, 0, sizeof shared->seen); shared->failed[0] = 0; armed = kind;
 }
-long calls_seen(void) { return shared->seen; }
+long calls_seen(int kind) { return shared->seen[kind]; }
 const char *failed_path(void) { return shared->failed; }
 
 /* Absolute path of a file named relative to an open directory, or of an open file if path is NULL. */
@@ -55,15 +56,18 @@ static int full_path(int base, const char *path, char *out, size_t size) {
     return 1;
 }
 
+/* True if calls of this kind are counted. */
+static int watches(int kind) { return armed == kind || armed == ALL; }
+
 /* True if this call has to fail. */
 static int fails(int kind, int base, const char *path) {
-    if (armed != kind) return 0;
+    if (!watches(kind)) return 0;
     char full[PATH_MAX];
     int kept = errno, found = full_path(base, path, full, sizeof full) && !strncmp(full, directory, strlen(directory));
     errno = kept;
     if (!found) return 0;
-    long number = __sync_add_and_fetch(&shared->seen, 1);
-    if (nth <= 0 || number < nth || (number > nth && !is_lasting)) return 0;
+    long number = __sync_add_and_fetch(&shared->seen[kind], 1);
+    if (armed == ALL || nth <= 0 || number < nth || (number > nth && !is_lasting)) return 0;
     if (number == nth) snprintf(shared->failed, sizeof shared->failed, "%s", full);
     return 1;
 }
@@ -120,6 +124,6 @@ int fchmod(int fd, mode_t mode) { REAL(fchmod); FAIL(CHMOD, fd, NULL, -1); retur
 int flock(int fd, int operation) { REAL(flock); if (!(operation & LOCK_UN)) FAIL(LOCK, fd, NULL, -1); return real(fd, operation); }
 int close(int fd) {
     REAL(close);
-    if (armed == CLOSE && fails(CLOSE, fd, NULL)) { real(fd); errno = error_number; return -1; }
+    if (watches(CLOSE) && fails(CLOSE, fd, NULL)) { real(fd); errno = error_number; return -1; }
     return real(fd);
 }

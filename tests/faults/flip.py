@@ -23,8 +23,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.faults.commands import Commands, Ended, figures_of, import_first, print_json
+from tests.faults.commands import Commands, Ended, print_json
 from tests.faults.inject import problems_of_end
+from tests.faults.steady import get_ready
+from tests.faults.tree import figures_of
 
 RIGHT = frozenset(
     {
@@ -122,7 +124,7 @@ def _is_read(path: Path) -> bool:
 
 def main(work: str, names: str, count: str) -> None:
     """Damage the files of each command's state in turn."""
-    import_first()
+    get_ready()
     commands, chance = Commands(Path(work)), random.Random(1)
     for command in names.split(","):
         state, words = COMMANDS[command], commands.scenarios[command].words

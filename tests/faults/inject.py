@@ -1,9 +1,11 @@
 """Let system calls of commands fail, one after the other, and judge each end: one line of JSON for each on stdout.
 
-    LD_PRELOAD=failing_calls.so python -m tests.faults.inject WORK SCENARIO[,SCENARIO ...] MOST [FAULT ...]
+    LD_PRELOAD=failing_calls.so python -m tests.faults.inject WORK SCENARIO[,SCENARIO ...] MOST [FAULT ...] \
+        [--judged FILE]
 
 A fault is KIND:ERRNO, with `:lasting` if all later calls of the kind fail too, or `:short` for half-written data. MOST
-calls of a kind, spread over the command, fail one at a time; 0 lets every one of them fail. An end is right if
+calls of a kind, spread over the command, fail one at a time; 0 lets every one of them fail. FILE has lines of a run of
+the same commit that was cut short: what they judge is left out. An end is right if
 
 - the exit code is 0, or 2 with one line that starts with `error: ` and no traceback, or for `check` 1 and the
   reason,
@@ -14,14 +16,20 @@ calls of a kind, spread over the command, fail one at a time; 0 lets every one o
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import errno
+import json
 import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.faults.commands import Commands, Ended, Fault, import_first, print_json
+from tests.faults.commands import Commands, Ended, Fault, print_json
+from tests.faults.steady import get_ready
 
 FAULTS = (
     *("write:ENOSPC", "write:ENOSPC:lasting", "write:EIO", "write:0:short", "fsync:EIO", "fsync:ENOSPC", "rename:EIO"),
@@ -32,17 +40,18 @@ FAULTS = (
 )
 
 PRINTED = "standard output"
+FIRST, SECOND = 1, 2
+"""Seeds of a command's first and second start."""
 
 Seconds = dict[tuple[object, ...], list[str]]
 """Problems with second starts of one scenario, by command and files."""
 
 
-def faults_of(commands: Commands, scenario: str, named: str, most: int) -> Iterator[Fault]:
+def faults_of(calls: Mapping[str, int], named: str, most: int) -> Iterator[Fault]:
     """Faults at up to `most` calls of a kind, spread evenly over those of the undisturbed command."""
     kind, error, *how = named.split(":")
     number = 0 if error == "0" else getattr(errno, error)
-    commands.restore(commands.scenarios[scenario].state)
-    total = commands.run(commands.scenarios[scenario].words, Fault(kind, 0, 0)).calls
+    total = calls[kind]
     count = total if most == 0 else min(most, total)
     for place in range(count):
         yield Fault(kind, 1 + place * total // count, number, "lasting" in how, "short" in how)
@@ -52,11 +61,19 @@ def undisturbed(commands: Commands, scenario: str) -> dict[str, str]:
     """Result after the command has ended twice, as the second start may add files."""
     words, state, prints = commands.scenarios[scenario]
     commands.restore(state)
-    for attempt in (words, [word for word in words if word != "--fresh"]):
-        ended = commands.run(attempt)
+    for seed, attempt in ((FIRST, words), (SECOND, [word for word in words if word != "--fresh"])):
+        ended = commands.run(attempt, seed=seed)
         if ended.code != 0:
             raise RuntimeError(f"{scenario} ended with exit code {ended.code}: {ended.err}")
+        commands.import_what_it_imported()
     return result_of(commands, ended, prints)
+
+
+def calls_of(commands: Commands, scenario: str) -> dict[str, int]:
+    """Calls of each kind of the undisturbed command."""
+    words, state, _ = commands.scenarios[scenario]
+    commands.restore(state)
+    return commands.run(words, seed=FIRST).calls
 
 
 def result_of(commands: Commands, ended: Ended, prints: bool) -> dict[str, str]:
@@ -71,7 +88,7 @@ def problems_of(
     words, state, prints = commands.scenarios[scenario]
     commands.restore(state)
     before = commands.whole_checkpoints()
-    ended = commands.run(words, fault)
+    ended = commands.run(words, fault, seed=FIRST)
     if not ended.failed:
         return ended, []
     problems = problems_of_end(ended)
@@ -97,7 +114,7 @@ def problems_of_second(
     """Problems with a second start, which is made once from files that are the same to the byte."""
     start = (*words, *commands.exact().items())
     if start not in seconds:
-        again = commands.run(words)
+        again = commands.run(words, seed=SECOND)
         if again.code != 0:
             seconds[start] = [f"started again, it ends with exit code {again.code}: {again.err[-300:]}"]
         else:
@@ -129,18 +146,62 @@ def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
     ]
 
 
-def main(work: str, scenarios: str, most: str, *named: str) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Inject faults into each scenario in turn."""
-    import_first()
-    commands = Commands(Path(work))
-    for scenario in scenarios.split(","):
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.inject")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("scenarios", type=lambda words: words.split(","))
+    parser.add_argument("most", type=int)
+    parser.add_argument("faults", nargs="*", default=FAULTS)
+    parser.add_argument("--judged", type=Path)
+    given = parser.parse_args(arguments)
+    commit = _commit()
+    _keep_states_of(commit, given.work)
+    judged = judged_of(given.judged, commit) if given.judged else frozenset()
+    get_ready()
+    commands = Commands(given.work)
+    for scenario in given.scenarios:
         commands.prepare(commands.scenarios[scenario].state)
         expected = undisturbed(commands, scenario)
+        calls = calls_of(commands, scenario)
         seconds: Seconds = {}
-        for one in named or FAULTS:
-            for fault in faults_of(commands, scenario, one, int(most)):
-                ended, problems = problems_of(commands, scenario, fault, expected, seconds)
-                print_json(_row(scenario, one, fault, ended, problems, commands))
+        for one in given.faults:
+            for fault in faults_of(calls, one, given.most):
+                if (scenario, one, fault.nth) not in judged:
+                    ended, problems = problems_of(commands, scenario, fault, expected, seconds)
+                    print_json(_row(scenario, one, fault, ended, problems, commands) | {"commit": commit})
+
+
+def _commit() -> str:
+    """Commit of this checkout, with `-dirty` if its files are not those of a commit."""
+    here = Path(__file__).parent
+    described = subprocess.run(
+        ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"LD_PRELOAD": ""},
+    )
+    return described.stdout.strip() or "unknown-dirty"
+
+
+def _keep_states_of(commit: str, work: Path) -> None:
+    """Remove states of files that another commit has written."""
+    writer = work / "commit"
+    if not writer.exists() or writer.read_text() != commit:
+        shutil.rmtree(work / "states", ignore_errors=True)
+        work.mkdir(parents=True, exist_ok=True)
+        writer.write_text(commit)
+
+
+def judged_of(rows: Path, commit: str) -> frozenset[tuple[str, str, int]]:
+    """Scenario, fault and number of each call that a commit's rows judge. The last row may have been cut."""
+    found = set()
+    for line in rows.read_text().splitlines() if rows.exists() and not commit.endswith("-dirty") else ():
+        with contextlib.suppress(ValueError, KeyError):
+            row = json.loads(line)
+            if row["commit"] == commit:
+                found.add((row["scenario"], row["fault"], row["nth"]))
+    return frozenset(found)
 
 
 def _row(
@@ -152,4 +213,4 @@ def _row(
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

@@ -14,8 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from tests.faults.commands import Commands, import_first, print_json
+from tests.faults.commands import Commands, print_json
 from tests.faults.inject import differences, result_of, undisturbed
+from tests.faults.steady import get_ready
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -27,7 +28,7 @@ def shared_memory() -> set[str]:
 
 def main(work: str, scenarios: str, kills: str, seed: str) -> None:
     """Kill each scenario's command so many times, at most three times in a row."""
-    import_first()
+    get_ready()
     commands, chance = Commands(Path(work)), random.Random(int(seed))
     for scenario in scenarios.split(","):
         words, state, prints = commands.scenarios[scenario]

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from gen_dist.data.shards.writing import Sample, tar_shard
+
 
 class Scenario(NamedTuple):
     """A command, and the state of the files that it starts from."""
@@ -71,7 +73,7 @@ def scenarios_of(root: Path) -> dict[str, Scenario]:
     """Commands on the files below a directory, by name."""
     run, out, other = str(root / "run"), root / "out", str(root / "other")
     places = ["--run-dir", run, "--cache-dir", str(root / "cache")]
-    short = ["--steps", "12", "--checkpoint-every", "4", "--sample-every", "6", "--evaluate-every", "6"]
+    short = ["--steps", "6", "--checkpoint-every", "2", "--sample-every", "3", "--evaluate-every", "3"]
     tiny = [*short, "--log-every", "3", "--hidden-sizes", "16", "--latent-dim", "2", "--global-batch-size", "64"]
     tiny += places
     train = ["train", "vae-mnist", *tiny, "--ema-decay", "0.9"]
@@ -80,10 +82,14 @@ def scenarios_of(root: Path) -> dict[str, Scenario]:
     plugged = ["train", "mine", "--plugin", str(root / "mine.py"), *tiny]
     small = ["--feature-maps", "4", "8", "--blocks", "1", "--groups", "2", "--latent-dim", "2"]
     latent = ["train", "kl-mnist", *small, "--learning-rate", "0.01", *folder, "--image-size", "16", *short, *places]
-    quick = ["--samples", "500", "--nll-samples", "2", "--nll-images", "5"]
+    quick = ["--samples", "100", "--nll-samples", "2", "--nll-images", "5"]
     page = ["--no-step-times", "--no-evaluate", "--out", str(out / "report.html")]
     wide = ["--image-size", "24x16", "--fit", "pad"]
     packing = [*wide, "--cache-dir", str(root / "cache")]
+    animation = ["--count", "2", "--columns", "2", "--stops", "2", "--frames", "2"]
+    some_image = str(root / "images" / "a" / "0.png")
+    shards = ["--data", f"shards:{root / 'shards'}/{{000..001}}.tar", "--image-size", "16", "--global-batch-size", "4"]
+    kept = ["--keep-checkpoints", "1", "--keep-best", "nll", "--evaluate-metrics", "diversity"]
     sheet = str(out / "samples.png")
     toy = ["--data", f"toy:{root / 'digits.toy'}"]
     return {
@@ -96,7 +102,7 @@ def scenarios_of(root: Path) -> dict[str, Scenario]:
         "fresh": Scenario([*train, "--fresh"], "done"),
         "sample": Scenario(["sample", run, "--count", "8", "--out", sheet], "done"),
         "evaluate": Scenario(["evaluate", run, *quick], "done"),
-        "replay": Scenario(["replay", run, "--step", "9"], "done", prints=True),
+        "replay": Scenario(["replay", run, "--step", "5"], "done", prints=True),
         "report": Scenario(["report", run, *page], "evaluated"),
         "compare": Scenario(["compare", run, other, "--out", str(out)], "two"),
         "encode": Scenario(["encode", run, "--out", str(out / "latents"), "--shard-size", "900"], "done"),
@@ -118,6 +124,13 @@ def scenarios_of(root: Path) -> dict[str, Scenario]:
         "sample a plug-in": Scenario(["sample", run, "--count", "8", "--out", sheet], "plug-in alone"),
         "evaluate a plug-in": Scenario(["evaluate", run, *quick], "plug-in alone"),
         "report a plug-in": Scenario(["report", run, *page], "plug-in evaluated"),
+        "fit a prior": Scenario(["fit-prior", run, "--components", "3"], "done"),
+        "sample a fitted prior": Scenario(["sample", run, "--prior", "fitted", "--out", sheet], "done with a prior"),
+        "walk": Scenario(["walk", run, *animation, "--out", str(out / "walk.webp")], "done"),
+        "invert": Scenario(["invert", run, some_image, "--steps", "3", "--out", str(out / "found.npz")], "done"),
+        "train on shards": Scenario(["train", "vae-mnist", *tiny, *shards], "with shards"),
+        "resume on shards": Scenario(["train", "vae-mnist", *tiny, *shards], "half on shards"),
+        "train and keep the best": Scenario([*train, *kept], "packed"),
         "check": Scenario(["check", str(root / "toy.py"), *toy], "with a source", prints=True),
     }
 
@@ -143,6 +156,10 @@ STATES = {
     "half of a plug-in": State("done with a plug-in", change=lambda root: _lose_the_end(root)),
     "plug-in alone": State("done with a plug-in", change=lambda root: (root / "mine.py").unlink()),
     "plug-in evaluated": State("plug-in alone", "evaluate a plug-in"),
+    "done with a prior": State("done", "fit a prior"),
+    "with shards": State("empty", change=lambda root: _write_shards(root)),
+    "done on shards": State("with shards", "train on shards"),
+    "half on shards": State("done on shards", change=lambda root: _lose_the_end(root)),
     "with a source": State("empty", change=lambda root: _write_source(root)),
 }
 """States of the files by name."""
@@ -163,6 +180,17 @@ def _write_source(root: Path) -> None:
     rows[:, 0] %= 3  # labels
     (root / "digits.toy").write_bytes(struct.pack("<4s4I", b"TOY1", 24, 8, 8, 3) + rows.tobytes())
     shutil.copy(Path(__file__).parents[1] / "plugins" / "toy_source.py", root / "toy.py")
+
+
+def _write_shards(root: Path) -> None:
+    (root / "shards").mkdir()
+    images = sorted((root / "images").rglob("*.png"))
+    for number in range(2):
+        samples = [
+            Sample(f"{place:03}", path.read_bytes(), "png", {"label": place % 2}, path.name)
+            for place, path in enumerate(images[number::2])
+        ]
+        (root / "shards" / f"{number:03}.tar").write_bytes(tar_shard(samples))
 
 
 def _remove_run(root: Path) -> None:
