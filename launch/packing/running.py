@@ -24,9 +24,22 @@ from gen_dist.errors import DataError
 from gen_dist.launch.packing.making import Report, index_of, make_shard
 from gen_dist.launch.packing.options import PackOptions, ShardOptions
 from gen_dist.launch.packing.plan import LabelNames, ShardPlan, ShardTask, Tasks, plan_shards
+from gen_dist.records.reading import COUNT, TEXT, Kind, list_of, parsed_object, values_of
 
 _REPORTS = "reports"
 _NAMES_SHOWN = 3
+_PLAN = {"key": TEXT, "source": TEXT}
+_COUNTED = values_of(
+    Kind(
+        "a count and what is counted",
+        lambda value: isinstance(value, list) and len(value) == 2 and COUNT.fits(value[0]),
+    )
+)
+_REPORT = {
+    **{"name": TEXT, "images": COUNT, "bytes": COUNT, "sha256": TEXT, "labels": list_of(TEXT)},
+    **{"left_out": _COUNTED, "losses": _COUNTED, "changes": values_of(COUNT), "kinds": values_of(COUNT)},
+}
+"""Fields of a report, in JSON."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +91,8 @@ def pack(options: PackOptions, run: Runner, announce: Callable[[str], None]) -> 
         announce(f"{plan.source}: {remark}")
     own = {field.name for field in fields(ShardOptions)}
     of_shards = ShardOptions(**{name: getattr(options, name) for name in own})
-    _claim(out, plan, of_shards)
     names = [task.file_name(options.container) for task in plan.tasks]
+    _claim(out, plan, of_shards, names)
     reports = _finished(out, names, plan.source)
     if reports:
         announce(f"{len(reports):,} of {len(names):,} shards are finished in {shown(out)}")
@@ -128,52 +141,66 @@ def _refuse_numbers(plan: ShardPlan) -> None:
         )
 
 
-def _claim(out: str, plan: ShardPlan, options: ShardOptions) -> None:
-    """Take a place for a packing.
+def _claim(out: str, plan: ShardPlan, options: ShardOptions, names: Sequence[str]) -> None:
+    """Take a place for a packing, whose shards have these names.
 
     Raises:
-        DataError: it has shards of another source or of other options.
+        DataError: it has shards of another source or of other options, or files that no packing of ours wrote.
     """
     key = plan.key([asdict(options)])
-    known = _read(plan.source, f"{out}/{PLAN_FILE}")
-    if known is not None and known.get("key") == key:
+    content = _content(plan.source, f"{out}/{PLAN_FILE}")
+    known = None if content is None else _parsed(content, _PLAN)
+    if known is not None and known["key"] == key:
         return
-    if Fetcher(plan.source, _silent).glob(_report_place(glob.escape(out), "*")):  # one that made nothing gives way
-        source = printable(str((known or {}).get("source", "an unknown source")))
+    fetcher = Fetcher(plan.source, _silent)
+    if known is None:
+        there = {place.rpartition("/")[2] for place in fetcher.glob(f"{glob.escape(out)}/*")}
+        if content is not None:
+            raise DataError(f"{printable(shown(out))}/{PLAN_FILE} is no plan of a packing; give an empty --out")
+        if taken := sorted(there & {*names, _REPORTS}):
+            raise DataError(
+                f"{printable(shown(out))} has {taken[0]} and no {PLAN_FILE}, so it need not be of a packing; give an "
+                "empty --out"
+            )
+    elif fetcher.glob(_report_place(glob.escape(out), "*")):  # one that made nothing gives way
         raise DataError(
-            f"{printable(shown(out))} has shards of another packing: of {source}, whose files have changed, or of "
-            "other options; give an empty --out"
+            f"{printable(shown(out))} has shards of another packing: of {printable(known['source'])}, whose files have "
+            "changed, or of other options; give an empty --out"
         )
-    content = {"key": key, "source": plan.source, "shards": len(plan.tasks), "options": asdict(options)}
-    Fetcher(plan.source, _silent, verb="write").write(f"{out}/{PLAN_FILE}", json.dumps(content, indent=1).encode())
+    facts = {"key": key, "source": plan.source, "shards": len(plan.tasks), "options": asdict(options)}
+    Fetcher(plan.source, _silent, verb="write").write(f"{out}/{PLAN_FILE}", json.dumps(facts, indent=1).encode())
 
 
 def _finished(out: str, names: Sequence[str], source: str) -> dict[str, Report]:
-    """Reports of the shards that are there, by name."""
+    """Reports of the shards that are there, by name. A shard with a damaged report is made again."""
     fetcher = Fetcher(source, _silent)
 
     def of_shard(name: str) -> Report | None:
-        content, place = _read(source, _report_place(out, name)), f"{out}/{name}"
-        if content is None or not fetcher.exists(place) or fetcher.facts(place).size != content["bytes"]:
+        content, place = _content(source, _report_place(out, name)), f"{out}/{name}"
+        found = None if content is None else _parsed(content, _REPORT)
+        if found is None or not fetcher.exists(place) or fetcher.facts(place).size != found["bytes"]:
             return None
-        return Report(**content)
+        return Report(**{field: found[field] for field in _REPORT})
 
     with fetcher.threads() as pool:
         reports = pool.map(of_shard, names)
         return {name: report for name, report in zip(names, reports, strict=True) if report}
 
 
-def _read(source: str, place: str) -> dict[str, Any] | None:
-    """JSON at a place; None if there is none."""
+def _content(source: str, place: str) -> bytes | None:
+    """Content of a file; None if there is none."""
     fetcher = Fetcher(source, _silent)
     if not fetcher.exists(place):
         return None
-    content = fetcher.read(place, 0, fetcher.facts(place).size)
+    return fetcher.read(place, 0, fetcher.facts(place).size)
+
+
+def _parsed(content: bytes, shape: Mapping[str, Kind]) -> dict[str, Any] | None:
+    """JSON object of this shape; None if it is none."""
     try:
-        found: dict[str, Any] = json.loads(content)
+        return parsed_object(content, shape)
     except ValueError:
-        raise DataError(f"{printable(shown(place))} is damaged; give an empty --out") from None
-    return found
+        return None
 
 
 def _lines(plan: ShardPlan, reports: Sequence[Report], out: str, options: PackOptions) -> Iterator[str]:

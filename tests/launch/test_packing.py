@@ -277,8 +277,28 @@ def test_another_packing_in_the_same_place_is_refused(name: str, folder: str, pa
         packed(folder, name, image_size=9)
     assert files_of(out) == before
     (out / "plan.json").unlink()
-    with pytest.raises(DataError, match=r"of an unknown source"):
+    with pytest.raises(DataError, match=r"has reports and no plan.json"):
         packed(folder, name, image_size=9)
+
+
+@pytest.mark.parametrize("name", ["train-00000.tar", "plan.json"])
+def test_a_file_that_no_packing_wrote_is_not_overwritten(name: str, folder: str, packed: Callable[..., Path]) -> None:
+    theirs = Path(folder.partition(":")[2]).with_name("out") / name
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"[]")
+    with pytest.raises(DataError, match=rf"{name}.*give an empty --out"):
+        packed(folder)
+    assert files_of(theirs.parent) == {name: b"[]"}
+
+
+@pytest.mark.parametrize("damage", ["[]", "{}", "[" * 10**5, '{"name": 3}', "\0"])
+def test_a_shard_with_a_damaged_report_is_made_again(damage: str, folder: str, packed: Callable[..., Path]) -> None:
+    out = packed(folder, images_per_shard=10)
+    report = out / "reports" / "train-00001.tar.json"
+    whole = report.read_bytes()
+    report.write_text(damage)
+    packed(folder, images_per_shard=10)
+    assert report.read_bytes() == whole
 
 
 @pytest.mark.parametrize("out", ["out", "memory://given-up"])
