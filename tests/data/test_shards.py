@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import threading
@@ -162,6 +163,19 @@ def test_blocks_stay_within_the_budget_and_the_oldest_go(tmp_path: Path) -> None
         held = sum(path.stat().st_size for path in (tmp_path / "blocks").glob("*/*"))
         assert 90 <= held <= 1000
         assert cache.read(key, 10, 20) == bytes([number]) * 10
+    assert not cache.has(f"{3:08x}-0")
+
+
+def test_files_that_are_no_blocks_stay_beside_them(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path / "blocks", 1000, print)
+    theirs = [tmp_path / "blocks" / name for name in ("00/notes.txt", "photos/0a-1", "00/11111111-0", "00/.profile")]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(500))
+        os.utime(path, (0, 0))
+    for number in range(30):
+        cache.write(f"{number:08x}-0", bytes(90))
+    assert all(path.exists() for path in theirs)
     assert not cache.has(f"{3:08x}-0")
 
 

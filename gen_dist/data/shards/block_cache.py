@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
 import threading
 import time
 import zlib
@@ -18,6 +20,8 @@ _STRIPES = 64
 _POLL_SECONDS = 0.005
 _MOST_SECONDS_WAITED = 3.0
 _LEFT_OVER_SECONDS = 3600.0
+_NAME = re.compile(r"\.?([0-9a-f]+-\d+)(?:-[0-9a-f-]+)?", re.ASCII)
+"""A block, or one that is being written."""
 _FREED_SHARE = 16
 """Divisor of the budget: such a part of it is freed at once, so that few writers list the directory."""
 
@@ -59,12 +63,13 @@ class BlockCache:
         if len(content) > self._budget_bytes:
             return
         path = self._path(key)
-        temporary = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
+        temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._locked("total"):
                 self._make_room(len(content))
-            temporary.write_bytes(content)
+            with temporary.open("xb") as file:  # a link that someone put there is not followed
+                file.write(content)
             os.replace(temporary, path)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -102,7 +107,7 @@ class BlockCache:
         """Size of the blocks that are left after the oldest have gone until `most` bytes are left."""
         found: list[tuple[float, int, str]] = []
         now = time.time()
-        for entry in (entry for part in os.scandir(self._directory) if part.is_dir() for entry in os.scandir(part)):
+        for entry in self._ours():
             with contextlib.suppress(OSError):  # another process has removed it
                 status = entry.stat()
                 if entry.name.startswith(".") and now - status.st_mtime > _LEFT_OVER_SECONDS:
@@ -117,6 +122,14 @@ class BlockCache:
                 os.unlink(path)
             total -= size
         return total
+
+    def _ours(self) -> Iterator[os.DirEntry[str]]:
+        """Blocks, and what killed writers have left. Other files stay."""
+        for part in os.scandir(self._directory):
+            if part.is_dir(follow_symlinks=False):
+                for entry in os.scandir(part):
+                    if (found := _NAME.fullmatch(entry.name)) and found[1].startswith(part.name):
+                        yield entry
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
