@@ -268,6 +268,10 @@ def invert(
     picture = out.with_suffix(".png")
     if picture.resolve() in [image.resolve() for image in images]:
         raise ConfigError(f"{picture}, the picture of {out}, is one of the images; name another --out")
+    if os.path.lexists(picture) and not os.path.lexists(out):  # with its latents it is of an earlier call
+        raise ConfigError(
+            f"{picture}, the picture of {out}, is there without it, and is not overwritten; name another --out"
+        )
     model = load(run, device=device, announce=tell, checkpoint=checkpoint)
     originals = read_images(model, images)
     if labels and len(labels) not in (1, len(images)):

@@ -153,12 +153,14 @@ def test_the_command_writes_latents_and_a_picture(tmp_path: Path, capsys: pytest
 
 def test_files_that_cannot_be_written_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "seven.png").write_bytes(b"mine")
+    for name in ("seven.png", "eight.png"):
+        (tmp_path / name).write_bytes(b"mine")
     for out, message in (
         ("seven.npz", r"seven\.png, the picture of seven\.npz, is one of the images; name another --out"),
+        ("eight.npz", r"eight\.png, the picture of eight\.npz, is there without it, and is not overwritten"),
         ("none/found.npz", "there is no directory none; make it"),
     ):
         words = ["invert", "no_run", str(tmp_path / "seven.png"), "--out", out]
         with pytest.raises(UserError, match=message):
             run_subcommand([invert_command, invert_command], words, "gen-dist")
-    assert (tmp_path / "seven.png").read_bytes() == b"mine"
+    assert all((tmp_path / name).read_bytes() == b"mine" for name in ("seven.png", "eight.png"))
