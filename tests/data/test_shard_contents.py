@@ -54,6 +54,35 @@ def test_an_index_that_is_damaged_is_not_used(content: bytes, tmp_path: Path) ->
     assert len(open_dataset(f"shards:{tmp_path / 'a.tar'}", "", packing, lambda _: None).train.labels) == 6
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"offsets": np.array([2**64 - 1] * 3, np.uint64)},
+        {"offsets": np.zeros((3, 1), np.uint64)},
+        {"offsets": np.array(0, np.uint64)},
+        {"offsets": np.array(["a"] * 3)},
+        {"sizes": np.array([0.5] * 3)},
+        {"labels": np.zeros(3)},
+        {"labels": np.array(["a", "b"])},
+        {"end": np.array("no number")},
+        {"end": np.arange(2)},
+        {"end": np.array(-1)},
+        {"block_starts": np.array([9], np.int64)},
+        {"left_out": np.array("a"), "left_out_counts": np.array(1)},
+        {"class_names": np.array(3)},
+        {"table": np.zeros((3, 2)), "columns": np.array(["a"])},
+        {"table": np.zeros(3), "columns": np.array(["a"])},
+    ],
+    ids=str,
+)
+def test_hostile_arrays_beside_a_shard_are_not_used(changed: dict[str, Any]) -> None:
+    stream = io.BytesIO()
+    with np.load(io.BytesIO(written(samples(0, 3)))) as found:
+        np.savez(stream, **(dict(found) | changed))
+    with pytest.raises((ValueError, KeyError, OSError)):
+        contents_of(stream.getvalue())
+
+
 def test_a_bucket_that_refuses_missing_files_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(_fetcher: Fetcher, place: str) -> bool:
         raise DataError(f"{place}: PermissionError")

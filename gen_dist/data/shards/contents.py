@@ -124,17 +124,38 @@ def contents_of(content: bytes) -> Contents:
         with np.load(io.BytesIO(content), allow_pickle=False) as found:
             contents = _contents_in(found)
             is_old = "format" not in found
-    except (EOFError, zipfile.BadZipFile, zlib.error) as error:
+        fits = _fit_together(contents)
+    except (ValueError, KeyError, OSError):
+        raise
+    # Anyone may have written what lies beside shards: numpy and zipfile raise these for members of other kinds.
+    except (EOFError, zipfile.BadZipFile, zlib.error, TypeError, ArithmeticError, RuntimeError, MemoryError) as error:
         raise ValueError(str(error)) from None
     if is_old and (".npy" in contents.left_out or MISSING in contents.labels):
         raise ValueError("contents of an older version")
-    one_an_image = {len(contents.offsets), len(contents.sizes), len(contents.labels)}
-    if contents.table is not None:
-        one_an_image.add(len(contents.table))
-    ends = contents.offsets + contents.sizes
-    if len(one_an_image) > 1 or len(contents.block_starts) != len(contents.block_crcs) or (ends > contents.end).any():
+    if not fits:
         raise ValueError("contents that do not fit together")
     return contents
+
+
+_DTYPES = {"offsets": np.uint64, "sizes": np.uint32, "block_starts": np.int64, "block_crcs": np.uint32}
+
+
+def _fit_together(found: Contents) -> bool:
+    """True if every image lies within blocks that are in their order, and has a label."""
+    arrays = {name: getattr(found, name) for name in (*_DTYPES, "labels")}
+    if any(one.ndim != 1 or one.dtype != _DTYPES.get(name, one.dtype) for name, one in arrays.items()):
+        return False
+    if found.labels.dtype.kind != "U" or len(found.block_starts) != len(found.block_crcs):
+        return False
+    one_an_image = {len(found.offsets), len(found.sizes), len(found.labels)}
+    if found.table is not None:
+        if found.table.ndim != 2 or found.table.shape[1] != len(found.columns):
+            return False
+        one_an_image.add(len(found.table))
+    edges = np.concatenate([found.block_starts, [found.end]])
+    within = (found.offsets <= found.end) & (found.offsets + found.sizes <= found.end)
+    in_order = edges[0] == 0 and (np.diff(edges) >= 0).all()
+    return len(one_an_image) == 1 and bool(in_order and within.all())
 
 
 def _contents_in(found: Any) -> Contents:
