@@ -20,7 +20,22 @@ GradientEstimator = Literal["total", "path"]
 GanLoss = Literal["non_saturating", "least_squares", "hinge", "wasserstein"]
 Conditioning = Literal["none", "concat", "projection"]
 Augmentation = Literal["colour", "translation", "cutout"]
-RandomAugmentation = Literal["blit", "geometric", "colour", "cutout"]
+Transformation = Literal[
+    "mirror",
+    "turn",
+    "shift",
+    "scale",
+    "rotation",
+    "stretch",
+    "drift",
+    "brightness",
+    "contrast",
+    "negative",
+    "hue",
+    "saturation",
+    "cutout",
+]
+RandomAugmentation = Literal["blit", "geometric", "colour", Transformation]
 
 
 class FigureName(NamedTuple):
@@ -198,12 +213,27 @@ _OF_ADAPTING = ("ada_target", "ada_images", "ada_every")
 """Options of `ada` that say how its probability adapts."""
 
 
+COLOUR_TRANSFORMATIONS: frozenset[Transformation] = frozenset(
+    {"brightness", "contrast", "negative", "hue", "saturation"}
+)
+_GROUPS: Mapping[str, frozenset[Transformation]] = {
+    "blit": frozenset({"mirror", "turn", "shift"}),
+    "geometric": frozenset({"scale", "rotation", "stretch", "drift"}),
+    "colour": COLOUR_TRANSFORMATIONS,
+}
+
+
+def transformations(kinds: Sequence[str]) -> frozenset[str]:
+    """Transformations of words of `ada`: a group has several, any other word is one."""
+    return frozenset().union(*(_GROUPS.get(kind, {kind}) for kind in kinds))
+
+
 def ignored_ada(kinds: Sequence[str], probability: float | None) -> tuple[str, ...]:
     """Names of the options that have no effect beside these values of `ada` and `ada_probability`."""
     if not kinds:
         return ("ada_probability", *_OF_ADAPTING, "ada_colour")
     adapting = () if probability is None else _OF_ADAPTING
-    return adapting if "colour" in kinds else (*adapting, "ada_colour")
+    return adapting if transformations(kinds) & COLOUR_TRANSFORMATIONS else (*adapting, "ada_colour")
 
 
 @dataclass(frozen=True)
@@ -233,9 +263,10 @@ class AdversarialConfig(ObjectiveConfig):
     2020)."""
     ada: tuple[RandomAugmentation, ...] = ()
     """Augmentations of real and generated images in the discriminator's input, each made with a probability that adapts
-    to its overfitting (Karras et al. 2020a). `blit`: reflection, turns by 90 degrees, shifts by whole pixels;
-    `geometric`: scale, stretch, rotation, shifts by fractions; `colour`: brightness, contrast, negative, and of colour
-    images hue and saturation; `cutout`. The paper's choice is the first three."""
+    to its overfitting (Karras et al. 2020a). `blit`: `mirror`, `turn` by 90 degrees, `shift` by whole pixels;
+    `geometric`: `scale`, `stretch`, `rotation`, `drift` by fractions of pixels; `colour`: `brightness`, `contrast`,
+    `negative`, and of colour images `hue` and `saturation`; `cutout`. The paper's choice is the first three groups;
+    leave out what makes another thing of an image, such as `mirror` of a digit."""
     ada_probability: float | None = None
     """Fixed probability of the augmentations of `ada`. None adapts it."""
     ada_target: float = 0.6
@@ -245,7 +276,7 @@ class AdversarialConfig(ObjectiveConfig):
     ada_every: int = 4
     """Steps between two changes of the probability."""
     ada_colour: float = 1.0
-    """Factor of the probability for `colour`."""
+    """Factor of the probability for the transformations of `colour`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -279,8 +310,8 @@ class AdversarialConfig(ObjectiveConfig):
             )
         if given:
             raise ConfigError(
-                f"ada_colour {self.ada_colour} without colour among ada {' '.join(self.ada)}; add colour, or leave it "
-                f"out ({default['ada_colour']})"
+                f"ada_colour {self.ada_colour} without a change of colour in ada {' '.join(self.ada)}; add colour, or "
+                f"leave it out ({default['ada_colour']})"
             )
 
     @property

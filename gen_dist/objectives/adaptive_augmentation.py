@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gen_dist.config import AdversarialConfig
+from gen_dist.config.objectives import COLOUR_TRANSFORMATIONS, transformations
 from gen_dist.errors import ConfigError
 from gen_dist.kernels import Key
 from gen_dist.objectives.phase import SumOverBatch
@@ -35,10 +36,12 @@ class AdaptiveAugmentation(nn.Module):
             ConfigError: the images have colours of another kind.
         """
         super().__init__()
-        if "colour" in config.ada and image_shape[0] not in (1, 3):
+        coloured = [kind for kind in config.ada if transformations([kind]) & COLOUR_TRANSFORMATIONS]
+        if coloured and image_shape[0] not in (1, 3):
+            names = " ".join(coloured)
             raise ConfigError(
-                f"ada colour needs grey images or three colours, and these have {image_shape[0]} channels; leave "
-                "colour out of --ada"
+                f"ada {names} needs grey images or three colours, and these have {image_shape[0]} channels; leave "
+                f"{names} out of --ada"
             )
         self.config = config
         self.register_buffer("probability", torch.tensor(config.ada_probability or 0.0))

@@ -11,12 +11,14 @@ need up to 36 times the pixels. It has derivatives of any order, which add in on
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 import torch
 from torch import Tensor
 
 from gen_dist.config import RandomAugmentation
+from gen_dist.config.objectives import COLOUR_TRANSFORMATIONS, transformations
 from gen_dist.data.augmenting import integers
 from gen_dist.kernels import Key, normal, pixels_at
 
@@ -34,13 +36,13 @@ CUTOUT = 0.5
 
 
 def randomly_augment(
-    images: Tensor, kinds: Collection[RandomAugmentation], probability: Tensor, key: Key, colour_factor: float = 1.0
+    images: Tensor, kinds: Sequence[RandomAugmentation], probability: Tensor, key: Key, colour_factor: float = 1.0
 ) -> Tensor:
     """Augment images: blits and geometry, colours, then a square is cut out.
 
     Args:
         images: float32 [B, C, H, W] in -1..1.
-        kinds: augmentations to make.
+        kinds: transformations to make, and groups of them.
         probability: float32 [], that of each transformation by itself.
         key: key of images[0]; real and generated images need different streams.
         colour_factor: factor of the probability for changes of colour.
@@ -53,66 +55,88 @@ def randomly_augment(
     gates = uniforms[:, :GATES].unbind(1)
     given, normals = uniforms[:, GATES:].unbind(1), draws[:, GATES + UNIFORMS :].unbind(1)
     probability = probability.to(images.dtype)
+    made = transformations(kinds)
     # Half precision would round the places of pixels.
     with torch.autocast(images.device.type, enabled=False):
-        inverses: list[Tensor] = []
-        if "blit" in kinds:
-            inverses += _blits(gates[:3], given[:4], probability, images.shape[2:])
-        if "geometric" in kinds:
-            inverses += _geometry(gates[3:8], given[4:6], normals[:4], probability, images.shape[2:])
+        inverses = [
+            *_blits(made, gates[:3], given[:4], probability, images.shape[2:]),
+            *_geometry(made, gates[3:8], given[4:6], normals[:4], probability, images.shape[2:]),
+        ]
         if inverses:
             images = _moved(images, _composed(inverses))
-        if "colour" in kinds:
-            images = _recoloured(images, gates[8:13], given[6:8], normals[4:], probability * colour_factor)
-        if "cutout" in kinds:
+        if made & COLOUR_TRANSFORMATIONS:
+            images = _recoloured(made, images, gates[8:13], given[6:8], normals[4:], probability * colour_factor)
+        if "cutout" in made:
             images = images * _outside_cut(images, gates[13] < probability, given[8:])
     return images
 
 
 def _blits(
-    gates: tuple[Tensor, ...], given: tuple[Tensor, ...], probability: Tensor, sides: torch.Size
+    made: AbstractSet[str],
+    gates: tuple[Tensor, ...],
+    given: tuple[Tensor, ...],
+    probability: Tensor,
+    sides: torch.Size,
 ) -> list[Tensor]:
-    """Inverse maps of a reflection, of a turn by a multiple of 90 degrees, and of a shift by whole pixels."""
-    mirror = torch.where(gates[0] < probability, integers(given[0], 2), 0)
-    turns = torch.where(gates[1] < probability, integers(given[1], 4), 0)
-    right, down = (
-        torch.where(gates[2] < probability, torch.round((2.0 * one - 1.0) * SHIFT * side), 0.0)
-        for one, side in zip(given[2:], (sides[1], sides[0]), strict=True)
-    )
-    # Cosine and sine of whole turns are whole, so that a turn moves pixels and blends none.
-    cosine, sine = (turns - 2).abs() - 1, 1 - (turns - 1).abs()
-    return [_scaling(1 - 2 * mirror, 1, like=right), _rotation(cosine, sine, like=right), _translation(-right, -down)]
+    """Inverse maps of a reflection, of a turn by a multiple of 90 degrees, and of a shift by whole pixels: of each that
+    is in `made`.
+    """
+    found = []
+    if "mirror" in made:
+        mirror = torch.where(gates[0] < probability, integers(given[0], 2), 0)
+        found.append(_scaling(1 - 2 * mirror, 1, like=gates[0]))
+    if "turn" in made:
+        turns = torch.where(gates[1] < probability, integers(given[1], 4), 0)
+        # Cosine and sine of whole turns are whole, so that a turn moves pixels and blends none.
+        found.append(_rotation((turns - 2).abs() - 1, 1 - (turns - 1).abs(), like=gates[1]))
+    if "shift" in made:
+        right, down = (
+            torch.where(gates[2] < probability, torch.round((2.0 * one - 1.0) * SHIFT * side), 0.0)
+            for one, side in zip(given[2:], (sides[1], sides[0]), strict=True)
+        )
+        found.append(_translation(-right, -down))
+    return found
 
 
 def _geometry(
+    made: AbstractSet[str],
     gates: tuple[Tensor, ...],
     given: tuple[Tensor, ...],
     normals: tuple[Tensor, ...],
     probability: Tensor,
     sides: torch.Size,
 ) -> list[Tensor]:
-    """Inverse maps of a scale, of a stretch between two rotations, and of a shift by fractions of pixels."""
-    scale, stretch = (
-        torch.where(gate < probability, torch.exp2(SCALE * one), 1.0)
-        for gate, one in zip((gates[0], gates[2]), normals[:2], strict=True)
-    )
+    """Inverse maps of a scale, of a stretch between two rotations, and of a shift by fractions of pixels: of each that
+    is in `made`.
+    """
     # The probability that at least one of the two rotations is made is that of the others.
     of_rotation = 1.0 - (1.0 - probability).clamp(0.0, 1.0).sqrt()
-    before, after = (
-        torch.where(gate < of_rotation, (2.0 * one - 1.0) * math.pi, 0.0)
-        for gate, one in zip((gates[1], gates[3]), given, strict=True)
-    )
-    right, down = (
-        torch.where(gates[4] < probability, SHIFT * one * side, 0.0)
-        for one, side in zip(normals[2:], (sides[1], sides[0]), strict=True)
-    )
-    return [
-        _scaling(1.0 / scale, 1.0 / scale, like=scale),
-        _rotation(before.cos(), before.sin(), like=scale),
-        _scaling(1.0 / stretch, stretch, like=scale),
-        _rotation(after.cos(), after.sin(), like=scale),
-        _translation(-right, -down),
-    ]
+
+    def factor(place: int) -> Tensor:
+        return torch.where(gates[2 * place] < probability, torch.exp2(SCALE * normals[place]), 1.0)
+
+    def rotation(place: int) -> Tensor:
+        angle = torch.where(gates[2 * place + 1] < of_rotation, (2.0 * given[place] - 1.0) * math.pi, 0.0)
+        return _rotation(angle.cos(), angle.sin(), like=angle)
+
+    found = []
+    if "scale" in made:
+        inverse = 1.0 / factor(0)
+        found.append(_scaling(inverse, inverse, like=inverse))
+    if "rotation" in made:
+        found.append(rotation(0))
+    if "stretch" in made:
+        stretch = factor(1)
+        found.append(_scaling(1.0 / stretch, stretch, like=stretch))
+    if "rotation" in made:
+        found.append(rotation(1))
+    if "drift" in made:
+        right, down = (
+            torch.where(gates[4] < probability, SHIFT * one * side, 0.0)
+            for one, side in zip(normals[2:], (sides[1], sides[0]), strict=True)
+        )
+        found.append(_translation(-right, -down))
+    return found
 
 
 def _matrix(rows: tuple[tuple[Tensor | float, ...], ...], like: Tensor) -> Tensor:
@@ -178,27 +202,33 @@ def _neighbours(places: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _recoloured(
+    made: AbstractSet[str],
     images: Tensor,
     gates: tuple[Tensor, ...],
     given: tuple[Tensor, ...],
     normals: tuple[Tensor, ...],
     probability: Tensor,
 ) -> Tensor:
-    """Change brightness and contrast, negate the luma, and turn and scale colours around it.
+    """Change brightness and contrast, negate the luma, and turn and scale colours around it: each that is in `made`.
 
     The paper multiplies matrices of colours. They turn and scale around the grey axis alone, so the mean of the three
     channels and their deviations from it are changed each by itself.
     """
+    never = torch.zeros_like(probability)
+
+    def of(name: str) -> Tensor:
+        return probability if name in made else never
+
     brightness, contrast, saturation = (
-        torch.where(gate < probability, change, neutral)[:, None, None, None]
-        for gate, change, neutral in (
-            (gates[0], SCALE * normals[0], 0.0),
-            (gates[1], torch.exp2(CONTRAST * normals[1]), 1.0),
-            (gates[4], torch.exp2(normals[2]), 1.0),
+        torch.where(gate < of(name), change, neutral)[:, None, None, None]
+        for name, gate, change, neutral in (
+            ("brightness", gates[0], SCALE * normals[0], 0.0),
+            ("contrast", gates[1], torch.exp2(CONTRAST * normals[1]), 1.0),
+            ("saturation", gates[4], torch.exp2(normals[2]), 1.0),
         )
     )
-    negated = torch.where(gates[2] < probability, integers(given[0], 2), 0)[:, None, None, None]
-    hue = torch.where(gates[3] < probability, (2.0 * given[1] - 1.0) * math.pi, 0.0)[:, None, None, None]
+    negated = torch.where(gates[2] < of("negative"), integers(given[0], 2), 0)[:, None, None, None]
+    hue = torch.where(gates[3] < of("hue"), (2.0 * given[1] - 1.0) * math.pi, 0.0)[:, None, None, None]
     images = (images + brightness) * contrast
     luma = images.mean(dim=1, keepdim=True)
     sign = (1 - 2 * negated).to(images.dtype)

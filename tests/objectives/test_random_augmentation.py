@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gen_dist.config import GanConfig, R3ganConfig, RandomAugmentation, TrainConfig, WganGpConfig
+from gen_dist.config.objectives import Transformation
 from gen_dist.errors import ConfigError
 from gen_dist.kernels import Key, normal
 from gen_dist.objectives.adaptive_augmentation import AdaptiveAugmentation
@@ -30,7 +32,7 @@ from tests.support.runs import make_trainer, run_steps, small_config
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 KEY = Key(torch.tensor([7, 3]), Stream.REAL_RANDOM_AUGMENTATION, 0)
-ALL: tuple[RandomAugmentation, ...] = get_args(RandomAugmentation)
+ALL: tuple[RandomAugmentation, ...] = get_args(Transformation)
 HALF = torch.tensor(0.5)
 
 
@@ -46,80 +48,93 @@ def rotation(angle: float) -> np.ndarray:
     return matrix2([[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]])
 
 
-def affine(draws: np.ndarray, uniforms: np.ndarray, p: float, width: int, height: int) -> np.ndarray:
+def affine(
+    draws: np.ndarray, uniforms: np.ndarray, p: float, made: Collection[str], width: int, height: int
+) -> np.ndarray:
     """The map of an image, from its forward matrices in the order of the paper's listing (appendix B, figure 10)."""
     gates, given, normals = uniforms[:14], uniforms[14:24], draws[24:]
     total = np.eye(3)
     steps = []
-    if gates[0] < p and int(2 * given[0]):
+    if "mirror" in made and gates[0] < p and int(2 * given[0]):
         steps.append(np.diag([-1.0, 1.0, 1.0]))
-    if gates[1] < p:
+    if "turn" in made and gates[1] < p:
         steps.append(rotation(-math.pi / 2 * int(4 * given[1])))
-    if gates[2] < p:
+    if "shift" in made and gates[2] < p:
         x, y = round((2 * given[2] - 1) * 0.125 * width), round((2 * given[3] - 1) * 0.125 * height)
         steps.append(matrix2([[1.0, 0.0, x], [0.0, 1.0, y]]))
-    if gates[3] < p:
+    if "scale" in made and gates[3] < p:
         steps.append(np.diag([2.0 ** (0.2 * normals[0]), 2.0 ** (0.2 * normals[0]), 1.0]))
     either = 1 - math.sqrt(1 - p)
-    if gates[4] < either:
+    if "rotation" in made and gates[4] < either:
         steps.append(rotation(-(2 * given[4] - 1) * math.pi))
-    if gates[5] < p:
+    if "stretch" in made and gates[5] < p:
         steps.append(np.diag([2.0 ** (0.2 * normals[1]), 2.0 ** (-0.2 * normals[1]), 1.0]))
-    if gates[6] < either:
+    if "rotation" in made and gates[6] < either:
         steps.append(rotation(-(2 * given[5] - 1) * math.pi))
-    if gates[7] < p:
+    if "drift" in made and gates[7] < p:
         steps.append(matrix2([[1.0, 0.0, 0.125 * normals[2] * width], [0.0, 1.0, 0.125 * normals[3] * height]]))
     for step in steps:
         total = step @ total
     return total
 
 
-def colours(draws: np.ndarray, uniforms: np.ndarray, p: float) -> np.ndarray:
+def colours(draws: np.ndarray, uniforms: np.ndarray, p: float, made: Collection[str]) -> np.ndarray:
     """The matrix of an image's colours, in homogeneous coordinates of three channels."""
     gates, given, normals = uniforms[8:13], uniforms[20:22], draws[28:]
     grey = np.array([1.0, 1.0, 1.0, 0.0]) / math.sqrt(3)
     total = np.eye(4)
-    if gates[0] < p:
+    if "brightness" in made and gates[0] < p:
         total[:3, 3] += 0.2 * normals[0]
-    if gates[1] < p:
+    if "contrast" in made and gates[1] < p:
         total = np.diag([*[2.0 ** (0.5 * normals[1])] * 3, 1.0]) @ total
-    if gates[2] < p and int(2 * given[0]):
+    if "negative" in made and gates[2] < p and int(2 * given[0]):
         total = (np.eye(4) - 2 * np.outer(grey, grey)) @ total
-    if gates[3] < p:  # Rodrigues' formula
+    if "hue" in made and gates[3] < p:  # Rodrigues' formula
         x, y, z = grey[:3]
         cross = np.zeros((4, 4))
         cross[:3, :3] = [[0, -z, y], [z, 0, -x], [-y, x, 0]]
         angle = (2 * given[1] - 1) * math.pi
         total = (np.eye(4) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross) @ total
-    if gates[4] < p:
+    if "saturation" in made and gates[4] < p:
         total = (np.outer(grey, grey) + (np.eye(4) - np.outer(grey, grey)) * np.array(2.0 ** normals[2])) @ total
         total[3] = [0, 0, 0, 1]
     return total
 
 
 @pytest.mark.parametrize("shape", [(40, 3, 12, 16), (40, 1, 9, 9)])
-def test_images_are_those_of_the_papers_matrices(shape: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize(
+    ("kinds", "made"),
+    [
+        (("blit", "geometric", "colour", "cutout"), get_args(Transformation)),
+        (("mirror", "scale", "drift", "contrast", "hue"), ("mirror", "scale", "drift", "contrast", "hue")),
+        (("shift", "rotation", "negative", "saturation"), ("shift", "rotation", "negative", "saturation")),
+        (("turn", "stretch", "brightness"), ("turn", "stretch", "brightness")),
+    ],
+)
+def test_images_are_those_of_the_papers_matrices(
+    shape: tuple[int, int, int, int], kinds: tuple[RandomAugmentation, ...], made: Collection[str]
+) -> None:
     images = images_of(*shape, dtype=torch.float64)
     rows, channels, height, width = shape
     draws = normal(KEY, rows, DRAWS).double().numpy()
     uniforms = 0.5 * (1 + torch.erf(torch.from_numpy(draws) / math.sqrt(2))).numpy()
     wanted = []
     for image, own, even in zip(images, draws, uniforms, strict=True):
-        inverse = np.linalg.inv(affine(own, even, 0.5, width, height))
+        inverse = np.linalg.inv(affine(own, even, 0.5, made, width, height))
         # grid_sample has corners at -1 and 1.
         to_pixels = np.diag([(width - 1) / 2, (height - 1) / 2, 1.0])
         theta = (np.linalg.inv(to_pixels) @ inverse @ to_pixels)[:2]
         grid = F.affine_grid(torch.from_numpy(theta)[None], [1, channels, height, width], align_corners=True)
         moved = F.grid_sample(image[None], grid, padding_mode="reflection", align_corners=True)[0]
-        matrix = torch.from_numpy(colours(own, even, 0.4))
+        matrix = torch.from_numpy(colours(own, even, 0.4, made))
         coloured = moved.expand(3, -1, -1)
         coloured = torch.einsum("ij,jhw->ihw", matrix[:3, :3], coloured) + matrix[:3, 3, None, None]
         coloured = coloured if channels == 3 else coloured.mean(dim=0, keepdim=True)
         x, y = ((torch.arange(side) + 0.5) / side - at for side, at in ((width, even[22]), (height, even[23])))
-        if even[13] < 0.5:
+        if "cutout" in made and even[13] < 0.5:
             coloured = coloured.masked_fill((y.abs() < 0.25)[:, None] & (x.abs() < 0.25)[None], 0.0)
         wanted.append(coloured)
-    torch.testing.assert_close(augmented(images), torch.stack(wanted), rtol=0, atol=1e-9)
+    torch.testing.assert_close(augmented(images, kinds), torch.stack(wanted), rtol=0, atol=1e-9)
 
 
 def test_nothing_is_changed_at_probability_zero_and_much_at_one() -> None:
@@ -222,7 +237,9 @@ def test_configs_that_mean_nothing_are_refused() -> None:
                 ConfigError, match=f"ada_{option} {value} with ada_probability 0.3, which is fixed; leave"
             ):
                 GanConfig(ada=("blit", "colour"), ada_probability=0.3, **given)
-    with pytest.raises(ConfigError, match=r"ada_colour 0\.5 without colour among ada blit cutout; add colour, or"):
+    with pytest.raises(
+        ConfigError, match=r"ada_colour 0\.5 without a change of colour in ada blit cutout; add colour, or"
+    ):
         GanConfig(ada=("blit", "cutout"), ada_colour=0.5)
     with pytest.raises(ConfigError, match=r"ada_target 1.0 is not between -1 and 1"):
         GanConfig(ada_target=1.0)
