@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from bench.measuring.conditions import conditions
+from bench.measuring.temporary import temporary_directory
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 STAGES = ["whole", "reference", "samples", "diversity", "fid", "kid", "neighbours", "walks", "posterior", "likelihood"]
@@ -43,13 +43,13 @@ def main(
     """
     before = conditions()
     print(f"| seconds of {samples:,} samples | {' | '.join(STAGES)} |\n|---|{'---|' * len(STAGES)}", flush=True)
-    with tempfile.TemporaryDirectory() as directory:
+    with temporary_directory() as directory:
         os.environ["GEN_DIST_CACHE"] = f"{directory}/cache"
         for preset in tqdm(presets, desc="presets", unit="preset", leave=False):
-            run = Path(directory) / preset
+            run = directory / preset
             options = ["--steps", 20, "--data", "mnist", "--data-root", data_root, "--run-dir", run]
             _python("launch/train.py", preset, *options)
-            for file in Path(directory, "cache").glob("reference-*"):
+            for file in (directory / "cache").glob("reference-*"):
                 file.unlink()
             quick = ["--samples", samples, "--metrics", *_all_but_likelihood()]
             _print_row(f"`{preset}`", run, quick)

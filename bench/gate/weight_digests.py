@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import os
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import tyro
 # Packages import from the repository root wherever this runs, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
+from bench.measuring.temporary import temporary_directory
 from gen_dist.cli import call_parsed, run_command
 from gen_dist.config import LatentAutoencoderConfig, TrainConfig
 from gen_dist.errors import UserError
@@ -49,7 +49,7 @@ def digest_of(config: TrainConfig, steps: int, batch_size: int) -> str:
         image_size=config.packing.image_size or 32,
         channels=3 if config.data == "cifar10" else 1,
     )
-    with tempfile.TemporaryDirectory(prefix="gen_dist-digest-") as directory, open(os.devnull, "w") as nowhere:
+    with temporary_directory("gen_dist-digest-") as directory, open(os.devnull, "w") as nowhere:
         if isinstance(config.objective, LatentAutoencoderConfig):  # whose discriminator may begin later
             config = replace(config, objective=replace(config.objective, adversarial_start=0))
         small = replace(
@@ -59,7 +59,7 @@ def digest_of(config: TrainConfig, steps: int, batch_size: int) -> str:
             steps=steps,
             global_batch_size=batch_size,
             device="cpu",
-            run_dir=directory,
+            run_dir=str(directory),
             sample_every=steps,
             evaluate_every=steps,
             checkpoint_every=steps,
@@ -67,7 +67,7 @@ def digest_of(config: TrainConfig, steps: int, batch_size: int) -> str:
         )
         with contextlib.redirect_stderr(nowhere):  # the progress bar
             train(small, say=lambda _line: None)
-        return _digest(Path(directory) / "checkpoints" / f"step_{steps:08d}")
+        return _digest(directory / "checkpoints" / f"step_{steps:08d}")
 
 
 def _digest(checkpoint: Path) -> str:

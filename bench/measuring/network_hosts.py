@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -83,16 +84,17 @@ def _output(*command: str) -> str:
 
 @contextlib.contextmanager
 def namespaces(count: int) -> Iterator[list[Host]]:
-    """Make hosts without cables. At the end all their processes end with them.
+    """Make hosts without cables. At the end all their processes end with them; hosts of killed processes go first.
 
     Raises:
         NetworkError: this machine does not allow it.
     """
     if os.name != "posix" or os.geteuid() != 0:
         raise NetworkError("network namespaces need root on Linux")
+    _remove_left_behind()
     number = os.getpid() % 60_000
     net = f"10.{200 + number % 50}.{number // 250}"
-    hosts = [Host(f"gen-dist-{number}-{chr(ord('a') + place)}", f"{net}.{place + 1}") for place in range(count)]
+    hosts = [Host(f"gen-dist-{os.getpid()}-{chr(ord('a') + place)}", f"{net}.{place + 1}") for place in range(count)]
     made: list[Host] = []
     try:
         for host in hosts:
@@ -105,6 +107,16 @@ def namespaces(count: int) -> Iterator[list[Host]]:
         for host in made:
             with contextlib.suppress(NetworkError):
                 ip("netns", "del", host.namespace)
+
+
+def _remove_left_behind() -> None:
+    """End hosts whose maker is no more: it was killed before it could."""
+    found = re.findall(r"^(gen-dist-(\d+)-[a-z])\b", ip("netns", "list"), re.MULTILINE)
+    left = [Host(name, "") for name, maker in found if not Path("/proc", maker).exists()]
+    _end_processes(left)
+    for host in left:
+        with contextlib.suppress(NetworkError):  # another one removes it, too
+            ip("netns", "del", host.namespace)
 
 
 def _end_processes(hosts: Sequence[Host]) -> None:

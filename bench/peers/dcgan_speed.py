@@ -10,7 +10,6 @@ import functools
 import json
 import multiprocessing
 import sys
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -28,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from bench.measuring.conditions import conditions
 from bench.measuring.spread import spread, spread_of_ratios
+from bench.measuring.temporary import temporary_directory
 from bench.peers.dcgan_loop import PlainLoop
 from gen_dist.data import TrainBatches, open_dataset
 from gen_dist.kernels import Key, normal
@@ -66,8 +66,8 @@ def main(
         warmup_steps: steps of each that are not timed.
         seed: key of weights, images and latents.
     """
-    with tempfile.TemporaryDirectory() as directory, new_process() as other:
-        trainer, batches = ours(data, data_root, seed, directory)
+    with temporary_directory() as directory, new_process() as other:
+        trainer, batches = ours(data, data_root, seed, str(directory))
         before = conditions()
         config = trainer.config
         images = [signed_unit(batches.micro_batch(step, 0)[0]).numpy() for step in range(BATCHES)]

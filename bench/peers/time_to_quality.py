@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import sys
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from bench.measuring.conditions import conditions
+from bench.measuring.temporary import temporary_directory
 from bench.peers.recipe import Epoch, Recipe
 
 EPOCHS_OF_A_TURN = 5
@@ -104,7 +104,7 @@ def train_ours(data_root: Path, steps: int | None, seed: int) -> Ours:
     from gen_dist.presets import get_preset
     from gen_dist.training.run import train
 
-    with tempfile.TemporaryDirectory() as directory:
+    with temporary_directory() as directory:
         os.environ["GEN_DIST_CACHE"] = f"{directory}/packed"
         config = get_preset("vae-mnist")
         config = replace(config, data="mnist", data_root=str(data_root), seed=seed, steps=steps or config.steps)

@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from bench.measuring.conditions import conditions
+from bench.measuring.temporary import temporary_directory
 from gen_dist.config import AutoencoderConfig, VaeConfig
 from gen_dist.presets import presets
 
@@ -48,9 +48,9 @@ def main(data_root: Path, repeats: int = 3, presets: tuple[str, ...] = EXPLICIT,
     before = conditions()
     summaries: dict[str, list[dict[str, Any]]] = {name: [] for name in presets}
     turns = [(name, seed) for seed in range(repeats) for name in presets]
-    with tempfile.TemporaryDirectory() as directory:
+    with temporary_directory() as directory:
         for name, seed in tqdm(turns, desc="runs", unit="run"):
-            run = Path(directory) / f"{name}-{seed}"
+            run = directory / f"{name}-{seed}"
             summaries[name].append(summary_of_run(name, seed, data_root, run))
             for kept, (preset, picture) in PICTURES.items():
                 if pictures and seed == 0 and preset == name:

@@ -8,7 +8,6 @@ is the share of a CPU's step from there to the end of the backward pass. The net
 import functools
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from bench.measuring.conditions import conditions
 from bench.measuring.out_file import check_out, print_and_write
+from bench.measuring.temporary import temporary_directory
 from bench.scaling.cost_model import Bucket, Cluster, exposed_seconds
 from bench.scaling.overlap import bucket_leads
 from gen_dist.cli import run_command
@@ -93,8 +93,8 @@ def profile_of(preset: str, rows: int) -> Profile:
         config = replace(config, objective=replace(config.objective, perceptual_weight=0.0))
     packing = replace(config.packing, synthetic_images=64, channels=3, image_size=side)
     config = replace(config, data="synthetic", packing=packing, global_batch_size=rows, device="cpu")
-    with tempfile.TemporaryDirectory() as cache:
-        config = replace(config, packing=replace(packing, cache_dir=cache))
+    with temporary_directory() as cache:
+        config = replace(config, packing=replace(packing, cache_dir=str(cache)))
         dataset = open_dataset(config.data, config.data_root, config.packing)
         trainer = Trainer(config, dataset, start_processes(config))
         try:

@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +30,7 @@ from bench.measuring.conditions import conditions
 from bench.measuring.network_hosts import Link, NetworkError, linked_hosts
 from bench.measuring.out_file import check_out, print_and_write
 from bench.measuring.spread import spread
+from bench.measuring.temporary import temporary_directory
 from bench.scaling.cost_model import (
     Bucket,
     Network,
@@ -83,9 +83,9 @@ def main(
     check_out(out)
     before = conditions()
     cores = sorted(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as cache, processes_on_hosts(hosts, LINKS[link]) as members:
+    with temporary_directory() as cache, processes_on_hosts(hosts, LINKS[link]) as members:
         options = {"data": data, "seed": 0, "device": "cpu"}
-        by_all(members, "prepare", options, cache, rows, True)
+        by_all(members, "prepare", options, str(cache), rows, True)
         facts = members[0].call("facts")
         leads = {
             preset: {of: by_all(members, "leads", preset, of)[0] for of in of_preset}

@@ -13,7 +13,6 @@ forecast for two processes stands beside what was measured; for more it is a for
 import functools
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -28,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from bench.measuring.conditions import conditions
 from bench.measuring.spread import spread
+from bench.measuring.temporary import temporary_directory
 from bench.scaling.cost_model import Network, Reduction, fit_network
 from bench.scaling.processes import (
     BLOCK_STEPS,
@@ -80,9 +80,9 @@ def main(
     before = conditions()
     if data_root is not None:
         data = "mnist"
-    with tempfile.TemporaryDirectory() as cache, two_processes() as members:
+    with temporary_directory() as cache, two_processes() as members:
         options = {"data": data, "data_root": str(data_root or "data"), "seed": seed, "device": "cpu"}
-        by_all(members, "prepare", options, cache)
+        by_all(members, "prepare", options, str(cache))
         facts = members[0].call("facts")
         times, reduced, others = measure(members, rounds, quiet_cores)
     network = fit_network({4 * floats: float(np.median(seconds)) for floats, seconds in reduced.items()}, workers=2)

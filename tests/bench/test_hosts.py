@@ -1,6 +1,9 @@
 """Hosts of the scaling benchmark: their links, and the forecast of steps from given times."""
 
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -8,13 +11,14 @@ from typing import TypeVar
 
 import pytest
 
-from bench.measuring.network_hosts import Host, Link, NetworkError, linked_hosts
+from bench.measuring.network_hosts import Host, Link, NetworkError, ip, linked_hosts, namespaces
 from bench.scaling.clusters import ENOUGH, Profile, forecast, least_rows
 from bench.scaling.cost_model import Bucket, Cluster, Network, seconds_of_slowest
 from bench.scaling.hosts import forecast as forecast_of_hosts
 from bench.scaling.overlap import bucket_leads
 from bench.scaling.processes import Member
 from gen_dist.config import MlpConfig
+from tests.conftest import REPOSITORY
 from tests.support.runs import make_trainer, small_config
 
 T = TypeVar("T")
@@ -68,6 +72,24 @@ def test_a_link_has_its_rate_and_latency() -> None:
         pytest.skip(str(error))
     assert 2 * link.latency_seconds < found["there and back"] < 10 * link.latency_seconds
     assert 0.3 * link.bytes_per_second < found["rate"] < 1.1 * link.bytes_per_second
+
+
+def test_hosts_of_a_killed_process_go_with_the_next() -> None:
+    program = (
+        "import os; from bench.measuring.network_hosts import namespaces\n"
+        "with namespaces(1) as hosts: print(hosts[0].namespace, flush=True); os.kill(os.getpid(), 9)"
+    )
+    try:
+        with namespaces(1) as living:
+            killed = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+            assert killed.returncode == -signal.SIGKILL
+            assert killed.stdout.strip() in ip("netns", "list")
+            with namespaces(0):
+                left = ip("netns", "list")
+            assert killed.stdout.strip() not in left
+            assert living[0].namespace in left
+    except NetworkError as error:
+        pytest.skip(str(error))
 
 
 def test_a_step_over_hosts_is_local_and_what_is_sent_after_it() -> None:
