@@ -146,6 +146,10 @@ CASES: dict[str, Case] = {
         "reconstruction_weight -1.0",
     ),
     "no such augmentation": (lambda p: ["gan-mnist", "--augmentation", "blur"], "colour"),
+    "an adaptive augmentation twice": (
+        lambda p: ["gan-mnist", "--ada", "blit", "colour", "blit"],
+        "ada has blit twice; name it once",
+    ),
     "no such loss": (lambda p: ["gan-mnist", "--loss", "wasserstein"], "least_squares"),
     "no such conditioning": (lambda p: ["gan-mnist", "--conditioning", "labels"], "projection"),
     "a penalty of an objective that has none": (lambda p: ["vae-mnist", "--penalty-weight", 1], "--penalty-weight"),

@@ -16,14 +16,17 @@ class Checked:
     """Base of configs: it refuses values that a field's type does not name."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError if a Literal field, or a tuple of them, has a value outside its choices."""
+        """Raise ConfigError if a Literal field, or a tuple of them, has a value outside its choices, or one twice."""
         config: Any = type(self)
         for name, choices, is_tuple in _choices_of(config):
             value = getattr(self, name)
-            for one in value if is_tuple else (value,):
+            values = tuple(value) if is_tuple else (value,)
+            for place, one in enumerate(values):
                 if one not in choices:
                     named = [choice for choice in choices if choice is not None]
                     raise ConfigError(f"{name} {one!r} is not one of {', '.join(map(str, named))}")
+                if one in values[:place]:
+                    raise ConfigError(f"{name} has {one} twice; name it once")
 
 
 @functools.cache
