@@ -13,6 +13,7 @@ _TRAIN = re.compile(rf"(?:train|training|trn){_SUFFIX}")
 _TEST = re.compile(rf"(?:test|testing|tst|val|valid|validation|eval|evaluation|dev){_SUFFIX}")
 # C0 and C1 controls, line separators, and marks that turn the direction of text.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _SHOWN = 3
 
 
@@ -71,12 +72,10 @@ def spelled_twice(names: Iterable[str]) -> tuple[str, str] | None:
 def remarks_on_classes(names: Sequence[str]) -> list[str]:
     """Lines about class names that may not say what their author meant."""
     remarks = []
-    in_numeric_order = sorted(names, key=_numeric_key)
-    if list(names) == sorted(names) != in_numeric_order:
-        position = next(i for i, name in enumerate(in_numeric_order) if names[i] != name)
+    if list(names) == sorted(names) and (pair := _out_of_numeric_order(names)):
         remarks.append(
-            f"classes are in the order of text, not of numbers: label {position} is {names[position]!r}, not "
-            f"{in_numeric_order[position]!r}; write leading zeros to change that"
+            f"classes are in the order of text, not of numbers: label {names.index(pair[0])} is {pair[0]!r}, before "
+            f"{pair[1]!r}; write leading zeros to change that"
         )
     folded: dict[str, str] = {}
     for name in names:
@@ -89,6 +88,13 @@ def remarks_on_classes(names: Sequence[str]) -> list[str]:
     return remarks
 
 
-def _numeric_key(name: str) -> list[tuple[int, int, str]]:
-    parts = re.split(r"([0-9]{1,18})", name)
-    return [(1, int(part), "") if part.isdecimal() and part.isascii() else (0, 0, part) for part in parts if part]
+def _out_of_numeric_order(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two names that differ in their numbers alone, the first of which has the larger one; else None."""
+    last: dict[tuple[str, ...], str] = {}
+    for name in names:
+        letters = tuple(_NUMBER.split(name))
+        other = last.get(letters, name)
+        if [int(number) for number in _NUMBER.findall(other)] > [int(number) for number in _NUMBER.findall(name)]:
+            return other, name
+        last[letters] = name
+    return None

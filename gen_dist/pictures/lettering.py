@@ -13,6 +13,7 @@ from gen_dist.startup import quick_import
 MOST_COLUMNS = 24
 """Width of a name in columns of narrow letters. Longer names are cut, with an ellipsis."""
 NO_FONT = "no font here has the letters of the class names: classes are numbered"
+NO_FONT_FOR_SOME = "no font here has the letters of some class names: those classes are numbered"
 
 
 class Font(NamedTuple):
@@ -56,13 +57,14 @@ def lettering_of(class_names: Sequence[str], font: str | None = None) -> Letteri
         names = [_shortened(f"{place}: {name}") for place, name in enumerate(names)]
     if "".join(names).isascii():
         return Lettering(names, None, "")
-    missing = frozenset("".join(names)) - _letters_of(font or usual_font())
+    letters = _letters_of(font or usual_font())
+    missing = frozenset("".join(names)) - letters
     if not missing:
         return Lettering(names, None, "")
-    other = _font_with(missing)
-    if other is None:
-        return Lettering([f"class {place}" for place in range(len(names))], None, NO_FONT)
-    return Lettering(names, other, "")
+    if other := _font_with(missing):
+        return Lettering(names, other, "")
+    drawn = [name if letters.issuperset(name) else f"class {place}" for place, name in enumerate(names)]
+    return Lettering(drawn, None, NO_FONT_FOR_SOME if set(drawn) & set(names) else NO_FONT)
 
 
 def columns_of(text: str) -> int:

@@ -91,7 +91,12 @@ TAKEN: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, int], str]] 
         (2, 1),
         "inside the class a are not splits",
     ),
-    "numbers out of order": (("1/1.png", "10/1.png", "2/1.png"), ("1", "10", "2"), (2, 1), "label 1 is '10', not '2'"),
+    "numbers out of order": (
+        ("1/1.png", "10/1.png", "2/1.png"),
+        ("1", "10", "2"),
+        (2, 1),
+        "label 1 is '10', before '2'",
+    ),
     "numbers in names": (("c_9/1.png", "c_10/1.png"), ("c_10", "c_9"), (1, 1), "write leading zeros"),
     "numbers with leading zeros": (("01/1.png", "02/1.png", "10/1.png"), ("01", "02", "10"), (2, 1), ""),
     "capitals": (("cat/1.png", "Cat/1.png"), ("Cat", "cat"), (1, 1), "'Cat' and 'cat' differ in capitals"),
@@ -307,6 +312,21 @@ def test_spellings_of_test_are_known(name: str) -> None:
 @pytest.mark.parametrize("name", ["trainers", "bullet train", "testament", "valley", "contest", "0", "развитие", ""])
 def test_other_names_are_no_splits(name: str) -> None:
     assert not names_train(name) and not names_test(name)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["10", "9", "cats"], "label 0 is '10', before '9'"),
+        (["a", "b1", "b10", "b2", "c"], "label 2 is 'b10', before 'b2'"),
+        (["1", "2", "x1"], None),
+        (["2", "a1", "b"], None),
+        (["a-2", "a1"], None),
+    ],
+)
+def test_numbers_of_classes_out_of_order_are_told(names: list[str], told: str | None) -> None:
+    remarks = remarks_on_classes(names)
+    assert not remarks if told is None else told in remarks[0]
 
 
 def test_classes_of_parquet_in_their_own_order_are_not_told() -> None:

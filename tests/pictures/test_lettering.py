@@ -29,8 +29,9 @@ def test_names_that_no_font_has_are_numbered_and_said_so(names: list[str], other
     if other_font:
         assert found == lettering.Lettering(names, other_font, "")
     else:
-        assert found.names == [f"class {place}" for place in range(len(names))]
+        assert found.names == [name if name.isascii() else f"class {place}" for place, name in enumerate(names)]
         assert "numbered" in found.note
+        assert any(name.isascii() for name in names) == ("some class names" in found.note)
 
 
 @pytest.mark.parametrize("names", [["cat", "dog"], ["é", "ß", "Ω", "Ж"], [], ["0"]])
