@@ -46,6 +46,7 @@ from gen_dist.objectives import Objective
 from gen_dist.plugins.loading import contents_of
 from gen_dist.records.checkpoint import Checkpoint, is_checkpoint
 from gen_dist.records.run_data import open_run_data
+from gen_dist.records.run_mark import is_run
 from gen_dist.records.run_paths import RunPaths, WhichCheckpoint
 
 
@@ -165,6 +166,8 @@ def export(
         _find_onnx()
     read, config = read_checkpoint(run, announce, checkpoint)
     home = run.resolve().parent.parent if is_checkpoint(run) else run.resolve()  # RUN/checkpoints/step_00001500
+    if out is None and not is_run(home):
+        raise ConfigError(f"{run} is a checkpoint outside of a run, in whose directory an export would be; name --out")
     out = Path(os.path.abspath(out or home / f"export-{form}"))
     _refuse_other_files(out)
     model = model_of(read, config)

@@ -125,6 +125,8 @@ def read_fitted_prior(file: Path, digest: str | None, again: str) -> FittedPrior
         if facts["format"] != _FORMAT or facts["sha256"] != weights_digest(tensors):
             raise ValueError("its content has another digest than it says")
         int(facts["images"]), int(facts["step"])
+        if not _fits_together(prior):
+            raise ValueError("its tensors do not fit together")
     except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         reason = shortened(" ".join(str(error).split()))
         raise DamagedError(f"{file} is damaged: {reason}; fit it again with {again}") from None
@@ -134,6 +136,20 @@ def read_fitted_prior(file: Path, digest: str | None, again: str) -> FittedPrior
             f"{again}"
         )
     return prior
+
+
+def _fits_together(prior: FittedPrior) -> bool:
+    """True for tensors of the documented shapes, and weights that are shares: anyone can write a digest of others."""
+    tensors = [getattr(prior, name) for name in _NAMES]
+    if any(one.dtype != torch.float64 or not bool(torch.isfinite(one).all()) for one in tensors):
+        return False
+    if prior.means.ndim != 2 or prior.directions.ndim != 2:
+        return False
+    (count, mixed), (kept, width) = prior.means.shape, prior.directions.shape
+    shapes = (count,), (count, mixed), (count, mixed, mixed), (width,), (kept, width), (kept - mixed,)
+    if count < 1 or kept < mixed or any(one.shape != shape for one, shape in zip(tensors, shapes, strict=True)):
+        return False
+    return bool((prior.weights >= 0).all()) and abs(float(prior.weights.sum()) - 1.0) < 1e-6
 
 
 def _facts_of(content: bytes) -> dict[str, str]:

@@ -119,7 +119,7 @@ def invert(
     """
     if steps < 1:
         raise ConfigError(f"steps {steps} is less than 1")
-    if not rate > 0:
+    if not 0 < rate < math.inf:
         raise ConfigError(f"rate {rate} is not a positive number")
     if model.objective.codebook_size:
         raise UserError("codes of a codebook have no gradients to descend on; encode the images instead")
@@ -148,6 +148,8 @@ def invert(
             with torch.no_grad():
                 intensities = decode(found)
                 errors = (intensities - targets).square().flatten(1).mean(dim=1)
+            if not bool(torch.isfinite(errors).all()):
+                raise UserError(f"the descent has left all finite latents at rate {rate:g}; use a lower --rate")
             parts.append((found.detach(), model.scale.values(intensities).cpu(), errors))
     latents, drawn, errors = (torch.cat(column) for column in zip(*parts, strict=True))
     return Inverted(latents, "latents" if styles is None else "styles", as_own(model.scale.form, drawn), errors)
@@ -189,7 +191,7 @@ def _checked_labels(model: GenerativeModel, images: Tensor, labels: Tensor | Non
 
 
 def _perceptual_weight(model: GenerativeModel, asked: float | None, announce: Callable[[str], None]) -> float:
-    if asked is not None and not asked >= 0:
+    if asked is not None and not 0 <= asked < math.inf:
         raise ConfigError(f"perceptual_weight {asked} is not a number of at least 0")
     if asked == 0:
         return 0.0

@@ -48,14 +48,18 @@ def load(
             asked for where there is one alone.
         UserError: `device` is cuda and there is no GPU.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda was asked for, but torch sees no GPU here; use cpu")
+    _refuse_missing_gpu(device)
     if is_export(Path(path)):
         _refuse_best(Path(path), checkpoint)
         return _model_of_export(Path(path), device)
     model = model_of(*read_checkpoint(Path(path), announce, checkpoint), device)
     model.find_fitted_prior = partial(fitted_prior_of, model, Path(path), checkpoint)
     return model
+
+
+def _refuse_missing_gpu(device: str | torch.device) -> None:
+    if str(device) == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda was asked for, but torch sees no GPU here; use cpu")
 
 
 def home_of(path: Path) -> Path:
@@ -118,7 +122,13 @@ def read_same_checkpoint(
 
 
 def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.device = "cpu") -> GenerativeModel:
-    """The model of a checkpoint. Its weights are their moving average if the run kept one."""
+    """The model of a checkpoint. Its weights are their moving average if the run kept one.
+
+    Raises:
+        DamagedError: the weights are of other networks.
+        UserError: `device` is cuda and there is no GPU.
+    """
+    _refuse_missing_gpu(device)
     channels, height, width = checkpoint.facts["image_shape"]
     labels = scheme_of_json(checkpoint.facts.get("labels"), checkpoint.facts["class_names"])
     scale = scale_of_json(checkpoint.facts.get("values"))

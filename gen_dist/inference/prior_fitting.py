@@ -21,7 +21,9 @@ from gen_dist.inference.loading import home_of, model_of, read_checkpoint
 from gen_dist.inference.model import GenerativeModel
 from gen_dist.kernels import Key, normal
 from gen_dist.randomness import Stream
+from gen_dist.records.checkpoint import is_checkpoint
 from gen_dist.records.run_data import open_run_data
+from gen_dist.records.run_mark import is_run
 from gen_dist.records.run_paths import RunPaths, WhichCheckpoint
 
 COMPONENTS = 50
@@ -61,12 +63,18 @@ def fit_prior(
         announce: takes lines on what is fitted.
 
     Raises:
+        ConfigError: a checkpoint is not in a run directory.
         UserError: the model has no encoder, its latents are codes or not finite, or there are too few images.
         CheckpointError: there is no run or checkpoint, or the prior cannot be written.
         DataError: the data are missing or others.
     """
     if components < 1:
         raise ConfigError(f"components {components} is less than 1")
+    if is_checkpoint(run) and not is_run(home_of(run)):
+        raise ConfigError(
+            f"{run} is a checkpoint outside of a run, so its fitted prior would have no place; name the run directory, "
+            "or one of its checkpoints"
+        )
     read, config = read_checkpoint(run, announce, checkpoint)
     if reason := config.objective.lacks.get("encoder"):
         raise UserError(f"a prior is fitted to latents of images: {reason}; leave it out")

@@ -93,6 +93,8 @@ def read_file(path: Path) -> bytes:
         return read_regular(path)
     except FileNotFoundError:
         raise
+    except NotADirectoryError as error:  # the directory is a file
+        raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
     except OSError as error:
         raise UnreadableError(unreadable(path, error)) from None
 

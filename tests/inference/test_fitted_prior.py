@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -215,3 +216,43 @@ def test_a_mixture_has_all_its_parts() -> None:
     assert prior.sample(3, 0).shape == (3, 1)
     same = fitted(torch.ones(50, 3), 2, FACTS, 0).sample(4, 0)  # all latents alike
     torch.testing.assert_close(same, torch.ones(4, 3), atol=1e-3, rtol=0.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights": torch.ones(1, 2).double() / 2},
+        {"weights": torch.tensor([1.5, -0.5]).double()},
+        {"weights": torch.ones(2).double()},
+        {"means": torch.zeros(2, 0).double()},
+        {"means": torch.full((2, 6), torch.nan).double()},
+        {"means": torch.zeros(2, 6)},
+        {"factors": torch.zeros(2, 6, 5).double()},
+        {"directions": torch.zeros(5, 6).double()},
+        {"deviations": torch.zeros(3).double()},
+    ],
+    ids=str,
+)
+def test_a_prior_of_other_shapes_with_a_right_digest_is_damaged(changes: dict[str, Any], tmp_path: Path) -> None:
+    prior = fitted(_clusters(), 2, FACTS, 0)
+    write_fitted_prior(tmp_path / "prior", prior)
+    assert read_fitted_prior(tmp_path / "prior", None, "fit-prior").means.shape == (2, 6)
+    write_fitted_prior(tmp_path / "prior", prior._replace(**changes))
+    with pytest.raises(CheckpointError, match="is damaged: its tensors do not fit together"):
+        read_fitted_prior(tmp_path / "prior", None, "fit-prior")
+
+
+def test_a_checkpoint_outside_of_a_run_gets_no_files_beside_it(run: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "theirs" / "copied"
+    shutil.copytree(max((run / "checkpoints").iterdir()), copied)
+    with pytest.raises(UserError, match="outside of a run"):
+        fit_prior(copied, 5, announce=_silent)
+    with pytest.raises(UserError, match="name --out"):
+        export(copied, "safetensors", announce=_silent)
+    assert [path.name for path in tmp_path.rglob("*") if path.parent != copied] == ["theirs", "copied"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_missing_is_told(run: Path) -> None:
+    with pytest.raises(UserError, match="torch sees no GPU here; use cpu"):
+        fit_prior(run, 5, device="cuda", announce=_silent)
