@@ -27,7 +27,7 @@ from gen_dist.data.ranges import Measured, measured_scale
 from gen_dist.data.sources.source import SPLITS, KeepsDepth, Source, SplitName, form_of_source
 from gen_dist.data.values import ValueScale, scale_of_json
 from gen_dist.errors import DataError
-from gen_dist.files import reason_of, retrying, sync, write_atomically
+from gen_dist.files import open_regular, read_regular, reason_of, retrying, sync, write_atomically
 
 # Part of the key: raise it when packing changes, to invalidate existing caches.
 _FORMAT = 2
@@ -246,7 +246,8 @@ def _open(directory: Path, source: Source, packing: DataConfig, announce: Callab
 
 def _read(directory: Path, source_name: str) -> tuple[dict[str, Any], LabelScheme | None, Split, Split]:
     try:
-        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        with open_regular(directory / "meta.json") as file:
+            meta = json.loads(file.read())
         if meta["digest"] != _digest(meta) or meta["digest_of_this_file"] != digest_of_meta(meta):
             raise _DamagedCache("meta.json has another digest")
         _verify(directory, meta["files"])
@@ -307,13 +308,13 @@ def _verify(directory: Path, files: dict[str, Any]) -> None:
 def _seen(directory: Path) -> object:
     """Stamps of the files when they were last verified; None if they are not readable."""
     try:
-        return json.loads((directory / "seen.json").read_text(encoding="utf-8"))
+        return json.loads(read_regular(directory / "seen.json"))
     except (OSError, ValueError, RecursionError):
         return None
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 

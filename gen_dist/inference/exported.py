@@ -17,7 +17,7 @@ from gen_dist.config import TrainConfig
 from gen_dist.config.labels import LabelScheme, scheme_of_json
 from gen_dist.data.values import ValueScale, scale_of_json
 from gen_dist.errors import CheckpointError, DamagedError, UnreadableError, shortened
-from gen_dist.files import retrying, unreadable
+from gen_dist.files import read_regular, retrying, unreadable
 from gen_dist.records.checkpoint import IMAGE_SHAPE
 from gen_dist.records.reading import COUNT, TEXT, list_of, parsed_object, read_config
 
@@ -103,7 +103,7 @@ def _compare_digests(path: Path, files: Sequence[Path]) -> None:
     for card in (CARD, PLAIN_CARD):
         with contextlib.suppress(FileNotFoundError):
             try:
-                listed = dict(_ROW.findall(retrying((path / card).read_bytes).decode(errors="replace")))
+                listed = dict(_ROW.findall(read_regular(path / card).decode(errors="replace")))
             except FileNotFoundError:
                 raise
             except OSError as error:

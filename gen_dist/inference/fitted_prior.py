@@ -127,7 +127,7 @@ def read_fitted_prior(file: Path, digest: str | None, again: str) -> FittedPrior
         int(facts["images"]), int(facts["step"])
         if not _fits_together(prior):
             raise ValueError("its tensors do not fit together")
-    except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         reason = shortened(" ".join(str(error).split()))
         raise DamagedError(f"{file} is damaged: {reason}; fit it again with {again}") from None
     if digest is not None and facts["weights"] != digest:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gen_dist.errors import ConfigError, PluginError
-from gen_dist.files import temporary_directory
+from gen_dist.files import read_regular, temporary_directory
 from gen_dist.plugins.entry_points import entry_points
 from gen_dist.plugins.neighbours import uncovered_imports
 from gen_dist.plugins.surroundings import surroundings_kept
@@ -194,8 +194,8 @@ def _is_same(name: str, content: bytes) -> bool:
 def _of_run(records: Iterable[Plugin], file: Path) -> list[Plugin]:
     """Records of a checkpoint as the run has them now, after changed code was accepted."""
     try:
-        now = {one["name"]: one["sha256"] for one in json.loads(file.read_bytes())["plugins"]}
-    except (OSError, KeyError, TypeError, ValueError):
+        now = {one["name"]: one["sha256"] for one in json.loads(read_regular(file))["plugins"]}
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
         return list(records)
     return [Plugin(record.name, now.get(record.name, record.sha256)) for record in records]
 

@@ -42,7 +42,7 @@ from gen_dist.errors import (
     UnreadableError,
     shortened,
 )
-from gen_dist.files import named_in_utf8, open_regular, retrying, sync, unreadable
+from gen_dist.files import named_in_utf8, open_regular, read_regular, retrying, sync, unreadable
 from gen_dist.records.metrics_file import METRICS
 from gen_dist.records.reading import (
     COUNT,
@@ -186,7 +186,7 @@ def _best_step(path: Path) -> int | None:
     """Step of the best checkpoint that a checkpoint names; 0 if it names none. None if its file cannot be read: then
     nobody knows which one has to stay."""
     try:
-        found = json.loads((path / STATE).read_text(encoding="utf-8")).get("best")
+        found = json.loads(read_regular(path / STATE)).get("best")
         return int(found["step"]) if found else 0
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None

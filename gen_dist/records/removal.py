@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from gen_dist.errors import CheckpointError
-from gen_dist.files import reason_of, remove_left_over
+from gen_dist.files import read_regular, reason_of, remove_left_over
 from gen_dist.records.run_paths import RunPaths
 
 CHECKPOINT_FILE = re.compile(r"config\.json|state\.json|SHA256SUMS|(networks|averaged|optimizer-.+)\.safetensors")
@@ -142,7 +142,7 @@ def _remove_wandb(paths: RunPaths) -> None:
         directory.unlink()
         return
     try:
-        wandb_id = paths.wandb_id.read_text(errors="replace").strip()
+        wandb_id = read_regular(paths.wandb_id).decode(errors="replace").strip()
     except FileNotFoundError:
         return
     runs = re.compile(rf"(offline-)?run-\d{{8}}_\d{{6}}-{re.escape(wandb_id)}")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from gen_dist.config import TrainConfig
 from gen_dist.config.recorded import MEASURED, MORE_IS_BETTER, SAMPLE_CHECKS
 from gen_dist.errors import CheckpointError, ConfigError, DamagedError
-from gen_dist.files import write_atomically
+from gen_dist.files import read_regular, write_atomically
 from gen_dist.launch.sweep.space import Searched, Value, as_typed
 from gen_dist.records.metrics_file import metrics_of_run
 from gen_dist.records.readable import readable_number
@@ -271,10 +271,10 @@ class Sweep:
 def _read_state(file: Path) -> Mapping[int, Mapping[str, Any]]:
     """Rows of sweep.json by the index of their trial."""
     try:
-        return {row["trial"]: row for row in json.loads(file.read_text())["trials"]}
+        return {row["trial"]: row for row in json.loads(read_regular(file))["trials"]}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{file} cannot be read; remove it to rank the trials again") from None
 
 

@@ -248,10 +248,17 @@ def test_a_damaged_index_is_written_again(tmp_path: Path, opened: Callable[..., 
     pattern = write_shards(tmp_path / "shards", 2, 10)
     digest = opened(pattern).digest
     (index,) = (tmp_path / "cache").glob("shards-*/labels.npy")
-    for damage in (lambda: index.write_bytes(index.read_bytes()[:-1] + b"\7"), index.unlink):
+    meta = index.with_name("meta.json")
+    damages: tuple[Callable[[], object], ...] = (
+        lambda: index.write_bytes(index.read_bytes()[:-1] + b"\7"),
+        index.unlink,
+        lambda: meta.write_text("[" * 10**5),
+        lambda: meta.write_text("[]"),
+    )
+    for damage in damages:
         damage()
         assert opened(pattern).digest == digest
-    assert sum("is damaged" in line and "indexing" in line for line in lines) == 2
+    assert sum("is damaged" in line and "indexing" in line for line in lines) == len(damages)
 
 
 def test_a_damaged_description_of_an_index_is_found(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
@@ -441,3 +448,24 @@ def test_a_resumed_run_on_shards_is_the_undisturbed_one(server: ShardServer, tmp
     resumed = trained()
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_pipes_and_links_in_a_cache_are_neither_read_nor_followed(
+    tmp_path: Path, opened: Callable[..., Dataset], lines: list[str]
+) -> None:
+    pattern = write_shards(tmp_path / "shards", 2, 10)
+    opened(pattern)
+    (meta,) = (tmp_path / "cache").glob("shards-*/meta.json")
+    meta.unlink()
+    os.mkfifo(meta)
+    with pytest.raises(DataError, match="not a regular file"):  # and nobody waits for a writer
+        opened(pattern)
+    blocks, theirs = tmp_path / "blocks", tmp_path / "theirs"
+    theirs.write_text("theirs")
+    (blocks / "00").mkdir(parents=True)
+    os.mkfifo(blocks / "00" / "00000001-0")
+    (blocks / ".total").symlink_to(theirs)
+    cache = BlockCache(blocks, 1000, lines.append)
+    assert cache.read("00000001-0", 0, 1) is None
+    cache.write("00000002-0", bytes(9))
+    assert theirs.read_text() == "theirs" and "cannot keep parts of shards" in lines[-1]

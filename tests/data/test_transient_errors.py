@@ -93,8 +93,7 @@ def test_a_cache_that_cannot_be_read_now_is_not_damaged(
     opened(folder)
     lines: list[str] = []
     code = getattr(errno, name)
-    for function, place in (("open", Path), ("read_text", Path)):
-        monkeypatch.setattr(place, function, failing(code, 99, getattr(place, function), file))
+    monkeypatch.setattr(os, "open", failing(code, 99, os.open, file))
     with pytest.raises(DataError) as error:
         opened(folder, lines)
     assert "cannot read packed images" in str(error.value) and os.strerror(code) in str(error.value)
@@ -107,7 +106,7 @@ def test_a_cache_that_cannot_be_read_now_is_not_damaged(
 def test_a_cache_is_read_again_after_an_error_that_passes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(folder)
     lines: list[str] = []
-    monkeypatch.setattr(Path, "read_text", failing(errno.ESTALE, 2, Path.read_text, "meta.json"))
+    monkeypatch.setattr(os, "open", failing(errno.ESTALE, 2, os.open, "meta.json"))
     assert count(opened(folder, lines)) == IMAGES and not lines
 
 

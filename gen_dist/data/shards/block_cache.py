@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from gen_dist.files import reason_of
+from gen_dist.files import open_regular, read_regular, reason_of
 
 _STRIPES = 64
 _POLL_SECONDS = 0.005
@@ -22,6 +22,7 @@ _MOST_SECONDS_WAITED = 3.0
 _LEFT_OVER_SECONDS = 3600.0
 _NAME = re.compile(r"\.?([0-9a-f]+-\d+)(?:-[0-9a-f-]+)?", re.ASCII)
 """A block, or one that is being written."""
+_NEITHER_LINK_NOR_PIPE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _FREED_SHARE = 16
 """Divisor of the budget: such a part of it is freed at once, so that few writers list the directory."""
 
@@ -48,11 +49,7 @@ class BlockCache:
     def read(self, key: str, first: int, last: int | None) -> bytes | None:
         """Bytes of a block from `first` on, up to `last`; None if it is not there."""
         try:
-            descriptor = os.open(self._path(key), os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except OSError:
-            return None
-        try:
-            with open(descriptor, "rb", buffering=0) as file:
+            with open_regular(self._path(key)) as file:
                 file.seek(first)
                 return file.read() if last is None else file.read(last - first)
         except OSError:
@@ -96,12 +93,14 @@ class BlockCache:
         """Count a new block, and remove the oldest if it is one too many. Called with the lock."""
         counter = self._directory / ".total"
         try:
-            total = int(counter.read_text())
+            total = int(read_regular(counter))
         except (OSError, ValueError):
             total = -1
         if total < 0 or total + size > self._budget_bytes:
             total = self._freed(self._budget_bytes - self._budget_bytes // _FREED_SHARE - size)
-        counter.write_text(str(total + size))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _NEITHER_LINK_NOR_PIPE
+        with open(os.open(counter, flags, 0o666), "w") as file:
+            file.write(str(total + size))
 
     def _freed(self, most: int) -> int:
         """Size of the blocks that are left after the oldest have gone until `most` bytes are left."""

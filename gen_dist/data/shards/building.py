@@ -28,7 +28,7 @@ from gen_dist.data.shards.packed_parts import Look, PackedParts, Picked
 from gen_dist.data.shards.reading import Shard
 from gen_dist.data.subsets import evenly_spaced
 from gen_dist.errors import DataError
-from gen_dist.files import sync
+from gen_dist.files import open_regular, sync
 from gen_dist.randomness import Stream
 
 MOST_HELD_OUT = 10_000
@@ -250,7 +250,7 @@ def damage_of(directory: Path, meta: dict[str, Any], most_bytes: int) -> str:
 
 
 def _describe(path: Path) -> list[Any]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]
 
 

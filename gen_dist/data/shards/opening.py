@@ -40,7 +40,7 @@ from gen_dist.data.shards.places import kind_of, shards_of
 from gen_dist.data.shards.reading import Blocks, Shard, ShardImages, is_read_directly
 from gen_dist.data.values import scale_of_json
 from gen_dist.errors import DataError
-from gen_dist.files import reason_of, sync
+from gen_dist.files import read_regular, reason_of, sync
 
 # Raise it when the content of an index changes.
 _FORMAT = 1
@@ -194,7 +194,7 @@ def _open(
         DataError: it cannot be read just now.
     """
     try:
-        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads(read_regular(directory / "meta.json"))
         if meta["digest_of_this_file"] != digest_of_meta(meta):
             raise _Damaged("meta.json has another digest")
         if damage := damage_of(directory, meta, _ALWAYS_VERIFIED_BYTES):
@@ -206,7 +206,7 @@ def _open(
         raise DataError(
             f"cannot read the index in {directory}: {reason_of(error)}; repair that and try again"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _Damaged(f"{type(error).__name__}: {error}") from None
     for remark in [*meta["remarks"], *_lines_on_budget(meta, dataset, packing)]:
         announce(f"{name}: {remark}")
