@@ -95,7 +95,7 @@ def pack(options: PackOptions, run: Runner, announce: Callable[[str], None]) -> 
     _claim(out, plan, of_shards, names)
     reports = _finished(out, names, plan.source)
     if reports:
-        announce(f"{len(reports):,} of {len(names):,} shards are finished in {shown(out)}")
+        announce(f"{len(reports):,} of {len(names):,} shards are finished in {printable(shown(out))}")
     missing = plan.tasks.only(name not in reports for name in names)
     bar = tqdm(
         total=len(names),
@@ -209,7 +209,7 @@ def _lines(plan: ShardPlan, reports: Sequence[Report], out: str, options: PackOp
     size = sum(report.bytes for report in reports)
     yield (
         f"packed {plan.source}: {total:,} images in {len(reports):,} shards of {size / 2**20:,.1f} MiB in all, in "
-        f"{shown(out)}"
+        f"{printable(shown(out))}"
     )
     for why in dict.fromkeys(why for report in reports for why in report.left_out):
         left = [report.left_out[why] for report in reports if why in report.left_out]
@@ -230,12 +230,17 @@ def _lines(plan: ShardPlan, reports: Sequence[Report], out: str, options: PackOp
         if count:
             number = f"{{00000..{count - 1:05}}}" if count > 1 else "00000"
             words.append(f"{out}/{split}-{number}.{options.container}")
-    tested = f" --test-shards '{words[1]}'" if len(words) > 1 else ""
+    tested = f" --test-shards {_quoted(words[1])}" if len(words) > 1 else ""
     if (names := reports[0].labels) not in ([], [CLASS_KEY]):
         tested += f" --label-columns {shlex.join(names)}"
     if options.missing_labels != "refuse":
         tested += f" --missing-labels {options.missing_labels}"
-    yield f"train on it with --data 'shards:{words[0]}'{tested}"
+    yield f"train on it with --data {_quoted(f'shards:{words[0]}')}{tested}"
+
+
+def _quoted(word: str) -> str:
+    """A word of a shell's command in single quotes, on one line."""
+    return "'" + printable(word).replace("'", "'\\''") + "'"
 
 
 def _sums(counts: Iterator[Mapping[str, int]]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,17 @@ def test_shards_are_the_same_bytes_whoever_makes_them(folder: str, tmp_path: Pat
     out, other = packed(folder, **options), packed(folder, "other", backwards, **options)
     assert files_of(out) == files_of(other)
     assert len(files_of(out)) == 8  # of 20 images, and the plan
+
+
+@pytest.mark.parametrize("name", ["it's $(touch here)", "two\nlines", os.fsdecode(b"\xff")])
+def test_the_command_to_train_is_one_line_of_a_shell(
+    name: str, folder: str, lines: list[str], packed: Callable[..., Path]
+) -> None:
+    out = packed(folder, name, images_per_shard=100)
+    assert not any("\n" in line for line in lines)
+    words = shlex.split(lines[-1].partition(" with ")[2])
+    assert words[0] == "--data" and len(words) == 2
+    assert name.isprintable() is (words[1] == f"shards:{out}/train-00000.tar")
 
 
 def test_finished_shards_are_not_made_again(folder: str, lines: list[str], packed: Callable[..., Path]) -> None:
