@@ -7,11 +7,11 @@ It has three implementations: that of CPUs (kernels/group_norm_cpu.py), the fuse
 from typing import Any, Literal, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .group_norm_cpu import GroupNormSilu
 from .group_norm_layout import kernels_take
+from .group_norm_traced import traced_group_norm_silu
 from .group_norm_twin import double_backward, twin_backward, twin_forward
 from .latent_layout import arithmetic_dtype, memory_format_of
 from .noise import runs_triton
@@ -96,8 +96,7 @@ def group_norm_silu(
         maps = maps + residual
     weight, bias = weight.to(maps.dtype), bias.to(maps.dtype)
     if torch.compiler.is_compiling():
-        outputs = F.group_norm(maps, groups, weight, bias, eps)
-        outputs = F.silu(outputs) if silu else outputs
+        outputs = traced_group_norm_silu(maps, weight, bias, groups, eps, silu)
     else:
         outputs = GroupNormSilu.apply(maps, weight, bias, groups, eps, silu)
     return outputs if residual is None else (outputs, maps)

@@ -221,15 +221,15 @@ class _ChannelsLast:
         slope = scale * weight
         share = scale / -(values.shape[1] * values.shape[2] // groups)
         sums = values.new_empty((2, values.shape[0], 1, values.shape[2]))  # gradients of bias and weight of each image
-        for some, (normal, normalized) in _images_at_once(values, 2):
+        for some, (distances, normalized) in _images_at_once(values, 2):
             target, part = found[some], incoming[some]
-            torch.sub(values[some], mean[some], out=normal).mul_(scale[some])
+            torch.sub(values[some], mean[some], out=distances)
             if silu:
-                part = _silu_backward(part, torch.addcmul(bias, normal, weight, out=normalized))
+                part = _silu_backward(part, torch.addcmul(bias, distances, slope[some], out=normalized))
             torch.sum(part, 1, keepdim=True, out=sums[0, some])
-            torch.sum(torch.mul(part, normal, out=target), 1, keepdim=True, out=sums[1, some])
+            torch.sum(torch.mul(part, distances, out=target), 1, keepdim=True, out=sums[1, some]).mul_(scale[some])
             level, tilt = _to_channels(_sum_groups(sums[:, some] * weight, groups), values) * share[some]
-            torch.addcmul(level, normal, tilt, out=target)
+            torch.addcmul(level, distances, tilt.mul_(scale[some]), out=target)
             target.addcmul_(part, slope[some])
         bias_gradient, weight_gradient = sums.sum((1, 2))
         return _as_maps(found, maps), weight_gradient, bias_gradient

@@ -253,7 +253,10 @@ class _Double(nn.Module):
         self.conv = nn.Conv2d(width, width, kernel_size=3, padding=1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return F.conv_transpose2d(maps, transposed_kernel(self.conv.weight), self.conv.bias, stride=2, padding=1)
+        doubled = F.conv_transpose2d(maps, transposed_kernel(self.conv.weight), stride=2, padding=1)
+        assert self.conv.bias is not None
+        # Not within the convolution, whose gradient for a bias takes oneDNN as long as that for the weight.
+        return doubled + self.conv.bias[:, None, None]
 
 
 def transposed_kernel(weight: Tensor) -> Tensor:
