@@ -55,7 +55,7 @@ class Row:
 
 ROWS: dict[Name, Row] = {
     "ours": Row(PRESET, speed_bar=1.3, memory_bar=0.8),
-    "ours-compiled": Row(f"{PRESET} --compile, after compiling"),
+    "ours-compiled": Row(f"{PRESET} --compile, after compiling", speed_bar=1.3),
     "ours-checkpointing": Row(f"{PRESET} with checkpointing", memory_bar=0.5),
     "ours-torch-norm": Row(f"{PRESET} with torch's norm and SiLU"),
     "loop": Row("the loop on diffusers' modules"),
@@ -186,10 +186,10 @@ def summarize(blocks: Mapping[Name, Sequence[Block]], images: int) -> dict[str, 
 
 def print_learned(learned: Mapping[Name, Learned], steps: int) -> None:
     """Print what each learned before the measurement."""
-    print(f"{f'after {steps} steps':40}{'PSNR, dB':>10}  losses of step {EXACT_STEPS - 1}")
+    print(f"{f'after {steps} steps':40}{'PSNR, dB':>10}{'first step, s':>15}  losses of step {EXACT_STEPS - 1}")
     for name, answer in learned.items():
         losses = ", ".join(f"{loss} {value:.5g}" for loss, value in answer.losses[-1].items())
-        print(f"{ROWS[name].label:40}{answer.psnr:10.3f}  {losses}")
+        print(f"{ROWS[name].label:40}{answer.psnr:10.3f}{answer.first_step_seconds:15.1f}  {losses}")
 
 
 def print_report(figures: Mapping[str, Any], *, adversarial: bool, threads: int) -> None:

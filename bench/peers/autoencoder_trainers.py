@@ -1,6 +1,7 @@
 """The trainers that autoencoder_speed.py measures, each alone in a process, and what such a process is asked to do."""
 
 import math
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,8 @@ class Learned(NamedTuple):
     """Losses of the first EXACT_STEPS steps, by the names of our logs."""
     psnr: float
     """dB of the test images' reconstructions by the newest weights, mean."""
+    first_step_seconds: float
+    """Time of the first step, which compiles if the trainer does."""
 
 
 class AutoencoderTrainer(Protocol):
@@ -134,13 +137,16 @@ class Loop:
 def start(name: str, config: TrainConfig, weights: Path, threads: int) -> None:
     """Make this process a trainer's: one of ours, which writes its initial weights, or a loop that begins with them.
 
-    A step on one image comes before all, so that the libraries are in memory, which no trainer can help.
+    A step on one image comes before all, so that the libraries are in memory, which no trainer can help. It compiles
+    nothing: a second size of batch would make the compiler's shapes dynamic. Its cache is empty unless
+    TORCHINDUCTOR_CACHE_DIR names one.
     """
     global _trainer, _memory
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(weights.parent / "inductor"))
     torch.set_num_threads(threads)
     if name == "ours-torch-norm":
         vars(autoencoder_kl)["group_norm_silu"] = torch_group_norm_silu
-    warm = _make(name, replace(config, global_batch_size=1), weights)
+    warm = _make(name.removesuffix("-compiled"), replace(config, global_batch_size=1), weights)
     warm.step(0)
     warm.close()
     del warm
@@ -165,13 +171,16 @@ def _make(name: str, config: TrainConfig, weights: Path) -> AutoencoderTrainer:
 
 def learn(steps: int) -> Learned:
     """Train this process's trainer from its first step on."""
-    losses = [_trainer.step(step) for step in range(steps)][:EXACT_STEPS]
+    start = time.perf_counter()
+    losses = [_trainer.step(0)]
+    first_step_seconds = time.perf_counter() - start
+    losses += [_trainer.step(step) for step in range(1, steps)]
     images = torch.from_numpy(_trainer.dataset.test.images[:TEST_IMAGES].copy())
     found = []
     for some in images.split(TESTED_AT_ONCE):
         pixels = (_trainer.reconstruct(some) * 127.5 + 127.5).round().clamp(0.0, 255.0).to(torch.uint8)
         found.append(peak_signal_to_noise(pixels, some))
-    return Learned(losses, float(torch.cat(found).mean()))
+    return Learned(losses[:EXACT_STEPS], float(torch.cat(found).mean()), first_step_seconds)
 
 
 def block(first: int, steps: int) -> dict[str, float | None]:

@@ -76,7 +76,8 @@ def test_both_move_their_weights_alike(tmp_path: Path) -> None:
 
 
 def learned(**changes: Any) -> Learned:
-    return Learned(losses=[{"autoencoder/loss": 100.0, "discriminator/loss": 1.0}], psnr=20.0)._replace(**changes)
+    losses = [{"autoencoder/loss": 100.0, "discriminator/loss": 1.0}]
+    return Learned(losses, psnr=20.0, first_step_seconds=1.0)._replace(**changes)
 
 
 def test_an_autoencoder_that_learns_something_else_is_refused() -> None:
