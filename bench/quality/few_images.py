@@ -159,7 +159,7 @@ def main(
                     f"{counts[preset] * config.global_batch_size / rate / 60:.1f}",
                     _with_interval(of_test, f"kid_{FEATURES}_5k"),
                     _with_interval(of_train, f"kid_{FEATURES}_5k_train"),
-                    _with_interval(of_test, "memorization"),
+                    _with_interval(of_test, f"memorization_{FEATURES}"),
                 ]
                 print(f"| {' | '.join(cells)} |", flush=True)
                 if pictures and seed == seeds[0]:
