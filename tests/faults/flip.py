@@ -47,6 +47,8 @@ COMMANDS = {
     "encode to one file": "encoded to one file",
     "export for diffusers": "exported for diffusers",
     "train from diffusers": "beside a directory of diffusers",
+    "sample a fitted prior": "done with a prior",
+    "resume on shards": "half on shards",
     "resume a plug-in": "half of a plug-in",
     "sample a plug-in": "plug-in alone",
     "evaluate a plug-in": "plug-in alone",
