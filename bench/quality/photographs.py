@@ -1,8 +1,9 @@
 """Photographs through latent autoencoders with and without perceptual and adversarial terms.
 
-`python bench/quality/photographs.py` trains a small latent autoencoder on 64 x 64 crops of scikit-image's photographs,
-each time with the same data, seed and number of steps: with absolute errors alone, with the perceptual term, and with
-the discriminator as well. Test crops are of the right quarter of each photograph, which no training crop reaches.
+`python bench/quality/photographs.py` trains a small latent autoencoder on 64 x 64 crops of scikit-image's photographs
+by absolute errors. From its weights, by way of the directory that is exported for diffusers, it goes on three times
+with the same data, seed and number of steps: with absolute errors alone, with the perceptual term, and with the
+discriminator as well. Test crops are of the right quarter of each photograph, which no training crop reaches.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from bench.measuring.conditions import conditions
 from gen_dist.config import AutoencoderKlConfig, LatentAutoencoderConfig, OptimizerConfig, PatchganConfig, TrainConfig
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.evaluation.guide import base_name
+from gen_dist.inference.export import export
 from gen_dist.pictures.grids import save_strips
 
 SIDE = 64
@@ -36,8 +38,8 @@ METRICS = ("psnr", "ssim", "perceptual_distance", "reconstruction_sharpness")
 SHOWN = 8
 TERMS: dict[str, dict[str, float]] = {
     "absolute error": {},
-    "and perceptual": {"perceptual_weight": 1.0},
-    "and adversarial": {"perceptual_weight": 1.0, "adversarial_weight": 0.5},
+    "and perceptual": {"perceptual_weight": 0.2},
+    "and adversarial": {"perceptual_weight": 0.2, "adversarial_weight": 1.0},
 }
 """Options of the objective by the terms of its loss."""
 
@@ -72,32 +74,40 @@ def train_and_test(train_crops: int, test_crops: int) -> tuple[NDArray[np.uint8]
     return np.concatenate(parts[0]), np.concatenate(parts[1])
 
 
-def config_of(terms: str, steps: int, batch: int, seed: int, folder: Path) -> TrainConfig:
-    """Config of a run."""
+def config_of(terms: str, steps: int, batch: int, seed: int, folder: Path, start: Path | None = None) -> TrainConfig:
+    """Config of a run: of the first steps without `start`, else from the weights of that directory of diffusers on."""
+    name = "first" if start is None else str(list(TERMS).index(terms))
     config = TrainConfig(
-        network=AutoencoderKlConfig(feature_maps=(8, 16, 32), blocks=1, latent_dim=4, groups=8),
+        network=AutoencoderKlConfig(feature_maps=(16, 32, 64), blocks=1, latent_dim=4, groups=8),
         discriminator=PatchganConfig(feature_maps=32, layers=2),
-        objective=LatentAutoencoderConfig(adversarial_start=steps // 3),
+        objective=LatentAutoencoderConfig(),
         optimization=OptimizerConfig(betas=(0.9, 0.98), warmup_steps=steps // 20, decay="linear"),
-        learning_rate=2e-3,
+        learning_rate=2e-3 if start is None else 1e-3,
         steps=steps,
         global_batch_size=batch,
         checkpoint_every=steps,
         sample_every=steps,
         evaluate_every=steps,
         seed=seed,
-        run_dir=str(folder / f"{list(TERMS).index(terms)}-{seed}"),
+        start_from=None if start is None else f"diffusers:{start}",
+        run_dir=str(folder / f"{name}-{seed}"),
     )
     return config.with_options(**TERMS[terms], cache_dir=str(folder / "cache"))
 
 
 def main(
-    steps: int = 300, batch: int = 8, seeds: int = 1, picture: Path | None = None, folder: Path | None = None
+    first_steps: int = 400,
+    steps: int = 100,
+    batch: int = 8,
+    seeds: int = 1,
+    picture: Path | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Train each loss, print a table in Markdown, and draw test crops above their reconstructions.
 
     Args:
-        steps: Steps of each run. The discriminator begins after a third of them.
+        first_steps: Steps by absolute errors, from which each loss goes on.
+        steps: Steps of each loss.
         batch: Crops a step.
         seeds: Runs of each loss.
         picture: PNG file of the first seed: originals, then a row for each loss.
@@ -108,28 +118,35 @@ def main(
         root = folder or Path(temporary)
         train, test = train_and_test(400, 8)
         rows = [test[:: len(test) // SHOWN][:SHOWN]]
-        print(f"| loss | {' | '.join(METRICS)} |")
-        print("|---" * (len(METRICS) + 1) + "|")
-        for terms in TERMS:
-            found: dict[str, list[float]] = {}
-            for seed in range(seeds):
-                config = config_of(terms, steps, batch, seed, root)
-                outcome = gen_dist.train(config, data=train, test_data=test, say=lambda _line: None)
-                if not outcome.finished:
-                    sys.exit(f"stopped at step {outcome.step:,} of {outcome.run_path.name}")
-                metrics = evaluate(outcome.run_path, METRICS, announce=lambda _line: None).metrics
+        found: dict[str, dict[str, list[float]]] = {terms: {} for terms in TERMS}
+        for seed in range(seeds):
+            first = _trained(config_of(next(iter(TERMS)), first_steps, batch, seed, root), train, test)
+            start = export(first, "diffusers", announce=lambda _line: None)
+            for terms, values in found.items():
+                run = _trained(config_of(terms, steps, batch, seed, root, start), train, test)
+                metrics = evaluate(run, METRICS, announce=lambda _line: None).metrics
                 for name, value in metrics.items():
                     assert isinstance(value, float)
-                    found.setdefault(name if name.endswith("_data") else base_name(name), []).append(value)
+                    values.setdefault(name if name.endswith("_data") else base_name(name), []).append(value)
                 if seed == 0:
-                    rows.append(gen_dist.load(outcome.run_path).reconstruct(torch.from_numpy(rows[0])).numpy())
-            print(f"| {terms} | {' | '.join(_spread(found[name]) for name in METRICS)} |", flush=True)
-        print(
-            f"\nSharpness of the test crops: {found['reconstruction_sharpness_data'][0]:.4g}. {steps} steps of {batch}."
-        )
+                    rows.append(gen_dist.load(run).reconstruct(torch.from_numpy(rows[0])).numpy())
+        print(f"| loss | {' | '.join(METRICS)} |")
+        print("|---" * (len(METRICS) + 1) + "|")
+        for terms, values in found.items():
+            print(f"| {terms} | {' | '.join(_spread(values[name]) for name in METRICS)} |")
+        sharpness = values["reconstruction_sharpness_data"][0]
+        print(f"\nSharpness of the test crops: {sharpness:.4g}. {first_steps} and {steps} steps of {batch}.")
         print(before)
         if picture is not None:
             save_strips(picture, np.concatenate(rows), SHOWN, captions=["originals", *TERMS])
+
+
+def _trained(config: TrainConfig, train: NDArray[np.uint8], test: NDArray[np.uint8]) -> Path:
+    """Directory of the run of a config, trained to its end."""
+    outcome = gen_dist.train(config, data=train, test_data=test, say=lambda _line: None)
+    if not outcome.finished:
+        sys.exit(f"stopped at step {outcome.step:,} of {outcome.run_path.name}")
+    return outcome.run_path
 
 
 def _spread(values: list[float]) -> str:

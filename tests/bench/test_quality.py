@@ -24,7 +24,9 @@ def test_each_augmentation_of_few_digits_has_a_config(name: str, tmp_path: Path)
 
 @pytest.mark.parametrize("terms", photographs.TERMS)
 def test_each_loss_of_photographs_has_a_config(terms: str, tmp_path: Path) -> None:
-    objective = photographs.config_of(terms, 30, 4, 0, tmp_path).objective
+    config = photographs.config_of(terms, 30, 4, 0, tmp_path, tmp_path / "first")
+    assert config.start_from == f"diffusers:{tmp_path / 'first'}"
+    objective = config.objective
     assert isinstance(objective, LatentAutoencoderConfig)
     assert {name: getattr(objective, name) for name in photographs.TERMS[terms]} == photographs.TERMS[terms]
 
