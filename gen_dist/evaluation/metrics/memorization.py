@@ -125,7 +125,8 @@ def share_interval(share: float, count: int) -> tuple[float, float]:
     """95 % confidence interval of a share of `count` draws (Wilson 1927)."""
     z = 1.959963984540054
     middle, spread = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-    return max(0.0, (middle - spread) / (1 + z * z / count)), min(1.0, (middle + spread) / (1 + z * z / count))
+    low, high = (middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)
+    return low if share > 0 else 0.0, high if share < 1 else 1.0  # where rounding would leave 1e-19
 
 
 def copies_of(context: Context) -> Copies:
