@@ -1,8 +1,7 @@
 """Group normalization and SiLU of float32 and float64 maps on CPUs in compiled code: torch operations to be fused.
 
-They become three loops over the maps in forward, and two in backward. torch's own two operations would be compiled too,
-but they take the variance by Welford's method, and have a value for each group in loops over channels: an index that is
-divided, where the compiler vectorizes nothing.
+torch's own two operations would be compiled too, but where a group has several channels, the loops over maps would read
+its statistics at a divided index, which is slow. Here statistics are in memory for each channel.
 """
 
 import math
