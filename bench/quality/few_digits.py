@@ -10,7 +10,6 @@ is the share of the distance from training to generated images at which held-out
 from __future__ import annotations
 
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import gen_dist
 from bench.measuring.conditions import conditions
+from bench.measuring.temporary import temporary_directory
 from gen_dist.config import DataConfig, RandomAugmentation, TrainConfig
 from gen_dist.data import open_dataset
 from gen_dist.data.subsets import evenly_spaced
@@ -121,10 +121,10 @@ def main(
     print(f"| {' | '.join(COLUMNS)} |")
     print("|---" * len(COLUMNS) + "|", flush=True)
     watched: dict[str, dict[int, float]] = {}
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_directory() as temporary:
         for seed in range(seeds):
             for name, kinds in KINDS.items():
-                run = (folder or Path(temporary)) / f"{name.split()[0]}-{seed}"
+                run = (folder or temporary) / f"{name.split()[0]}-{seed}"
                 config = config_of(kinds, steps, ada_images, seed, run)
                 outcome = gen_dist.train(config, data=train, test_data=held_out, say=lambda _line: None)
                 if not outcome.finished:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import gen_dist
 from bench.measuring.conditions import conditions
+from bench.measuring.temporary import temporary_directory
 from gen_dist.config import DataConfig, TrainConfig
 from gen_dist.data import open_dataset
 from gen_dist.data.subsets import evenly_spaced
@@ -129,7 +129,7 @@ def main(
     if steps and len(steps) != len(presets):
         sys.exit(f"steps {' '.join(map(str, steps))} for the presets {' '.join(presets)}; give one number for each")
     before = conditions()
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_directory() as temporary:
         try:
             found = images_of(class_name, images, data, data_root)
             configs = {preset: config_of(preset, options) for preset in presets}
@@ -138,7 +138,7 @@ def main(
         counts = dict(zip(presets, steps, strict=True)) if steps else {}
         if not counts:
             for preset, config in configs.items():
-                rate = trained(of_steps(config, 100, Path(temporary) / f"{preset}-brief"), found)
+                rate = trained(of_steps(config, 100, temporary / f"{preset}-brief"), found)
                 print(f"{preset}: {rate:.0f} images/s in steps of {config.global_batch_size}", flush=True)
                 counts[preset] = round(60.0 * minutes * rate / config.global_batch_size)
             print()
@@ -148,7 +148,7 @@ def main(
         print("|---" * len(COLUMNS) + "|", flush=True)
         for preset, config in configs.items():
             for seed in seeds:
-                run = (folder or Path(temporary)) / f"{preset}-{seed}"
+                run = (folder or temporary) / f"{preset}-{seed}"
                 rate = trained(of_steps(config, counts[preset], run, seed), found)
                 of_train = evaluate(run, ["kid"], samples=SAMPLES, features=FEATURES, reference="train", announce=_mute)
                 of_test = evaluate(run, ["kid", "memorization"], samples=SAMPLES, features=FEATURES, announce=_mute)

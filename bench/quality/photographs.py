@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import gen_dist
 from bench.measuring.conditions import conditions
+from bench.measuring.temporary import temporary_directory
 from gen_dist.config import AutoencoderKlConfig, LatentAutoencoderConfig, OptimizerConfig, PatchganConfig, TrainConfig
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.evaluation.guide import base_name
@@ -114,8 +114,8 @@ def main(
         folder: Directory that keeps the runs; runs that are there are not trained again.
     """
     before = conditions()
-    with tempfile.TemporaryDirectory() as temporary:
-        root = folder or Path(temporary)
+    with temporary_directory() as temporary:
+        root = folder or temporary
         train, test = train_and_test(400, 8)
         rows = [test[:: len(test) // SHOWN][:SHOWN]]
         found: dict[str, dict[str, list[float]]] = {terms: {} for terms in TERMS}
