@@ -126,7 +126,7 @@ def test_the_front_page_names_every_room() -> None:
 
 
 def test_the_guide_names_every_preset() -> None:
-    text = (REPOSITORY / "gen_dist/README.md").read_text().split("## Presets")[1].split("\n## ")[0]
+    text = (REPOSITORY / "gen_dist/README.md").read_text().split("## Presets")[1].split("\n##")[0]
     named = re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)
     assert [name for name in named if not name.startswith("--")] == list(presets())
 
