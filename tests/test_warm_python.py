@@ -48,7 +48,7 @@ def test_a_warm_program_behaves_as_in_a_new_process(kind: str, tmp_path: Path) -
 @pytest.mark.skipif(sys.platform != "linux", reason="programs are forked on Linux alone")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_to_the_client_ends_the_warm_program(number: signal.Signals) -> None:
-    code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    code = "import os, time; print(os.getpid(), flush=True); [time.sleep(0.05) for _ in range(1200)]"
     client = subprocess.Popen([*warm_python(), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert client.stdout is not None
     program = int(client.stdout.readline())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import marshal
 import os
+import select
 import signal
 import socket
 import sys
@@ -48,9 +49,14 @@ def main(address: str, words: list[str]) -> None:
         server.sendmsg([len(content).to_bytes(8, "little")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
         server.sendall(content)
         process = int.from_bytes(server.recv(8), "little")
+        wakes, wakens = os.pipe()
+        os.set_blocking(wakens, False)
+        signal.set_wakeup_fd(wakens)  # else a signal just before the call that waits would be seen only after it
         for number in forwarded:
             signal.signal(number, lambda number, _frame: os.kill(process, number))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, forwarded)
+        while server not in select.select([server, wakes], [], [])[0]:
+            os.read(wakes, MESSAGE_BYTES)
         answer = server.recv(8)
     if not answer:
         sys.exit("the process that starts others has ended")
