@@ -55,7 +55,7 @@ def main(address: str, words: list[str]) -> None:
         for number in forwarded:
             signal.signal(number, lambda number, _frame: os.kill(process, number))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, forwarded)
-        while server not in select.select([server, wakes], [], [])[0]:
+        while server.fileno() not in select.select([server.fileno(), wakes], [], [])[0]:
             os.read(wakes, MESSAGE_BYTES)
         answer = server.recv(8)
     if not answer:
