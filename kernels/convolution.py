@@ -109,7 +109,7 @@ class _Doubling(torch.autograd.Function):
     @staticmethod
     def forward(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         doubled = double(maps, weight)
-        return doubled if bias is None else doubled + bias[:, None, None]
+        return doubled if bias is None else doubled.add_(bias[:, None, None])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:

@@ -197,7 +197,7 @@ class _ResidualBlock(nn.Module):
         shortcut = self.conv_shortcut(maps)
         residual = self.conv1(group_norm_silu(maps, self.norm1))
         residual = self.conv2(group_norm_silu(residual, self.norm2))
-        return shortcut + residual
+        return residual.add_(shortcut)  # in place: no gradient needs the convolution's outputs
 
 
 class _Attention(nn.Module):
@@ -255,8 +255,9 @@ class _Double(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         doubled = F.conv_transpose2d(maps, transposed_kernel(self.conv.weight), stride=2, padding=1)
         assert self.conv.bias is not None
-        # Not within the convolution, whose gradient for a bias takes oneDNN as long as that for the weight.
-        return doubled + self.conv.bias[:, None, None]
+        # Not within the convolution, whose gradient for a bias takes oneDNN as long as that for the weight. In place, as
+        # no gradient needs the maps without it; and so under autocast they keep their dtype.
+        return doubled.add_(self.conv.bias[:, None, None])
 
 
 def transposed_kernel(weight: Tensor) -> Tensor:

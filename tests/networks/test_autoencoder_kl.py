@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from gen_dist.config import AutoencoderKlConfig, MlpConfig, networks
@@ -93,6 +94,44 @@ def test_doubling_is_a_convolution_of_repeated_places() -> None:
     torch.testing.assert_close(found, expected)
     inputs = (maps, doubling.conv.weight, doubling.conv.bias)
     torch.testing.assert_close(*(torch.autograd.grad(outputs.square().sum(), inputs) for outputs in (found, expected)))
+
+
+def test_doubled_maps_keep_the_dtype_of_autocast() -> None:
+    decoder: Any = make(SMALL, (1, 8, 8))[1]
+    (doubling,) = decoder.up_blocks[0].upsamplers
+    with torch.autocast("cpu", torch.bfloat16):
+        assert doubling(torch.randn(2, 16, 4, 4)).dtype == torch.bfloat16
+
+
+class _NewMaps(TorchDispatchMode):
+    """Memories, each alive once made, of tensors of as many elements as a result."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.alive: list[Tensor] = []
+        self._elements = elements
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.numel() == self._elements:
+            self.alive.append(result)
+        return result
+
+    @property
+    def memories(self) -> int:
+        return len({one.untyped_storage().data_ptr() for one in self.alive})
+
+
+def test_biases_and_shortcuts_are_added_in_place() -> None:
+    decoder: Any = make(SMALL, (1, 8, 8))[1]
+    (doubling,), block = decoder.up_blocks[0].upsamplers, decoder.mid_block.resnets[0]
+    maps = torch.randn(2, 16, 4, 4, requires_grad=True)
+    with _NewMaps(2 * 16 * 8 * 8) as doubled:
+        doubling(maps)
+    with _NewMaps(2 * 16 * 4 * 4) as of_block:
+        block(maps)
+    assert doubled.memories == 1
+    assert of_block.memories == 4  # each normalization and each convolution makes one
 
 
 def _gradients(networks: tuple[Encoder, Decoder], images: Tensor) -> dict[str, Tensor]:
