@@ -255,8 +255,8 @@ class _Double(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         doubled = F.conv_transpose2d(maps, transposed_kernel(self.conv.weight), stride=2, padding=1)
         assert self.conv.bias is not None
-        # Not within the convolution, whose gradient for a bias takes oneDNN as long as that for the weight. In place, as
-        # no gradient needs the maps without it; and so under autocast they keep their dtype.
+        # Not within the convolution, whose gradient for a bias takes oneDNN as long as that for the weight. In place:
+        # no gradient needs the maps without it, and under autocast they keep their dtype.
         return doubled.add_(self.conv.bias[:, None, None])
 
 

@@ -377,7 +377,11 @@ def computing(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
             yield
     except torch._dynamo.exc.BackendCompilerFailed as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"torch.compile failed: {reason}; fix that, or leave out --compile") from error
+        remedy = "fix that"
+        inner = getattr(error, "inner_exception", None)
+        if isinstance(inner, ImportError) and inner.path:  # the compiler writes in place, and trusts what is there
+            remedy = f"if a run was killed while it wrote {inner.path}, remove that file"
+        raise ConfigError(f"torch.compile failed: {reason}; {remedy}, or leave out --compile") from error
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:

@@ -1,12 +1,18 @@
 """Forward and backward pass as one compiled graph, compared with autograd's gradients."""
 
+import importlib.util
+from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.exc import InductorError
 
+from gen_dist.errors import ConfigError
 from gen_dist.objectives import Batch, Objective, Phase, TurnResult
 from gen_dist.training.compiled_phase import CompiledPhase
+from gen_dist.training.turn import computing
 
 
 class Sums(Phase):
@@ -107,3 +113,19 @@ class Wide(Phase):
         with torch.autocast("cpu", enabled=False):
             loss = self.objective.networks["net"](batch.images.flatten(1) / 255.0).square().mean()
         return TurnResult(loss, {"loss": loss.detach()})
+
+
+def test_a_torn_file_in_the_compilers_cache_is_named(tmp_path: Path) -> None:
+    torn = tmp_path / "torn.so"
+    torn.touch()
+    spec = importlib.util.spec_from_file_location("torn", torn)
+    assert spec is not None
+    with pytest.raises(ConfigError) as failure, computing(torch.device("cpu"), torch.float32):
+        try:
+            importlib.util.module_from_spec(spec)
+        except ImportError as error:
+            raise InductorError(error, None) from None
+    assert str(failure.value) == (
+        f"torch.compile failed: ImportError: {torn}: file too short; if a run was killed while it wrote {torn}, remove "
+        "that file, or leave out --compile"
+    )
