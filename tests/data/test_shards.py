@@ -70,6 +70,16 @@ def test_local_remote_and_indexed_twice_are_one_set(
     assert opened(f"{tmp_path}/shards/{{000,001}}.tar").digest != local.digest
 
 
+def test_an_index_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, server: ShardServer, opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = set()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.add(os.fstat(descriptor).st_ino))
+    opened(f"{server.url}/{{000..002}}.tar")
+    (index,) = {file.parent for file in tmp_path.rglob("test_labels.npy")}
+    assert not [file.name for file in index.iterdir() if file.stat().st_ino not in synced]
+
+
 def test_requests_that_fail_are_tried_again_and_told(
     server: ShardServer, opened: Callable[..., Dataset], lines: list[str]
 ) -> None:

@@ -24,13 +24,15 @@ from typing import NamedTuple
 
 from tests.faults.scenarios import STATES, scenarios_of
 from tests.faults.steady import be_steady, import_also, parse_first
-from tests.faults.tree import Tree
+from tests.faults.tree import Tree, figures_of
 
 KINDS = (
     *("write", "fsync", "rename", "open to write", "open to read", "read", "mkdir", "unlink", "mmap", "stat"),
     *("truncate", "opendir", "chmod", "lock", "close"),
 )
 """Kinds of system calls, in the order of failing_calls.c."""
+LATER = ("", "lasting", "file")
+"""Names of which later calls fail, in the order of failing_calls.c."""
 _ALL = len(KINDS)
 """Kind that counts the calls of all kinds and fails none."""
 
@@ -43,8 +45,8 @@ class Fault(NamedTuple):
     """Its number among the calls of this kind below the root, from 1."""
     error: int
     """errno."""
-    lasting: bool = False
-    """True if all later calls of the kind fail as well."""
+    later: str = ""
+    """Later calls of the kind that fail as well: none, all (`lasting`), or those on the same file (`file`)."""
     short: bool = False
     """True if half of the bytes are written, without an error."""
 
@@ -60,6 +62,17 @@ class Ended(NamedTuple):
     """Calls of each kind, if none had to fail; else of the fault's kind alone."""
     failed: str
     """Path of the call that failed; empty if none did."""
+    events: bytes
+    """Writes, syncs, removals and renames, if no call had to fail; see failing_calls.c."""
+
+
+class Kept(NamedTuple):
+    """What a run has that no command may lose."""
+
+    checkpoints: dict[str, bool]
+    """Each checkpoint, and True if all its files have the digests that it lists."""
+    measured: set[str]
+    """Names of the figures of its evaluation."""
 
 
 class Commands:
@@ -95,7 +108,8 @@ class Commands:
         parse_first(words)
         library = ctypes.CDLL(None)
         library.calls_seen.restype, library.failed_path.restype = ctypes.c_long, ctypes.c_char_p
-        _, nth, error, lasting, short = fault or Fault("", 0, 0)
+        library.events.restype, library.bytes_of_events.restype = ctypes.c_void_p, ctypes.c_long
+        _, nth, error, later, short = fault or Fault("", 0, 0)
         kind = KINDS.index(fault.kind) if fault else _ALL
         pid = os.fork()
         if pid == 0:
@@ -111,7 +125,7 @@ class Commands:
                 if seed is not None:
                     be_steady(seed)
                 below = os.fsencode(self.root)
-                library.fail_call(kind, ctypes.c_long(nth), error, lasting, short, below)
+                library.fail_call(kind, ctypes.c_long(nth), error, LATER.index(later), short, below)
                 _become(words, self.work / "modules")
             finally:
                 os._exit(1)
@@ -123,7 +137,8 @@ class Commands:
             os.waitpid(pid, 0)
         out, err = (stream.read_text(errors="replace") for stream in streams)
         calls = {name: library.calls_seen(place) for place, name in enumerate(KINDS)}
-        return Ended(code, out, err, calls, os.fsdecode(library.failed_path()))
+        events = ctypes.string_at(library.events(), 0 if fault else library.bytes_of_events())
+        return Ended(code, out, err, calls, os.fsdecode(library.failed_path()), events)
 
     def must_run(self, name: str) -> None:
         """Run the command of a scenario, which has to succeed.
@@ -172,9 +187,13 @@ class Commands:
         """Standard output of a command without what differs between equal ones."""
         return _SECONDS.sub("", ended.out)
 
-    def whole_checkpoints(self) -> dict[str, bool]:
-        """Each checkpoint, and True if all its files have the digests that it lists."""
-        return {step.name: self.tree.is_whole(step) for step in sorted((self.run_path / "checkpoints").glob("step_*"))}
+    def kept(self) -> Kept:
+        """What the run has that no command may lose."""
+        steps = sorted((self.run_path / "checkpoints").glob("step_*"))
+        measured = set()
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            measured = set(figures_of(self.run_path / "evaluation.json")["metrics"])
+        return Kept({step.name: self.tree.is_whole(step) for step in steps}, measured)
 
 
 _SECONDS = re.compile(r"[ ]*\b[\d.,]+ (s|seconds?|minutes?)\b[^\n]*")

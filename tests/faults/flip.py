@@ -38,6 +38,7 @@ COMMANDS = {
     "resume": "half",
     "sample": "evaluated",
     "evaluate": "evaluated",
+    "evaluate more": "evaluated",
     "encode": "encoded",
     "report": "evaluated",
     "replay": "evaluated",

@@ -3,15 +3,21 @@
     LD_PRELOAD=failing_calls.so python -m tests.faults.inject WORK SCENARIO[,SCENARIO ...] MOST [FAULT ...] \
         [--judged FILE]
 
-A fault is KIND:ERRNO, with `:lasting` if all later calls of the kind fail too, or `:short` for half-written data. MOST
-calls of a kind, spread over the command, fail one at a time; 0 lets every one of them fail. FILE has lines of a run of
-the same commit that was cut short: what they judge is left out. An end is right if
+A fault is KIND:ERRNO, with `:lasting` if all later calls of the kind fail too, `:file` if those on the same file do, or
+`:short` for half-written data. MOST calls of a kind, spread over the command, fail one at a time; 0 lets every one of
+them fail. FILE has lines of a run of the same commit that was cut short: what they judge is left out. An end is right
+if
 
 - the exit code is 0, or 2 with one line that starts with `error: ` and no traceback, or for `check` 1 and the
   reason,
 - every checkpoint is whole, and none newer than those from before is lost,
 - what a command prints as its result is that of an undisturbed one, if it ends with exit code 0,
+- no figure of an evaluation from before is lost,
+- a file that an undisturbed command writes has another content only if a line says why,
 - the same command, started again, ends with exit code 0 and the files of an undisturbed one, and no others.
+
+The undisturbed command comes first, as the fault `none`: it is right if nothing of before is lost, and its files are on
+disk before they are renamed into place, see `durable`.
 """
 
 from __future__ import annotations
@@ -21,20 +27,23 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tests.faults.commands import Commands, Ended, Fault, print_json
+from tests.faults.commands import LATER, Commands, Ended, Fault, Kept, print_json
+from tests.faults.durable import problems_of_events
 from tests.faults.steady import get_ready
 
 FAULTS = (
     *("write:ENOSPC", "write:ENOSPC:lasting", "write:EIO", "write:0:short", "fsync:EIO", "fsync:ENOSPC", "rename:EIO"),
     *("rename:EACCES", "open to write:EACCES", "open to write:EMFILE", "open to write:ENOSPC", "open to read:EMFILE"),
     *("open to read:EACCES", "open to read:EIO", "open to read:ESTALE:lasting", "read:EIO", "read:EIO:lasting"),
+    *("read:EIO:file", "open to read:EACCES:file"),
     *("mkdir:ENOSPC", "unlink:EPERM", "unlink:EIO", "mmap:ENOMEM", "stat:EACCES", "stat:EIO", "truncate:ENOSPC"),
     *("opendir:EACCES", "opendir:EMFILE", "chmod:EPERM", "lock:ENOLCK", "lock:ENOLCK:lasting", "close:EIO"),
 )
@@ -54,26 +63,50 @@ def faults_of(calls: Mapping[str, int], named: str, most: int) -> Iterator[Fault
     total = calls[kind]
     count = total if most == 0 else min(most, total)
     for place in range(count):
-        yield Fault(kind, 1 + place * total // count, number, "lasting" in how, "short" in how)
+        later = next((word for word in how if word in LATER), "")
+        yield Fault(kind, 1 + place * total // count, number, later, "short" in how)
 
 
-def undisturbed(commands: Commands, scenario: str) -> dict[str, str]:
-    """Result after the command has ended twice, as the second start may add files."""
+class Undisturbed(NamedTuple):
+    """A command to which nothing happens."""
+
+    ended: Ended
+    """End of its first start."""
+    losses: list[str]
+    """What is lost by then, see `losses`."""
+    once: dict[str, str]
+    """Result of its first start."""
+    twice: dict[str, str]
+    """Result of a second start after the first one, as it may add files."""
+
+
+def undisturbed(commands: Commands, scenario: str) -> Undisturbed:
+    """Run a command twice, and then once more, as it imports less and so makes fewer calls than the first time.
+
+    Raises:
+        RuntimeError: an exit code is not 0.
+    """
     words, state, prints = commands.scenarios[scenario]
-    commands.restore(state)
-    for seed, attempt in ((FIRST, words), (SECOND, [word for word in words if word != "--fresh"])):
-        ended = commands.run(attempt, seed=seed)
+
+    def run(words: Sequence[str], seed: int) -> Ended:
+        ended = commands.run(words, seed=seed)
         if ended.code != 0:
             raise RuntimeError(f"{scenario} ended with exit code {ended.code}: {ended.err}")
         commands.import_what_it_imported()
-    return result_of(commands, ended, prints)
+        return ended
 
-
-def calls_of(commands: Commands, scenario: str) -> dict[str, int]:
-    """Calls of each kind of the undisturbed command."""
-    words, state, _ = commands.scenarios[scenario]
     commands.restore(state)
-    return commands.run(words, seed=FIRST).calls
+    run(words, FIRST)
+    twice = result_of(commands, run(started_again(words), SECOND), prints)
+    commands.restore(state)
+    before = commands.kept()
+    ended = run(words, FIRST)
+    return Undisturbed(ended, losses(before, commands.kept(), scenario), result_of(commands, ended, prints), twice)
+
+
+def started_again(words: Sequence[str]) -> list[str]:
+    """Command that goes on with what a command has begun."""
+    return [word for word in words if word != "--fresh"]
 
 
 def result_of(commands: Commands, ended: Ended, prints: bool) -> dict[str, str]:
@@ -82,30 +115,46 @@ def result_of(commands: Commands, ended: Ended, prints: bool) -> dict[str, str]:
 
 
 def problems_of(
-    commands: Commands, scenario: str, fault: Fault, expected: dict[str, str], seconds: Seconds
+    commands: Commands, scenario: str, fault: Fault, usual: Undisturbed, seconds: Seconds
 ) -> tuple[Ended, list[str]]:
     """Run a command with a fault, and again without; returns its first end and the problems with it."""
     words, state, prints = commands.scenarios[scenario]
     commands.restore(state)
-    before = commands.whole_checkpoints()
+    before = commands.kept()
     ended = commands.run(words, fault, seed=FIRST)
     if not ended.failed:
         return ended, []
     problems = problems_of_end(ended)
     if scenario == "check" and ended.code == 1 and os.strerror(fault.error) in ended.out:
         problems = []  # a check of the plug-in failed, and its row says why
-    after = commands.whole_checkpoints()
-    if before and scenario != "fresh" and not any(whole and step >= max(before) for step, whole in after.items()):
-        problems.append(f"a checkpoint is lost: {before} became {after}")
-    if not all(after.values()):
-        problems.append(f"a checkpoint is not whole: {after}")
+    problems += losses(before, commands.kept(), scenario)
     found = result_of(commands, ended, prints)
-    if ended.code == 0 and found.get(PRINTED) != expected.get(PRINTED):
+    if ended.code == 0 and found.get(PRINTED) != usual.twice.get(PRINTED):
         problems.append(f"it prints {found[PRINTED]}")
-    if ended.code == 0 and not problems and found == expected:
+    if ended.code == 0 and not _lines_of(ended) - _lines_of(usual.ended):
+        problems += [
+            f"in silence, {name} is another" for name in found if found[name] != usual.once.get(name, found[name])
+        ]
+    if ended.code == 0 and not problems and found == usual.twice:
         return ended, []  # the fault did not matter, and the second start is that of an undisturbed command
-    again = [word for word in words if word != "--fresh"] if ended.code == 0 else words
-    return ended, problems + problems_of_second(commands, again, prints, expected, seconds)
+    again = started_again(words) if ended.code == 0 else words
+    return ended, problems + problems_of_second(commands, again, prints, usual.twice, seconds)
+
+
+def losses(before: Kept, after: Kept, scenario: str) -> list[str]:
+    """What a command has lost of a run, or left half-written."""
+    problems = []
+    found = after.checkpoints
+    if not all(found.values()):
+        problems.append(f"a checkpoint is not whole: {found}")
+    if scenario == "fresh":
+        return problems
+    steps = before.checkpoints
+    if steps and not any(whole and step >= max(steps) for step, whole in found.items()):
+        problems.append(f"a checkpoint is lost: {steps} became {found}")
+    if lost := before.measured - after.measured:
+        problems.append(f"figures of an evaluation are lost: {sorted(lost)}")
+    return problems
 
 
 def problems_of_second(
@@ -137,6 +186,11 @@ def problems_of_end(ended: Ended) -> list[str]:
     return problems
 
 
+def _lines_of(ended: Ended) -> set[str]:
+    """Lines of a command's output without numbers."""
+    return {re.sub(r"\d+", "0", line) for line in (ended.out + ended.err).splitlines()}
+
+
 def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
     """Files that differ, as `name: expected digest -> found digest`."""
     return [
@@ -162,13 +216,14 @@ def main(arguments: Sequence[str]) -> None:
     commands = Commands(given.work)
     for scenario in given.scenarios:
         commands.prepare(commands.scenarios[scenario].state)
-        expected = undisturbed(commands, scenario)
-        calls = calls_of(commands, scenario)
+        usual = undisturbed(commands, scenario)
+        problems = usual.losses + problems_of_events(usual.ended.events, commands.root)
+        print_json(_row(scenario, "none", Fault("", 0, 0), usual.ended, problems, commands) | {"commit": commit})
         seconds: Seconds = {}
         for one in given.faults:
-            for fault in faults_of(calls, one, given.most):
+            for fault in faults_of(usual.ended.calls, one, given.most):
                 if (scenario, one, fault.nth) not in judged:
-                    ended, problems = problems_of(commands, scenario, fault, expected, seconds)
+                    ended, problems = problems_of(commands, scenario, fault, usual, seconds)
                     print_json(_row(scenario, one, fault, ended, problems, commands) | {"commit": commit})
 
 

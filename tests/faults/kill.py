@@ -2,8 +2,9 @@
 
     LD_PRELOAD=failing_calls.so python -m tests.faults.kill WORK SCENARIO[,SCENARIO ...] KILLS SEED
 
-The end is right if the same command ends with exit code 0 and the files of an undisturbed one and no others, and if
-nothing is left in shared memory.
+A kill is right if every checkpoint is whole after it, and neither the newest one of before nor a figure of an
+evaluation is lost. The end is right if the same command ends with exit code 0 and the files of an undisturbed one and
+no others, and if nothing is left in shared memory.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 
 from tests.faults.commands import Commands, print_json
-from tests.faults.inject import differences, result_of, undisturbed
+from tests.faults.inject import differences, losses, result_of, started_again, undisturbed
 from tests.faults.steady import get_ready
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -33,7 +34,7 @@ def main(work: str, scenarios: str, kills: str, seed: str) -> None:
     for scenario in scenarios.split(","):
         words, state, prints = commands.scenarios[scenario]
         commands.prepare(state)
-        expected = undisturbed(commands, scenario)
+        expected = undisturbed(commands, scenario).twice
         commands.restore(state)
         began = time.monotonic()
         commands.run(words)
@@ -42,18 +43,20 @@ def main(work: str, scenarios: str, kills: str, seed: str) -> None:
         while killed < int(kills):
             commands.restore(state)
             before = shared_memory()
-            moments = []
+            moments, problems = [], []
             for _ in range(min(chance.randrange(1, 4), int(kills) - killed)):
-                moment = chance.uniform(0, seconds)
+                moment, kept = chance.uniform(0, seconds), commands.kept()
                 if commands.run(words, kill_after=moment).code is None:
                     moments.append(round(moment, 3))
+                problems += losses(kept, commands.kept(), scenario)
             if not moments:  # it ended before the kill
                 continue
             killed += len(moments)
-            again = commands.run([word for word in words if word != "--fresh"])
-            problems = [] if again.code == 0 else [f"exit code {again.code}: {again.err[-600:]}"]
+            again = commands.run(started_again(words))
             if again.code == 0:
                 problems += differences(expected, result_of(commands, again, prints))
+            else:
+                problems.append(f"exit code {again.code}: {again.err[-600:]}")
             if left := shared_memory() - before:
                 problems.append(f"left in shared memory: {sorted(left)}")
             print_json({"scenario": scenario, "killed after": moments, "problems": problems})

@@ -102,6 +102,7 @@ def scenarios_of(root: Path) -> dict[str, Scenario]:
         "fresh": Scenario([*train, "--fresh"], "done"),
         "sample": Scenario(["sample", run, "--count", "8", "--out", sheet], "done"),
         "evaluate": Scenario(["evaluate", run, *quick], "done"),
+        "evaluate more": Scenario(["evaluate", run, "--metrics", "diversity", "--samples", "100"], "evaluated"),
         "replay": Scenario(["replay", run, "--step", "5"], "done", prints=True),
         "report": Scenario(["report", run, *page], "evaluated"),
         "compare": Scenario(["compare", run, other, "--out", str(out)], "two"),

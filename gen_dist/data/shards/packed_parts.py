@@ -32,6 +32,7 @@ from gen_dist.data.shards.image_names import BYTES_BEFORE, image_name
 from gen_dist.data.shards.places import kind_of
 from gen_dist.data.tally import Tally
 from gen_dist.errors import DataError
+from gen_dist.files import sync
 
 T = TypeVar("T")
 
@@ -185,7 +186,9 @@ class PackedParts:
                 file.finish()
             finally:
                 file.close()
-        np.save(directory / labels_file(split), np.array(labels, scheme.dtype))  # type: ignore[arg-type]
+        file = directory / labels_file(split)  # type: ignore[arg-type]
+        np.save(file, np.array(labels, scheme.dtype))
+        sync(file)
         write_names(directory / names_file(split), names)  # type: ignore[arg-type]
         if left_out.count:
             if self._packing.unreadable_images == "error":
