@@ -166,8 +166,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     writer removes those of killed ones.
 
     Raises:
-        OSError: the disk is full, or the directory is missing or not writable.
+        OSError: the disk is full, the directory is missing or not writable, or as `refuse_pipes`.
     """
+    refuse_pipes(path)
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     remove_left_over(path)
     temporary, descriptor = _new_temporary(path)
@@ -183,6 +184,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def refuse_pipes(path: Path) -> None:
+    """Raise OSError for a path of a pipe, socket or device: a file would replace it.
+
+    Raises:
+        OSError: it is one (ENXIO), or the system does not say.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+            raise OSError(errno.ENXIO, "it is a pipe, socket or device, not a regular file", str(path))
 
 
 def _new_temporary(path: Path) -> tuple[Path, int]:

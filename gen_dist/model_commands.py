@@ -204,7 +204,7 @@ def walk(
     from gen_dist.pictures.plots import tiles
 
     check_animation(out)  # before anything that takes seconds
-    _refuse_missing_directory(out)
+    _refuse_unwritable(out)
     for name, value in {"count": count, "columns": columns, "frames": frames}.items():
         at_least(name, value, 1)
     at_least("stops", stops, 2)
@@ -264,8 +264,9 @@ def invert(
         raise ConfigError(f"{out} cannot be written: latents are an .npz file; name it {out.stem}.npz")
     if not images:
         raise ConfigError("invert needs images, as in gen-dist invert runs/dcgan-mnist seven.png")
-    _refuse_missing_directory(out)
     picture = out.with_suffix(".png")
+    for file in (out, picture):
+        _refuse_unwritable(file)
     if picture.resolve() in [image.resolve() for image in images]:
         raise ConfigError(f"{picture}, the picture of {out}, is one of the images; name another --out")
     if os.path.lexists(picture) and not os.path.lexists(out):  # with its latents it is of an earlier call
@@ -294,12 +295,18 @@ def invert(
     print(out, picture, sep="\n")
 
 
-def _refuse_missing_directory(out: Path) -> None:
+def _refuse_unwritable(out: Path) -> None:
     """Raise ConfigError before minutes of work if a file cannot be written after it."""
+    from gen_dist.files import reason_of, refuse_pipes
+
     if not out.parent.is_dir():
         raise ConfigError(
             f"{out} cannot be written: there is no directory {out.parent}; make it, or name another --out"
         )
+    try:
+        refuse_pipes(out)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {reason_of(error)}; name another --out") from None
 
 
 def _write_inverted(out: Path, model: GenerativeModel, arrays: dict[str, Tensor], space: str) -> None:

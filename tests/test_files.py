@@ -168,6 +168,16 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path):
             read_regular(tmp_path / name, 5)
 
 
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        write_atomically(tmp_path / "pipe", "content")
+    assert [file.is_fifo() for file in tmp_path.iterdir()] == [True]
+    (tmp_path / "link").symlink_to("pipe")
+    write_atomically(tmp_path / "link", "content")
+    assert (tmp_path / "link").read_text() == "content" and (tmp_path / "pipe").is_fifo()
+
+
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
 def test_a_file_system_that_cannot_sync_directories_is_no_error(tmp_path, monkeypatch, code):
     def refuse(descriptor: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from gen_dist.config import DataConfig, TrainConfig
 from gen_dist.data import Dataset, open_dataset
 from gen_dist.errors import ConfigError, DataError
 from tests.data.shard_sets import some_batches
-from tests.support.shards import ShardServer, encoded, samples, tar_of
+from tests.support.shards import ShardServer, encoded, samples, tar_of, write_shards
 
 
 def bad(
@@ -43,6 +44,8 @@ BAD = {
     r"\{9\.\.0\} counts from 9 to 0": bad({}, "{9..0}.tar"),
     "names .* twice": bad({"a.tar": GOOD}, "{a,a}.tar"),
     "a.tar: it is no tar file": bad({"a.tar": b"<html>" * 200}),
+    r"b.tar: all its 20,480 bytes are zero": bad({"a.tar": GOOD, "b.tar": bytes(20480)}),
+    r"a.tar: its last 1,0\d\d,\d{3} bytes are zero": bad({"a.tar": GOOD + bytes(2**20)}),
     "it is compressed; unpack it": bad({"a.tar": b"\x1f\x8b" + bytes(600)}),
     "a.tar: it is cut off": bad({"a.tar": GOOD[:570]}),
     r"a.tar: it is damaged or cut off at byte 1,024": bad({"a.tar": GOOD[:1100]}),
@@ -80,6 +83,33 @@ def test_bad_shards_give_one_line(line: str, tmp_path: Path, opened: Callable[..
     with pytest.raises(DataError, match=line) as raised:
         some_batches(opened(f"{tmp_path}/{pattern}", **options).train, 0, 1)
     assert "\n" not in str(raised.value)
+
+
+def test_an_archive_without_files_is_told(tmp_path: Path, opened: Callable[..., Dataset], lines: list[str]) -> None:
+    (tmp_path / "a.tar").write_bytes(GOOD)
+    (tmp_path / "b.tar").write_bytes(tar_of({}))
+    opened(f"{tmp_path}/*.tar")
+    assert any("left out of its shards: 1 archives without files" in line for line in lines)
+
+
+@pytest.mark.parametrize("pattern", ["*.tar", "{000..001}.tar", "00[01].tar"])
+@pytest.mark.parametrize("name", ["photos [2020]", "a{b", "{0..1}/*?"])
+def test_a_directory_that_is_there_has_the_name_that_is_written(
+    name: str, pattern: str, tmp_path: Path, opened: Callable[..., Dataset]
+) -> None:
+    write_shards(tmp_path / name, shards=2, images=6)
+    dataset = opened(f"{tmp_path}/{name}/{pattern}")
+    assert len(dataset.train.labels) + len(dataset.test.labels) == 12
+
+
+def test_a_file_system_that_needs_options_is_refused_in_one_line(
+    opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ignored: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    with pytest.raises(DataError, match=r"fsspec reads ftp:// with host as options, which URLs do not give"):
+        opened("ftp://host/a.tar")
+    assert not ignored
 
 
 @pytest.mark.parametrize(("status", "line"), [(403, "no credentials of a reader"), (404, "there is no such file")])

@@ -141,6 +141,8 @@ def _digest_of_content(path: Path) -> str:
         content = json.dumps(figures_of(path), sort_keys=True).encode()
     elif path.suffix in (".json", ".jsonl"):
         content = _TIMES.sub("", path.read_text(errors="replace")).encode()
+        if path.suffix == ".json":  # without its last line's end, it says the same
+            content = content.rstrip()
     else:
         content = path.read_bytes()
     return hashlib.sha256(content).hexdigest()

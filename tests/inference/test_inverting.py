@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,11 @@ def test_files_that_cannot_be_written_are_told_at_once(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     for name in ("seven.png", "eight.png"):
         (tmp_path / name).write_bytes(b"mine")
+    os.mkfifo("pipe.npz")
+    os.mkfifo("nine.png")
     for out, message in (
+        ("pipe.npz", r"pipe\.npz cannot be written: it is a pipe, socket or device, not a regular file; name another"),
+        ("nine.npz", r"nine\.png cannot be written: it is a pipe"),
         ("seven.npz", r"seven\.png, the picture of seven\.npz, is one of the images; name another --out"),
         ("eight.npz", r"eight\.png, the picture of eight\.npz, is there without it, and is not overwritten"),
         ("none/found.npz", "there is no directory none; make it"),

@@ -201,6 +201,14 @@ def test_the_report_command_refuses_other_formats_at_once(name: str, tmp_path: P
         run_subcommand([commands.sample, commands.report], words, "gen-dist")
 
 
+def test_the_report_command_does_not_replace_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "page.html")
+    words = ["report", "no-run", "--out", str(tmp_path / "page.html")]
+    with pytest.raises(ConfigError, match=r"page\.html cannot be written: it is a pipe"):
+        run_subcommand([commands.sample, commands.report], words, "gen-dist")
+    assert (tmp_path / "page.html").is_fifo()
+
+
 def test_the_sample_command_draws_the_requested_classes(runs: Path, tmp_path: Path) -> None:
     path, out = _run_of(runs, "conditional gan"), tmp_path / "grid.png"
     done = _gen_dist("sample", path, "--count", 7, "--labels", 3, 1, "--columns", 2, "--out", out)

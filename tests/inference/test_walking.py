@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -141,10 +142,12 @@ def test_mp4_without_its_package_is_one_line(tmp_path: Path, monkeypatch: pytest
         check_animation(tmp_path / "walk.mp4")
 
 
-def test_a_missing_directory_is_told_before_the_walk(tmp_path: Path) -> None:
-    words = ["walk", "no_run", "--out", str(tmp_path / "none" / "walk.webp")]
-    with pytest.raises(ConfigError, match="there is no directory"):
-        run_subcommand([walk_command, walk_command], words, "gen-dist")
+def test_what_cannot_be_written_is_told_before_the_walk(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.webp")
+    for name, message in (("none/walk.webp", "there is no directory"), ("pipe.webp", "it is a pipe, socket or device")):
+        words = ["walk", "no_run", "--out", str(tmp_path / name)]
+        with pytest.raises(ConfigError, match=message):
+            run_subcommand([walk_command, walk_command], words, "gen-dist")
 
 
 def test_mp4_has_every_frame_at_its_rate(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import os
 import threading
 import time
@@ -212,6 +213,12 @@ class Fetcher:
                     import fsspec
                 except ImportError:
                     raise self._refused(place, "URLs need fsspec; pip install fsspec") from None
+                if needed := _required_options(protocol):
+                    raise self._refused(
+                        place,
+                        f"fsspec reads {protocol}:// with {' and '.join(needed)} as options, which URLs do not give; "
+                        "copy the files to a disk, a web server or an object store",
+                    )
                 try:
                     # Listings are kept for ever otherwise, and a changed file would look as it was.
                     self._systems[protocol] = fsspec.filesystem(protocol, use_listings_cache=False)
@@ -294,6 +301,22 @@ class Fetcher:
 
     def _refused(self, place: str, reason: str) -> DataError:
         return DataError(f"{self.name}: cannot {self._verb} {printable(shown(place))}: {reason}")
+
+
+def _required_options(protocol: str) -> list[str]:
+    """Options without a default of a file system of fsspec, such as ftp's `host`; none if fsspec cannot import it.
+
+    A file system that is made without them is half made, and its end prints a traceback.
+    """
+    import fsspec
+
+    try:
+        system = fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError):
+        return []
+    options = list(inspect.signature(system.__init__).parameters.values())[1:]
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [one.name for one in options if one.kind in kinds and one.default is inspect.Parameter.empty]
 
 
 def is_url(place: str) -> bool:

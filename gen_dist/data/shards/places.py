@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from glob import escape
 
 from gen_dist.config.addresses import shown
 from gen_dist.data.naming import printable
@@ -22,19 +23,23 @@ def shards_of(name: str, pattern: str, glob: Callable[[str], list[str]]) -> list
 
     Args:
         name: the source in error messages.
-        pattern: path or URL with `{000..199}`, `{a,b}`, `*`, `?` or `[0-9]`, or of one shard.
+        pattern: path or URL with `{000..199}`, `{a,b}`, `*`, `?` or `[0-9]`, or of one shard. Directories at the start
+            of a path that are there, as `photos [2020]/`, have the name that is written.
         glob: function that lists the files of a pattern with `*`.
 
     Raises:
         DataError: there are none, one twice, or files of several kinds.
     """
     found: list[str] = []
-    for one in _expanded(name, pattern):
+    start, rest = ("", pattern) if is_url(pattern) else _split(os.path.expanduser(pattern))
+    for one in _expanded(name, rest):
         is_pattern = _GLOB.search(one.partition("?")[0] if one.startswith(("http:", "https:")) else one)
-        listed = sorted(glob(os.path.expanduser(one))) if is_pattern else [one]
+        listed = sorted(glob(escape(start) + one)) if is_pattern else [start + one]
         if not listed:
-            raise DataError(f"{name}: no file is named {shown(one)}; shards need a pattern as data/{{000..199}}.tar")
-        found += [place if is_url(place) else os.path.abspath(os.path.expanduser(place)) for place in listed]
+            raise DataError(
+                f"{name}: no file is named {shown(start + one)}; shards need a pattern as data/{{000..199}}.tar"
+            )
+        found += [place if is_url(place) else os.path.abspath(place) for place in listed]
         if len(found) > _MOST_SHARDS:
             raise DataError(f"{name}: more than {_MOST_SHARDS:,} shards; put more images into each")
     if len(set(found)) < len(found):
@@ -58,6 +63,14 @@ def kind_of(name: str, place: str) -> str:
             return kind
     way_out = "unpack it with gunzip" if path.lower().endswith((".tar.gz", ".tgz")) else "name .tar or .parquet files"
     raise DataError(f"{name}: {printable(shown(place))} is no .tar or .parquet file; {way_out}")
+
+
+def _split(pattern: str) -> tuple[str, str]:
+    """Directories at the start of a pattern that are there under this very name, and the rest of it."""
+    end = pattern.rfind("/") + 1
+    while end and not os.path.isdir(pattern[:end]):
+        end = pattern.rfind("/", 0, end - 1) + 1
+    return pattern[:end], pattern[end:]
 
 
 def _expanded(name: str, pattern: str) -> Iterator[str]:

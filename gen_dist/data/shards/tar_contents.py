@@ -23,6 +23,9 @@ from gen_dist.data.walking import EXTENSIONS
 from gen_dist.errors import DataError
 
 _RECORD = 512
+_EMPTY_ARCHIVE = 20 * _RECORD
+"""Bytes of a tar file without files, as tar and Python write it. Larger ones of zeros are copies that were cut off."""
+_MOST_PADDING = 2**20
 _MOST_LABEL_BYTES = 2**20
 _MOST_IMAGE_BYTES = 2**28
 _LABEL_KEYS = ("label", "cls", "class")
@@ -112,7 +115,8 @@ class _Pass:
         """Take what is behind the last file: a digest is of all bytes.
 
         Raises:
-            DataError: the file is empty, or goes on behind the mark of its end.
+            DataError: the file is empty, goes on behind the mark of its end, or has nothing but zeros for longer than
+                tar pads files.
         """
         if not self._bytes_taken:
             raise self._damaged("it is empty; write or copy it anew, or leave it out")
@@ -125,6 +129,12 @@ class _Pass:
             goes_on |= block.count(0) < len(block)
         if goes_on:
             raise self._damaged("it goes on behind its end, as joined tar files do; write all files into one archive")
+        zeros = self._bytes_taken - place
+        if zeros > (_MOST_PADDING if place else _EMPTY_ARCHIVE):
+            what = f"its last {zeros:,} bytes are" if place else f"all its {zeros:,} bytes are"
+            raise self._damaged(f"{what} zero, as of a copy that was cut off; write or copy it anew, or leave it out")
+        if not place:
+            self._left_out["archives without files"] += 1
 
     def _size_and_kind(self, header: bytes, place: int) -> tuple[int, bytes]:
         if found := _size_and_kind(header):
