@@ -186,9 +186,9 @@ class PackedParts:
                 file.finish()
             finally:
                 file.close()
-        file = directory / labels_file(split)  # type: ignore[arg-type]
-        np.save(file, np.array(labels, scheme.dtype))
-        sync(file)
+        labels_path = directory / labels_file(split)  # type: ignore[arg-type]
+        np.save(labels_path, np.array(labels, scheme.dtype))
+        sync(labels_path)
         write_names(directory / names_file(split), names)  # type: ignore[arg-type]
         if left_out.count:
             if self._packing.unreadable_images == "error":
