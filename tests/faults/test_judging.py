@@ -1,0 +1,84 @@
+"""Ends of commands that met a fault are judged: what is lost, and what differs without a word."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from tests.faults.commands import Commands, Ended, Fault, Kept
+from tests.faults.inject import Undisturbed, faults_of, losses, problems_of
+from tests.faults.scenarios import Scenario
+
+BEFORE = Kept({"step_2": True, "step_4": True}, {"fid", "nll"})
+LINE = "step 4/4  99 images/s\n"
+FILES = {"out/grid.png": "a", "cache/reference": "a"}
+FAULT = Fault("read", 1, 5)
+
+
+class Played:
+    """Commands whose ends and files are given."""
+
+    scenarios = {"sample": Scenario([], "done")}  # noqa: RUF012
+
+    def __init__(self, line: str, files: dict[str, str]) -> None:
+        self._line, self._files = line, files
+        self._starts = 0
+
+    def run(self, *_: Any, **__: Any) -> Ended:
+        self._starts += 1
+        return Ended(0, "", self._line, {}, "/run/state.json", b"")
+
+    def contents(self) -> dict[str, str]:
+        return self._files if self._starts == 1 else FILES  # the second start mends all
+
+    def printed(self, ended: Ended) -> str:
+        return ended.out
+
+    def kept(self) -> Kept:
+        return BEFORE
+
+    def exact(self) -> dict[str, str]:
+        return {}
+
+    def restore(self, _state: str) -> None:
+        self._starts = 0
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        (BEFORE, []),
+        (Kept({"step_4": True, "step_6": True}, {"fid", "nll", "kid"}), []),
+        (Kept({"step_4": True, "step_6": False}, BEFORE.measured), ["is not whole"]),
+        (Kept({"step_2": True}, BEFORE.measured), ["a checkpoint is lost"]),
+        (Kept(BEFORE.checkpoints, {"kid", "nll"}), ["figures of an evaluation are lost: ['fid']"]),
+    ],
+)
+def test_what_is_lost_is_a_problem(after: Kept, expected: list[str]) -> None:
+    found = losses(BEFORE, after, "resume")
+    assert len(found) == len(expected)
+    assert all(part in one for part, one in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "expected"),
+    [
+        (LINE, FILES, []),
+        ("step 4/4  98 images/s\n", {**FILES, "out/grid.png": "b"}, ["in silence, out/grid.png is another"]),
+        (LINE + "step_4 is damaged\n", {**FILES, "out/grid.png": "b"}, []),
+        (LINE, {**FILES, "cache/reference": "b"}, []),
+    ],
+    ids=["the same", "in silence", "told", "a cache"],
+)
+def test_another_result_needs_a_line(line: str, files: dict[str, str], expected: list[str]) -> None:
+    usual = Undisturbed(Ended(0, "", LINE, {}, "", b""), [], FILES, FILES)
+    commands = cast(Commands, Played(line, files))
+    assert problems_of(commands, "sample", FAULT, usual, {})[1] == expected
+
+
+def test_a_fault_names_which_later_calls_fail() -> None:
+    found = [fault for named in ("read:EIO", "read:EIO:file") for fault in faults_of({"read": 9}, named, 3)]
+    assert [(fault.nth, fault.later) for fault in found] == [
+        (nth, later) for later in ("", "file") for nth in (1, 4, 7)
+    ]
