@@ -20,9 +20,10 @@ train: setup  ## Train a VAE on the embedded digits, seconds on a CPU
 
 # Several processes run side by side, a file in each, the longest files first (tests/conftest.py): two more than there
 # are cores, since tests wait for commands that they start. One thread each keeps them from fighting for the cores.
+# Python keeps what it has compiled of the sources, also where an image forbids it: each command would compile them again.
 test test-all: export OMP_NUM_THREADS := 1
 test test-all: export PYTEST_XDIST_AUTO_NUM_WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 2)')
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test: setup  ## Run the tests that take seconds
 	$(PYTEST) -m 'not slow and not gpu'

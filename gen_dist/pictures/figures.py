@@ -95,11 +95,16 @@ def save_figure(path: Path, figure: Any) -> None:
     """
     if path.suffix.lower() != ".png":
         raise ConfigError(f"{path} cannot be written: charts are PNG files; name it {path.with_suffix('.png').name}")
+    write_atomically(path, _drawn(figure))
+
+
+def _drawn(figure: Any) -> bytes:
+    """A figure as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, pil_kwargs={"compress_level": COMPRESS_LEVEL})
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def class_colours(count: int) -> list[str]:
