@@ -69,6 +69,15 @@ def test_a_checkpoint_is_whole_by_its_present_bytes(tree: Tree) -> None:
     assert not tree.is_whole(folder)
 
 
+def test_json_without_its_last_line_end_says_the_same(tree: Tree) -> None:
+    for name, content in (("state.json", '{"step": 1}'), ("log.jsonl", '{"step": 1}'), ("grid.png", "a")):
+        path = tree.root / name
+        path.write_text(f"{content}\n")
+        before = tree.contents()
+        path.write_text(content)
+        assert (tree.contents() == before) == (name == "state.json")
+
+
 def test_rows_of_the_same_commit_are_not_judged_again(tmp_path: Path) -> None:
     rows = [{"scenario": "s", "fault": "f", "nth": nth, "commit": commit} for nth, commit in ((1, "c"), (2, "d"))]
     (tmp_path / "rows").write_text("\n".join(map(json.dumps, rows)) + '\n{"scenario": "s", "fau')
