@@ -112,7 +112,11 @@ def test_what_cannot_be_inverted_is_one_line(tmp_path: Path) -> None:
         (model, {"steps": 0}, "steps 0 is less than 1"),
         (model, {"rate": -1.0}, "rate -1.0 is not a positive number"),
         (model, {"rate": float("inf")}, "rate inf is not a positive number"),
-        (model, {"steps": 3, "rate": 1e30}, "has left all finite latents at rate 1e\\+30; use a lower --rate"),
+        (
+            model,
+            {"steps": 3, "rate": 1e30, "perceptual_weight": 0.0},
+            "has left all finite latents at rate 1e\\+30; use a lower",
+        ),
         (model, {"space": "styles"}, "space styles needs a generator with styles"),
         (model, {"labels": torch.tensor([1, 2])}, "is not conditional on classes"),
         (model, {"perceptual_weight": -1.0}, "perceptual_weight -1.0 is not a number"),
