@@ -7,6 +7,7 @@ It has three implementations: that of CPUs (kernels/group_norm_cpu.py), the fuse
 from typing import Any, Literal, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .group_norm_cpu import GroupNormSilu
@@ -95,7 +96,10 @@ def group_norm_silu(
     if residual is not None:
         maps = maps + residual
     weight, bias = weight.to(maps.dtype), bias.to(maps.dtype)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_exporting():  # other runtimes know these two, and have fast ones of their own
+        outputs = F.group_norm(maps, groups, weight, bias, eps)
+        outputs = F.silu(outputs) if silu else outputs
+    elif torch.compiler.is_compiling():
         outputs = traced_group_norm_silu(maps, weight, bias, groups, eps, silu)
     else:
         outputs = GroupNormSilu.apply(maps, weight, bias, groups, eps, silu)

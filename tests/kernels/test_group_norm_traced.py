@@ -1,10 +1,13 @@
 """Group normalization with SiLU as compiled code has it on CPUs, run uncompiled, against torch in float64."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from gen_dist.kernels import group_norm_silu
 from gen_dist.kernels.group_norm_traced import traced_group_norm_silu
 from tests.kernels.test_group_norm import EPS, SHAPES, draw, plain
 
@@ -59,3 +62,24 @@ def test_a_nan_spoils_its_group_alone() -> None:
     maps[1, 3, 2, 2] = torch.nan
     spoiled = traced_group_norm_silu(maps, torch.ones(6), torch.zeros(6), 3, EPS, True).isnan()
     assert spoiled[1, 2:4].all() and spoiled.sum() == 2 * 16
+
+
+class _Normed(nn.Module):
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(2, 4)
+        self.activation = activation
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return group_norm_silu(maps, self.norm.weight, self.norm.bias, 2, EPS, activation=self.activation)
+
+
+@pytest.mark.parametrize(("activation", "names"), [("silu", ["group_norm", "silu"]), ("none", ["group_norm"])])
+def test_exported_programs_have_the_operations_that_other_runtimes_know(activation: Any, names: list[str]) -> None:
+    module, maps = _Normed(activation), draw((2, 4, 3, 3), 1)
+    program = torch.export.export(module, (maps,))
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert [name for name in called if "metadata" not in name and ".to." not in name] == [
+        f"aten.{name}.default" for name in names
+    ]
+    torch.testing.assert_close(program.module()(maps), module(maps))
