@@ -33,7 +33,7 @@ class AdaptiveAugmentation(nn.Module):
         """Begin at the fixed probability, or at 0.
 
         Raises:
-            ConfigError: the images have colours of another kind.
+            ConfigError: the images have colours of another kind, or none that a transformation could change.
         """
         super().__init__()
         coloured = [kind for kind in config.ada if transformations([kind]) & COLOUR_TRANSFORMATIONS]
@@ -43,6 +43,9 @@ class AdaptiveAugmentation(nn.Module):
                 f"ada {names} needs grey images or three colours, and these have {image_shape[0]} channels; leave "
                 f"{names} out of --ada"
             )
+        if image_shape[0] == 1 and (idle := [kind for kind in config.ada if kind in ("hue", "saturation")]):
+            names = " ".join(idle)
+            raise ConfigError(f"ada {names} changes nothing in grey images; leave {names} out of --ada")
         self.config = config
         self.register_buffer("probability", torch.tensor(config.ada_probability or 0.0))
         self.register_buffer("signs", torch.zeros(2))

@@ -245,6 +245,8 @@ def test_configs_that_mean_nothing_are_refused() -> None:
         GanConfig(ada_target=1.0)
     with pytest.raises(ConfigError, match="ada colour needs grey images or three colours, and these have 2 channels"):
         AdaptiveAugmentation(GanConfig(ada=("colour",)), (2, 8, 8))
+    with pytest.raises(ConfigError, match="ada hue saturation changes nothing in grey images; leave hue"):
+        AdaptiveAugmentation(GanConfig(ada=("shift", "hue", "saturation")), (1, 8, 8))
 
 
 @pytest.mark.parametrize(
