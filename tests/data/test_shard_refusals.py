@@ -102,6 +102,17 @@ def test_a_directory_that_is_there_has_the_name_that_is_written(
     assert len(dataset.train.labels) + len(dataset.test.labels) == 12
 
 
+@pytest.mark.parametrize("pattern", ["~/a/000.tar", "{~/a,~/b}/000.tar", "{~/a,~/b}/*.tar"])
+def test_a_home_directory_is_named_in_braces_too(
+    pattern: str, tmp_path: Path, opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a", "b"):
+        write_shards(tmp_path / name, shards=1, images=6)
+    dataset = opened(pattern)
+    assert len(dataset.train.labels) + len(dataset.test.labels) == (12 if "{" in pattern else 6)
+
+
 def test_a_file_system_that_needs_options_is_refused_in_one_line(
     opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,9 @@ def shards_of(name: str, pattern: str, glob: Callable[[str], list[str]]) -> list
     start, rest = ("", pattern) if is_url(pattern) else _split(os.path.expanduser(pattern))
     for one in _expanded(name, rest):
         is_pattern = _GLOB.search(one.partition("?")[0] if one.startswith(("http:", "https:")) else one)
-        listed = sorted(glob(escape(start) + one)) if is_pattern else [start + one]
+        listed = (
+            sorted(glob(os.path.expanduser(escape(start) + one))) if is_pattern else [os.path.expanduser(start + one)]
+        )
         if not listed:
             raise DataError(
                 f"{name}: no file is named {shown(start + one)}; shards need a pattern as data/{{000..199}}.tar"
