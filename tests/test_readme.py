@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -110,6 +111,24 @@ def test_paths_in_code_spans_exist(guide: Path) -> None:
         roots = [root for root in {REPOSITORY, guide.parent} if (root / first).exists()]
         if first in _TOP or (guide.parent != REPOSITORY and guide.parent in roots):
             assert any((root / span).exists() for root in roots), f"{span} does not exist"
+
+
+@by_guide
+def test_commits_of_figures_are_in_the_history(guide: Path) -> None:
+    try:
+        shallow = _git("rev-parse", "--is-shallow-repository") != "false"
+    except (OSError, subprocess.CalledProcessError):
+        shallow = True
+    if shallow:
+        pytest.skip("the history is not here")
+    commits = {commit[:7] for commit in _git("rev-list", "HEAD").split()}
+    cited = re.findall(r"\b(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{7}\b", guide.read_text())
+    assert set(cited) <= commits, f"not in the history: {sorted(set(cited) - commits)}"
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", "-C", REPOSITORY, *words], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def test_the_front_page_is_short() -> None:
