@@ -121,7 +121,11 @@ def _remove_left_behind() -> None:
 
 def _end_processes(hosts: Sequence[Host]) -> None:
     def living() -> list[int]:
-        return [process_id for host in hosts for process_id in host.process_ids()]
+        found: list[int] = []
+        for host in hosts:
+            with contextlib.suppress(NetworkError):  # another process has removed it
+                found += host.process_ids()
+        return found
 
     for number_of_signal, seconds in ((signal.SIGTERM, 8.0), (signal.SIGKILL, 2.0)):
         deadline = time.monotonic() + seconds

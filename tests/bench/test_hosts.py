@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import pytest
 
+from bench.measuring import network_hosts
 from bench.measuring.network_hosts import Host, Link, NetworkError, ip, linked_hosts, namespaces
 from bench.scaling.clusters import ENOUGH, Profile, forecast, least_rows
 from bench.scaling.cost_model import Bucket, Cluster, Network, seconds_of_slowest
@@ -90,6 +91,23 @@ def test_hosts_of_a_killed_process_go_with_the_next() -> None:
             assert living[0].namespace in left
     except NetworkError as error:
         pytest.skip(str(error))
+
+
+def test_hosts_that_another_process_removes_meanwhile_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two commands that start at once find the same hosts of a killed one."""
+    asked: list[tuple[str, ...]] = []
+
+    def ip_of_a_slower_process(*words: str) -> str:
+        asked.append(words)
+        if words == ("netns", "list"):
+            return "gen-dist-99999999-a (id: 0)\ntheirs\n"  # above any process id
+        raise NetworkError(f"ip {' '.join(words)}: No such file or directory")
+
+    monkeypatch.setattr(network_hosts, "ip", ip_of_a_slower_process)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    with namespaces(0) as hosts:
+        assert not hosts
+    assert asked[-1] == ("netns", "del", "gen-dist-99999999-a")
 
 
 def test_a_step_over_hosts_is_local_and_what_is_sent_after_it() -> None:
