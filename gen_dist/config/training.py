@@ -291,7 +291,7 @@ class TrainConfig(Checked):
             text: the text.
             source: its file, or its name in errors.
             of_run: True for the config of a run. Options without effect, which old versions recorded, have their
-                defaults then; they are refused otherwise.
+                defaults then, and augmentations named twice are named once; both are refused otherwise.
 
         Raises:
             ConfigError: the text is not JSON, or has values of a wrong type or out of range, or a plug-in is missing or
@@ -302,7 +302,7 @@ class TrainConfig(Checked):
 
         load_recorded(_plugins_in(text), source)
         text = _as_older_versions_packed(text)
-        text = _without_ignored_ada(text) if of_run else text
+        text = _without_ignored_ada(_named_once(text)) if of_run else text
         try:
             accepted = _without_lone_bytes(text)
             validated: TrainConfig = _reader_of((*networks.configs(), *objectives.configs())).validate_json(accepted)
@@ -377,6 +377,19 @@ def _as_older_versions_packed(text: str) -> str:
             packing.setdefault("dtype", "uint8")
         return json.dumps(values)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return text  # no config, which is told later
+
+
+def _named_once(text: str) -> str:
+    """Config text with each augmentation of an objective once, as runs of old versions may have one twice."""
+    try:
+        values = json.loads(text)
+        objective = values["objective"]
+        once = {name: list(dict.fromkeys(objective[name])) for name in ("ada", "augmentation") if name in objective}
+        if all(len(objective[name]) == len(kinds) for name, kinds in once.items()):
+            return text
+        return json.dumps(values | {"objective": objective | once})
+    except (KeyError, RecursionError, TypeError, ValueError):
         return text  # no config, which is told later
 
 

@@ -268,6 +268,16 @@ def test_a_run_that_recorded_options_without_effect_is_read(given: dict[str, Any
     assert found == replace(small_config("gan").objective, **{**kept, "ada": tuple(kept.get("ada", ()))})
 
 
+def test_a_run_that_recorded_an_augmentation_twice_is_read(tmp_path: Path) -> None:
+    values = json.loads(small_config("gan").to_json())
+    values["objective"] |= {"augmentation": ["cutout", "colour", "cutout"], "ada": ["blit", "blit"]}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="twice; name it once"):
+        TrainConfig.from_json(json.dumps(values), "a file")
+    found = read_config(tmp_path / "config.json").objective
+    assert found == replace(small_config("gan").objective, augmentation=("cutout", "colour"), ada=("blit",))
+
+
 class _NotAdapting(GanDiscriminatorPhase):
     """As of a plug-in that gives the loss and logs alone."""
 
