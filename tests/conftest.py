@@ -90,16 +90,8 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 WITH_CHARTS = (
-    *(
-        "pictures/",
-        "reports/",
-        "test_readme",
-        "bench/",
-        "launch/",
-        "evaluation/test_comparison",
-        "inference/test_model",
-    ),
-    *("training/test_run.py", "training/test_labels", "training/test_adversarial_runs", "training/test_names"),
+    *("pictures/", "reports/", "bench/", "launch/", "test_readme", "inference/test_model", "training/test_run.py"),
+    *("training/test_labels", "training/test_adversarial_runs", "training/test_names"),
 )
 """Files of tests whose runs have charts that are drawn."""
 

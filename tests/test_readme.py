@@ -122,8 +122,14 @@ def test_commits_of_figures_are_in_the_history(guide: Path) -> None:
     if shallow:
         pytest.skip("the history is not here")
     commits = {commit[:7] for commit in _git("rev-list", "HEAD").split()}
-    cited = re.findall(r"\b(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{7}\b", guide.read_text())
-    assert set(cited) <= commits, f"not in the history: {sorted(set(cited) - commits)}"
+    if not commits & set().union(*map(_cited, GUIDES)):
+        pytest.skip("the history is of another repository, made from these files")
+    assert _cited(guide) <= commits, f"not in the history: {sorted(_cited(guide) - commits)}"
+
+
+def _cited(guide: Path) -> set[str]:
+    """Commits that a guide names by their first seven digits."""
+    return set(re.findall(r"\b(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{7}\b", guide.read_text()))
 
 
 def _git(*words: str) -> str:

@@ -67,7 +67,7 @@ class Ended(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a run has that no command may lose."""
+    """Checkpoints and figures of a run, which no command may lose."""
 
     checkpoints: dict[str, bool]
     """Each checkpoint, and True if all its files have the digests that it lists."""
@@ -188,7 +188,7 @@ class Commands:
         return _SECONDS.sub("", ended.out)
 
     def kept(self) -> Kept:
-        """What the run has that no command may lose."""
+        """Checkpoints and figures of the run, which no command may lose."""
         steps = sorted((self.run_path / "checkpoints").glob("step_*"))
         measured = set()
         with contextlib.suppress(OSError, ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""What a crash of the machine would lose: files that are written in place, or renamed there before they are on disk."""
+"""Files that a crash of the machine would lose: written in place, or renamed there before they are on disk."""
 
 from __future__ import annotations
 

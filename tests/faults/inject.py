@@ -73,7 +73,7 @@ class Undisturbed(NamedTuple):
     ended: Ended
     """End of its first start."""
     losses: list[str]
-    """What is lost by then, see `losses`."""
+    """Losses of this end, see `losses`."""
     once: dict[str, str]
     """Result of its first start."""
     twice: dict[str, str]
@@ -142,7 +142,7 @@ def problems_of(
 
 
 def losses(before: Kept, after: Kept, scenario: str) -> list[str]:
-    """What a command has lost of a run, or left half-written."""
+    """Lines about the checkpoints and figures that a command has lost of a run, or left half-written."""
     problems = []
     found = after.checkpoints
     if not all(found.values()):
