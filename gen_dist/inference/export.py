@@ -349,7 +349,17 @@ def _facts(model: GenerativeModel, checkpoint: Checkpoint, part: Part) -> dict[s
 
 def _safetensors(one: _Exported, facts: dict[str, str]) -> bytes:
     weights = {name: tensor.contiguous() for name, tensor in one.network.state_dict().items()}
-    return safetensors.torch.save(weights, {"format": "pt", **facts})
+    return _with_sorted_metadata(safetensors.torch.save(weights, {"format": "pt", **facts}))
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """Content of a safetensors file with its metadata sorted: the library writes them in another order each time."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def _torch_export(one: _Exported, facts: dict[str, str]) -> bytes:

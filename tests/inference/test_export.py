@@ -367,6 +367,16 @@ def test_exporting_again_replaces_only_an_export(runs: Callable[[str], Path], tm
     assert kept.read_text() == "mine"
 
 
+def test_an_export_made_again_has_the_same_bytes(
+    runs: Callable[[str], Path], exports: Callable[[str, Format], Path], tmp_path: Path
+) -> None:
+    first = exports("conditional dcgan", "safetensors")
+    again = export(runs("conditional dcgan"), "safetensors", tmp_path / first.name, announce=_silent)
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == {
+        path.name: path.read_bytes() for path in again.iterdir()
+    }
+
+
 def test_an_export_is_by_default_in_its_runs_directory(runs: Callable[[str], Path]) -> None:
     run = runs("vae")
     assert export(run, "safetensors", announce=_silent) == run / "export-safetensors"
