@@ -84,16 +84,23 @@ class ProjectedEncoder(Encoder):
 
 
 class _Scale(nn.Sequential):
-    """Maps [B, C, h, w] of a scale -> logits [B, 1, h', w']: halvings to a side of 8, and a convolution of 4 x 4."""
+    """Maps [B, C, h, w] of a scale -> logits [B, 1, h', w']: halvings to a side of 8, and a convolution of 4 x 4.
+
+    Maps of that side have a layer that does not halve, in place of the halving that they have at the authors' 224
+    pixels. Without one, logits are products with the frozen maps as they are: their gradients in the images are twenty
+    times those of other scales, and the generator heeds nothing else.
+    """
 
     def __init__(self, inputs: int, side: int, config: ProjectedConfig) -> None:
         layers: list[nn.Module] = []
-        while side > _LAST_SIDE:
+        while side > _LAST_SIDE or not layers:
+            halves = side > _LAST_SIDE
+            kernel, stride = (4, 2) if halves else (3, 1)
             bias = config.discriminator_norm == "none"
             layers += [
-                nn.Conv2d(inputs, 2 * inputs, kernel_size=4, stride=2, padding=1, bias=bias),
+                nn.Conv2d(inputs, 2 * inputs, kernel_size=kernel, stride=stride, padding=1, bias=bias),
                 norm_layer(config.discriminator_norm, 2 * inputs),
                 nn.LeakyReLU(0.2),
             ]
-            inputs, side = 2 * inputs, side // 2
+            inputs, side = 2 * inputs, side // stride
         super().__init__(*layers, nn.Conv2d(inputs, 1, kernel_size=4, bias=False))

