@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import math
 import re
+import sys
+import tokenize
+import zipfile
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +21,37 @@ from gen_dist.data.values import DTYPES
 _MAGIC = b"\x93NUMPY"
 _MOST_VALUES = 2**28
 _KIND = re.compile(r"'descr': '([^']{1,20})'")
+_ONE_TYPE = re.compile(r"[<>=|]?[b-zA-Z?][0-9]{0,4}")
+"""Types of numbers and texts. NumPy takes more for a type, and parses it as Python."""
 _ORDER = re.compile(r"'fortran_order': (True|False)")
 _SHAPE = re.compile(r"'shape': \(([0-9, ]{0,80})\)")
+
+
+DAMAGES = (
+    *(ValueError, LookupError, TypeError, ArithmeticError, EOFError, RuntimeError, SyntaxError, tokenize.TokenError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What `numpy.load` raises for files that are damaged or hold something else, besides OSError and MemoryError. Python's
+tokenizer reads headers that are no literal; RuntimeError stands for a password or a compression that Python lacks."""
+
+
+def loaded_array(value: Any) -> NDArray[Any]:
+    """Array that `numpy.load` gave, whose texts are texts.
+
+    Raises:
+        ValueError: it is the bytes of another file in an archive, or a text has characters that Unicode lacks, of which
+            CPython makes a SystemError.
+    """
+    if not isinstance(value, np.ndarray):
+        raise ValueError("it is not an array")
+    found: NDArray[Any] = value
+    if found.dtype.kind == "U" and found.size and found.dtype.itemsize:
+        characters = (
+            np.ascontiguousarray(found).reshape(-1).view(np.dtype(np.uint32).newbyteorder(found.dtype.byteorder))
+        )
+        if int(characters.max()) > sys.maxunicode:
+            raise ValueError("a text has characters that Unicode lacks")
+    return found
 
 
 class UnreadableImage(Exception):
@@ -85,8 +118,8 @@ def _parsed(content: bytes) -> _Header:
     if not (kind and order and sides):
         raise UnreadableImage("an array whose header is damaged")
     try:
-        dtype = np.dtype(kind[1])
-    except TypeError:
+        dtype = np.dtype(kind[1] if _ONE_TYPE.fullmatch(kind[1]) else object)
+    except (TypeError, ValueError):
         dtype = np.dtype(object)
     if dtype.newbyteorder("=").name not in DTYPES:
         raise UnreadableImage(f"an array of {dtype.name[:40]}, not {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")

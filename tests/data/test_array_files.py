@@ -145,3 +145,21 @@ def test_a_file_that_is_cut_off_while_it_is_packed_is_one_line(tmp_path, monkeyp
     with pytest.raises(DataError, match="cut off while it was packed; nothing is packed"):
         opened(tmp_path / "a.npy", tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*/meta.json"))
+
+
+@pytest.mark.parametrize(
+    "header", ["{'descr': '<u2', 'fortran_order': False, 'shape': (30, 4, 6, 5", "{'descr': ',', }"]
+)
+def test_a_header_that_is_no_literal_is_one_line(tmp_path, header):
+    """NumPy has Python's tokenizer read some headers, whose errors are its own."""
+    np.save(tmp_path / "a.npy", VALUES)
+    content = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(content[:10] + header.ljust(117).encode() + b"\n" + content[128:])
+    with pytest.raises(DataError, match="no arrays of numbers can be read from it"):
+        opened(tmp_path / "a.npy", tmp_path / "cache")
+
+
+def test_texts_that_unicode_lacks_are_one_line(tmp_path):
+    np.savez(tmp_path / "a.npz", x=VALUES[:, 0], labels=np.full(30, 2**31, np.uint32).view("U1"))
+    with pytest.raises(DataError, match="a text has characters that Unicode lacks; save it again"):
+        opened(tmp_path / "a.npz", tmp_path / "cache")

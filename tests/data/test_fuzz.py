@@ -74,6 +74,10 @@ def images() -> dict[str, bytes]:
             stream = io.BytesIO()
             image.save(stream, form, **options)
             files[name] = stream.getvalue()
+    for name, array in {"npy": np.asarray(colour).transpose(2, 0, 1), "16.npy": np.asarray(deep)}.items():
+        stream = io.BytesIO()
+        np.save(stream, array)
+        files[name] = stream.getvalue()
     return files
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +84,25 @@ def test_hostile_arrays_beside_a_shard_are_not_used(changed: dict[str, Any]) -> 
         contents_of(stream.getvalue())
 
 
+@pytest.mark.parametrize("name", ["labels", "sha256", "class_names"])
+def test_texts_that_unicode_lacks_are_not_used(name: str) -> None:
+    stream = io.BytesIO()
+    with np.load(io.BytesIO(written(samples(0, 3)))) as found:
+        np.savez(stream, **(dict(found) | {name: np.full(3, 2**31, np.uint32).view("U1")}))
+    with pytest.raises(ValueError, match="characters that Unicode lacks"):
+        contents_of(stream.getvalue())
+
+
+@pytest.mark.parametrize("member", ["offsets", "sha256", "class_names"])
+def test_a_member_that_is_no_array_is_not_used(member: str) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(written(samples(0, 3)))) as whole, zipfile.ZipFile(stream, "w") as changed:
+        for name in whole.namelist():
+            changed.writestr(name, b"no magic" if name == f"{member}.npy" else whole.read(name))
+    with pytest.raises(ValueError, match="not an array"):
+        contents_of(stream.getvalue())
+
+
 def test_a_bucket_that_refuses_missing_files_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(_fetcher: Fetcher, place: str) -> bool:
         raise DataError(f"{place}: PermissionError")
@@ -93,7 +113,11 @@ def test_a_bucket_that_refuses_missing_files_is_read(tmp_path: Path, monkeypatch
     assert len(open_dataset(f"shards:{tmp_path / 'a.tar'}", "", packing, lambda _: None).train.labels) == 6
 
 
-@pytest.mark.parametrize("header", [b"{'descr': '<u2'", b"{[]: 1}", b"((((", b"\xff"], ids=repr)
+@pytest.mark.parametrize(
+    "header",
+    [b"{'descr': '<u2'", b"{[]: 1}", b"((((", b"\xff", b"{'descr': ',', 'fortran_order': False, 'shape': (2, 2)}"],
+    ids=repr,
+)
 def test_an_array_with_a_damaged_header_is_unreadable(header: bytes) -> None:
     header += b" \n"
     content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(32)

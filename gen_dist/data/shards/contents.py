@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gen_dist.data.array_bytes import DAMAGES, loaded_array
 from gen_dist.data.labelling import joined_columns, raw_labels
 from gen_dist.data.shards.fetching import Facts
 from gen_dist.errors import DataError
@@ -122,13 +121,14 @@ def contents_of(content: bytes) -> Contents:
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as found:
-            contents = _contents_in(found)
-            is_old = "format" not in found
+            arrays = {name: loaded_array(found[name]) for name in found}
+        contents = _contents_in(arrays)
+        is_old = "format" not in arrays
         fits = _fit_together(contents)
     except (ValueError, KeyError, OSError):
         raise
-    # Anyone may have written what lies beside shards: numpy and zipfile raise these for members of other kinds.
-    except (EOFError, zipfile.BadZipFile, zlib.error, TypeError, ArithmeticError, RuntimeError, MemoryError) as error:
+    # Anyone may have written what lies beside shards.
+    except (*DAMAGES, MemoryError) as error:
         raise ValueError(str(error)) from None
     if is_old and (".npy" in contents.left_out or MISSING in contents.labels):
         raise ValueError("contents of an older version")
@@ -158,7 +158,7 @@ def _fit_together(found: Contents) -> bool:
     return len(one_an_image) == 1 and bool(in_order and within.all())
 
 
-def _contents_in(found: Any) -> Contents:
+def _contents_in(found: Mapping[str, NDArray[Any]]) -> Contents:
     left_out = dict(zip(found["left_out"].tolist(), found["left_out_counts"].tolist(), strict=True))
     return Contents(
         offsets=found["offsets"],

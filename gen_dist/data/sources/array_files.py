@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 
 from gen_dist.config.data import Form, Layout
 from gen_dist.config.labels import NO_LABELS, LabelScheme
+from gen_dist.data.array_bytes import DAMAGES, loaded_array
 from gen_dist.data.given import array_images, form_of
 from gen_dist.data.identity import content_sample, stamp
 from gen_dist.data.labelling import kind_of, numbered, raw_labels
@@ -192,10 +191,7 @@ class ArrayFile:
         """Array of a name; None if there is none."""
         if name in self._names and name not in self._arrays:
             with self._opened() as arrays:
-                found: Any = arrays[name]
-                if not isinstance(found, np.ndarray):  # NumPy gives the bytes of other files in an archive
-                    raise ValueError(f"{name} is not an array")
-                self._arrays[name] = found
+                self._arrays[name] = loaded_array(arrays[name])
         return self._arrays.get(name)
 
     @contextlib.contextmanager
@@ -214,7 +210,6 @@ class ArrayFile:
             else:
                 with found:
                     yield found
-        # RuntimeError: a password, or a compression that Python lacks. OverflowError: a header of 10^20 images.
-        except (ValueError, EOFError, KeyError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        except DAMAGES as error:
             reason = " ".join(str(error).split())[:120]
             raise DataError(f"{self.name}: no arrays of numbers can be read from it: {reason}; save it again") from None
