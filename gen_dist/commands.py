@@ -213,7 +213,7 @@ def report(
         data: The data under their present place, such as folder:/new/place, if they have moved since the run.
         data_root: Directory with the torchvision data sets, if it has moved since the run.
     """
-    from gen_dist.files import reason_of, refuse_pipes
+    from gen_dist.files import refuse_unwritable
     from gen_dist.records.run_paths import RunPaths
     from gen_dist.reports import write_report
     from gen_dist.reports.comparison import read_runs
@@ -224,14 +224,8 @@ def report(
     path = out or RunPaths(runs[0]).report
     if path.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{path} cannot be written: a report is an HTML file; name it {path.stem}.html")
-    if out and not out.parent.is_dir():  # before anything that takes minutes
-        raise ConfigError(f"{out} cannot be written: there is no directory {out.parent}")
-    if not os.access(path.parent, os.W_OK) and path.parent.is_dir():
-        raise ConfigError(f"{path} cannot be written: this user may not write in {path.parent}; name another --out")
-    try:
-        refuse_pipes(path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {reason_of(error)}; name another --out") from None
+    if out or path.parent.is_dir():  # a run that is not there is another error
+        refuse_unwritable(path)
     read = read_runs(runs, partial(_evaluate, data=data, data_root=data_root) if evaluate else None)
     if step_times:
         tell("replaying some steps to see where their time goes (--no-step-times leaves that out)")

@@ -196,7 +196,7 @@ def walk(
     """
     from tqdm import tqdm
 
-    from gen_dist.files import reason_of
+    from gen_dist.files import reason_of, refuse_unwritable
     from gen_dist.inference.loading import load
     from gen_dist.inference.walking import Walk, frames_of
     from gen_dist.pictures.animation import check_animation, save_animation
@@ -204,7 +204,7 @@ def walk(
     from gen_dist.pictures.plots import tiles
 
     check_animation(out)  # before anything that takes seconds
-    _refuse_unwritable(out)
+    refuse_unwritable(out)
     for name, value in {"count": count, "columns": columns, "frames": frames}.items():
         at_least(name, value, 1)
     at_least("stops", stops, 2)
@@ -255,6 +255,7 @@ def invert(
         device: Where to compute.
         checkpoint: Checkpoint of a run directory; `best` is that of --keep-best.
     """
+    from gen_dist.files import refuse_unwritable
     from gen_dist.inference.inverting import invert as find
     from gen_dist.inference.inverting import read_images
     from gen_dist.inference.loading import load
@@ -266,7 +267,7 @@ def invert(
         raise ConfigError("invert needs images, as in gen-dist invert runs/dcgan-mnist seven.png")
     picture = out.with_suffix(".png")
     for file in (out, picture):
-        _refuse_unwritable(file)
+        refuse_unwritable(file)
     if picture.resolve() in [image.resolve() for image in images]:
         raise ConfigError(f"{picture}, the picture of {out}, is one of the images; name another --out")
     if os.path.lexists(picture) and not os.path.lexists(out):  # with its latents it is of an earlier call
@@ -293,20 +294,6 @@ def invert(
     for file, error in zip(images, found.errors.tolist(), strict=True):
         print(f"{file}: mean squared error {error:.5f}")
     print(out, picture, sep="\n")
-
-
-def _refuse_unwritable(out: Path) -> None:
-    """Raise ConfigError before minutes of work if a file cannot be written after it."""
-    from gen_dist.files import reason_of, refuse_pipes
-
-    if not out.parent.is_dir():
-        raise ConfigError(
-            f"{out} cannot be written: there is no directory {out.parent}; make it, or name another --out"
-        )
-    try:
-        refuse_pipes(out)
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {reason_of(error)}; name another --out") from None
 
 
 def _write_inverted(out: Path, model: GenerativeModel, arrays: dict[str, Tensor], space: str) -> None:

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import gen_dist
 from bench.measuring.conditions import conditions
+from bench.measuring.finished import train_to_the_end
 from bench.measuring.out_file import check_out, print_and_write
 from bench.measuring.spread import spread, spread_of_ratios
 from bench.measuring.temporary import temporary_directory
@@ -138,7 +139,7 @@ def _step_waits(directory: Path, storage: Literal["raw", "encoded"]) -> dict[str
         evaluate_every=STEPS,
         run_dir=str(run),
     )
-    gen_dist.train(config, say=lambda _line: None)
+    train_to_the_end(config, say=lambda _line: None)
     times = measure_step_times(run, lambda _line: None)
     return {"step_ms": 1e3 * times.step_seconds, "waits_for_images_ms": 1e3 * times.seconds["data"]}
 

@@ -101,8 +101,8 @@ def run_of_ours(data_root: Path, steps: int | None, seed: int) -> Ours:
 
 def train_ours(data_root: Path, steps: int | None, seed: int) -> Ours:
     """Train `vae-mnist` in this process, in directories that are removed afterwards."""
+    from bench.measuring.finished import train_to_the_end
     from gen_dist.presets import get_preset
-    from gen_dist.training.run import train
 
     with temporary_directory() as directory:
         os.environ["GEN_DIST_CACHE"] = f"{directory}/packed"
@@ -110,7 +110,7 @@ def train_ours(data_root: Path, steps: int | None, seed: int) -> Ours:
         config = replace(config, data="mnist", data_root=str(data_root), seed=seed, steps=steps or config.steps)
         config = replace(config, device="cpu", run_dir=f"{directory}/run")
         start = time.perf_counter()
-        outcome = train(config)
+        outcome = train_to_the_end(config)
         whole_seconds = time.perf_counter() - start
         summary = json.loads((outcome.run_path / "summary.json").read_text())
         threads = json.loads((outcome.run_path / "environment.json").read_text())["torch_threads"]

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import gen_dist
 from bench.measuring.conditions import conditions
+from bench.measuring.finished import train_to_the_end
 from bench.measuring.temporary import temporary_directory
 from gen_dist.config import DataConfig, RandomAugmentation, TrainConfig
 from gen_dist.data import open_dataset
@@ -126,9 +127,7 @@ def main(
             for name, kinds in KINDS.items():
                 run = (folder or temporary) / f"{name.split()[0]}-{seed}"
                 config = config_of(kinds, steps, ada_images, seed, run)
-                outcome = gen_dist.train(config, data=train, test_data=held_out, say=lambda _line: None)
-                if not outcome.finished:
-                    sys.exit(f"stopped at step {outcome.step:,} of {run.name}")
+                train_to_the_end(config, data=train, test_data=held_out, say=lambda _line: None)
                 row = f"{name}, seed {seed}"
                 print(f"| {row} | {' | '.join(_cells(run, train, held_out))} |", flush=True)
                 watched[row] = {

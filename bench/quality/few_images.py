@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import gen_dist
 from bench.measuring.conditions import conditions
+from bench.measuring.finished import train_to_the_end
 from bench.measuring.temporary import temporary_directory
 from gen_dist.config import DataConfig, TrainConfig
 from gen_dist.data import open_dataset
@@ -91,9 +92,7 @@ def of_steps(config: TrainConfig, steps: int, run: Path, seed: int = 0) -> Train
 
 def trained(config: TrainConfig, images: Images) -> float:
     """Train, and give the images a second of the middle one of the logged spans, so that pauses do not count."""
-    outcome = gen_dist.train(config, data=images.train, test_data=images.held_out, say=_mute)
-    if not outcome.finished:
-        sys.exit(f"stopped at step {outcome.step:,} of {outcome.run_path.name}")
+    outcome = train_to_the_end(config, data=images.train, test_data=images.held_out, say=_mute)
     rates = [line["images_per_second"] for line in metrics_of_run(outcome.run_path) if "images_per_second" in line]
     return float(np.median(rates[1:] or rates))
 

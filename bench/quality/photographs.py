@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import gen_dist
 from bench.measuring.conditions import conditions
+from bench.measuring.finished import train_to_the_end
 from bench.measuring.temporary import temporary_directory
 from gen_dist.config import AutoencoderKlConfig, LatentAutoencoderConfig, OptimizerConfig, PatchganConfig, TrainConfig
 from gen_dist.evaluation.evaluator import evaluate
@@ -146,10 +147,7 @@ def main(
 
 def _trained(config: TrainConfig, train: NDArray[np.uint8], test: NDArray[np.uint8]) -> Path:
     """Directory of the run of a config, trained to its end."""
-    outcome = gen_dist.train(config, data=train, test_data=test, say=lambda _line: None)
-    if not outcome.finished:
-        sys.exit(f"stopped at step {outcome.step:,} of {outcome.run_path.name}")
-    return outcome.run_path
+    return train_to_the_end(config, data=train, test_data=test, say=lambda _line: None).run_path
 
 
 def _spread(values: list[float]) -> str:

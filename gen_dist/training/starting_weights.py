@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gen_dist.config import TrainConfig
+from gen_dist.config import LatentAutoencoderConfig, TrainConfig
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.inference import diffusers_format
 from gen_dist.inference.loading import read_checkpoint
@@ -87,11 +87,29 @@ def _load(objective: Objective, weights: Mapping[str, Tensor], config: TrainConf
     different = [name for name in sorted(weights.keys() | ours.keys()) if shapes[0].get(name) != shapes[1].get(name)]
     if different:
         there, here = (one.get(different[0], "missing") for one in shapes)
+        _refuse_other_parts(*shapes, config)
         raise ConfigError(
             f"{config.start_from} is a run of other networks: {different[0]} is {there} there and {here} here; use its "
             "preset, its options of networks, and images of its size and channels"
         )
     objective.networks.load_state_dict(weights, strict=False)  # names are equal but for those that start anew
+
+
+def _refuse_other_parts(there: Mapping[str, list[int]], here: Mapping[str, list[int]], config: TrainConfig) -> None:
+    """Raise ConfigError if one of both has a network that the other one lacks, such as a discriminator."""
+    parts = [{name.split(".")[0] for name in one} for one in (there, here)]
+    if len(unlike := sorted(parts[0] ^ parts[1])) == 0:
+        return
+    name, is_ours = unlike[0], unlike[0] in parts[1]
+    has, trains = ("no", "trains one") if is_ours else ("a", "has none")
+    way_out = "use the preset and the objective of that run"
+    if name == "discriminator" and isinstance(config.objective, LatentAutoencoderConfig):
+        way_out = (
+            "leave the adversarial term out with --adversarial-weight 0, or start from a run that was trained with one"
+            if is_ours
+            else "give this run an adversarial term too, with --adversarial-weight"
+        )
+    raise ConfigError(f"{config.start_from} is a run with {has} {name}, and this run {trains}; {way_out}")
 
 
 def _taken(weights: Mapping[str, Tensor], objective: Objective) -> dict[str, Tensor]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bench.measuring.finished import train_to_the_end
 from bench.quality import few_digits, few_images, photographs
 from gen_dist.config import AdversarialConfig, LatentAutoencoderConfig
 from gen_dist.errors import UserError
 from gen_dist.presets import get_preset
+from gen_dist.records.checkpoint import checkpoint_paths
+from tests.support.runs import small_config
 
 
 @pytest.mark.parametrize("name", few_digits.KINDS)
@@ -58,3 +65,17 @@ def test_presets_of_few_images_are_trained_at_one_rate_and_saved_at_the_end(tmp_
         assert config.optimization.decay == "constant" and config.learning_rate == 0.001
         assert config.augment == ("flip",) and config.packing.size is None
         assert (config.steps, config.checkpoint_every, config.evaluate_every, config.seed) == (7, 7, 7, 3)
+
+
+def test_a_signal_ends_the_program_and_not_its_run_alone(tmp_path: Path) -> None:
+    config = small_config("vae", steps=10**6, checkpoint_every=10**6, log_every=1, run_dir=str(tmp_path))
+
+    def stop() -> None:
+        while not (tmp_path / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(SystemExit, match=r"^stopped at step [\d,]+ of "):
+        train_to_the_end(config, say=lambda _line: None)
+    assert checkpoint_paths(tmp_path)

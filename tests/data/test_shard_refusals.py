@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +46,7 @@ BAD = {
     r"\{9\.\.0\} counts from 9 to 0": bad({}, "{9..0}.tar"),
     "names .* twice": bad({"a.tar": GOOD}, "{a,a}.tar"),
     "a.tar: it is no tar file": bad({"a.tar": b"<html>" * 200}),
-    r"b.tar: all its 20,480 bytes are zero": bad({"a.tar": GOOD, "b.tar": bytes(20480)}),
+    r"b.tar: all its 2,097,152 bytes are zero": bad({"a.tar": GOOD, "b.tar": bytes(2**21)}),
     r"a.tar: its last 1,0\d\d,\d{3} bytes are zero": bad({"a.tar": GOOD + bytes(2**20)}),
     "it is compressed; unpack it": bad({"a.tar": b"\x1f\x8b" + bytes(600)}),
     "a.tar: it is cut off": bad({"a.tar": GOOD[:570]}),
@@ -85,11 +87,31 @@ def test_bad_shards_give_one_line(line: str, tmp_path: Path, opened: Callable[..
     assert "\n" not in str(raised.value)
 
 
-def test_an_archive_without_files_is_told(tmp_path: Path, opened: Callable[..., Dataset], lines: list[str]) -> None:
+@pytest.mark.parametrize("records", [2, 20, 40, 2048])
+def test_archives_without_files_are_told(
+    records: int, tmp_path: Path, opened: Callable[..., Dataset], lines: list[str]
+) -> None:
+    """GNU tar pads to any blocking factor, as `tar -b 40` to 40 records."""
     (tmp_path / "a.tar").write_bytes(GOOD)
-    (tmp_path / "b.tar").write_bytes(tar_of({}))
+    (tmp_path / "b.tar").write_bytes(bytes(512 * records))
     opened(f"{tmp_path}/*.tar")
-    assert any("left out of its shards: 1 archives without files" in line for line in lines)
+    assert any(line.endswith("left out of its shards: 1 archive without files") for line in lines)
+    (tmp_path / "c.tar").write_bytes(tar_of({}))
+    lines.clear()
+    opened(f"{tmp_path}/*.tar")
+    assert any(line.endswith("left out of its shards: 2 archives without files") for line in lines)
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs tar")
+def test_an_archive_padded_by_tar_is_whole(tmp_path: Path, opened: Callable[..., Dataset], lines: list[str]) -> None:
+    for name, content in samples(0, 6).items():
+        (tmp_path / name).write_bytes(content)
+    names = [*samples(0, 6)]
+    subprocess.run(["tar", "-b", "40", "-cf", "a.tar", *names], cwd=tmp_path, check=True)
+    subprocess.run(["tar", "-b", "40", "-cf", "b.tar", "-T", "/dev/null"], cwd=tmp_path, check=True)
+    dataset = opened(f"{tmp_path}/*.tar")
+    assert len(dataset.train.labels) + len(dataset.test.labels) == 6
+    assert any(line.endswith("left out of its shards: 1 archive without files") for line in lines)
 
 
 @pytest.mark.parametrize("pattern", ["*.tar", "{000..001}.tar", "00[01].tar"])

@@ -105,6 +105,34 @@ def test_other_weights_are_refused_in_a_line(
     assert not (tmp_path / "run").exists() or not checkpoint_paths(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("weight_there", "words"),
+    [
+        (
+            0.0,
+            "is a run with no discriminator, and this run trains one; leave .* with --adversarial-weight 0, or start",
+        ),
+        (0.5, "is a run with a discriminator, and this run has none; give .* term too, with --adversarial-weight"),
+    ],
+)
+def test_a_missing_discriminator_has_a_way_out(weight_there: float, words: str, tmp_path: Path) -> None:
+    base = small_config("latent autoencoder, vq, adaptive adversary", steps=2)
+    there, here = (
+        replace(base, objective=replace(base.objective, adversarial_weight=weight))  # type: ignore[call-arg]
+        for weight in (weight_there, 0.5 - weight_there)
+    )
+    train(replace(there, run_dir=str(tmp_path / "there")), say=silent)
+    with pytest.raises(ConfigError, match=words):
+        train(replace(here, start_from=str(tmp_path / "there"), run_dir=str(tmp_path / "here")), say=silent)
+    assert not checkpoint_paths(tmp_path / "here")
+
+
+def test_a_network_of_another_objective_has_a_way_out(first: Path, tmp_path: Path) -> None:
+    gan = small_config("gan", start_from=str(first), run_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"; use the preset and the objective of that run$"):
+        train(gan, say=silent)
+
+
 def test_a_run_does_not_start_from_itself(first: Path) -> None:
     before = newest(first).tensors["networks"]
     for start in (first, checkpoint_paths(first)[0]):

@@ -21,7 +21,7 @@ from gen_dist.data.packing import images_file, labels_file
 from gen_dist.data.ranges import Measured, measured_scale
 from gen_dist.data.refusals import held_out_count
 from gen_dist.data.shard_order import permuted
-from gen_dist.data.shards.contents import Contents
+from gen_dist.data.shards.contents import Contents, left_out_text
 from gen_dist.data.shards.indexing import ShardContents
 from gen_dist.data.shards.labels import Labels, Moments, request_of
 from gen_dist.data.shards.packed_parts import Look, PackedParts, Picked
@@ -200,8 +200,7 @@ class IndexBuilder:
 
     def _remarks(self) -> Iterator[str]:
         if self._left_out:
-            counts = sorted(self._left_out.items(), key=lambda item: -item[1])
-            yield "left out of its shards: " + ", ".join(f"{count:,} {kind}" for kind, count in counts[:5])
+            yield f"left out of its shards: {left_out_text(self._left_out, 5)}"
 
 
 class _Column:

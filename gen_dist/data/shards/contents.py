@@ -106,6 +106,17 @@ def table_of(rows: Sequence[Sequence[Any] | None], asked: Sequence[str]) -> tupl
     return joined_columns(columns, len(rows)), names
 
 
+NO_FILES, NO_IMAGE = "archives without files", "samples without an image"
+"""Kinds of what is left out that are no endings of names."""
+_ONE = {NO_FILES: "archive without files", NO_IMAGE: "sample without an image"}
+
+
+def left_out_text(counts: Mapping[str, int], most: int | None = None) -> str:
+    """Entries that are no images with their numbers, the most frequent first."""
+    several = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{count:,} {_ONE.get(kind, kind) if count == 1 else kind}" for kind, count in several[:most])
+
+
 MISSING = "\0none"
 """Label of an image without one."""
 MOST_LABEL_CHARACTERS = 200

@@ -28,6 +28,7 @@ from gen_dist.data.naming import remarks_on_classes
 from gen_dist.data.packing import THREADS
 from gen_dist.data.refusals import held_out_count
 from gen_dist.data.shards.building import MOST_HELD_OUT, SAMPLED
+from gen_dist.data.shards.contents import left_out_text
 from gen_dist.data.shards.fetching import Fetcher
 from gen_dist.data.shards.indexing import ShardContents
 from gen_dist.data.shards.labels import Labels, request_of
@@ -215,7 +216,7 @@ class _Surveyor:
             found.totals[split] = round(count / max(1, len(one.places)) * one.all)
         found.images_read = self._starts[-1]
         if left_out:
-            found.remarks.append("left out: " + ", ".join(f"{count:,} {kind}" for kind, count in left_out.items()))
+            found.remarks.append(f"left out: {left_out_text(left_out)}")
         if found.totals["train"] < 2 or (not found.holds_out and not found.totals["test"]):
             found.problem = DataError(f"{found.source}: its shards have fewer than two images with a name as 0001.jpg")
             return

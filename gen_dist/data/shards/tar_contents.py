@@ -18,14 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gen_dist.data.naming import printable
-from gen_dist.data.shards.contents import BLOCK_BYTES, MISSING, MOST_LABEL_CHARACTERS, Contents, table_of
+from gen_dist.data.shards.contents import (
+    BLOCK_BYTES,
+    MISSING,
+    MOST_LABEL_CHARACTERS,
+    NO_FILES,
+    NO_IMAGE,
+    Contents,
+    table_of,
+)
 from gen_dist.data.walking import EXTENSIONS
 from gen_dist.errors import DataError
 
 _RECORD = 512
-_EMPTY_ARCHIVE = 20 * _RECORD
-"""Bytes of a tar file without files, as tar and Python write it. Larger ones of zeros are copies that were cut off."""
 _MOST_PADDING = 2**20
+"""Zero bytes at the end of a tar file, or in one without files. More are of a copy that was cut off: GNU tar pads to
+any blocking factor, 10 KiB without the option."""
 _MOST_LABEL_BYTES = 2**20
 _MOST_IMAGE_BYTES = 2**28
 _LABEL_KEYS = ("label", "cls", "class")
@@ -130,11 +138,11 @@ class _Pass:
         if goes_on:
             raise self._damaged("it goes on behind its end, as joined tar files do; write all files into one archive")
         zeros = self._bytes_taken - place
-        if zeros > (_MOST_PADDING if place else _EMPTY_ARCHIVE):
+        if zeros > _MOST_PADDING:
             what = f"its last {zeros:,} bytes are" if place else f"all its {zeros:,} bytes are"
             raise self._damaged(f"{what} zero, as of a copy that was cut off; write or copy it anew, or leave it out")
         if not place:
-            self._left_out["archives without files"] += 1
+            self._left_out[NO_FILES] += 1
 
     def _size_and_kind(self, header: bytes, place: int) -> tuple[int, bytes]:
         if found := _size_and_kind(header):
@@ -196,7 +204,7 @@ class _Pass:
             if self._names is not None:
                 self._names.append(printable(self._image_name))
         elif self._key:
-            self._left_out["samples without an image"] += 1
+            self._left_out[NO_IMAGE] += 1
         self._image, self._label, self._row = None, None, None
 
     def _table(self) -> tuple[NDArray[Any] | None, tuple[str, ...]]:
