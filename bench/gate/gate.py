@@ -399,7 +399,7 @@ def read_stored(file: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{file} cannot be read: {error.strerror}; make it by `bench/gate/gate.py store {file}`"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, AssertionError):
         raise ConfigError(f"{file} is not what `bench/gate/gate.py store` writes") from None
     return stored
 

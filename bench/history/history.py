@@ -100,7 +100,7 @@ def read_results(file: Path) -> dict[str, Any]:
         results = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}; `make bench-history` makes one") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError(f"{file} is not JSON") from None
     if not isinstance(results, dict) or not isinstance(results.get("benchmarks"), list):
         raise ConfigError(f"{file} has no list of benchmarks: it is not of `pytest bench/suite --benchmark-json`")
@@ -213,7 +213,7 @@ def read_history(history: Path) -> list[Record]:
         try:
             record = Record(**json.loads(line))
             assert is_sound(record)
-        except (ValueError, TypeError, AssertionError):
+        except (ValueError, TypeError, RecursionError, AssertionError):
             raise ConfigError(f"{history}, line {place}: not a line of the history") from None
         records.append(record)
     return records

@@ -11,16 +11,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gen_dist.config import TrainConfig
 from gen_dist.config.recorded import MEASURED, MORE_IS_BETTER, SAMPLE_CHECKS
 from gen_dist.errors import CheckpointError, ConfigError, DamagedError
-from gen_dist.files import read_regular, write_atomically
+from gen_dist.files import write_atomically
 from gen_dist.launch.sweep.space import Searched, Value, as_typed
 from gen_dist.records.metrics_file import metrics_of_run
 from gen_dist.records.readable import readable_number
-from gen_dist.records.reading import COUNT, read_object
+from gen_dist.records.reading import COUNT, FLAG, TEXT, Kind, either, list_of, object_with, read_object
 from gen_dist.records.run_paths import RunPaths
 
 Mode = Literal["min", "max"]
@@ -180,7 +180,8 @@ class Sweep:
             if trial.has_finished():
                 trial.status = "finished"
             elif before.get("status") == "stopped" or before.get("diverged"):
-                trial.status, trial.reason, trial.diverged = before["status"], before["reason"], before["diverged"]
+                trial.status, trial.reason = before["status"], before["reason"]
+                trial.diverged = bool(before["diverged"])
             else:
                 trial.status = "interrupted"
 
@@ -268,14 +269,26 @@ class Sweep:
         return [line + reason for line, reason in zip(lines, reasons, strict=True)]
 
 
+_TRIAL = {
+    "trial": COUNT,
+    "status": Kind("a status", lambda value: value in get_args(Status)),
+    "reason": either(TEXT, None),
+    "diverged": either(FLAG, None),
+}
+"""Fields of sweep.json that the next start reads, of each trial."""
+
+
 def _read_state(file: Path) -> Mapping[int, Mapping[str, Any]]:
-    """Rows of sweep.json by the index of their trial."""
+    """Rows of sweep.json by the index of their trial.
+
+    Raises:
+        CheckpointError: the file is damaged, or cannot be read just now.
+    """
+    shape = {"trials": list_of(object_with(**_TRIAL))}
     try:
-        return {row["trial"]: row for row in json.loads(read_regular(file))["trials"]}
+        return {row["trial"]: row for row in read_object(file, shape, "remove it to rank the trials again")["trials"]}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise CheckpointError(f"{file} cannot be read; remove it to rank the trials again") from None
 
 
 def readable_metric(value: float) -> str:

@@ -6,6 +6,7 @@ seed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,17 +19,23 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 
 from gen_dist.config import DataConfig, LatentAutoencoderConfig, TrainConfig
 from gen_dist.errors import UserError
 from gen_dist.inference import diffusers_format
+from gen_dist.inference.export import export
+from gen_dist.inference.fitted_prior import prior_bytes, read_fitted_prior, weights_digest
 from gen_dist.inference.latent_files import Column, Rows
 from gen_dist.inference.latent_rows import statistics_of, sums_of
 from gen_dist.inference.latent_set import LatentSet
+from gen_dist.inference.loading import load
+from gen_dist.inference.prior_fitting import fit_prior, fitted
 from gen_dist.networks.diffusers_layout import diffusers_config, to_diffusers
 from gen_dist.objectives import Objective, build_objective
 from gen_dist.records.reading import read_config, write_object
 from gen_dist.records.run_paths import RunPaths
+from gen_dist.training.run import train
 from gen_dist.training.starting_weights import take_starting_weights
 from tests.records.test_run_mark import OLD_RUN
 from tests.support.diffusers_classes import SMALL
@@ -124,6 +131,73 @@ def run_to_start_from(path: Path) -> Fuzzed:
     return files, read
 
 
+# Exports
+
+
+def exported_run(path: Path) -> Fuzzed:
+    """Files of an export in safetensors with a fitted prior, and all that loads them. The card lists the digests of the
+    damaged files in half of the tries."""
+    config = small_config("vae", steps=2, checkpoint_every=2, data="mnist5k", run_dir=str(path / "run"))
+    train(config, say=_unheard)
+    fit_prior(path / "run", 3, announce=_unheard)
+    out = export(path / "run", "safetensors", path / "out", announce=_unheard)
+    files = {entry.name: entry.read_bytes() for entry in out.iterdir()}
+
+    def read(name: str, content: bytes) -> None:
+        chance = _chance(content)
+        if name.endswith("json") and chance.random() < 0.5:
+            content = strange_json(files[name], chance)
+        elif name.endswith("safetensors") and chance.random() < 0.5:
+            content = _strange_header(files[name], chance)
+        (out / name).write_bytes(content)
+        if name != "README.md" and chance.random() < 0.5:
+            was, now = (hashlib.sha256(one).hexdigest() for one in (files[name], content))
+            (out / "README.md").write_text(files["README.md"].decode().replace(was, now))
+        try:
+            for prior in ("standard", "fitted"):
+                load(out, announce=_unheard).sample(2, prior=prior)  # type: ignore[arg-type]
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 900, error
+        finally:
+            for other in {name, "README.md"}:
+                (out / other).write_bytes(files[other])
+
+    return files, read
+
+
+def prior_of_a_run(path: Path) -> Fuzzed:
+    """The fitted prior of a run, alone: read, or one line. Its digest is made anew in half of the tries."""
+    latents = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
+    content = prior_bytes(fitted(latents, 2, {"step": "1", "weights": "none", "images": "300", "components": "2"}, 0))
+
+    def read(name: str, damaged: bytes) -> None:
+        if _chance(damaged).random() < 0.5:
+            damaged = _strange_header(content, _chance(damaged))
+        else:
+            with contextlib.suppress(Exception):  # whatever makes them no tensors any more
+                damaged = _with_digest(damaged)
+        (path / name).write_bytes(damaged)
+        try:
+            drawn = read_fitted_prior(path / name, None, "again").sample(3, 0)
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 900, error
+        else:
+            assert drawn.shape[0] == 3
+
+    return {"prior.safetensors": content}, read
+
+
+def _with_digest(content: bytes) -> bytes:
+    """A prior whose digest is that of its tensors, whatever they are."""
+    tensors = safetensors.torch.load(content)
+    facts = {"step": "1", "weights": "none", "images": "300", "components": "2", "format": "1"}
+    return safetensors.torch.save(tensors, {"facts": json.dumps(facts | {"sha256": weights_digest(tensors)})})
+
+
+def _unheard(_line: str) -> None:
+    pass
+
+
 # Sets of latents that a start completes
 
 
@@ -185,6 +259,8 @@ READERS = {
     "directories of diffusers": directory_of_diffusers,
     "a run to start from": run_to_start_from,
     "interrupted sets of latents": interrupted_set,
+    "exports": exported_run,
+    "fitted priors": prior_of_a_run,
 }
 
 

@@ -1,6 +1,7 @@
 """Results of a sweep: the metric that ranks trials, who is stopped, the table and the pictures."""
 
 import csv
+import errno
 import json
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import pytest
 from PIL import Image
 
 from gen_dist.cli import NoOptions, parse_train
-from gen_dist.errors import ConfigError, UserError
+from gen_dist.errors import ConfigError, DamagedError, UnreadableError, UserError
 from gen_dist.evaluation.sample_checks import SampleChecks
 from gen_dist.launch.sweep.halving import Halving, grace_period_of
 from gen_dist.launch.sweep.plan import best_command, conclude
 from gen_dist.launch.sweep.plot import save_plot
 from gen_dist.launch.sweep.results import Metric, choose_metric
 from gen_dist.launch.sweep.space import with_values
+from gen_dist.records import reading
 from tests.launch.sweeps import SPACES, VAE, sweep_of
 from tests.support.runs import make_trainer, small_config
 
@@ -167,3 +169,31 @@ def test_the_best_trial_has_finished_and_none_is_an_error(tmp_path: Path) -> Non
     assert best_command(sweep, VAE, ["vae-mnist"]) is None
     with pytest.raises(UserError, match=r"^no trial finished; loss is nan at step 7$"):
         conclude(sweep, VAE, ["vae-mnist"])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"trial": 0, "status": "stopped"}, {"trial": 0, "status": "over", "reason": None, "diverged": True}, [], None],
+    ids=str,
+)
+def test_a_state_of_another_shape_is_one_line(row: object, tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, SPACES[0], 4)
+    (tmp_path / "sweep.json").write_text(json.dumps({"trials": [row]}))
+    with pytest.raises(
+        DamagedError, match=r"is damaged: trials is not a list, .*; remove it to rank the trials again$"
+    ):
+        sweep.read()
+
+
+def test_a_state_that_cannot_be_read_just_now_is_not_to_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    sweep = sweep_of(tmp_path, SPACES[0], 4)
+    sweep.save()
+    monkeypatch.setattr(reading, "read_regular", refused)
+    with pytest.raises(UnreadableError) as raised:
+        sweep.read()
+    assert "remove" not in str(raised.value)
