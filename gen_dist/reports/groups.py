@@ -88,9 +88,10 @@ def short_training(run: RunRecord) -> str | None:
     """Words for a run with less training than its config or its preset names; None if it has all."""
     if trained_share(run) == 1.0:
         return None
+    preset = presets()[run.config.preset].config if run.config.preset in presets() else run.config
     if not run.finished:
-        return f"at step {run.step:,} of {run.config.steps:,}, not finished"
-    preset = presets()[run.config.preset].config
+        whole = f", where its preset has {preset.steps:,}" if run.config.steps < preset.steps else ""
+        return f"at step {run.step:,} of {run.config.steps:,}{whole}, not finished"
     if run.config.global_batch_size == preset.global_batch_size:
         return f"trained for {run.step:,} steps, where its preset has {preset.steps:,}"
     images = preset.steps * preset.global_batch_size
@@ -189,9 +190,12 @@ def condition_of(group: Group, metric: str) -> str:
     """Condition that must be equal for figures of a metric to compare; empty if there is none."""
     if is_of_pixels(metric):
         return _pixel_model(group, metric)
-    return (
-        "; ".join(sorted({machine_of(run) for run in group.runs})) if is_of_run(metric) and metric != "epochs" else ""
-    )
+    if not is_of_run(metric) or metric == "epochs":
+        return ""
+    conditions = {machine_of(run) for run in group.runs}
+    if metric == "training_seconds":  # part of a training is no quick one
+        conditions |= {f"at step {run.step:,} of {run.config.steps:,}" for run in group.runs if not run.finished}
+    return "; ".join(sorted(conditions))
 
 
 def _pixel_model(group: Group, metric: str) -> str:
@@ -209,5 +213,8 @@ def machine_of(run: RunRecord) -> str:
     environment = run.environment or {}
     gpus = [gpu["name"] for gpu in environment.get("gpus", [])]
     processes, threads = environment.get("processes", 1), environment.get("torch_threads")
-    device = ", ".join(gpus) or f"{(environment.get('cpu') or {}).get('model')}, {threads} threads"
+    device = (
+        ", ".join(gpus)
+        or f"{(environment.get('cpu') or {}).get('model')}, {threads} {'thread' if threads == 1 else 'threads'}"
+    )
     return f"{device}, {processes} {'process' if processes == 1 else 'processes'}"

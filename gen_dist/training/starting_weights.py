@@ -87,7 +87,7 @@ def _load(objective: Objective, weights: Mapping[str, Tensor], config: TrainConf
     different = [name for name in sorted(weights.keys() | ours.keys()) if shapes[0].get(name) != shapes[1].get(name)]
     if different:
         there, here = (one.get(different[0], "missing") for one in shapes)
-        _refuse_other_parts(*shapes, config)
+        _refuse_other_parts(shapes[0], shapes[1], config)
         raise ConfigError(
             f"{config.start_from} is a run of other networks: {different[0]} is {there} there and {here} here; use its "
             "preset, its options of networks, and images of its size and channels"

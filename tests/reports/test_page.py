@@ -271,6 +271,22 @@ def test_times_of_different_machines_are_not_compared(runs: dict[str, Path]) -> 
         assert comparison.best(name) is None
 
 
+def test_the_time_of_half_a_training_is_not_the_least(runs: dict[str, Path]) -> None:
+    vae, gan = read_runs([runs["vae"], runs["gan"]])
+    comparison = comparison_of([vae, replace(gan, step=8, state={**gan.state, "training_seconds": 1e-3}, summary=None)])
+    said = next(one.text for one in comparison.statements if one.metrics == ["training_seconds"])
+    assert "; at step 8 of 24)" in said and said.endswith("these do not compare.")
+    assert comparison.best("training_seconds") is None
+    assert comparison.best("images_per_second") is not None
+
+
+def test_half_of_a_shorter_training_names_that_of_its_preset(runs: dict[str, Path]) -> None:
+    vae, gan = read_runs([runs["vae"], runs["gan"]])
+    shorter = replace(gan, step=6, config=replace(gan.config, steps=12))
+    (warning,) = comparison_of([vae, shorter]).warnings
+    assert warning.startswith("gan-mnist (25% trained) is at step 6 of 12, where its preset has 24, not finished:")
+
+
 def test_a_missing_metric_shows_its_reason(runs: dict[str, Path], tmp_path: Path) -> None:
     comparison = comparison_of(read_runs([runs["vae"], runs["gan"]]))
     assert "a GAN has no encoder" in "\n".join(table_lines(comparison))
