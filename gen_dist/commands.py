@@ -18,6 +18,7 @@ from gen_dist.model_commands import encode as encode
 from gen_dist.model_commands import export as export
 from gen_dist.model_commands import fit_prior as fit_prior
 from gen_dist.model_commands import invert as invert
+from gen_dist.model_commands import refuse_unwritable
 from gen_dist.model_commands import sample as sample
 from gen_dist.model_commands import walk as walk
 from gen_dist.plugins.loading import load as load_plugin
@@ -213,7 +214,6 @@ def report(
         data: The data under their present place, such as folder:/new/place, if they have moved since the run.
         data_root: Directory with the torchvision data sets, if it has moved since the run.
     """
-    from gen_dist.files import refuse_unwritable
     from gen_dist.records.run_paths import RunPaths
     from gen_dist.reports import write_report
     from gen_dist.reports.comparison import read_runs

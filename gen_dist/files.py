@@ -16,8 +16,6 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TypeVar
 
-from gen_dist.errors import ConfigError
-
 _POSIX = os.name == "posix"
 if _POSIX:
     import fcntl
@@ -198,20 +196,6 @@ def refuse_pipes(path: Path) -> None:
         mode = path.lstat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
             raise OSError(errno.ENXIO, "it is a pipe, socket or device, not a regular file", str(path))
-
-
-def refuse_unwritable(out: Path) -> None:
-    """Raise ConfigError before minutes of work if a file cannot be written after it."""
-    if not out.parent.is_dir():
-        raise ConfigError(
-            f"{out} cannot be written: there is no directory {out.parent}; make it, or name another --out"
-        )
-    if not os.access(out.parent, os.W_OK):
-        raise ConfigError(f"{out} cannot be written: this user may not write in {out.parent}; name another --out")
-    try:
-        refuse_pipes(out)
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {reason_of(error)}; name another --out") from None
 
 
 def _new_temporary(path: Path) -> tuple[Path, int]:

@@ -196,7 +196,7 @@ def walk(
     """
     from tqdm import tqdm
 
-    from gen_dist.files import reason_of, refuse_unwritable
+    from gen_dist.files import reason_of
     from gen_dist.inference.loading import load
     from gen_dist.inference.walking import Walk, frames_of
     from gen_dist.pictures.animation import check_animation, save_animation
@@ -255,7 +255,6 @@ def invert(
         device: Where to compute.
         checkpoint: Checkpoint of a run directory; `best` is that of --keep-best.
     """
-    from gen_dist.files import refuse_unwritable
     from gen_dist.inference.inverting import invert as find
     from gen_dist.inference.inverting import read_images
     from gen_dist.inference.loading import load
@@ -294,6 +293,22 @@ def invert(
     for file, error in zip(images, found.errors.tolist(), strict=True):
         print(f"{file}: mean squared error {error:.5f}")
     print(out, picture, sep="\n")
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Raise ConfigError before minutes of work if a file cannot be written after it."""
+    from gen_dist.files import reason_of, refuse_pipes
+
+    if not out.parent.is_dir():
+        raise ConfigError(
+            f"{out} cannot be written: there is no directory {out.parent}; make it, or name another --out"
+        )
+    if not os.access(out.parent, os.W_OK):
+        raise ConfigError(f"{out} cannot be written: this user may not write in {out.parent}; name another --out")
+    try:
+        refuse_pipes(out)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {reason_of(error)}; name another --out") from None
 
 
 def _write_inverted(out: Path, model: GenerativeModel, arrays: dict[str, Tensor], space: str) -> None:
