@@ -20,7 +20,7 @@ from gen_dist.files import write_atomically
 from gen_dist.launch.sweep.space import Searched, Value, as_typed
 from gen_dist.records.metrics_file import metrics_of_run
 from gen_dist.records.readable import readable_number
-from gen_dist.records.reading import COUNT, FLAG, TEXT, Kind, either, list_of, object_with, read_object
+from gen_dist.records.reading import COUNT, FLAG, NUMBER, TEXT, Kind, either, list_of, object_with, read_object
 from gen_dist.records.run_paths import RunPaths
 
 Mode = Literal["min", "max"]
@@ -42,13 +42,15 @@ class Metric:
         """Value in a record of a run, or None if the record is not an evaluation. NaN and infinity rank last.
 
         Raises:
-            ConfigError: the record is an evaluation without this metric.
+            ConfigError: the record is an evaluation without this metric, or its value is no number.
         """
         if not any(name.startswith(("test/", "samples/")) for name in record):
             return None
         if self.name not in record:
             raise ConfigError(f"evaluations have no {self.name}: these images do not allow it; choose another --metric")
         value = record[self.name]
+        if value is not None and not NUMBER.fits(value):
+            raise ConfigError(f"evaluations have a {self.name} that is no number; choose another --metric")
         if value is not None and math.isfinite(value):
             return float(value)
         return _NOT_FINITE if self.mode == "min" else -_NOT_FINITE

@@ -59,9 +59,13 @@ def sweep_in(path: Path) -> tuple[dict[str, bytes], Callable[[str, bytes], None]
 READERS = {"files of a sweep": sweep_in}
 
 
+FOUND = (593604585378,)
+"""Seeds that once found a fault."""
+
+
 def test_damaged_files_of_a_sweep_are_read_or_one_line(tmp_path: Path) -> None:
     files, read = sweep_in(tmp_path)
-    assert tried(files, read, iter(range(12))) == 12
+    assert tried(files, read, iter((*range(12), *FOUND))) == 12 + len(FOUND)
 
 
 @pytest.mark.slow

@@ -171,6 +171,12 @@ def test_the_best_trial_has_finished_and_none_is_an_error(tmp_path: Path) -> Non
         conclude(sweep, VAE, ["vae-mnist"])
 
 
+@pytest.mark.parametrize("value", [[1.0], "1", True, 10**400], ids=["list", "text", "flag", "huge"])
+def test_a_metric_that_is_no_number_is_one_line(value: object) -> None:
+    with pytest.raises(ConfigError, match="a test/nll that is no number; choose another --metric"):
+        Metric("test/nll", "min").value_in({"step": 1, "test/nll": value})
+
+
 @pytest.mark.parametrize(
     "row",
     [{"trial": 0, "status": "stopped"}, {"trial": 0, "status": "over", "reason": None, "diverged": True}, [], None],
