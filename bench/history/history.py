@@ -162,8 +162,10 @@ def figures_of(told: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, A
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None in place of any other value."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    """A finite number, or None in place of any other value. JSON's integers have any size."""
+    if not isinstance(value, int | float) or (isinstance(value, int) and abs(value) >= 2**63):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def is_plain(value: Any) -> bool:
