@@ -46,7 +46,7 @@ BAD = {
     r"\{9\.\.0\} counts from 9 to 0": bad({}, "{9..0}.tar"),
     "names .* twice": bad({"a.tar": GOOD}, "{a,a}.tar"),
     "a.tar: it is no tar file": bad({"a.tar": b"<html>" * 200}),
-    r"b.tar: all its 2,097,152 bytes are zero": bad({"a.tar": GOOD, "b.tar": bytes(2**21)}),
+    r"b.tar: all its 66,048 bytes are zero": bad({"a.tar": GOOD, "b.tar": bytes(129 * 512)}),
     r"a.tar: its last 1,0\d\d,\d{3} bytes are zero": bad({"a.tar": GOOD + bytes(2**20)}),
     "it is compressed; unpack it": bad({"a.tar": b"\x1f\x8b" + bytes(600)}),
     "a.tar: it is cut off": bad({"a.tar": GOOD[:570]}),
@@ -87,7 +87,7 @@ def test_bad_shards_give_one_line(line: str, tmp_path: Path, opened: Callable[..
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("records", [2, 20, 40, 2048])
+@pytest.mark.parametrize("records", [2, 20, 40, 128])
 def test_archives_without_files_are_told(
     records: int, tmp_path: Path, opened: Callable[..., Dataset], lines: list[str]
 ) -> None:

@@ -132,7 +132,7 @@ def contents_of(content: bytes) -> Contents:
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as found:
-            arrays = {name: loaded_array(found[name]) for name in found}
+            arrays = {name: loaded_array(found[name], name) for name in found}
         contents = _contents_in(arrays)
         is_old = "format" not in arrays
         fits = _fit_together(contents)

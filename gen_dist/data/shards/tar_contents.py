@@ -32,8 +32,11 @@ from gen_dist.errors import DataError
 
 _RECORD = 512
 _MOST_PADDING = 2**20
-"""Zero bytes at the end of a tar file, or in one without files. More are of a copy that was cut off: GNU tar pads to
-any blocking factor, 10 KiB without the option."""
+"""Zero bytes at the end of a tar file. More are of a copy that was cut off: GNU tar pads to any blocking factor, 10 KiB
+without the option."""
+_MOST_WITHOUT_FILES = 2**16
+"""Zero bytes of a tar file without files. Fewer than `_MOST_PADDING`, because a small shard whose copy was cut off has
+as many, and leaving it out would lose its images."""
 _MOST_LABEL_BYTES = 2**20
 _MOST_IMAGE_BYTES = 2**28
 _LABEL_KEYS = ("label", "cls", "class")
@@ -138,7 +141,7 @@ class _Pass:
         if goes_on:
             raise self._damaged("it goes on behind its end, as joined tar files do; write all files into one archive")
         zeros = self._bytes_taken - place
-        if zeros > _MOST_PADDING:
+        if zeros > (_MOST_PADDING if place else _MOST_WITHOUT_FILES):
             what = f"its last {zeros:,} bytes are" if place else f"all its {zeros:,} bytes are"
             raise self._damaged(f"{what} zero, as of a copy that was cut off; write or copy it anew, or leave it out")
         if not place:
