@@ -35,22 +35,22 @@ DAMAGES = (
 tokenizer reads headers that are no literal; RuntimeError stands for a password or a compression that Python lacks."""
 
 
-def loaded_array(value: Any) -> NDArray[Any]:
-    """Array that `numpy.load` gave, whose texts are texts.
+def loaded_array(value: Any, name: str) -> NDArray[Any]:
+    """Array that `numpy.load` gave for a name, whose texts are texts.
 
     Raises:
         ValueError: it is the bytes of another file in an archive, or a text has characters that Unicode lacks, of which
             CPython makes a SystemError.
     """
     if not isinstance(value, np.ndarray):
-        raise ValueError("it is not an array")
+        raise ValueError(f"{name} is not an array")
     found: NDArray[Any] = value
     if found.dtype.kind == "U" and found.size and found.dtype.itemsize:
         characters = (
             np.ascontiguousarray(found).reshape(-1).view(np.dtype(np.uint32).newbyteorder(found.dtype.byteorder))
         )
         if int(characters.max()) > sys.maxunicode:
-            raise ValueError("a text has characters that Unicode lacks")
+            raise ValueError(f"a text of {name} has characters that Unicode lacks")
     return found
 
 

@@ -161,5 +161,13 @@ def test_a_header_that_is_no_literal_is_one_line(tmp_path, header):
 
 def test_texts_that_unicode_lacks_are_one_line(tmp_path):
     np.savez(tmp_path / "a.npz", x=VALUES[:, 0], labels=np.full(30, 2**31, np.uint32).view("U1"))
-    with pytest.raises(DataError, match="a text has characters that Unicode lacks; save it again"):
+    with pytest.raises(DataError, match="a text of labels has characters that Unicode lacks; save it again"):
+        opened(tmp_path / "a.npz", tmp_path / "cache")
+
+
+def test_a_member_that_is_no_array_is_named(tmp_path):
+    np.savez(tmp_path / "a.npz", x=VALUES[:, 0])
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("labels.npy", b"no magic")
+    with pytest.raises(DataError, match="labels is not an array; save it again"):
         opened(tmp_path / "a.npz", tmp_path / "cache")

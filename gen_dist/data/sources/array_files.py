@@ -191,7 +191,7 @@ class ArrayFile:
         """Array of a name; None if there is none."""
         if name in self._names and name not in self._arrays:
             with self._opened() as arrays:
-                self._arrays[name] = loaded_array(arrays[name])
+                self._arrays[name] = loaded_array(arrays[name], name)
         return self._arrays.get(name)
 
     @contextlib.contextmanager
