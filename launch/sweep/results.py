@@ -287,8 +287,9 @@ def _read_state(file: Path) -> Mapping[int, Mapping[str, Any]]:
         CheckpointError: the file is damaged, or cannot be read just now.
     """
     shape = {"trials": list_of(object_with(**_TRIAL))}
+    way_out = "remove it, and sweep.csv and sweep.png where they are, to rank the trials again"
     try:
-        return {row["trial"]: row for row in read_object(file, shape, "remove it to rank the trials again")["trials"]}
+        return {row["trial"]: row for row in read_object(file, shape, way_out)["trials"]}
     except FileNotFoundError:
         return {}
 

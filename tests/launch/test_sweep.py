@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gen_dist.cli import NoOptions, parse_train
-from gen_dist.errors import ConfigError, UserError
+from gen_dist.errors import ConfigError, DamagedError, UserError
 from gen_dist.launch.sweep.plan import SweepOptions, plan_sweep
 from gen_dist.launch.sweep.progress import SweepProgress
 from gen_dist.records.metrics_file import read_metrics
@@ -95,6 +95,23 @@ def test_a_plan_draws_checks_and_remembers(tmp_path: Path) -> None:
     with plan_sweep(config, True, _options(trials=4)) as fresh:
         assert all(trial.status == "waiting" and not trial.history for trial in fresh.trials)
     assert (tmp_path / "digits-sweep" / "mine.txt").exists()
+
+
+def test_the_way_out_of_a_damaged_state_leads_out(tmp_path: Path) -> None:
+    config = dataclasses.replace(VAE, run_dir=str(tmp_path / "digits"))
+    with plan_sweep(config, False, _options(trials=2)) as sweep:
+        sweep.save_table()
+    (sweep.path / "sweep.png").touch()
+    (sweep.path / "sweep.json").write_text("[]")
+    with (
+        pytest.raises(DamagedError, match=r"; remove it, and sweep\.csv and sweep\.png where they are, to rank"),
+        plan_sweep(config, False, _options(trials=2)),
+    ):
+        pass
+    for name in ("json", "csv", "png"):
+        (sweep.path / f"sweep.{name}").unlink()
+    with plan_sweep(config, False, _options(trials=2)) as again:
+        assert [trial.status for trial in again.trials] == ["waiting", "waiting"]
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_a_state_of_another_shape_is_one_line(row: object, tmp_path: Path) -> No
     sweep = sweep_of(tmp_path, SPACES[0], 4)
     (tmp_path / "sweep.json").write_text(json.dumps({"trials": [row]}))
     with pytest.raises(
-        DamagedError, match=r"is damaged: trials is not a list, .*; remove it to rank the trials again$"
+        DamagedError, match=r"is damaged: trials is not a list, .*; remove it, .* to rank the trials again$"
     ):
         sweep.read()
 
