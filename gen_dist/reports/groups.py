@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gen_dist.config import TrainConfig
 from gen_dist.evaluation.guide import FITTED, base_name, is_of_pixels, is_of_run, metric_of, reference_of
 from gen_dist.presets import presets
 from gen_dist.records.collapse import Collapse
@@ -90,12 +91,21 @@ def short_training(run: RunRecord) -> str | None:
         return None
     preset = presets()[run.config.preset].config if run.config.preset in presets() else run.config
     if not run.finished:
-        whole = f", where its preset has {preset.steps:,}" if run.config.steps < preset.steps else ""
-        return f"at step {run.step:,} of {run.config.steps:,}{whole}, not finished"
+        return f"at step {run.step:,} of {run.config.steps:,}{_whole_of_preset(run.config, preset)}, not finished"
     if run.config.global_batch_size == preset.global_batch_size:
         return f"trained for {run.step:,} steps, where its preset has {preset.steps:,}"
     images = preset.steps * preset.global_batch_size
     return f"trained on {run.images_seen:,} images, where its preset has {images:,}"
+
+
+def _whole_of_preset(config: TrainConfig, preset: TrainConfig) -> str:
+    """Words for the steps of a preset, if they are of more images than those of a config; empty if not."""
+    batch, batch_of_preset = config.global_batch_size, preset.global_batch_size
+    if config.steps * batch >= preset.steps * batch_of_preset:
+        return ""
+    if batch == batch_of_preset:
+        return f", where its preset has {preset.steps:,}"
+    return f" in batches of {batch:,}, where its preset has {preset.steps:,} in batches of {batch_of_preset:,}"
 
 
 def readable_values(values: Sequence[float], metric: str) -> str:

@@ -22,7 +22,7 @@ from gen_dist.records.run_mark import write_mark
 from gen_dist.reports import write_report
 from gen_dist.reports.comparison import comparison_of, markdown, read_runs, table_lines
 from gen_dist.reports.comparison_picture import save_comparison
-from gen_dist.reports.groups import scalars
+from gen_dist.reports.groups import scalars, short_training
 from gen_dist.reports.run_record import RunRecord, read_run
 from gen_dist.training.step_times import measure_step_times
 from tests.reports.reported_runs import NOT_OF_GAN, OF_GAN, evaluate_as, quiet, report_of
@@ -285,6 +285,21 @@ def test_half_of_a_shorter_training_names_that_of_its_preset(runs: dict[str, Pat
     shorter = replace(gan, step=6, config=replace(gan.config, steps=12))
     (warning,) = comparison_of([vae, shorter]).warnings
     assert warning.startswith("gan-mnist (25% trained) is at step 6 of 12, where its preset has 24, not finished:")
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "words"),
+    [
+        (12, 2, "at step 6 of 12, not finished"),
+        (24, 0.5, "at step 6 of 24 in batches of {}, where its preset has 24 in batches of {}, not finished"),
+    ],
+)
+def test_a_shorter_training_is_one_of_fewer_images(steps: int, batch: float, words: str, runs: dict[str, Path]) -> None:
+    gan = read_run(runs["gan"])
+    usual = gan.config.global_batch_size
+    size = round(batch * usual)
+    told = short_training(replace(gan, step=6, config=replace(gan.config, steps=steps, global_batch_size=size)))
+    assert told == words.format(size, usual)
 
 
 def test_a_missing_metric_shows_its_reason(runs: dict[str, Path], tmp_path: Path) -> None:
