@@ -303,7 +303,7 @@ def refuse_unwritable(out: Path) -> None:
         raise ConfigError(
             f"{out} cannot be written: there is no directory {out.parent}; make it, or name another --out"
         )
-    if not os.access(out.parent, os.W_OK):
+    if not os.access(out.parent, os.W_OK | os.X_OK):
         raise ConfigError(f"{out} cannot be written: this user may not write in {out.parent}; name another --out")
     try:
         refuse_pipes(out)

@@ -150,6 +150,19 @@ def test_what_cannot_be_written_is_told_before_the_walk(tmp_path: Path) -> None:
             run_subcommand([walk_command, walk_command], words, "gen-dist")
 
 
+@pytest.mark.parametrize("lacking", [os.W_OK, os.X_OK])
+def test_a_directory_that_takes_no_file_is_told_before_the_walk(
+    lacking: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def access(path: object, asked: int, **_options: bool) -> bool:  # as of a user who is not root
+        return path != tmp_path or not asked & lacking
+
+    monkeypatch.setattr(os, "access", access)
+    words = ["walk", "no_run", "--out", str(tmp_path / "walk.webp")]
+    with pytest.raises(ConfigError, match=r"walk\.webp cannot be written: this user may not write in .*; name another"):
+        run_subcommand([walk_command, walk_command], words, "gen-dist")
+
+
 def test_mp4_has_every_frame_at_its_rate(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     frames = [np.full((9, 7, 1), 25 * place, np.uint8) for place in range(10)]
