@@ -279,6 +279,19 @@ def _facts(path: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
         raise _damaged(path, f"{STATE}: {error}") from None
 
 
+def first_difference(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> str | None:
+    """First tensor by name that one of two sets of weights lacks or has in another shape, with both; None if none is.
+
+    `decoder.layers.0.weight is [32, 5] there and [32, 6] here`
+    """
+    shapes = [{name: list(tensor.shape) for name, tensor in weights.items()} for weights in (there, here)]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        if shapes[0].get(name) != shapes[1].get(name):
+            before, now = (one.get(name, "missing") for one in shapes)
+            return f"{name} is {before} there and {now} here"
+    return None
+
+
 def is_checkpoint(path: Path) -> bool:
     """True for the directory of one checkpoint, whole or damaged; False for that of a run."""
     return (path / STATE).exists() or (path / SUMS).exists()

@@ -18,7 +18,7 @@ from gen_dist.objectives import Objective
 from gen_dist.parallel.collectives import errors_shared, from_main
 from gen_dist.parallel.processes import Processes
 from gen_dist.records import checkpoint as checkpoints
-from gen_dist.records.checkpoint import Checkpoint
+from gen_dist.records.checkpoint import Checkpoint, first_difference
 from gen_dist.records.reading import read_config
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.startup import tell
@@ -83,25 +83,23 @@ def _load(objective: Objective, weights: Mapping[str, Tensor], config: TrainConf
         ConfigError: they are of other networks; the line names the first tensor that differs.
     """
     ours, weights = (_taken(one, objective) for one in (objective.networks.state_dict(), weights))
-    shapes = [{name: list(tensor.shape) for name, tensor in one.items()} for one in (weights, ours)]
-    different = [name for name in sorted(weights.keys() | ours.keys()) if shapes[0].get(name) != shapes[1].get(name)]
-    if different:
-        there, here = (one.get(different[0], "missing") for one in shapes)
-        _refuse_other_parts(shapes[0], shapes[1], config)
+    if different := first_difference(weights, ours):
+        _refuse_other_parts(weights, ours, config)
         raise ConfigError(
-            f"{config.start_from} is a run of other networks: {different[0]} is {there} there and {here} here; use its "
-            "preset, its options of networks, and images of its size and channels"
+            f"{config.start_from} is a run of other networks: {different}; use its preset, its options of networks, "
+            "and images of its size and channels, or if those are equal, train it anew: another version made it"
         )
     objective.networks.load_state_dict(weights, strict=False)  # names are equal but for those that start anew
 
 
-def _refuse_other_parts(there: Mapping[str, list[int]], here: Mapping[str, list[int]], config: TrainConfig) -> None:
-    """Raise ConfigError if one of both has a network that the other one lacks, such as a discriminator."""
+def _refuse_other_parts(there: Iterable[str], here: Iterable[str], config: TrainConfig) -> None:
+    """Raise ConfigError if one of two runs, by the names of its weights, has a network that the other one lacks."""
     parts = [{name.split(".")[0] for name in one} for one in (there, here)]
-    if len(unlike := sorted(parts[0] ^ parts[1])) == 0:
+    unlike = sorted(parts[0] ^ parts[1])
+    if not unlike:
         return
     name, is_ours = unlike[0], unlike[0] in parts[1]
-    has, trains = ("no", "trains one") if is_ours else ("a", "has none")
+    has, trains = ("no", "trains one") if is_ours else ("an" if name[0] in "aeiou" else "a", "has none")
     way_out = "use the preset and the objective of that run"
     if name == "discriminator" and isinstance(config.objective, LatentAutoencoderConfig):
         way_out = (

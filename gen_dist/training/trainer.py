@@ -19,7 +19,7 @@ from gen_dist.parallel.choice import choose_sums
 from gen_dist.parallel.collectives import copy_from_main
 from gen_dist.parallel.processes import Processes
 from gen_dist.parallel.sync_batch_norm import synchronize
-from gen_dist.records.checkpoint import Checkpoint
+from gen_dist.records.checkpoint import Checkpoint, first_difference
 from gen_dist.training.cuda_graphs import RecordedSteps, choose_recording
 from gen_dist.training.image_changes import choose_changes
 from gen_dist.training.log_averages import choose_log_averages
@@ -261,7 +261,13 @@ class Trainer:
                 "(another digest); put the old data back, or start over with --fresh"
             )
         try:
-            self.objective.networks.load_state_dict(dict(checkpoint.tensors["networks"]))
+            weights = dict(checkpoint.tensors["networks"])
+            if different := first_difference(weights, self.objective.networks.state_dict()):
+                raise CheckpointError(
+                    f"the checkpoint of step {checkpoint.step} is of other networks than this version's: {different}; "
+                    "resume it with the version that environment.json names, or start over with --fresh"
+                )
+            self.objective.networks.load_state_dict(weights)
             if self.averaged is not None:
                 with self.whole_average():
                     self.averaged.networks.load_state_dict(dict(checkpoint.tensors["averaged"]))

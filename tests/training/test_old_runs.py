@@ -13,17 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import gen_dist
 from gen_dist.config import DataConfig, TrainConfig
-from gen_dist.errors import ConfigError
+from gen_dist.errors import CheckpointError, ConfigError, OtherVersionError
 from gen_dist.evaluation.evaluator import evaluate
 from gen_dist.objectives.vae import Vae
+from gen_dist.records.checkpoint import checkpoint_paths
 from gen_dist.records.metrics_file import MACHINE_USE, read_metrics
 from gen_dist.records.run_paths import RunPaths
 from gen_dist.reports import write_report
 from gen_dist.reports.run_record import read_run
 from gen_dist.training.run import train
+from tests.support.fuzzing import write_sums
 from tests.support.runs import small_config
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
@@ -86,3 +89,33 @@ def test_a_run_on_a_range_that_is_now_refused_goes_on(tmp_path: Path, monkeypatc
     shutil.rmtree(newest)
     assert train(config, say=_silent).finished
     assert {path.name: path.read_bytes() for path in newest.glob("*.safetensors")} == before
+
+
+def _another_version(run: Path) -> None:
+    """Make the weights of a run those of networks with another first layer of the decoder."""
+    for checkpoint in checkpoint_paths(run):
+        for file in (checkpoint / "networks.safetensors", checkpoint / "averaged.safetensors"):
+            if file.exists():
+                weights = load_file(file)
+                weights["decoder.layers.0.weight"] = weights["decoder.layers.0.weight"][:, 1:].contiguous()
+                save_file(weights, file)
+        write_sums(checkpoint)
+
+
+def test_a_run_of_other_networks_of_another_version_is_one_line(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = small_config("vae", steps=4, checkpoint_every=2, run_dir=str(run))
+    train(config, say=_silent)
+    shutil.rmtree(checkpoint_paths(run)[0])
+    _another_version(run)
+    shapes = r"decoder\.layers\.0\.weight is \[32, 4\] there and \[32, 5\] here"
+    before = {path: path.read_bytes() for path in (*checkpoint_paths(run)[0].iterdir(), RunPaths(run).environment)}
+    with pytest.raises(CheckpointError, match=rf"{shapes}; resume it with the version .* with --fresh$"):
+        train(config, say=_silent)
+    assert {path: path.read_bytes() for path in before} == before
+    with pytest.raises(OtherVersionError, match=rf"{shapes}; use the version that environment\.json names$"):
+        gen_dist.load(run)
+    following = dataclasses.replace(config, start_from=str(run), run_dir=str(tmp_path / "next"))
+    with pytest.raises(ConfigError, match=rf"{shapes}; use its preset, .* another version made it$"):
+        train(following, say=_silent)
+    assert train(config, fresh=True, say=_silent).finished

@@ -133,6 +133,13 @@ def test_a_network_of_another_objective_has_a_way_out(first: Path, tmp_path: Pat
         train(gan, say=silent)
 
 
+def test_a_gan_from_one_with_an_encoder_names_it(tmp_path: Path) -> None:
+    train(small_config("vae-gan", steps=2, run_dir=str(tmp_path / "there")), say=silent)
+    gan = small_config("gan", start_from=str(tmp_path / "there"), run_dir=str(tmp_path / "here"))
+    with pytest.raises(ConfigError, match="is a run with an encoder, and this run has none; use the preset"):
+        train(gan, say=silent)
+
+
 def test_a_run_does_not_start_from_itself(first: Path) -> None:
     before = newest(first).tensors["networks"]
     for start in (first, checkpoint_paths(first)[0]):
