@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from gen_dist.config import TrainConfig
 from gen_dist.config.labels import scheme_of_json
 from gen_dist.data.values import scale_of_json
-from gen_dist.errors import CheckpointError, DamagedError, OtherVersionError, UserError
+from gen_dist.errors import CheckpointError, DamagedError, UserError
 from gen_dist.inference.exported import PRIOR, is_export, read_export, refuse_export
 from gen_dist.inference.fitted_prior import FittedPrior, networks_digest, read_fitted_prior
 from gen_dist.inference.model import GenerativeModel
@@ -125,8 +125,7 @@ def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.de
     """The model of a checkpoint. Its weights are their moving average if the run kept one.
 
     Raises:
-        OtherVersionError: the weights have other shapes than this version's networks of the config.
-        DamagedError: the config is of larger networks than the weights.
+        DamagedError: the weights have other shapes than this version's networks of the config.
         UserError: `device` is cuda and there is no GPU.
     """
     _refuse_missing_gpu(device)
@@ -138,9 +137,9 @@ def model_of(checkpoint: Checkpoint, config: TrainConfig, device: str | torch.de
         with _at_most(2 * sum(tensor.numel() for tensor in weights.values())):  # layers may replace a few
             objective = build_objective(config, (channels, height, width), labels, scale)
         if different := first_difference(weights, objective.networks.state_dict()):
-            raise OtherVersionError(
-                f"the checkpoint of step {checkpoint.step} is of other networks than its config in this version: "
-                f"{different}; use the version that environment.json names"
+            raise DamagedError(
+                f"the checkpoint of step {checkpoint.step} is of other networks than its config: {different}; put back "
+                "its config.json if that was changed, else use the version that environment.json names"
             )
         objective.networks.load_state_dict(dict(weights))
     except (KeyError, RuntimeError) as error:
@@ -173,9 +172,9 @@ def _model_of_export(path: Path, device: str | torch.device) -> GenerativeModel:
             objective.networks[name] = _NotExported(name, path)
         for name, weights in found.weights.items():
             if different := first_difference(weights, objective.networks[name].state_dict()):
-                raise OtherVersionError(
-                    f"the {name} in {path} is of other networks than its config in this version: {different}; use the "
-                    "version that exported it"
+                raise DamagedError(
+                    f"the {name} in {path} is of other networks than its config: {different}; put back its config.json "
+                    "if that was changed, else use the version that exported it"
                 )
             objective.networks[name].load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
