@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -255,19 +256,9 @@ class Trainer:
         Raises:
             CheckpointError: the checkpoint is of other networks or another data set.
         """
-        if checkpoint.facts["data_digest"] != self.dataset.digest:
-            raise CheckpointError(
-                f"the checkpoint of step {checkpoint.step} was trained on other data than {self.config.data} has here "
-                "(another digest); put the old data back, or start over with --fresh"
-            )
+        _refuse_others(checkpoint, self.dataset, self.objective.networks.state_dict(), self.config)
         try:
-            weights = dict(checkpoint.tensors["networks"])
-            if different := first_difference(weights, self.objective.networks.state_dict()):
-                raise CheckpointError(
-                    f"the checkpoint of step {checkpoint.step} is of other networks than this version's: {different}; "
-                    "resume it with the version that environment.json names, or start over with --fresh"
-                )
-            self.objective.networks.load_state_dict(weights)
+            self.objective.networks.load_state_dict(dict(checkpoint.tensors["networks"]))
             if self.averaged is not None:
                 with self.whole_average():
                     self.averaged.networks.load_state_dict(dict(checkpoint.tensors["averaged"]))
@@ -307,3 +298,19 @@ def _mean_image(split: Split) -> Tensor:
     )
     assert isinstance(total, Tensor)
     return (total / (255.0 * len(places))).float()
+
+
+def _refuse_others(
+    checkpoint: Checkpoint, dataset: Dataset, weights: Mapping[str, Tensor], config: TrainConfig
+) -> None:
+    """Raise CheckpointError if a checkpoint is of other data, or of networks with other weights."""
+    if checkpoint.facts["data_digest"] != dataset.digest:
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} was trained on other data than {config.data} has here "
+            "(another digest); put the old data back, or start over with --fresh"
+        )
+    if different := first_difference(checkpoint.tensors.get("networks", {}), weights):
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} is of other networks than this version's: {different}; "
+            "resume it with the version that environment.json names, or start over with --fresh"
+        )
