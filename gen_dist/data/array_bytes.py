@@ -31,8 +31,9 @@ DAMAGES = (
     *(ValueError, LookupError, TypeError, ArithmeticError, EOFError, RuntimeError, SyntaxError, tokenize.TokenError),
     *(zipfile.BadZipFile, zlib.error),
 )
-"""What `numpy.load` raises for files that are damaged or hold something else, besides OSError and MemoryError. Python's
-tokenizer reads headers that are no literal; RuntimeError stands for a password or a compression that Python lacks."""
+"""Exceptions of `numpy.load` for files that are damaged or hold something else, besides OSError and MemoryError.
+Python's tokenizer reads headers that are no literal; RuntimeError stands for a password or a compression that Python
+lacks."""
 
 
 def loaded_array(value: Any, name: str) -> NDArray[Any]:

@@ -148,7 +148,7 @@ def index_in(path: Path) -> Fuzzed:
 
 
 def contents_in(_path: Path) -> Fuzzed:
-    """What stands beside a shard about its images, which anyone may have written: read, or of no use."""
+    """Contents of shards as files beside them, which anyone may have written, and a reader that takes them or not."""
     files = {name: tar_contents("a", "b", iter([shard])).to_bytes() for name, shard in tar_files().items()}
 
     def read(_name: str, content: bytes) -> None:
