@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from gen_dist.data.values import DTYPES
 
-_MAGIC = b"\x93NUMPY"
+MAGIC = b"\x93NUMPY"
+"""First bytes of a `.npy` file."""
 _MOST_VALUES = 2**28
 _KIND = re.compile(r"'descr': '([^']{1,20})'")
 _ONE_TYPE = re.compile(r"[<>=|]?[b-zA-Z?][0-9]{0,4}")
@@ -61,7 +62,7 @@ class UnreadableImage(Exception):
 
 def is_array(content: bytes) -> bool:
     """True for the bytes of a `.npy` file."""
-    return content[: len(_MAGIC)] == _MAGIC
+    return content[: len(MAGIC)] == MAGIC
 
 
 def array_header(content: bytes) -> tuple[tuple[int, ...], str]:
@@ -109,9 +110,9 @@ class _Header(NamedTuple):
 
 def _parsed(content: bytes) -> _Header:
     """Header of a `.npy` file. NumPy's own reader parses Python, which CPython 3.11 cannot do in several threads."""
-    wide = content[len(_MAGIC) : len(_MAGIC) + 1] != b"\x01"
-    start = len(_MAGIC) + (6 if wide else 4)
-    end = start + int.from_bytes(content[len(_MAGIC) + 2 : start], "little")
+    wide = content[len(MAGIC) : len(MAGIC) + 1] != b"\x01"
+    start = len(MAGIC) + (6 if wide else 4)
+    end = start + int.from_bytes(content[len(MAGIC) + 2 : start], "little")
     text = content[start:end].decode("latin-1")
     kind, order, sides = (found.search(text) for found in (_KIND, _ORDER, _SHAPE))
     if len(content) < end:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import zipfile
 from pathlib import Path
@@ -58,6 +59,19 @@ def test_arrays_of_a_npz_file_have_labels_and_a_test_split(tmp_path):
     assert [dataset.class_names[label] for label in dataset.train.labels] == names.tolist()
     assert np.array_equal(dataset.test.images[:, 0], VALUES[:7, 1])
     assert any("not used: rest" in line for line in lines)
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damaged", [b"PK\3\4", b"PK\5\6", b"PK\3\4" + bytes(100), b"\x93NUMPY", b"", b"text"])
+def test_no_damaged_file_stays_open(tmp_path, damaged):
+    """Given a path, `numpy.load` leaves an archive that is damaged open, which Python tells as it is collected."""
+    (tmp_path / "a.npz").write_bytes(damaged)
+    before = os.listdir("/dev/fd")
+    with pytest.raises(DataError, match="no arrays of numbers") as raised:
+        opened(tmp_path / "a.npz", tmp_path / "cache")
+    assert os.listdir("/dev/fd") == before
+    del raised
+    gc.collect()
 
 
 def test_an_array_that_was_written_anew_is_packed_anew(tmp_path):

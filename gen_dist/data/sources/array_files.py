@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gen_dist.config.data import Form, Layout
 from gen_dist.config.labels import NO_LABELS, LabelScheme
-from gen_dist.data.array_bytes import DAMAGES, loaded_array
+from gen_dist.data.array_bytes import DAMAGES, MAGIC, is_array, loaded_array
 from gen_dist.data.given import array_images, form_of
 from gen_dist.data.identity import content_sample, stamp
 from gen_dist.data.labelling import kind_of, numbered, raw_labels
@@ -202,14 +202,21 @@ class ArrayFile:
             DataError: it is damaged, or has something else.
         """
         try:
-            found = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            if isinstance(found, np.memmap) and not (found.flags.c_contiguous and found.dtype.isnative):
-                found = np.load(self.path, allow_pickle=False)  # its rows are not read one after another
-            if isinstance(found, np.ndarray):
-                yield {_NAMES["train"][0]: found}
-            else:
-                with found:
-                    yield found
+            # Opened here: given a path, NumPy leaves an archive that is damaged open.
+            with self.path.open("rb") as file:
+                if is_array(file.read(len(MAGIC))):
+                    yield {_NAMES["train"][0]: self._mapped()}
+                else:
+                    file.seek(0)
+                    with np.load(file, allow_pickle=False) as found:
+                        yield found
         except DAMAGES as error:
             reason = " ".join(str(error).split())[:120]
             raise DataError(f"{self.name}: no arrays of numbers can be read from it: {reason}; save it again") from None
+
+    def _mapped(self) -> NDArray[Any]:
+        """Array of a .npy file, in memory if its rows do not follow one another in the file."""
+        found: NDArray[Any] = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        if found.flags.c_contiguous and found.dtype.isnative:
+            return found
+        return np.array(found)
