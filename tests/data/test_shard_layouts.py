@@ -137,3 +137,20 @@ def test_parquet_shards_are_the_set_that_tar_shards_are(
             read_groups.clear()
             assert np.array_equal(found.test.images, tar.test.images)
             assert found.class_names == tar.class_names
+
+
+def test_empty_images_of_a_parquet_shard_are_unreadable_ones(
+    tmp_path: Path, opened: Callable[..., Dataset], lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    monkeypatch.setattr(packed_parts, "_LARGEST_GAP", -1)  # each image is read by itself
+    images = [{"bytes": None if n in (0, 7, 15) else encoded(n), "path": ""} for n in range(16)]
+    table = pyarrow.table({"image": pyarrow.array(images, pyarrow.struct({"bytes": "binary", "path": "string"}))})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=1)
+    with served(tmp_path) as server:
+        for place in (str(tmp_path), server.url):
+            found = opened(f"{place}/a.parquet", unreadable_images="skip", test_fraction=0.5)
+            assert all(np.asarray(found.train.images[np.array([row])]).any() for row in range(len(found.train.labels)))
+    assert any("unreadable" in line for line in lines)
