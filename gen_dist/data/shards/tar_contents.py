@@ -31,12 +31,11 @@ from gen_dist.data.walking import EXTENSIONS
 from gen_dist.errors import DataError
 
 _RECORD = 512
-_MOST_PADDING = 2**20
-"""Zero bytes at the end of a tar file. More are of a copy that was cut off: GNU tar pads to any blocking factor, 10 KiB
-without the option."""
 _MOST_WITHOUT_FILES = 2**16
-"""Zero bytes of a tar file without files. Fewer than `_MOST_PADDING`, because a small shard whose copy was cut off has
-as many, and leaving it out would lose its images."""
+"""Zero bytes of a tar file without files. A small shard whose copy was cut off has more, and leaving it out would lose
+its images."""
+_TAPE_BLOCKS = tuple(2**power for power in range(17, 21))
+"""Bytes of the blocks of tapes to which tar programs pad, above those of `_MOST_WITHOUT_FILES`."""
 _MOST_LABEL_BYTES = 2**20
 _MOST_IMAGE_BYTES = 2**28
 _LABEL_KEYS = ("label", "cls", "class")
@@ -141,7 +140,7 @@ class _Pass:
         if goes_on:
             raise self._damaged("it goes on behind its end, as joined tar files do; write all files into one archive")
         zeros = self._bytes_taken - place
-        if zeros > (_MOST_PADDING if place else _MOST_WITHOUT_FILES):
+        if not (_may_be_padding(zeros, self._bytes_taken) if place else zeros <= _MOST_WITHOUT_FILES):
             what = f"its last {zeros:,} bytes are" if place else f"all its {zeros:,} bytes are"
             raise self._damaged(f"{what} zero, as of a copy that was cut off; write or copy it anew, or leave it out")
         if not place:
@@ -254,6 +253,20 @@ class _Pass:
 
     def _damaged(self, reason: str) -> DataError:
         return DataError(f"{self._name}: {printable(self._shard)}: {reason}")
+
+
+def _may_be_padding(zeros: int, total: int) -> bool:
+    """True if a tar program writes so many zero bytes behind the last file of an archive of `total` bytes.
+
+    Two records of zeros mark the end, and more fill up the last block: 10 KiB in Python's tarfile and GNU tar, which
+    takes any multiple of 512 bytes (`-b`). Both readers stop at the mark, so neither tells padding from a copy whose
+    room was set aside and whose end never came. Up to 64 KiB we take zeros for padding. Larger blocks are those of
+    tapes, powers of two up to 1 MiB, and such an archive is a multiple of its block, which a copy of another archive
+    seldom is.
+    """
+    return zeros <= _MOST_WITHOUT_FILES + _RECORD or any(  # a mark that straddles two blocks has a record before
+        zeros <= block + _RECORD and total % block == 0 for block in _TAPE_BLOCKS
+    )
 
 
 def name_before(content: bytes) -> str | None:
