@@ -20,9 +20,17 @@ import pytest
 from bench.gate.gate import read_stored
 from bench.history import history
 from bench.history.draw import history_html
-from gen_dist.errors import UserError
+from gen_dist.errors import ConfigError, UserError
 from tests.bench.test_history import result, results, some_records
 from tests.support.fuzzing import MINUTES, for_minutes, strange_json, tried
+
+
+OF_FILE: dict[str, Callable[[Path], Any]] = {
+    "history.jsonl": lambda file: history_html(history.read_history(file)),
+    "results.json": lambda file: history.records_of(history.read_results(file), file.name),
+    "stored.json": read_stored,
+}
+"""Reader of each file of figures."""
 
 
 def figures_in(path: Path) -> tuple[dict[str, bytes], Callable[[str, bytes], None]]:
@@ -35,11 +43,6 @@ def figures_in(path: Path) -> tuple[dict[str, bytes], Callable[[str, bytes], Non
         "results.json": json.dumps(results(result(), result("test_step[b]")), indent=2).encode(),
         "stored.json": json.dumps(stored, indent=2).encode(),
     }
-    readers: dict[str, Callable[[Path], Any]] = {
-        "history.jsonl": lambda file: history_html(history.read_history(file)),
-        "results.json": lambda file: history.records_of(history.read_results(file), file.name),
-        "stored.json": read_stored,
-    }
 
     def read(name: str, content: bytes) -> None:
         chance = random.Random(hashlib.sha256(content).digest())
@@ -47,7 +50,7 @@ def figures_in(path: Path) -> tuple[dict[str, bytes], Callable[[str, bytes], Non
             content = strange_json(files[name], chance)
         (path / name).write_bytes(content)
         try:
-            readers[name](path / name)
+            OF_FILE[name](path / name)
         except UserError as error:
             assert "\n" not in str(error) and len(str(error)) < 700, error
 
@@ -69,6 +72,18 @@ def _of_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_damaged_figures_are_read_or_one_line(tmp_path: Path) -> None:
     files, read = figures_in(tmp_path)
     assert tried(files, read, iter((*range(12), *FOUND))) == 12 + len(FOUND)
+
+
+@pytest.mark.parametrize("name", OF_FILE)
+@pytest.mark.parametrize("nested", ["[" * 5_000, '{"a":' * 5_000], ids=["lists", "objects"])
+def test_json_that_is_nested_too_deeply_is_one_line(nested: str, name: str, tmp_path: Path) -> None:
+    """Python's parser ends it in RecursionError, which is no ValueError."""
+    with pytest.raises(RecursionError):
+        json.loads(nested)
+    (tmp_path / name).write_text(nested)
+    with pytest.raises(ConfigError, match="is not|not a line of the history") as raised:
+        OF_FILE[name](tmp_path / name)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.slow
