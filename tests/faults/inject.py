@@ -14,8 +14,8 @@ if
 - what a command prints as its result is that of an undisturbed one, if it ends with exit code 0,
 - no figure of an evaluation from before is lost,
 - a file of the run or the output has another content than an undisturbed command's only if a line says why,
-- the same command, started again, ends with exit code 0 and the files of an undisturbed one, and no others; only the
-  cache may have fewer.
+- the same command, started again, ends with exit code 0 and the files of an undisturbed one, and no others. Only after
+  a first start that finished a training, which needs no cache any more, may the cache have fewer.
 
 The undisturbed command comes first, as the fault `none`: it is right if nothing of before is lost, and its files are on
 disk before they are renamed into place, see `durable`.
@@ -139,7 +139,8 @@ def problems_of(
     if ended.code == 0 and not problems and found == usual.twice:
         return ended, []  # the fault did not matter, and the second start is that of an undisturbed command
     again = started_again(words) if ended.code == 0 else words
-    return ended, problems + problems_of_second(commands, again, prints, usual.twice, seconds)
+    needs_cache = ended.code != 0 or words[0] != "train"  # a finished training makes nothing again that was not kept
+    return ended, problems + problems_of_second(commands, again, prints, usual.twice, seconds, needs_cache=needs_cache)
 
 
 def losses(before: Kept, after: Kept, scenario: str) -> list[str]:
@@ -159,18 +160,36 @@ def losses(before: Kept, after: Kept, scenario: str) -> list[str]:
 
 
 def problems_of_second(
-    commands: Commands, words: Sequence[str], prints: bool, expected: dict[str, str], seconds: Seconds
+    commands: Commands,
+    words: Sequence[str],
+    prints: bool,
+    expected: dict[str, str],
+    seconds: Seconds,
+    *,
+    needs_cache: bool,
 ) -> list[str]:
-    """Problems with a second start, which is made once from files that are the same to the byte."""
-    start = (*words, *commands.exact().items())
+    """Problems with a second start, which is made once from files that are the same to the byte.
+
+    Args:
+        commands: commands on the files.
+        words: the command.
+        prints: True if its result is what it prints.
+        expected: result of a second start of the undisturbed command.
+        seconds: takes the problems, and has those of starts from the same files.
+        needs_cache: False if the cache may have fewer files than expected.
+    """
+    start = (needs_cache, *words, *commands.exact().items())
     if start not in seconds:
         again = commands.run(words, seed=SECOND)
         if again.code != 0:
             seconds[start] = [f"started again, it ends with exit code {again.code}: {again.err[-300:]}"]
         else:
             found = result_of(commands, again, prints)
-            # A finished run needs no cache, so what could not be kept there is not made again.
-            needed = {name: file for name, file in expected.items() if name in found or not name.startswith("cache/")}
+            needed = {
+                name: file
+                for name, file in expected.items()
+                if needs_cache or name in found or not name.startswith("cache/")
+            }
             seconds[start] = differences(needed, found)
     return seconds[start]
 

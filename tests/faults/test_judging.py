@@ -19,15 +19,15 @@ FAULT = Fault("read", 1, 5)
 class Played:
     """Commands whose ends and files are given."""
 
-    scenarios = {"sample": Scenario([], "done")}  # noqa: RUF012
+    scenarios = {name: Scenario([name], "done") for name in ("sample", "train", "data")}  # noqa: RUF012
 
-    def __init__(self, line: str, files: dict[str, str]) -> None:
-        self._line, self._files = line, files
+    def __init__(self, line: str, files: dict[str, str], code: int = 0) -> None:
+        self._line, self._files, self._code = line, files, code
         self._starts = 0
 
     def run(self, *_: Any, **__: Any) -> Ended:
         self._starts += 1
-        return Ended(0, "", self._line, {}, "/run/state.json", b"")
+        return Ended(self._code if self._starts == 1 else 0, "", self._line, {}, "/run/state.json", b"")
 
     def contents(self) -> dict[str, str]:
         return self._files if self._starts == 1 else FILES  # the second start mends all
@@ -75,6 +75,19 @@ def test_another_result_needs_a_line(line: str, files: dict[str, str], expected:
     usual = Undisturbed(Ended(0, "", LINE, {}, "", b""), [], FILES, FILES)
     commands = cast(Commands, Played(line, files))
     assert problems_of(commands, "sample", FAULT, usual, {})[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "is_right"),
+    [("train", 0, True), ("train", 2, False), ("sample", 0, False), ("data", 0, False), ("data", 2, False)],
+)
+def test_only_a_finished_training_may_leave_the_cache_with_less(command: str, code: int, is_right: bool) -> None:
+    line = "error: the disk is full\n" if code else "the cache could not be written\n"
+    expected = FILES | {"cache/more": "a"}
+    usual = Undisturbed(Ended(0, "", LINE, {}, "", b""), [], expected, expected)
+    commands = cast(Commands, Played(line, FILES, code))
+    found = problems_of(commands, command, FAULT, usual, {})[1]
+    assert found == ([] if is_right else ["cache/more: a -> absent"])
 
 
 def test_a_fault_names_which_later_calls_fail() -> None:
