@@ -24,7 +24,6 @@ from gen_dist.errors import ConfigError, UserError
 from tests.bench.test_history import result, results, some_records
 from tests.support.fuzzing import MINUTES, for_minutes, strange_json, tried
 
-
 OF_FILE: dict[str, Callable[[Path], Any]] = {
     "history.jsonl": lambda file: history_html(history.read_history(file)),
     "results.json": lambda file: history.records_of(history.read_results(file), file.name),
@@ -81,7 +80,7 @@ def test_json_that_is_nested_too_deeply_is_one_line(nested: str, name: str, tmp_
     with pytest.raises(RecursionError):
         json.loads(nested)
     (tmp_path / name).write_text(nested)
-    with pytest.raises(ConfigError, match="is not|not a line of the history") as raised:
+    with pytest.raises(ConfigError, match=r"is not|not a line of the history") as raised:
         OF_FILE[name](tmp_path / name)
     assert "\n" not in str(raised.value)
 
