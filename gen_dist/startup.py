@@ -175,10 +175,15 @@ def end_with_launcher() -> None:
 
     A launcher that is killed sends no signal: its processes would train on unseen, or wait for each other.
     """
+    if is_launched():
+        end_with_parent()
+
+
+def is_launched() -> bool:
+    """True if `accelerate launch` or `torchrun` started this process."""
     # Users export single variables of Accelerate, too; this pair is its launcher's.
     by_accelerate = {"ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"} <= os.environ.keys()
-    if by_accelerate or "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with_parent()
+    return by_accelerate or "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def end_with_parent() -> None:

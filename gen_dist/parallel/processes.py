@@ -110,8 +110,9 @@ def _compute_alike_every_time() -> None:
 def threads_by_default(world_size: int, shards: int | None = None) -> int:
     """Number of CPU threads for this process: GEN_DIST_THREADS if set, else its share of the allowed physical cores.
 
-    OMP_NUM_THREADS is ignored: launchers set it to 1 for safety, which halves the speed on two cores. With shards, a
-    process has the share of one shard, on any number of processes: another number of threads would give other bits.
+    OMP_NUM_THREADS is ignored: launchers set it to 1 for safety, which halves the speed on two cores, and nothing tells
+    their value from a user's. The opening lines say so. With shards, a process has the share of one shard, on any
+    number of processes: another number of threads would give other bits.
 
     Raises:
         ConfigError: GEN_DIST_THREADS is not a number of threads.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ import torch
 from gen_dist.config import TrainConfig
 from gen_dist.data.forms import written
 from gen_dist.objectives import Objective
+from gen_dist.parallel.processes import Processes
+from gen_dist.startup import is_launched
 from gen_dist.training.trainer import Trainer
 
 
@@ -19,10 +22,9 @@ def opening_lines(trainer: Trainer, path: Path) -> list[str]:
     epochs = config.steps * config.global_batch_size / train_images
     shape = written(dataset.scale.form, dataset.image_shape)
     shape += "" if dataset.scale.is_plain else f", {dataset.scale}"
-    each = " each" if processes.world_size > 1 else ""
     facts = {
         "device": f"{_device(processes.device)} in {str(trainer.dtype).removeprefix('torch.')}",
-        "processes": f"{processes.world_size} with {_counted(torch.get_num_threads(), 'thread')}{each}",
+        "processes": _processes(processes),
         "networks": _networks(trainer.objective),
         dataset.scale.form: f"{train_images:,} of {config.data} to train on, {test_images:,} to test on, {shape}",
         "training": f"{_counted(config.steps, 'step')} of {_counted(config.global_batch_size, 'image')}, "
@@ -37,6 +39,17 @@ def opening_lines(trainer: Trainer, path: Path) -> list[str]:
 def _start(config: TrainConfig) -> str:
     trained = ", to train the decoder alone" if config.from_train == "decoder" else ""
     return f"{config.start_from} (SHA-256 {str(config.start_digest)[:12]}){trained}"
+
+
+def _processes(processes: Processes) -> str:
+    threads, asked = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS", "")
+    each = " each" if processes.world_size > 1 else ""
+    found = f"{processes.world_size} with {_counted(threads, 'thread')}{each}"
+    # Launchers set OMP_NUM_THREADS by themselves.
+    ours = "GEN_DIST_THREADS" in os.environ or is_launched() or processes.device.type != "cpu"
+    if not ours and asked.isdecimal() and int(asked) != threads:
+        found += f"; OMP_NUM_THREADS={int(asked)} is not followed, GEN_DIST_THREADS={int(asked)} would be"
+    return found
 
 
 def _device(device: torch.device) -> str:

@@ -41,6 +41,28 @@ def test_the_block_has_device_images_and_epochs() -> None:
     assert f"1,000 steps of {config.global_batch_size} images, {epochs:.3g} epochs" in block
 
 
+@pytest.mark.parametrize(
+    ("variables", "is_told"),
+    [
+        ({"OMP_NUM_THREADS": "77"}, True),
+        ({"OMP_NUM_THREADS": "77", "GEN_DIST_THREADS": "1"}, False),
+        ({"OMP_NUM_THREADS": "77", "TORCHELASTIC_RUN_ID": "a"}, False),
+        ({"OMP_NUM_THREADS": "77", "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "no"}, False),
+        ({"OMP_NUM_THREADS": str(torch.get_num_threads())}, False),
+        ({"OMP_NUM_THREADS": "4,2"}, False),
+        ({}, False),
+    ],
+)
+def test_threads_that_are_not_followed_are_told(
+    variables: dict[str, str], is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "GEN_DIST_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert ("OMP_NUM_THREADS=77 is not followed, GEN_DIST_THREADS=77 would be" in _block("vae")) == is_told
+
+
 def test_the_block_says_how_to_resume_without_losing_the_run() -> None:
     assert "runs/a b; the same command, without --fresh, resumes it" in _block("vae", "runs/a b")
 
