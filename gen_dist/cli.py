@@ -232,16 +232,30 @@ def _with_short_errors(parse: Callable[[], T]) -> T:
 
 def _one_line(error: str) -> str:
     """Sentence of tyro's framed error that names the mistake, without the option's own help text."""
-    text = " ".join(error.split()).replace("__tyro-dummy-inner__.", "")  # tyro's name for options of a function
-    text = re.sub(r"^(Value error|Parsing error|Unrecognized options|Missing \S+) ", "", text)
+    error = error.replace("__tyro-dummy-inner__.", "")  # tyro's name for options of a function
+    if missing := re.search(r"Missing from (.*?):\s*\n(.*?)For full helptext", error, re.DOTALL):
+        program = " ".join(missing[1].split())
+        return f"{program} needs {_arguments(missing[2])}; see {program} --help"
+    text = " ".join(error.split())
+    text = re.sub(r"^(Value error|Parsing error|Unrecognized options|Invalid choice|Missing \S+) ", "", text)
     text = re.sub(r"^Error parsing [A-Z]\w*: ", "", text)  # what a dataclass says of itself
     text = re.sub(r" Argument helptext:.*?(?= For full helptext)", "", text)
-    text = re.sub(r"( Perhaps you meant:)(.*?)(?= For full helptext)", _option_names, text)
-    return re.sub(r" For full helptext, (see|run) (.*)$", r"; see \2", text)
+    text = re.sub(r" Perhaps you meant:(.*?)(?= For full helptext)", _option_names, text)
+    return re.sub(r"\.? For full helptext, (see|run) (.*)$", r"; see \2", text)
+
+
+def _arguments(lines: str) -> str:
+    """Arguments as tyro lists them, without the help text below each, which stands further to the right."""
+    named = [line for line in lines.splitlines() if line.strip()]
+    left = min(len(line) - len(line.lstrip()) for line in named)
+    parts = "\n".join(line.strip() for line in named if len(line) - len(line.lstrip()) == left)
+    parts = re.sub(r"\n(?!--|[A-Z])", "", parts)  # choices that a narrow terminal has on several lines
+    return parts.replace("\n", " and ")
 
 
 def _option_names(match: re.Match[str]) -> str:
-    return f"{match[1]} {', '.join(re.findall(r'--[a-z-]+', match[2]))}"
+    names = dict.fromkeys(re.findall(r"--(?!help\b)[a-z-]+", match[1]))  # tyro adds whose --help has them
+    return f"; perhaps you meant {' or '.join(names)}"
 
 
 def run_command(command: Callable[[], None]) -> NoReturn:
@@ -326,8 +340,15 @@ def run_subcommand(functions: Sequence[Callable[..., None]], words: Sequence[str
         words = ["--help"]
     refuse_empty_words(words)
     commands = {function.__name__.replace("_", "-"): _deferred(function) for function in functions}
-    # The call is made after parsing, because output during parsing counts as a parsing error.
-    _with_short_errors(lambda: tyro.extras.subcommand_cli_from_dict(commands, args=words, prog=prog))()
+    if words[0] not in commands and not words[0].startswith("-"):
+        raise ConfigError(f"unknown command {words[0]!r}; there are {', '.join(commands)}; see {prog} --help")
+    try:
+        # The call is made after parsing, because output during parsing counts as a parsing error.
+        call = _with_short_errors(lambda: tyro.extras.subcommand_cli_from_dict(commands, args=words, prog=prog))
+    except ConfigError as error:  # tyro names the help of all commands
+        of = f"{prog} {words[0]}" if words[0] in commands else prog
+        raise ConfigError(str(error).replace(f"see {prog} --help", f"see {of} --help")) from None
+    call()
 
 
 def _deferred(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:

@@ -5,7 +5,10 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 
-from gen_dist.cli import resume_command
+from gen_dist.cli import NoOptions, parse_train, resume_command, run_subcommand
+from gen_dist.commands import FUNCTIONS
+from gen_dist.data.catalogue import source_kinds
+from gen_dist.errors import ConfigError
 
 SCRIPT, INSTALLED, MODULE = "launch/train.py", "/site-packages/gen_dist/launch/train.py", "gen_dist.launch.train"
 
@@ -26,3 +29,43 @@ def test_the_command_to_resume_works_where_the_user_is(
     assert resume_command() == command
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert resume_command() == f"the same accelerate launch command with {command.removeprefix('python ')}"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("sample", "gen-dist sample needs PATH; see gen-dist sample --help"),
+        ("encode", "gen-dist encode needs PATH and --out PATH; see gen-dist encode --help"),
+        ("data", "gen-dist data needs SOURCE; see gen-dist data --help"),
+        (
+            "export runs/a",
+            "gen-dist export needs --format {safetensors,onnx,torch-export,diffusers}; see gen-dist export --help",
+        ),
+        ("sample runs/a --classes 3", "Unrecognized options: --classes, 3; see gen-dist sample --help"),
+        ("sample runs/a --colums 3", "Unrecognized options: --colums, 3; perhaps you meant --columns; see"),
+        (
+            "sample runs/a --count x",
+            "Error parsing --count: invalid literal for int() with base 10: 'x'; see gen-dist s",
+        ),
+        ("trian vae-mnist", "unknown command 'trian'; there are train, sample, evaluate, "),
+    ],
+)
+@pytest.mark.parametrize("width", [40, 200])
+def test_a_mistake_is_one_sentence_that_names_its_help(
+    words: str, line: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(ConfigError) as raised:
+        run_subcommand(FUNCTIONS, words.split(), "gen-dist")
+    assert str(raised.value).startswith(line)
+    assert str(raised.value).endswith(" --help")
+
+
+def test_the_help_names_every_source(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_train(["vae-mnist", "--help"], "gen-dist train", NoOptions())
+    told = capsys.readouterr().out
+    told = " ".join(told[told.index("--data STR") : told.index("--data-root")].replace("\u2502", "").split())
+    for name, kind in source_kinds().items():
+        assert f"{name}:PATH" in told if kind.takes_path else f"{name}," in told
+    assert "shards:PATTERN" in told

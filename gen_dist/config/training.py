@@ -60,7 +60,8 @@ class TrainConfig(Checked):
     plugins: Suppress[Fixed[tuple[Plugin, ...]]] = ()
     """Plug-ins whose code takes part. Those that define the network or objective are added by themselves."""
     data: str = "mnist5k"
-    """Images to learn: mnist5k, mnist, fashion_mnist, kmnist, cifar10, svhn, folder:PATH, parquet:PATH, synthetic."""
+    """Images to learn: mnist5k, mnist, fashion_mnist, kmnist, cifar10, svhn, folder:PATH, parquet:PATH, array:PATH,
+    shards:PATTERN, synthetic, or a source of a plug-in."""
     data_root: str = "data"
     """Directory of the torchvision data sets (MNIST/raw and the like) and of downloads."""
     augment: tuple[str, ...] = ()
