@@ -160,7 +160,8 @@ def sizes_text(sizes: collections.Counter[tuple[int, int]]) -> str:
     if not others:
         return f"all {common}"
     least, most = min(sizes, key=np.prod), max(sizes, key=np.prod)
-    return f"{len(sizes):,}, from {least[0]}x{least[1]} to {most[0]}x{most[1]} (width x height); {count:,} are {common}"
+    text = f"{len(sizes):,}, from {least[0]}x{least[1]} to {most[0]}x{most[1]} (width x height)"
+    return f"{text}; {count:,} are {common}" if count > 1 else f"{text}, no two alike"
 
 
 def counted(kinds: collections.Counter[str], most: int = _SHOWN_KINDS) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import re
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from gen_dist.config import DataConfig
 from gen_dist.data import Dataset, open_dataset, pack_given, survey_source, surveying
 from gen_dist.data.decoding import decode_image
 from gen_dist.data.headers import read_header
-from gen_dist.data.survey import Survey
+from gen_dist.data.survey import Survey, sizes_text
 from gen_dist.errors import DataError
 from gen_dist.plugins.loading import load as load_plugin
 from tests.conftest import REPOSITORY
@@ -232,6 +233,18 @@ def test_a_survey_refuses_with_the_line_of_packing(name: str, tmp_path: Path) ->
     assert survey.shape is None
     assert not survey.sheet
     assert "packing makes of them" not in survey.lines()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        ([(8, 9)], "all 8x9"),
+        ([(8, 9), (8, 9), (3, 4)], "2, from 3x4 to 8x9 (width x height); 2 are 8x9"),
+        ([(8, 9), (3, 4)], "2, from 3x4 to 8x9 (width x height), no two alike"),
+    ],
+)
+def test_sizes_are_told_in_a_few_words(sizes: list[tuple[int, int]], text: str) -> None:
+    assert sizes_text(collections.Counter(sizes)) == text
 
 
 def test_some_images_stand_for_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
