@@ -26,7 +26,9 @@ _ONE_TYPE = re.compile(r"[<>=|]?[b-zA-Z?][0-9]{0,4}")
 """Types of numbers and texts. NumPy takes more for a type, and parses it as Python."""
 _ORDER = re.compile(r"'fortran_order': (True|False)")
 _SHAPE = re.compile(r"'shape': \(([0-9, ]{0,80})\)")
-
+_PLAIN = re.compile(r"\{'descr': '[^']{1,20}', 'fortran_order': (True|False), 'shape': \([0-9, ]{0,80}\), \} *\n")
+MOST_HEADER_BYTES = 2**16 + 12
+"""Longest plain header, with what stands before it."""
 
 DAMAGES = (
     *(ValueError, LookupError, TypeError, ArithmeticError, EOFError, RuntimeError, SyntaxError, tokenize.TokenError),
@@ -63,6 +65,15 @@ class UnreadableImage(Exception):
 def is_array(content: bytes) -> bool:
     """True for the bytes of a `.npy` file."""
     return content[: len(MAGIC)] == MAGIC
+
+
+def has_plain_header(content: bytes) -> bool:
+    """True for the bytes of a `.npy` file of numbers or texts whose header is as NumPy writes it.
+
+    NumPy tells of others that they were written by Python 2, or parses them as Python. The first bytes are enough.
+    """
+    start, end = _header_span(content)
+    return bool(_PLAIN.fullmatch(content[start:end].decode("latin-1")))
 
 
 def array_header(content: bytes) -> tuple[tuple[int, ...], str]:
@@ -108,11 +119,16 @@ class _Header(NamedTuple):
     """Offset of the first value."""
 
 
-def _parsed(content: bytes) -> _Header:
-    """Header of a `.npy` file. NumPy's own reader parses Python, which CPython 3.11 cannot do in several threads."""
+def _header_span(content: bytes) -> tuple[int, int]:
+    """Offsets of the header's first byte and of the one behind it."""
     wide = content[len(MAGIC) : len(MAGIC) + 1] != b"\x01"
     start = len(MAGIC) + (6 if wide else 4)
-    end = start + int.from_bytes(content[len(MAGIC) + 2 : start], "little")
+    return start, start + int.from_bytes(content[len(MAGIC) + 2 : start], "little")
+
+
+def _parsed(content: bytes) -> _Header:
+    """Header of a `.npy` file. NumPy's own reader parses Python, which CPython 3.11 cannot do in several threads."""
+    start, end = _header_span(content)
     text = content[start:end].decode("latin-1")
     kind, order, sides = (found.search(text) for found in (_KIND, _ORDER, _SHAPE))
     if len(content) < end:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gen_dist.data.array_bytes import DAMAGES, loaded_array
+from gen_dist.data.array_bytes import DAMAGES, MOST_HEADER_BYTES, has_plain_header, is_array, loaded_array
 from gen_dist.data.labelling import joined_columns, raw_labels
 from gen_dist.data.shards.fetching import Facts
 from gen_dist.errors import DataError
@@ -132,7 +132,7 @@ def contents_of(content: bytes) -> Contents:
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as found:
-            arrays = {name: loaded_array(found[name], name) for name in found}
+            arrays = {name: _array_in(found, name) for name in found}
         contents = _contents_in(arrays)
         is_old = "format" not in arrays
         fits = _fit_together(contents)
@@ -146,6 +146,20 @@ def contents_of(content: bytes) -> Contents:
     if not fits:
         raise ValueError("contents that do not fit together")
     return contents
+
+
+def _array_in(archive: Any, name: str) -> NDArray[Any]:
+    """Array of a name of an archive that `numpy.load` has opened.
+
+    Raises:
+        ValueError: it is not as `to_bytes` writes it.
+    """
+    if f"{name}.npy" in archive.zip.namelist():
+        with archive.zip.open(f"{name}.npy") as file:
+            start = file.read(MOST_HEADER_BYTES)
+            if is_array(start) and not has_plain_header(start):
+                raise ValueError(f"the header of {name} is damaged")
+    return loaded_array(archive[name], name)
 
 
 _DTYPES = {"offsets": np.uint64, "sizes": np.uint32, "block_starts": np.int64, "block_crcs": np.uint32}
