@@ -24,6 +24,7 @@ import psutil
 
 import gen_dist
 from gen_dist.errors import ConfigError
+from gen_dist.startup import tell
 
 CODE = Path(gen_dist.__path__[0]).resolve().parent
 """Directory of the package gen_dist: the root of a checkout, or site-packages."""
@@ -138,6 +139,8 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
         keep_to_loopback()
     if address is not None:
         assert_token_accepted(host, port)
+    else:
+        tell("starting Ray on this host, which may take half a minute")
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)

@@ -43,6 +43,7 @@ def test_two_workers_equal_one_process_which_resumes_their_run(environment: dict
     done = run_to_end(launched("ray_train.py", *words, "--steps", 40, *constant), environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "finished at step 40" in done.stdout and "step 40/40" in done.stderr
+    assert done.stderr.startswith("starting Ray on this host")
     assert load(checkpoint_paths(run)[0])[0].facts["world_size"] == 2
     one = [*warm_python(), *launched("train.py", *words, "--decay", "constant", "--run-dir", run)[1:]]
     done = run_to_end(one, environment)
