@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from gen_dist.plugins.loading import find_parts
 
 _SHARDS = "shards:"
 """Start of the name of a set that is not packed whole."""
+_BY_ENDING = {".npy": "array:", ".npz": "array:", ".parquet": "parquet:", ".tar": _SHARDS}
+"""Sources of files, by the ends of their names."""
 
 
 def open_dataset(
@@ -163,7 +166,7 @@ def _find_source(source: str, root: Path, packing: DataConfig) -> Source:
     name, colon, path = source.partition(":")
     kind = source_kinds().get(name)
     if kind is None or (colon and not kind.takes_path):
-        raise DataError(f"unknown data source {source!r}; use one of {', '.join(_written(source_kinds()))}")
+        raise DataError(f"unknown data source {source!r}; {_meant(source)}")
     if packing.label_columns and name != "parquet" and kind.open.__module__.startswith(sources.__name__):
         columns = " ".join(map(printable, packing.label_columns))
         raise DataError(f"{printable(source)}: --label-columns {columns} is for parquet:PATH; leave it out")
@@ -181,6 +184,17 @@ def _find_source(source: str, root: Path, packing: DataConfig) -> Source:
     return found
 
 
+def _meant(source: str) -> str:
+    """What a source that is none may mean: the files of a path, or one of all sources."""
+    kind = next((kind for ending, kind in _BY_ENDING.items() if source.endswith(ending)), "folder:")
+    if os.path.isdir(os.path.expanduser(source)) if kind == "folder:" else os.path.isfile(os.path.expanduser(source)):
+        return f"for what lies at that path, write {kind}{printable(source)}"
+    return f"use one of {', '.join(_written(source_kinds()))}"
+
+
 def _written(kinds: Mapping[str, SourceKind]) -> list[str]:
-    """Sources as `--data` takes them."""
-    return [*(f"{name}:PATH" if kind.takes_path else name for name, kind in kinds.items()), f"{_SHARDS}PATTERN"]
+    """Sources as `--data` takes them, by name."""
+    return [
+        *(f"{name}:PATH" if kind.takes_path else name for name, kind in sorted(kinds.items())),
+        f"{_SHARDS}PATTERN",
+    ]

@@ -302,3 +302,30 @@ def test_a_full_disk_while_packing_is_one_clear_line(tmp_path: Path) -> None:
         assert_refused_while_packing(disk / "cache", os.strerror(28))
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("photos", "folder:"),
+        ("photos.tar.d", "folder:"),
+        ("a.npy", "array:"),
+        ("a.npz", "array:"),
+        ("a.parquet", "parquet:"),
+        ("a.tar", "shards:"),
+        ("a.zip", None),
+        ("none", None),
+    ],
+)
+def test_a_path_that_is_no_source_is_told_as_which(
+    name: str, meant: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if name.startswith("photos"):
+        (tmp_path / name).mkdir()
+    elif name != "none":
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError) as error:
+        open_dataset(name, tmp_path, DataConfig(cache_dir=str(tmp_path / "cache")))
+    said = str(error.value)
+    assert f"write {meant}{name}" in said if meant else "use one of array:PATH, cifar10, fashion_mnist, folder:" in said
