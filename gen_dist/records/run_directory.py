@@ -242,9 +242,11 @@ def refuse_other_config(path: Path, config: TrainConfig) -> None:
         if name not in free and getattr(started, name) != getattr(config, name)
     ]
     if changes:
+        more_steps = len(changes) == 1 and changes[0].startswith("steps ")
+        further = f", where --from {path} goes on from its weights" if more_steps else ""
         raise ConfigError(
             f"{path} holds a run of another config ({'; '.join(changes)}); "
-            "give it the same options, start over with --fresh, or choose another --run-dir"
+            f"give it the same options, start over with --fresh, or choose another --run-dir{further}"
         )
 
 

@@ -123,6 +123,16 @@ def test_a_run_directory_of_another_config_is_refused(
     assert "\n" not in str(error.value)
 
 
+def test_another_number_of_steps_alone_goes_on_in_another_directory(uninterrupted: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="another config") as error:
+        train(config_of(uninterrupted, steps=999), say=quiet)
+    assert str(error.value).endswith(f"another --run-dir, where --from {uninterrupted} goes on from its weights")
+    config = config_of(tmp_path / "further", steps=1, start_from=str(uninterrupted))
+    assert train(config, say=quiet).step == 1
+    with pytest.raises(ConfigError, match=r"another --run-dir$"):
+        train(config_of(uninterrupted, steps=999, seed=5), say=quiet)
+
+
 def test_more_steps_would_change_what_is_scheduled_over_the_run(tmp_path: Path) -> None:
     schedule = ScheduleConfig(final_beta2=0.9)
     optimization = OptimizerConfig(decay="constant")
