@@ -151,9 +151,9 @@ def table(value: Any) -> Mapping[str, Any]:
 def figures_of(told: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
     """Percentiles in ms, rounds, rate and memory: from the benchmark itself, else from pytest-benchmark's times."""
     data = [1e3 * float(seconds) for seconds in stats.get("data") or []]
-    from_data = (
-        dict(zip(("p20_ms", "p50_ms", "p80_ms"), np.percentile(data, (20, 50, 80)), strict=True)) if data else {}
-    )
+    with np.errstate(over="ignore", invalid="ignore"):  # times at the end of the range give no number
+        percentiles = np.percentile(data, (20, 50, 80)) if data else ()
+    from_data = dict(zip(("p20_ms", "p50_ms", "p80_ms"), percentiles, strict=False))
     found: dict[str, Any] = {name: number(told.get(name, from_data.get(name))) for name in _FIGURES}
     if found["p50_ms"] is None:
         found["p50_ms"] = 1e3 * float(stats["median"])

@@ -350,3 +350,11 @@ def test_a_dark_scheme_is_followed(opened: Any) -> None:
         sum(map(int, re.findall(r"\d+", opened(scheme=one).evaluate(background)))) for one in ("light", "dark")
     )
     assert dark < 3 * 64 < 3 * 192 < light
+
+
+@pytest.mark.filterwarnings("error")
+def test_times_at_the_end_of_the_range_give_no_percentile() -> None:
+    strange = result()
+    strange["stats"] = {"median": 1.0, "rounds": 3, "data": [1e305, -1.7e305, 1e305]}
+    (found,) = history.records_of(results(strange), "a.json")
+    assert found.p20_ms is None

@@ -74,6 +74,18 @@ def test_no_damaged_file_stays_open(tmp_path, damaged):
     gc.collect()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+def test_an_array_of_python_2_is_read_without_a_warning(tmp_path, name):
+    np.save(tmp_path / "a.npy", VALUES)
+    content = (tmp_path / "a.npy").read_bytes().replace(b"(30, 4, 6, 5), }", b"(30L, 4, 6, 5),}")
+    (tmp_path / "a.npy").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", content)
+    dataset = opened(tmp_path / name, tmp_path / "cache", layout="NCHW")
+    assert len(dataset.train.images) + len(dataset.test.images) == 30
+
+
 def test_an_array_that_was_written_anew_is_packed_anew(tmp_path):
     np.save(tmp_path / "a.npy", VALUES[:, :1])
     first = opened(tmp_path / "a.npy", tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -203,7 +204,8 @@ class ArrayFile:
         """
         try:
             # Opened here: given a path, NumPy leaves an archive that is damaged open.
-            with self.path.open("rb") as file:
+            with self.path.open("rb") as file, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Reading `.npy`")  # of Python 2, or damaged
                 if is_array(file.read(len(MAGIC))):
                     yield {_NAMES["train"][0]: self._mapped()}
                 else:
