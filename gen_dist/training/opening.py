@@ -28,7 +28,7 @@ def opening_lines(trainer: Trainer, path: Path) -> list[str]:
         "networks": _networks(trainer.objective),
         dataset.scale.form: f"{train_images:,} of {config.data} to train on, {test_images:,} to test on, {shape}",
         "training": f"{_counted(config.steps, 'step')} of {_counted(config.global_batch_size, 'image')}, "
-        f"{epochs:.3g} epochs",
+        f"{f'{epochs:,.0f}' if epochs >= 1000 else f'{epochs:.3g}'} epochs",
         **({"start": _start(config)} if config.start_from else {}),
         "directory": f"{path}; the same command, without --fresh, resumes it from its newest checkpoint",
     }

@@ -41,6 +41,14 @@ def test_the_block_has_device_images_and_epochs() -> None:
     assert f"1,000 steps of {config.global_batch_size} images, {epochs:.3g} epochs" in block
 
 
+def test_thousands_of_epochs_are_written_out() -> None:
+    config = small_config("vae")
+    images = len(small_dataset(config).train.images)
+    steps = 7_654 * images // config.global_batch_size
+    epochs = steps * config.global_batch_size / images
+    assert f", {epochs:,.0f} epochs" in _block("vae", steps=steps)
+
+
 @pytest.mark.parametrize(
     ("variables", "is_told"),
     [
