@@ -83,6 +83,10 @@ def _parse_train(words: list[str], plugins: Sequence[Plugin], prog: str, more: T
         raise ConfigError(f"the preset comes first, as in {prog} vae-mnist --steps 5")
     else:
         source, default, words = words[0], get_preset(words[0]), words[1:]
+    if any(word == "--config" or word.startswith("--config=") for word in words):
+        raise ConfigError(
+            f"--config FILE stands in place of a preset, as in {prog} --config runs/vae-mnist/config.json"
+        )
 
     names = {plugin.name for plugin in plugins}
     recorded = [plugin for plugin in default.plugins if plugin.name not in names]

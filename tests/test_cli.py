@@ -61,6 +61,12 @@ def test_a_mistake_is_one_sentence_that_names_its_help(
     assert str(raised.value).endswith(" --help")
 
 
+@pytest.mark.parametrize("words", ["vae-mnist --config a.json", "vae-mnist --steps 3 --config=a.json"])
+def test_a_config_beside_a_preset_is_refused_with_its_place(words: str) -> None:
+    with pytest.raises(ConfigError, match="in place of a preset, as in gen-dist train --config runs/"):
+        parse_train(words.split(), "gen-dist train", NoOptions())
+
+
 def test_the_help_names_every_source(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_train(["vae-mnist", "--help"], "gen-dist train", NoOptions())
