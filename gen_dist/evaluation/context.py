@@ -35,6 +35,8 @@ from gen_dist.parallel.processes import Processes
 ROWS_PER_BLOCK = 250
 TRAINING_IMAGES = 50_000
 """Training images that are looked at, spread over the split: it may be larger than memory."""
+_SECONDS_BETWEEN_LOGS = 20.0
+"""Seconds after which a log, which has no bar that moves, shows how far the work is."""
 
 T = TypeVar("T")
 
@@ -223,7 +225,7 @@ class Context:
         """
         size = self._rows_per_block(count, compute)
         mine = range(*self.share(-(-count // size)))
-        shown = tqdm(mine, desc=what, unit="block", leave=False, disable=not self.processes.is_main or None)
+        shown = self.in_logs(mine, what, "block", after=0.0 if sys.stderr.isatty() else _SECONDS_BETWEEN_LOGS)
         parts = [compute(block * size, min((block + 1) * size, count)) for block in shown] or [
             tuple(rows[:0] for rows in compute(0, 1))
         ]  # more processes than blocks: the shapes alone
@@ -235,17 +237,21 @@ class Context:
         most, numbers = max(1, min(count, ROWS_PER_BLOCK)), math.prod(self.dataset.image_shape)
         return from_main(rows_per_pass(most, numbers, lambda: compute(0, 1)), self.processes)
 
-    def in_logs(self, items: Iterable[T], what: str, unit: str) -> Iterable[T]:
+    def in_logs(self, items: Iterable[T], what: str, unit: str, after: float = 5.0) -> Iterable[T]:
         """Items with a progress bar of the main process that logs show as well, at a longer interval.
 
-        It is for work of minutes, and shows after some seconds of it.
+        Args:
+            items: parts of the work.
+            what: shown beside the bar.
+            unit: name of a part.
+            after: seconds of work before the bar shows.
         """
         return tqdm(
             items,
             desc=what,
             unit=unit,
-            delay=5.0,
-            mininterval=0.5 if sys.stderr.isatty() else 20.0,
+            delay=after,
+            mininterval=0.5 if sys.stderr.isatty() else _SECONDS_BETWEEN_LOGS,
             leave=False,
             disable=not self.processes.is_main,
         )

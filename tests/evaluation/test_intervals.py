@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +70,27 @@ def test_sets_of_an_interval_are_counted_on_a_bar_that_logs_show(monkeypatch: py
     frechet.measure(context)
     assert [one["desc"] for one in shown] == ["interval of the Frechet distance"]
     assert shown[0]["disable"] is False and shown[0]["delay"] > 1
+
+
+@pytest.mark.parametrize(("on_terminal", "delay"), [(True, 0.0), (False, 20.0)])
+def test_rows_are_counted_on_a_bar_that_logs_show_when_they_take_long(
+    on_terminal: bool, delay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[dict[str, Any]] = []
+
+    def bar(items: Iterable[int], **options: Any) -> Iterable[int]:
+        shown.append(options)
+        return items
+
+    monkeypatch.setattr("gen_dist.evaluation.context.tqdm", bar)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: on_terminal, raising=False)
+    context = _context(*_sets(0, 0.0), with_intervals=False)
+    context.in_logs = functools.partial(Context.in_logs, context)
+    context._rows_per_block = lambda _count, _compute: 4
+    (found,) = Context.rows(context, 10, "samples", lambda first, last: (torch.arange(first, last),))
+    assert found.tolist() == list(range(10))
+    (options,) = shown
+    assert (options["desc"], options["delay"], options["disable"]) == ("samples", delay, False)
 
 
 def test_drawn_sets_are_a_function_of_their_number() -> None:
