@@ -25,6 +25,7 @@ from gen_dist.data.image_names import ImageNames, names_file
 from gen_dist.data.packing import cache_errors, images_file, labels_file, offsets_file, pack, source_keeping
 from gen_dist.data.ranges import Measured, measured_scale
 from gen_dist.data.sources.source import SPLITS, KeepsDepth, Source, SplitName, form_of_source
+from gen_dist.data.tally import unreadable_images
 from gen_dist.data.values import ValueScale, scale_of_json
 from gen_dist.errors import DataError
 from gen_dist.files import open_regular, read_regular, reason_of, retrying, sync, write_atomically
@@ -238,7 +239,7 @@ def _open(directory: Path, source: Source, packing: DataConfig, announce: Callab
                 f"{source.name}: {meta['left_out']} images are unreadable: {meta['left_out_text']}; repair or remove "
                 "them, or use --unreadable-images skip"
             )
-        announce(f"{source.name}: left out {meta['left_out']} unreadable images: {meta['left_out_text']}")
+        announce(f"{source.name}: left out {unreadable_images(meta['left_out'])}: {meta['left_out_text']}")
     for remark in [*source.remarks(), *meta["remarks"]]:
         announce(f"{source.name}: {remark}")
     return Dataset(train, test, tuple(meta["class_names"]), meta["digest"], labels)

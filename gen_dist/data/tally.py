@@ -62,3 +62,8 @@ def shown_names(count: int, names: list[str]) -> str:
     """The first of `count` names, of which some are known."""
     shown = some(names)
     return shown if count <= len(names) else re.sub(r" and .* more$", "", shown) + ", ..."
+
+
+def unreadable_images(count: int) -> str:
+    """Number of unreadable images in words."""
+    return f"{count:,} unreadable image{'' if count == 1 else 's'}"

@@ -191,7 +191,7 @@ def test_images_packed_as_skipped_raise_if_asked_to(tmp_path: Path) -> None:
     lines: list[str] = []
     for _ in range(2):
         open_dataset(source, ".", DataConfig(cache_dir=cache), lines.append)
-    assert sum("left out 1 unreadable images: bad.png" in line for line in lines) == 2
+    assert sum("left out 1 unreadable image: bad.png" in line for line in lines) == 2
     with pytest.raises(DataError, match=r"bad\.png"):
         open_dataset(source, ".", DataConfig(cache_dir=cache, unreadable_images="error"))
 

@@ -247,7 +247,7 @@ def test_pages_behind_damage_are_not_missed_in_silence(tmp_path):
     for what in ("images", "channels"):
         lines: list[str] = []
         dataset = opened(path, lines, pages=what)
-        assert any("left out 1 unreadable images: 9.tif" in line for line in lines)
+        assert any("left out 1 unreadable image: 9.tif" in line for line in lines)
         assert len(dataset.train.images) + len(dataset.test.images) == (12 if what == "images" else 4)
 
 

@@ -232,7 +232,7 @@ def test_decompression_bombs_are_left_out(
     save(folder, "a", Image.new("1", (10000, 9000)))  # above the size at which PIL warns, below that at which it raises
     dataset = open_source(f"folder:{folder}", image_size=8)
     assert len(dataset.train.labels) + len(dataset.test.labels) == 3
-    assert "left out 1 unreadable images: a/003.png" in capsys.readouterr().out
+    assert "left out 1 unreadable image: a/003.png" in capsys.readouterr().out
 
 
 def write_parquet(path: Path, images: list[Any], labels: list[int] | None, **options: Any) -> None:
@@ -495,7 +495,7 @@ def test_a_relative_folder_is_the_same_source(
         lines: list[str] = []
         packing = DataConfig(cache_dir=str(tmp_path / "cache"))
         open_dataset(f"folder:{path}", ".", packing, lines.append)
-        assert any("unreadable images: a/bad.png" in line for line in lines)
+        assert any("unreadable image: a/bad.png" in line for line in lines)
     assert len(list((tmp_path / "cache").glob("folder-here-*"))) == 1
 
 

@@ -110,7 +110,7 @@ def assert_same(survey: Survey, dataset: Dataset, announced: str) -> None:
     assert survey.bytes == sum(split.images.nbytes + split.labels.nbytes for split in (dataset.train, dataset.test))
     for line in (*survey.remarks, *survey.losses, *survey.intensity_losses):
         assert line in announced
-    left_out = re.search(r"left out (\d+) unreadable images", announced)
+    left_out = re.search(r"left out ([\d,]+) unreadable images?:", announced)
     assert survey.left_out.count == (int(left_out[1]) if left_out else 0)
     images = np.concatenate([dataset.train.images, dataset.test.images])
     labels = np.concatenate([dataset.train.labels, dataset.test.labels])

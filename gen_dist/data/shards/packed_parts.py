@@ -30,7 +30,7 @@ from gen_dist.data.shards.contents import BLOCK_BYTES
 from gen_dist.data.shards.fetching import READERS, Fetcher
 from gen_dist.data.shards.image_names import BYTES_BEFORE, image_name
 from gen_dist.data.shards.places import kind_of
-from gen_dist.data.tally import Tally
+from gen_dist.data.tally import Tally, unreadable_images
 from gen_dist.errors import DataError
 from gen_dist.files import sync
 
@@ -196,7 +196,7 @@ class PackedParts:
                     f"{self._name}: {left_out.count} images are unreadable: {left_out}; repair or remove them, or use "
                     "--unreadable-images skip"
                 )
-            look.remarks.append(f"left out {left_out.count} unreadable images of the {split} split: {left_out}")
+            look.remarks.append(f"left out {unreadable_images(left_out.count)} of the {split} split: {left_out}")
         look.remarks += [f"{split} split: {line}" for line in lines_on_losses(losses)]
 
     def headers(self, picked: list[Picked]) -> Iterator[tuple[Picked, Header | str]]:
