@@ -14,6 +14,8 @@ from typing import Any
 
 SECONDS_A_FILE = 20
 _TICK_SECONDS = 0.05
+_MOST_BETWEEN_TICKS = 0.3
+"""Seconds that a busy machine may keep a thread from its tick. The rest of a longer pause is a stop."""
 MINUTES = float(os.environ.get("GEN_DIST_FUZZ_MINUTES", "1"))
 """Minutes that the slow test of each reader takes."""
 
@@ -112,14 +114,14 @@ def tried(
 class Stopwatch:
     """Context manager that measures the seconds that this process runs. A process that was stopped (SIGSTOP) took none.
 
-    A thread counts ticks while the process waits, and the processor's time counts where code that holds Python's lock
-    keeps the thread from it.
+    A thread adds up the time between its ticks, but for what makes a stop of it. The processor's time counts where
+    code that holds Python's lock keeps the thread from its ticks.
     """
 
     def __enter__(self) -> Stopwatch:
-        self._ticks = 0
+        self._awake = 0.0
         self._ended = threading.Event()
-        self._began = self._last = 0, time.process_time()
+        self._began = self._last = 0.0, time.process_time()
         threading.Thread(target=self._tick, daemon=True).start()
         return self
 
@@ -128,20 +130,23 @@ class Stopwatch:
 
     def lap(self) -> float:
         """Seconds since the last lap."""
-        last, self._last = self._last, (self._ticks, time.process_time())
+        last, self._last = self._last, (self._awake, time.process_time())
         return self._since(last)
 
     def total(self) -> float:
         """Seconds since the start."""
         return self._since(self._began)
 
-    def _since(self, moment: tuple[int, float]) -> float:
-        ticks, processor = moment
-        return max(_TICK_SECONDS * (self._ticks - ticks), time.process_time() - processor)
+    def _since(self, moment: tuple[float, float]) -> float:
+        awake, processor = moment
+        return max(self._awake - awake, time.process_time() - processor)
 
     def _tick(self) -> None:
+        before = time.monotonic()
         while not self._ended.wait(_TICK_SECONDS):
-            self._ticks += 1
+            now = time.monotonic()
+            self._awake += min(now - before, _MOST_BETWEEN_TICKS)
+            before = now
 
 
 def peak_mib() -> int:
