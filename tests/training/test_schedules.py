@@ -162,7 +162,7 @@ def test_adam_with_a_tensor_equals_the_fused_kernel(decoupled: bool) -> None:
 
 
 def test_schedules_of_what_a_run_does_not_have_are_refused() -> None:
-    preset = get_preset("r3gan-mnist")
+    preset = get_preset("r3gan-mnist").with_options(final_instance_noise=None)
     for options, told in (
         ({"final_learning_rate": 1e-5}, "with decay linear, which ends at 0; add --decay constant"),
         ({"final_beta2": 1.0}, "final_beta2 1.0 is not in"),
