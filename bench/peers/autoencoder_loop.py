@@ -84,9 +84,13 @@ class AutoencoderLoop:
         return logs
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Reconstructions of the posterior's means, by the newest weights."""
+        """Reconstructions of the posterior's means, by the averaged weights."""
+        parameters = list(self.vae.parameters())
+        self.average.store(parameters)
+        self.average.copy_to(parameters)
         with torch.no_grad():
             decoded: Tensor = self.vae.decode(self.vae.encode(images).latent_dist.mode()).sample
+        self.average.restore(parameters)
         return decoded
 
     def _reconstruct(self, images: Tensor, noise: Tensor) -> tuple[Any, Tensor]:

@@ -37,7 +37,8 @@ class Learned(NamedTuple):
     losses: list[dict[str, float]]
     """Losses of the first EXACT_STEPS steps, by the names of our logs."""
     psnr: float
-    """dB of the test images' reconstructions by the newest weights, mean."""
+    """dB of the test images' reconstructions, mean. By the averaged weights: from step to step the newest ones go up and
+    down by half a dB."""
     first_step_seconds: float
     """Time of the first step, which compiles if the trainer does."""
 
@@ -52,7 +53,7 @@ class AutoencoderTrainer(Protocol):
         ...
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Reconstructions -1..1 of images uint8 [B, C, H, W] by the newest weights, without noise."""
+        """Reconstructions -1..1 of images uint8 [B, C, H, W] by the averaged weights, without noise."""
         ...
 
     def close(self) -> None:
@@ -85,7 +86,8 @@ class Ours:
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """See AutoencoderTrainer."""
-        objective = self.trainer.objective
+        objective = self.trainer.averaged
+        assert objective is not None
         with torch.no_grad():
             return objective.decode(objective.encode(images)[0])
 
