@@ -37,8 +37,8 @@ class Learned(NamedTuple):
     losses: list[dict[str, float]]
     """Losses of the first EXACT_STEPS steps, by the names of our logs."""
     psnr: float
-    """dB of the test images' reconstructions, mean. By the averaged weights: from step to step the newest ones go up and
-    down by half a dB."""
+    """dB of the test images' reconstructions, mean. They are by the averaged weights: the newest ones go up and down by
+    half a dB from step to step."""
     first_step_seconds: float
     """Time of the first step, which compiles if the trainer does."""
 
