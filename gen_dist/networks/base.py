@@ -76,28 +76,6 @@ def channels_last(maps: Tensor) -> Tensor:
     return pixel_by_pixel(maps) if kind == "cpu" else maps
 
 
-FEW_PIXELS = 256
-"""Pixels of maps up to which residual blocks with group normalization are faster contiguous, on CPUs in float32.
-
-Contiguous maps have ATen's normalization, one compiled pass, and pay for it with slower convolutions. Together they
-take 3 to 15 % less time for maps of 16 x 16 and 8 x 8, and for those of 32 x 32 more: see bench/README.md.
-"""
-
-
-def layout_of_blocks(maps: Tensor, doublings: int = 0) -> Tensor:
-    """Copy maps into the layout that is fastest for residual blocks with group normalization: see `FEW_PIXELS`.
-
-    Args:
-        maps: [B, C, H, W].
-        doublings: times that the side of the maps doubles before those blocks.
-    """
-    few = maps.shape[2] * maps.shape[3] * 4**doublings <= FEW_PIXELS
-    eager_on_cpu = maps.device.type == "cpu" and not torch.compiler.is_compiling()
-    if few and eager_on_cpu and maps.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
-        return maps.contiguous()
-    return channels_last(maps)
-
-
 class GroupNorm(nn.GroupNorm):
     """Group normalization by the fused kernels on GPUs. On CPUs it is torch's, whose bits runs there have."""
 

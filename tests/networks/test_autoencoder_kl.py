@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gen_dist.config import AutoencoderKlConfig, MlpConfig, networks
 from gen_dist.errors import ConfigError
-from gen_dist.networks import Decoder, Encoder, autoencoder_kl, base, build_decoder, build_encoder
+from gen_dist.networks import Decoder, Encoder, autoencoder_kl, build_decoder, build_encoder
 from gen_dist.networks.autoencoder_kl import _attend
 from gen_dist.objectives import Batch
 from gen_dist.testing import check_network
@@ -221,20 +221,22 @@ def test_small_maps_are_contiguous_and_change_nothing_but_rounding(monkeypatch: 
             )
     found = _gradients(pair, images)
     assert layouts == {32: {False}, 16: {True}, 8: {True}}
-    monkeypatch.setattr(base, "FEW_PIXELS", 0)
+    monkeypatch.setattr(autoencoder_kl, "FEW_PIXELS", 0)
     layouts.clear()
     expected = _gradients(pair, images)
     assert layouts == {32: {False}, 16: {False}, 8: {False}}
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_layouts_of_blocks_are_those_of_networks_in_half_precision_and_compiled() -> None:
+def test_small_maps_are_contiguous_in_float32_and_uncompiled_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     maps = torch.rand(2, 4, 16, 16).contiguous(memory_format=torch.channels_last)
-    assert base.layout_of_blocks(maps).is_contiguous()
-    assert not base.layout_of_blocks(maps, doublings=1).is_contiguous()
-    assert not base.layout_of_blocks(maps.bfloat16()).is_contiguous()
+    assert autoencoder_kl.layout_of_blocks(maps).is_contiguous()
+    assert not autoencoder_kl.layout_of_blocks(maps, doublings=1).is_contiguous()
+    assert not autoencoder_kl.layout_of_blocks(maps.bfloat16()).is_contiguous()
     with torch.autocast("cpu", torch.bfloat16):
-        assert not base.layout_of_blocks(maps).is_contiguous()
+        assert not autoencoder_kl.layout_of_blocks(maps).is_contiguous()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not autoencoder_kl.layout_of_blocks(maps).is_contiguous()
 
 
 def inputs_of(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
