@@ -236,8 +236,8 @@ def _open(directory: Path, source: Source, packing: DataConfig, announce: Callab
     if meta["left_out"]:
         if packing.unreadable_images == "error":
             raise DataError(
-                f"{source.name}: {meta['left_out']} images are unreadable: {meta['left_out_text']}; repair or remove "
-                "them, or use --unreadable-images skip"
+                f"{source.name}: it has {unreadable_images(meta['left_out'])}: {meta['left_out_text']}; repair or "
+                "remove what is unreadable, or use --unreadable-images skip"
             )
         announce(f"{source.name}: left out {unreadable_images(meta['left_out'])}: {meta['left_out_text']}")
     for remark in [*source.remarks(), *meta["remarks"]]:

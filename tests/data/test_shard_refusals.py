@@ -70,7 +70,7 @@ BAD = {
     "pages first is not for shards": bad({"a.tar": GOOD}, pages="first"),
     "is in the test split too": bad({"a.tar": GOOD}, test_shards="*.tar"),
     "is not a whole parquet file": bad({"a.parquet": b"PAR1" + bytes(99)}, "a.parquet"),
-    "is unreadable|images are unreadable": bad(
+    "is unreadable|it has 1 unreadable image: ": bad(
         {"a.tar": tar_of({**samples(0, 6), "000002.png": encoded(2)[:50]})}, unreadable_images="error"
     ),
 }

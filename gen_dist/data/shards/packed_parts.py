@@ -193,8 +193,8 @@ class PackedParts:
         if left_out.count:
             if self._packing.unreadable_images == "error":
                 raise DataError(
-                    f"{self._name}: {left_out.count} images are unreadable: {left_out}; repair or remove them, or use "
-                    "--unreadable-images skip"
+                    f"{self._name}: it has {unreadable_images(left_out.count)}: {left_out}; repair or remove what is "
+                    "unreadable, or use --unreadable-images skip"
                 )
             look.remarks.append(f"left out {unreadable_images(left_out.count)} of the {split} split: {left_out}")
         look.remarks += [f"{split} split: {line}" for line in lines_on_losses(losses)]
