@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -42,13 +43,13 @@ def _start(config: TrainConfig) -> str:
 
 
 def _processes(processes: Processes) -> str:
-    threads, asked = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS", "")
+    threads, asked = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS", "").strip()
     each = " each" if processes.world_size > 1 else ""
     found = f"{processes.world_size} with {_counted(threads, 'thread')}{each}"
     # Launchers set OMP_NUM_THREADS by themselves.
-    ours = "GEN_DIST_THREADS" in os.environ or is_launched() or processes.device.type != "cpu"
-    if not ours and asked.isdecimal() and int(asked) != threads:
-        found += f"; OMP_NUM_THREADS={int(asked)} is not followed, GEN_DIST_THREADS={int(asked)} would be"
+    ours = os.environ.get("GEN_DIST_THREADS") or is_launched() or processes.device.type != "cpu"
+    if not ours and re.fullmatch("[1-9][0-9]{0,3}", asked) and int(asked) != threads:
+        found += f"; OMP_NUM_THREADS={asked} is not followed, GEN_DIST_THREADS={asked} would be"
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,19 +57,23 @@ def test_thousands_of_epochs_are_written_out() -> None:
         ({"OMP_NUM_THREADS": "77", "GEN_DIST_THREADS": "1"}, False),
         ({"OMP_NUM_THREADS": "77", "TORCHELASTIC_RUN_ID": "a"}, False),
         ({"OMP_NUM_THREADS": "77", "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "no"}, False),
-        ({"OMP_NUM_THREADS": str(torch.get_num_threads())}, False),
-        ({"OMP_NUM_THREADS": "4,2"}, False),
+        ({"OMP_NUM_THREADS": "as many"}, False),
+        ({"OMP_NUM_THREADS": "77", "GEN_DIST_THREADS": ""}, True),
+        *(({"OMP_NUM_THREADS": value}, False) for value in ("4,2", "0", "1000000", "7" * 5000)),
         ({}, False),
     ],
 )
 def test_threads_that_are_not_followed_are_told(
     variables: dict[str, str], is_told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("OMP_NUM_THREADS", "GEN_DIST_THREADS"):
-        monkeypatch.delenv(name, raising=False)
+    for name in list(os.environ):
+        if name in ("OMP_NUM_THREADS", "GEN_DIST_THREADS", "TORCHELASTIC_RUN_ID") or name.startswith("ACCELERATE_"):
+            monkeypatch.delenv(name)
     for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert ("OMP_NUM_THREADS=77 is not followed, GEN_DIST_THREADS=77 would be" in _block("vae")) == is_told
+        monkeypatch.setenv(name, value.replace("as many", str(torch.get_num_threads())))
+    block = _block("vae")
+    assert ("is not followed" in block) == is_told
+    assert ("OMP_NUM_THREADS=77 is not followed, GEN_DIST_THREADS=77 would be" in block) == is_told
 
 
 def test_the_block_says_how_to_resume_without_losing_the_run() -> None:
