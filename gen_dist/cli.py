@@ -74,8 +74,9 @@ def _parse_train(words: list[str], plugins: Sequence[Plugin], prog: str, more: T
         raise SystemExit(0 if words else 2)
     if words[0].startswith("--config="):
         words[:1] = words[0].split("=", maxsplit=1)
-    refuse_empty_words(words[2:] if words[0] == "--config" else words)
-    if words[0] == "--config":
+    is_of_file = words[0] == "--config"
+    refuse_empty_words(words[2:] if is_of_file else words)
+    if is_of_file:
         if len(words) < 2 or not words[1]:
             raise ConfigError("--config needs a file, such as runs/vae-mnist/config.json")
         source, default, words = words[1], _read_config(Path(words[1])), words[2:]
@@ -84,6 +85,8 @@ def _parse_train(words: list[str], plugins: Sequence[Plugin], prog: str, more: T
     else:
         source, default, words = words[0], get_preset(words[0]), words[1:]
     if any(word == "--config" or word.startswith("--config=") for word in words):
+        if is_of_file:
+            raise ConfigError("--config is given twice; name one file")
         raise ConfigError(
             f"--config FILE stands in place of a preset, as in {prog} --config runs/vae-mnist/config.json"
         )

@@ -2,6 +2,7 @@
 
 import sys
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from gen_dist.cli import NoOptions, parse_train, resume_command, run_subcommand
 from gen_dist.commands import FUNCTIONS
 from gen_dist.data.catalogue import source_kinds
 from gen_dist.errors import ConfigError
+from gen_dist.presets import get_preset
 
 SCRIPT, INSTALLED, MODULE = "launch/train.py", "/site-packages/gen_dist/launch/train.py", "gen_dist.launch.train"
 
@@ -65,6 +67,13 @@ def test_a_mistake_is_one_sentence_that_names_its_help(
 def test_a_config_beside_a_preset_is_refused_with_its_place(words: str) -> None:
     with pytest.raises(ConfigError, match="in place of a preset, as in gen-dist train --config runs/"):
         parse_train(words.split(), "gen-dist train", NoOptions())
+
+
+def test_a_second_config_is_refused_as_such(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(get_preset("vae-mnist").to_json())
+    with pytest.raises(ConfigError, match=r"--config is given twice"):
+        parse_train(["--config", str(file), "--config=a.json"], "gen-dist train", NoOptions())
 
 
 def test_the_help_names_every_source(capsys: pytest.CaptureFixture[str]) -> None:

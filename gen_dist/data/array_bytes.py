@@ -26,7 +26,9 @@ _ONE_TYPE = re.compile(r"[<>=|]?[b-zA-Z?][0-9]{0,4}")
 """Types of numbers and texts. NumPy takes more for a type, and parses it as Python."""
 _ORDER = re.compile(r"'fortran_order': (True|False)")
 _SHAPE = re.compile(r"'shape': \(([0-9, ]{0,80})\)")
-_PLAIN = re.compile(r"\{'descr': '[^']{1,20}', 'fortran_order': (True|False), 'shape': \([0-9, ]{0,80}\), \} *\n")
+_PLAIN = re.compile(
+    rf"\{{'descr': '{_ONE_TYPE.pattern}', 'fortran_order': (True|False), 'shape': \([0-9, ]{{0,80}}\), \}} *\n"
+)
 MOST_HEADER_BYTES = 2**16 + 12
 """Longest plain header, with what stands before it."""
 

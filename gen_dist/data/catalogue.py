@@ -187,13 +187,18 @@ def _find_source(source: str, root: Path, packing: DataConfig) -> Source:
 def _meant(source: str) -> str:
     """What a source that is none may mean: the files of a path, or one of all sources."""
     kind = next((kind for ending, kind in _BY_ENDING.items() if source.endswith(ending)), "folder:")
-    if os.path.isdir(os.path.expanduser(source)) if kind == "folder:" else os.path.isfile(os.path.expanduser(source)):
+    path = os.path.expanduser(source)
+    if kind == "folder:" and os.path.isdir(path):
+        return f"if it holds images, write folder:{printable(source)}"
+    if (kind != "folder:" and os.path.isfile(path)) or (kind == "parquet:" and os.path.isdir(path)):
         return f"for what lies at that path, write {kind}{printable(source)}"
+    if kind == _SHARDS and "*" in source:
+        return f"for shards of these names, write {kind}{printable(source)}"
     return f"use one of {', '.join(_written(source_kinds()))}"
 
 
 def _written(kinds: Mapping[str, SourceKind]) -> list[str]:
-    """Sources as `--data` takes them, by name."""
+    """Sources as `--data` takes them: by name, and the shards' patterns at the end."""
     return [
         *(f"{name}:PATH" if kind.takes_path else name for name, kind in sorted(kinds.items())),
         f"{_SHARDS}PATTERN",

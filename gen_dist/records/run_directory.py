@@ -236,13 +236,11 @@ def refuse_other_config(path: Path, config: TrainConfig) -> None:
     free = _FREE_FIELDS | (set() if depends else {"steps"})
     # Data at a path may have moved; the digest shows whether they are the same. A data set has one name for ever.
     free |= {"data"} if ":" in started.data and ":" in config.data else set()
-    changes = [
-        _change(name, getattr(started, name), getattr(config, name))
-        for name in (field.name for field in dataclasses.fields(config))
-        if name not in free and getattr(started, name) != getattr(config, name)
-    ]
-    if changes:
-        more_steps = len(changes) == 1 and changes[0].startswith("steps ")
+    names = [field.name for field in dataclasses.fields(config)]
+    changed = [name for name in names if name not in free and getattr(started, name) != getattr(config, name)]
+    if changed:
+        changes = [_change(name, getattr(started, name), getattr(config, name)) for name in changed]
+        more_steps = changed == ["steps"] and config.steps > started.steps
         further = f", where --from {path} goes on from its weights" if more_steps else ""
         raise ConfigError(
             f"{path} holds a run of another config ({'; '.join(changes)}); "

@@ -313,6 +313,8 @@ def test_a_full_disk_while_packing_is_one_clear_line(tmp_path: Path) -> None:
         ("a.npz", "array:"),
         ("a.parquet", "parquet:"),
         ("a.tar", "shards:"),
+        ("spark.parquet/", "parquet:"),
+        ("a-*.tar", "shards:"),
         ("a.zip", None),
         ("none", None),
     ],
@@ -321,9 +323,10 @@ def test_a_path_that_is_no_source_is_told_as_which(
     name: str, meant: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if name.startswith("photos"):
+    if name.startswith("photos") or name.endswith("/"):
         (tmp_path / name).mkdir()
-    elif name != "none":
+        name = name.rstrip("/")
+    elif name != "none" and "*" not in name:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(DataError) as error:
         open_dataset(name, tmp_path, DataConfig(cache_dir=str(tmp_path / "cache")))

@@ -104,14 +104,17 @@ def test_a_member_that_is_no_array_is_not_used(member: str) -> None:
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("member", ["offsets.npy", "offsets"])
 @pytest.mark.parametrize("changed", [b"(3L,)", b" (3,)", b"( 3,)", b"1+[3]"])
-def test_a_header_that_numpy_does_not_write_is_not_used(changed: bytes) -> None:
-    """NumPy takes an integer with an L for Python 2's, and warns."""
+def test_a_header_that_numpy_does_not_write_is_not_used(changed: bytes, member: str) -> None:
+    """NumPy takes an integer with an L for Python 2's, and warns. It reads members without the ending, too."""
     stream = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(written(samples(0, 3)))) as whole, zipfile.ZipFile(stream, "w") as strange:
         for name in whole.namelist():
             content = whole.read(name)
-            strange.writestr(name, content.replace(b"(3,)", changed) if name == "offsets.npy" else content)
+            if name == "offsets.npy":
+                name, content = member, content.replace(b"(3,)", changed)
+            strange.writestr(name, content)
     with pytest.raises(ValueError, match="the header of offsets is damaged"):
         contents_of(stream.getvalue())
 

@@ -127,6 +127,8 @@ def test_another_number_of_steps_alone_goes_on_in_another_directory(uninterrupte
     with pytest.raises(ConfigError, match="another config") as error:
         train(config_of(uninterrupted, steps=999), say=quiet)
     assert str(error.value).endswith(f"another --run-dir, where --from {uninterrupted} goes on from its weights")
+    with pytest.raises(ConfigError, match=r"another --run-dir$"):
+        train(config_of(uninterrupted, steps=1), say=quiet)
     config = config_of(tmp_path / "further", steps=1, start_from=str(uninterrupted))
     assert train(config, say=quiet).step == 1
     with pytest.raises(ConfigError, match=r"another --run-dir$"):

@@ -154,8 +154,10 @@ def _array_in(archive: Any, name: str) -> NDArray[Any]:
     Raises:
         ValueError: it is not as `to_bytes` writes it.
     """
-    if f"{name}.npy" in archive.zip.namelist():
-        with archive.zip.open(f"{name}.npy") as file:
+    members = archive.zip.namelist()
+    member = name if name in members else f"{name}.npy"  # as NumPy chooses
+    if member in members:
+        with archive.zip.open(member) as file:
             start = file.read(MOST_HEADER_BYTES)
             if is_array(start) and not has_plain_header(start):
                 raise ValueError(f"the header of {name} is damaged")

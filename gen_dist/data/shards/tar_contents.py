@@ -142,7 +142,10 @@ class _Pass:
         zeros = self._bytes_taken - place
         if not (_may_be_padding(zeros, self._bytes_taken) if place else zeros <= _MOST_WITHOUT_FILES):
             what = f"its last {zeros:,} bytes are" if place else f"all its {zeros:,} bytes are"
-            raise self._damaged(f"{what} zero, as of a copy that was cut off; write or copy it anew, or leave it out")
+            raise self._damaged(
+                f"{what} zero, as of a copy that was cut off; copy it anew, write it anew with tar's usual blocks "
+                "(-b 20), or leave it out"
+            )
         if not place:
             self._left_out[NO_FILES] += 1
 
@@ -256,7 +259,7 @@ class _Pass:
 
 
 def _may_be_padding(zeros: int, total: int) -> bool:
-    """True if a tar program writes so many zero bytes behind the last file of an archive of `total` bytes.
+    """True if so many zero bytes behind the last file of an archive of `total` bytes are taken for a tar program's.
 
     Two records of zeros mark the end, and more fill up the last block: 10 KiB in Python's tarfile and GNU tar, which
     takes any multiple of 512 bytes (`-b`). Both readers stop at the mark, so neither tells padding from a copy whose
