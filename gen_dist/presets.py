@@ -345,8 +345,8 @@ _FEW_IMAGES = replace(
     learning_rate=1e-3,
     augment=("flip",),
     network=FastganConfig(feature_maps=32),
-    discriminator=ProjectedConfig(feature_maps=16),
-    # Loss, augmentation and betas as in their code, whose networks have two to four times the channels.
+    # Norm, loss, augmentation and betas as in their code, whose networks have two to four times the channels.
+    discriminator=ProjectedConfig(feature_maps=16, discriminator_norm="batch"),
     objective=GanConfig(loss="hinge", augmentation=("colour", "translation", "cutout")),
     optimization=OptimizerConfig(betas=(0.0, 0.99), ema_decay=0.999),
 )
