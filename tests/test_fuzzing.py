@@ -16,11 +16,13 @@ def test_time_in_which_a_process_is_stopped_does_not_count() -> None:
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        with Stopwatch() as watch:
-            os.write(writing, b"go")
-            time.sleep(0.2)
-            os.write(writing, f"{watch.lap()}".encode())
-        os._exit(0)
+        try:
+            with Stopwatch() as watch:
+                os.write(writing, b"go")
+                time.sleep(0.2)
+                os.write(writing, f"{watch.lap()}".encode())
+        finally:
+            os._exit(0)  # else this copy of pytest would go on beside the other one
     assert os.read(reading, 2) == b"go"
     os.kill(pid, signal.SIGSTOP)
     time.sleep(0.7)

@@ -185,7 +185,7 @@ def _find_source(source: str, root: Path, packing: DataConfig) -> Source:
 
 
 def _meant(source: str) -> str:
-    """What a source that is none may mean: the files of a path, or one of all sources."""
+    """Advice for an unknown source: the source that reads what lies at that path, or the list of all sources."""
     kind = next((kind for ending, kind in _BY_ENDING.items() if source.endswith(ending)), "folder:")
     path = os.path.expanduser(source)
     if kind == "folder:" and os.path.isdir(path):

@@ -112,10 +112,11 @@ def tried(
 
 
 class Stopwatch:
-    """Context manager that measures the seconds that this process runs. A process that was stopped (SIGSTOP) took none.
+    """Context manager that measures the seconds that this process runs, without those in which it is stopped (SIGSTOP).
 
-    A thread adds up the time between its ticks, but for what makes a stop of it. The processor's time counts where
-    code that holds Python's lock keeps the thread from its ticks.
+    A thread adds up the time between its ticks, of a stop at most `_MOST_BETWEEN_TICKS`. The processor's time, of all
+    threads, counts where code that holds Python's lock keeps the thread from its ticks; a wait that holds the lock is
+    left to pytest's own limit.
     """
 
     def __enter__(self) -> Stopwatch:
