@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -19,6 +20,10 @@ Norm = Literal["batch", "group", "none"]
 RoleName = Literal["encoder", "decoder", "generator", "discriminator"]
 PerceptualFeatures = Literal["efficientnet-lite0", "vgg16"]
 """Frozen networks of perceptual distances; see `gen_dist.networks.perceptual`."""
+TO_OUTPUTS: tuple[RoleName, ...] = ("encoder", "discriminator")
+"""Roles whose networks are of a config's `encoder` class."""
+TO_IMAGES: tuple[RoleName, ...] = ("decoder", "generator")
+"""Roles whose networks are of a config's `decoder` class."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,24 @@ class NetworkConfig(Checked):
     """True if generated images are the generator's last layer as it is, without the tanh of other GANs."""
     forms: ClassVar[tuple[Form, ...]] = ("images",)
     """Forms of data that it takes: signals are [B, C, 1, L], vectors [B, D, 1, 1]."""
+    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = {
+        "latent_dim": ("encoder", *TO_IMAGES),
+        "generator_norm": TO_IMAGES,
+        "discriminator_norm": TO_OUTPUTS,
+        "spectral_norm": TO_OUTPUTS,
+    }
+    """Roles whose networks an option changes. An option that is not named here changes those of all roles."""
     latent_dim: int = 20
     """Number of latents; of their channels, if each has a place in the image."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("latent_dim", self.latent_dim, 1)
+
+    def changes(self, option: str, role: RoleName) -> bool:
+        """Return True if the network of a role depends on this option."""
+        known = any(one.name == option for one in dataclasses.fields(self))
+        return known and role in self.one_sided.get(option, (*TO_OUTPUTS, *TO_IMAGES))
 
     def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
         """Shape of one image's latents: (D,) for a vector. A network whose latents have places returns (C, h, w).
@@ -181,6 +198,7 @@ class ConvConfig(NetworkConfig):
 class DcganConfig(NetworkConfig):
     """Strided convolutions to a side of 4 to 7 pixels, and transposed ones back (Radford et al. 2016)."""
 
+    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = {**NetworkConfig.one_sided, "centred_hidden": TO_IMAGES}
     encoder: ClassVar[str] = "gen_dist.networks.dcgan:DcganEncoder"
     decoder: ClassVar[str] = "gen_dist.networks.dcgan:DcganDecoder"
     kind: Suppress[Literal["dcgan"]] = "dcgan"
@@ -190,6 +208,10 @@ class DcganConfig(NetworkConfig):
     """Width of a fully connected layer between the smallest map and the score, and between the latents and that map, as
     in the networks of Chen et al. 2016 for digits: without it a score is a sum over places, and no layer sees the whole
     image. None has no such layer (Radford et al. 2016)."""
+    centred_hidden: bool = False
+    """Normalize that layer of the generator or decoder after its ReLU instead of before it, so that the mean of its
+    outputs over the batch is 0. The mean that a ReLU leaves is the same for all latents: where a discriminator sees
+    each image by itself, the generator learns along it first, and all samples become one image."""
     latent_dim: int = 100
     """Number of latents."""
     generator_norm: Norm = "batch"
@@ -204,6 +226,12 @@ class DcganConfig(NetworkConfig):
         at_least("feature_maps", self.feature_maps, 1)
         if self.hidden_size is not None:
             at_least("hidden_size", self.hidden_size, 1)
+        if self.centred_hidden and self.hidden_size is None:
+            raise ConfigError("centred_hidden without a hidden layer; add --hidden-size 512, or leave it out")
+        if self.centred_hidden and self.generator_norm != "batch":
+            raise ConfigError(
+                f"centred_hidden goes with generator_norm batch, not {self.generator_norm}; use --generator-norm batch"
+            )
 
 
 @networks.register
@@ -211,6 +239,7 @@ class DcganConfig(NetworkConfig):
 class ResnetConfig(NetworkConfig):
     """Residual blocks at each resolution, for generators and discriminators."""
 
+    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = {**NetworkConfig.one_sided, "conditional_norm": TO_IMAGES}
     kind: Suppress[Literal["resnet"]] = "resnet"
     block: Literal["sngan", "r3gan"] = "sngan"
     """`sngan`: two 3 x 3 convolutions (Miyato et al. 2018). `r3gan`: a bottleneck of grouped convolutions, initially
@@ -279,6 +308,11 @@ class Stylegan2Config(NetworkConfig):
     encoder: ClassVar[str] = "gen_dist.networks.stylegan2_discriminator:Stylegan2Encoder"
     decoder: ClassVar[str] = "gen_dist.networks.stylegan2:Stylegan2Decoder"
     unbounded_images: ClassVar[bool] = True
+    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = {
+        **NetworkConfig.one_sided,
+        **dict.fromkeys(("style_dim", "mapping_layers", "mapping_rate", "noise"), TO_IMAGES),
+        "minibatch_group": TO_OUTPUTS,
+    }
     kind: Suppress[Literal["stylegan2"]] = "stylegan2"
     latent_dim: int = 512
     """Number of latents."""

@@ -33,14 +33,19 @@ def _draw_weights(network: nn.Module) -> None:
             nn.init.normal_(layer.weight, mean=1.0, std=0.02)
 
 
-def _hidden_layer(inputs: int, width: int, norm: Norm, activation: nn.Module) -> nn.Sequential:
-    """Fully connected layer [B, inputs] -> [B, width], normalized as maps of one pixel are."""
+def _hidden_layer(inputs: int, width: int, norm: Norm, activation: nn.Module, centred: bool = False) -> nn.Sequential:
+    """Fully connected layer [B, inputs] -> [B, width], normalized as maps of one pixel are.
+
+    Args:
+        inputs: numbers that enter.
+        width: numbers that leave.
+        norm: kind of normalization.
+        activation: nonlinearity.
+        centred: True normalizes after the nonlinearity instead of before it.
+    """
+    order = [activation, norm_layer(norm, width)] if centred else [norm_layer(norm, width), activation]
     return nn.Sequential(
-        nn.Linear(inputs, width, bias=norm == "none"),
-        nn.Unflatten(1, (width, 1, 1)),
-        norm_layer(norm, width),
-        activation,
-        nn.Flatten(),
+        nn.Linear(inputs, width, bias=norm == "none"), nn.Unflatten(1, (width, 1, 1)), *order, nn.Flatten()
     )
 
 
@@ -86,7 +91,8 @@ class DcganDecoder(Decoder):
         self.smallest_shape = (*last_sides, channels[-1])
         self.hidden: nn.Module = nn.Identity()
         if config.hidden_size:
-            self.hidden = _hidden_layer(inputs, config.hidden_size, norm, nn.ReLU(inplace=True))
+            centred = config.centred_hidden
+            self.hidden = _hidden_layer(inputs, config.hidden_size, norm, nn.ReLU(inplace=True), centred)
             inputs = config.hidden_size
         # The transposed convolution of a map of one pixel is a linear layer.
         self.projection = Linear(inputs, math.prod(self.smallest_shape), bias=bias)

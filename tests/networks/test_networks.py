@@ -28,6 +28,7 @@ from gen_dist.config import (
 from gen_dist.errors import ConfigError
 from gen_dist.kernels import group_norm_silu
 from gen_dist.networks import Decoder, Encoder, build_decoder, build_encoder
+from gen_dist.networks.dcgan import DcganDecoder
 from gen_dist.networks.self_attention import SelfAttention
 from tests.support.fused_norm import normalize_as_on_gpus
 
@@ -39,6 +40,9 @@ SMALL: dict[str, NetworkConfig] = {
     "dcgan, group norm": DcganConfig(feature_maps=4, latent_dim=5, generator_norm="group", discriminator_norm="group"),
     "dcgan, no norm": DcganConfig(feature_maps=4, latent_dim=5, generator_norm="none", discriminator_norm="none"),
     "dcgan, hidden layer": DcganConfig(feature_maps=4, latent_dim=5, hidden_size=8, discriminator_norm="group"),
+    "dcgan, centred hidden layer": DcganConfig(
+        feature_maps=4, latent_dim=5, hidden_size=8, centred_hidden=True, discriminator_norm="none"
+    ),
     "dcgan, spectral norm": DcganConfig(feature_maps=4, latent_dim=5, discriminator_norm="none", spectral_norm=True),
     "sngan": ResnetConfig(feature_maps=(4, 6, 8), latent_dim=5),
     "sngan, two blocks and norms": ResnetConfig(
@@ -351,6 +355,30 @@ def _bilinear(maps: Tensor, scale: float) -> Tensor:
     resampled = F.interpolate(padded, scale_factor=scale, mode="bilinear", antialias=True)
     border = int(2 * scale)
     return resampled[:, :, border:-border, border:-border]
+
+
+def test_a_centred_hidden_layer_has_mean_zero_over_the_batch() -> None:
+    latents = torch.randn(64, 5)
+    means = {}
+    for centred in (False, True):
+        _, decoder = make(DcganConfig(feature_maps=4, latent_dim=5, hidden_size=8, centred_hidden=centred))
+        assert isinstance(decoder, DcganDecoder)
+        hidden = decoder.train().hidden(latents)
+        means[centred] = hidden.mean(0).abs().max()
+        assert hidden.std(0).min() > 0.1
+    assert means[True] < 1e-5 and means[False] > 0.2
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({}, "centred_hidden without a hidden layer; add --hidden-size 512"),
+        ({"hidden_size": 8, "generator_norm": "group"}, "goes with generator_norm batch, not group"),
+    ],
+)
+def test_a_hidden_layer_that_cannot_be_centred_is_one_line(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        DcganConfig(centred_hidden=True, **options)
 
 
 def test_r3gan_networks_are_those_of_the_paper() -> None:
