@@ -20,7 +20,7 @@ import tyro
 from gen_dist.config import NetworkConfig, TrainConfig
 from gen_dist.config.options import FLAT
 from gen_dist.errors import ConfigError
-from gen_dist.network_options import help_lines, with_networks
+from gen_dist.network_options import help_lines, lines_about_roles, with_networks
 from gen_dist.plugins import interpreter
 from gen_dist.plugins.faults import place_of, told
 from gen_dist.plugins.loading import Plugin
@@ -96,7 +96,9 @@ def _parse_train(words: list[str], plugins: Sequence[Plugin], prog: str, more: T
     default = dataclasses.replace(default, plugins=(*recorded, *plugins))
     if "--help" in words or "-h" in words:
         print("networks:", *help_lines(default), "", sep="\n  ")
-    default, words = with_networks(default, words, partial(_parse_network, f"{prog} {source}"))
+    preset, given = default, words
+    default, words = with_networks(preset, given, partial(_parse_network, f"{prog} {source}"))
+    about_roles = lines_about_roles(preset, default, given)
 
     _refuse_names_twice(default, more)
     flat = tyro.conf.OmitArgPrefixes
@@ -112,6 +114,9 @@ def _parse_train(words: list[str], plugins: Sequence[Plugin], prog: str, more: T
     options = _with_short_errors(
         lambda: tyro.cli(options_of_both, args=words, prog=f"{prog} {source}", default=options_of_both(more, default))
     )
+    if os.environ.get("RANK", "0") == "0":
+        for line in about_roles:
+            tell(line)
     return options.config, options.fresh, options.more
 
 
@@ -245,7 +250,7 @@ def _one_line(error: str) -> str:
         return f"{program} needs {_arguments(missing[2])}; see {program} --help"
     text = " ".join(error.split())
     text = re.sub(r"^(Value error|Parsing error|Unrecognized options|Invalid choice|Missing \S+) ", "", text)
-    text = re.sub(r"^Error parsing [A-Z]\w*: ", "", text)  # what a dataclass says of itself
+    text = re.sub(r"^Error parsing (?!-)[\w.]+: ", "", text)  # what a dataclass says of itself
     text = re.sub(r" Argument helptext:.*?(?= For full helptext)", "", text)
     text = re.sub(r" Perhaps you meant:(.*?)(?= For full helptext)", _option_names, text)
     return re.sub(r"\.? For full helptext, (see|run) (.*)$", r"; see \2", text)

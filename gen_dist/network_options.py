@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 from gen_dist.config import NetworkConfig, RoleName, TrainConfig, networks
+from gen_dist.config.options import network_option, refuse_vain, roles_reached
 from gen_dist.errors import ConfigError
 
 ROLES: tuple[RoleName, ...] = get_args(RoleName)
@@ -58,6 +59,56 @@ def with_networks(
             changed: dict[str, Any] = {role: chosen}
             config = dataclasses.replace(config, **changed)
     return config, others
+
+
+def lines_about_roles(preset: TrainConfig, config: TrainConfig, words: Sequence[str]) -> list[str]:
+    """Lines about the given options of `network` that do not reach all roles, as some have networks of their own.
+
+    Args:
+        preset: the config that the command line starts from.
+        config: the config with the networks that the command line chooses.
+        words: words of the command line after the preset.
+
+    Raises:
+        ConfigError: an option changes the network of no role; the line names the option of the role that has it.
+    """
+    typed = dict.fromkeys(word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--"))
+    given = {option.replace("-", "_") for option in typed}
+    lines = []
+    for option in typed:
+        name = option.replace("-", "_")
+        if not network_option(config, name):
+            name = name.removeprefix("no_")
+        if network_option(config, name):
+            refuse_vain(config, name, f"--{option}", f"write --{{role}}.{option}")
+            reached, missed = roles_reached(config, name)
+            missed = [role for role in missed if f"{role}.{name}" not in given]
+            if missed:
+                others = {role: f"--{role}.{option}" for role in missed}
+                lines.append(line_about_roles(f"--{option}", reached, others))
+    roles = config.objective.roles
+    kept = [role for role in roles if getattr(preset, role) is not None and role not in given]
+    if kept and config.network.kind != preset.network.kind:
+        taking = [role for role in roles if getattr(config, role) is None]
+        if not taking:
+            raise ConfigError(
+                f"--network changes nothing here: all roles have networks of their own; write --{kept[0]}"
+            )
+        lines.append(line_about_roles("--network", taking, {role: f"--{role} KIND" for role in kept}))
+    return lines
+
+
+def line_about_roles(option: str, reached: Sequence[str], missed: Mapping[RoleName, str]) -> str:
+    """Line about an option of `network` that does not reach all roles.
+
+    Args:
+        option: the option as the user wrote it.
+        reached: roles whose networks it changes.
+        missed: the option of each other role that has one of this name.
+    """
+    whose = " and ".join(f"the {role}'s" for role in reached)
+    others = " and ".join(f"the {role}'s is {written}" for role, written in missed.items())
+    return f"{option} is {whose} alone here; {others}"
 
 
 def kinds_of_networks() -> list[str]:

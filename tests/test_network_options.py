@@ -53,6 +53,66 @@ def test_a_wrong_option_of_a_network_is_one_line(words: list[str], line: str) ->
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("r3gan-mnist --feature-maps 8", "--feature-maps is the generator's alone here; the discriminator's is --d.f"),
+        ("r3gan-mnist --feature-maps=8", "--feature-maps is the generator's alone here; the discriminator's is --d.f"),
+        ("few-images-64 --feature_maps 8", "--feature_maps is the generator's alone here; the discriminator's is"),
+        ("kl-f8 --feature-maps 32 32", "--feature-maps is the encoder's and the decoder's alone here; the d"),
+        ("r3gan-mnist --network mlp", "--network is the generator's alone here; the discriminator's is --d KIND"),
+        ("wgan-gp-mnist --discriminator.hidden-size 8 --feature-maps 8", "--feature-maps is the generator's alone"),
+        ("r3gan-mnist --feature-maps 8 --discriminator.feature-maps 8", ""),
+        ("r3gan-mnist --latent-dim 8 --generator-norm group --hidden-size 8", "--hidden-size is the generator's"),
+        ("r3gan-mnist --latent-dim 8 --generator-norm group", ""),
+        ("r3gan-mnist --network mlp --discriminator mlp", ""),
+        ("r3gan-mnist --discriminator.discriminator-norm batch --discriminator.no-spectral-norm", ""),
+        ("wgan-gp-mnist --discriminator.hidden-size 8 --latent-dim 8 --steps 3", ""),
+        ("wgan-gp-mnist --discriminator-norm batch --feature-maps 8", ""),
+        ("gan-mnist --discriminator dcgan --hidden-sizes 8", ""),
+        ("vae-gan-mnist --feature-maps 8 --discriminator-norm batch", ""),
+    ],
+    ids=lambda text: text.partition(";")[0],
+)
+def test_an_option_that_does_not_reach_all_roles_says_so(
+    words: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parsed(*words.split())
+    shown = capsys.readouterr().err
+    expected = line.replace("--d.f", "--discriminator.feature-maps").replace("--d ", "--discriminator ")
+    assert shown.startswith(expected) and shown.count("\n") == bool(line)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("r3gan-mnist --discriminator-norm batch", "write --discriminator.discriminator-norm"),
+        ("r3gan-mnist --discriminator_norm=batch", "write --discriminator.discriminator_norm"),
+        ("r3gan-mnist --no-spectral-norm", "write --discriminator.no-spectral-norm"),
+        ("few-images-64 --discriminator-norm batch", "write --discriminator.discriminator-norm"),
+        ("wgan-gp-mnist --discriminator.hidden-size 8 --discriminator-norm batch", "write --discriminator.disc"),
+        ("r3gan-mnist --generator.hidden-size 8 --generator-norm none", "write --generator.generator-norm"),
+        ("r3gan-mnist --generator mlp --feature-maps 8", "the discriminator has a network of its own; write --disc"),
+        ("gan-mnist --generator mlp --discriminator conv --hidden-sizes 8", "write --generator.hidden-sizes"),
+        ("r3gan-mnist --generator conv --network mlp", "all roles have networks of their own; write --disc"),
+        ("gan-mnist --generator conv --discriminator conv --hidden-sizes 8", "have networks of their own without it"),
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused_with_the_role_that_has_it(words: str, line: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--[a-z_-]+ changes nothing here: [^\n]+$") as error:
+        parsed(*words.split())
+    assert line in str(error.value)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_first_of_several_processes_alone_tells_of_roles(
+    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    parsed("r3gan-mnist", "--feature-maps", "8")
+    assert bool(capsys.readouterr().err) == (rank == "0")
+
+
 def test_help_lists_the_kinds_of_networks(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parsed("gan-mnist", "--help")

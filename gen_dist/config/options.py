@@ -52,6 +52,50 @@ def with_changes(config: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def roles_reached(config: Any, option: str) -> tuple[list[RoleName], list[RoleName]]:
+    """Roles of a run whose networks an option of `network` changes, and those that it concerns but does not reach.
+
+    A role that it does not reach has a network of its own, with an option of that name.
+
+    Args:
+        config: the config of the run.
+        option: field of a network, such as `discriminator_norm`.
+    """
+    roles = config.objective.roles
+    own = [role for role in roles if getattr(config, role) is not None]
+    reached = [role for role in roles if role not in own and config.network.changes(option, role)]
+    return reached, [role for role in own if getattr(config, role).changes(option, role)]
+
+
+def network_option(config: Any, name: str) -> bool:
+    """Return True if an option without a role is one of `network`, or could be only one of a role's own network."""
+    names = [{one.name for one in dataclasses.fields(config)}, *(_options_of(getattr(config, part)) for part in FLAT)]
+    own = [getattr(config, role) for role in config.objective.roles]
+    of_own = any(name in _options_of(network) for network in own)
+    return name in _options_of(config.network) or (of_own and not any(name in known for known in names))
+
+
+def refuse_vain(config: Any, name: str, written: str, way_out: str) -> None:
+    """Raise ConfigError if an option of `network` changes nothing, as the roles have networks of their own.
+
+    Args:
+        config: the config of the run.
+        name: field of the option.
+        written: the option as the user wrote it.
+        way_out: how to write it for a role, with `{role}` in its place.
+    """
+    reached, missed = roles_reached(config, name)
+    own = missed or [role for role in config.objective.roles if getattr(config, role) is not None]
+    if reached or not own:
+        return
+    have = "has a network of its own" if len(own) == 1 else "have networks of their own"
+    ways = " or ".join(way_out.format(role=role) for role in missed)
+    raise ConfigError(
+        f"{written} changes nothing here: {' and '.join(f'the {role}' for role in own)} {have}"
+        + (f"; {ways}" if missed else " without it; leave it out")
+    )
+
+
 def plain_value(value: Any) -> Any:
     """A value as JSON can write it: paths as text, numbers of NumPy as Python's.
 

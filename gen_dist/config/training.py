@@ -20,7 +20,7 @@ from gen_dist.config.data import DataConfig
 from gen_dist.config.networks import MlpConfig, NetworkConfig, RoleName, Roles, networks
 from gen_dist.config.objectives import ObjectiveConfig, VaeConfig, ignored_ada, objectives
 from gen_dist.config.optimization import OptimizerConfig
-from gen_dist.config.options import plain_value, with_changes
+from gen_dist.config.options import network_option, plain_value, refuse_vain, with_changes
 from gen_dist.config.recorded import recorded_metric
 from gen_dist.config.schedules import ScheduleConfig
 from gen_dist.errors import ConfigError, UnknownNameError, shortened
@@ -276,7 +276,11 @@ class TrainConfig(Checked):
             text = json.dumps(with_changes(self, options), default=plain_value)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"with_options: {error}") from None
-        return TrainConfig.from_json(text, "with_options")
+        changed = TrainConfig.from_json(text, "with_options")
+        for name in options:
+            if network_option(changed, name):
+                refuse_vain(changed, name, f"option {name!r}", f"give the whole {{role}}, with its {name}")
+        return changed
 
     def to_json(self) -> str:
         """The config as JSON text; `from_json` reads it back to an equal config."""

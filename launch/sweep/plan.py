@@ -19,7 +19,14 @@ from gen_dist.errors import ConfigError, DamagedError, UserError
 from gen_dist.launch.cluster.options import run_location
 from gen_dist.launch.sweep.halving import grace_period_of
 from gen_dist.launch.sweep.results import Mode, Sweep, choose_metric, make_trials, readable_metric
-from gen_dist.launch.sweep.space import draw_trials, parse_space, train_command, trial_configs, with_values
+from gen_dist.launch.sweep.space import (
+    draw_trials,
+    lines_about_roles,
+    parse_space,
+    train_command,
+    trial_configs,
+    with_values,
+)
 from gen_dist.plugins.loading import changed_files
 from gen_dist.records.reading import OBJECT, TEXT, list_of, read_object
 from gen_dist.records.run_paths import RunPaths
@@ -43,8 +50,8 @@ class SweepOptions:
     trials: int = 8
     """Number of trials, drawn from the space by --seed. A larger number later keeps the first trials as they are."""
     metric: str | None = None
-    """Metric that ranks the trials, by its name in metrics.jsonl: test/nll, samples/diversity_ratio. None is the first
-    test metric of the objective. A GAN has none."""
+    """Metric that ranks the trials, by its name in metrics.jsonl or the end of it: test/nll, diversity_ratio, or one of
+    --evaluate-metrics, such as fid. None is the first test metric of the objective. A GAN has none."""
     mode: Mode | None = None
     """Direction in which the metric is better. None is the metric's own direction."""
     grace_period: int | None = None
@@ -92,6 +99,8 @@ def plan_sweep(config: TrainConfig, fresh: bool, options: SweepOptions) -> Itera
     every = min(config.evaluate_every, grace_period)
     draws = draw_trials(space, config.seed, options.trials)
     configs = trial_configs(dataclasses.replace(config, evaluate_every=every), draws)
+    for line in lines_about_roles(space, configs[0]):
+        tell(line)
     path = _sweep_path(config, options.storage)
     sweep = Sweep(path, space, metric, config.steps, grace_period, make_trials(path, draws, configs))
     lock = FileLock(path / ".lock")

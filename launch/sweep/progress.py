@@ -11,7 +11,8 @@ from gen_dist.launch.sweep.space import all_as_typed
 class SweepProgress:
     """Writes a line for each event of a sweep, and a summary line.
 
-    On a terminal the summary stays in the last line; elsewhere it is printed when a trial has ended.
+    On a terminal the summary stays in the last line. Elsewhere it is printed when a trial has ended, and evaluations
+    have lines of their own.
     """
 
     def __init__(self, sweep: Sweep, stream: Any) -> None:
@@ -25,13 +26,16 @@ class SweepProgress:
         at = f" at step {trial.step}" if trial.step else ""
         self.line(f"trial {trial.index} {'resumes' if at else 'starts'}{at}: {all_as_typed(trial.values)}")
 
-    def evaluated(self) -> None:
-        """Refresh the summary after an evaluation."""
-        self._refresh()
+    def evaluated(self, trial: Trial) -> None:
+        """Show an evaluation: on a terminal in the summary, elsewhere in a line."""
+        if self._live:
+            self._refresh()
+        elif trial.value is not None:
+            self.line(f"trial {trial.index} at step {trial.step} of {self._sweep.steps}: {self._metric(trial)}")
 
     def ended(self, trial: Trial) -> None:
         """Show how a trial ended."""
-        metric = f": {self._sweep.metric.name} {readable_metric(trial.value)}" if trial.value is not None else ""
+        metric = f": {self._metric(trial)}" if trial.value is not None else ""
         what = {
             "finished": f"finished{metric}",
             "stopped": f"stopped at step {trial.step} of {self._sweep.steps}{metric}",
@@ -62,11 +66,15 @@ class SweepProgress:
         running = [trial for trial in trials if trial.status == "running"]
         shown = [f"{done}/{len(trials)} done"]
         if running:
-            shown.append(f"{len(running)} running")
+            only = f" (trial {running[0].index} at step {running[0].step})" if len(running) == 1 else ""
+            shown.append(f"{len(running)} running{only}")
         evaluated = [trial for trial in self._sweep.ranked if trial.value is not None and trial.status != "failed"]
         if evaluated:
             shown.append(f"best {readable_metric(evaluated[0].value or 0.0)} (trial {evaluated[0].index})")
         return ", ".join(shown)
+
+    def _metric(self, trial: Trial) -> str:
+        return f"{self._sweep.metric.name} {readable_metric(trial.value or 0.0)}"
 
     def _refresh(self) -> None:
         if self._live:

@@ -17,7 +17,7 @@ from gen_dist.config import TrainConfig
 from gen_dist.config.recorded import MEASURED, MORE_IS_BETTER, SAMPLE_CHECKS
 from gen_dist.errors import CheckpointError, ConfigError, DamagedError
 from gen_dist.files import write_atomically
-from gen_dist.launch.sweep.space import Searched, Value, as_typed
+from gen_dist.launch.sweep.space import Searched, Value, as_typed, short_names
 from gen_dist.records.metrics_file import metrics_of_run
 from gen_dist.records.readable import readable_number
 from gen_dist.records.reading import COUNT, FLAG, NUMBER, TEXT, Kind, either, list_of, object_with, read_object
@@ -46,14 +46,26 @@ class Metric:
         """
         if not any(name.startswith(("test/", "samples/")) for name in record):
             return None
-        if self.name not in record:
-            raise ConfigError(f"evaluations have no {self.name}: these images do not allow it; choose another --metric")
-        value = record[self.name]
+        key = self.key_in(record)
+        if key is None:
+            measured = ", ".join(name for name in record if name.startswith(MEASURED))
+            why = f"they have {measured}" if measured else "these images do not allow it"
+            raise ConfigError(f"evaluations have no {self.name}: {why}; choose another --metric")
+        value = record[key]
         if value is not None and not NUMBER.fits(value):
             raise ConfigError(f"evaluations have a {self.name} that is no number; choose another --metric")
         if value is not None and math.isfinite(value):
             return float(value)
         return _NOT_FINITE if self.mode == "min" else -_NOT_FINITE
+
+    def key_in(self, record: Mapping[str, Any]) -> str | None:
+        """Name of this metric in a record: `evaluation/fid_5k` of `evaluation/fid`; None if it has none."""
+        if self.name in record or not self.name.startswith(MEASURED):
+            return self.name if self.name in record else None
+        from gen_dist.evaluation.guide import base_name
+
+        measured = (one for one in record if one.startswith(MEASURED))
+        return next((one for one in measured if MEASURED + base_name(one.removeprefix(MEASURED)) == self.name), None)
 
     def order(self, value: float) -> float:
         """Key that sorts better values first."""
@@ -76,7 +88,9 @@ def choose_metric(config: TrainConfig, name: str | None, mode: Mode | None) -> M
                 f"there are {', '.join(checks)}"
             )
         name = tested[0]
-    if name.startswith(MEASURED) and config.evaluate_metrics:
+    known = [*tested, *checks, *(MEASURED + one for one in config.evaluate_metrics)]
+    name = next((one for one in known if name == one.rpartition("/")[2]), name)
+    if name.startswith(MEASURED) or (name not in known and _can_be_measured(name)):
         return _measured_metric(config, name, mode)
     if name not in (*tested, *checks):
         near = difflib.get_close_matches(name, [*tested, *checks], n=2)
@@ -86,14 +100,28 @@ def choose_metric(config: TrainConfig, name: str | None, mode: Mode | None) -> M
     return Metric(name, mode or usual)
 
 
+def _can_be_measured(name: str) -> bool:
+    """Return True if a name without its prefix is one that `evaluate_metrics` takes, with counts or without."""
+    from gen_dist.evaluation.guide import base_name
+    from gen_dist.evaluation.metrics import all_metrics
+
+    known = all_metrics().get(base_name(name))
+    return known is not None and known.measure is not None
+
+
 def _measured_metric(config: TrainConfig, name: str, mode: Mode | None) -> Metric:
-    """One of the `evaluate_metrics` of a config, by its name in metrics.jsonl: `evaluation/fid_1k`."""
+    """One of the `evaluate_metrics` of a config: `fid`, or as in metrics.jsonl, `evaluation/fid_1k`."""
     from gen_dist.evaluation.guide import base_name, metric_of
 
     full = name.removeprefix(MEASURED)
+    name = MEASURED + full
     if full not in config.evaluate_metrics and base_name(full) not in config.evaluate_metrics:
         asked = " ".join(config.evaluate_metrics)
-        raise ConfigError(f"--metric {name} is none of --evaluate-metrics {asked}; name it there, too")
+        if asked:
+            raise ConfigError(f"--metric {name} is none of --evaluate-metrics {asked}; name it there, too")
+        raise ConfigError(
+            f"--metric {name} is measured only where that is asked for; add --evaluate-metrics {base_name(full)}"
+        )
     return Metric(name, mode or ("max" if metric_of(full).better == "more" else "min"))
 
 
@@ -114,6 +142,8 @@ class Trial:
     """Last recorded step."""
     history: list[tuple[int, float]] = field(default_factory=list)
     """Steps and values of the metric."""
+    others: dict[str, float] = field(default_factory=dict)
+    """Other `evaluate_metrics` of the last evaluation, by name."""
 
     @property
     def path(self) -> Path:
@@ -153,6 +183,15 @@ class Trial:
         self.step = records[-1]["step"] if records else 0
         values = [(record["step"], metric.value_in(record)) for record in records]
         self.history = [(step, value) for step, value in values if value is not None]
+        last: Mapping[str, Any] = next(
+            (record for record in reversed(records) if metric.value_in(record) is not None), {}
+        )
+        ranking = metric.key_in(last)
+        self.others = {
+            name: float(value)
+            for name, value in last.items()
+            if name.startswith(MEASURED) and name != ranking and NUMBER.fits(value)
+        }
 
 
 @dataclass
@@ -217,10 +256,13 @@ class Sweep:
         names = [one.name for one in self.space]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["rank", "trial", *names, self.metric.name, "steps", "status", "reason", "directory"])
+        others = self._other_metrics()
+        heads = ["rank", "trial", *names, self.metric.name, *others, "steps", "status", "reason", "directory"]
+        writer.writerow(heads)
         for rank, trial in enumerate(self.ranked, start=1):
             values = [as_typed(trial.values[name]) for name in names]
-            row = [trial.index, *values, trial.value, trial.step, trial.status, trial.reason, trial.path]
+            metrics = [trial.value, *(trial.others.get(name) for name in others)]
+            row = [trial.index, *values, *metrics, trial.step, trial.status, trial.reason, trial.path]
             writer.writerow([rank, *row])
         write_atomically(self.path / "sweep.csv", text.getvalue())
 
@@ -233,6 +275,7 @@ class Sweep:
             "diverged": trial.diverged,
             "step": trial.step,
             "value": trial.value,
+            "others": {name: value if math.isfinite(value) else None for name, value in trial.others.items()},
             "history": trial.history,
             "directory": str(trial.path),
         }
@@ -252,19 +295,25 @@ class Sweep:
         """Best finished trial. Values of other trials do not compare, because they are of earlier steps."""
         return next((trial for trial in self.ranked if trial.status == "finished" and trial.value is not None), None)
 
+    def _other_metrics(self) -> list[str]:
+        """Names of the metrics that trials have beside the one that ranks them."""
+        return list(dict.fromkeys(name for trial in self.trials for name in trial.others))
+
     def saved_steps(self) -> int:
         """Steps that early stopping left out."""
         return sum(self.steps - trial.step for trial in self.trials if trial.status == "stopped")
 
     def table(self) -> list[str]:
         """Table of the trials as lines of text, best first."""
-        last_names = [one.short_name for one in self.space]
-        heads = [one.name if last_names.count(one.short_name) > 1 else one.short_name for one in self.space]
-        rows = [["rank", "trial", *heads, self.metric.name, "steps", "status"]]
+        heads = short_names([one.name for one in self.space]).values()
+        others = self._other_metrics()
+        shown = [name.removeprefix(MEASURED) for name in others]
+        rows = [["rank", "trial", *heads, self.metric.name, *shown, "steps", "status"]]
         for rank, trial in enumerate(self.ranked, start=1):
             value = "" if trial.value is None else readable_metric(trial.value)
             values = [as_typed(trial.values[one.name]) for one in self.space]
-            rows.append([str(rank), str(trial.index), *values, value, str(trial.step), trial.status])
+            more = [readable_metric(trial.others[name]) if name in trial.others else "" for name in others]
+            rows.append([str(rank), str(trial.index), *values, value, *more, str(trial.step), trial.status])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.rjust, row, widths[:-1])) + f"  {row[-1]}" for row in rows]
         reasons = ["", *(f": {trial.short_reason}" if trial.reason else "" for trial in self.ranked)]

@@ -12,6 +12,7 @@ import math
 import re
 import shlex
 import zlib
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -20,8 +21,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import numpy as np
 
 from gen_dist.config import TrainConfig
+from gen_dist.config.options import refuse_vain, roles_reached
 from gen_dist.errors import ConfigError
-from gen_dist.network_options import ROLES
+from gen_dist.network_options import ROLES, line_about_roles
 
 Value = Any
 """Value of a config field: a number, a string, a bool, None or a tuple."""
@@ -112,12 +114,13 @@ def parse_space(words: Sequence[str], config: TrainConfig) -> tuple[Searched, ..
     """
     hints = _hints(config)
     shared = [role for role in ROLES if getattr(config, role) is None]
+    vain = [name for name in hints if _is_vain(config, name)]
     space: dict[str, Searched] = {}
     for word in words:
         written, equals, text = word.partition("=")
         if not equals or not text:
             raise ConfigError(f"--space {word!r} has no values; write NAME=VALUES, as in learning_rate=log:1e-4:1e-2")
-        name = _full_name(written, list(hints), shared)
+        name = _full_name(written, list(hints), shared, vain)
         if name in space:
             raise ConfigError(f"--space names {name} twice")
         space[name] = _parse_values(name, hints[name], text)
@@ -141,10 +144,51 @@ def _hints(config: TrainConfig) -> dict[str, Any]:
     return hints
 
 
-def _full_name(written: str, names: Sequence[str], shared: Collection[str]) -> str:
-    """Full name of a field; `shared` roles have no network of their own, so their fields need the role's name."""
+def _is_vain(config: TrainConfig, name: str) -> bool:
+    """Return True if a field of a network, by its full name, changes the network of no role."""
+    part, _, field = name.rpartition(".")
+    if field == "kind" or (part != "network" and part not in ROLES):
+        return False
+    if part != "network":
+        return not _part(config, part).changes(field, part)
+    return not roles_reached(config, field)[0]
+
+
+def lines_about_roles(space: Sequence[Searched], config: TrainConfig) -> list[str]:
+    """Lines about searched options of `network` that do not reach all roles, as some have networks of their own.
+
+    Args:
+        space: the searched fields.
+        config: the config of a trial.
+
+    Raises:
+        ConfigError: a searched field changes the network of no role.
+    """
+    names = [one.name for one in space]
+    lines = []
+    for name in names:
+        part, _, field = name.rpartition(".")
+        if part in ROLES and _is_vain(config, name):
+            raise ConfigError(f"--space {name}: the network of a {part} does not depend on {field}; leave it out")
+        if part == "network":
+            refuse_vain(config, field, f"--space {name}", f"search {{role}}.{field}")
+            reached, missed = roles_reached(config, field)
+            others = {role: full for role in missed if (full := f"{role}.{field}") not in names}
+            lines += [line_about_roles(f"--space {name}", reached, others)] if others else []
+    return lines
+
+
+def _full_name(written: str, names: Sequence[str], shared: Collection[str], vain: Collection[str]) -> str:
+    """Full name of a field.
+
+    Args:
+        written: the name as the user wrote it: a full one or its last part.
+        names: full names of all fields.
+        shared: roles without a network of their own, whose fields need the role's name.
+        vain: full names of fields that change nothing.
+    """
     name = written.strip().removeprefix("--").replace("-", "_")
-    short = [full for full in names if full.rpartition(".")[0] not in shared]
+    short = [full for full in names if full.rpartition(".")[0] not in shared and full not in vain]
     found = [name] if name in names else [full for full in short if full.rpartition(".")[2] == name]
     if len(found) > 1:
         raise ConfigError(f"--space {written} may be {' or '.join(found)}; write one of these")
@@ -341,8 +385,15 @@ def as_typed(value: Value) -> str:
 
 
 def all_as_typed(values: Mapping[str, Value]) -> str:
-    """Format values by the last part of their names: `learning_rate 0.0023, latent_dim 16`."""
-    return ", ".join(f"{name.rpartition('.')[2]} {as_typed(value)}" for name, value in values.items())
+    """Format values by their short names: `learning_rate 0.0023, latent_dim 16`."""
+    return ", ".join(f"{short} {as_typed(values[name])}" for name, short in short_names(list(values)).items())
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Last parts of dotted names, by name; a name whose last part another one has, too, stays whole."""
+    last = {name: name.rpartition(".")[2] for name in names}
+    counts = Counter(last.values())
+    return {name: short if counts[short] == 1 else name for name, short in last.items()}
 
 
 def train_command(source: Sequence[str], base: TrainConfig, config: TrainConfig) -> str:

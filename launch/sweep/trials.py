@@ -230,7 +230,7 @@ class _TrialRecorder(tune.Callback):
         if "ended" in result:
             one.status, one.reason, one.diverged = result["ended"], result["reason"], result["diverged"]
         else:
-            self._progress.evaluated()
+            self._progress.evaluated(one)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         one = self._of(trial)

@@ -294,7 +294,7 @@ def test_the_contact_sheet_shows_what_is_packed(
         (["folder:none"], "error: folder:none: there is no such directory"),
         (["mnist5kk"], "error: unknown data source 'mnist5kk'"),
         (["mnist", "--data-root", "none"], "error: mnist: its files are missing"),
-        (["synthetic", "--image-size", "2"], "error: Error parsing packing: image_size 2 is less than 4"),
+        (["synthetic", "--image-size", "2"], "error: image_size 2 is less than 4"),
         (["synthetic", "--out", "a.bmp"], "error: a.bmp cannot be written: name a file of .png"),
         (["synthetic", "--out", "none/a.png"], "error: none/a.png cannot be written: No such file or directory"),
         ([f"array:{'0' * 32}"], "error: array:00000000 was given from Python, and this cache has no packed images"),

@@ -37,7 +37,8 @@ def test_progress_has_a_line_for_each_event_and_a_summary(terminal: bool, tmp_pa
     screen = Screen(terminal)
     progress = SweepProgress(sweep, screen)
     progress.started(first)
-    progress.evaluated()
+    first.step = 200
+    progress.evaluated(first)
     first.status, first.step = "stopped", 300
     progress.ended(first)
     progress.ended(sweep.trials[1])
@@ -47,7 +48,8 @@ def test_progress_has_a_line_for_each_event_and_a_summary(terminal: bool, tmp_pa
     assert "trial 0 stopped at step 300 of 900: test/negative_elbo 1" in text
     assert "trial 1 failed: loss is nan at step 7\n" in text
     assert "4/4 done, best 1" in text
-    assert ("3/4 done, 1 running" in text) == terminal and ("\r" in text) == terminal
+    assert ("3/4 done, 1 running (trial 0 at step 200)" in text) == terminal and ("\r" in text) == terminal
+    assert ("trial 0 at step 200 of 900: test/negative_elbo 1" in text) != terminal, "a log has a line for it"
 
 
 def _options(*words: str, **others: Any) -> SweepOptions:

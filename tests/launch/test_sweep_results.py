@@ -61,6 +61,46 @@ def test_trials_are_ranked_by_a_measured_metric_too() -> None:
     assert choose_metric(config, "evaluation/precision_1k", None).mode == "max"
     with pytest.raises(ConfigError, match="evaluation/kid_1k is none of --evaluate-metrics fid precision"):
         choose_metric(config, "evaluation/kid_1k", None)
+    with pytest.raises(ConfigError, match=r"evaluation/fid is measured only where .*; add --evaluate-metrics fid$"):
+        choose_metric(small_config("gan"), "fid", None)
+
+
+def test_a_metric_is_found_by_its_name_without_prefix_and_counts() -> None:
+    config = small_config("gan", evaluate_metrics=("fid", "precision"))
+    assert choose_metric(VAE, "kl", None) == choose_metric(VAE, "test/kl", None)
+    assert choose_metric(config, "class_variation", None).name == "samples/class_variation"
+    record = {"samples/diversity": 0.3, "evaluation/fid_5k": 2.5, "evaluation/precision_5k": 0.8}
+    for name in ("fid", "evaluation/fid", "evaluation/fid_5k"):
+        assert choose_metric(config, name, None).value_in(record) == 2.5
+    assert choose_metric(config, "precision", None) == Metric("evaluation/precision", "max")
+    with pytest.raises(ConfigError, match="no evaluation/fid_1k: they have evaluation/fid_5k, evaluation/precision_5k"):
+        choose_metric(config, "evaluation/fid_1k", None).value_in(record)
+
+
+def test_other_measured_metrics_stand_beside_the_one_that_ranks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = sweep_of(tmp_path, SPACES[0], 3, "gan-mnist", "samples/class_variation")
+    trial = sweep.trials[0]
+    trial.path.mkdir()
+    evaluations = [
+        {"step": step, "samples/class_variation": 0.1, "evaluation/fid_1k": step / 100, "evaluation/recall_1k": 0.5}
+        for step in (300, 900)
+    ]
+    lines = [json.dumps(record) for record in (evaluations[0], evaluations[1], {"step": 900, "train/loss": 1.0})]
+    (trial.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    trial.read(sweep.metric)
+    assert trial.others == {"evaluation/fid_1k": 9.0, "evaluation/recall_1k": 0.5}
+    heads, *rows = (line.split() for line in sweep.table())
+    assert heads[3:] == ["samples/class_variation", "fid_1k", "recall_1k", "steps", "status"]
+    (row,) = [row for row in rows if row[1] == "0"]
+    assert [float(value) for value in row[4:6]] == [9.0, 0.5]
+    sweep.save()
+    sweep.save_table()
+    with open(tmp_path / "sweep.csv") as file:
+        table = {row["trial"]: row for row in csv.DictReader(file)}
+    assert float(table["0"]["evaluation/fid_1k"]) == 9.0 and table["2"]["evaluation/fid_1k"] == ""
+    assert json.loads((tmp_path / "sweep.json").read_text())["trials"][0]["others"]["evaluation/recall_1k"] == 0.5
 
 
 def test_a_nan_metric_ranks_last_and_a_missing_one_is_named() -> None:

@@ -12,7 +12,16 @@ from gen_dist.cli import NoOptions, parse_train
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.launch.sweep.plan import command_source
-from gen_dist.launch.sweep.space import as_typed, draw_trials, parse_space, train_command, trial_configs, with_values
+from gen_dist.launch.sweep.space import (
+    all_as_typed,
+    as_typed,
+    draw_trials,
+    lines_about_roles,
+    parse_space,
+    train_command,
+    trial_configs,
+    with_values,
+)
 from gen_dist.presets import get_preset, presets
 from tests.launch.sweeps import VAE
 from tests.support.runs import write_config
@@ -91,6 +100,50 @@ def test_a_space_that_cannot_be_is_one_line(words: list[str], mentioned: str) ->
     with pytest.raises(ConfigError, match=r"^[^\n]{1,800}$") as raised:
         parse_space(words, VAE)
     assert mentioned in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["discriminator_norm=batch,none"], ["discriminator.discriminator_norm"]),
+        (["latent_dim=4,8", "generator_norm=batch,none"], ["network.latent_dim", "network.generator_norm"]),
+        (
+            ["network.hidden_size=4,8", "discriminator.hidden_size=4,8"],
+            ["network.hidden_size", "discriminator.hidden_size"],
+        ),
+    ],
+    ids=str,
+)
+def test_a_short_name_is_the_field_that_changes_a_network(words: list[str], found: list[str]) -> None:
+    preset = get_preset("r3gan-mnist")
+    space = parse_space(words, preset)
+    assert [one.name for one in space] == found and lines_about_roles(space, preset) == []
+    shown = all_as_typed(draw_trials(space, 0, 1)[0])
+    assert shown.count("network.hidden_size") == shown.count("discriminator.hidden_size") == shown.count("size") / 2
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("network.discriminator_norm=batch,none", "changes nothing here.*; search discriminator.discriminator_norm$"),
+        ("discriminator.latent_dim=4,8", "the network of a discriminator does not depend on latent_dim; leave it out"),
+    ],
+)
+def test_a_searched_option_that_changes_nothing_is_one_line(word: str, line: str) -> None:
+    preset = get_preset("r3gan-mnist")
+    with pytest.raises(ConfigError, match=line):
+        lines_about_roles(parse_space([word], preset), preset)
+
+
+def test_a_searched_option_that_does_not_reach_all_roles_says_so() -> None:
+    words = ["discriminator.hidden_size=none,256", "feature_maps=32,64", "latent_dim=4,8"]
+    preset = get_preset("wgan-gp-mnist")
+    space = parse_space(words, preset)
+    (trial,) = trial_configs(preset, draw_trials(space, 0, 1))
+    (line,) = lines_about_roles(space, trial)
+    assert line == (
+        "--space network.feature_maps is the generator's alone here; the discriminator's is discriminator.feature_maps"
+    )
 
 
 def test_draws_depend_on_seed_trial_and_field_alone() -> None:

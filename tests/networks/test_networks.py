@@ -357,6 +357,46 @@ def _bilinear(maps: Tensor, scale: float) -> Tensor:
     return resampled[:, :, border:-border, border:-border]
 
 
+OTHER_VALUES: dict[str, Any] = {
+    "generator_norm": "group",
+    "discriminator_norm": "group",
+    "spectral_norm": True,
+    "noise": "fixed",
+    "mapping_rate": 0.5,
+    "conditional_norm": True,
+    "centred_hidden": True,
+}
+BASES: dict[str, NetworkConfig] = {
+    "dcgan": DcganConfig(feature_maps=4, latent_dim=5, hidden_size=8, discriminator_norm="none"),
+    "resnet": ResnetConfig(feature_maps=(4, 6, 8), latent_dim=5, generator_norm="batch"),
+    "stylegan2": SMALL["stylegan2"],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"), [(kind, option) for kind, base in BASES.items() for option in base.one_sided]
+)
+def test_an_option_of_one_side_changes_no_network_of_the_other(kind: str, option: str) -> None:
+    base = BASES[kind]
+    if not hasattr(base, option):
+        assert not base.changes(option, "discriminator")
+        return
+    value = OTHER_VALUES.get(option, getattr(base, option, 0) * 2)
+    other = dataclasses.replace(base, **{option: value})
+    assert value != getattr(base, option)
+    sides = zip(make(base), make(other), strict=True)
+    described = [
+        (repr(one), {name: each.shape for name, each in one.state_dict().items()}) for pair in sides for one in pair
+    ]
+    same = [described[0] == described[1], described[2] == described[3]]
+    if option == "latent_dim":  # an encoder's numbers of latents are given by the objective
+        assert same == [True, False] and not base.changes(option, "discriminator") and base.changes(option, "encoder")
+        return
+    assert same[0] or base.changes(option, "discriminator")
+    assert same[1] or base.changes(option, "generator")
+    assert base.changes(option, "discriminator") != base.changes(option, "generator")
+
+
 def test_a_centred_hidden_layer_has_mean_zero_over_the_batch() -> None:
     latents = torch.randn(64, 5)
     means = {}
