@@ -9,7 +9,7 @@ if (root := Path(__file__).resolve().parent.parent).joinpath("gen_dist").is_dir(
 
 from gen_dist.cli import own_program, parse_train, run_command
 from gen_dist.launch.cluster.access import connect
-from gen_dist.launch.sweep.plan import SweepOptions, command_source, conclude, plan_sweep
+from gen_dist.launch.sweep.plan import SweepOptions, command_source, conclude, plan_sweep, show_trials
 
 
 def main() -> None:
@@ -18,10 +18,15 @@ def main() -> None:
     config, fresh, options = parse_train(words, own_program(), SweepOptions())
     with plan_sweep(config, fresh, options) as sweep:
         if not all(trial.is_settled for trial in sweep.trials):
-            with connect(options.address, options.least_cpus, options.workers * options.cpus_per_worker):
-                from gen_dist.launch.sweep.trials import run_trials  # Ray takes seconds to import
+            try:
+                with connect(options.address, options.least_cpus, options.workers * options.cpus_per_worker):
+                    from gen_dist.launch.sweep.trials import run_trials  # Ray takes seconds to import
 
-                run_trials(sweep, options)
+                    run_trials(sweep, options)
+            except KeyboardInterrupt:
+                if any(trial.history for trial in sweep.trials):
+                    print(show_trials(sweep), flush=True)
+                raise
         conclude(sweep, config, command_source(words))
 
 

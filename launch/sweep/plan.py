@@ -190,20 +190,26 @@ def best_command(sweep: Sweep, config: TrainConfig, source: Sequence[str]) -> st
     return train_command(source, base, best)
 
 
+def show_trials(sweep: Sweep) -> str:
+    """Print the table and write table and picture, also for a stopped sweep, and return the line about the files."""
+    from gen_dist.launch.sweep.plot import save_plot
+
+    sweep.save()
+    sweep.save_table()
+    drawn = any(trial.value is not None and trial.status != "failed" for trial in sweep.trials)
+    if drawn:
+        save_plot(sweep.path / "sweep.png", sweep)
+    print(*sweep.table(), sep="\n", flush=True)
+    return f"table in {sweep.path / 'sweep.csv'}" + (f", picture in {sweep.path / 'sweep.png'}" if drawn else "")
+
+
 def conclude(sweep: Sweep, config: TrainConfig, source: Sequence[str]) -> None:
     """Print the table, write table and picture, and say how to train the best config.
 
     Raises:
         UserError: no trial finished.
     """
-    from gen_dist.launch.sweep.plot import save_plot
-
-    sweep.save()
-    sweep.save_table()
-    picture = sweep.path / "sweep.png"
-    if any(trial.history for trial in sweep.trials):
-        save_plot(picture, sweep)
-    print(*sweep.table(), sep="\n", flush=True)
+    files = show_trials(sweep)
     if not sweep.best:
         reasons = [trial.short_reason for trial in sweep.ranked if trial.reason]
         raise UserError(f"no trial finished; {reasons[0] if reasons else 'all were stopped early'}")
@@ -216,7 +222,7 @@ def conclude(sweep: Sweep, config: TrainConfig, source: Sequence[str]) -> None:
         f"best: trial {sweep.best.index}, {sweep.metric.name} {readable_metric(sweep.best.value or 0.0)}, model in "
         f"{sweep.best.path}",
         f"  {best_command(sweep, config, source)}",
-        f"table in {sweep.path / 'sweep.csv'}, picture in {picture}",
+        files,
         sep="\n",
         flush=True,
     )

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,13 +142,18 @@ def test_a_plan_that_cannot_be_is_one_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def _run(words: Sequence[object], directory: Path, limit: float = 240) -> subprocess.CompletedProcess[str]:
+def _command(words: Sequence[object], directory: Path) -> tuple[list[str], dict[str, str]]:
+    """Words and environment of a sweep's command."""
     environment = os.environ | {
         "HOME": str(directory / "home"),
         "RAY_AUTH_TOKEN_PATH": str(directory / "token"),
         "GEN_DIST_CACHE": str(directory / "packed"),
     }
-    command = [*warm_python(), str(REPOSITORY / "launch/ray_sweep.py"), *map(str, words)]
+    return [*warm_python(), str(REPOSITORY / "launch/ray_sweep.py"), *map(str, words)], environment
+
+
+def _run(words: Sequence[object], directory: Path, limit: float = 240) -> subprocess.CompletedProcess[str]:
+    command, environment = _command(words, directory)
     return subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True, timeout=limit)
 
 
@@ -208,6 +214,27 @@ def test_eight_trials_lose_bad_ones_and_are_trained_once(tmp_path: Path) -> None
     assert again.returncode == 0 and again.stderr == "", again.stderr
     assert again.stdout == result.stdout
     assert written == {path: path.stat().st_mtime_ns for path in store.rglob("trial_*/**/*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_stopped_sweep_shows_what_there_is(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    config = small_config("vae", steps=4000, log_every=10, checkpoint_every=4000, sample_every=4000)
+    words = ["--config", write_config(tmp_path / "config.json", config), "--space", "learning_rate=3e-3,1e-3"]
+    words += ["--trials", 2, "--concurrent", 1, "--grace-period", 20, "--storage", tmp_path]
+    command, environment = _command(words, tmp_path)
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, **streams) as process:
+        assert process.stderr
+        shown = next(line for line in process.stderr if " at step " in line)
+        process.send_signal(signal.SIGINT)
+        table, rest = process.communicate(timeout=120)
+    assert re.fullmatch(r"trial 0 at step \d+ of 4000: test/negative_elbo [\d.]+\n", shown)
+    assert process.returncode == 130 and "stopped with 0/2 done" in rest
+    heads, first, second, place = (line.split() for line in table.splitlines())
+    assert heads[:3] == ["rank", "trial", "learning_rate"] and first[-1] == "interrupted" and second[-1] == "waiting"
+    assert place[2] == f"{tmp_path / 'small-sweep' / 'sweep.csv'}," and Path(place[-1]).exists()
+    assert Path(place[2][:-1]).read_text().count("\n") == 3
 
 
 FAULTY = """
