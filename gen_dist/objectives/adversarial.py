@@ -1,8 +1,9 @@
 """Base of all adversarial objectives: the two networks, the discriminator's input, and the two phases.
 
 The generator takes its turn first and carries its images to the discriminator, so no image is generated twice. New ones
-are drawn only at steps without a generator turn. Papers begin with the discriminator; the two orders differ only in the
-very first turn.
+are drawn only at steps without a generator turn. The carried images are of the generator's weights before its update,
+so both networks move against the other as it was when the step began: simultaneous updates. Papers alternate: their
+second turn sees the update of the first.
 """
 
 from __future__ import annotations

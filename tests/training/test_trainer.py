@@ -1,5 +1,6 @@
 """The training step is a pure function of config, data, step and state."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -8,12 +9,14 @@ import torch
 from gen_dist.config import DcganConfig, OptimizerConfig, ResnetConfig, TrainConfig
 from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.objectives import Objective, build_objective
+from gen_dist.objectives.phase import Batch
 from gen_dist.records.checkpoint import Checkpoint
 from gen_dist.training.schedule import learning_rate_at
 from gen_dist.training.trainer import Trainer
 from tests.support.fused_norm import normalize_as_on_gpus
 from tests.support.runs import (
     OBJECTIVES,
+    SMALL_STYLEGAN2,
     WITH_BATCH_STATISTICS,
     WITH_DISCRIMINATOR,
     all_tensors,
@@ -139,6 +142,45 @@ def test_the_average_of_the_weights_follows_its_definition() -> None:
         decay = min(0.99, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * trainer.tensors()["networks"][name]
     torch.testing.assert_close(trainer.tensors()["averaged"][name], average)
+
+
+def test_the_steps_of_a_gan_are_simultaneous_updates_by_adam() -> None:
+    """Four steps of StyleGAN2 equal a plain loop: both losses before either update, R1 at every second step in the
+    discriminator's loss, rate and betas scaled for it (Karras et al. 2020, appendix B), then the average."""
+    config = small_config(
+        "stylegan2, lazy, projection",
+        network=dataclasses.replace(SMALL_STYLEGAN2, minibatch_group=4),
+        optimization=OptimizerConfig(betas=(0.0, 0.99), lazy_scaling=True, ema_decay=0.9, epsilon=1e-3),
+        learning_rate=2e-2,
+    )
+    trainer = make_trainer(config)
+    objective = copy.deepcopy(trainer.objective).train()
+    phases, players = objective.phases(), objective.networks
+    ours = {name: list(players[name].parameters()) for name in ("generator", "discriminator")}
+    scaled = 2 / 3
+    optimizers = {
+        "generator": torch.optim.Adam(ours["generator"], 2e-2, (0.0, 0.99), 1e-3),
+        "discriminator": torch.optim.Adam(ours["discriminator"], 2e-2 * scaled, (0.0, 0.99**scaled), 1e-3),
+    }
+    average = {name: value.detach().clone() for name, value in players.named_parameters()}
+    for step in range(4):
+        images, labels = trainer.batches.micro_batch(step, 0)
+        batch = Batch(images, labels, torch.tensor([config.seed, step]), 0, penalized=step % 2 == 0)
+        generated = phases["generator"](batch)
+        discriminated = phases["discriminator"](batch._replace(carried=generated.carried))
+        for name, loss in (("generator", generated.loss), ("discriminator", discriminated.loss)):
+            for weight, gradient in zip(ours[name], torch.autograd.grad(loss, ours[name]), strict=True):
+                weight.grad = gradient
+        for name, optimizer in optimizers.items():
+            factor = learning_rate_at(config, step) / config.learning_rate * (scaled if name == "discriminator" else 1)
+            optimizer.param_groups[0]["lr"] = 2e-2 * factor
+            optimizer.step()
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = {name: value.lerp(average[name], decay) for name, value in players.named_parameters()}
+        trainer.run_step(step)
+    for name, value in players.named_parameters():
+        torch.testing.assert_close(trainer.tensors()["networks"][name], value.detach(), rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(trainer.tensors()["averaged"][name], average[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_batch_statistics_are_averaged_and_other_buffers_copied() -> None:
