@@ -322,9 +322,9 @@ add_preset(
 )
 add_preset(
     "stylegan2-cifar10",
-    # As the authors' configuration for CIFAR-10 (`cifar` in the code of Karras et al. 2020a): two mapping layers, rate,
-    # R1 at every 16th step with lazy scaling; with a quarter to a half of its 512 channels. Like it, this has neither
-    # path lengths nor mixed styles.
+    # Near the authors' configuration for CIFAR-10 (`cifar` in the code of Karras et al. 2020a): two mapping layers,
+    # rate, R1 at every 16th step with lazy scaling, neither path lengths nor mixed styles. It has a quarter to a half
+    # of their 512 channels; their discriminator has no residual connections, and compares 32 images in place of 4.
     replace(
         _CIFAR10_GAN,
         learning_rate=2.5e-3,
