@@ -242,6 +242,23 @@ def _with_short_errors(parse: Callable[[], T]) -> T:
         raise ConfigError(_one_line(text) + (f" ({place})" if place else "")) from None
 
 
+_QUOTED = r"'(.*?)'"
+_SENTENCES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"^Missing value for argument '(.*?)'\. Expected 1 values", r"\1 needs a value"),
+    (r"^Missing value for argument '(.*?)'\. Expected (\d+) values", r"\1 needs \2 values"),
+    (
+        r"^invalid choice '(.*)' for argument '(.*?)'\. Expected one of \((.*?),?\)",
+        lambda found: f"{found[2]} {found[1]!r} is none of {', '.join(sorted(re.findall(_QUOTED, found[3])))}",
+    ),
+    (
+        r"^Unrecognized or misplaced options: (.*) Arguments are applied to .* matter\.(; perhaps .*?)?(?= For full)",
+        lambda found: "Unrecognized options: " + re.sub(r" \(applied to [^)]*\)", ",", found[1]).rstrip(","),
+    ),
+    (r"^(Error parsing \S+: )no type matching .* - <class '(?!NoneType)\w+'>: ", r"\1"),
+)
+"""Errors of tyro that are two sentences, and the one that says the same. Choices come in the order of a set there."""
+
+
 def _one_line(error: str) -> str:
     """Sentence of tyro's framed error that names the mistake, without the option's own help text."""
     error = error.replace("__tyro-dummy-inner__.", "")  # tyro's name for options of a function
@@ -253,6 +270,8 @@ def _one_line(error: str) -> str:
     text = re.sub(r"^Error parsing (?!-)[\w.]+: ", "", text)  # what a dataclass says of itself
     text = re.sub(r" Argument helptext:.*?(?= For full helptext)", "", text)
     text = re.sub(r" Perhaps you meant:(.*?)(?= For full helptext)", _option_names, text)
+    for mistake, sentence in _SENTENCES:
+        text = re.sub(mistake, sentence, text, count=1)
     return re.sub(r"\.? For full helptext, (see|run) (.*)$", r"; see \2", text)
 
 
@@ -354,6 +373,8 @@ def run_subcommand(functions: Sequence[Callable[..., None]], words: Sequence[str
     commands = {function.__name__.replace("_", "-"): _deferred(function) for function in functions}
     if words[0] not in commands and not words[0].startswith("-"):
         raise ConfigError(f"unknown command {words[0]!r}; there are {', '.join(commands)}; see {prog} --help")
+    if words[0].startswith("-") and words[0] not in ("-h", "--help") and not words[0].startswith("--tyro-"):
+        raise ConfigError(f"{words[0]!r} stands before the command, which is {', '.join(commands)}; see {prog} --help")
     try:
         # The call is made after parsing, because output during parsing counts as a parsing error.
         call = _with_short_errors(lambda: tyro.extras.subcommand_cli_from_dict(commands, args=words, prog=prog))

@@ -49,6 +49,15 @@ def test_the_command_to_resume_works_where_the_user_is(
             "sample runs/a --count x",
             "Error parsing --count: invalid literal for int() with base 10: 'x'; see gen-dist s",
         ),
+        ("sample runs/a --count", "--count needs a value; see gen-dist sample --help"),
+        (
+            "export runs/a --format foo",
+            "--format 'foo' is none of diffusers, onnx, safetensors, torch-export; see gen-dist export --help",
+        ),
+        # An option of another command.
+        ("sample runs/a --format onnx", "Unrecognized options: --format, onnx; see gen-dist sample --help"),
+        ("--foo", "'--foo' stands before the command, which is train, sample, evaluate, compare, "),
+        ("--foo sample runs/a", "'--foo' stands before the command, which is train, sample, evaluate, compare, "),
         ("trian vae-mnist", "unknown command 'trian'; there are train, sample, evaluate, "),
     ],
 )
@@ -61,6 +70,25 @@ def test_a_mistake_is_one_sentence_that_names_its_help(
         run_subcommand(FUNCTIONS, words.split(), "gen-dist")
     assert str(raised.value).startswith(line)
     assert str(raised.value).endswith(" --help")
+    assert ". " not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--betas 0.1", "--betas needs 2 values; see"),
+        ("--wandb foo", "--wandb 'foo' is none of None, disabled, offline, online; see"),
+        ("--shards x", "Error parsing --shards: invalid literal for int() with base 10: 'x'; see"),
+        ("--augment foo", "augment 'foo' is none of flip, "),
+        ("--encoder.activation foo", "--encoder.activation 'foo' is none of "),
+    ],
+)
+def test_a_wrong_option_of_a_preset_is_one_sentence_that_names_its_help(words: str, line: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_train(["vae-mnist", *words.split()], "gen-dist train", NoOptions())
+    assert str(raised.value).startswith(line)
+    assert str(raised.value).endswith("; see gen-dist train vae-mnist --help")
+    assert ". " not in str(raised.value)
 
 
 @pytest.mark.parametrize("words", ["vae-mnist --config a.json", "vae-mnist --steps 3 --config=a.json"])
