@@ -93,7 +93,7 @@ class _Pass:
         self._rows: list[list[Any] | None] = []
 
     def contents(self) -> Contents:
-        place, long_name = 0, ""
+        place, long_name, last = 0, "", b""
         while header := self._bytes(place, _RECORD):
             if header.count(0) == _RECORD:
                 break
@@ -101,12 +101,13 @@ class _Pass:
             start, place = place + _RECORD, place + _RECORD + -(-size // _RECORD) * _RECORD
             if kind in _LONG_NAMES:
                 long_name = _long_name(kind, self._whole(start, size)) or long_name
-                continue
-            if kind in _FILES:
-                self._add(long_name or _short_name(header), start, size)
-            long_name = ""
+            else:
+                if kind in _FILES:
+                    self._add(long_name or _short_name(header), start, size)
+                long_name = ""
+            last = self._bytes(place - _RECORD, _RECORD) if size else header
         self._finish_sample()
-        self._take_end(place, header)
+        self._take_end(place, header, last)
         table, columns = self._table()
         return Contents(
             np.frombuffer(self._offsets, np.uint64) if self._offsets else np.empty(0, np.uint64),
@@ -121,12 +122,17 @@ class _Pass:
             columns=columns,
         )
 
-    def _take_end(self, place: int, header: bytes) -> None:
+    def _take_end(self, place: int, header: bytes, last: bytes) -> None:
         """Take what is behind the last file: a digest is of all bytes.
 
+        Args:
+            place: offset behind the last file.
+            header: what is there in place of a header; empty at the end of the archive.
+            last: last record of the last file.
+
         Raises:
-            DataError: the file is empty, goes on behind the mark of its end, or has nothing but zeros for longer than
-                tar pads files.
+            DataError: the file is empty, goes on behind the mark of its end, or its zeros are those of a copy that was
+                cut off.
         """
         if not self._bytes_taken:
             raise self._damaged("it is empty; write or copy it anew, or leave it out")
@@ -141,11 +147,14 @@ class _Pass:
             raise self._damaged("it goes on behind its end, as joined tar files do; write all files into one archive")
         zeros = self._bytes_taken - place
         if not (_may_be_padding(zeros, self._bytes_taken) if place else zeros <= _MOST_WITHOUT_FILES):
-            what = f"its last {zeros:,} bytes are" if place else f"all its {zeros:,} bytes are"
-            raise self._damaged(
-                f"{what} zero, as of a copy that was cut off; copy it anew, write it anew with tar's usual blocks "
-                "(-b 20), or leave it out"
-            )
+            if last.count(0) == len(last):  # none, too, of an archive without files
+                what = (
+                    f"its last {zeros:,} bytes and the end of its last file are"
+                    if place
+                    else f"all {zeros:,} bytes are"
+                )
+                raise self._damaged(f"{what} zero, as of a copy that was cut off; copy it anew, or leave it out")
+            self._left_out["with long zeros behind its files, which may be cut off"] += 1
         if not place:
             self._left_out[NO_FILES] += 1
 
@@ -175,7 +184,8 @@ class _Pass:
                 raise self._damaged(f"sample {printable(key.lstrip('/'))} has two images; keep one of them")
             if size > _MOST_IMAGE_BYTES:
                 raise self._damaged(f"an image at byte {start:,} has {size:,} bytes; at most {_MOST_IMAGE_BYTES:,} fit")
-            self._whole(start + size, 0)  # an image that is cut off is not one
+            in_last = max(size - 1, 0) % _RECORD + 1 if size else 0
+            self._whole(start + size - in_last, in_last)  # an image that is cut off is not one
             self._image, self._image_name = (start, size), path
         elif ending == "cls" and not self._columns:
             self._take_label(0, self._whole(start, size).decode("utf-8", "replace").strip(), start)
@@ -259,13 +269,12 @@ class _Pass:
 
 
 def _may_be_padding(zeros: int, total: int) -> bool:
-    """True if so many zero bytes behind the last file of an archive of `total` bytes are taken for a tar program's.
+    """True if so many zero bytes behind the last file of an archive of `total` bytes are what tar programs usually add.
 
-    Two records of zeros mark the end, and more fill up the last block: 10 KiB in Python's tarfile and GNU tar, which
-    takes any multiple of 512 bytes (`-b`). Both readers stop at the mark, so neither tells padding from a copy whose
-    room was set aside and whose end never came. Up to 64 KiB we take zeros for padding. Larger blocks are those of
-    tapes, powers of two up to 1 MiB, and such an archive is a multiple of its block, which a copy of another archive
-    seldom is.
+    Two records of zeros mark the end, and more fill up the last block: 10 KiB in Python's tarfile and GNU tar, or those
+    of tapes, powers of two up to 1 MiB. Other zeros are of a block that was chosen (GNU tar takes any multiple of 512
+    bytes, `-b`), or of a copy whose room was set aside and whose end never came. Such a copy ends within a file, nearly
+    always, so the last file's end is zero, too, which no compressed image has.
     """
     return zeros <= _MOST_WITHOUT_FILES + _RECORD or any(  # a mark that straddles two blocks has a record before
         zeros <= block + _RECORD and total % block == 0 for block in _TAPE_BLOCKS
