@@ -86,6 +86,27 @@ def test_an_array_of_python_2_is_read_without_a_warning(tmp_path, name):
     assert len(dataset.train.images) + len(dataset.test.images) == 30
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["|S2", "|a2", "a2"])
+def test_texts_by_an_old_name_of_numpy_are_refused_without_a_warning(tmp_path, kind):
+    np.savez(tmp_path / "new.npz", x=VALUES, labels=np.array([b"ab", b"cd"] * 15))
+    with zipfile.ZipFile(tmp_path / "new.npz") as new, zipfile.ZipFile(tmp_path / "a.npz", "w") as old:
+        for name in new.namelist():
+            old.writestr(name, new.read(name).replace(b"'|S2'", repr(kind).encode().ljust(5)))
+    with pytest.raises(DataError, match=r"the labels are \|S2 \[30\]; integers"):
+        opened(tmp_path / "a.npz", tmp_path / "cache", layout="NCHW")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["'\\d'", "1if", "b'u2'"])
+def test_a_strange_type_of_values_is_refused_without_a_warning(tmp_path, kind):
+    np.save(tmp_path / "a.npy", VALUES)
+    content = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(content.replace(b"'<u2'", kind.encode().ljust(5), 1))
+    with pytest.raises(DataError):
+        opened(tmp_path / "a.npy", tmp_path / "cache", layout="NCHW")
+
+
 def test_an_array_that_was_written_anew_is_packed_anew(tmp_path):
     np.save(tmp_path / "a.npy", VALUES[:, :1])
     first = opened(tmp_path / "a.npy", tmp_path)

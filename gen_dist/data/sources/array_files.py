@@ -205,7 +205,9 @@ class ArrayFile:
         try:
             # Opened here: given a path, NumPy leaves an archive that is damaged open.
             with self.path.open("rb") as file, warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Reading `.npy`")  # of Python 2, or damaged
+                warnings.simplefilter(
+                    "ignore"
+                )  # of headers of Python 2, of NumPy's old names for types, of bad escapes
                 if is_array(file.read(len(MAGIC))):
                     yield {_NAMES["train"][0]: self._mapped()}
                 else:
