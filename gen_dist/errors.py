@@ -121,6 +121,25 @@ def _refused(error: OSError) -> str:
     return f"{where}{shortened(reason)}; {way_out}"
 
 
+def number_of(count: int, noun: str) -> str:
+    """Number of things in words: `1 image`, `2,000 images`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def agreeing(count: int, predicate: str) -> str:
+    """Predicate of `count` things, which is given in the plural: `are resized` is `is resized` for 1.
+
+    What follows a comma or a semicolon is about something else.
+    """
+    if count != 1:
+        return predicate
+    clause, rest = re.fullmatch(r"([^,;]*)(.*)", predicate, re.DOTALL).groups()  # type: ignore[union-attr]
+    return re.sub(r"\b(are|have|lose|get|their)\b", lambda found: _OF_ONE[found[0]], clause) + rest
+
+
+_OF_ONE = {"are": "is", "have": "has", "lose": "loses", "get": "gets", "their": "its"}
+
+
 def shortened(text: str) -> str:
     """Start and end of a text on one line: together with the way out it fits a line that can be read."""
     text = r"\n".join(text.splitlines())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from gen_dist.config.checked import at_least
-from gen_dist.errors import ConfigError
+from gen_dist.errors import ConfigError, number_of
 from gen_dist.startup import tell
 
 if TYPE_CHECKING:
@@ -276,7 +276,10 @@ def invert(
     model = load(run, device=device, announce=tell, checkpoint=checkpoint)
     originals = read_images(model, images)
     if labels and len(labels) not in (1, len(images)):
-        raise ConfigError(f"{len(labels)} labels for {len(images)} images; give one for each, or one for all")
+        raise ConfigError(
+            f"{number_of(len(labels), 'label')} for {number_of(len(images), 'image')}; give one for each, or one "
+            "for all"
+        )
     rows = [model.labels.row_of(label) if model.conditional else model.labels.in_turn(1)[0] for label in labels]
     asked = label_tensor(model.labels, rows * (len(images) // len(rows))) if rows else None
     found = find(

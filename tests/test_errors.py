@@ -18,7 +18,8 @@ import torch
 from gen_dist import commands
 from gen_dist.cli import run_command
 from gen_dist.config import TrainConfig
-from gen_dist.errors import ConfigError, DataError, UserError
+from gen_dist.data.losses import KINDS
+from gen_dist.errors import ConfigError, DataError, UserError, agreeing, number_of
 from gen_dist.parallel.barrier import PeerDiedError
 from gen_dist.training.run import train
 from tests.bad_input import CASES, Place
@@ -188,6 +189,25 @@ def test_a_fault_of_the_program_keeps_its_traceback(fault: Exception) -> None:
 
     with pytest.raises(type(fault)):
         run_command(fail)
+
+
+@pytest.mark.parametrize(
+    ("predicate", "of_one"),
+    [
+        *[(text, text.replace("have", "has", 1)) for text in (KINDS["frames"], KINDS["channels"], KINDS["range"])],
+        (KINDS["levels"], KINDS["levels"].replace("lose", "loses").replace("their", "its")),
+        (
+            KINDS["depth"],
+            "has more than 8 bits and is reduced to 8, by --dtype uint8 or because images are of several types",
+        ),
+        (KINDS["ppm"], "is 16-bit colour PPM, of which the upper 8 bits are read; convert them to PNG or TIFF"),
+        ("are gray and get three equal channels", "is gray and gets three equal channels"),
+    ],
+)
+def test_a_count_of_one_has_a_verb_of_one(predicate: str, of_one: str) -> None:
+    assert agreeing(1, predicate) == of_one
+    assert agreeing(2, predicate) == agreeing(0, predicate) == predicate
+    assert [number_of(count, "shard") for count in (0, 1, 2_000)] == ["0 shards", "1 shard", "2,000 shards"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from gen_dist.errors import ConfigError, UserError, shortened
+from gen_dist.errors import ConfigError, UserError, number_of, shortened
 
 LabelKind = Literal["classes", "attributes", "numbers"]
 UNKNOWN = "unknown"
@@ -124,8 +124,8 @@ class LabelScheme:
         words = text.split(",")
         if len(words) != len(self.names):
             raise UserError(
-                f"label {text[:60]!r} has {len(words)} values; {len(self.names)} are needed, with commas between them: "
-                f"{shortened(', '.join(self.names))}"
+                f"label {text[:60]!r} has {number_of(len(words), 'value')}; {len(self.names)} are needed, with "
+                f"commas between them: {shortened(', '.join(self.names))}"
             )
         if self.kind == "attributes":
             return tuple(

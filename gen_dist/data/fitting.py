@@ -8,6 +8,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from gen_dist.config import DataConfig, Fit
+from gen_dist.errors import agreeing
 
 PAPER = "white"
 """Colour beside padded images, and behind transparent ones."""
@@ -82,4 +83,5 @@ def fitted(image: Image.Image, fitting: Fitting | None) -> Image.Image:
 
 def line_on_changes(changes: collections.Counter[str]) -> list[str]:
     """A line that says how many images were resized, and how; none if all are as they were."""
-    return ["; ".join(f"{count:,} {change}" for change, count in changes.most_common())] if changes else []
+    texts = [f"{count:,} {agreeing(count, change)}" for change, count in changes.most_common()]
+    return ["; ".join(texts)] if texts else []

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gen_dist.data.tally import Tally, shown_names
+from gen_dist.errors import agreeing, number_of
 
 KINDS = {
     "depth": "have more than 8 bits and are reduced to 8, by --dtype uint8 or because images are of several types",
@@ -21,7 +22,7 @@ KINDS = {
     "range": "have intensities beyond the range, which are cut off; scale them before, to 0..65535 for integers or "
     "0..1 for floats",
 }
-"""Kinds of loss, each with the end of a sentence about the images that have it."""
+"""Kinds of loss, each with the end of a sentence about several images that have it."""
 INTENSITY_KINDS = frozenset({"levels", "range"})
 """Kinds that pixels show; the others stand in the header of a file."""
 # Eight-bit images with fewer levels than this show steps; 12 bits in a 16-bit file become 16 levels.
@@ -35,7 +36,7 @@ _ROUNDING = 0.5
 def lines_on_losses(losses: Tally) -> list[str]:
     """A line for each kind of loss that images have."""
     return [
-        f"{count:,} images {KINDS[kind]}: {shown_names(count, names)} ({detail})"
+        f"{number_of(count, 'image')} {agreeing(count, KINDS[kind])}: {shown_names(count, names)} ({detail})"
         for kind, count, detail, names in losses.kinds()
     ]
 

@@ -16,7 +16,7 @@ from gen_dist.data.labelling import MISSING
 from gen_dist.data.sources.source import SPLITS, Block, HasLabels, Source, SplitName, form_of_source
 from gen_dist.data.tally import Tally
 from gen_dist.data.values import DTYPES
-from gen_dist.errors import DataError
+from gen_dist.errors import DataError, agreeing, number_of
 
 _DEFAULTS = DataConfig()
 
@@ -87,8 +87,8 @@ def needs_fitting(source: Source, packing: DataConfig, block: Block, images: NDA
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
         raise DataError(
-            f"{what}, and {len(bad):,} of them have values that are not finite, first {block.name(int(bad[0]))}; "
-            "replace the values, or leave those out"
+            f"{what}, and {len(bad):,} of them {agreeing(len(bad), 'have')} values that are not finite, "
+            f"first {block.name(int(bad[0]))}; replace the values, or leave those out"
         )
     height, width = images.shape[2:]
     other_size = packing.fit != "none" and packing.size not in (None, (width, height))
@@ -207,8 +207,8 @@ def check_counts(source: Source, counts: Mapping[SplitName, int], left_out: Tall
         raise DataError(f"{source.name}: it has no images")
     if 2 * skipped > total:
         raise DataError(
-            f"{source.name}: {skipped} of {total} images are unreadable ({left_out.first}); "
-            "that is more than half, so this is hardly the right data"
+            f"{source.name}: {skipped:,} of {number_of(total, 'image')} {agreeing(skipped, 'are')} unreadable "
+            f"({left_out.first}); that is more than half, so this is hardly the right data"
         )
     if source.has_test_split:
         for split in SPLITS:

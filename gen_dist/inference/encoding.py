@@ -22,7 +22,7 @@ from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset, Split
 from gen_dist.data.forms import written
 from gen_dist.data.sources.source import SPLITS, SplitName
-from gen_dist.errors import ConfigError, DataError, UserError, shortened
+from gen_dist.errors import ConfigError, DataError, UserError, agreeing, number_of, shortened
 from gen_dist.files import file_lock, write_atomically
 from gen_dist.inference.latent_card import latent_card
 from gen_dist.inference.latent_files import FileFormat, joined
@@ -268,7 +268,7 @@ def _fill(
     pending = in_main(begin, processes)
     images = sum(wanted.rows.values())
     if there := images - sum(shard.last - shard.first for shard in pending):
-        say(f"{there:,} of {images:,} images are encoded already")
+        say(f"{there:,} of {number_of(images, 'image')} {agreeing(there, 'are')} encoded already")
     with errors_shared(processes):
         _compute(wanted, pending[processes.rank :: processes.world_size], model, dataset, batch, processes)
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from gen_dist.data import Split
 from gen_dist.data.subsets import evenly_spaced
-from gen_dist.errors import ConfigError, UserError
+from gen_dist.errors import ConfigError, UserError, number_of
 from gen_dist.inference.fitted_prior import FittedPrior, networks_digest, write_fitted_prior
 from gen_dist.inference.latent_rows import rows_at_once
 from gen_dist.inference.latent_walks import MOST_DIRECTIONS, principal_directions
@@ -109,7 +109,7 @@ def latents_of(model: GenerativeModel, train: Split) -> Tensor:
     total = len(train.labels)
     rows = evenly_spaced(min(total, MOST_IMAGES if width <= MOST_DIRECTIONS else MOST_OF_LARGE), total)
     if total < 2:
-        raise UserError(f"the training split has {total} images: too few to fit a prior to")
+        raise UserError(f"the training split has {number_of(total, 'image')}: too few to fit a prior to")
     size = rows_at_once(model).rows
     parts = []
     for first in tqdm(range(0, len(rows), size), desc="encoding", unit="batch", leave=False, disable=None):

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import ConfigError
+from gen_dist.errors import ConfigError, number_of
 from gen_dist.parallel.facts import facts_of_start
 from gen_dist.parallel.rendezvous import join, number_from
 from gen_dist.plugins import float32_precision
@@ -53,8 +53,8 @@ def start_processes(config: TrainConfig) -> Processes:
     launched, here = number_from("WORLD_SIZE", 1), number_from("LOCAL_WORLD_SIZE", 1)
     if not on_cpu and here > torch.cuda.device_count():
         raise ConfigError(
-            f"this host was given {here} processes but has {torch.cuda.device_count()} GPUs; give it as many with "
-            "--num_processes, which counts those of all hosts"
+            f"this host was given {here} processes but has {number_of(torch.cuda.device_count(), 'GPU')}; give it as "
+            "many with --num_processes, which counts those of all hosts"
         )
     if launched > 1 and not dist.is_initialized():
         join(on_cpu, launched, facts_of_start(config, launched, on_cpu, threads_by_default(launched, config.shards)))

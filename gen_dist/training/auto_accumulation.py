@@ -13,7 +13,7 @@ import torch
 
 from gen_dist.config import TrainConfig
 from gen_dist.data import Dataset
-from gen_dist.errors import MachineError
+from gen_dist.errors import MachineError, number_of
 from gen_dist.objectives import Objective, build_objective
 from gen_dist.parallel.collectives import in_main, rows_of_all
 from gen_dist.parallel.processes import Processes
@@ -59,7 +59,9 @@ def with_accumulation_that_fits(
         )
     number = int(found.max())
     rows = -(-config.global_batch_size // (processes.world_size * number))
-    announce(f"accumulation {number} is the least that fits: at most {rows} images at once in each process")
+    announce(
+        f"accumulation {number} is the least that fits: at most {number_of(rows, 'image')} at once in each process"
+    )
     return dataclasses.replace(config, accumulation=number)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import MachineError, is_out_of_memory, shortened
+from gen_dist.errors import MachineError, agreeing, is_out_of_memory, number_of, shortened
 from gen_dist.objectives import Objective
 from gen_dist.parallel.processes import Processes
 from gen_dist.training.rows import rows_together, uncut_accumulations
@@ -60,7 +60,9 @@ def memory_advice(
     """
     first_line = shortened(str(error).strip().splitlines()[0])
     peak = _peak(processes.device)
-    what = f"out of memory in phase {facts.phase} with {facts.rows} images at once, at {peak} ({first_line})"
+    what = (
+        f"out of memory in phase {facts.phase} with {number_of(facts.rows, 'image')} at once, at {peak} ({first_line})"
+    )
     split = _split_state(facts, config, processes)
     if config.shards:
         ways = [*split, "a smaller network", "more --shards, which is another run in its last digits"]
@@ -116,7 +118,8 @@ def _accumulation_that_fits(
         except Exception as error:
             if not lacks_memory(error):
                 first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                return None, f"{images} images at once are not enough for the step ({shortened(first_line)})"
+                images_of_it = f"{number_of(images, 'image')} at once {agreeing(images, 'are')}"
+                return None, f"{images_of_it} not enough for the step ({shortened(first_line)})"
             free_frames(error)
     least = "one image fits" if together == 1 else f"the {together} images fit that a layer takes together"
     return None, f"not even {least}"

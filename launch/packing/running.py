@@ -20,7 +20,7 @@ from gen_dist.data.shards.fetching import Fetcher, is_url
 from gen_dist.data.shards.labels import INTEGER
 from gen_dist.data.shards.writing import CLASS_KEY, PLAN_FILE, index_place
 from gen_dist.data.sources.source import SPLITS
-from gen_dist.errors import DataError
+from gen_dist.errors import DataError, agreeing, number_of
 from gen_dist.launch.packing.making import Report, index_of, make_shard
 from gen_dist.launch.packing.options import PackOptions, ShardOptions
 from gen_dist.launch.packing.plan import LabelNames, ShardPlan, ShardTask, Tasks, plan_shards
@@ -95,7 +95,10 @@ def pack(options: PackOptions, run: Runner, announce: Callable[[str], None]) -> 
     _claim(out, plan, of_shards, names)
     reports = _finished(out, names, plan.source)
     if reports:
-        announce(f"{len(reports):,} of {len(names):,} shards are finished in {printable(shown(out))}")
+        announce(
+            f"{len(reports):,} of {number_of(len(names), 'shard')} {agreeing(len(reports), 'are')} finished in "
+            f"{printable(shown(out))}"
+        )
     missing = plan.tasks.only(name not in reports for name in names)
     bar = tqdm(
         total=len(names),
@@ -208,18 +211,18 @@ def _lines(plan: ShardPlan, reports: Sequence[Report], out: str, options: PackOp
     total = sum(report.images for report in reports)
     size = sum(report.bytes for report in reports)
     yield (
-        f"packed {plan.source}: {total:,} images in {len(reports):,} shards of {size / 2**20:,.1f} MiB in all, in "
-        f"{printable(shown(out))}"
+        f"packed {plan.source}: {number_of(total, 'image')} in {number_of(len(reports), 'shard')} of "
+        f"{size / 2**20:,.1f} MiB in all, in {printable(shown(out))}"
     )
     for why in dict.fromkeys(why for report in reports for why in report.left_out):
         left = [report.left_out[why] for report in reports if why in report.left_out]
         names = [name for _, some in left for name in some][:_NAMES_SHOWN]
-        yield f"left out {sum(count for count, _ in left):,} images, {why}: {', '.join(names)}"
+        yield f"left out {number_of(sum(count for count, _ in left), 'image')}, {why}: {', '.join(names)}"
     changes = _sums(report.changes for report in reports)
     if changes:
-        yield "; ".join(f"{count:,} {change}" for change, count in changes.items())
+        yield "; ".join(f"{count:,} {agreeing(count, change)}" for change, count in changes.items())
     for kind, count in _sums({kind: one[0] for kind, one in report.losses.items()} for report in reports).items():
-        yield f"{count:,} images {KINDS[kind]}"
+        yield f"{number_of(count, 'image')} {agreeing(count, KINDS[kind])}"
     kinds = _sums(report.kinds for report in reports)
     if len(kinds) > 1:
         counted = " and ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))

@@ -165,6 +165,7 @@ BAD_DATA: dict[str, tuple[Callable[[Path], tuple[str, dict[str, Any]]], str]] = 
     "folder with empty classes": (folder({"cat/notes.txt": b""}), "no images in"),
     "one image": (folder({"a.png": png()}), "one readable image is too few"),
     "all truncated": (folder({f"{i}.png": TRUNCATED for i in range(4)}), "4 of 4 images are unreadable (0.png: "),
+    "one of one unreadable": (folder({"a.png": b""}), "1 of 1 image is unreadable (a.png: "),
     "more than half unreadable": (
         folder({"a.png": png(), "b.png": b"", "c.jpg": b"x"}),
         "2 of 3 images are unreadable",
@@ -173,7 +174,7 @@ BAD_DATA: dict[str, tuple[Callable[[Path], tuple[str, dict[str, Any]]], str]] = 
         folder({"a.png": png(), "b.png": png(), "c.png": TRUNCATED}, unreadable_images="error"),
         "c.png is unreadable",
     ),
-    "images beside classes": (folder({"a.png": png(), "cat/b.png": png()}), "1 images beside its class directories"),
+    "images beside classes": (folder({"a.png": png(), "cat/b.png": png()}), "1 image beside its class directories"),
     "test class unknown to train": (
         folder({"train/cat/a.png": png(), "test/dog/b.png": png()}),
         "test/dog/b.png is of class 'dog'",

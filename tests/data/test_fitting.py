@@ -97,8 +97,8 @@ def test_a_line_says_that_images_are_resized(tmp_path: Path) -> None:
     wide, lines = packed(source, tmp_path, image_size="128x64", fit="pad")
     assert wide.image_shape == (3, 64, 128)
     assert lines == [
-        f"{source}: 3 are resized to 128x64; 3 are padded with white to its proportions; 1 are smaller than that and "
-        "are enlarged"
+        f"{source}: 3 are resized to 128x64; 3 are padded with white to its proportions; 1 is smaller than that and "
+        "is enlarged"
     ]
 
 

@@ -66,7 +66,7 @@ TRAIN = tuple(f"train/{name}" for name in (*A, *B))
 TAKEN: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, int], str]] = {
     "train alone": (TRAIN, ("a", "b"), (3, 1), ""),
     "train beside directories without images": ((*TRAIN, "docs/", "__MACOSX/train/._1.png"), ("a", "b"), (3, 1), ""),
-    "train beside loose images": ((*TRAIN, "x.png"), ("a", "b"), (3, 1), "not used beside train/: 1 images"),
+    "train beside loose images": ((*TRAIN, "x.png"), ("a", "b"), (3, 1), "not used beside train/: 1 image"),
     "Train and TEST": (("Train/a/1.png", "Train/a/2.png", "TEST/a/1.png"), ("a",), (2, 1), ""),
     "training and validation": (("training/a/1.png", "validation/a/1.png"), ("a",), (1, 1), ""),
     "training_set and test_set": (("training_set/1.png", "test_set/1.png"), ("all",), (1, 1), ""),
@@ -76,7 +76,7 @@ TAKEN: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, int], str]] 
         (*TRAIN, "test/a/1.png", "extra/1.png", "x.png"),
         ("a", "b"),
         (4, 1),
-        "extra/, 1 images",
+        "extra/, 1 image",
     ),
     "train as a class": (
         ("bus/1.png", "car/1.png", "train/1.png"),

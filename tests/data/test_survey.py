@@ -169,7 +169,7 @@ def test_what_becomes_of_images_is_counted(tmp_path: Path) -> None:
     for words in (
         "2 unreadable: ",
         "1 .txt",
-        "1 images have several pages",
+        "1 image has several pages",
         "0..1023 become 0..4",
         "2 PNG palette with transparency",
         "2 TIFF float gray",

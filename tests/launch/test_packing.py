@@ -94,8 +94,8 @@ def test_shards_have_the_images_and_labels_of_a_folder(
     assert images_of(shards) == images_of(opened(folder, image_size=8, channels=3))
     assert shards.class_names == NAMES
     assert lines[0].startswith(f"packed {folder}: 18 images in 3 shards of ")
-    assert "left out 1 images, unreadable: cat/06.png" in lines
-    assert "left out 1 images, too small: dog/11.png" in lines
+    assert "left out 1 image, unreadable: cat/06.png" in lines
+    assert "left out 1 image, too small: dog/11.png" in lines
     assert "18 are resized to 8x8" in lines
     assert lines[-1] == f"train on it with --data 'shards:{out}/train-{{00000..00002}}.{container}'"
 

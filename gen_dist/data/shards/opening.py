@@ -39,7 +39,7 @@ from gen_dist.data.shards.packed_parts import PackedParts, keeping_of
 from gen_dist.data.shards.places import kind_of, shards_of
 from gen_dist.data.shards.reading import Blocks, Shard, ShardImages, is_read_directly
 from gen_dist.data.values import scale_of_json
-from gen_dist.errors import DataError
+from gen_dist.errors import DataError, number_of
 from gen_dist.files import read_regular, reason_of, sync
 
 # Raise it when the content of an index changes.
@@ -92,7 +92,8 @@ def open_shards(pattern: str, packing: DataConfig, announce: Callable[[str], Non
         dataset = _open(directory, name, packing, fetcher, announce)
     announce(
         f"indexed {name} in {time.monotonic() - started:.1f} s: {len(dataset.train.labels):,} train and "
-        f"{len(dataset.test.labels):,} test images in {len(places):,} shards; index in {directory}"
+        f"{number_of(len(dataset.test.labels), 'test image')} in {number_of(len(places), 'shard')}; "
+        f"index in {directory}"
     )
     return dataset
 

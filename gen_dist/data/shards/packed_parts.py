@@ -31,7 +31,7 @@ from gen_dist.data.shards.fetching import READERS, Fetcher
 from gen_dist.data.shards.image_names import BYTES_BEFORE, image_name
 from gen_dist.data.shards.places import kind_of
 from gen_dist.data.tally import Tally, unreadable_images
-from gen_dist.errors import DataError
+from gen_dist.errors import DataError, agreeing, number_of
 from gen_dist.files import sync
 
 T = TypeVar("T")
@@ -118,8 +118,9 @@ class PackedParts:
                 changes.update(fitting.changes((found.width, found.height)) if fitting else [])
         if damaged.count > len(headers):
             raise DataError(
-                f"{self._name}: {damaged.count} of {len(some)} images looked at are unreadable ({damaged.first}); that "
-                "is more than half, so this is hardly the right data"
+                f"{self._name}: {damaged.count} of {number_of(len(some), 'image')} looked at "
+                f"{agreeing(damaged.count, 'are')} unreadable ({damaged.first}); that is more than half, so this "
+                "is hardly the right data"
             )
         dtypes = sorted({header.dtype for header in headers})
         arrays = sorted({header.dtype for header in headers if " array" in header.kind} - {"uint8"})
@@ -138,7 +139,7 @@ class PackedParts:
             raise DataError(f"{self._name}: images are of {shown_sizes}; say which size all get with --image-size")
         width, height = fitting[:2] if fitting else sizes[0]
         channels = self._channels({header.channels for header in headers})
-        lines = [f"of {len(headers):,} images looked at, {line}" for line in line_on_changes(changes)]
+        lines = [f"of {number_of(len(headers), 'image')} looked at, {line}" for line in line_on_changes(changes)]
         return Look((channels, height, width), fitting, lines, dtype)
 
     def _channels(self, found: set[int]) -> int:

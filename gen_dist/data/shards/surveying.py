@@ -40,7 +40,7 @@ from gen_dist.data.subsets import evenly_spaced
 from gen_dist.data.survey import Survey, counted, listed, size_text, sizes_text
 from gen_dist.data.surveying import SHEET_CLASSES, SHEET_COLUMNS, SHEET_ROWS_OF_ONE_CLASS
 from gen_dist.data.tally import Tally
-from gen_dist.errors import DataError
+from gen_dist.errors import DataError, number_of
 
 _MOST_SHARDS = 8
 """Shards that are read of a large set."""
@@ -91,9 +91,11 @@ class ShardSurvey(Survey):
         about = "" if self.is_whole else "about "
         state = f"indexed already in {self.packed_in}" if self.packed_in else "not indexed yet"
         size = size_text(self.shard_bytes)
-        lines = [f"{self.source}: {about}{self.images:,} images in {self.shards:,} {self.kind} shards, {size}, {state}"]
+        images, shards = number_of(self.images, "image"), number_of(self.shards, f"{self.kind} shard")
+        lines = [f"{self.source}: {about}{images} in {shards}, {size}, {state}"]
         if not self.is_whole:
-            read = f"{self.shards_read:,} shards with {self.images_read:,} images; the others are taken to be like them"
+            read = f"{number_of(self.shards_read, 'shard')} with {number_of(self.images_read, 'image')}; "
+            read += "the others are taken to be like them"
             lines += listed("read", [read])
         held_out = ", held out by key" if self.holds_out else ""
         lines += listed("splits", [f"{about}{self.totals['train']:,} train and {self.totals['test']:,} test{held_out}"])

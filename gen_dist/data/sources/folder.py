@@ -21,7 +21,7 @@ from gen_dist.data.labelling import MISSING
 from gen_dist.data.naming import names_test, names_train, printable, some, spelled_twice
 from gen_dist.data.sources.source import Block, Request, SplitName, register
 from gen_dist.data.walking import EXTENSIONS, Found, has_image, scan, walk
-from gen_dist.errors import DataError
+from gen_dist.errors import DataError, number_of
 from gen_dist.files import retrying
 
 _TEST_DIRECTORIES = ("test", "val", "valid", "validation")
@@ -200,14 +200,14 @@ class Folder:
             )
         if trains and tests:
             unused = [f"{name}/" for name in directories if name not in (trains[0], tests[0]) and self._has_image(name)]
-            unused += [f"{loose} images beside them"] if loose else []
+            unused += [f"{number_of(loose, 'image')} beside them"] if loose else []
             if unused:
                 self._remarks.append(f"not used beside {trains[0]}/ and {tests[0]}/: {some(unused)}")
             return _Layout(trains[0], tests[0])
         others = [name for name in directories if name not in (*trains, *tests) and self._has_image(name)]
         if trains and not others:
             if loose:
-                self._remarks.append(f"not used beside {trains[0]}/: {loose} images")
+                self._remarks.append(f"not used beside {trains[0]}/: {number_of(loose, 'image')}")
             return _Layout(trains[0], None)
         for name in (*trains, *tests):
             self._check_split_as_class(name, others)
@@ -261,8 +261,9 @@ class Folder:
             return [*direct, *in_classes]
         if direct and in_classes:
             raise DataError(
-                f"{self.name}: {printable(str(directory))} has {len(direct)} images beside its class directories, such "
-                f"as {direct[0].shown}; move them into a class directory or away, or use --missing-labels unknown"
+                f"{self.name}: {printable(str(directory))} has {number_of(len(direct), 'image')} beside its class "
+                f"directories, such as {direct[0].shown}; move them into a class directory or away, or "
+                "use --missing-labels unknown"
             )
         if not direct and not in_classes:
             found = "".join(f"; {remark}" for remark in self._found.remarks())
