@@ -122,8 +122,8 @@ def _refused(error: OSError) -> str:
 
 
 def number_of(count: int, noun: str) -> str:
-    """Number of things in words: `1 image`, `2,000 images`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """Number of things in words: `1 image`, `2,000 images`, `2 processes`."""
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def agreeing(count: int, predicate: str) -> str:

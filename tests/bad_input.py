@@ -252,7 +252,15 @@ CASES: dict[str, Case] = {
     "an empty folder": (lambda p: _folder(p, {}), "images"),
     "a folder without images": (lambda p: _folder(p, {"a.txt": b"text"}), "images"),
     "a folder of truncated images": (lambda p: _folder(p, {f"{i}.png": _truncated_png(p) for i in range(3)}), ".png"),
-    "fewer images than a batch": (lambda p: ["vae-mnist", "--global-batch-size", 5000], "use at most 4000"),
+    "fewer images than a batch": (
+        lambda p: ["vae-mnist", "--global-batch-size", 5000],
+        "use --global-batch-size 4000 or less",
+    ),
+    "fewer images than micro-batches": (
+        lambda p: ["vae-mnist", "--global-batch-size", 8, "--accumulation", 9],
+        "less than 1 process x accumulation 9: some would have no images; use --global-batch-size 9 or more or "
+        "--accumulation 8 or less",
+    ),
     "a parquet file that is cut off": (
         lambda p: ["vae-mnist", "--data", f"parquet:{p.file('train.parquet', b'PAR1' + bytes(50))}"],
         "train.parquet",

@@ -208,6 +208,7 @@ def test_a_count_of_one_has_a_verb_of_one(predicate: str, of_one: str) -> None:
     assert agreeing(1, predicate) == of_one
     assert agreeing(2, predicate) == agreeing(0, predicate) == predicate
     assert [number_of(count, "shard") for count in (0, 1, 2_000)] == ["0 shards", "1 shard", "2,000 shards"]
+    assert number_of(2, "process") == "2 processes"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from gen_dist.data.on_demand import DecodingImages, ImagesOnDemand
 from gen_dist.data.prefetching import MICRO_BATCHES_AHEAD, Gathered, Gathering, Place, Prefetcher
 from gen_dist.data.shard_order import ShardOrder
 from gen_dist.data.subsets import keyed_permutation
-from gen_dist.errors import DataError
+from gen_dist.errors import DataError, number_of
 from gen_dist.randomness import Stream
 
 # Images that are fetched ahead of training: some seconds of most networks, and a part of a window of shards.
@@ -57,8 +57,8 @@ class TrainBatches:
         count = len(split.labels)
         if count < global_batch_size:
             raise DataError(
-                f"{split.name} has {count} images, fewer than global_batch_size {global_batch_size}; "
-                f"use at most {count}"
+                f"{split.name} has {number_of(count, 'image')}, fewer than global_batch_size {global_batch_size}; "
+                f"use --global-batch-size {count} or less"
             )
         self._count = count
         self._seed = seed

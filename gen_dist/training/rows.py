@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from gen_dist.config import TrainConfig
-from gen_dist.errors import ConfigError
+from gen_dist.errors import ConfigError, number_of
 from gen_dist.objectives import Objective
 from gen_dist.parallel.processes import Processes
 
@@ -80,9 +80,14 @@ def rows_of_rank(config: TrainConfig, processes: Processes) -> Rows:
     size, parts = config.global_batch_size, config.shards or processes.world_size * config.accumulation
     accumulation = parts // processes.world_size
     if size < parts:
+        ways = [f"--global-batch-size {parts} or more"]
+        if processes.world_size <= size:
+            ways.append(f"--accumulation {size // processes.world_size} or less")
+        if processes.world_size > 1:
+            ways.append("fewer processes")
         raise ConfigError(
-            f"global_batch_size {size} is less than {processes.world_size} processes x accumulation "
-            f"{config.accumulation}: some would have no images; use at least {parts}, or fewer of them"
+            f"global_batch_size {size} is less than {number_of(processes.world_size, 'process')} x "
+            f"accumulation {config.accumulation}: some would have no images; use {' or '.join(ways)}"
         )
     first = processes.rank * accumulation
     edges = [size * part // parts for part in range(first, first + accumulation + 1)]

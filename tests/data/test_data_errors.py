@@ -266,8 +266,8 @@ def test_fewer_images_than_a_batch_is_one_clear_line(tmp_path: Path) -> None:
             device=torch.device("cpu"),
             resident_budget_bytes=0,
         )
-    wanted = "train split of mnist5k has 4000 images, fewer than global_batch_size 5000; use at most 4000"
-    assert str(error.value) == wanted
+    wanted = "has 4,000 images, fewer than global_batch_size 5000; use --global-batch-size 4000 or less"
+    assert str(error.value) == f"train split of mnist5k {wanted}"
 
 
 def assert_refused_while_packing(cache: Path, reason: str) -> None:
