@@ -48,11 +48,12 @@ from gen_dist.data.subsets import held_out_order
 from gen_dist.data.tally import Tally
 from gen_dist.errors import DataError
 from gen_dist.files import reason_of
+from gen_dist.limits import usable_cpus
 
 # Images decoded by one task of the thread pool make the hand-over cheap. Those of all tasks bound memory.
 IMAGES_PER_TASK = 16
 MOST_BYTES_DECODED = 2**30
-THREADS = min(os.cpu_count() or 1, 32)
+THREADS = min(usable_cpus(), 32)
 # Encoded images that wait for the pool; blocks of usual images are a few MB.
 _MOST_BYTES_WAITING = 2**26
 # The bar is for sources that take long; shorter ones leave no trace of it.

@@ -19,6 +19,7 @@ from accelerate import PartialState
 
 from gen_dist.config import TrainConfig
 from gen_dist.errors import ConfigError, number_of
+from gen_dist.limits import usable_cpus
 from gen_dist.parallel.facts import facts_of_start
 from gen_dist.parallel.rendezvous import join, number_from
 from gen_dist.plugins import float32_precision
@@ -108,11 +109,12 @@ def _compute_alike_every_time() -> None:
 
 
 def threads_by_default(world_size: int, shards: int | None = None) -> int:
-    """Number of CPU threads for this process: GEN_DIST_THREADS if set, else its share of the allowed physical cores.
+    """Number of CPU threads for this process: GEN_DIST_THREADS if set, else its share of the physical cores.
 
-    OMP_NUM_THREADS is ignored: launchers set it to 1 for safety, which halves the speed on two cores, and nothing tells
-    their value from a user's. The opening lines say so. With shards, a process has the share of one shard, on any
-    number of processes: another number of threads would give other bits.
+    Cores count as far as affinity and a container's quota allow. OMP_NUM_THREADS is ignored: launchers set it to 1 for
+    safety, which halves the speed on two cores, and nothing tells their value from a user's. The opening lines say so.
+    With shards, a process has the share of one shard, on any number of processes: another number of threads would give
+    other bits.
 
     Raises:
         ConfigError: GEN_DIST_THREADS is not a number of threads.
@@ -121,7 +123,7 @@ def threads_by_default(world_size: int, shards: int | None = None) -> int:
         if not asked.isdecimal() or int(asked) < 1:
             raise ConfigError(f"GEN_DIST_THREADS is {asked!r}; it takes a whole number of at least 1")
         return int(asked)
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = usable_cpus()
     cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
     return max(1, cores // (shards or int(os.environ.get("LOCAL_WORLD_SIZE", world_size))))
 

@@ -24,6 +24,7 @@ import psutil
 
 import gen_dist
 from gen_dist.errors import ConfigError
+from gen_dist.limits import usable_cpus
 from gen_dist.startup import tell
 
 CODE = Path(gen_dist.__path__[0]).resolve().parent
@@ -151,7 +152,7 @@ def connect(address: str | None, least_cpus: int, cpus: int) -> Iterator[None]:
         options |= {"address": "local", "_node_ip_address": LOOPBACK, "include_dashboard": False}
         # Workers import the code of this process, even if no or another version is installed.
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(CODE), os.environ.get("PYTHONPATH"))))
-        options |= {"num_cpus": max(cpus, os.cpu_count() or 1), "runtime_env": {"env_vars": variables}}
+        options |= {"num_cpus": max(cpus, usable_cpus()), "runtime_env": {"env_vars": variables}}
         if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_TEMPORARY:
             options["_temp_dir"] = "/tmp/ray"
     elif "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # `submit` has set the job's environment
