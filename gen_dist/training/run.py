@@ -30,6 +30,7 @@ from gen_dist.records.run_directory import hold
 from gen_dist.startup import tell
 from gen_dist.training.auto_accumulation import with_accumulation_that_fits
 from gen_dist.training.measured import MeasuredMetrics
+from gen_dist.training.memory_watch import memory_watched
 from gen_dist.training.opening import opening_lines
 from gen_dist.training.outcome import DivergenceError, Outcome
 from gen_dist.training.precision import resolve_precision
@@ -111,7 +112,11 @@ def _train(
         dataset = open_dataset(config.data, config.data_root, config.packing, announce)
         _agree(config, dataset, processes)
         config = with_accumulation_that_fits(config, path, holding.fresh, dataset, processes, announce)
-        with contextlib.closing(Trainer(config, dataset, processes)) as trainer, stop_signals(stop):
+        with (
+            memory_watched(config, processes, announce),
+            contextlib.closing(Trainer(config, dataset, processes)) as trainer,
+            stop_signals(stop),
+        ):
             is_main = processes.is_main
             recorder = MainRunRecorder(trainer, holding, screen, on_log) if is_main else RunRecorder(path, processes)
             return _Run(trainer, recorder, announce, supervisor, stop).train(holding.fresh)
