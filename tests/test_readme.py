@@ -66,7 +66,9 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 @by_guide
-def test_code_runs_or_says_why_not(guide: Path, directory: Path, trained: Callable[[str], Path]) -> None:
+def test_code_runs_or_says_why_not(
+    guide: Path, directory: Path, trained: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     blocks = list(blocks_of(guide))
     _copy_runs(blocks, directory, trained)
     for block in blocks:
@@ -75,6 +77,9 @@ def test_code_runs_or_says_why_not(guide: Path, directory: Path, trained: Callab
         except BaseException as error:
             error.add_note(f"in the block of {block}")
             raise
+        told = capsys.readouterr().err
+        is_example = guide == REPOSITORY / "README.md" and block.language not in SHELL
+        assert not (is_example and re.search("warning|collapse|since step", told)), f"the example warns: {told}"
 
 
 @pytest.mark.slow
