@@ -8,6 +8,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else each process
 
 import gc
 import io
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,13 @@ def _white(figure: Any) -> bytes:
     written = io.BytesIO()
     Image.new("RGB", (width, height), "white").save(written, "PNG", compress_level=1)
     return written.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Begin each test with the same random state: its draws do not depend on the tests before it in this process."""
+    random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

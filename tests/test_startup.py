@@ -170,7 +170,7 @@ def test_a_launchers_orphan_knows_it(parent: int, name: str, words: str, adopted
 def test_a_process_ends_with_its_launcher(settles: str, tmp_path: Path) -> None:
     """Also where the launcher died before it was looked at."""
     wait = "" if settles == "before" else "time.sleep(0.3); "
-    child = f"import time; from gen_dist.startup import settle; {wait}settle(); time.sleep(60)"
+    child = f"import time; from gen_dist.startup import settle; {wait}settle(); time.sleep(600)"
     launcher = (
         f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {child!r}]); "
         f"print(p.pid, flush=True); time.sleep({0.5 if settles == 'before' else 0.05})"
@@ -181,7 +181,7 @@ def test_a_process_ends_with_its_launcher(settles: str, tmp_path: Path) -> None:
         [sys.executable, "-c", launcher, "accelerate"], env=os.environ | launched, stdout=subprocess.PIPE, text=True
     )
     process = int(done.stdout)
-    for _ in range(100):
+    for _ in range(3000):  # a process may take seconds to begin
         if not is_alive(process):
             return
         time.sleep(0.02)

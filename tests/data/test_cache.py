@@ -26,21 +26,40 @@ BUILDER = """
 import json, pathlib, sys, time
 from gen_dist.config import DataConfig
 from gen_dist.data import open_dataset
-ready, go, cache, images = sys.argv[1:]
+from gen_dist.data import packing
+ready, go, cache, images, stops = sys.argv[1:]
+made, blocks_of = 0, packing.blocks_of
+def slow_blocks(source):
+    global made
+    for block in blocks_of(source):
+        yield block
+        made += block.images.nbytes
+        if made > 6_000_000 and stops == "at its middle":
+            time.sleep(600)
+        while made > 6_000_000 and stops == "until another waits" and not pathlib.Path(go + " waits").exists():
+            time.sleep(0.001)
+packing.blocks_of = slow_blocks
+def announce(line):
+    lines.append(line)
+    if line.startswith("waiting"):
+        pathlib.Path(go + " waits").touch()
 pathlib.Path(ready).touch()
 while not pathlib.Path(go).exists():
     time.sleep(0.001)
 lines = []
-dataset = open_dataset("synthetic", ".", DataConfig(cache_dir=cache, synthetic_images=int(images)), lines.append)
+dataset = open_dataset("synthetic", ".", DataConfig(cache_dir=cache, synthetic_images=int(images)), announce)
 print(json.dumps({"lines": lines, "digest": dataset.digest, "sum": int(dataset.train.images.sum())}))
 """
 
 
-def start_builder(tmp_path: Path, number: int, images: int) -> subprocess.Popen[str]:
-    """Code of a process that waits for the file `go` and then opens the synthetic images."""
+def start_builder(tmp_path: Path, number: int, images: int, stops: str) -> subprocess.Popen[str]:
+    """Start a process that waits for the file `go` and then opens the synthetic images.
+
+    Packing stops for good `at its middle`, or `until another waits`: both at 6 MB, however busy the machine is.
+    """
     command = [*warm_python(), "-c", BUILDER, str(tmp_path / f"ready{number}"), str(tmp_path / "go")]
     return subprocess.Popen(
-        [*command, str(tmp_path / "cache"), str(images)],
+        [*command, str(tmp_path / "cache"), str(images), stops],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -67,7 +86,7 @@ def cache_directory(cache: Path) -> Path:
 
 
 def test_two_builders_make_one_cache(tmp_path: Path) -> None:
-    builders = [start_builder(tmp_path, number, 20_000) for number in range(2)]
+    builders = [start_builder(tmp_path, number, 20_000, "until another waits") for number in range(2)]
     wait_for(lambda: len(list(tmp_path.glob("ready*"))) == 2)
     (tmp_path / "go").touch()
     results = [json.loads(builder.communicate(timeout=60)[0]) for builder in builders]
@@ -82,7 +101,7 @@ def test_two_builders_make_one_cache(tmp_path: Path) -> None:
 
 def test_a_killed_builder_leaves_nothing_that_is_trusted(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    builder = start_builder(tmp_path, 0, 20_000)
+    builder = start_builder(tmp_path, 0, 20_000, "at its middle")
     (tmp_path / "go").touch()
 
     def in_mid_build() -> bool:
@@ -90,7 +109,7 @@ def test_a_killed_builder_leaves_nothing_that_is_trusted(tmp_path: Path) -> None
 
     wait_for(in_mid_build)
     builder.send_signal(signal.SIGKILL)
-    assert builder.wait(timeout=10) == -signal.SIGKILL
+    assert builder.wait(timeout=60) == -signal.SIGKILL
     builder.communicate()
     left_over = [path for path in cache.iterdir() if path.is_dir()]
     assert [path.name.startswith(".synthetic-building-") for path in left_over] == [True]

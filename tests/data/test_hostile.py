@@ -95,7 +95,7 @@ def test_directories_that_link_to_each_other_end(tmp_path: Path) -> None:
     (tmp_path / "images/a/up").symlink_to(tmp_path / "images")
     started = time.monotonic()
     assert count(opened(source, tmp_path)[0]) == 4
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_pipes_and_devices_among_parquet_files_are_left_out(tmp_path: Path) -> None:

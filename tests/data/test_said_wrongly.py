@@ -230,7 +230,7 @@ def test_what_8_bits_keep_is_not_told(tmp_path: Path, case: str) -> None:
         image.save(tmp_path / "images" / f"{number}.{extension}")
     lines = opened(f"folder:{tmp_path / 'images'}", tmp_path, dtype="uint8")[1]
     assert "grey levels" not in lines and "beyond the range" not in lines, lines
-    assert "beyond" not in opened(f"folder:{tmp_path / 'images'}", tmp_path)[1]
+    assert "beyond" not in opened(f"folder:{tmp_path / 'images'}", tmp_path)[1].replace(str(tmp_path), "")
 
 
 def tiff(samples: int, extra: tuple[int, ...], bits: int = 8, value: int = 9) -> bytes:

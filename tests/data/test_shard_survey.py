@@ -164,7 +164,7 @@ def test_the_command_draws_the_sheet_and_shows_no_secret(
             commands.main()
     assert not stop.value.code
     told = capsys.readouterr()
-    assert "60 images in 2 tar shards" in told.out and "version=7" not in told.out + told.err
+    assert "60 images in 2 tar shards" in told.out and "?version=7" not in told.out + told.err
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert np.asarray(sheet).std() > 10
     monkeypatch.setattr(sys, "argv", ["gen-dist", "data", "shards:https://me:word@host/a.tar"])

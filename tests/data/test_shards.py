@@ -312,20 +312,20 @@ def test_failures_that_will_not_pass_are_not_tried_again(error: Exception, line:
 def test_an_error_of_an_index_waits_for_no_server(
     server: ShardServer, opened: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "_FIRST_PAUSE", 60.0)
+    monkeypatch.setattr(fetching, "_FIRST_PAUSE", 200.0)
     waits = threading.Event()
     monkeypatch.setattr(fetching.Fetcher, "_tell_failure", lambda *_: waits.set())
 
     def fail(_: int) -> int:
         if "000" not in server.asked[-1]:
             return 503
-        return 418 if waits.wait(10) else 0
+        return 418 if waits.wait(60) else 0
 
     server.fails = fail
     started = time.monotonic()
     with pytest.raises(DataError, match="HTTP 418"):
         opened(f"{server.url}/{{000..002}}.tar")
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 150
 
 
 def test_an_error_ends_the_waiting_for_other_images(
@@ -336,10 +336,10 @@ def test_an_error_ends_the_waiting_for_other_images(
 
     def facts(place: str) -> None:
         if place.endswith("/001.tar"):  # the port may hold "001" too
-            waits.wait(30)
+            waits.wait(60)
             raise DataError("001 is gone")
         waits.set()
-        fetcher.interrupted.wait(60)
+        fetcher.interrupted.wait(200)
         raise DataError("000 was interrupted")
 
     monkeypatch.setattr(fetcher, "facts", facts)
@@ -347,7 +347,7 @@ def test_an_error_ends_the_waiting_for_other_images(
     with pytest.raises(DataError, match="001 is gone"):
         images[np.array([30] * 4 + [0] * 4)]
     images._pool.shutdown()
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 150
 
 
 def test_an_image_that_stands_for_another_has_its_own_label(tmp_path: Path, opened: Callable[..., Dataset]) -> None:
@@ -404,7 +404,7 @@ def test_a_run_stops_between_steps_while_its_server_is_gone(server: ShardServer,
             gone.set()
 
     def end() -> None:
-        assert gone.wait(30)
+        assert gone.wait(120)
         time.sleep(1)  # the batches that were on their way have come
         stop.set()
 

@@ -21,6 +21,7 @@ from tests.support.runs import (
     losses_of,
     small_config,
 )
+from tests.support.two_ranks import free_port
 from tests.support.warm_python import warm_python
 
 RAY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "OMP_NUM_THREADS": "1"}
@@ -90,12 +91,6 @@ def head_of_cluster(environment: dict[str, str], directory: Path) -> Iterator[tu
     finally:
         head.terminate()
         head.wait(timeout=60)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def listens(port: int) -> bool:

@@ -29,6 +29,7 @@ from gen_dist.training.run import train
 from tests.conftest import REPOSITORY
 from tests.launch.network_hosts import Host, two_hosts
 from tests.support.runs import close_losses, losses_of, small_config, write_config
+from tests.support.two_ranks import free_port
 
 TRAIN = str(REPOSITORY / "launch/train.py")
 TOOLS = sysconfig.get_path("scripts")
@@ -275,17 +276,11 @@ def listener() -> Iterator[socket.socket]:
         yield server
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 @pytest.mark.parametrize("seconds", ["0", "soon", "-5", "1.5", "9" * 30])
 @pytest.mark.parametrize("name", ["GEN_DIST_JOIN_SECONDS", "GEN_DIST_STEP_SECONDS"])
 def test_times_that_are_none_are_refused_at_once(name: str, seconds: str, launched: Callable[..., str]) -> None:
     line = f"{name} is {seconds!r}; it takes whole seconds from 1 to 31,536,000, as "
-    assert launched(0, "127.0.0.1", _free_port(), **{name: seconds}).startswith(line)
+    assert launched(0, "127.0.0.1", free_port(), **{name: seconds}).startswith(line)
 
 
 def test_a_port_that_is_taken_is_named(launched: Callable[..., str], listener: socket.socket) -> None:
@@ -306,18 +301,20 @@ def test_a_foreign_server_is_named_though_it_never_answers(
 
 
 def test_a_main_host_that_cannot_be_reached_is_named(launched: Callable[..., str]) -> None:
-    port = _free_port()
-    assert launched(1, "127.0.0.1", port) == (
-        f"the main host cannot be reached at 127.0.0.1:{port}: Connection refused; check that address, that the main "
-        "process runs, and the firewall"
-    )
+    with socket.socket() as silent:  # nobody else can listen there
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        assert launched(1, "127.0.0.1", port) == (
+            f"the main host cannot be reached at 127.0.0.1:{port}: Connection refused; check that address, that the "
+            "main process runs, and the firewall"
+        )
     assert launched(1, "nowhere.invalid", port).startswith(
         f"the main host cannot be reached at nowhere.invalid:{port}: "
     )
 
 
 def test_processes_that_did_not_join_are_named(launched: Callable[..., str]) -> None:
-    port = _free_port()
+    port = free_port()
     assert launched(0, "127.0.0.1", port, WORLD_SIZE="4") == (
         f"4 processes were launched but 1 joined at 127.0.0.1:{port} in time; absent: rank 1, 2, 3; see their "
         "output, and check that every host was given the same number of processes"
@@ -341,7 +338,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_a_user_sees_one_line_and_exit_code_2(
     launched: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = launched(1, "127.0.0.1", _free_port())
+    line = launched(1, "127.0.0.1", free_port())
     monkeypatch.setattr(sys, "argv", [TRAIN, "vae-mnist", "--run-dir", str(tmp_path), "--device", "cpu"])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(TRAIN, run_name="__main__")

@@ -17,7 +17,6 @@ from tests.launch.ray_commands import (
     belongs_to,
     config_of,
     error_of,
-    free_port,
     head_of_cluster,
     launched,
     losses_of_run,
@@ -29,6 +28,7 @@ from tests.support.runs import (
     run_steps,
     write_config,
 )
+from tests.support.two_ranks import free_port
 
 
 def _python(code: str, environment: dict[str, str]) -> str:

@@ -36,7 +36,7 @@ def _facts(config: TrainConfig = CONFIG, launched: int = 2, on_cpu: bool = True,
     return facts_of_start(config, launched, on_cpu, threads)
 
 
-def _outcomes(facts: Mapping[int, Mapping[str, str]], launched: int, seconds: float = 10.0) -> dict[int, str | None]:
+def _outcomes(facts: Mapping[int, Mapping[str, str]], launched: int, seconds: float = 100.0) -> dict[int, str | None]:
     """Lines with which the ranks end that meet in one store; None if they may begin."""
     store: Any = HashStore()
     found: dict[int, str | None] = {}
@@ -91,7 +91,7 @@ def test_versions_of_decoders_are_compared_where_training_decodes() -> None:
 def test_all_ranks_end_with_one_line_at_once(other: Any, told: str) -> None:
     started = time.monotonic()
     outcomes = _outcomes({0: _facts(), 1: other()}, 2)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
     assert outcomes[0] == outcomes[1] != None  # noqa: E711
     assert str(outcomes[0]).startswith("the processes disagree: ")
     assert told in str(outcomes[0])
@@ -115,9 +115,9 @@ def test_a_launch_of_more_processes_does_not_join_a_smaller_one() -> None:
     """Rank 0 begins with its two, and rank 2 of four finds out by itself."""
     store: Any = HashStore()
     store.set("joined 1", json.dumps(_facts()))
-    _meet(store, 0, _facts(), 2, time.monotonic() + 5, "host:1")
+    _meet(store, 0, _facts(), 2, time.monotonic() + 60, "host:1")
     with pytest.raises(ConfigError, match="number of processes is 2 on rank 0 but 4 on rank 2"):
-        _meet(store, 2, _facts(launched=4), 4, time.monotonic() + 5, "host:1")
+        _meet(store, 2, _facts(launched=4), 4, time.monotonic() + 60, "host:1")
 
 
 def test_absent_ranks_are_named() -> None:
@@ -132,7 +132,7 @@ def test_a_rank_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
     store: Any = HashStore()
     store.compare_set("claim 1", "", "process 7 of another-host")
     with pytest.raises(ConfigError, match="process 7 of another-host has already joined at host:1 as rank 1") as caught:
-        _meet(store, 1, _facts(), 2, time.monotonic() + 5, "host:1")
+        _meet(store, 1, _facts(), 2, time.monotonic() + 60, "host:1")
     assert not caught.value.shared
 
 

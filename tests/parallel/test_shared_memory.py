@@ -16,7 +16,6 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memfd_c
 
 
 def test_memory_that_another_process_writes_has_no_file() -> None:
-    before = set(os.listdir("/dev/shm"))
     own = _anonymous_memory(4096)
     assert own is not None
     descriptor, name = own
@@ -26,7 +25,7 @@ def test_memory_that_another_process_writes_has_no_file() -> None:
     assert not memory.any()
     os.close(descriptor)  # the memory stays for those who have it
     memory[1] = 5.0
-    assert set(os.listdir("/dev/shm")) == before
+    assert not [one for one in os.listdir("/dev/shm") if name in one]  # other processes have files of their own there
 
 
 def test_another_process_opens_it_by_its_number() -> None:

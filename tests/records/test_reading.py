@@ -108,7 +108,7 @@ def test_what_cannot_be_read_just_now_is_not_damaged(
     _fail_to_read(monkeypatch, name, code)
     with pytest.raises(UnreadableError) as error:
         READERS[name](run)
-    said = str(error.value)
+    said = str(error.value).replace(str(run), "")
     assert f"{name} cannot be read just now: {os.strerror(getattr(errno, code))}; " in said
     assert "damaged" not in said and "--fresh" not in said and "\n" not in said
 
@@ -178,8 +178,8 @@ def test_a_checkpoint_of_another_version_is_named_so(
     for read in (load, lambda path: load_newest(path, _unexpected)):
         with pytest.raises(OtherVersionError) as error:
             read(run)
-        assert said in str(error.value)
-        assert "damaged" not in str(error.value) and "--fresh" not in str(error.value)
+        told = str(error.value).replace(str(run), "")
+        assert said in told and "damaged" not in told and "--fresh" not in told
 
 
 def test_a_run_of_another_version_is_named_so(run: Path) -> None:

@@ -7,6 +7,7 @@ The tests of the launcher itself (tests/parallel/test_ranks.py) use `accelerate 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -15,11 +16,21 @@ import sys
 RANKS = 2
 
 
+def free_port() -> int:
+    """Port that nothing listens at, below those that the system gives to whoever asks for any (Linux: from 32768 on).
+
+    One of those could be another program's before the process listens that it is for.
+    """
+    while True:
+        port = 30_000 + int.from_bytes(os.urandom(4), "little") % 2_768
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 def main(words: list[str]) -> int:
     """Start the processes, wait for all of them, and return the first exit code that is not 0."""
     cut = words.index("--")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     shared = {"WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": "-1"}
     started = [
