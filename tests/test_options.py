@@ -56,4 +56,5 @@ def test_wrong_options_are_told_in_one_line(options: dict[str, object], words: l
 def test_an_option_that_changes_nothing_is_told_in_one_line() -> None:
     with pytest.raises(ConfigError, match=r"'discriminator_norm' changes nothing here.*; give the whole discriminator"):
         get_preset("r3gan-mnist").with_options(discriminator_norm="batch")
-    assert get_preset("r3gan-mnist").with_options(generator_norm="group").network.generator_norm == "group"  # type: ignore[attr-defined]
+    changed = get_preset("r3gan-mnist").with_options(generator_norm="group", centred_hidden=False)
+    assert changed.network.generator_norm == "group"  # type: ignore[attr-defined]

@@ -227,10 +227,11 @@ class DcganConfig(NetworkConfig):
         if self.hidden_size is not None:
             at_least("hidden_size", self.hidden_size, 1)
         if self.centred_hidden and self.hidden_size is None:
-            raise ConfigError("centred_hidden without a hidden layer; add --hidden-size 512, or leave it out")
+            raise ConfigError("centred_hidden without a hidden layer; add --hidden-size 512 or --no-centred-hidden")
         if self.centred_hidden and self.generator_norm != "batch":
             raise ConfigError(
-                f"centred_hidden goes with generator_norm batch, not {self.generator_norm}; use --generator-norm batch"
+                f"centred_hidden goes with generator_norm batch, not {self.generator_norm}; use --generator-norm batch "
+                "or --no-centred-hidden"
             )
 
 
