@@ -59,6 +59,7 @@ class AutoencoderLoop:
             "weight_decay": 0.0,
         }
         self.vae_adam = torch.optim.AdamW(self.vae.parameters(), **options)
+        options["lr"] *= config.optimization.discriminator_rate_factor
         self.discriminator_adam = torch.optim.AdamW(self.discriminator.parameters(), **options)
         decay = config.optimization.ema_decay
         assert decay is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,9 @@ class OptimizerConfig(Checked):
     lazy_scaling: bool = False
     """For phases with a penalty at every k-th of their turns, multiply the learning rate by c = k / (k + 1), and take
     the betas to the power of c, as if its steps were steps of their own (Karras et al. 2020, appendix B)."""
+    discriminator_rate_factor: float = 1.0
+    """Learning rate of the discriminator as a multiple of `learning_rate`, which all other networks have: two time
+    scales (Heusel et al. 2017, section 2)."""
     rate_per_image: bool = False
     """The learning rate is that of a batch of one image, and multiplied by `global_batch_size` (Goyal et al. 2017)."""
     ema_decay: float | None = None
@@ -44,6 +48,8 @@ class OptimizerConfig(Checked):
                 raise ConfigError(f"{name} {value} is not in [0, 1)")
         finite_and_at_least("epsilon", self.epsilon, 0.0)
         finite_and_at_least("weight_decay", self.weight_decay, 0.0)
+        if not (math.isfinite(self.discriminator_rate_factor) and self.discriminator_rate_factor > 0):
+            raise ConfigError(f"discriminator_rate_factor {self.discriminator_rate_factor} is not a positive number")
         at_least("warmup_steps", self.warmup_steps, 0)
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"clip_norm {self.clip_norm} is not positive; leave it out to switch clipping off")

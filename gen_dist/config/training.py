@@ -161,6 +161,12 @@ class TrainConfig(Checked):
             if getattr(self, role) is not None and role not in self.objective.roles:
                 its = " and ".join(self.objective.roles)
                 raise ConfigError(f"objective {self.objective.kind} has no {role}; its networks are {its}")
+        factor = self.optimization.discriminator_rate_factor
+        if factor != 1.0 and "discriminator" not in self.objective.roles:
+            raise ConfigError(
+                f"discriminator_rate_factor {factor} with objective {self.objective.kind}, which has no discriminator; "
+                "leave it out, and set --learning-rate"
+            )
         image_changes(self.augment)
         if self.keep_best is not None:
             object.__setattr__(

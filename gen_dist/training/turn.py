@@ -81,10 +81,13 @@ class Turn:
         )
         updated = self._reduction.updated
         every = phase.turns_per_penalty if config.optimization.lazy_scaling else 1
-        self._rate = every / (every + 1) if every > 1 else 1.0
-        """Factor of the learning rate, and exponent of the betas."""
-        if self._rate != 1.0:
-            beta1, beta2 = (beta**self._rate for beta in config.optimization.betas)
+        self._lazy = every / (every + 1) if every > 1 else 1.0
+        """Factor of the learning rate, and exponent of the betas, for penalties that are not in each turn."""
+        discriminates = "discriminator" in phase.trains
+        self._rate = self._lazy * (config.optimization.discriminator_rate_factor if discriminates else 1.0)
+        """Factor of the learning rate."""
+        if self._lazy != 1.0:
+            beta1, beta2 = (beta**self._lazy for beta in config.optimization.betas)
             config = replace(config, optimization=replace(config.optimization, betas=(beta1, beta2)))
         half = dtype == torch.float16
         self._update = ScaledUpdate(updated, config, processes.device) if half else Update(updated, config)
@@ -122,7 +125,8 @@ class Turn:
         norm = self._clip() if self._clip_norm is not None or self.phase.logs_gradient_norm else None
         if self._rate != 1.0:
             learning_rate = learning_rate * self._rate
-            beta2 = None if beta2 is None else beta2**self._rate
+        if self._lazy != 1.0 and beta2 is not None:
+            beta2 = beta2**self._lazy
         self._update.step(learning_rate, beta2)
         self._reduction.publish()
         carried = [one.carried for _, one in computed]

@@ -1,4 +1,4 @@
-"""LightAdam compared with torch's Adam."""
+"""LightAdam compared with torch's Adam, and the rates of a GAN's two networks."""
 
 import copy
 import functools
@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from gen_dist.config import OptimizerConfig
+from gen_dist.config import GanConfig, OptimizerConfig, ScheduleConfig
+from gen_dist.errors import ConfigError
 from gen_dist.training import optimizers
 from gen_dist.training.optimizers import LARGEST_PIECE, SMALLEST_PIECE, LightAdam, build_optimizer, piece_size
+from tests.support.runs import make_trainer, run_steps, small_config
 
 
 def _nets() -> tuple[nn.Module, nn.Module]:
@@ -99,3 +101,33 @@ assert "torch" in sys.modules
 assert not {"torch._dynamo", "torch._inductor"} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("case", ["plain", "lazy", "scheduled"])
+def test_a_discriminator_has_a_rate_of_its_own(case: str) -> None:
+    """Its betas are those of the generator: two time scales change the rate alone (Heusel et al. 2017)."""
+    c = 16 / 17 if case == "lazy" else 1.0
+    config = small_config(
+        "gan",
+        objective=GanConfig(penalty_weight=1.0, penalty_every=16),
+        optimization=OptimizerConfig(betas=(0.5, 0.99), lazy_scaling=case == "lazy", discriminator_rate_factor=4.0),
+        schedule=ScheduleConfig(final_beta2=0.9) if case == "scheduled" else ScheduleConfig(),
+        learning_rate=1e-4,
+    )
+    trainer = make_trainer(config)
+    run_steps(trainer, 0, 1)
+    rates = {}
+    for name, turn in trainer._turns.items():
+        assert isinstance(turn._update.optimizer, LightAdam)
+        group = turn._update.optimizer.param_groups[0]
+        rates[name] = (float(group["lr"]), *map(float, group["betas"]))
+    assert rates["generator"] == pytest.approx((1e-4, 0.5, 0.99))
+    assert rates["discriminator"] == pytest.approx((4e-4 * c, 0.5**c, 0.99**c))
+
+
+def test_a_rate_of_a_discriminator_needs_one() -> None:
+    with pytest.raises(ConfigError, match=r"discriminator_rate_factor 4.0 with objective vae, which has no discrim"):
+        small_config("vae", optimization=OptimizerConfig(discriminator_rate_factor=4.0))
+    for value in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=f"discriminator_rate_factor {value} is not a positive number"):
+            OptimizerConfig(discriminator_rate_factor=value)

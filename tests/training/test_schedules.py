@@ -35,7 +35,7 @@ ALL = ScheduleConfig(
 
 def scheduled_config(**changes: Any) -> TrainConfig:
     objective = R3ganConfig(penalty_weight=0.5, instance_noise=0.4, ada=("blit", "colour"), ada_probability=0.1)
-    optimization = OptimizerConfig(betas=(0.0, 0.9), epsilon=1e-3)
+    optimization = OptimizerConfig(betas=(0.0, 0.9), epsilon=1e-3, discriminator_rate_factor=2.0)
     config = small_config("gan", objective=objective, optimization=optimization, learning_rate=5e-4, steps=20)
     return replace(config, schedule=ALL, **changes)
 
