@@ -92,6 +92,10 @@ class LatentAutoencoderConfig(ObjectiveConfig):
         at_least("adversarial_start", self.adversarial_start, 0)
         finite_and_at_least("adaptive_limit", self.adaptive_limit, 0.0)
 
+    def trains(self, role: RoleName) -> bool:
+        """See ObjectiveConfig."""
+        return super().trains(role) and (role != "discriminator" or self.adversarial_weight > 0)
+
     def refuse_steps(self, steps: int) -> None:
         """See ObjectiveConfig."""
         if self.adversarial_weight and self.adversarial_start >= steps:

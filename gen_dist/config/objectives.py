@@ -81,6 +81,10 @@ class ObjectiveConfig(Checked):
         """Names of the metrics of `Objective.evaluate`. The first is the headline; lower is better."""
         return ()
 
+    def trains(self, role: RoleName) -> bool:
+        """Return True if a phase trains the network of this role."""
+        return role in self.roles
+
     @property
     def periods(self) -> tuple[int, ...]:
         """Periods of phases and penalties, in steps; the schedule repeats after their least common multiple."""

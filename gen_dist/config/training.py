@@ -162,10 +162,10 @@ class TrainConfig(Checked):
                 its = " and ".join(self.objective.roles)
                 raise ConfigError(f"objective {self.objective.kind} has no {role}; its networks are {its}")
         factor = self.optimization.discriminator_rate_factor
-        if factor != 1.0 and "discriminator" not in self.objective.roles:
+        if factor != 1.0 and not self.objective.trains("discriminator"):
             raise ConfigError(
-                f"discriminator_rate_factor {factor} with objective {self.objective.kind}, which has no discriminator; "
-                "leave it out, and set --learning-rate"
+                f"discriminator_rate_factor {factor} with objective {self.objective.kind}, which trains no "
+                "discriminator here; leave it out, and set --learning-rate"
             )
         image_changes(self.augment)
         if self.keep_best is not None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from gen_dist.config import GanConfig, OptimizerConfig, ScheduleConfig
 from gen_dist.errors import ConfigError
+from gen_dist.presets import get_preset
 from gen_dist.training import optimizers
 from gen_dist.training.optimizers import LARGEST_PIECE, SMALLEST_PIECE, LightAdam, build_optimizer, piece_size
 from tests.support.runs import make_trainer, run_steps, small_config
@@ -126,8 +127,13 @@ def test_a_discriminator_has_a_rate_of_its_own(case: str) -> None:
 
 
 def test_a_rate_of_a_discriminator_needs_one() -> None:
-    with pytest.raises(ConfigError, match=r"discriminator_rate_factor 4.0 with objective vae, which has no discrim"):
+    with pytest.raises(ConfigError, match=r"rate_factor 4.0 with objective vae, which trains no discrim"):
         small_config("vae", optimization=OptimizerConfig(discriminator_rate_factor=4.0))
+    with pytest.raises(
+        ConfigError, match=r"rate_factor 4.0 with objective latent-autoencoder, which trains no discrim"
+    ):
+        get_preset("kl-mnist").with_options(discriminator_rate_factor=4.0)
+    assert get_preset("kl-mnist").with_options(discriminator_rate_factor=4.0, adversarial_weight=0.5)
     for value in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match=f"discriminator_rate_factor {value} is not a positive number"):
             OptimizerConfig(discriminator_rate_factor=value)
