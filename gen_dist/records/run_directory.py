@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import shlex
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -242,9 +243,11 @@ def refuse_other_config(path: Path, config: TrainConfig) -> None:
         changes = [_change(name, getattr(started, name), getattr(config, name)) for name in changed]
         more_steps = changed == ["steps"] and config.steps > started.steps
         further = f", where --from {path} goes on from its weights" if more_steps else ""
+        # A preset of another version may have other values. The run's own config has those that it began with.
+        of_run = shlex.join(["--config", str(file), *([] if started.run_path == path else ["--run-dir", str(path)])])
         raise ConfigError(
-            f"{path} holds a run of another config ({'; '.join(changes)}); "
-            f"give it the same options, start over with --fresh, or choose another --run-dir{further}"
+            f"{path} holds a run of another config ({'; '.join(changes)}); give it the same options, go on with "
+            f"{of_run} in place of the preset, start over with --fresh, or choose another --run-dir{further}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gen_dist.cli import NoOptions, parse_train
 from gen_dist.config import DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from gen_dist.errors import ConfigError, UserError
 from gen_dist.records import checkpoint as checkpoints
@@ -120,7 +122,20 @@ def test_a_run_directory_of_another_config_is_refused(
     with pytest.raises(ConfigError, match="holds a run of another config") as error:
         train(config_of(uninterrupted, **change), say=quiet)
     assert names in str(error.value)
+    assert f"go on with --config {uninterrupted}/config.json in place of the preset, start over" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_config_of_a_run_resumes_it_where_the_preset_has_changed(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "a run")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="another config") as error:
+        train(config_of(Path("a run"), learning_rate=0.5), say=quiet)
+    words = shlex.split(str(error.value).partition("go on with ")[2].partition(" in place")[0])
+    assert words == ["--config", "a run/config.json", "--run-dir", "a run"]
+    assert train(parse_train(words, "gen-dist train", NoOptions())[0], say=quiet).step == 40
 
 
 def test_another_number_of_steps_alone_goes_on_in_another_directory(uninterrupted: Path, tmp_path: Path) -> None:
