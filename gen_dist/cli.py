@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import tyro
 
 from gen_dist.config import NetworkConfig, TrainConfig
-from gen_dist.config.options import FLAT
+from gen_dist.config.options import FLAT, of_role
 from gen_dist.errors import ConfigError
 from gen_dist.network_options import help_lines, lines_about_roles, with_networks
 from gen_dist.plugins import interpreter
@@ -169,7 +169,10 @@ def _parse_network(prog: str, config: NetworkConfig, words: Sequence[str], role:
     try:
         parsed: NetworkConfig = _with_short_errors(lambda: tyro.cli(form, args=words, prog=prog, default=config))
     except ConfigError as error:
-        raise ConfigError(str(error).replace("--", f"--{role}.", 1)) from None
+        line = of_role(str(error), config, role)
+        for typed in {word.partition("=")[0] for word in words if word.startswith("--")}:  # no option of the network
+            line = re.sub(rf"(?<![\w-]){re.escape(typed)}(?![\w-])", f"--{role}.{typed[2:]}", line)
+        raise ConfigError(line) from None
     return parsed
 
 

@@ -104,6 +104,29 @@ def test_an_option_that_changes_nothing_is_refused_with_the_role_that_has_it(wor
     assert line in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            "r3gan-mnist --generator.generator-norm none",
+            "use --generator.generator-norm batch or --generator.no-centred-hidden; see",
+        ),
+        (
+            "gan-mnist --generator dcgan --generator.centred-hidden",
+            "add --generator.hidden-size 512 or --generator.no-centred-hidden; see",
+        ),
+        (
+            "gan-mnist --generator.fancy --generator.fancy-2 3",
+            "options: --generator.fancy, --generator.fancy-2, 3; see",
+        ),
+    ],
+)
+def test_an_error_of_a_roles_network_names_the_options_of_the_role(words: str, line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parsed(*words.split())
+    assert line in str(error.value) and str(error.value).endswith(f"see gen-dist train {words.split()[0]} --help")
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_the_first_of_several_processes_alone_tells_of_roles(
     rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

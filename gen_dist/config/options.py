@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -73,6 +74,23 @@ def network_option(config: Any, name: str) -> bool:
     own = [getattr(config, role) for role in config.objective.roles]
     of_own = any(name in _options_of(network) for network in own)
     return name in _options_of(config.network) or (of_own and not any(name in known for known in names))
+
+
+def of_role(line: str, network: Any, role: str) -> str:
+    """Error of a network with its options as those of a role: `--hidden-size` becomes `--generator.hidden-size`.
+
+    Args:
+        line: the error, for a network of all roles. Options of other parts, such as `--image-size`, stay as they are.
+        network: config of the network, or its class.
+        role: the role.
+    """
+    names = {one.name for one in dataclasses.fields(network)}
+
+    def with_role(found: re.Match[str]) -> str:
+        name = found[1].replace("-", "_")
+        return f"--{role}.{found[1]}" if name in names or name.removeprefix("no_") in names else found[0]
+
+    return re.sub(r"(?<![\w-])--([\w-]+)", with_role, line)
 
 
 def refuse_vain(config: Any, name: str, written: str, way_out: str) -> None:

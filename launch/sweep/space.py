@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import numpy as np
 
 from gen_dist.config import TrainConfig
-from gen_dist.config.options import refuse_vain, roles_reached
+from gen_dist.config.options import of_role, refuse_vain, roles_reached
 from gen_dist.errors import ConfigError
 from gen_dist.network_options import ROLES, line_about_roles
 
@@ -350,7 +350,12 @@ def with_values(config: TrainConfig, values: Mapping[str, Value]) -> TrainConfig
         part, _, last = name.rpartition(".")
         parts.setdefault(part, {})[last] = value
     changes = parts.pop("", {})
-    changes |= {part: dataclasses.replace(_part(config, part), **inner) for part, inner in parts.items()}
+    for part, inner in parts.items():
+        before = _part(config, part)
+        try:
+            changes[part] = dataclasses.replace(before, **inner)
+        except ConfigError as error:
+            raise (ConfigError(of_role(str(error), before, part)) if part in ROLES else error) from None
     return dataclasses.replace(config, **changes)
 
 

@@ -180,6 +180,8 @@ def test_a_trial_that_cannot_be_is_named_before_anything_starts() -> None:
     with pytest.raises(ConfigError, match=r"^trial 1 \(beta 2.0\) is invalid: importance_samples 5 trains one bound"):
         config = with_values(VAE, {"objective.importance_samples": 5})
         trial_configs(config, [{"objective.beta": 1.0}, {"objective.beta": 2.0}])
+    with pytest.raises(ConfigError, match=r"use --generator\.generator-norm batch or --generator\.no-centred-hidden$"):
+        trial_configs(get_preset("r3gan-mnist"), [{"generator.generator_norm": "none"}])
 
 
 CHANGES: dict[str, dict[str, Any]] = {
