@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,16 +49,17 @@ class Turns:
     next_step: int
     steps: int
     seconds: list[float]
+    clock: Callable[[], float] = time.perf_counter
 
     def take(self, *, counts: bool = True) -> float:
         """Train for a block, which all processes begin together. The slowest one's time counts, if it counts."""
         sum_over_processes(torch.zeros(1))
-        start = time.perf_counter()
+        start = self.clock()
         for step in range(self.next_step, self.next_step + self.steps):
             self.trainer.run_step(step)
         sum_over_processes(torch.zeros(1))
         self.next_step += self.steps
-        seconds = (time.perf_counter() - start) / self.steps
+        seconds = (self.clock() - start) / self.steps
         if counts:
             self.seconds.append(seconds)
         return seconds
@@ -71,6 +72,7 @@ def main(
     data: str | None = None,
     data_root: str = "data",
     batch_size: int | None = None,
+    processor_time: bool = False,
     out: Path | None = None,
 ) -> None:
     """Measure presets one after another; print a row for each and, as the last line, all figures in JSON.
@@ -82,10 +84,13 @@ def main(
         data: source of images. None takes the preset's, and synthetic ones in place of a download.
         data_root: directory with torchvision's data sets.
         batch_size: images of a process in a step. None takes the preset's batch.
+        processor_time: compare the process's processor time, which other programs hardly change. For one process:
+            those that wait for others count some of that time.
         out: file for the JSON as well.
     """
     check_out(out)
-    before, reports = conditions(), {}
+    clock = time.process_time if processor_time else time.perf_counter
+    before, reports = conditions() | {"clock": "processor" if processor_time else "wall"}, {}
     for preset in presets:
         config = replace(config_of(preset, data, data_root, batch_size, 0), device="cpu", steps=10**6)
         processes = start_processes(config)
@@ -93,7 +98,7 @@ def main(
         with temporary_directory() as cache:
             path = in_main(lambda cache=cache: str(cache), processes)  # type: ignore[misc]
             dataset = open_dataset(config.data, data_root, replace(config.packing, cache_dir=path), lambda _line: None)
-            reports[preset] = found = measure(config, dataset, processes, shards, rounds)
+            reports[preset] = found = measure(config, dataset, processes, shards, rounds, clock)
         if processes.is_main:
             print(row_of(preset, found), flush=True)
     results = {"presets": reports, "conditions": before | {"processes": processes.world_size, "threads": 1}}
@@ -104,10 +109,15 @@ def main(
 
 
 def measure(
-    config: TrainConfig, dataset: Dataset, processes: Processes, shards: Sequence[int], rounds: int
+    config: TrainConfig,
+    dataset: Dataset,
+    processes: Processes,
+    shards: Sequence[int],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     """Seconds of a step without shards, and the ratios to it with each number of them, round by round."""
-    turns = {number: turns_of(config, number, dataset, processes) for number in (None, *shards)}
+    turns = {number: turns_of(config, number, dataset, processes, clock) for number in (None, *shards)}
     for turn in range(rounds):
         order = list(turns.values())
         for one in order[turn % len(order) :] + order[: turn % len(order)]:  # none always follows the same other one
@@ -122,14 +132,16 @@ def measure(
     }
 
 
-def turns_of(config: TrainConfig, shards: int | None, dataset: Dataset, processes: Processes) -> Turns:
+def turns_of(
+    config: TrainConfig, shards: int | None, dataset: Dataset, processes: Processes, clock: Callable[[], float]
+) -> Turns:
     """Make a trainer, warm it up, and choose its block. It begins where all phases and penalties take part."""
     # Shards refuse the statistics of a shard alone.
     trainer = Trainer(replace(config, shards=shards, sync_batch_norm=shards is not None), dataset, processes)
     phases = trainer.objective.phases().values()
     every = sum(count for _, count in kinds_of_steps(trainer))
     first = max(start for phase in phases for start in (phase.first_step, phase.first_penalized_step))
-    turns = Turns(trainer, math.ceil(first / every) * every, every, [])
+    turns = Turns(trainer, math.ceil(first / every) * every, every, [], clock)
     turns.take(counts=False)
     seconds = torch.tensor([turns.take(counts=False)])
     mean = float(sum_over_processes(seconds)) / processes.world_size  # the same number of steps in all processes

@@ -9,8 +9,10 @@ no others, and if nothing is left in shared memory.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import re
 import sys
 import time
 from pathlib import Path
@@ -25,6 +27,20 @@ SHARED_MEMORY = Path("/dev/shm")
 def shared_memory() -> set[str]:
     """Names of what is in shared memory."""
     return set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.is_dir() else set()
+
+
+def left_in_shared_memory(before: set[str]) -> set[str]:
+    """Names of what is in shared memory, was not there before, and is no other program's: no living process has it."""
+    left = shared_memory() - before
+    for process in Path("/proc").glob("[0-9]*") if left else ():
+        used: set[str] = set()
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            used |= set(re.findall(rf"{SHARED_MEMORY}/.*", (process / "maps").read_text(errors="replace")))
+            for descriptor in os.listdir(process / "fd"):
+                with contextlib.suppress(FileNotFoundError):
+                    used.add(os.readlink(process / "fd" / descriptor))
+        left -= {Path(path).name for path in used if path.startswith(f"{SHARED_MEMORY}/")}
+    return left
 
 
 def main(work: str, scenarios: str, kills: str, seed: str) -> None:
@@ -57,7 +73,7 @@ def main(work: str, scenarios: str, kills: str, seed: str) -> None:
                 problems += differences(expected, result_of(commands, again, prints))
             else:
                 problems.append(f"exit code {again.code}: {again.err[-600:]}")
-            if left := shared_memory() - before:
+            if left := left_in_shared_memory(before):
                 problems.append(f"left in shared memory: {sorted(left)}")
             print_json({"scenario": scenario, "killed after": moments, "problems": problems})
 

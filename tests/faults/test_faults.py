@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY
 from tests.faults.commands import Commands
 from tests.faults.flip import COMMANDS, RIGHT
 from tests.faults.inject import FAULTS, differences
-from tests.faults.kill import shared_memory
+from tests.faults.kill import left_in_shared_memory, shared_memory
 from tests.faults.scenarios import PLUGIN, scenarios_of
 from tests.support.children import end_with_parent
 from tests.support.warm_python import in_two_ranks
@@ -116,4 +116,4 @@ def test_two_processes_killed_at_random_moments_end_as_undisturbed(scenario: str
                     os.killpg(process.pid, signal.SIGKILL)
         ends()
         assert not differences(expected, commands.contents())
-        assert not shared_memory() - before
+        assert not left_in_shared_memory(before)

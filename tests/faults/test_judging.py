@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import tempfile
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from tests.faults.commands import Commands, Ended, Fault, Kept
 from tests.faults.inject import Undisturbed, faults_of, losses, problems_of
+from tests.faults.kill import SHARED_MEMORY, left_in_shared_memory, shared_memory
 from tests.faults.scenarios import Scenario
 
 BEFORE = Kept({"step_2": True, "step_4": True}, {"fid", "nll"})
@@ -95,3 +100,22 @@ def test_a_fault_names_which_later_calls_fail() -> None:
     assert [(fault.nth, fault.later) for fault in found] == [
         (nth, later) for later in ("", "file") for nth in (1, 4, 7)
     ]
+
+
+@pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="the system has no /dev/shm")
+def test_shared_memory_that_a_program_has_is_not_left_behind() -> None:
+    before = shared_memory()
+    with tempfile.NamedTemporaryFile(dir=SHARED_MEMORY, prefix="gen_dist-judged-", delete=False) as file:
+        name = Path(file.name).name
+        file.write(bytes(4096))
+        file.flush()
+        try:
+            assert name not in left_in_shared_memory(before)
+            mapped = mmap.mmap(file.fileno(), 4096)
+            file.close()
+            assert name not in left_in_shared_memory(before)
+            mapped.close()
+            assert name in left_in_shared_memory(before)
+        finally:
+            os.unlink(file.name)
+    assert name not in left_in_shared_memory(before)
