@@ -209,7 +209,7 @@ def test_another_print_is_no_change_that_runs_depend_on(
     with monkeypatch.context() as patch:
         patch.setattr("builtins.print", print)  # put back at the end
         load(_write(tmp_path / "rude.py", "import builtins, functools; builtins.print = functools.partial(print)"))
-    assert "changed" not in capsys.readouterr().err
+    assert " changed " not in capsys.readouterr().err
 
 
 def test_a_plugin_may_add_to_what_others_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,7 +220,7 @@ sys.modules["module_of_rude"] = types.ModuleType("module_of_rude")
 sys.setrecursionlimit(sys.getrecursionlimit() + 1)
 """
     load(_write(tmp_path / "rude.py", adds))
-    assert "changed" not in capsys.readouterr().err
+    assert " changed " not in capsys.readouterr().err
     assert sys.path.pop(0) == "/nowhere"
     del sys.modules["module_of_rude"]
     sys.setrecursionlimit(sys.getrecursionlimit() - 1)
@@ -237,7 +237,7 @@ def test_code_that_torch_compiles_anew_is_no_change_of_a_plugin(
     monkeypatch.setitem(sys.modules, name, again)
     watch.settle()
     assert sys.modules[name] is again
-    assert "changed" not in capsys.readouterr().err
+    assert " changed " not in capsys.readouterr().err
 
 
 def test_changes_of_a_plugin_that_fails_are_put_back(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_a_package_is_put_back_too(
 def test_a_plugin_that_loads_another_one_is_not_blamed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = _write(tmp_path / "other.py", "")
     load(_write(tmp_path / "first.py", f"import gen_dist.plugins; gen_dist.plugins.load({other!r})"))
-    assert "changed" not in capsys.readouterr().err
+    assert " changed " not in capsys.readouterr().err
     assert os.environ[loading.FILES_VARIABLE].split("\n") == [other, str(tmp_path / "first.py")]
 
 
