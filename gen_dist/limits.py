@@ -1,8 +1,9 @@
 """Shares of the machine that this process may use: CPUs and memory, by affinity and control groups (Linux).
 
 A container with a quota of two CPUs still shows all cores of its host, and as many threads would wait for their turns.
-Formats: cgroups(7), proc_pid_mountinfo(5); `cpu.max` and `memory.max` of version 2, `cpu.cfs_quota_us` and
-`memory.limit_in_bytes` of version 1. What is absent, unreadable or not a number is no limit.
+Formats: cgroups(7), proc_pid_mountinfo(5); `cpu.max`, `memory.max` and `memory.swap.max` of version 2,
+`cpu.cfs_quota_us`, `memory.limit_in_bytes` and `memory.memsw.limit_in_bytes` (with swap) of version 1. What is absent,
+unreadable or not a number is no limit.
 """
 
 from __future__ import annotations
@@ -35,19 +36,44 @@ def usable_cpus(process: Path = _PROCESS) -> int:
 def free_memory_bytes(process: Path = _PROCESS, memory_info: Path = _MEMORY_INFO) -> int | None:
     """Bytes that this process may take yet before the system ends one, by the machine and all control groups.
 
-    Pages that only keep files count as free. None where the system does not say.
+    Pages that only keep files count as free, and so does swap as far as all groups leave any. None where the system
+    does not say.
     """
     machine = _fields(memory_info)
-    known = [] if "MemAvailable" not in machine else [1024 * (machine["MemAvailable"] + machine.get("SwapFree", 0))]
+    swap = 1024 * machine.get("SwapFree", 0)
+    known = [1024 * machine["MemAvailable"] + swap] if "MemAvailable" in machine else []
+    without_swap = []
     for group in _groups("memory", process):
-        limit = _number(group / "memory.max", group / "memory.limit_in_bytes")
-        used = _number(group / "memory.current", group / "memory.usage_in_bytes")
-        if limit is not None and used is not None and limit < _UNLIMITED_BYTES:
-            files = _fields(group / "memory.stat")
-            cached = files.get("total_inactive_file", files.get("inactive_file", 0))
-            cached += files.get("total_active_file", files.get("active_file", 0))
-            known.append(limit - used + min(cached, used))
+        files, used = _fields(group / "memory.stat"), _number(group / "memory.current", group / "memory.usage_in_bytes")
+        cached = files.get("total_inactive_file", files.get("inactive_file", 0))
+        cached += files.get("total_active_file", files.get("active_file", 0))
+        cached = min(cached, used or 0)
+        memory = _left(group, ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+        if memory is not None:
+            without_swap.append(memory + cached)
+        both = _left(group, ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes"))
+        if both is not None:
+            known.append(both + cached)
+        more = _left(group, ("memory.swap.max", "memory.swap.current"))
+        if more is not None:
+            swap = min(swap, max(0, more))
+    known += [free + swap for free in without_swap]
     return max(0, min(known)) if known else None
+
+
+def resident_bytes(process: Path = _PROCESS) -> int | None:
+    """Bytes of memory that a process has, files that are mapped included. None where the system does not say."""
+    words = _text(process / "statm").split()
+    return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 and words[1].isdecimal() else None
+
+
+def _left(group: Path, *names: tuple[str, str]) -> int | None:
+    """Bytes that a group's limit leaves, by the first pair of files with a limit and its use; None without a limit."""
+    for limit_name, used_name in names:
+        limit, used = _number(group / limit_name), _number(group / used_name)
+        if limit is not None and used is not None and limit < _UNLIMITED_BYTES:
+            return limit - used
+    return None
 
 
 def _cpu_quota(process: Path) -> float | None:
@@ -71,12 +97,20 @@ def _groups(controller: str, process: Path) -> Iterator[Path]:
         is_second = number == "0" and not controllers
         if not is_second and controller not in controllers.split(","):
             continue
-        for root, place in mounts.get(is_second, []):
-            # Without a namespace of its own, a container sees its host's path, and its group is what is mounted.
-            below = os.path.relpath(path, root) if path.startswith("/") else "."
-            inside = [] if below.startswith("..") else [part for part in below.split("/") if part != "."]
+        below = [(place, _below(path, root)) for root, place in mounts.get(is_second, [])]
+        ours = [(place, inside) for place, inside in below if inside is not None]
+        # Without a namespace of its own, a container sees its host's path, and its group is what is mounted.
+        for place, inside in ours or [(place, []) for place, _ in below]:
             for depth in range(min(len(inside), _MOST_LEVELS), -1, -1):
                 yield Path(place, *inside[:depth])
+
+
+def _below(path: str, root: str) -> list[str] | None:
+    """Names of a group and of those above it, from below `root` on; None if it is not there."""
+    names, above = ([part for part in one.split("/") if part] for one in (path, root))
+    if not path.startswith("/") or names[: len(above)] != above or ".." in names[len(above) :]:
+        return None
+    return names[len(above) :]
 
 
 def _mounts(controller: str, process: Path) -> dict[bool, list[tuple[str, str]]]:
@@ -84,12 +118,12 @@ def _mounts(controller: str, process: Path) -> dict[bool, list[tuple[str, str]]]
     found: dict[bool, list[tuple[str, str]]] = {}
     for line in _text(process / "mountinfo").splitlines():
         words, _, kind = line.partition(" - ")
-        fields, told = words.split(" "), kind.split(" ")
-        if len(fields) < 5 or len(told) < 3 or told[0] not in ("cgroup", "cgroup2"):
+        fields, file_system = words.split(" "), kind.split(" ")
+        if len(fields) < 5 or len(file_system) < 3 or file_system[0] not in ("cgroup", "cgroup2"):
             continue
-        if told[0] == "cgroup2" or controller in told[2].split(","):
+        if file_system[0] == "cgroup2" or controller in file_system[2].split(","):
             root, place = (re.sub(r"\\([0-7]{3})", lambda one: chr(int(one[1], 8)), one) for one in fields[3:5])
-            found.setdefault(told[0] == "cgroup2", []).append((root, place))
+            found.setdefault(file_system[0] == "cgroup2", []).append((root, place))
     return found
 
 
