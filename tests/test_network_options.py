@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
 import pytest
 
 from gen_dist.cli import NoOptions, parse_train
-from gen_dist.config import ConvConfig, DcganConfig, MlpConfig, TrainConfig
+from gen_dist.config import ConvConfig, DcganConfig, MlpConfig, NetworkConfig, RoleName, TrainConfig, networks
+from gen_dist.config.networks import USUAL_SIDES
+from gen_dist.config.options import roles_reached
 from gen_dist.errors import ConfigError
+from gen_dist.presets import get_preset
 
 
 def parsed(*words: str) -> TrainConfig:
@@ -125,6 +132,37 @@ def test_an_error_of_a_roles_network_names_the_options_of_the_role(words: str, l
     with pytest.raises(ConfigError) as error:
         parsed(*words.split())
     assert line in str(error.value) and str(error.value).endswith(f"see gen-dist train {words.split()[0]} --help")
+
+
+@dataclass(frozen=True)
+class WideConfig(NetworkConfig):
+    """Network of a plug-in that declares no sides: its discriminator may be as wide as the latents."""
+
+    kind: Literal["wide"] = "wide"
+    generator_norm: Literal["batch", "none"] = "none"
+
+
+@dataclass(frozen=True)
+class DeclaredConfig(WideConfig):
+    """The same, with one option that its generator alone depends on."""
+
+    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = {"generator_norm": ("decoder", "generator")}
+
+
+def test_an_option_of_a_plug_in_reaches_all_roles_unless_it_says_otherwise() -> None:
+    config = get_preset("gan-mnist").with_options(generator="dcgan")
+    of_plug_in = replace(config, network=WideConfig())
+    for name in ("latent_dim", "generator_norm"):
+        assert roles_reached(of_plug_in, name) == (["discriminator"], ["generator"])
+    declared = replace(config, network=DeclaredConfig())
+    assert roles_reached(declared, "latent_dim") == (["discriminator"], ["generator"])
+    assert roles_reached(declared, "generator_norm") == ([], ["generator"])
+
+
+@pytest.mark.parametrize("kind", [one.kind for one in networks.configs() if one.__module__.startswith("gen_dist.")])
+def test_each_network_here_names_the_sides_of_its_options(kind: str) -> None:
+    config = networks[kind]()
+    assert all(config.one_sided.get(name) == sides for name, sides in USUAL_SIDES.items() if hasattr(config, name))
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from tyro.conf import Suppress
 
 from gen_dist.config.checked import at_least
-from gen_dist.config.networks import NetworkConfig, Norm, networks
+from gen_dist.config.networks import USUAL_SIDES, NetworkConfig, Norm, RoleName, networks
 from gen_dist.errors import ConfigError
 
 
@@ -18,6 +19,7 @@ class FastganConfig(NetworkConfig):
     """Generator of FastGAN, in which small maps scale the channels of large ones (Liu et al. 2021)."""
 
     decoder: ClassVar[str] = "gen_dist.networks.fastgan:FastganDecoder"
+    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = USUAL_SIDES
     kind: Suppress[Literal["fastgan"]] = "fastgan"
     feature_maps: int = 64
     """Channels at a side of 128; smaller maps have up to sixteen times as many, as in the authors' code."""
@@ -37,6 +39,7 @@ class ProjectedConfig(NetworkConfig):
     """Discriminator of maps of the frozen EfficientNet-Lite0, mixed by random convolutions (Sauer et al. 2021)."""
 
     encoder: ClassVar[str] = "gen_dist.networks.projected:ProjectedEncoder"
+    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = USUAL_SIDES
     kind: Suppress[Literal["projected"]] = "projected"
     feature_maps: int = 64
     """Channels of the projected maps of a quarter of the side; each smaller one has twice as many."""

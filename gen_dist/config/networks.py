@@ -24,6 +24,13 @@ TO_OUTPUTS: tuple[RoleName, ...] = ("encoder", "discriminator")
 """Roles whose networks are of a config's `encoder` class."""
 TO_IMAGES: tuple[RoleName, ...] = ("decoder", "generator")
 """Roles whose networks are of a config's `decoder` class."""
+USUAL_SIDES: Mapping[str, tuple[RoleName, ...]] = {
+    "latent_dim": ("encoder", *TO_IMAGES),
+    "generator_norm": TO_IMAGES,
+    "discriminator_norm": TO_OUTPUTS,
+    "spectral_norm": TO_OUTPUTS,
+}
+"""Roles whose networks these options change in each kind of this package, as its `one_sided`."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +50,7 @@ class NetworkConfig(Checked):
     """True if generated images are the generator's last layer as it is, without the tanh of other GANs."""
     forms: ClassVar[tuple[Form, ...]] = ("images",)
     """Forms of data that it takes: signals are [B, C, 1, L], vectors [B, D, 1, 1]."""
-    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = {
-        "latent_dim": ("encoder", *TO_IMAGES),
-        "generator_norm": TO_IMAGES,
-        "discriminator_norm": TO_OUTPUTS,
-        "spectral_norm": TO_OUTPUTS,
-    }
+    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = {}
     """Roles whose networks an option changes. An option that is not named here changes those of all roles."""
     latent_dim: int = 20
     """Number of latents; of their channels, if each has a place in the image."""
@@ -155,6 +157,7 @@ class MlpConfig(NetworkConfig):
     encoder: ClassVar[str] = "gen_dist.networks.mlp:MlpEncoder"
     decoder: ClassVar[str] = "gen_dist.networks.mlp:MlpDecoder"
     forms: ClassVar[tuple[Form, ...]] = FORMS
+    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = USUAL_SIDES
     kind: Suppress[Literal["mlp"]] = "mlp"
     hidden_sizes: tuple[int, ...] = (400,)
     """Widths of the encoder's hidden layers, images first; the decoder has them in reverse."""
@@ -176,6 +179,7 @@ class ConvConfig(NetworkConfig):
 
     encoder: ClassVar[str] = "gen_dist.networks.conv:ConvEncoder"
     decoder: ClassVar[str] = "gen_dist.networks.conv:ConvDecoder"
+    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = USUAL_SIDES
     kind: Suppress[Literal["conv"]] = "conv"
     feature_maps: tuple[int, ...] = (32, 64)
     """Channels after each of the encoder's convolutions, which halve the sides; the decoder has them in reverse."""
@@ -198,7 +202,7 @@ class ConvConfig(NetworkConfig):
 class DcganConfig(NetworkConfig):
     """Strided convolutions to a side of 4 to 7 pixels, and transposed ones back (Radford et al. 2016)."""
 
-    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = {**NetworkConfig.one_sided, "centred_hidden": TO_IMAGES}
+    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = {**USUAL_SIDES, "centred_hidden": TO_IMAGES}
     encoder: ClassVar[str] = "gen_dist.networks.dcgan:DcganEncoder"
     decoder: ClassVar[str] = "gen_dist.networks.dcgan:DcganDecoder"
     kind: Suppress[Literal["dcgan"]] = "dcgan"
@@ -240,7 +244,7 @@ class DcganConfig(NetworkConfig):
 class ResnetConfig(NetworkConfig):
     """Residual blocks at each resolution, for generators and discriminators."""
 
-    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = {**NetworkConfig.one_sided, "conditional_norm": TO_IMAGES}
+    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = {**USUAL_SIDES, "conditional_norm": TO_IMAGES}
     kind: Suppress[Literal["resnet"]] = "resnet"
     block: Literal["sngan", "r3gan"] = "sngan"
     """`sngan`: two 3 x 3 convolutions (Miyato et al. 2018). `r3gan`: a bottleneck of grouped convolutions, initially
@@ -310,7 +314,7 @@ class Stylegan2Config(NetworkConfig):
     decoder: ClassVar[str] = "gen_dist.networks.stylegan2:Stylegan2Decoder"
     unbounded_images: ClassVar[bool] = True
     one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = {
-        **NetworkConfig.one_sided,
+        **USUAL_SIDES,
         **dict.fromkeys(("style_dim", "mapping_layers", "mapping_rate", "noise"), TO_IMAGES),
         "minibatch_group": TO_OUTPUTS,
     }
@@ -356,6 +360,7 @@ class AutoencoderKlConfig(NetworkConfig):
 
     encoder: ClassVar[str] = "gen_dist.networks.autoencoder_kl:AutoencoderKlEncoder"
     decoder: ClassVar[str] = "gen_dist.networks.autoencoder_kl:AutoencoderKlDecoder"
+    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = USUAL_SIDES
     kind: Suppress[Literal["autoencoder-kl"]] = "autoencoder-kl"
     latent_dim: int = 4
     """Channels of the latents."""
@@ -401,6 +406,7 @@ class PatchganConfig(NetworkConfig):
     """Discriminator of overlapping patches: a map of logits (Isola et al. 2017, section 3.2.2)."""
 
     encoder: ClassVar[str] = "gen_dist.networks.patchgan:PatchganEncoder"
+    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = USUAL_SIDES
     kind: Suppress[Literal["patchgan"]] = "patchgan"
     feature_maps: int = 64
     """Channels after the first convolution; each further one doubles them, up to eight times as many."""

@@ -23,6 +23,7 @@ from gen_dist.config import (
     FigureName,
     NetworkConfig,
     OptimizerConfig,
+    RoleName,
     Roles,
     TrainConfig,
     networks,
@@ -48,6 +49,10 @@ class UShapedConfig(NetworkConfig):
 
     encoder: ClassVar[str] = f"{__name__}:UShaped"
     decoder: ClassVar[str] = "gen_dist.networks.conv:ConvDecoder"
+    one_sided: ClassVar[Mapping[str, tuple[RoleName, ...]]] = {
+        "latent_dim": ("encoder", "decoder", "generator"),
+        "hidden_size": ("decoder", "generator"),
+    }
     kind: Suppress[Literal["u-shaped"]] = "u-shaped"
     feature_maps: tuple[int, ...] = (32, 64)
     """Channels at each halving of the sides, on the way down; the way up has them in reverse."""
