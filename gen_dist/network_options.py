@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, get_args
 
 from gen_dist.config import NetworkConfig, RoleName, TrainConfig, networks
-from gen_dist.config.options import network_option, refuse_vain, roles_reached
+from gen_dist.config.options import (
+    line_about_roles,
+    network_option,
+    refuse_vain,
+    refuse_vain_network,
+    refuse_vain_of_role,
+    roles_reached,
+)
 from gen_dist.errors import ConfigError
 
 ROLES: tuple[RoleName, ...] = get_args(RoleName)
@@ -74,41 +82,41 @@ def lines_about_roles(preset: TrainConfig, config: TrainConfig, words: Sequence[
     """
     typed = dict.fromkeys(word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--"))
     given = {option.replace("-", "_") for option in typed}
+    roles = config.objective.roles
     lines = []
     for option in typed:
         name = option.replace("-", "_")
+        for role in roles:
+            if name.startswith(f"{role}."):
+                field = name.removeprefix(f"{role}.")
+                field = field if field in _names_of(getattr(config, role)) else field.removeprefix("no_")
+                refuse_vain_of_role(config, role, field, f"--{option}")
         if not network_option(config, name):
             name = name.removeprefix("no_")
         if network_option(config, name):
-            refuse_vain(config, name, f"--{option}", f"write --{{role}}.{option}")
+            refuse_vain(config, name, f"--{option}", partial(_written_for, option))
             reached, missed = roles_reached(config, name)
             missed = [role for role in missed if f"{role}.{name}" not in given]
             if missed:
                 others = {role: f"--{role}.{option}" for role in missed}
                 lines.append(line_about_roles(f"--{option}", reached, others))
-    roles = config.objective.roles
     kept = [role for role in roles if getattr(preset, role) is not None and role not in given]
+    if "network" in given:
+        ways = " and ".join(f"--{role} KIND" for role in kept)
+        refuse_vain_network(config, "--network", f"write {ways}" if ways else "")
     if kept and config.network.kind != preset.network.kind:
         taking = [role for role in roles if getattr(config, role) is None]
-        if not taking:
-            raise ConfigError(
-                f"--network changes nothing here: all roles have networks of their own; write --{kept[0]}"
-            )
         lines.append(line_about_roles("--network", taking, {role: f"--{role} KIND" for role in kept}))
     return lines
 
 
-def line_about_roles(option: str, reached: Sequence[str], missed: Mapping[RoleName, str]) -> str:
-    """Line about an option of `network` that does not reach all roles.
+def _written_for(option: str, roles: Sequence[RoleName]) -> str:
+    """Way out that writes an option for each of some roles."""
+    return f"write {' and '.join(f'--{role}.{option}' for role in roles)}"
 
-    Args:
-        option: the option as the user wrote it.
-        reached: roles whose networks it changes.
-        missed: the option of each other role that has one of this name.
-    """
-    whose = " and ".join(f"the {role}'s" for role in reached)
-    others = " and ".join(f"the {role}'s is {written}" for role, written in missed.items())
-    return f"{option} is {whose} alone here; {others}"
+
+def _names_of(network: NetworkConfig) -> list[str]:
+    return [one.name for one in dataclasses.fields(network)]
 
 
 def kinds_of_networks() -> list[str]:

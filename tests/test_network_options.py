@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -99,9 +100,17 @@ def test_an_option_that_does_not_reach_all_roles_says_so(
         ("few-images-64 --discriminator-norm batch", "write --discriminator.discriminator-norm"),
         ("wgan-gp-mnist --discriminator.hidden-size 8 --discriminator-norm batch", "write --discriminator.disc"),
         ("r3gan-mnist --generator.hidden-size 8 --generator-norm none", "write --generator.generator-norm"),
-        ("r3gan-mnist --generator mlp --feature-maps 8", "the discriminator has a network of its own; write --disc"),
+        (
+            "r3gan-mnist --generator mlp --feature-maps 8",
+            "the discriminator has a network of its own; leave it out, or write --disc",
+        ),
         ("gan-mnist --generator mlp --discriminator conv --hidden-sizes 8", "write --generator.hidden-sizes"),
-        ("r3gan-mnist --generator conv --network mlp", "all roles have networks of their own; write --disc"),
+        ("r3gan-mnist --generator conv --network mlp", "own; leave it out, or write --discriminator KIND"),
+        ("gan-mnist --generator conv --discriminator conv --network mlp", "networks of their own; leave it out"),
+        (
+            "vae-mnist --encoder conv --decoder conv --latent-dim 8",
+            "own; leave it out, or write --encoder.latent-dim and --decoder.latent-dim",
+        ),
         ("gan-mnist --generator conv --discriminator conv --hidden-sizes 8", "have networks of their own without it"),
     ],
 )
@@ -132,6 +141,24 @@ def test_an_error_of_a_roles_network_names_the_options_of_the_role(words: str, l
     with pytest.raises(ConfigError) as error:
         parsed(*words.split())
     assert line in str(error.value) and str(error.value).endswith(f"see gen-dist train {words.split()[0]} --help")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "r3gan-mnist --discriminator.centred-hidden",
+        "r3gan-mnist --discriminator.no-centred-hidden",
+        "r3gan-mnist --discriminator.generator-norm none",
+        "r3gan-mnist --discriminator.latent-dim=3",
+        "r3gan-mnist --generator.discriminator_norm none",
+        "vae-conv-mnist --network dcgan --decoder.no-spectral-norm",
+    ],
+)
+def test_an_option_that_its_role_does_not_depend_on_is_refused(words: str) -> None:
+    option, role = re.search(r"--((\w+)\.[\w-]+)", words).groups()  # type: ignore[union-attr]
+    line = rf"^--{option} changes nothing: the network of the {role} does not depend on [a-z_]+; leave it out$"
+    with pytest.raises(ConfigError, match=line):
+        parsed(*words.split())
 
 
 @dataclass(frozen=True)

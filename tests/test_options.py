@@ -1,11 +1,12 @@
 """Options of a config given from Python."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from gen_dist.config import ConvConfig, DcganConfig, GanConfig, TrainConfig
+from gen_dist.config import ConvConfig, DcganConfig, GanConfig, MlpConfig, TrainConfig
 from gen_dist.errors import ConfigError
 from gen_dist.presets import get_preset, presets
 
@@ -54,7 +55,32 @@ def test_wrong_options_are_told_in_one_line(options: dict[str, object], words: l
 
 
 def test_an_option_that_changes_nothing_is_told_in_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"'discriminator_norm' changes nothing here.*; give the whole discriminator"):
+    with pytest.raises(
+        ConfigError, match=r"'discriminator_norm' changes nothing here.*; leave it out, or give the whole disc"
+    ):
         get_preset("r3gan-mnist").with_options(discriminator_norm="batch")
     changed = get_preset("r3gan-mnist").with_options(generator_norm="group", centred_hidden=False)
     assert changed.network.generator_norm == "group"  # type: ignore[attr-defined]
+
+
+def test_a_network_of_all_roles_that_no_role_takes_is_refused() -> None:
+    config = get_preset("gan-mnist").with_options(generator="conv", discriminator="conv")
+    with pytest.raises(
+        ConfigError, match=r"^option 'network' changes nothing here: all .*; leave it out, or give the w"
+    ):
+        config.with_options(network=MlpConfig())
+    with pytest.raises(
+        ConfigError, match=r"^option 'network' changes nothing here: .* networks of their own; leave it out$"
+    ):
+        get_preset("gan-mnist").with_options(network=MlpConfig(), generator="conv", discriminator="conv")
+
+
+@pytest.mark.parametrize("options", [{"feature_maps": 8}, {"network": DcganConfig(feature_maps=8)}])
+def test_an_option_that_reaches_some_roles_alone_warns(options: dict[str, Any]) -> None:
+    preset = get_preset("r3gan-mnist")
+    (name,) = options
+    line = f"^option '{name}' is the generator's alone here; the discriminator's is in the option 'discriminator'$"
+    with pytest.warns(UserWarning, match=line) as warned:
+        preset.with_options(**options)
+    assert warned[0].filename == __file__
+    preset.with_options(**options, discriminator=DcganConfig(feature_maps=8))  # a further warning would be an error

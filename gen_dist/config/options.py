@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 from gen_dist.config.networks import RoleName, networks
@@ -93,25 +93,68 @@ def of_role(line: str, network: Any, role: str) -> str:
     return re.sub(r"(?<![\w-])--([\w-]+)", with_role, line)
 
 
-def refuse_vain(config: Any, name: str, written: str, way_out: str) -> None:
+def refuse_vain(config: Any, name: str, written: str, way_out: Callable[[Sequence[RoleName]], str]) -> None:
     """Raise ConfigError if an option of `network` changes nothing, as the roles have networks of their own.
 
     Args:
         config: the config of the run.
         name: field of the option.
         written: the option as the user wrote it.
-        way_out: how to write it for a role, with `{role}` in its place.
+        way_out: how to write it for some roles.
     """
     reached, missed = roles_reached(config, name)
     own = missed or [role for role in config.objective.roles if getattr(config, role) is not None]
     if reached or not own:
         return
     have = "has a network of its own" if len(own) == 1 else "have networks of their own"
-    ways = " or ".join(way_out.format(role=role) for role in missed)
     raise ConfigError(
         f"{written} changes nothing here: {' and '.join(f'the {role}' for role in own)} {have}"
-        + (f"; {ways}" if missed else " without it; leave it out")
+        + (f"; leave it out, or {way_out(missed)}" if missed else " without it; leave it out")
     )
+
+
+def refuse_vain_of_role(config: Any, role: RoleName, name: str, written: str) -> None:
+    """Raise ConfigError if an option of one role's network changes nothing.
+
+    Args:
+        config: the config of the run.
+        role: the role.
+        name: field of its network.
+        written: the option as the user wrote it.
+    """
+    network = getattr(config, role) or config.network
+    if not network.changes(name, role):
+        raise ConfigError(
+            f"{written} changes nothing: the network of the {role} does not depend on {name}; leave it out"
+        )
+
+
+def refuse_vain_network(config: Any, written: str, way_out: str) -> None:
+    """Raise ConfigError if a network for all roles is given and each role has one of its own.
+
+    Args:
+        config: the config of the run.
+        written: the option as the user wrote it.
+        way_out: a further way out besides leaving it out; empty if there is none.
+    """
+    if all(getattr(config, role) is not None for role in config.objective.roles):
+        raise ConfigError(
+            f"{written} changes nothing here: all roles have networks of their own; leave it out"
+            + (f", or {way_out}" if way_out else "")
+        )
+
+
+def line_about_roles(option: str, reached: Sequence[str], missed: Mapping[RoleName, str]) -> str:
+    """Line about an option of `network` that does not reach all roles.
+
+    Args:
+        option: the option as the user wrote it.
+        reached: roles whose networks it changes.
+        missed: the option of each other role that has one of this name.
+    """
+    whose = " and ".join(f"the {role}'s" for role in reached)
+    others = " and ".join(f"the {role}'s is {written}" for role, written in missed.items())
+    return f"{option} is {whose} alone here; {others}"
 
 
 def plain_value(value: Any) -> Any:

@@ -7,6 +7,8 @@ import functools
 import json
 import math
 import re
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args
@@ -20,7 +22,15 @@ from gen_dist.config.data import DataConfig
 from gen_dist.config.networks import MlpConfig, NetworkConfig, RoleName, Roles, networks
 from gen_dist.config.objectives import ObjectiveConfig, VaeConfig, ignored_ada, objectives
 from gen_dist.config.optimization import OptimizerConfig
-from gen_dist.config.options import network_option, plain_value, refuse_vain, with_changes
+from gen_dist.config.options import (
+    line_about_roles,
+    network_option,
+    plain_value,
+    refuse_vain,
+    refuse_vain_network,
+    roles_reached,
+    with_changes,
+)
 from gen_dist.config.recorded import recorded_metric
 from gen_dist.config.schedules import ScheduleConfig
 from gen_dist.errors import ConfigError, UnknownNameError, shortened
@@ -271,21 +281,36 @@ class TrainConfig(Checked):
     def with_options(self, **options: Any) -> TrainConfig:
         """A config with some options changed: `config.with_options(steps=200, hidden_sizes=(32,))`.
 
+        As on the command line, options of `network` do not reach a role that has a network of its own. A UserWarning
+        says so where one reaches some roles alone.
+
         Args:
             **options: values by their names on the command line, with `_` for `-`; those of the parts are flat, as
                 there. `network` and `objective` also take a config or a kind, such as `network="dcgan"`.
 
         Raises:
-            ConfigError: an option does not exist, or its value is of a wrong type or out of range; one line.
+            ConfigError: an option does not exist or changes nothing, or its value is of a wrong type or out of range;
+                one line.
         """
         try:
             text = json.dumps(with_changes(self, options), default=plain_value)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"with_options: {error}") from None
         changed = TrainConfig.from_json(text, "with_options")
+        own = [role for role in changed.objective.roles if getattr(changed, role) is not None]
         for name in options:
-            if network_option(changed, name):
-                refuse_vain(changed, name, f"option {name!r}", f"give the whole {{role}}, with its {name}")
+            missed = []
+            if name == "network":
+                missed = [role for role in own if role not in options]
+                refuse_vain_network(changed, "option 'network'", _in_whole(missed) if missed else "")
+                reached = [role for role in changed.objective.roles if role not in own]
+            elif network_option(changed, name):
+                refuse_vain(changed, name, f"option {name!r}", _in_whole)
+                reached, missed = roles_reached(changed, name)
+                missed = [role for role in missed if role not in options]
+            if missed:
+                others = {role: f"in the option {role!r}" for role in missed}
+                warnings.warn(line_about_roles(f"option {name!r}", reached, others), stacklevel=2)
         return changed
 
     def to_json(self) -> str:
@@ -339,6 +364,11 @@ class TrainConfig(Checked):
     def to_send(self) -> tuple[str, dict[str, bytes]]:
         """The config and the single files of its plug-ins, as `read_sent` takes them in another process."""
         return self.to_json(), contents_of(self.plugins)
+
+
+def _in_whole(roles: Sequence[RoleName]) -> str:
+    """Way out that gives the networks of some roles."""
+    return f"give the whole {' and the whole '.join(roles)}"
 
 
 @functools.lru_cache(maxsize=1)

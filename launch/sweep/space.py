@@ -15,15 +15,16 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from gen_dist.config import TrainConfig
-from gen_dist.config.options import of_role, refuse_vain, roles_reached
+from gen_dist.config import RoleName, TrainConfig
+from gen_dist.config.options import line_about_roles, of_role, refuse_vain, refuse_vain_of_role, roles_reached
 from gen_dist.errors import ConfigError
-from gen_dist.network_options import ROLES, line_about_roles
+from gen_dist.network_options import ROLES
 
 Value = Any
 """Value of a config field: a number, a string, a bool, None or a tuple."""
@@ -168,14 +169,22 @@ def lines_about_roles(space: Sequence[Searched], config: TrainConfig) -> list[st
     lines = []
     for name in names:
         part, _, field = name.rpartition(".")
-        if part in ROLES and _is_vain(config, name):
-            raise ConfigError(f"--space {name}: the network of a {part} does not depend on {field}; leave it out")
+        for role in ROLES:
+            if part == role:
+                refuse_vain_of_role(config, role, field, f"--space {name}")
         if part == "network":
-            refuse_vain(config, field, f"--space {name}", f"search {{role}}.{field}")
+            refuse_vain(config, field, f"--space {name}", partial(_searched_for, field))
             reached, missed = roles_reached(config, field)
             others = {role: full for role in missed if (full := f"{role}.{field}") not in names}
             lines += [line_about_roles(f"--space {name}", reached, others)] if others else []
     return lines
+
+
+def _searched_for(field: str, roles: Sequence[RoleName]) -> str:
+    """Way out that searches a field of each of some roles."""
+    if field == "latent_dim" and len(roles) > 1:  # searched one by one, they would differ in most trials
+        return "start from a config in which these roles share one network"
+    return f"search {' and '.join(f'{role}.{field}' for role in roles)}"
 
 
 def _full_name(written: str, names: Sequence[str], shared: Collection[str], vain: Collection[str]) -> str:

@@ -125,14 +125,32 @@ def test_a_short_name_is_the_field_that_changes_a_network(words: list[str], foun
 @pytest.mark.parametrize(
     ("word", "line"),
     [
-        ("network.discriminator_norm=batch,none", "changes nothing here.*; search discriminator.discriminator_norm$"),
-        ("discriminator.latent_dim=4,8", "the network of a discriminator does not depend on latent_dim; leave it out"),
+        (
+            "network.discriminator_norm=batch,none",
+            "changes nothing here.*, or search discriminator.discriminator_norm$",
+        ),
+        (
+            "discriminator.latent_dim=4,8",
+            "the network of the discriminator does not depend on latent_dim; leave it out",
+        ),
     ],
 )
 def test_a_searched_option_that_changes_nothing_is_one_line(word: str, line: str) -> None:
     preset = get_preset("r3gan-mnist")
     with pytest.raises(ConfigError, match=line):
         lines_about_roles(parse_space([word], preset), preset)
+
+
+def test_latents_of_two_networks_are_not_searched_one_by_one() -> None:
+    config = get_preset("vae-mnist").with_options(encoder="conv", decoder="conv")
+    for field, way_out in (
+        ("activation", "search encoder.activation and decoder.activation"),
+        ("latent_dim", "start from a config in which these roles share one network"),
+    ):
+        values = "relu,silu" if field == "activation" else "4,8"
+        space = parse_space([f"network.{field}={values}"], config)
+        with pytest.raises(ConfigError, match=f"changes nothing here.*; leave it out, or {way_out}$"):
+            lines_about_roles(space, config)
 
 
 def test_a_searched_option_that_does_not_reach_all_roles_says_so() -> None:
