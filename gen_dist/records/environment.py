@@ -10,7 +10,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gen_dist.records.reading import COUNT, FLAG, NUMBER, OBJECT, TEXT, either, list_of, object_with, values_of
+from gen_dist.errors import CheckpointError
+from gen_dist.records.reading import (
+    COUNT,
+    FLAG,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    either,
+    list_of,
+    object_with,
+    read_object,
+    values_of,
+)
 
 ENVIRONMENT_SHAPE = {
     "versions": either(values_of(either(TEXT, None)), None),
@@ -55,6 +67,19 @@ def environment() -> dict[str, Any]:
         "command": list(sys.argv),
         "directory": _directory(),
     }
+
+
+def threads_that_reached(step: int, file: Path) -> int | None:
+    """Number of CPU threads of the start that took a run to a step; None if its environment.json does not say."""
+    try:
+        last = read_object(file, ENVIRONMENT_SHAPE, "remove it")
+    except (FileNotFoundError, CheckpointError):
+        return None
+    for start in [last, *(last.get("earlier") or [])]:  # the newest first; one that ended before a checkpoint left none
+        begun, threads = start.get("from_step"), start.get("torch_threads")
+        if isinstance(begun, int) and begun < step:
+            return threads if isinstance(threads, int) else None
+    return None
 
 
 def _directory() -> str | None:

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from gen_dist.records.reading import read_object
 from gen_dist.records.removal import remove_run
 from gen_dist.training.outcome import DivergenceError
 from gen_dist.training.run import train
-from tests.support.runs import assert_same_bits
+from gen_dist.training.supervisor import Supervisor
+from tests.support.runs import assert_same_bits, small_config
 from tests.support.vae_runs import assert_equals_uninterrupted, config_of, quiet, records_of, state_of
 
 
@@ -85,6 +87,31 @@ def test_the_environment_of_previous_starts_is_kept(uninterrupted: Path, tmp_pat
     last = read_object(path / "environment.json", {}, "")
     assert (last["from_step"], first["from_step"]) == (38, 0)
     assert last["earlier"] == [{name: value for name, value in first.items() if name != "earlier"}]
+
+
+def test_a_run_resumed_with_other_threads_says_which_number_keeps_its_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+
+    def started(threads: int, supervisor: Supervisor | None = None) -> str:
+        monkeypatch.setenv("GEN_DIST_THREADS", str(threads))
+        said: list[str] = []
+        config = small_config("vae", run_dir=str(path), checkpoint_every=1, steps=3)
+        assert train(config, say=said.append, supervisor=supervisor).finished
+        shutil.rmtree(checkpoint_paths(path)[0])
+        return "".join(line for line in said if line.startswith("resuming"))
+
+    others = f"resuming {path} at step 2 of 3, with 2 threads in place of 1: its last bits change;"
+    assert started(threads=1) == ""
+    assert started(threads=1) == f"resuming {path} at step 2 of 3"
+    assert started(threads=2) == f"{others} GEN_DIST_THREADS=1 keeps them"
+    # Compared with the start that made the checkpoint, not with the last one.
+    assert (
+        started(2, Supervisor("ray", threading.Event(), lambda *_: None)) == f"{others} --cpus-per-worker 1 keeps them"
+    )
+    (path / "environment.json").unlink()
+    assert started(threads=2) == f"resuming {path} at step 2 of 3"
 
 
 def test_fresh_starts_over_and_keeps_foreign_files(uninterrupted: Path, tmp_path: Path) -> None:
