@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -111,8 +111,10 @@ def _parse_train(words: list[str], plugins: Sequence[Plugin], prog: str, more: T
             ("fresh", Annotated[tyro.conf.FlagCreatePairsOff[bool], start_over], False),
         ],
     )
+    declared = (type(more), TrainConfig, *(type(getattr(default, part)) for part in FLAT))
     options = _with_short_errors(
-        lambda: tyro.cli(options_of_both, args=words, prog=f"{prog} {source}", default=options_of_both(more, default))
+        lambda: tyro.cli(options_of_both, args=words, prog=f"{prog} {source}", default=options_of_both(more, default)),
+        *declared,
     )
     if os.environ.get("RANK", "0") == "0":
         for line in about_roles:
@@ -167,7 +169,9 @@ def _parse_network(prog: str, config: NetworkConfig, words: Sequence[str], role:
     """Parse the options of one role's network."""
     form: Any = tyro.conf.AvoidSubcommands[type(config)]  # type: ignore[misc]
     try:
-        parsed: NetworkConfig = _with_short_errors(lambda: tyro.cli(form, args=words, prog=prog, default=config))
+        parsed: NetworkConfig = _with_short_errors(
+            lambda: tyro.cli(form, args=words, prog=prog, default=config), type(config)
+        )
     except ConfigError as error:
         line = of_role(str(error), config, role)
         for typed in {word.partition("=")[0] for word in words if word.startswith("--")}:  # no option of the network
@@ -230,8 +234,47 @@ def preset_lines(*, results: bool = False) -> str:
     return "\n".join(lines)
 
 
-def _with_short_errors(parse: Callable[[], T]) -> T:
-    """Parse with tyro, and turn its framed error into one line."""
+class _MissingArgumentError(ConfigError):
+    """An option stands where an argument without a name is missing."""
+
+
+def _parsed(parse: Callable[[Sequence[str]], T], words: Sequence[str], start: int, *declared: Any) -> T:
+    """Parse the words of a command that may have arguments without names.
+
+    Args:
+        parse: parses words with tyro.
+        words: words of the command line.
+        start: number of words before the arguments.
+        declared: classes and functions whose annotations list the choices of options.
+
+    Raises:
+        ConfigError: an unknown option, a missing argument, or an invalid value.
+        SystemExit: after printing help.
+    """
+    try:
+        return _with_short_errors(lambda: parse(words), *declared)
+    except _MissingArgumentError as error:
+        # tyro says that of an unknown option, too, if it stands first. A stand-in for the argument shows which it is.
+        for trial in ([*words[:start], "PATH", *words[start:]], words[:start]):
+            try:
+                _with_short_errors(lambda trial=trial: parse(trial), *declared)  # type: ignore[misc]
+            except ConfigError as other:
+                unknown, rest = str(other).partition("; ")[::2]
+                if unknown.startswith(_UNRECOGNIZED):
+                    given = [word for word in unknown.removeprefix(_UNRECOGNIZED).split(", ") if word.startswith("-")]
+                    raise ConfigError(f"{_UNRECOGNIZED}{', '.join(given)}; {rest}") from None
+                if " needs " in unknown:
+                    raise other from None
+        raise error
+
+
+def _with_short_errors(parse: Callable[[], T], *declared: Any) -> T:
+    """Parse with tyro, and turn its framed error into one line.
+
+    Args:
+        parse: the call of tyro.
+        declared: classes and functions whose annotations list the choices of options, in their order.
+    """
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
@@ -242,40 +285,66 @@ def _with_short_errors(parse: Callable[[], T]) -> T:
         # The frame is of hyphens where the terminal's encoding has no lines.
         text = re.sub(r"[\u2500-\u257f]+|-{8,}", " ", re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue()))
         place = place_of(stop)  # a ValueError of a plug-in's config, which tyro takes for a wrong value
-        raise ConfigError(_one_line(text) + (f" ({place})" if place else "")) from None
+        kind = _MissingArgumentError if re.search(r"Missing value for argument '(?!-)", text) else ConfigError
+        raise kind(_one_line(text, declared) + (f" ({place})" if place else "")) from None
 
 
-_QUOTED = r"'(.*?)'"
+_UNRECOGNIZED = "Unrecognized options: "
+_CHOICE = r"^invalid choice '(.*)' for argument '(.*?)'\. Expected one of \((.*?),?\)"
+"""Error of tyro for a value that is none of an option's choices, which come in the order of a set."""
 _SENTENCES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^Missing value for argument '(.*?)'\. Expected 1 values", r"\1 needs a value"),
     (r"^Missing value for argument '(.*?)'\. Expected (\d+) values", r"\1 needs \2 values"),
     (
-        r"^invalid choice '(.*)' for argument '(.*?)'\. Expected one of \((.*?),?\)",
-        lambda found: f"{found[2]} {found[1]!r} is none of {', '.join(sorted(re.findall(_QUOTED, found[3])))}",
-    ),
-    (
         r"^Unrecognized or misplaced options: (.*) Arguments are applied to .* matter\.(; perhaps .*?)?(?= For full)",
         lambda found: "Unrecognized options: " + re.sub(r" \(applied to [^)]*\)", ",", found[1]).rstrip(","),
     ),
+    (
+        r"^(Error parsing \S+: )no type matching \{None\}\|.* - <class '(?!NoneType)\w+'>: (.*?)(?=\.? For full|$)",
+        r"\1\2; use a number or None",
+    ),
     (r"^(Error parsing \S+: )no type matching .* - <class '(?!NoneType)\w+'>: ", r"\1"),
 )
-"""Errors of tyro that are two sentences, and the one that says the same. Choices come in the order of a set there."""
+"""Errors of tyro that are two sentences, and the one that says the same."""
 
 
-def _one_line(error: str) -> str:
+def _one_line(error: str, declared: Sequence[Any]) -> str:
     """Sentence of tyro's framed error that names the mistake, without the option's own help text."""
     error = error.replace("__tyro-dummy-inner__.", "")  # tyro's name for options of a function
     if missing := re.search(r"Missing from (.*?):\s*\n(.*?)For full helptext", error, re.DOTALL):
         program = " ".join(missing[1].split())
-        return f"{program} needs {_arguments(missing[2])}; see {program} --help"
+        needed, title, unknown = missing[2].partition(_UNRECOGNIZED.rstrip())
+        unrecognized = f"{_UNRECOGNIZED}{', '.join(unknown.split())}; " if title else ""
+        return f"{unrecognized}{program} needs {_arguments(needed)}; see {program} --help"
     text = " ".join(error.split())
     text = re.sub(r"^(Value error|Parsing error|Unrecognized options|Invalid choice|Missing \S+) ", "", text)
     text = re.sub(r"^Error parsing (?!-)[\w.]+: ", "", text)  # what a dataclass says of itself
     text = re.sub(r" Argument helptext:.*?(?= For full helptext)", "", text)
     text = re.sub(r" Perhaps you meant:(.*?)(?= For full helptext)", _option_names, text)
+    if choice := re.search(_CHOICE, text):
+        choices = ", ".join(_in_order(re.findall("'(.*?)'", choice[3]), declared))
+        text = f"{choice[2]} {choice[1]!r} is none of {choices}{text[choice.end() :]}"
     for mistake, sentence in _SENTENCES:
         text = re.sub(mistake, sentence, text, count=1)
     return re.sub(r"\.? For full helptext, (see|run) (.*)$", r"; see \2", text)
+
+
+def _in_order(choices: Sequence[str], declared: Sequence[Any]) -> list[str]:
+    """Choices in the order of the Literal that lists them, and None behind them; else by letter."""
+    named = set(choices) - {"None"}
+    for one in declared:
+        for hint in get_type_hints(one).values():
+            for listed in _choices_in(hint):
+                if set(listed) == named:
+                    return [*listed, *(["None"] if "None" in choices else [])]
+    return sorted(choices)
+
+
+def _choices_in(hint: Any) -> list[list[str]]:
+    """Choices of each Literal in a type, as they are typed."""
+    if get_origin(hint) is Literal:
+        return [list(map(str, get_args(hint)))]
+    return [choices for part in get_args(hint) for choices in _choices_in(part)]
 
 
 def _arguments(lines: str) -> str:
@@ -349,7 +418,7 @@ def call_parsed(function: Callable[..., None], words: Sequence[str], prog: str) 
     """
     refuse_empty_words(words)
     # The call is made after parsing, because output during parsing counts as a parsing error.
-    _with_short_errors(lambda: tyro.cli(_deferred(function), args=words, prog=prog))()
+    _parsed(lambda given: tyro.cli(_deferred(function), args=given, prog=prog), words, 0, function)()
 
 
 def parse_options(kind: type[T], words: Sequence[str], prog: str) -> T:
@@ -360,7 +429,7 @@ def parse_options(kind: type[T], words: Sequence[str], prog: str) -> T:
         SystemExit: after printing help.
     """
     refuse_empty_words(words)
-    return _with_short_errors(lambda: tyro.cli(kind, args=list(words) or ["--help"], prog=prog))
+    return _parsed(lambda given: tyro.cli(kind, args=given, prog=prog), list(words) or ["--help"], 0, kind)
 
 
 def run_subcommand(functions: Sequence[Callable[..., None]], words: Sequence[str], prog: str) -> None:
@@ -377,10 +446,15 @@ def run_subcommand(functions: Sequence[Callable[..., None]], words: Sequence[str
     if words[0] not in commands and not words[0].startswith("-"):
         raise ConfigError(f"unknown command {words[0]!r}; there are {', '.join(commands)}; see {prog} --help")
     if words[0].startswith("-") and words[0] not in ("-h", "--help") and not words[0].startswith("--tyro-"):
-        raise ConfigError(f"{words[0]!r} stands before the command, which is {', '.join(commands)}; see {prog} --help")
+        stands = f"{words[0]!r} stands before the command, which is"
+        unknown = f"{words[0]!r} is not an option of {prog}, which takes a command first:"
+        start = stands if any(word in commands for word in words) else unknown
+        raise ConfigError(f"{start} {', '.join(commands)}; see {prog} --help")
     try:
         # The call is made after parsing, because output during parsing counts as a parsing error.
-        call = _with_short_errors(lambda: tyro.extras.subcommand_cli_from_dict(commands, args=words, prog=prog))
+        call = _parsed(
+            lambda given: tyro.extras.subcommand_cli_from_dict(commands, args=given, prog=prog), words, 1, *functions
+        )
     except ConfigError as error:  # tyro names the help of all commands
         of = f"{prog} {words[0]}" if words[0] in commands else prog
         raise ConfigError(str(error).replace(f"see {prog} --help", f"see {of} --help")) from None
