@@ -133,7 +133,8 @@ def test_a_rate_of_a_discriminator_needs_one() -> None:
         ConfigError, match=r"rate_factor 4.0 with objective latent-autoencoder, which trains no discrim"
     ):
         get_preset("kl-mnist").with_options(discriminator_rate_factor=4.0)
-    assert get_preset("kl-mnist").with_options(discriminator_rate_factor=4.0, adversarial_weight=0.5)
+    with_adversary = get_preset("kl-mnist").with_options(discriminator_rate_factor=4.0, adversarial_weight=0.5)
+    assert with_adversary.optimization.discriminator_rate_factor == 4.0
     for value in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match=f"discriminator_rate_factor {value} is not a positive number"):
             OptimizerConfig(discriminator_rate_factor=value)
