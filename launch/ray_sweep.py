@@ -9,7 +9,7 @@ if (root := Path(__file__).resolve().parent.parent).joinpath("gen_dist").is_dir(
 
 from gen_dist.cli import own_program, parse_train, run_command
 from gen_dist.launch.cluster.access import connect
-from gen_dist.launch.sweep.plan import SweepOptions, command_source, conclude, plan_sweep, show_trials
+from gen_dist.launch.sweep.plan import SweepOptions, command_source, conclude, plan_sweep, tell_stopped
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
                     run_trials(sweep, options)
             except KeyboardInterrupt:
                 if any(trial.history for trial in sweep.trials):
-                    print(show_trials(sweep), flush=True)
+                    tell_stopped(sweep)
                 raise
         conclude(sweep, config, command_source(words))
 

@@ -27,6 +27,7 @@ from gen_dist.launch.sweep.space import (
     trial_configs,
     with_values,
 )
+from gen_dist.plugins.faults import told
 from gen_dist.plugins.loading import changed_files
 from gen_dist.records.reading import OBJECT, TEXT, list_of, read_object
 from gen_dist.records.run_paths import RunPaths
@@ -201,6 +202,18 @@ def show_trials(sweep: Sweep) -> str:
         save_plot(sweep.path / "sweep.png", sweep)
     print(*sweep.table(), sep="\n", flush=True)
     return f"table in {sweep.path / 'sweep.csv'}" + (f", picture in {sweep.path / 'sweep.png'}" if drawn else "")
+
+
+def tell_stopped(sweep: Sweep) -> None:
+    """Show the trials of a sweep that Ctrl-C stopped. A file that cannot be written is one line, and does not hide the
+    stop.
+    """
+    try:
+        print(show_trials(sweep), flush=True)
+    except (UserError, OSError) as error:
+        if not (known := told(error)):
+            raise
+        tell(f"warning: the trials cannot be shown: {known}")
 
 
 def conclude(sweep: Sweep, config: TrainConfig, source: Sequence[str]) -> None:

@@ -8,12 +8,12 @@ import difflib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gen_dist.config import TrainConfig
+from gen_dist.config import ObjectiveConfig, TrainConfig
 from gen_dist.config.recorded import MEASURED, MORE_IS_BETTER, SAMPLE_CHECKS
 from gen_dist.errors import CheckpointError, ConfigError, DamagedError
 from gen_dist.files import write_atomically
@@ -90,39 +90,77 @@ def choose_metric(config: TrainConfig, name: str | None, mode: Mode | None) -> M
         name = tested[0]
     known = [*tested, *checks, *(MEASURED + one for one in config.evaluate_metrics)]
     name = next((one for one in known if name == one.rpartition("/")[2]), name)
-    if name.startswith(MEASURED) or (name not in known and _can_be_measured(name)):
-        return _measured_metric(config, name, mode)
     if name not in (*tested, *checks):
-        near = difflib.get_close_matches(name, [*tested, *checks], n=2)
-        perhaps = f"perhaps you meant {' or '.join(near)}" if near else f"there are {', '.join([*tested, *checks])}"
+        measurable = _measurable(objective)
+        if found := _measured_metric(config, name, mode, measurable):
+            return found
+        prefix = MEASURED if name.startswith(MEASURED) else ""
+        possible = [MEASURED + one for one in measurable] if prefix else [*tested, *checks]
+        # Without the prefix, which would make any two of these names alike.
+        alike = difflib.get_close_matches(
+            name.removeprefix(prefix), [one.removeprefix(prefix) for one in possible], n=2
+        )
+        near = [prefix + one for one in alike]
+        perhaps = f"perhaps you meant {' or '.join(near)}" if near else f"there are {', '.join(possible)}"
         raise ConfigError(f"--metric {name} is none that an evaluation of {objective.kind} gives; {perhaps}")
     usual: Mode = "max" if name.rpartition("/")[2] in MORE_IS_BETTER else "min"
     return Metric(name, mode or usual)
 
 
-def _can_be_measured(name: str) -> bool:
-    """Return True if a name without its prefix is one that `evaluate_metrics` takes, with counts or without."""
-    from gen_dist.evaluation.guide import base_name
-    from gen_dist.evaluation.metrics import all_metrics
+def _measurable(objective: ObjectiveConfig) -> list[str]:
+    """Names that `evaluate_metrics` takes, without counts, for models of this objective."""
+    from gen_dist.evaluation.metrics import measured_metrics
 
-    known = all_metrics().get(base_name(name))
-    return known is not None and known.measure is not None
+    lacks: Collection[str] = objective.lacks
+    return [
+        name
+        for name, metric in measured_metrics().items()
+        if metric.counts != "importance samples" and not any(need in lacks for need in metric.needs)
+    ]
 
 
-def _measured_metric(config: TrainConfig, name: str, mode: Mode | None) -> Metric:
-    """One of the `evaluate_metrics` of a config: `fid`, or as in metrics.jsonl, `evaluation/fid_1k`."""
+def _measured_metric(config: TrainConfig, name: str, mode: Mode | None, measurable: Sequence[str]) -> Metric | None:
+    """One of the `evaluate_metrics` of a config: `fid`, or as in metrics.jsonl, `evaluation/fid_1k`.
+
+    Args:
+        config: config of the trials.
+        name: the metric, with its prefix and counts or without.
+        mode: direction in which it is better; None is the metric's own.
+        measurable: names that `evaluate_metrics` takes.
+
+    Returns:
+        None if there is no such metric.
+
+    Raises:
+        ConfigError: the config does not ask for it, or for another number of samples.
+    """
     from gen_dist.evaluation.guide import base_name, metric_of
+    from gen_dist.evaluation.plan import short_count
 
-    full = name.removeprefix(MEASURED)
-    name = MEASURED + full
-    if full not in config.evaluate_metrics and base_name(full) not in config.evaluate_metrics:
-        asked = " ".join(config.evaluate_metrics)
-        if asked:
-            raise ConfigError(f"--metric {name} is none of --evaluate-metrics {asked}; name it there, too")
+    asked = config.evaluate_metrics
+    if counted := [one for one in asked if one not in measurable and base_name(one) in measurable]:
         raise ConfigError(
-            f"--metric {name} is measured only where that is asked for; add --evaluate-metrics {base_name(full)}"
+            f"--evaluate-metrics {counted[0]} has a number or a network in its name; name {base_name(counted[0])}, and "
+            "set --evaluate-samples and --evaluate-features"
         )
-    return Metric(name, mode or ("max" if metric_of(full).better == "more" else "min"))
+    full = name.removeprefix(MEASURED)
+    base = base_name(full)
+    if base not in measurable:
+        return None
+    if base not in asked:
+        if asked:
+            raise ConfigError(
+                f"--metric {name} is none of --evaluate-metrics {' '.join(asked)}; name {base} there, too"
+            )
+        raise ConfigError(f"--metric {name} is measured only where that is asked for; add --evaluate-metrics {base}")
+    metric = metric_of(full)
+    count = short_count(config.evaluate_samples)
+    if full != base and metric.counts == "samples" and not full.endswith(f"_{count}"):
+        raise ConfigError(
+            f"--metric {name} is not what trials measure with --evaluate-samples {config.evaluate_samples}; name "
+            f"{base}, or set --evaluate-samples"
+        )
+    return Metric(MEASURED + full, mode or ("max" if metric.better == "more" else "min"))
 
 
 @dataclass

@@ -12,8 +12,9 @@ from PIL import Image
 from gen_dist.cli import NoOptions, parse_train
 from gen_dist.errors import ConfigError, DamagedError, UnreadableError, UserError
 from gen_dist.evaluation.sample_checks import SampleChecks
+from gen_dist.launch.sweep import results
 from gen_dist.launch.sweep.halving import Halving, grace_period_of
-from gen_dist.launch.sweep.plan import best_command, conclude
+from gen_dist.launch.sweep.plan import best_command, conclude, tell_stopped
 from gen_dist.launch.sweep.plot import save_plot
 from gen_dist.launch.sweep.results import Metric, choose_metric
 from gen_dist.launch.sweep.space import with_values
@@ -59,14 +60,39 @@ def test_trials_are_ranked_by_a_measured_metric_too() -> None:
     config = small_config("gan", evaluate_metrics=("fid", "precision"))
     assert choose_metric(config, "evaluation/fid_1k", None).mode == "min"
     assert choose_metric(config, "evaluation/precision_1k", None).mode == "max"
-    with pytest.raises(ConfigError, match="evaluation/kid_1k is none of --evaluate-metrics fid precision"):
+    with pytest.raises(ConfigError, match=r"evaluation/kid_1k is none of .*fid precision; name kid there, too"):
         choose_metric(config, "evaluation/kid_1k", None)
-    with pytest.raises(ConfigError, match=r"evaluation/fid is measured only where .*; add --evaluate-metrics fid$"):
+    with pytest.raises(ConfigError, match=r"^--metric fid is measured only where .*; add --evaluate-metrics fid$"):
         choose_metric(small_config("gan"), "fid", None)
 
 
+@pytest.mark.parametrize(
+    ("name", "asked", "line"),
+    [
+        ("evaluation/xyz", (), r"is none that an evaluation of gan gives; there are evaluation/fid, evaluation/kid, "),
+        ("evaluation/fud", (), r"perhaps you meant evaluation/fid"),
+        ("nll", (), r"is none that an evaluation of gan gives; there are [^;]*samples/diversity"),
+        ("evaluation/rfid_1k", ("fid",), r"is none that an evaluation of gan gives"),
+        (
+            "fid",
+            ("fid_5k",),
+            r"--evaluate-metrics fid_5k has a number or a network in its name; name fid, and set --ev",
+        ),
+        ("fid_5k", ("fid_5k",), r"--evaluate-metrics fid_5k has a number or a network in its name; name fid, and set"),
+        ("fid_5k", ("fid",), r"fid_5k is not what trials measure with --evaluate-samples 1000; name fid, or set"),
+        ("evaluation/fid_1k_train", ("fid",), r"fid_1k_train is not what trials measure with --evaluate-samples 1000"),
+    ],
+)
+def test_a_metric_that_no_trial_would_have_is_refused_before_the_first(
+    name: str, asked: tuple[str, ...], line: str
+) -> None:
+    with pytest.raises(ConfigError, match=line) as raised:
+        choose_metric(small_config("gan", evaluate_metrics=asked), name, None)
+    assert "\n" not in str(raised.value) and ("add --eval" in str(raised.value)) is False
+
+
 def test_a_metric_is_found_by_its_name_without_prefix_and_counts() -> None:
-    config = small_config("gan", evaluate_metrics=("fid", "precision"))
+    config = small_config("gan", evaluate_metrics=("fid", "precision"), evaluate_samples=5000)
     assert choose_metric(VAE, "kl", None) == choose_metric(VAE, "test/kl", None)
     assert choose_metric(config, "class_variation", None).name == "samples/class_variation"
     record = {"samples/diversity": 0.3, "evaluation/fid_5k": 2.5, "evaluation/precision_5k": 0.8}
@@ -74,7 +100,7 @@ def test_a_metric_is_found_by_its_name_without_prefix_and_counts() -> None:
         assert choose_metric(config, name, None).value_in(record) == 2.5
     assert choose_metric(config, "precision", None) == Metric("evaluation/precision", "max")
     with pytest.raises(ConfigError, match="no evaluation/fid_1k: they have evaluation/fid_5k, evaluation/precision_5k"):
-        choose_metric(config, "evaluation/fid_1k", None).value_in(record)
+        Metric("evaluation/fid_1k", "min").value_in(record)
 
 
 def test_other_measured_metrics_stand_beside_the_one_that_ranks(
@@ -243,3 +269,20 @@ def test_a_state_that_cannot_be_read_just_now_is_not_to_be_removed(
     with pytest.raises(UnreadableError) as raised:
         sweep.read()
     assert "remove" not in str(raised.value).replace(str(tmp_path), "")
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "sweep.csv"])
+def test_a_full_disk_does_not_hide_that_a_sweep_was_stopped(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, text: str) -> None:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        path.write_text(text)
+
+    monkeypatch.setattr(results, "write_atomically", full)
+    sweep = sweep_of(tmp_path, SPACES[0], 4)
+    tell_stopped(sweep)
+    shown = capsys.readouterr().err
+    assert shown.startswith("warning: the trials cannot be shown: ") and "No space left on device" in shown
+    assert shown.count("\n") == 1 and str(tmp_path) in shown
