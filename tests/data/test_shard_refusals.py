@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 
 from gen_dist.config import DataConfig, TrainConfig
 from gen_dist.data import Dataset, open_dataset
+from gen_dist.data.shards.contents import LONG_ZEROS, Contents
+from gen_dist.data.shards.tar_contents import tar_contents
 from gen_dist.errors import ConfigError, DataError
 from tests.data.shard_sets import some_batches
 from tests.support.shards import ShardServer, encoded, samples, tar_of, write_shards
@@ -103,11 +107,11 @@ def test_archives_without_files_are_told(
     (tmp_path / "a.tar").write_bytes(GOOD)
     (tmp_path / "b.tar").write_bytes(bytes(512 * records))
     opened(f"{tmp_path}/*.tar")
-    assert any(line.endswith("left out of its shards: 1 archive without files") for line in lines)
+    assert any("1 archive without files is left out: " in line and line.endswith(": b.tar") for line in lines)
     (tmp_path / "c.tar").write_bytes(tar_of({}))
     lines.clear()
     opened(f"{tmp_path}/*.tar")
-    assert any(line.endswith("left out of its shards: 2 archives without files") for line in lines)
+    assert any("2 archives without files are left out: " in line and line.endswith(": b.tar, c.tar") for line in lines)
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="needs tar")
@@ -115,24 +119,111 @@ def test_archives_without_files_are_told(
 def test_an_archive_padded_by_tar_is_whole(
     records: str, tmp_path: Path, opened: Callable[..., Dataset], lines: list[str]
 ) -> None:
-    for name, content in samples(0, 6).items():
-        (tmp_path / name).write_bytes(content)
-    subprocess.run(["tar", "-b", records, "-cf", "a.tar", *samples(0, 6)], cwd=tmp_path, check=True)
+    padded_by_tar(tmp_path, records, samples(0, 7))
     dataset = opened(f"{tmp_path}/*.tar")
-    assert len(dataset.train.labels) + len(dataset.test.labels) == 6
-    is_told = any(line.endswith("1 with long zeros behind its files, which may be cut off") for line in lines)
-    assert is_told == (records in ("300", "5000"))
+    assert len(dataset.train.labels) + len(dataset.test.labels) == 7
+    told = [line for line in lines if "1 archive with more zeros behind the files than tar's usual blocks" in line]
+    assert [line.endswith(": a.tar") for line in told] == [True] * (
+        records not in ("1", "20", "40")
+    )  # 40 of 28 are within 20
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs tar")
+@pytest.mark.parametrize(("records", "is_whole"), [("300", False), ("5000", False), ("128", True), ("2048", True)])
+def test_an_archive_with_files_to_a_page_has_a_block_of_tapes(records: str, is_whole: bool, tmp_path: Path) -> None:
+    content = padded_by_tar(tmp_path, records, samples(0, 6))
+    if is_whole:
+        assert len(contents_in(content).sizes) == 6 and LONG_ZEROS in contents_in(content).left_out
+    else:
+        with pytest.raises(DataError, match=r"cut off; copy it anew, write it anew with tar's usual blocks \(-b 20\)"):
+            contents_in(content)
+    assert len(contents_in(padded_by_tar(tmp_path, "20", samples(0, 6))).sizes) == 6
+
+
+def padded_by_tar(directory: Path, records: str, files: dict[str, bytes]) -> bytes:
+    """Archive a.tar of files in a directory, padded to a multiple of some records."""
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    subprocess.run(["tar", "-b", records, "-cf", "a.tar", *files], cwd=directory, check=True)
+    return (directory / "a.tar").read_bytes()
 
 
 @pytest.mark.parametrize(
     "files", [{"z.txt": b""}, {"z.txt": b"1" * 512}, {"z/" * 90 + "z.png": encoded(9)}, {"z.cls": b"1"}]
 )
-def test_zeros_to_the_end_are_padding_behind_any_last_file(
-    files: dict[str, bytes], tmp_path: Path, opened: Callable[..., Dataset]
+def test_zeros_of_a_round_block_are_padding_behind_any_last_file(files: dict[str, bytes]) -> None:
+    content = tar_of(samples(0, 6) | files)
+    found = contents_in(content + bytes(1_024_000 - len(content)))
+    assert len(found.sizes) == 6 + any(encoded(9) == one for one in files.values())
+    assert LONG_ZEROS in found.left_out
+
+
+FORMATS = {"ustar": tarfile.USTAR_FORMAT, "pax": tarfile.PAX_FORMAT, "GNU": tarfile.GNU_FORMAT}
+
+
+def contents_in(content: bytes) -> Contents:
+    return tar_contents("set", "a.tar", (content[first : first + 2**20] for first in range(0, len(content), 2**20)))
+
+
+def small_files(format_: int, name: str) -> bytes:
+    """A tar file of 100 images and labels, each of which fits into a record."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=format_) as tar:
+        for file, content in samples(0, 100).items():
+            assert len(content) <= 512
+            member = tarfile.TarInfo(name + file)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("name", ["", "a" * 120 + "/", "é" * 30 + "/"])
+def test_no_copy_that_is_cut_off_at_a_page_passes_but_for_its_last_block(format_: str, name: str) -> None:
+    """Every page ends behind a whole sample where names are short."""
+    if format_ == "ustar" and name:
+        name = "a" * 80 + "/"
+    whole = small_files(FORMATS[format_], name)
+    assert len(contents_in(whole).sizes) == 100
+    files = len(whole.rstrip(b"\0")) // 512 * 512 + 512
+    for cut in range(4096, files, 4096):
+        copied = whole[:cut] + bytes(len(whole) - cut)
+        if len(whole) - len(copied.rstrip(b"\0")) > 11_264:
+            with pytest.raises(DataError, match=r"cut off|without the file"):
+                contents_in(copied)
+
+
+@pytest.mark.parametrize("zeros", [0, 1024, 10_240, 102_400])
+@pytest.mark.parametrize("format_", ["pax", "GNU"])
+def test_a_long_name_without_its_file_is_a_cut(format_: str, zeros: int) -> None:
+    name = small_files(FORMATS[format_], "é" * 60 + "/")[:1024]
+    with pytest.raises(DataError, match="ends behind a file's long name, without the file; copy it anew"):
+        contents_in(name + bytes(zeros))
+
+
+@pytest.mark.parametrize("name", ["b.cls", "b.json"])
+def test_a_label_whose_bytes_never_came_is_a_cut(name: str) -> None:
+    whole = tar_of({"a.png": encoded(1), name: b'{"label": 3}', "b.png": encoded(2)})
+    start = whole.index(b'{"label": 3}')
+    with pytest.raises(DataError, match=r"the label at byte .* ends in zeros, as of a copy that was cut off"):
+        contents_in(whole[:start] + bytes(len(whole) - start))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(("content", "told"), [(b"", "with more zeros"), (GOOD, "without the two records of zeros")])
+def test_an_end_that_may_be_a_cut_has_a_line_that_nothing_hides(
+    split: str, content: bytes, told: str, tmp_path: Path, opened: Callable[..., Dataset], lines: list[str]
 ) -> None:
-    (tmp_path / "a.tar").write_bytes(tar_of(samples(0, 6) | files) + bytes(2**20))
-    dataset = opened(f"{tmp_path}/*.tar", missing_labels="unknown")
-    assert len(dataset.train.labels) + len(dataset.test.labels) == 6 + any(encoded(9) == one for one in files.values())
+    """Of what is left out, the five most frequent kinds are shown."""
+    others = {f"{n:06}.{ending}": b"1" for n in range(2) for ending in ("a", "b", "c", "d", "e", "f")}
+    whole = tar_of(samples(0, 7) | others)
+    files = len(whole.rstrip(b"\0")) // 512 * 512 + 512
+    whole = whole[:files] if content else whole + bytes(153_600 - len(whole))
+    (tmp_path / "a.tar").write_bytes(whole)
+    (tmp_path / "b.tar").write_bytes(tar_of(samples(7, 7)))
+    train, test = ("a", "b") if split == "train" else ("b", "a")
+    opened(f"{tmp_path}/{train}.tar", test_shards=f"{tmp_path}/{test}.tar")
+    assert [line.endswith("cut off; compare it with the original: a.tar") for line in lines if told in line] == [True]
 
 
 @pytest.mark.parametrize("block", [2**16, 2**17, 2**20])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +20,7 @@ from gen_dist.data.packing import images_file, labels_file
 from gen_dist.data.ranges import Measured, measured_scale
 from gen_dist.data.refusals import held_out_count
 from gen_dist.data.shard_order import permuted
-from gen_dist.data.shards.contents import Contents, left_out_text
+from gen_dist.data.shards.contents import Contents, LeftOut
 from gen_dist.data.shards.indexing import ShardContents
 from gen_dist.data.shards.labels import Labels, Moments, request_of
 from gen_dist.data.shards.packed_parts import Look, PackedParts, Picked
@@ -73,7 +72,7 @@ class IndexBuilder:
         self._parts = parts
         self._labels = Labels(name, request_of(packing))
         self._moments = Moments()
-        self._left_out: dict[str, int] = {}
+        self._left_out = LeftOut()
 
     def build(self, directory: Path) -> dict[str, Any]:
         """Write the files of the index; returns what describes it, for JSON.
@@ -105,7 +104,12 @@ class IndexBuilder:
             "class_names": class_names,
             "image_shape": look.shape,
             "fitting": look.fitting,
-            "remarks": [*self._remarks(), *remarks_on_classes(class_names), *look.remarks, *measured.remarks],
+            "remarks": [
+                *self._left_out.lines("left out of its shards", 5),
+                *remarks_on_classes(class_names),
+                *look.remarks,
+                *measured.remarks,
+            ],
             "files": {name: _describe(directory / name) for name in (*_FILES, *_NAMES)},
         }
         of_content = [[shard.sha256 for shard in shards], class_names, look.shape, look.fitting, self._packing.fit]
@@ -135,12 +139,12 @@ class IndexBuilder:
             contents = self._contents(place)
             counts[number] = len(contents.sizes)
             self._labels.add(place, contents)
-            for kind, count in contents.left_out.items():
-                self._left_out[kind] = self._left_out.get(kind, 0) + count
+            self._left_out.add(place, contents)
         tested = 0
         for place in self._test_places:
             contents = self._contents(place)
             self._labels.add(place, contents)
+            self._left_out.add(place, contents)
             tested += len(contents.sizes)
         if counts.sum() < 2 or (self._test_places and not tested):
             split = "train" if counts.sum() < 2 else "test"
@@ -197,10 +201,6 @@ class IndexBuilder:
         numbers_of = np.arange(len(contents.sizes))[rows].tolist()
         columns = contents.offsets[rows].tolist(), contents.sizes[rows].tolist(), labels.tolist(), numbers_of
         return [Picked(place, *numbers) for numbers in zip(*columns, strict=True)]
-
-    def _remarks(self) -> Iterator[str]:
-        if self._left_out:
-            yield f"left out of its shards: {left_out_text(self._left_out, 5)}"
 
 
 class _Column:

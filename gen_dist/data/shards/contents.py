@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gen_dist.config.addresses import shown
 from gen_dist.data.array_bytes import DAMAGES, MOST_HEADER_BYTES, has_plain_header, is_array, loaded_array
 from gen_dist.data.labelling import joined_columns, raw_labels
+from gen_dist.data.naming import printable, some
 from gen_dist.data.shards.fetching import Facts
-from gen_dist.errors import DataError
+from gen_dist.errors import DataError, number_of
 
 _FORMAT = 2
 BLOCK_BYTES = 2**20
@@ -108,13 +110,44 @@ def table_of(rows: Sequence[Sequence[Any] | None], asked: Sequence[str]) -> tupl
 
 NO_FILES, NO_IMAGE = "archives without files", "samples without an image"
 """Kinds of what is left out that are no endings of names."""
-_ONE = {NO_FILES: "archive without files", NO_IMAGE: "sample without an image"}
+_ONE = {NO_IMAGE: "sample without an image"}
+NO_MARK = "without the mark of a shard's end, which may be cut off"
+LONG_ZEROS = "with long zeros behind its files, which may be cut off"
+"""Kinds of ends of archives whose images are used, as they stand in the contents of shards."""
+_ENDS = {
+    NO_FILES: "{} without files {} left out: empty, or {} of which nothing has come",
+    NO_MARK: "{} without the two records of zeros that mark the end {} used: written so, or {} cut off",
+    LONG_ZEROS: "{} with more zeros behind the files than tar's usual blocks have {} used: written so, or {} cut off",
+}
 
 
-def left_out_text(counts: Mapping[str, int], most: int | None = None) -> str:
-    """Entries that are no images with their numbers, the most frequent first."""
-    several = sorted(counts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{count:,} {_ONE.get(kind, kind) if count == 1 else kind}" for kind, count in several[:most])
+class LeftOut:
+    """What is left out of shards, and ends of shards by which images may be missing."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._ends: dict[str, list[str]] = {}
+        """Names of the shards with each kind of end."""
+
+    def add(self, place: str, contents: Contents) -> None:
+        """Count what is left out of a shard."""
+        for kind, count in contents.left_out.items():
+            if kind in _ENDS:
+                self._ends.setdefault(kind, []).append(printable(shown(place).rpartition("/")[2]))
+            else:
+                self._counts[kind] = self._counts.get(kind, 0) + count
+
+    def lines(self, heading: str, most: int | None = None) -> list[str]:
+        """A line with the most frequent kinds of entries under a heading, and one for each kind of end."""
+        several = sorted(self._counts.items(), key=lambda item: -item[1])[:most]
+        texts = [f"{count:,} {_ONE.get(kind, kind) if count == 1 else kind}" for kind, count in several]
+        lines = [f"{heading}: {', '.join(texts)}"] * bool(texts)
+        for kind, text in _ENDS.items():
+            if names := self._ends.get(kind):
+                one = len(names) == 1
+                found = text.format(number_of(len(names), "archive"), *(("is", "a copy") if one else ("are", "copies")))
+                lines.append(f"{found}; compare {'it' if one else 'them'} with the original: {some(names)}")
+        return lines
 
 
 MISSING = "\0none"

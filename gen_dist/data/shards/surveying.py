@@ -28,7 +28,7 @@ from gen_dist.data.naming import remarks_on_classes
 from gen_dist.data.packing import THREADS
 from gen_dist.data.refusals import held_out_count
 from gen_dist.data.shards.building import MOST_HELD_OUT, SAMPLED
-from gen_dist.data.shards.contents import left_out_text
+from gen_dist.data.shards.contents import LeftOut
 from gen_dist.data.shards.fetching import Fetcher
 from gen_dist.data.shards.indexing import ShardContents
 from gen_dist.data.shards.labels import Labels, request_of
@@ -205,7 +205,7 @@ class _Surveyor:
 
     def survey(self, chosen: dict[SplitName, _Chosen]) -> None:
         """Count images and labels, and look at some images."""
-        found, left_out = self._found, dict[str, int]()
+        found, left_out = self._found, LeftOut()
         for split, one in chosen.items():
             count = 0
             for place in one.places:
@@ -213,12 +213,10 @@ class _Surveyor:
                 self._places.append(place)
                 self._starts.append(self._starts[-1] + len(contents.sizes))
                 count += len(contents.sizes)
-                for kind, entries in contents.left_out.items():
-                    left_out[kind] = left_out.get(kind, 0) + entries
+                left_out.add(place, contents)
             found.totals[split] = round(count / max(1, len(one.places)) * one.all)
         found.images_read = self._starts[-1]
-        if left_out:
-            found.remarks.append(f"left out: {left_out_text(left_out)}")
+        found.remarks += left_out.lines("left out")
         if found.totals["train"] < 2 or (not found.holds_out and not found.totals["test"]):
             found.problem = DataError(f"{found.source}: its shards have fewer than two images with a name as 0001.jpg")
             return

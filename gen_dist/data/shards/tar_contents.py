@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from gen_dist.data.naming import printable
 from gen_dist.data.shards.contents import (
     BLOCK_BYTES,
+    LONG_ZEROS,
     MISSING,
     MOST_LABEL_CHARACTERS,
     NO_FILES,
     NO_IMAGE,
+    NO_MARK,
     Contents,
     table_of,
 )
@@ -31,15 +33,26 @@ from gen_dist.data.walking import EXTENSIONS
 from gen_dist.errors import DataError
 
 _RECORD = 512
+_PAGE = 4096
+"""Bytes by which systems write files: the data of a copy that was cut off end at a multiple of them."""
 _MOST_WITHOUT_FILES = 2**16
 """Zero bytes of a tar file without files. A small shard whose copy was cut off has more, and leaving it out would lose
 its images."""
-_TAPE_BLOCKS = tuple(2**power for power in range(17, 21))
-"""Bytes of the blocks of tapes to which tar programs pad, above those of `_MOST_WITHOUT_FILES`."""
+_USUAL_BLOCK = 20 * _RECORD
+"""Bytes to a multiple of which GNU tar, BSD tar and Python's tarfile fill up an archive."""
+_TAPE_BLOCKS = tuple(2**power for power in range(14, 21))
+"""Blocks of tapes."""
+_BLOCKS = (
+    *(2**power for power in range(9, 14)),
+    _USUAL_BLOCK,
+    *sorted({*_TAPE_BLOCKS, *range(2 * _USUAL_BLOCK, 2**22, _USUAL_BLOCK)}),
+)
+"""Blocks that programs or people choose (`tar -b N` takes any multiple of 512 bytes), the smallest first."""
 _MOST_LABEL_BYTES = 2**20
 _MOST_IMAGE_BYTES = 2**28
 _LABEL_KEYS = ("label", "cls", "class")
 _LONG_NAMES = b"LKxg"
+_OF_NEXT_FILE = b"LKx"
 _FILES = (b"0", b"\0", b"7")
 
 
@@ -93,7 +106,7 @@ class _Pass:
         self._rows: list[list[Any] | None] = []
 
     def contents(self) -> Contents:
-        place, long_name, last = 0, "", b""
+        place, long_name, kind, last = 0, "", b"", b""
         while header := self._bytes(place, _RECORD):
             if header.count(0) == _RECORD:
                 break
@@ -107,7 +120,9 @@ class _Pass:
                 long_name = ""
             last = self._bytes(place - _RECORD, _RECORD) if size else header
         self._finish_sample()
-        self._take_end(place, header, last)
+        if kind and kind in _OF_NEXT_FILE:
+            raise self._damaged("it ends behind a file's long name, without the file; copy it anew, or leave it out")
+        self._take_end(place, last)
         table, columns = self._table()
         return Contents(
             np.frombuffer(self._offsets, np.uint64) if self._offsets else np.empty(0, np.uint64),
@@ -122,22 +137,19 @@ class _Pass:
             columns=columns,
         )
 
-    def _take_end(self, place: int, header: bytes, last: bytes) -> None:
+    def _take_end(self, place: int, last: bytes) -> None:
         """Take what is behind the last file: a digest is of all bytes.
 
         Args:
             place: offset behind the last file.
-            header: what is there in place of a header; empty at the end of the archive.
             last: last record of the last file.
 
         Raises:
-            DataError: the file is empty, goes on behind the mark of its end, or its zeros are those of a copy that was
-                cut off.
+            DataError: the file is empty, goes on behind the mark of its end, or its zeros may be those of a copy that
+                was cut off.
         """
         if not self._bytes_taken:
             raise self._damaged("it is empty; write or copy it anew, or leave it out")
-        if not header:  # some programs leave the mark out
-            self._left_out["without the mark of a shard's end, which may be cut off"] += 1
         rest = self._held[max(0, place - self._held_from) :]
         goes_on = rest.count(0) < len(rest)
         for block in self._blocks:
@@ -146,17 +158,44 @@ class _Pass:
         if goes_on:
             raise self._damaged("it goes on behind its end, as joined tar files do; write all files into one archive")
         zeros = self._bytes_taken - place
-        if not (_may_be_padding(zeros, self._bytes_taken) if place else zeros <= _MOST_WITHOUT_FILES):
-            if last.count(0) == len(last):  # none, too, of an archive without files
-                what = (
-                    f"its last {zeros:,} bytes and the end of its last file are"
-                    if place
-                    else f"all {zeros:,} bytes are"
-                )
-                raise self._damaged(f"{what} zero, as of a copy that was cut off; copy it anew, or leave it out")
-            self._left_out["with long zeros behind its files, which may be cut off"] += 1
-        if not place:
+        if place:
+            if end := self._end(zeros, place, last.count(0) == len(last)):
+                self._left_out[end] += 1
+        elif zeros <= _MOST_WITHOUT_FILES:
             self._left_out[NO_FILES] += 1
+        else:
+            raise self._damaged(
+                f"all {zeros:,} bytes are zero, as of a copy that was cut off; copy it anew, or leave it out"
+            )
+
+    def _end(self, zeros: int, place: int, ends_in_zeros: bool) -> str:
+        """Kind of the end of an archive with `zeros` zero bytes behind its last file; empty for a usual one.
+
+        Two records of zeros mark the end, and more fill up the last block. A copy whose room was set aside and whose
+        rest never came ends in zeros, too. Where those are more than usual blocks have, it is refused by its cut, which
+        is at a page: within a file, whose end is zero then, or behind one, at a multiple of `_PAGE`. The files
+        of a multiple of a tape's block may end there, since few other archives have such a size. What else is longer
+        than usual gets a line: a cut at any byte can be within the zeros that fill up a file's last record. Within a
+        usual block no cut behind a file differs from padding.
+
+        Raises:
+            DataError: the zeros may be those of such a copy.
+        """
+        if zeros < 2 * _RECORD:  # some programs leave the mark out
+            return NO_MARK
+        total = place + zeros
+        # A mark that straddles two blocks has a record before the last one.
+        block = next((one for one in _BLOCKS if total % one == 0 and zeros <= one + _RECORD), None)
+        if block and block <= _USUAL_BLOCK:
+            return ""
+        is_likely = block or (zeros <= _USUAL_BLOCK + _RECORD)
+        if not is_likely or ends_in_zeros or (place % _PAGE == 0 and block not in _TAPE_BLOCKS):
+            also = " and the end of its last file" if ends_in_zeros else ""
+            raise self._damaged(
+                f"its last {zeros:,} bytes{also} are zero, as of a copy that was cut off; copy it anew, write it anew "
+                "with tar's usual blocks (-b 20), or leave it out"
+            )
+        return LONG_ZEROS
 
     def _size_and_kind(self, header: bytes, place: int) -> tuple[int, bytes]:
         if found := _size_and_kind(header):
@@ -188,9 +227,9 @@ class _Pass:
             self._whole(start + size - in_last, in_last)  # an image that is cut off is not one
             self._image, self._image_name = (start, size), path
         elif ending == "cls" and not self._columns:
-            self._take_label(0, self._whole(start, size).decode("utf-8", "replace").strip(), start)
+            self._take_label(0, self._text(start, size).decode("utf-8", "replace").strip(), start)
         elif ending == "json":
-            found = _label_in(self._whole(start, size), self._columns)
+            found = _label_in(self._text(start, size), self._columns)
             if isinstance(found, str):
                 self._take_label(1, found, start)
             else:
@@ -233,6 +272,19 @@ class _Pass:
         except DataError as error:
             raise self._damaged(str(error)) from None
 
+    def _text(self, start: int, size: int) -> bytes:
+        """Bytes of a label or of JSON.
+
+        Raises:
+            DataError: as `_whole`, or they end in zeros, which no text does.
+        """
+        content = self._whole(start, size)
+        if content and not any(content[-4:]):  # a character of UTF-32 has three
+            raise self._damaged(
+                f"the label at byte {start:,} ends in zeros, as of a copy that was cut off; copy it anew"
+            )
+        return content
+
     def _whole(self, start: int, size: int) -> bytes:
         """Bytes of a small file.
 
@@ -266,19 +318,6 @@ class _Pass:
 
     def _damaged(self, reason: str) -> DataError:
         return DataError(f"{self._name}: {printable(self._shard)}: {reason}")
-
-
-def _may_be_padding(zeros: int, total: int) -> bool:
-    """True if so many zero bytes behind the last file of an archive of `total` bytes are what tar programs usually add.
-
-    Two records of zeros mark the end, and more fill up the last block: 10 KiB in Python's tarfile and GNU tar, or those
-    of tapes, powers of two up to 1 MiB. Other zeros are of a block that was chosen (GNU tar takes any multiple of 512
-    bytes, `-b`), or of a copy whose room was set aside and whose end never came. Such a copy ends within a file, nearly
-    always, so the last file's end is zero, too, which no compressed image has.
-    """
-    return zeros <= _MOST_WITHOUT_FILES + _RECORD or any(  # a mark that straddles two blocks has a record before
-        zeros <= block + _RECORD and total % block == 0 for block in _TAPE_BLOCKS
-    )
 
 
 def name_before(content: bytes) -> str | None:
