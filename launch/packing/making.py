@@ -20,7 +20,7 @@ from gen_dist.data.fitting import Fitting, fitting_of
 from gen_dist.data.image_files import Encoded, ImageFile, image_warnings_as_intended
 from gen_dist.data.naming import printable
 from gen_dist.data.parquet_reading import image_rows
-from gen_dist.data.shards.contents import BLOCK_BYTES, MISSING, Contents
+from gen_dist.data.shards.contents import BLOCK_BYTES, ENDS, MISSING, Contents
 from gen_dist.data.shards.fetching import Facts, Fetcher
 from gen_dist.data.shards.labels import LabelRequest, is_missing, request_of
 from gen_dist.data.shards.places import kind_of
@@ -44,7 +44,8 @@ class Report:
     bytes: int = 0
     sha256: str = ""
     left_out: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
-    """Number of images that were left out, and the first names, by the reason."""
+    """Number of images that were left out, and the first names, by the reason; and the source's shard under the kind of
+    its end, where images may be missing by it."""
     changes: dict[str, int] = field(default_factory=dict)
     """Number of images by what their resizing does to them; see `Fitting.changes`."""
     losses: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -99,7 +100,7 @@ def make_shard(
         keeping = keeping._replace(deep=False)
     samples: list[Sample] = []
     with image_warnings_as_intended():
-        inputs = _inputs(source, task, labels, request_of(packing), fetcher)
+        inputs = _inputs(source, task, labels, request_of(packing), fetcher, report)
         for number, (encoded, values, name) in enumerate(inputs, start=task.first):
             try:
                 decoded = decode_image(encoded, fitting, options.channels, keeping)
@@ -164,10 +165,10 @@ Input = tuple[Encoded, Mapping[str, Any], str]
 
 
 def _inputs(
-    source: str, task: ShardTask, labels: LabelNames, request: LabelRequest, fetcher: Fetcher
+    source: str, task: ShardTask, labels: LabelNames, request: LabelRequest, fetcher: Fetcher, report: Report
 ) -> Iterator[Input]:
     if task.kind == "shard":
-        yield from _images_of_shard(source, Facts(*task.inputs[1:]), task.inputs[0], request, fetcher)
+        yield from _images_of_shard(source, Facts(*task.inputs[1:]), task.inputs[0], request, fetcher, report)
         return
     images: Iterator[Encoded]
     if task.kind == "files":
@@ -183,7 +184,9 @@ def _inputs(
         yield image, dict(zip(labels.names, values, strict=True)), name
 
 
-def _images_of_shard(source: str, facts: Facts, place: str, request: LabelRequest, fetcher: Fetcher) -> Iterator[Input]:
+def _images_of_shard(
+    source: str, facts: Facts, place: str, request: LabelRequest, fetcher: Fetcher, report: Report
+) -> Iterator[Input]:
     if fetcher.facts(place) != facts:
         raise DataError(f"{source}: {printable(shown(place))} has changed since the packing began; give an empty --out")
     names: list[str] = []
@@ -192,6 +195,8 @@ def _images_of_shard(source: str, facts: Facts, place: str, request: LabelReques
         whole = b"".join(fetcher.read(place, first, min(first + BLOCK_BYTES, facts.size)) for first in starts)
         blocks = (whole[first : first + BLOCK_BYTES] for first in starts)
         contents = tar_contents(source, place.rpartition("/")[2], blocks, request.columns, names)
+        for end in (end for end in ENDS if end in contents.left_out):
+            report.leave_out(end, place)
     else:
         from gen_dist.data.shards.parquet_contents import parquet_contents, row_group
 

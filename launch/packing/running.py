@@ -16,6 +16,7 @@ from gen_dist.config.addresses import shown
 from gen_dist.data.losses import KINDS
 from gen_dist.data.naming import printable
 from gen_dist.data.packing import SECONDS_BEFORE_PROGRESS
+from gen_dist.data.shards.contents import ENDS, LeftOut
 from gen_dist.data.shards.fetching import Fetcher, is_url
 from gen_dist.data.shards.labels import INTEGER
 from gen_dist.data.shards.writing import CLASS_KEY, PLAN_FILE, index_place
@@ -214,10 +215,16 @@ def _lines(plan: ShardPlan, reports: Sequence[Report], out: str, options: PackOp
         f"packed {plan.source}: {number_of(total, 'image')} in {number_of(len(reports), 'shard')} of "
         f"{size / 2**20:,.1f} MiB in all, in {printable(shown(out))}"
     )
+    ends = LeftOut()
     for why in dict.fromkeys(why for report in reports for why in report.left_out):
         left = [report.left_out[why] for report in reports if why in report.left_out]
+        if why in ENDS:
+            for shard in (shard for _, shards in left for shard in shards):
+                ends.add(shard, {why: 1})
+            continue
         names = [name for _, some in left for name in some][:_NAMES_SHOWN]
         yield f"left out {number_of(sum(count for count, _ in left), 'image')}, {why}: {', '.join(names)}"
+    yield from ends.lines("left out")
     changes = _sums(report.changes for report in reports)
     if changes:
         yield "; ".join(f"{count:,} {agreeing(count, change)}" for change, count in changes.items())

@@ -186,6 +186,18 @@ def test_shards_of_a_server_become_shards_at_a_url(
     )
 
 
+def test_a_shard_that_may_be_cut_off_is_named_when_it_is_packed(
+    tmp_path: Path, lines: list[str], packed: Callable[..., Path]
+) -> None:
+    whole = tar_of(samples(0, 6))
+    (tmp_path / "a.tar").write_bytes(whole[: 6 * 4 * 512])
+    (tmp_path / "b.tar").write_bytes(whole)
+    packed(f"shards:{tmp_path}/*.tar")
+    told = [line for line in lines if "1 archive without the two records of zeros that mark the end is used" in line]
+    assert [line.endswith("cut off; compare it with the original: a.tar") for line in told] == [True]
+    assert any("12 images in 2 shards" in line for line in lines)
+
+
 @pytest.mark.parametrize("container", ["tar", "parquet"])
 @pytest.mark.parametrize("columns", [(), ("age", "kind")])
 def test_training_need_not_look_into_shards_that_were_packed(

@@ -139,12 +139,12 @@ class IndexBuilder:
             contents = self._contents(place)
             counts[number] = len(contents.sizes)
             self._labels.add(place, contents)
-            self._left_out.add(place, contents)
+            self._left_out.add(place, contents.left_out)
         tested = 0
         for place in self._test_places:
             contents = self._contents(place)
             self._labels.add(place, contents)
-            self._left_out.add(place, contents)
+            self._left_out.add(place, contents.left_out)
             tested += len(contents.sizes)
         if counts.sum() < 2 or (self._test_places and not tested):
             split = "train" if counts.sum() < 2 else "test"

@@ -114,11 +114,12 @@ _ONE = {NO_IMAGE: "sample without an image"}
 NO_MARK = "without the mark of a shard's end, which may be cut off"
 LONG_ZEROS = "with long zeros behind its files, which may be cut off"
 """Kinds of ends of archives whose images are used, as they stand in the contents of shards."""
-_ENDS = {
+ENDS = {
     NO_FILES: "{} without files {} left out: empty, or {} of which nothing has come",
     NO_MARK: "{} without the two records of zeros that mark the end {} used: written so, or {} cut off",
     LONG_ZEROS: "{} with more zeros behind the files than tar's usual blocks have {} used: written so, or {} cut off",
 }
+"""Kinds of ends of archives by which images may be missing, with their lines."""
 
 
 class LeftOut:
@@ -129,10 +130,10 @@ class LeftOut:
         self._ends: dict[str, list[str]] = {}
         """Names of the shards with each kind of end."""
 
-    def add(self, place: str, contents: Contents) -> None:
-        """Count what is left out of a shard."""
-        for kind, count in contents.left_out.items():
-            if kind in _ENDS:
+    def add(self, place: str, counts: Mapping[str, int]) -> None:
+        """Count what is left out of a shard, from `Contents.left_out`."""
+        for kind, count in counts.items():
+            if kind in ENDS:
                 self._ends.setdefault(kind, []).append(printable(shown(place).rpartition("/")[2]))
             else:
                 self._counts[kind] = self._counts.get(kind, 0) + count
@@ -142,7 +143,7 @@ class LeftOut:
         several = sorted(self._counts.items(), key=lambda item: -item[1])[:most]
         texts = [f"{count:,} {_ONE.get(kind, kind) if count == 1 else kind}" for kind, count in several]
         lines = [f"{heading}: {', '.join(texts)}"] * bool(texts)
-        for kind, text in _ENDS.items():
+        for kind, text in ENDS.items():
             if names := self._ends.get(kind):
                 one = len(names) == 1
                 found = text.format(number_of(len(names), "archive"), *(("is", "a copy") if one else ("are", "copies")))

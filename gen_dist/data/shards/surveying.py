@@ -213,7 +213,7 @@ class _Surveyor:
                 self._places.append(place)
                 self._starts.append(self._starts[-1] + len(contents.sizes))
                 count += len(contents.sizes)
-                left_out.add(place, contents)
+                left_out.add(place, contents.left_out)
             found.totals[split] = round(count / max(1, len(one.places)) * one.all)
         found.images_read = self._starts[-1]
         found.remarks += left_out.lines("left out")
