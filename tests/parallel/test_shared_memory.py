@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from multiprocessing import shared_memory
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,6 +19,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memfd_c
 
 
 def test_memory_that_another_process_writes_has_no_file() -> None:
+    files_before = named_memory()
     own = _anonymous_memory(4096)
     assert own is not None
     descriptor, name = own
@@ -23,9 +27,29 @@ def test_memory_that_another_process_writes_has_no_file() -> None:
     assert os.readlink(path).startswith(f"/memfd:{name}")
     memory = torch.from_file(path, shared=True, size=1024)
     assert not memory.any()
+    assert named_memory() == files_before
     os.close(descriptor)  # the memory stays for those who have it
     memory[1] = 5.0
-    assert not [one for one in os.listdir("/dev/shm") if name in one]  # other processes have files of their own there
+
+
+def named_memory() -> set[str]:
+    """Files in /dev/shm that this process has open or mapped: others have files of their own there."""
+    mapped = [line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()]
+    descriptors = []
+    for one in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            descriptors.append(os.readlink(one))
+    return {path for path in [*mapped, *descriptors] if path.startswith("/dev/shm/")}
+
+
+def test_a_file_of_shared_memory_would_be_found() -> None:
+    before = named_memory()
+    named = shared_memory.SharedMemory(create=True, size=4096)
+    try:
+        assert named_memory() - before == {f"/dev/shm/{named.name}"}
+    finally:
+        named.close()
+        named.unlink()
 
 
 def test_another_process_opens_it_by_its_number() -> None:

@@ -14,17 +14,24 @@ import subprocess
 import sys
 
 RANKS = 2
+_CLAIMS: list[socket.socket] = []
 
 
 def free_port() -> int:
     """Port that nothing listens at, below those that the system gives to whoever asks for any (Linux: from 32768 on).
 
-    One of those could be another program's before the process listens that it is for.
+    One of those could be another program's before the process listens that it is for. A UDP socket of the same number
+    keeps a port from other calls, in any process, until this process ends.
     """
     while True:
         port = 30_000 + int.from_bytes(os.urandom(4), "little") % 2_768
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
+        claim = socket.socket(type=socket.SOCK_DGRAM)
+        with contextlib.suppress(OSError):
+            claim.bind(("127.0.0.1", port))
+            with socket.create_server(("127.0.0.1", port)):
+                _CLAIMS.append(claim)
+                return port
+        claim.close()
 
 
 def main(words: list[str]) -> int:
