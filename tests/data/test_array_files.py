@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,13 @@ def test_a_strange_type_of_values_is_refused_without_a_warning(tmp_path, kind):
     (tmp_path / "a.npy").write_bytes(content.replace(b"'<u2'", kind.encode().ljust(5), 1))
     with pytest.raises(DataError):
         opened(tmp_path / "a.npy", tmp_path / "cache", layout="NCHW")
+
+
+@pytest.mark.parametrize("category", [ResourceWarning, RuntimeWarning])
+def test_warnings_of_other_kinds_are_not_hidden_by_an_open_file(tmp_path, category):
+    np.savez(tmp_path / "a.npz", x=VALUES)
+    with pytest.warns(category, match="ours"), ArrayFile(tmp_path / "a.npz")._opened():
+        warnings.warn("ours", category, stacklevel=1)
 
 
 def test_an_array_that_was_written_anew_is_packed_anew(tmp_path):

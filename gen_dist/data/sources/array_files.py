@@ -205,9 +205,9 @@ class ArrayFile:
         try:
             # Opened here: given a path, NumPy leaves an archive that is damaged open.
             with self.path.open("rb") as file, warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # of headers of Python 2, of NumPy's old names for types, of bad escapes
+                # Of headers of Python 2, of NumPy's old names for types, and of bad escapes.
+                for category in (UserWarning, DeprecationWarning, FutureWarning, SyntaxWarning):
+                    warnings.simplefilter("ignore", category)
                 if is_array(file.read(len(MAGIC))):
                     yield {_NAMES["train"][0]: self._mapped()}
                 else:
