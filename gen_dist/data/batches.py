@@ -57,7 +57,7 @@ class TrainBatches:
         count = len(split.labels)
         if count < global_batch_size:
             raise DataError(
-                f"{split.name} has {number_of(count, 'image')}, fewer than global_batch_size {global_batch_size}; "
+                f"{split.name} has {number_of(count, 'image')}, fewer than the {global_batch_size:,} of a batch; "
                 f"use --global-batch-size {count} or less"
             )
         self._count = count

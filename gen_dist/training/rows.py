@@ -40,7 +40,7 @@ def refuse_batch(objective: Objective, config: TrainConfig, processes: Processes
             fitting = " or ".join(str(one) for one in (size // step * step, -(-size // step) * step) if one)
             raise ConfigError(
                 f"{type(layer).__name__} takes {together} images of a batch together, which global_batch_size {size} "
-                f"in {parts} micro-batch{'es' * (parts > 1)} would split; use --global-batch-size {fitting}, or "
+                f"in {number_of(parts, 'micro-batch')} would split; use --global-batch-size {fitting}, or "
                 "another --minibatch-group"
             )
 
@@ -85,9 +85,11 @@ def rows_of_rank(config: TrainConfig, processes: Processes) -> Rows:
             ways.append(f"--accumulation {size // processes.world_size} or less")
         if processes.world_size > 1:
             ways.append("fewer processes")
+        if len(ways) > 1:
+            ways[-1] = f"or {ways[-1]}"
         raise ConfigError(
             f"global_batch_size {size} is less than {number_of(processes.world_size, 'process')} x "
-            f"accumulation {config.accumulation}: some would have no images; use {' or '.join(ways)}"
+            f"accumulation {config.accumulation}: some would have no images; use {', '.join(ways)}"
         )
     first = processes.rank * accumulation
     edges = [size * part // parts for part in range(first, first + accumulation + 1)]

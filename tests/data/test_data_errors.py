@@ -266,7 +266,7 @@ def test_fewer_images_than_a_batch_is_one_clear_line(tmp_path: Path) -> None:
             device=torch.device("cpu"),
             resident_budget_bytes=0,
         )
-    wanted = "has 4,000 images, fewer than global_batch_size 5000; use --global-batch-size 4000 or less"
+    wanted = "has 4,000 images, fewer than the 5,000 of a batch; use --global-batch-size 4000 or less"
     assert str(error.value) == f"train split of mnist5k {wanted}"
 
 
