@@ -122,8 +122,18 @@ def _refused(error: OSError) -> str:
 
 
 def number_of(count: int, noun: str) -> str:
-    """Number of things in words: `1 image`, `2,000 images`, `2 processes`."""
-    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
+    """Number of things in words: `1 image`, `2,000 images`, `2 processes`.
+
+    Args:
+        count: how many there are.
+        noun: one of them, with or without words before it. Its plural is regular: `batches`, `boxes`, `directories`.
+    """
+    if count == 1:
+        return f"1 {noun}"
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return f"{count:,} {noun}es"
+    stem = re.sub(r"(?<![aeiou])y$", "ie", noun)
+    return f"{count:,} {stem}s"
 
 
 def agreeing(count: int, predicate: str) -> str:

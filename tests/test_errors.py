@@ -208,7 +208,14 @@ def test_a_count_of_one_has_a_verb_of_one(predicate: str, of_one: str) -> None:
     assert agreeing(1, predicate) == of_one
     assert agreeing(2, predicate) == agreeing(0, predicate) == predicate
     assert [number_of(count, "shard") for count in (0, 1, 2_000)] == ["0 shards", "1 shard", "2,000 shards"]
-    assert number_of(2, "process") == "2 processes"
+
+
+@pytest.mark.parametrize("nouns", ["process processes", "micro-batch micro-batches", "box boxes", "mesh meshes"])
+def test_nouns_have_their_plural(nouns: str) -> None:
+    one, several = nouns.split()
+    assert number_of(2, one) == f"2 {several}"
+    assert number_of(1, one) == f"1 {one}"
+    assert (number_of(2, "directory"), number_of(2, "array")) == ("2 directories", "2 arrays")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from gen_dist.data.naming import printable, some
+from gen_dist.errors import number_of
 
 _MOST_KINDS = 5
 _MOST_NAMES = 4
@@ -66,4 +67,4 @@ def shown_names(count: int, names: list[str]) -> str:
 
 def unreadable_images(count: int) -> str:
     """Number of unreadable images in words."""
-    return f"{count:,} unreadable image{'' if count == 1 else 's'}"
+    return number_of(count, "unreadable image")

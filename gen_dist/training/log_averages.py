@@ -70,12 +70,12 @@ def average_logs_of_parts(logs: Sequence[Logs], weights: Sequence[float], sums: 
     weighted = [of_part * weight for of_part, weight in zip(table, weights, strict=True)]
     means = iter((sums.total_of(weighted) / sums.parts).tolist())
 
-    def number_of(value: Tensor) -> float | list[float]:
+    def as_numbers(value: Tensor) -> float | list[float]:
         if value.ndim == 2:
             return [next(means) for _ in range(value.shape[1])]
         return next(means) if value.ndim else value.item()
 
-    return [{key: number_of(value) for key, value in row.items()} for row in logs]
+    return [{key: as_numbers(value) for key, value in row.items()} for row in logs]
 
 
 def choose_log_averages(processes: Processes, rows: Rows, sums: BatchSums) -> Callable[[Sequence[Logs]], list[Row]]:

@@ -10,6 +10,7 @@ import torch
 
 from gen_dist.config import TrainConfig
 from gen_dist.data.forms import written
+from gen_dist.errors import number_of
 from gen_dist.objectives import Objective
 from gen_dist.parallel.processes import Processes
 from gen_dist.startup import is_launched
@@ -28,7 +29,7 @@ def opening_lines(trainer: Trainer, path: Path) -> list[str]:
         "processes": _processes(processes),
         "networks": _networks(trainer.objective),
         dataset.scale.form: f"{train_images:,} of {config.data} to train on, {test_images:,} to test on, {shape}",
-        "training": f"{_counted(config.steps, 'step')} of {_counted(config.global_batch_size, 'image')}, "
+        "training": f"{number_of(config.steps, 'step')} of {number_of(config.global_batch_size, 'image')}, "
         f"{f'{epochs:,.0f}' if epochs >= 1000 else f'{epochs:.3g}'} epochs",
         **({"start": _start(config)} if config.start_from else {}),
         "directory": f"{path}; the same command, without --fresh, resumes it from its newest checkpoint",
@@ -45,7 +46,7 @@ def _start(config: TrainConfig) -> str:
 def _processes(processes: Processes) -> str:
     threads, asked = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS", "").strip()
     each = " each" if processes.world_size > 1 else ""
-    found = f"{processes.world_size} with {_counted(threads, 'thread')}{each}"
+    found = f"{processes.world_size} with {number_of(threads, 'thread')}{each}"
     # Launchers set OMP_NUM_THREADS by themselves.
     ours = os.environ.get("GEN_DIST_THREADS") or is_launched() or processes.device.type != "cpu"
     if not ours and re.fullmatch("[1-9][0-9]{0,3}", asked) and int(asked) != threads:
@@ -63,8 +64,4 @@ def _networks(objective: Objective) -> str:
         for name, network in objective.networks.items()
     }
     trained = {name: count for name, count in counts.items() if count}  # others follow the training
-    return ", ".join(f"{name} of {_counted(count, 'parameter')}" for name, count in trained.items())
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+    return ", ".join(f"{name} of {number_of(count, 'parameter')}" for name, count in trained.items())
