@@ -129,7 +129,10 @@ CASES: dict[str, Case] = {
     "a learning rate that is nan": (lambda p: ["vae-mnist", "--learning-rate", "nan"], "learning_rate nan"),
     "a negative seed": (lambda p: ["vae-mnist", "--seed", -1], "seed -1"),
     "an empty batch": (lambda p: ["vae-mnist", "--global-batch-size", 0], "global_batch_size 0"),
-    "a batch that cannot be shared": (lambda p: ["vae-mnist", "--accumulation", 500], "use --global-batch-size 500 or more, or "),
+    "a batch that cannot be shared": (
+        lambda p: ["vae-mnist", "--accumulation", 500],
+        "use --global-batch-size 500 or more, or ",
+    ),
     "a decay rate of 1": (lambda p: ["vae-mnist", "--ema-decay", 1], "ema_decay 1.0"),
     "no hidden layer": (lambda p: ["vae-mnist", "--hidden-sizes"], "hidden_sizes is empty"),
     "no samples": (lambda p: ["vae-mnist", "--importance-samples", 0], "importance_samples 0"),
