@@ -48,7 +48,8 @@ class Contents:
     facts: Facts = field(default_factory=lambda: Facts(0, ""))
     """State of the file when it was read."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Entries that are no images, by what they are."""
+    """Number of entries that are no images, by what they are; and 1 for an end by which images may be missing, by its
+    kind in `ENDS`."""
     table: NDArray[Any] | None = None
     """Attributes or numbers of each image, [n, A], as `gen_dist.data.labelling.raw_labels` gives them. None if `labels`
     are classes."""

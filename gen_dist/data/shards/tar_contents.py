@@ -173,10 +173,10 @@ class _Pass:
 
         Two records of zeros mark the end, and more fill up the last block. A copy whose room was set aside and whose
         rest never came ends in zeros, too. Where those are more than usual blocks have, it is refused by its cut, which
-        is at a page: within a file, whose end is zero then, or behind one, at a multiple of `_PAGE`. The files
-        of a multiple of a tape's block may end there, since few other archives have such a size. What else is longer
-        than usual gets a line: a cut at any byte can be within the zeros that fill up a file's last record. Within a
-        usual block no cut behind a file differs from padding.
+        is at a page: within a file, whose end is zero then, or behind one, at a multiple of `_PAGE`. An archive with
+        blocks of tapes may end at a page, since few others are a multiple of such a block. Everything else that is
+        longer than usual gets a line: a cut at any byte can be within the zeros that fill up a file's last record.
+        Within a usual block, a cut behind a file does not differ from padding.
 
         Raises:
             DataError: the zeros may be those of such a copy.
