@@ -72,14 +72,37 @@ def memory_advice(
     if number is None:
         return MachineError(f"{what}; {reason}: use {_either([*split, 'a smaller network'])}")
     sure = ", which fits" if processes.world_size == 1 else " or more"
-    run = "the same run up to rounding"
-    if facts.has_batch_statistics:
-        run = "another run: batch normalization takes the statistics of a micro-batch"
-    ways = [f"--accumulation {number}{sure} ({run})", *split]
+    ways = [f"--accumulation {number}{sure} ({_run_in_parts(facts)})", *split]
     # A trial is of one process, which has the state of all weights.
     if not (config.split_state or config.auto_accumulation):
         ways.append("--auto-accumulation to find it at the start")
     return MachineError(f"{what}; use {_either([*ways, 'a smaller network'])}")
+
+
+def untried_ways_out(facts: StepFacts, config: TrainConfig, processes: Processes) -> str:
+    """Options with which a step needs less memory, in words; whether they suffice is not tried."""
+    size, parts = config.global_batch_size, config.shards or processes.world_size * config.accumulation
+    ways = []
+    numbers = [] if config.shards else uncut_accumulations(config, processes, facts.rows_together)[1:]
+    if numbers:
+        number = next((one for one in numbers if one >= 2 * config.accumulation), numbers[-1])
+        more = " or more" if number < numbers[-1] else ""
+        ways.append(f"--accumulation {number}{more} ({_run_in_parts(facts)})")
+    if getattr(config.network, "checkpointing", None) is False:
+        ways.append("--checkpointing (the same run, a step takes longer)")
+    ways += _split_state(facts, config, processes)
+    if config.shards and 2 * config.shards <= size:
+        ways.append("more --shards, which is another run in its last digits")
+    if size > parts:
+        ways.append("a smaller --global-batch-size")
+    return _either([*ways, "a smaller network"])
+
+
+def _run_in_parts(facts: StepFacts) -> str:
+    """Words for the run with smaller micro-batches."""
+    if facts.has_batch_statistics:
+        return "another run: batch normalization takes the statistics of a micro-batch"
+    return "the same run up to rounding"
 
 
 def _split_state(facts: StepFacts, config: TrainConfig, processes: Processes) -> list[str]:

@@ -5,71 +5,129 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TextIO
 
-import psutil
+from tqdm import tqdm
 
-from gen_dist.config import TrainConfig
-from gen_dist.limits import free_memory_bytes
+from gen_dist.limits import free_memory_bytes, resident_bytes
 from gen_dist.parallel.processes import Processes
 
 _GIB = 2**30
-_SECONDS = 0.5
-"""Seconds between two looks. New memory is zeroed first, at 2 GiB a second at most with one thread."""
-_GROWTH_BYTES = 2**25
-"""Growth of the process after which free memory is looked at again, which takes longer."""
+_SECONDS = 0.1
+"""Seconds between two looks at the process's own memory, which take microseconds."""
+_MOST_LOOKS = 10
+"""Looks after which free memory is looked at as well. That takes some tenths of a millisecond."""
+_GROWTH_BYTES = 2**21
+"""Growth of the process since the last look for which free memory is looked at at once."""
 _LEAST_FREE = 0.1
-"""Free memory, as a share of what the process has, below which it is told."""
+"""Free memory, as a share of what the process has, that is too little."""
+_LOOKS_AHEAD = 2
+"""Looks for which free memory has to last at the present rate."""
 
 
-@contextlib.contextmanager
-def memory_watched(config: TrainConfig, processes: Processes, announce: Callable[[str], None]) -> Iterator[None]:
-    """Context manager that announces once if the process comes near the end of memory, with the options that need less.
+@dataclass
+class Looks:
+    """What the last looks at the memory saw."""
 
-    Linux kills such a process (signal 9) before any allocation fails, so no other line tells the cause. On a GPU it
-    watches nothing: steps need the GPU's own memory, whose lack is an error.
-    """
-    if processes.device.type != "cpu":
-        yield
-        return
-    ended = threading.Event()
-    watch = threading.Thread(target=_watch, args=(config, announce, ended), name="gen_dist-memory", daemon=True)
-    watch.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watch.join()
+    own: int | None = None
+    """Bytes that the process had at the last look."""
+    free: int | None = None
+    """Bytes that were free when they were last looked at."""
+    since: int = _MOST_LOOKS
+    """Looks since then."""
+    ended: bool = False
+    """True if the system gives no numbers."""
 
-
-def _watch(config: TrainConfig, announce: Callable[[str], None], ended: threading.Event) -> None:
-    """Look at the memory until the run has ended, or the line is told."""
-    process, seen = psutil.Process(), 0
-    while not ended.wait(_SECONDS):
-        own = process.memory_info().rss
-        if own < seen + _GROWTH_BYTES:
-            continue
-        seen, free = own, free_memory_bytes()
+    def look(self) -> tuple[int, int] | None:
+        """Look again; returns the bytes that the process has and those that are free, if these are too few."""
+        own = resident_bytes()
+        if own is None:
+            self.ended = True
+            return None
+        grown = 0 if self.own is None else own - self.own
+        self.own, self.since = own, self.since + 1
+        if grown < _GROWTH_BYTES and self.since < _MOST_LOOKS:
+            return None
+        free = free_memory_bytes()
         if free is None:
-            return
-        if free < _LEAST_FREE * own:
-            on_bar = sys.stderr is not None and sys.stderr.isatty()  # a progress bar may stand on this line
-            announce("\n" * on_bar + memory_line(config, own, free))
-            return
+            self.ended = True
+            return None
+        # Others may take memory, too, such as the other processes of this run.
+        fallen = 0.0 if self.free is None else (self.free - free) / self.since
+        self.free, self.since = free, 0
+        return (own, free) if free < max(_LEAST_FREE * own, _LOOKS_AHEAD * max(grown, fallen)) else None
 
 
-def memory_line(config: TrainConfig, own: int, free: int) -> str:
-    """Warning that a process has nearly all memory, with the options that need less.
+class MemoryWatch:
+    """Context manager that warns once if the process comes near the end of memory, with the options that need less.
+
+    Linux kills such a process (signal 9) before any allocation fails, so no other line names the cause, and a line has
+    to be written by another thread in the middle of a step. On a GPU it watches nothing: steps need the GPU's own
+    memory, whose lack is an error.
+
+    It looks every tenth of a second. A process that takes all that is free within two looks ends without a warning. So
+    does one where a library keeps Python's lock while memory grows.
+    """
+
+    ways_out = ""
+    """Options that need less memory, in words; empty while none are known."""
+
+    def __init__(self, processes: Processes, screen: TextIO | None) -> None:
+        """Watch nothing before the context is entered.
+
+        Args:
+            processes: the processes of the run. Each has a watch of its own.
+            screen: where the main process shows its lines. None is standard error, which all others use.
+        """
+        self._processes = processes
+        self._screen = screen if processes.is_main else None
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        if self._processes.device.type == "cpu":
+            self._thread = threading.Thread(target=self._watch, name="gen_dist-memory", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if self._thread:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        looks = Looks()
+        while not (self._ended.wait(_SECONDS) or looks.ended):
+            if found := looks.look():
+                who = f"rank {self._processes.rank}" if self._processes.world_size > 1 else "this process"
+                _show(memory_line(who, *found, self.ways_out), self._screen)
+                return
+
+
+def memory_line(who: str, own: int, free: int, ways_out: str) -> str:
+    """Warning that a process has nearly all memory.
 
     Args:
-        config: config of the run.
+        who: the process.
         own: bytes that the process has.
         free: bytes that are left.
+        ways_out: options that need less, in words; empty if none are known.
     """
-    ways = [] if config.shards else [f"--accumulation {2 * config.accumulation} or more (the same batch in parts)"]
-    if getattr(config.network, "checkpointing", None) is False:
-        ways.append("--checkpointing (the same run with less memory)")
     return (
-        f"warning: this process has {own / _GIB:.1f} GiB of memory and {free / _GIB:.1f} GiB are left; if it needs "
-        f"more, the system ends it without a word (signal 9): use {', '.join([*ways, 'a smaller --global-batch-size'])}"
+        f"warning: {who} has {own / _GIB:.1f} GiB of memory and {free / _GIB:.1f} GiB is left; if it needs more, the "
+        f"system ends it without a word (signal 9){f': use {ways_out}' if ways_out else ''}"
     )
+
+
+def _show(line: str, screen: TextIO | None) -> None:
+    """Print a line on a stream, else on standard error; above the progress bar if there is one on a terminal."""
+    stream = screen or sys.stderr
+    # The terminal hung up, the stream was closed, or tqdm fails: the run goes on.
+    with contextlib.suppress(Exception):
+        if stream is not None:
+            tqdm.write(line, file=stream)
+            stream.flush()

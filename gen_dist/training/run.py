@@ -32,7 +32,7 @@ from gen_dist.records.run_paths import RunPaths
 from gen_dist.startup import tell
 from gen_dist.training.auto_accumulation import with_accumulation_that_fits
 from gen_dist.training.measured import MeasuredMetrics
-from gen_dist.training.memory_watch import memory_watched
+from gen_dist.training.memory_watch import MemoryWatch
 from gen_dist.training.opening import opening_lines
 from gen_dist.training.outcome import DivergenceError, Outcome
 from gen_dist.training.precision import resolve_precision
@@ -72,7 +72,8 @@ def train(
         layout: NCHW or NHWC, for arrays of images that can be read as both.
         fresh: remove the files of the previous run and start over.
         say: takes the lines to show before and after the steps, in the main process. None prints them to the
-            supervisor's screen, or else to standard error. The progress of the steps is always shown there.
+            supervisor's screen, or else to standard error. The progress of the steps is always shown there, and so is
+            the warning of another thread that memory is nearly used up: see `MemoryWatch`.
         on_log: called in the main process with each step that is logged and its figures by name, as metrics.jsonl has
             them. If it raises, a warning says so, and it is not called again.
         supervisor: owner of these processes, unless a launcher waits for them.
@@ -88,12 +89,13 @@ def train(
         processes = start_processes(config)
         if not processes.is_main:
             announce = _silent
-        if data is not None:
-            name = pack_given(data, test_data, layout=layout, packing=config.packing, announce=announce)
-            config = dataclasses.replace(config, data=name)
-        elif test_data is not None:
-            raise ConfigError("test_data was given without data; give both")
-        return _train(config, processes, fresh, announce, on_log, supervisor)
+        with MemoryWatch(processes, screen) as memory:
+            if data is not None:
+                name = pack_given(data, test_data, layout=layout, packing=config.packing, announce=announce)
+                config = dataclasses.replace(config, data=name)
+            elif test_data is not None:
+                raise ConfigError("test_data was given without data; give both")
+            return _train(config, processes, fresh, announce, on_log, supervisor, memory)
 
 
 def _train(
@@ -103,6 +105,7 @@ def _train(
     announce: Callable[[str], None],
     on_log: OnLog | None,
     supervisor: Supervisor | None,
+    memory: MemoryWatch,
 ) -> Outcome:
     screen = supervisor.screen if supervisor else None
     path = (supervisor.directory if supervisor else None) or config.run_path
@@ -114,11 +117,8 @@ def _train(
         dataset = open_dataset(config.data, config.data_root, config.packing, announce)
         _agree(config, dataset, processes)
         config = with_accumulation_that_fits(config, path, holding.fresh, dataset, processes, announce)
-        with (
-            memory_watched(config, processes, announce),
-            contextlib.closing(Trainer(config, dataset, processes)) as trainer,
-            stop_signals(stop),
-        ):
+        with contextlib.closing(Trainer(config, dataset, processes)) as trainer, stop_signals(stop):
+            memory.ways_out = trainer.memory_ways_out()
             is_main = processes.is_main
             recorder = MainRunRecorder(trainer, holding, screen, on_log) if is_main else RunRecorder(path, processes)
             return _Run(trainer, recorder, announce, supervisor, stop).train(holding.fresh)
