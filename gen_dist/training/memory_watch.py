@@ -18,8 +18,8 @@ _GIB = 2**30
 _SECONDS = 0.1
 """Seconds between two looks at the process's own memory, which take microseconds."""
 _MOST_LOOKS = 10
-"""Looks after which free memory is looked at as well. That takes some tenths of a millisecond."""
-_GROWTH_BYTES = 2**21
+"""Looks after which free memory is looked at as well, which takes half a millisecond."""
+_GROWTH_BYTES = 2**24
 """Growth of the process since the last look for which free memory is looked at at once."""
 _LEAST_FREE = 0.1
 """Free memory, as a share of what the process has, that is too little."""
@@ -33,10 +33,12 @@ class Looks:
 
     own: int | None = None
     """Bytes that the process had at the last look."""
-    free: int | None = None
-    """Bytes that were free when they were last looked at."""
+    free: int = 0
+    """Bytes that were free when they were last looked at, less what the process has taken since."""
     since: int = _MOST_LOOKS
     """Looks since then."""
+    free_before: int | None = None
+    """Bytes that were free when they were last looked at."""
     ended: bool = False
     """True if the system gives no numbers."""
 
@@ -47,17 +49,28 @@ class Looks:
             self.ended = True
             return None
         grown = 0 if self.own is None else own - self.own
-        self.own, self.since = own, self.since + 1
-        if grown < _GROWTH_BYTES and self.since < _MOST_LOOKS:
+        self.own, self.free, self.since = own, self.free - grown, self.since + 1
+        if self.since < _MOST_LOOKS and grown < _GROWTH_BYTES and self.free >= _enough(own, grown):
             return None
         free = free_memory_bytes()
         if free is None:
             self.ended = True
             return None
         # Others may take memory, too, such as the other processes of this run.
-        fallen = 0.0 if self.free is None else (self.free - free) / self.since
-        self.free, self.since = free, 0
-        return (own, free) if free < max(_LEAST_FREE * own, _LOOKS_AHEAD * max(grown, fallen)) else None
+        fallen = 0.0 if self.free_before is None else (self.free_before - free) / self.since
+        self.free = self.free_before = free
+        self.since = 0
+        return (own, free) if free < _enough(own, max(grown, fallen)) else None
+
+
+def _enough(own: int, taken: float) -> float:
+    """Least bytes of free memory that are enough for a process.
+
+    Args:
+        own: bytes that it has.
+        taken: bytes that are taken between two looks.
+    """
+    return max(_LEAST_FREE * own, _LOOKS_AHEAD * taken)
 
 
 class MemoryWatch:

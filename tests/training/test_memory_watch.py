@@ -64,7 +64,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Machine], Machine]:
 
 
 @pytest.mark.parametrize("free", [2 * GIB, 8 * GIB, 64 * GIB])
-@pytest.mark.parametrize("rate", [5 * MIB, 110 * MIB, 200 * MIB, 600 * MIB])
+@pytest.mark.parametrize("rate", [5 * MIB, 15 * MIB, 110 * MIB, 200 * MIB, 600 * MIB])
 def test_a_process_that_grows_is_seen_before_memory_ends(
     free: int, rate: int, on: Callable[[Machine], Machine]
 ) -> None:
