@@ -1,5 +1,6 @@
 """Command lines: the program is named as the user can type it again."""
 
+import runpy
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -123,3 +124,10 @@ def test_the_help_names_every_source(capsys: pytest.CaptureFixture[str]) -> None
     for name, kind in source_kinds().items():
         assert f"{name}:PATH" in told if kind.takes_path else f"{name}," in told
     assert "shards:PATTERN" in told
+
+
+def test_the_package_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["python -m gen_dist", "presets"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("gen_dist", run_name="__main__")
+    assert not ended.value.code and "vae-mnist" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from gen_dist.config import ConvConfig, DcganConfig, MlpConfig, NetworkConfig, R
 from gen_dist.config.networks import USUAL_SIDES
 from gen_dist.config.options import roles_reached
 from gen_dist.errors import ConfigError
+from gen_dist.objectives import build_objective
 from gen_dist.presets import get_preset
 
 
@@ -207,3 +208,15 @@ def test_help_lists_the_kinds_of_networks(capsys: pytest.CaptureFixture[str]) ->
     kinds = "mlp, conv, dcgan, resnet, stylegan2, autoencoder-kl, patchgan, fastgan, projected"
     shown = " ".join(capsys.readouterr().out.split())
     assert f"--network KIND network of all roles: {kinds} (default: mlp)" in shown
+
+
+def test_an_error_of_the_objective_names_the_options_of_a_role_with_a_network_of_its_own() -> None:
+    own = parsed("r3gan-mnist", "--discriminator.discriminator-norm", "batch")
+    with pytest.raises(ConfigError, match=r"use --discriminator.discriminator-norm group or none$"):
+        build_objective(own, (1, 28, 28), 1)
+    assert parsed("r3gan-mnist", "--discriminator.discriminator-norm", "group")
+    shared = parsed("wgan-gp-mnist", "--discriminator-norm", "batch")
+    with pytest.raises(ConfigError, match=r"use --discriminator-norm group or none$"):
+        build_objective(shared, (1, 28, 28), 1)
+    with pytest.raises(ConfigError, match="use --encoder with another one, such as conv, or for a GAN --discriminator"):
+        build_objective(parsed("vae-mnist", "--network", "fastgan"), (1, 64, 64), 1)

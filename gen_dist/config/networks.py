@@ -103,7 +103,7 @@ def smallest_sides(feature_maps: Sequence[int], image_shape: tuple[int, int, int
         nearest = " or ".join(dict.fromkeys(str(w) if w == h else f"{w}x{h}" for w, h in rounded))
         # The largest power of two that divides both sides gives the number of halvings.
         halvings = (math.gcd(height, width) & -math.gcd(height, width)).bit_length() - 1
-        fewer = f", or name {halvings + 1} feature_maps at most" if halvings else ""
+        fewer = f", or --feature-maps with {halvings + 1} numbers at most" if halvings else ""
         raise ConfigError(
             f"{levels} feature_maps halve both sides of an image {levels - 1} times, which {height} x {width} do not "
             f"allow; use --image-size {nearest}{fewer}"

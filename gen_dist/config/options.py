@@ -93,6 +93,24 @@ def of_role(line: str, network: Any, role: str) -> str:
     return re.sub(r"(?<![\w-])--([\w-]+)", with_role, line)
 
 
+def of_roles(line: str, config: Any) -> str:
+    """Error of a run's networks with its options as those of the role that they are for, where `network` has none that
+    reaches it: `--discriminator-norm` becomes `--discriminator.discriminator-norm` if the discriminator has a network
+    of its own.
+
+    Args:
+        line: the error.
+        config: the config of the run.
+    """
+
+    def with_role(found: re.Match[str]) -> str:
+        name = found[1].replace("-", "_")
+        reached, missed = roles_reached(config, name) if network_option(config, name) else ([], [])
+        return f"--{missed[0]}.{found[1]}" if not reached and len(missed) == 1 else found[0]
+
+    return re.sub(r"(?<![\w-])--([\w-]+)", with_role, line)
+
+
 def refuse_vain(config: Any, name: str, written: str, way_out: Callable[[Sequence[RoleName]], str]) -> None:
     """Raise ConfigError if an option of `network` changes nothing, as the roles have networks of their own.
 

@@ -40,6 +40,6 @@ def _refuse_without(config: NetworkConfig, name: str, other: str, instead: str) 
     """Raise ConfigError if a network has no such class."""
     if not hasattr(config, name):
         raise ConfigError(
-            f"network {config.kind} has no {name}, so it serves as {instead} alone; name another one as {name} or "
-            f"{other}, as in --{other} conv"
+            f"network {config.kind} has no {name}, so it serves as {instead} alone; use --{name} with another one, "
+            f"such as conv, or for a GAN --{other}"
         )

@@ -5,6 +5,7 @@ from typing import Any
 from gen_dist.config import TrainConfig
 from gen_dist.config.data import Form
 from gen_dist.config.labels import LabelScheme, scheme_of
+from gen_dist.config.options import of_roles
 from gen_dist.data.values import PLAIN, ValueScale
 from gen_dist.errors import ConfigError, shortened
 from gen_dist.objectives.base import Objective, takes_any_labels
@@ -38,7 +39,11 @@ def build_objective(
         given = labels if takes_any else labels.classes
         if not takes_any and getattr(config.objective, "conditioning", "none") != "none":
             _refuse_labels(config, implementation, labels)
-        made: Objective = implementation(config.objective, config.roles, image_shape, given)
+        try:
+            made: Objective = implementation(config.objective, config.roles, image_shape, given)
+        except ConfigError as error:
+            error.args = (of_roles(str(error), config),)
+            raise
     if made.conditional and not takes_any:
         _refuse_labels(config, implementation, labels)
     made.take_values(values)

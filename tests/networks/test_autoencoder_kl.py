@@ -255,7 +255,7 @@ def test_evaluation_checkpoints_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("side", [15, 18])
 def test_sizes_that_the_factor_does_not_divide_are_one_line(side: int) -> None:
     config = dataclasses.replace(SMALL, feature_maps=(8, 8, 8), attention_factors=())
-    fewer = {15: "", 18: ", or name 2 feature_maps at most"}[side]
+    fewer = {15: "", 18: ", or --feature-maps with 2 numbers at most"}[side]
     sizes = {15: "12 or 16", 18: "16 or 20"}[side]
     for build in (config.latent_shape, lambda shape: build_encoder(config, shape, 1)):
         with pytest.raises(ConfigError) as error:

@@ -469,13 +469,15 @@ def test_errors_of_dcgan_sizes_name_valid_ones(shape: tuple[int, int, int]) -> N
 
 def test_errors_of_resnet_sizes_name_valid_ones() -> None:
     config = ResnetConfig(feature_maps=(4, 4, 4, 4))
-    with pytest.raises(ConfigError, match=r"28 x 28 do not .*--image-size 24 or 32, or name 3 feature_maps at"):
+    with pytest.raises(
+        ConfigError, match=r"28 x 28 do not .*--image-size 24 or 32, or --feature-maps with 3 numbers at"
+    ):
         make(config, (1, 28, 28))
     make(config, (1, 24, 24)), make(config, (1, 32, 32))
     make(ResnetConfig(feature_maps=(4, 4, 4)), (1, 28, 28))
     with pytest.raises(ConfigError, match=r"27 x 32 do not .*--image-size 32x24 or 32$"):
         make(config, (1, 27, 32))
-    with pytest.raises(ConfigError, match=r"4 x 4 do not .*--image-size 8, or name 3 feature_maps at most"):
+    with pytest.raises(ConfigError, match=r"4 x 4 do not .*--image-size 8, or --feature-maps with 3 numbers at most"):
         make(config, (1, 4, 4))
 
 

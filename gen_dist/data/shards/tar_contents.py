@@ -203,7 +203,7 @@ class _Pass:
         if not place:
             compressed = header[:2] == b"\x1f\x8b"
             raise self._damaged("it is compressed; unpack it with gunzip" if compressed else "it is no tar file")
-        raise self._damaged(f"it is damaged or cut off at byte {place:,}")
+        raise self._damaged(f"it is damaged or cut off at byte {place:,}; copy it anew, or leave it out")
 
     def _add(self, path: str, start: int, size: int) -> None:
         directory, _, base = path.rpartition("/")
@@ -295,7 +295,7 @@ class _Pass:
             raise self._damaged(f"a label at byte {start:,} has {size:,} bytes")
         content = self._bytes(start, size)
         if len(content) < size or (self._held_from + len(self._held) < start):
-            raise self._damaged("it is cut off")
+            raise self._damaged("it is cut off; copy it anew, or leave it out")
         return content
 
     def _bytes(self, start: int, size: int) -> bytes:
