@@ -241,14 +241,28 @@ def refuse_other_config(path: Path, config: TrainConfig) -> None:
     changed = [name for name in names if name not in free and getattr(started, name) != getattr(config, name)]
     if changed:
         changes = [_change(name, getattr(started, name), getattr(config, name)) for name in changed]
-        more_steps = changed == ["steps"] and config.steps > started.steps
-        further = f", where --from {path} goes on from its weights" if more_steps else ""
+        if "steps" in changed:
+            changes.append(f"with {_spanning_option(config)}, the values of a step depend on the number of steps")
+        further = ""
+        if changed == ["steps"] and config.steps > started.steps:
+            further = f", where --from {path} goes on from its weights"
+            if config.optimization.decay == "constant":
+                further += "; with --schedule-images a run may go on for more steps"
         # A preset of another version may have other values. The run's own config has those that it began with.
         of_run = shlex.join(["--config", str(file), *([] if started.run_path == path else ["--run-dir", str(path)])])
         raise ConfigError(
             f"{path} holds a run of another config ({'; '.join(changes)}); give it the same options, go on with "
             f"{of_run} in place of the preset, start over with --fresh, or choose another --run-dir{further}"
         )
+
+
+def _spanning_option(config: TrainConfig) -> str:
+    """Option by which the values of a step depend on the number of steps of the run."""
+    if config.optimization.decay != "constant":
+        return f"--decay {config.optimization.decay}"
+    schedule = vars(config.schedule).items()
+    name, final = next((name, value) for name, value in schedule if name.startswith("final_") and value is not None)
+    return f"--{name.replace('_', '-')} {final} over the whole run"
 
 
 def _change(name: str, before: Any, now: Any) -> str:

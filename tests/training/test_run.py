@@ -169,6 +169,7 @@ def test_another_number_of_steps_alone_goes_on_in_another_directory(uninterrupte
     with pytest.raises(ConfigError, match="another config") as error:
         train(config_of(uninterrupted, steps=999), say=quiet)
     assert str(error.value).endswith(f"another --run-dir, where --from {uninterrupted} goes on from its weights")
+    assert "; with --decay cosine, the values of a step depend on the number of steps); give" in str(error.value)
     with pytest.raises(ConfigError, match=r"another --run-dir$"):
         train(config_of(uninterrupted, steps=1), say=quiet)
     config = config_of(tmp_path / "further", steps=1, start_from=str(uninterrupted))
@@ -182,8 +183,15 @@ def test_more_steps_would_change_what_is_scheduled_over_the_run(tmp_path: Path) 
     optimization = OptimizerConfig(decay="constant")
     config = config_of(tmp_path, steps=1, checkpoint_every=1, optimization=optimization, schedule=schedule)
     train(config, say=quiet)
-    with pytest.raises(ConfigError, match="steps 1 -> 2"):
+    with pytest.raises(
+        ConfigError, match=r"steps 1 -> 2; with --final-beta2 0\.9 over the whole run, the values"
+    ) as error:
         train(dataclasses.replace(config, steps=2), say=quiet)
+    assert str(error.value).endswith(
+        f"where --from {tmp_path} goes on from its weights; with --schedule-images a run may go on for more steps"
+    )
+    with pytest.raises(ConfigError, match=r"with --decay cosine, the values .*another --run-dir$"):
+        train(dataclasses.replace(config, steps=2, optimization=OptimizerConfig(decay="cosine")), say=quiet)
     assert not dataclasses.replace(schedule, schedule_images=48).spans_the_run
     assert not ScheduleConfig().spans_the_run
 
