@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from gen_dist.launch.sweep.results import Metric, Sweep, Trial, readable_metric
+from gen_dist.launch.sweep.results import NOT_FINITE, Metric, Sweep, Trial, readable_metric
 from gen_dist.launch.sweep.space import Searched, Value, as_typed
 from gen_dist.pictures.figures import INK_HEX, figure_of, save_figure
 
 # Colours of Okabe and Ito, and grey for trials that did not finish.
 _BEST, _FINISHED, _OTHER = "#d55e00", "#0072b2", "#9a9a9a"
 _LONGEST_LABEL = 14
+_MOST_NAMED = 3
 
 
 def save_plot(path: Path, sweep: Sweep) -> None:
@@ -50,8 +51,8 @@ def save_plot(path: Path, sweep: Sweep) -> None:
                 "hspace": 0.75 / (height / rows - 0.75),
             },
         ).ravel(order="F")
-        _draw_curves(curves, sweep, trials, _limits_over_steps(sweep.metric, trials, sweep.best))
-        limits = _limits_at_end(sweep.metric, trials)
+        _draw_curves(curves, sweep, trials, limits_over_steps(sweep.metric, trials, sweep.best))
+        limits = limits_at_end(sweep.metric, trials)
         for axes, searched in zip(panels, sweep.space, strict=False):
             _draw_field(axes, sweep, trials, searched, limits)
         for axes in panels[len(sweep.space) :]:
@@ -59,19 +60,27 @@ def save_plot(path: Path, sweep: Sweep) -> None:
         save_figure(path, figure)
 
 
-def _limits_over_steps(metric: Metric, trials: Sequence[Trial], best: Trial | None) -> tuple[float, float]:
-    """Ends of the metric's axis over the steps: they show the whole best trial and the ends of most others."""
+def limits_over_steps(metric: Metric, trials: Sequence[Trial], best: Trial | None) -> tuple[float, float]:
+    """Ends of the metric's axis over the steps: they show the whole best trial and the ends of the others.
+
+    Left out is an end twice as far from the best value as that trial and four in five others reach, or further.
+    """
     values = [metric.order(value) for trial in trials for _, value in trial.history]
-    whole_way = [metric.order(value) for _, value in best.history] if best else []
+    whole_way = [metric.order(value) for _, value in best.history if abs(value) < NOT_FINITE] if best else []
     ended = [metric.order(trial.value or 0.0) for trial in trials]
-    return _ends(metric, values, max(float(np.percentile(ended, 80)), *whole_way, -math.inf))
+    finite = [one for one in ended if one < NOT_FINITE] or ended
+    most = max(float(np.percentile(finite, 80, method="lower")), *whole_way, -math.inf)
+    near = [one for one in ended if one - min(values) < 2 * (most - min(values))]
+    return _ends(metric, values, max(most, *near, -math.inf))
 
 
-def _limits_at_end(metric: Metric, trials: Sequence[Trial]) -> tuple[float, float]:
+def limits_at_end(metric: Metric, trials: Sequence[Trial]) -> tuple[float, float]:
     """Ends of the metric's axis for last values; trials far worse than the better half do not stretch it."""
     ends = sorted(metric.order(trial.value or 0.0) for trial in trials)
+    finite = [end for end in ends if end < NOT_FINITE] or ends
     finished = [metric.order(trial.value or 0.0) for trial in trials if trial.status == "finished"]
-    room = 2.5 * (ends[(len(ends) - 1) // 2] - ends[0])
+    finished = [end for end in finished if end < NOT_FINITE]
+    room = 2.5 * (finite[(len(finite) - 1) // 2] - ends[0])
     if finished:
         room = max(room, float(np.percentile(finished, 75)) - ends[0])
     return _ends(metric, ends, ends[0] + room)
@@ -126,6 +135,7 @@ def _draw_curves(axes: Any, sweep: Sweep, trials: Sequence[Trial], limits: tuple
         )
         reach = 0.09 * (limits[1] - limits[0])  # room for the label
         limits = (limits[0] - reach, limits[1]) if below else (limits[0], limits[1] + reach)
+    _mark_outliers(axes, sweep, trials, limits)
     axes.set_ylim(*limits)
     axes.set_xlim(0, 1.03 * sweep.steps)
     axes.set_xlabel("step")
@@ -143,6 +153,44 @@ def _draw_curves(axes: Any, sweep: Sweep, trials: Sequence[Trial], limits: tuple
     ]
     inches = axes.get_position().height * axes.figure.get_size_inches()[1]
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.45 / inches), ncols=3)
+
+
+def _mark_outliers(axes: Any, sweep: Sweep, trials: Sequence[Trial], limits: tuple[float, float]) -> None:
+    """Mark trials that end beyond the axis by a triangle at its end that points outwards, and name them in a line."""
+    from matplotlib.patheffects import withStroke
+
+    if not (names := outliers(sweep.metric, trials, limits)):
+        return
+    low, high = limits
+    upwards = sweep.metric.mode == "min"
+    for trial in trials:
+        value = trial.value or 0.0
+        if low <= value <= high:
+            continue
+        edge = high - 0.02 * (high - low) if upwards else low + 0.02 * (high - low)
+        marker, colour = "^" if upwards else "v", _colour(sweep, trial)
+        axes.plot(trial.history[-1][0], edge, marker=marker, markersize=7, color=colour, linestyle="", zorder=5)
+    shown = ", ".join(names[:_MOST_NAMED]) + (f" and {len(names) - _MOST_NAMED} more" if names[_MOST_NAMED:] else "")
+    axes.annotate(
+        f"beyond the axis: {shown}",
+        (0.98, 1 if upwards else 0),
+        (0, -14 if upwards else 14),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="right",
+        va="top" if upwards else "bottom",
+        fontsize=9,
+        zorder=6,
+        path_effects=[withStroke(linewidth=3, foreground="white")],
+    )
+
+
+def outliers(metric: Metric, trials: Sequence[Trial], limits: tuple[float, float]) -> list[str]:
+    """Trials whose last value is beyond the ends of an axis, worst first, with these values."""
+    low, high = limits
+    found = [(trial.value, trial.index) for trial in trials if trial.value is not None]
+    beyond = sorted((one for one in found if not low <= one[0] <= high), key=lambda one: -metric.order(one[0]))
+    return [f"trial {index} ({readable_metric(value)})" for value, index in beyond]
 
 
 def _title(sweep: Sweep, trials: Sequence[Trial]) -> str:

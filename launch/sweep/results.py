@@ -26,7 +26,8 @@ from gen_dist.records.run_paths import RunPaths
 Mode = Literal["min", "max"]
 Status = Literal["waiting", "running", "interrupted", "finished", "stopped", "failed"]
 
-_NOT_FINITE = 1e30
+NOT_FINITE = 1e30
+"""Worst value of a metric, in place of NaN and infinity."""
 _STATE_FILE = "sweep.json"
 
 
@@ -56,7 +57,7 @@ class Metric:
             raise ConfigError(f"evaluations have a {self.name} that is no number; choose another --metric")
         if value is not None and math.isfinite(value):
             return float(value)
-        return _NOT_FINITE if self.mode == "min" else -_NOT_FINITE
+        return NOT_FINITE if self.mode == "min" else -NOT_FINITE
 
     def key_in(self, record: Mapping[str, Any]) -> str | None:
         """Name of this metric in a record: `evaluation/fid_5k` of `evaluation/fid`; None if it has none."""
@@ -383,7 +384,7 @@ def _read_state(file: Path) -> Mapping[int, Mapping[str, Any]]:
 
 def readable_metric(value: float) -> str:
     """Format a value of the metric for display."""
-    return "not finite" if abs(value) >= _NOT_FINITE else readable_number(value)
+    return "not finite" if abs(value) >= NOT_FINITE else readable_number(value)
 
 
 def make_trials(path: Path, draws: Sequence[dict[str, Value]], configs: Sequence[TrainConfig]) -> list[Trial]:

@@ -15,7 +15,7 @@ from gen_dist.evaluation.sample_checks import SampleChecks
 from gen_dist.launch.sweep import results
 from gen_dist.launch.sweep.halving import Halving, grace_period_of
 from gen_dist.launch.sweep.plan import best_command, conclude, tell_stopped
-from gen_dist.launch.sweep.plot import save_plot
+from gen_dist.launch.sweep.plot import limits_at_end, limits_over_steps, outliers, save_plot
 from gen_dist.launch.sweep.results import Metric, choose_metric
 from gen_dist.launch.sweep.space import with_values
 from gen_dist.records import reading
@@ -196,6 +196,30 @@ def test_pictures_of_one_trial_and_of_a_maximum_are_drawn(tmp_path: Path) -> Non
         trial.history = []
     with pytest.raises(ValueError, match="no trial has been evaluated"):
         save_plot(tmp_path / "none.png", alone)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_axis_over_the_steps_holds_all_ends_but_far_ones_which_are_named(mode: str, tmp_path: Path) -> None:
+    sweep, sign = sweep_of(tmp_path, SPACES[0], 3), 1 if mode == "min" else -1
+    sweep.metric = Metric("test/nll", "min" if mode == "min" else "max")
+    for trial, values in zip(sweep.trials, [(218.0, 171.7), (238.4, 228.6), (270.0, 266.5)], strict=True):
+        trial.history, trial.status = (
+            [(step, sign * value) for step, value in zip((30, 60), values, strict=True)],
+            "finished",
+        )
+    low, high = limits_over_steps(sweep.metric, sweep.trials, sweep.best)
+    assert all(low < (trial.value or 0.0) < high for trial in sweep.trials)
+    assert outliers(sweep.metric, sweep.trials, (low, high)) == []
+    save_plot(tmp_path / "near.png", sweep)
+    sweep.trials[1].history[-1] = (60, sign * 1e30)
+    sweep.trials[2].history[-1] = (60, sign * 5e4)
+    limits = limits_over_steps(sweep.metric, sweep.trials, sweep.best)
+    beyond = ["trial 1 (not finite)", f"trial 2 ({results.readable_metric(sign * 5e4)})"]
+    assert max(map(abs, limits)) < 300, "the near trials fill the axis"
+    assert outliers(sweep.metric, sweep.trials, limits) == beyond
+    assert max(map(abs, limits_at_end(sweep.metric, sweep.trials))) < 1e6, "a trial that is not finite"
+    save_plot(tmp_path / "far.png", sweep)
+    assert (tmp_path / "far.png").read_bytes() != (tmp_path / "near.png").read_bytes()
 
 
 def test_the_table_has_the_best_first_and_reasons_of_failures(
