@@ -334,6 +334,30 @@ add_preset(
     ),
     "mapping network, modulated convolutions and noise inputs, with R1 penalties",
 )
+add_preset(
+    "stylegan2-mnist",
+    replace(
+        _MNIST_GAN,
+        steps=5000,
+        learning_rate=3e-3,
+        checkpoint_every=1000,
+        sample_every=1000,
+        evaluate_every=1000,
+        network=Stylegan2Config(latent_dim=64, style_dim=64, mapping_layers=2, channel_base=512, channel_max=64),
+        # The paper's discriminator lets all samples become one image in so few steps, with the authors' code as with
+        # this one; batch normalization sees that they are alike at once. At the generator's rate it would learn too
+        # fast (gen_dist/README.md, "StyleGAN2 on digits").
+        discriminator=DcganConfig(feature_maps=32, hidden_size=512),
+        objective=GanConfig(instance_noise=0.8),
+        optimization=OptimizerConfig(
+            betas=(0.0, 0.99), decay="linear", discriminator_rate_factor=0.04, ema_decay=0.999
+        ),
+        schedule=ScheduleConfig(final_instance_noise=0.3),
+    ),
+    "StyleGAN2's generator on digits, with the discriminator of dcgan-mnist at a lower rate",
+    expected="FID 2.4 in digit features, precision 0.73, class imbalance 0.08",
+    seconds=706,
+)
 _FEW_IMAGES = replace(
     _CIFAR10_GAN,
     data="folder:images",

@@ -13,6 +13,9 @@ from gen_dist.data.forms import written
 from gen_dist.errors import number_of
 from gen_dist.objectives import Objective
 from gen_dist.parallel.processes import Processes
+from gen_dist.records.checkpoint import Checkpoint
+from gen_dist.records.environment import threads_that_reached
+from gen_dist.records.run_paths import RunPaths
 from gen_dist.startup import is_launched
 from gen_dist.training.trainer import Trainer
 
@@ -36,6 +39,32 @@ def opening_lines(trainer: Trainer, path: Path) -> list[str]:
     }
     width = max(map(len, facts))
     return [config.preset, *(f"  {name:{width}}  {value}" for name, value in facts.items())]
+
+
+def resuming_line(trainer: Trainer, path: Path, checkpoint: Checkpoint, *, supervised: bool) -> str:
+    """Line about a run that goes on: where, and with which other processes or threads than before.
+
+    Args:
+        trainer: the trainer that goes on.
+        path: directory of the run.
+        checkpoint: the state that it goes on from.
+        supervised: True if a supervisor, such as Ray, gives the processes their threads.
+    """
+    world_size = trainer.processes.world_size
+    by = "" if world_size == checkpoint.facts["world_size"] else f", now with {number_of(world_size, 'process')}"
+    if not by or trainer.config.shards:  # else the bits are others anyway
+        by += _other_threads(trainer.processes, checkpoint.step, path, supervised)
+    return f"resuming {path} at step {checkpoint.step} of {trainer.config.steps}{by}"
+
+
+def _other_threads(processes: Processes, step: int, path: Path, supervised: bool) -> str:
+    """Words about another number of CPU threads than at a step, which changes the last bits; empty if equal."""
+    threads = torch.get_num_threads()
+    before = threads_that_reached(step, RunPaths(path).environment)
+    if processes.device.type != "cpu" or before in (None, threads):
+        return ""
+    way = f"--cpus-per-worker {before}" if supervised else f"GEN_DIST_THREADS={before}"
+    return f", with {number_of(threads, 'thread')} in place of {before}: its last bits change; {way} keeps them"
 
 
 def _start(config: TrainConfig) -> str:

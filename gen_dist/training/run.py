@@ -15,7 +15,7 @@ from gen_dist.config import TrainConfig
 from gen_dist.config.data import Layout
 from gen_dist.config.recorded import MORE_IS_BETTER
 from gen_dist.data import Dataset, open_dataset, pack_given
-from gen_dist.errors import CheckpointError, ConfigError, number_of
+from gen_dist.errors import CheckpointError, ConfigError
 from gen_dist.parallel.collectives import StopVote, agree, from_main
 from gen_dist.parallel.facts import facts_of_start
 from gen_dist.parallel.processes import Processes, settings_kept, start_processes
@@ -24,16 +24,15 @@ from gen_dist.presets import get_preset
 from gen_dist.records import checkpoint as checkpoints
 from gen_dist.records.best import Best, best_of_facts, better, measured_on
 from gen_dist.records.checkpoint import Checkpoint
-from gen_dist.records.environment import threads_that_reached
 from gen_dist.records.metrics_file import metrics_damage
 from gen_dist.records.run_data import with_packing_of_run
 from gen_dist.records.run_directory import hold
-from gen_dist.records.run_paths import RunPaths
 from gen_dist.startup import tell
 from gen_dist.training.auto_accumulation import with_accumulation_that_fits
 from gen_dist.training.measured import MeasuredMetrics
+from gen_dist.training.memory_advice import untried_ways_out
 from gen_dist.training.memory_watch import MemoryWatch
-from gen_dist.training.opening import opening_lines
+from gen_dist.training.opening import opening_lines, resuming_line
 from gen_dist.training.outcome import DivergenceError, Outcome
 from gen_dist.training.precision import resolve_precision
 from gen_dist.training.run_recorder import MainRunRecorder, OnLog, RunRecorder
@@ -118,7 +117,7 @@ def _train(
         _agree(config, dataset, processes)
         config = with_accumulation_that_fits(config, path, holding.fresh, dataset, processes, announce)
         with contextlib.closing(Trainer(config, dataset, processes)) as trainer, stop_signals(stop):
-            memory.ways_out = trainer.memory_ways_out()
+            memory.ways_out = untried_ways_out(trainer.facts_of_step(config.global_batch_size), config, processes)
             is_main = processes.is_main
             recorder = MainRunRecorder(trainer, holding, screen, on_log) if is_main else RunRecorder(path, processes)
             return _Run(trainer, recorder, announce, supervisor, stop).train(holding.fresh)
@@ -224,20 +223,7 @@ class _Run:
         self.step, self.seconds_before = step, checkpoint.facts["training_seconds"]
         self.saved_step = step
         if step < config.steps:
-            world_size = self.trainer.processes.world_size
-            by = "" if world_size == checkpoint.facts["world_size"] else f", now with {world_size} processes"
-            if not by or config.shards:  # else the bits are others anyway
-                by += self._other_threads(step)
-            self.announce(f"resuming {path} at step {step} of {config.steps}{by}")
-
-    def _other_threads(self, step: int) -> str:
-        """Words about another number of CPU threads than at a step, which changes the last bits; empty if equal."""
-        threads = torch.get_num_threads()
-        before = threads_that_reached(step, RunPaths(self.recorder.path).environment)
-        if self.trainer.processes.device.type != "cpu" or before in (None, threads):
-            return ""
-        way = f"--cpus-per-worker {before}" if self.supervisor else f"GEN_DIST_THREADS={before}"  # under Ray, else here
-        return f", with {number_of(threads, 'thread')} in place of {before}: its last bits change; {way} keeps them"
+            self.announce(resuming_line(self.trainer, path, checkpoint, supervised=self.supervisor is not None))
 
     def _loop(self) -> None:
         """Take steps until the end or a signal, with records after each step as they are due."""

@@ -24,7 +24,7 @@ from gen_dist.records.checkpoint import Checkpoint, first_difference
 from gen_dist.training.cuda_graphs import RecordedSteps, choose_recording
 from gen_dist.training.image_changes import choose_changes
 from gen_dist.training.log_averages import choose_log_averages
-from gen_dist.training.memory_advice import StepFacts, memory_advice, step_facts, untried_ways_out
+from gen_dist.training.memory_advice import StepFacts, memory_advice, step_facts
 from gen_dist.training.moving_average import choose_average
 from gen_dist.training.precision import resolve_precision
 from gen_dist.training.rows import refuse_batch, rows_of_rank
@@ -216,13 +216,10 @@ class Trainer:
             self._take_turns([some, some], due)
             return True
 
-        return memory_advice(error, self._step_facts(len(whole.images)), self.config, self.processes, fits)
+        return memory_advice(error, self.facts_of_step(len(whole.images)), self.config, self.processes, fits)
 
-    def memory_ways_out(self) -> str:
-        """Options with which a step needs less memory, in words; see `untried_ways_out`."""
-        return untried_ways_out(self._step_facts(self.config.global_batch_size), self.config, self.processes)
-
-    def _step_facts(self, rows: int) -> StepFacts:
+    def facts_of_step(self, rows: int) -> StepFacts:
+        """Facts of a step whose micro-batch has so many rows, for advice about memory."""
         keeps = bool(self._average) or any(turn.keeps_whole_state for turn in self._turns.values())
         return step_facts(self._phase, rows, self.objective, self.dtype, keeps_whole_state=keeps)
 

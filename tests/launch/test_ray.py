@@ -48,7 +48,7 @@ def test_two_workers_equal_one_process_which_resumes_their_run(environment: dict
     one = [*warm_python(), *launched("train.py", *words, "--decay", "constant", "--run-dir", run)[1:]]
     done = run_to_end(one, environment)
     assert done.returncode == 0, done.stderr
-    assert "resuming" in done.stderr and "now with 1 processes" in done.stderr
+    assert "resuming" in done.stderr and "now with 1 process" in done.stderr
     trainer = make_trainer(TrainConfig.from_json((run / "config.json").read_text(), "the run"))
     assert losses_of_run(run) == close_losses(run_steps(trainer, 0, 50))
 

@@ -127,7 +127,7 @@ def test_one_process_goes_on_from_split_state(quick: list[dict[str, Any]], direc
         config = config.with_options(sample_every=100, evaluate_every=100)
         lines: list[str] = []
         assert train(config, say=lines.append).step == 8
-        assert any(line.endswith("at step 4 of 8, now with 1 processes") for line in lines)
+        assert any(line.endswith("at step 4 of 8, now with 1 process") for line in lines)
         states.append(checkpoints.load(checkpoint_paths(run)[0])[0].tensors)
     for group in states[0]:
         assert_same_bits(dict(states[0][group]), dict(states[1][group]))

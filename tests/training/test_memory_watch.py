@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gen_dist.config import TrainConfig
 from gen_dist.parallel.processes import Processes
 from gen_dist.presets import get_preset
 from gen_dist.records.display import Display
@@ -225,6 +226,10 @@ def test_options_are_those_that_the_run_can_take() -> None:
 
 
 def test_a_trainer_knows_its_options() -> None:
-    assert "batch normalization" not in make_trainer(small_config("vae")).memory_ways_out()
+    def ways_out(config: TrainConfig) -> str:
+        trainer = make_trainer(config)
+        return untried_ways_out(trainer.facts_of_step(config.global_batch_size), config, trainer.processes)
+
+    assert "batch normalization" not in ways_out(small_config("vae"))
     config = small_config("gan", global_batch_size=8, network=replace(SMALL_STYLEGAN2, minibatch_group=4))
-    assert make_trainer(config).memory_ways_out().startswith("--accumulation 2 (the same run up to rounding)")
+    assert ways_out(config).startswith("--accumulation 2 (the same run up to rounding)")

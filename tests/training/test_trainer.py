@@ -263,7 +263,7 @@ def test_a_checkpoint_of_other_data_or_networks_is_refused() -> None:
 
 
 def test_a_too_small_global_batch_names_the_least_size() -> None:
-    with pytest.raises(ConfigError, match="use --global-batch-size 25 or more or --accumulation 24 or less"):
+    with pytest.raises(ConfigError, match="use --global-batch-size 25 or more, or --accumulation 24 or less"):
         make_trainer(small_config("vae", accumulation=25))
 
 
