@@ -214,7 +214,7 @@ def test_an_error_of_the_objective_names_the_options_of_a_role_with_a_network_of
     own = parsed("r3gan-mnist", "--discriminator.discriminator-norm", "batch")
     with pytest.raises(ConfigError, match=r"use --discriminator.discriminator-norm group or none$"):
         build_objective(own, (1, 28, 28), 1)
-    assert parsed("r3gan-mnist", "--discriminator.discriminator-norm", "group")
+    build_objective(parsed("r3gan-mnist", "--discriminator.discriminator-norm", "group"), (1, 28, 28), 1)
     shared = parsed("wgan-gp-mnist", "--discriminator-norm", "batch")
     with pytest.raises(ConfigError, match=r"use --discriminator-norm group or none$"):
         build_objective(shared, (1, 28, 28), 1)
