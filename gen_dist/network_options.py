@@ -132,7 +132,36 @@ def help_lines(config: TrainConfig) -> list[str]:
         f"--network KIND          network of all roles: {kinds} (default: {config.network.kind})",
         f"--ROLE KIND             network of one role: {', '.join(ROLES)} (default: {', '.join(own) or 'that of all'})",
         "--ROLE.OPTION VALUE     option of the network of one role, such as --discriminator.feature-maps",
+        *_help_of_own(config),
     ]
+
+
+def _help_of_own(config: TrainConfig) -> list[str]:
+    """Lines of --help where roles have networks of their own: their options, and values that are not defaults."""
+    roles = config.objective.roles
+    own = {role: chosen for role in roles if (chosen := getattr(config, role)) is not None}
+    if not own:
+        return []
+    others = [role for role in roles if role not in own]
+    reached = f"the {' and '.join(others)} alone" if others else "no role"
+    lines = [f"Here --network and options of networks without a role reach {reached}."]
+    for role, chosen in own.items():
+        usual: Any = type(chosen)()
+        values = [
+            _typed(f"{role}.{name.replace('_', '-')}", getattr(chosen, name))
+            for name in _names_of(chosen)
+            if chosen.changes(name, role) and getattr(chosen, name) != getattr(usual, name)
+        ]
+        lines.append(f"The {role} has --{role}.OPTION instead" + (f": {', '.join(values)}" if values else "."))
+    return lines
+
+
+def _typed(option: str, value: object) -> str:
+    """Option and value as on the command line."""
+    if isinstance(value, bool):
+        role, _, name = option.rpartition(".")
+        return f"--{option}" if value else f"--{role}.no-{name}"
+    return f"--{option} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def _of_kind(config: NetworkConfig, kind: str | None) -> NetworkConfig:

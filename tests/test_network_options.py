@@ -14,6 +14,7 @@ from gen_dist.config import ConvConfig, DcganConfig, MlpConfig, NetworkConfig, R
 from gen_dist.config.networks import USUAL_SIDES
 from gen_dist.config.options import roles_reached
 from gen_dist.errors import ConfigError
+from gen_dist.network_options import help_lines
 from gen_dist.objectives import build_objective
 from gen_dist.presets import get_preset
 
@@ -220,3 +221,15 @@ def test_an_error_of_the_objective_names_the_options_of_a_role_with_a_network_of
         build_objective(shared, (1, 28, 28), 1)
     with pytest.raises(ConfigError, match="use --encoder with another one, such as conv, or for a GAN --discriminator"):
         build_objective(parsed("vae-mnist", "--network", "fastgan"), (1, 64, 64), 1)
+
+
+def test_help_says_which_role_has_a_network_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed("r3gan-mnist", "--help")
+    head = capsys.readouterr().out.partition("usage:")[0]
+    assert "Here --network and options of networks without a role reach the generator alone." in head
+    line = next(line for line in head.splitlines() if "The discriminator has --discriminator.OPTION instead: " in line)
+    values = line.partition("instead: ")[2].replace(",", "").split()
+    found, own = parsed("gan-mnist", "--discriminator", "dcgan", *values), get_preset("r3gan-mnist").discriminator
+    assert isinstance(own, DcganConfig) and found.discriminator == replace(own, latent_dim=DcganConfig().latent_dim)
+    assert "Here --network" not in "".join(help_lines(get_preset("dcgan-mnist")))
