@@ -260,12 +260,9 @@ add_preset(
 add_preset(
     "r3gan-mnist",
     replace(
-        _MNIST_GAN,
+        _DIGITS_GAN,
         steps=5000,
         learning_rate=1.8e-3,
-        checkpoint_every=1000,
-        sample_every=1000,
-        evaluate_every=1000,
         # Without centring, a hidden layer in the generator makes all samples one image, which a discriminator of single
         # images does not see (gen_dist/README.md, "GANs on MNIST").
         network=DcganConfig(feature_maps=48, hidden_size=256, centred_hidden=True, latent_dim=64),
@@ -337,17 +334,14 @@ add_preset(
 add_preset(
     "stylegan2-mnist",
     replace(
-        _MNIST_GAN,
+        _DIGITS_GAN,
         steps=5000,
         learning_rate=3e-3,
-        checkpoint_every=1000,
-        sample_every=1000,
-        evaluate_every=1000,
         network=Stylegan2Config(latent_dim=64, style_dim=64, mapping_layers=2, channel_base=512, channel_max=64),
         # The paper's discriminator lets all samples become one image in so few steps, with the authors' code as with
         # this one; batch normalization sees that they are alike at once. At the generator's rate it would learn too
         # fast (gen_dist/README.md, "StyleGAN2 on digits").
-        discriminator=DcganConfig(feature_maps=32, hidden_size=512),
+        discriminator=_DIGITS_GAN.network,
         objective=GanConfig(instance_noise=0.8),
         optimization=OptimizerConfig(
             betas=(0.0, 0.99), decay="linear", discriminator_rate_factor=0.04, ema_decay=0.999

@@ -29,7 +29,7 @@ _LOOKS_AHEAD = 2
 
 @dataclass
 class Looks:
-    """What the last looks at the memory saw."""
+    """Sizes that the last looks at the memory saw."""
 
     own: int | None = None
     """Bytes that the process had at the last look."""

@@ -214,7 +214,7 @@ def test_a_label_whose_bytes_never_came_is_a_cut(name: str) -> None:
 def test_an_end_that_may_be_a_cut_has_a_line_that_nothing_hides(
     split: str, content: bytes, told: str, tmp_path: Path, opened: Callable[..., Dataset], lines: list[str]
 ) -> None:
-    """Of what is left out, the five most frequent kinds are shown."""
+    """The five most frequent kinds of what is left out are shown."""
     others = {f"{n:06}.{ending}": b"1" for n in range(2) for ending in ("a", "b", "c", "d", "e", "f")}
     whole = tar_of(samples(0, 7) | others)
     files = len(whole.rstrip(b"\0")) // 512 * 512 + 512

@@ -20,9 +20,8 @@ from gen_dist.objectives.gan import Gan
 from gen_dist.objectives.styled_gan import PathLengthGeneratorPhase, StyledGan
 from gen_dist.objectives.styles import LENGTHS, PathLengths
 from gen_dist.randomness import Stream
-from gen_dist.training.optimizers import LightAdam
 from gen_dist.training.trainer import Trainer
-from tests.support.runs import SMALL_STYLEGAN2, make_trainer, run_steps, small_config
+from tests.support.runs import SMALL_STYLEGAN2, make_trainer, rates_and_betas, run_steps, small_config
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -169,11 +168,7 @@ def test_lazy_scaling_changes_rates_and_betas_of_lazy_phases() -> None:
     config = small_config("gan", objective=objective, optimization=optimization, learning_rate=1e-3)
     trainer = make_trainer(config)
     run_steps(trainer, 0, 1)
-    rates = {}
-    for name, turn in trainer._turns.items():
-        assert isinstance(turn._update.optimizer, LightAdam)
-        group = turn._update.optimizer.param_groups[0]
-        rates[name] = (float(group["lr"]), *group["betas"])
+    rates = rates_and_betas(trainer)
     c = 16 / 17
     assert rates["generator"] == pytest.approx((1e-3, 0.5, 0.99))
     assert rates["discriminator"] == pytest.approx((1e-3 * c, 0.5**c, 0.99**c))

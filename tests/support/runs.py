@@ -39,6 +39,7 @@ from gen_dist.data import Dataset, open_dataset
 from gen_dist.parallel.processes import start_processes
 from gen_dist.presets import get_preset
 from gen_dist.testing import trial
+from gen_dist.training.optimizers import LightAdam
 from gen_dist.training.trainer import Trainer
 
 losses_of, all_tensors = trial.losses, trial.state_of
@@ -237,6 +238,17 @@ def make_trainer(config: TrainConfig) -> Trainer:
 def run_steps(trainer: Trainer, first: int, last: int) -> list[float]:
     """Losses of steps first .. last - 1, each with those of several phases in the order of their turns."""
     return losses_of(trial.run_steps(trainer, first, last))
+
+
+def rates_and_betas(trainer: Trainer) -> dict[str, tuple[float, ...]]:
+    """Learning rate and both betas of each phase, as its optimizer had them in the last step."""
+    found = {}
+    for name, turn in trainer._turns.items():
+        optimizer = turn._update.optimizer
+        assert isinstance(optimizer, LightAdam)
+        group = optimizer.param_groups[0]
+        found[name] = (float(group["lr"]), *map(float, group["betas"]))
+    return found
 
 
 def close_losses(losses: list[float]) -> Any:

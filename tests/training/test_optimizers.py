@@ -15,7 +15,7 @@ from gen_dist.errors import ConfigError
 from gen_dist.presets import get_preset
 from gen_dist.training import optimizers
 from gen_dist.training.optimizers import LARGEST_PIECE, SMALLEST_PIECE, LightAdam, build_optimizer, piece_size
-from tests.support.runs import make_trainer, run_steps, small_config
+from tests.support.runs import make_trainer, rates_and_betas, run_steps, small_config
 
 
 def _nets() -> tuple[nn.Module, nn.Module]:
@@ -117,11 +117,7 @@ def test_a_discriminator_has_a_rate_of_its_own(case: str) -> None:
     )
     trainer = make_trainer(config)
     run_steps(trainer, 0, 1)
-    rates = {}
-    for name, turn in trainer._turns.items():
-        assert isinstance(turn._update.optimizer, LightAdam)
-        group = turn._update.optimizer.param_groups[0]
-        rates[name] = (float(group["lr"]), *map(float, group["betas"]))
+    rates = rates_and_betas(trainer)
     assert rates["generator"] == pytest.approx((1e-4, 0.5, 0.99))
     assert rates["discriminator"] == pytest.approx((4e-4 * c, 0.5**c, 0.99**c))
 

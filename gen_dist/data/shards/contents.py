@@ -124,7 +124,7 @@ ENDS = {
 
 
 class LeftOut:
-    """What is left out of shards, and ends of shards by which images may be missing."""
+    """Counts of what is left out of shards, and of ends of shards by which images may be missing."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
