@@ -214,8 +214,8 @@ class DcganConfig(NetworkConfig):
     image. None has no such layer (Radford et al. 2016)."""
     centred_hidden: bool = False
     """Normalize that layer of the generator or decoder after its ReLU instead of before it, so that the mean of its
-    outputs over the batch is 0. The mean that a ReLU leaves is the same for all latents: where a discriminator sees
-    each image by itself, the generator learns along it first, and all samples become one image."""
+    outputs over the batch starts at 0. The mean that a ReLU leaves is the same for all latents: where a discriminator
+    sees each image by itself, the generator learns along it first, and all samples become one image."""
     latent_dim: int = 100
     """Number of latents."""
     generator_norm: Norm = "batch"
